@@ -1,0 +1,13 @@
+"""The one error that speaks to the user."""
+
+
+class UserError(ValueError):
+    """What the user can mend: says what was found, where (file, row, column, flag) and what to do.
+
+    Commands print it without a traceback and exit with code 2.
+    """
+
+    def __init__(self, *problems: str):
+        """Args: problems: one sentence or paragraph each; all of them are shown together."""
+        self.problems = list(problems)
+        super().__init__("\n".join(problems))

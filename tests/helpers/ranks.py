@@ -1,0 +1,105 @@
+"""Ranks on a laptop: processes that are started once and then run many cases.
+
+    with RankPool(world_size=2) as ranks:
+        results = ranks.run(case, 1, 2)     # case(1, 2) on every rank; a list of results by rank
+
+`case` is a function of a module (the ranks import it). torch.distributed (gloo) is initialised, and every rank
+computes with one thread, so that sums do not depend on how many cores the machine has.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+SECONDS_TO_ANSWER = 600
+
+
+class RankError(AssertionError):
+    """A case raised on at least one rank; holds every rank's traceback."""
+
+
+class RankPool:
+    """`world_size` processes joined in one gloo group; each runs the functions that `run` hands it."""
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        context = multiprocessing.get_context("spawn")
+        port = _free_port()
+        self._pipes = []
+        self._processes = []
+        for rank in range(world_size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, world_size, port), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """`function(*args, **kwargs)` on every rank; the results by rank. Raises RankError if any rank raised."""
+        for pipe in self._pipes:
+            pipe.send((function, args, kwargs))
+        answers = [self._answer(rank) for rank in range(self.world_size)]
+        failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(answers) if not ok]
+        if failures:
+            raise RankError("\n".join(failures))
+        return [value for _, value in answers]
+
+    def _answer(self, rank: int) -> tuple[bool, Any]:
+        if not self._pipes[rank].poll(SECONDS_TO_ANSWER):
+            self.close()
+            return False, f"no answer within {SECONDS_TO_ANSWER} s"
+        try:
+            return self._pipes[rank].recv()
+        except EOFError:
+            return False, f"the process ended with exit code {self._processes[rank].exitcode}"
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    while True:
+        try:
+            function, args, kwargs = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(*args, **kwargs))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

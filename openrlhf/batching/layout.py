@@ -1,0 +1,99 @@
+"""Which rank computes which samples of a window, in which micro-batch.
+
+Every rank computes the same layout from the same lengths, so all ranks run the same number of micro-batches and
+collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places in the window, maybe empty.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openrlhf.errors import UserError
+
+Layout = list[list[tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """At most `micro_batch_size` samples a micro-batch; samples of like length stand together, to pad little."""
+
+    micro_batch_size: int
+
+    def __call__(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
+        """Args: lengths_tokens: one a sample of the window. Returns: see the module's head."""
+        longest_first = _longest_first(lengths_tokens)
+        samples_a_micro_step = self.micro_batch_size * num_data_ranks
+        layout = []
+        for start in range(0, len(longest_first), samples_a_micro_step):
+            places = longest_first[start : start + samples_a_micro_step]
+            layout.append([tuple(places[rank::num_data_ranks]) for rank in range(num_data_ranks)])
+        return layout
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """At most `max_tokens` a micro-batch, padding counted where there is any; balanced over ranks by tokens."""
+
+    max_tokens: int
+    packed: bool
+
+    def __call__(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
+        """Args: lengths_tokens: one a sample of the window. Returns: see the module's head.
+
+        Raises UserError where one sample alone is longer than the budget.
+        """
+        if max(lengths_tokens) > self.max_tokens:
+            raise UserError(
+                f"a sample of {max(lengths_tokens)} tokens does not fit --train.max_tokens_per_micro_batch "
+                f"{self.max_tokens}: raise the budget, or lower --data.max_len."
+            )
+        num_micro_steps = self._fewest_micro_steps(lengths_tokens, num_data_ranks)
+        bins = self._fill(lengths_tokens, num_micro_steps * num_data_ranks)
+        while bins is None:
+            num_micro_steps += 1
+            bins = self._fill(lengths_tokens, num_micro_steps * num_data_ranks)
+        return _deal(bins, lengths_tokens, num_data_ranks)
+
+    def _fewest_micro_steps(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> int:
+        return max(1, -(-sum(lengths_tokens) // (self.max_tokens * num_data_ranks)))
+
+    def _fill(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
+        return (self._fill_packed if self.packed else self._fill_padded)(lengths_tokens, num_bins)
+
+    def _fill_packed(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
+        """Longest first into the emptiest bin; None where the budget does not hold with so few bins."""
+        bins: list[list[int]] = [[] for _ in range(num_bins)]
+        emptiest = [(0, number) for number in range(num_bins)]
+        for place in _longest_first(lengths_tokens):
+            num_tokens, number = heapq.heappop(emptiest)
+            if num_tokens + lengths_tokens[place] > self.max_tokens:
+                return None
+            bins[number].append(place)
+            heapq.heappush(emptiest, (num_tokens + lengths_tokens[place], number))
+        return bins
+
+    def _fill_padded(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
+        """Longest first, a bin as wide as its first sample and as high as the budget allows."""
+        bins: list[list[int]] = []
+        for place in _longest_first(lengths_tokens):
+            if not bins or (len(bins[-1]) + 1) * lengths_tokens[bins[-1][0]] > self.max_tokens:
+                bins.append([])
+            bins[-1].append(place)
+        if len(bins) > num_bins:
+            return None
+        return bins + [[] for _ in range(num_bins - len(bins))]
+
+
+def _longest_first(lengths_tokens: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths_tokens)), key=lambda place: (-lengths_tokens[place], place))
+
+
+def _deal(bins: list[list[int]], lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
+    """Bins to ranks: bins of like size run in the same micro-step, so that no rank waits long for another."""
+    heaviest_first = sorted(bins, key=lambda one: -sum(lengths_tokens[place] for place in one))
+    return [
+        [tuple(one) for one in heaviest_first[start : start + num_data_ranks]]
+        for start in range(0, len(heaviest_first), num_data_ranks)
+    ]

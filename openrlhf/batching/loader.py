@@ -1,0 +1,148 @@
+"""Step windows of this rank: from a data set by the global order, or from a DataLoader of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openrlhf.batching.layout import FixedSize, Layout, TokenBudget
+from openrlhf.batching.micro_batch import LossReduction, MicroBatch, Sample, make_micro_batch, samples_of_batch
+from openrlhf.batching.prefetch import prefetched
+from openrlhf.batching.schedule import StepSchedule, WindowRows
+from openrlhf.batching.window import StepWindow
+from openrlhf.errors import UserError
+from openrlhf.parallel.collectives import max_over
+from openrlhf.parallel.groups import ProcessGroups
+
+
+class RowSource(Protocol):
+    """A data set of rows `(input_ids, attention_mask, loss_mask)`, each (L,) or (1, L)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class MicroBatchFormat:
+    """How samples become tensors; the same for training and evaluation."""
+
+    pad_token_id: int
+    packed: bool = False
+    loss_reduction: LossReduction = "token"
+
+
+class StepWindowLoader:
+    """The windows of a run over `dataset`, laid out for one rank.
+
+    As an iterable it yields the first epoch's micro-batches of this rank as padded `(input_ids, attention_mask,
+    loss_mask)`, each (B, S): what a loop of the user's own expects.
+    """
+
+    def __init__(
+        self,
+        dataset: RowSource,
+        schedule: StepSchedule,
+        layout: FixedSize | TokenBudget,
+        micro_batch_format: MicroBatchFormat,
+        groups: ProcessGroups,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ):
+        if len(dataset) == 0:
+            raise UserError("the data set holds no row to train on.")
+        self.dataset = dataset
+        self.schedule = schedule
+        self.layout = layout
+        self.micro_batch_format = micro_batch_format
+        self.groups = groups
+        self.collate_fn = collate_fn or _pad_rows
+        self._lengths_tokens = getattr(dataset, "num_tokens", None)  # a data set that knows them saves reading rows
+
+    def windows(self, consumed_samples: int = 0, max_epochs: int | None = None) -> Iterator[StepWindow]:
+        """This rank's step windows from `consumed_samples` on; the next ones are built beside the training."""
+        rows_of_windows = self.schedule.windows(consumed_samples, max_epochs)
+        return prefetched((self._window(rows) for rows in rows_of_windows), num_ahead=2)
+
+    def _window(self, window: WindowRows) -> StepWindow:
+        micro_batches = []
+        for places_of_ranks in self._layout_of(window):
+            rows = [int(window.rows[place]) for place in places_of_ranks[self.groups.data_rank]]
+            micro_batch = make_micro_batch([self._sample(row) for row in rows], **vars(self.micro_batch_format))
+            micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
+        return StepWindow(window.epoch, micro_batches)
+
+    def _layout_of(self, window: WindowRows) -> Layout:
+        return self.layout([self._length(int(row)) for row in window.rows], self.groups.data_size)
+
+    def _length(self, row: int) -> int:
+        return int(self._lengths_tokens[row] if self._lengths_tokens is not None else self.dataset[row][0].numel())
+
+    def _sample(self, row: int) -> Sample:
+        input_ids, attention_mask, loss_mask = (torch.as_tensor(part).flatten() for part in self.dataset[row][:3])
+        is_token = attention_mask.bool()
+        name_of = getattr(self.dataset, "sample_name", "row {}".format)
+        return Sample(input_ids[is_token], loss_mask[is_token], name_of(row))
+
+    def __iter__(self) -> Iterator[Any]:
+        for window in self.schedule.windows(max_epochs=1):
+            for places_of_ranks in self._layout_of(window):
+                if rows := places_of_ranks[self.groups.data_rank]:
+                    yield self.collate_fn([self.dataset[int(window.rows[place])] for place in rows])
+
+    def __len__(self) -> int:
+        """Micro-batches an epoch, on the rank that has most."""
+        return sum(len(self._layout_of(window)) for window in self.schedule.windows(max_epochs=1))
+
+
+def windows_of_foreign_loader(
+    batches: Iterable[Any],
+    num_micro_batches: int,
+    micro_batch_format: MicroBatchFormat,
+    groups: ProcessGroups,
+    max_epochs: int,
+    skip_windows: int = 0,
+) -> Iterator[StepWindow]:
+    """Step windows of a DataLoader of the user's own: `num_micro_batches` of its batches each, the last one of an epoch fewer.
+
+    The loader gives this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S). Ranks may have
+    unlike numbers of batches: the shorter ones compute without targets until all are through.
+    """
+    for epoch in range(max_epochs):
+        _set_epoch(batches, epoch)
+        stream = iter(batches)
+        while True:
+            taken = list(islice(stream, num_micro_batches))
+            num_taken_longest = int(max_over(torch.tensor(len(taken)), groups.control))
+            if num_taken_longest == 0:
+                break
+            if skip_windows > 0:
+                skip_windows -= 1
+                continue
+            yield StepWindow(epoch, _micro_batches(taken, num_taken_longest, micro_batch_format, groups))
+
+
+def _micro_batches(
+    batches: list[Any], number: int, micro_batch_format: MicroBatchFormat, groups: ProcessGroups
+) -> list[MicroBatch]:
+    samples = [samples_of_batch(batch, f"micro-batch {place}") for place, batch in enumerate(batches)]
+    samples += [[] for _ in range(number - len(batches))]
+    made = (make_micro_batch(some, **vars(micro_batch_format)) for some in samples)
+    return [one.share(groups.sequence_rank, groups.sequence_size) for one in made]
+
+
+def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    """Lets a shuffling sampler (torch's DistributedSampler, say) draw another order each epoch."""
+    set_epoch = getattr(getattr(batches, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)
+
+
+def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of (L,) or (1, L) → (B, S) each, zeros on the right."""
+    flat = [[part.flatten() for part in row[:3]] for row in rows]
+    return tuple(torch.nn.utils.rnn.pad_sequence([row[k] for row in flat], batch_first=True) for k in range(3))

@@ -1,0 +1,146 @@
+"""Samples → the tensors of one micro-batch. The one place where the loss mask is shifted against the tokens.
+
+Shapes: B batch, S sequence (padded), T packed tokens, N target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from openrlhf.parallel.sequence_shares import sequence_share
+
+LossReduction = Literal["token", "sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a data set: token ids and the loss mask (`loss_mask[t]`: the log-prob of token t+1 counts)."""
+
+    input_ids: Tensor  # (L,) int64
+    loss_mask: Tensor  # (L,) any number; its last entry counts for nothing
+    name: str  # where the sample stands, for messages
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes in one forward and backward pass."""
+
+    input_ids: Tensor  # (B, S), or (1, T) packed
+    position_ids: Tensor  # the same shape
+    attention_mask: Tensor | None  # (B, S) int64, 1 for a token of a sample; None when packed
+    cu_seqlens: Tensor | None  # (samples + 1,) int32 borders of the whole pack; None when padded
+    max_seqlen: int | None  # longest sample of the pack; None when padded
+    target_index: Tensor  # (N,) int64: place in the flattened input whose hidden state predicts the target
+    target_ids: Tensor  # (N,) int64
+    target_weights: Tensor  # (N,) float32: the weight of -log p in the loss
+    sample_names: tuple[str, ...]
+    num_tokens: int  # padding not counted; of the whole micro-batch, also when shared by a ring
+    num_target_tokens: int  # likewise
+    target_weight_sum: float  # likewise
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def share(self, ring_rank: int, ring_size: int) -> MicroBatch:
+        """This rank's share of a packed micro-batch: its tokens, and the targets that they predict."""
+        if ring_size == 1:
+            return self
+        assert self.cu_seqlens is not None, "only a packed micro-batch is shared by a ring"
+        mine = sequence_share(self.cu_seqlens, ring_rank, ring_size)
+        place_in_share = torch.full((self.input_ids.shape[1],), -1, dtype=torch.long)
+        place_in_share[mine] = torch.arange(len(mine))
+        target_index = place_in_share[self.target_index]
+        is_mine = target_index >= 0
+        return replace(
+            self,
+            input_ids=self.input_ids[:, mine],
+            position_ids=self.position_ids[:, mine],
+            target_index=target_index[is_mine],
+            target_ids=self.target_ids[is_mine],
+            target_weights=self.target_weights[is_mine],
+        )
+
+
+def make_micro_batch(
+    samples: Sequence[Sample], packed: bool, pad_token_id: int, loss_reduction: LossReduction = "token"
+) -> MicroBatch:
+    """One micro-batch of `samples`; of none, one with two tokens and no target, so that collectives still match."""
+    tokens = [sample.input_ids for sample in samples] or [torch.full((2,), pad_token_id, dtype=torch.long)]
+    lengths = [len(ids) for ids in tokens]
+    starts = _starts(lengths) if packed else [row * max(lengths) for row in range(len(tokens))]
+    targets = [_targets(sample, start, loss_reduction) for sample, start in zip(samples, starts, strict=False)]
+    return MicroBatch(
+        **(_packed_inputs(tokens, lengths) if packed else _padded_inputs(tokens, lengths, pad_token_id)),
+        target_index=_cat([index for index, _, _ in targets], torch.long),
+        target_ids=_cat([ids for _, ids, _ in targets], torch.long),
+        target_weights=_cat([weights for _, _, weights in targets], torch.float32),
+        sample_names=tuple(sample.name for sample in samples),
+        num_tokens=sum(len(sample.input_ids) for sample in samples),
+        num_target_tokens=sum(len(index) for index, _, _ in targets),
+        target_weight_sum=float(sum(weights.double().sum() for _, _, weights in targets)),
+    )
+
+
+def samples_of_batch(batch: Sequence[Tensor], name: str) -> list[Sample]:
+    """The samples of a foreign batch `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S), padding left out."""
+    input_ids, attention_mask, loss_mask = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in batch[:3])
+    samples = []
+    for row in range(len(input_ids)):
+        is_token = attention_mask[row].bool()
+        samples.append(Sample(input_ids[row][is_token], loss_mask[row][is_token], f"{name}, row {row}"))
+    return samples
+
+
+def _targets(sample: Sample, start: int, loss_reduction: LossReduction) -> tuple[Tensor, Tensor, Tensor]:
+    """(index, ids, weights) of the targets of a sample whose first token stands at `start` of the flattened input."""
+    counts = sample.loss_mask[:-1]
+    place = counts.nonzero().flatten()
+    weights = counts[place].to(torch.float32)
+    if loss_reduction == "sample" and len(weights):
+        weights = weights / weights.sum()
+    return place + start, sample.input_ids[place + 1], weights
+
+
+def _padded_inputs(tokens: list[Tensor], lengths: list[int], pad_token_id: int) -> dict:
+    shape = (len(tokens), max(lengths))
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    position_ids = torch.arange(shape[1]).expand(shape).contiguous()
+    return dict(
+        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, cu_seqlens=None, max_seqlen=None
+    )
+
+
+def _packed_inputs(tokens: list[Tensor], lengths: list[int]) -> dict:
+    return dict(
+        input_ids=torch.cat(tokens)[None],
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        attention_mask=None,
+        cu_seqlens=torch.tensor([*_starts(lengths), sum(lengths)], dtype=torch.int32),
+        max_seqlen=max(lengths),
+    )
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    starts, total = [], 0
+    for length in lengths:
+        starts.append(total)
+        total += length
+    return starts
+
+
+def _cat(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(parts).to(dtype) if parts else torch.empty(0, dtype=dtype)

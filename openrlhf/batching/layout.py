@@ -7,6 +7,7 @@ collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple o
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,11 @@ class TokenBudget:
         return (self._fill_packed if self.packed else self._fill_padded)(lengths_tokens, num_bins)
 
     def _fill_packed(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        """Longest first into the emptiest bin; None where the budget does not hold with so few bins."""
+        """Balanced where that holds the budget, else as tight as can be; None where neither does."""
+        return self._balanced(lengths_tokens, num_bins) or self._tight(lengths_tokens, num_bins)
+
+    def _balanced(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
+        """Longest first into the emptiest bin."""
         bins: list[list[int]] = [[] for _ in range(num_bins)]
         emptiest = [(0, number) for number in range(num_bins)]
         for place in _longest_first(lengths_tokens):
@@ -72,6 +77,19 @@ class TokenBudget:
                 return None
             bins[number].append(place)
             heapq.heappush(emptiest, (num_tokens + lengths_tokens[place], number))
+        return bins
+
+    def _tight(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
+        """Longest first into the fullest bin that still has room."""
+        bins: list[list[int]] = [[] for _ in range(num_bins)]
+        rooms = [(self.max_tokens, number) for number in range(num_bins)]  # ascending by room
+        for place in _longest_first(lengths_tokens):
+            at = bisect_left(rooms, (lengths_tokens[place], -1))
+            if at == len(rooms):
+                return None
+            room, number = rooms.pop(at)
+            bins[number].append(place)
+            insort(rooms, (room - lengths_tokens[place], number))
         return bins
 
     def _fill_padded(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:

@@ -40,8 +40,15 @@ def test_padded_budget_counts_the_padding(lengths, num_ranks, max_tokens):
 
 
 def test_packed_budget_is_balanced_over_ranks():
-    layout = TokenBudget(100, packed=True)([60, 50, 40, 30, 20], num_data_ranks=2)
-    assert [[sum([60, 50, 40, 30, 20][p] for p in places) for places in step] for step in layout] == [[100, 100]]
+    lengths = [30, 20, 20, 10, 10, 10]
+    layout = TokenBudget(100, packed=True)(lengths, num_data_ranks=2)
+    assert [[sum(lengths[p] for p in places) for places in step] for step in layout] == [[50, 50]]
+
+
+def test_packed_budget_fills_bins_that_balancing_alone_would_overfill():
+    lengths = [60, 50, 40, 30, 20]
+    layout = TokenBudget(100, packed=True)(lengths, num_data_ranks=2)
+    assert [[sum(lengths[p] for p in places) for places in step] for step in layout] == [[100, 100]]
 
 
 def test_a_sample_beyond_the_budget_is_refused():

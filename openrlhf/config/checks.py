@@ -1,0 +1,177 @@
+"""What a configuration cannot mean: each check yields sentences with flags, finding and remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+
+from openrlhf.config.disk import names_on_disk, output_folders
+from openrlhf.config.settings import SFTConfig
+
+Check = Callable[[SFTConfig, int], Iterator[str]]
+_INSTALL_LIGER = "pip install 'openrlhf[liger]'"
+
+
+def check_config(config: SFTConfig, world_size: int) -> list[str]:
+    """All problems of a configuration on that many ranks, in words; the file system is looked at too."""
+    return [problem for check in _CHECKS for problem in check(config, world_size)]
+
+
+def _needed(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if not config.model.model_name_or_path:
+        yield "--model.model_name_or_path is missing: give the folder of a model, or its name on the hub."
+    if not config.data.dataset:
+        yield "--data.dataset is missing: give a file, a folder or the name of a data set on the hub."
+
+
+def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ds = config.ds
+    ranks_a_sample = ds.ring_attn_size * ds.tensor_parallel_size
+    if world_size % ranks_a_sample:
+        yield (
+            f"--ds.ring_attn_size {ds.ring_attn_size} times --ds.tensor_parallel_size "
+            f"{ds.tensor_parallel_size} is {ranks_a_sample}, which does not divide the {world_size} ranks of "
+            "this run; start a multiple of it."
+        )
+        return
+    data_ranks = world_size // ranks_a_sample
+    if config.train.batch_size < data_ranks:
+        yield (
+            f"--train.batch_size {config.train.batch_size} is below the {data_ranks} ranks that each compute "
+            f"samples of their own; make it at least {data_ranks}, or start fewer ranks."
+        )
+
+
+def _ring(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if config.ds.ring_attn_size > 1 and not config.ds.packing_samples:
+        yield f"--ds.ring_attn_size {config.ds.ring_attn_size} shares a packed row: add --ds.packing_samples."
+
+
+def _tokens_of_a_micro_batch(config: SFTConfig, world_size: int) -> Iterator[str]:
+    budget = config.train.max_tokens_per_micro_batch
+    room = (budget or 0) * config.ds.ring_attn_size
+    if budget and room < config.data.max_len:
+        yield (
+            f"--train.max_tokens_per_micro_batch {budget} has no room for a sample of --data.max_len "
+            f"{config.data.max_len} tokens; raise the first or lower the second."
+        )
+
+
+def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ds = config.ds
+    if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
+        yield (
+            f"--ds.tensor_parallel_size {ds.tensor_parallel_size} does not go with --ds.zero_stage 3; "
+            "use --ds.zero_stage 2 or less."
+        )
+    if ds.adam_offload and ds.zero_stage == 0:
+        yield "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3."
+    if ds.zpg > 1 and ds.zero_stage != 3:
+        yield f"--ds.zpg {ds.zpg} needs --ds.zero_stage 3, which alone splits weights; leave --ds.zpg out."
+    if ds.zpg > 1 and world_size % ds.zpg:
+        yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
+
+
+def _muon(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if config.optim == "muon" and config.ds.adam_offload:
+        yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
+
+
+def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ds = config.ds
+    if not ds.load_in_4bit:
+        return
+    if ds.lora.rank == 0:
+        yield "--ds.load_in_4bit freezes the model, so nothing is trained: add adapters, --ds.lora.rank 16."
+    if ds.zero_stage == 3:
+        yield "--ds.load_in_4bit does not go with --ds.zero_stage 3; use --ds.zero_stage 2 or less."
+    if not importlib.util.find_spec("bitsandbytes"):
+        yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
+
+
+def _liger(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if config.ds.use_liger_kernel and not importlib.util.find_spec("liger_kernel"):
+        yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
+
+
+def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
+    data = config.data
+    if config.model.pretrain_mode_enable and data.apply_chat_template:
+        yield (
+            "--model.pretrain_mode_enable takes plain text, --data.apply_chat_template renders chats; "
+            "leave one of them out."
+        )
+    if data.multiturn and data.targets not in (None, "all_turns"):
+        yield f"--data.multiturn means --data.targets all_turns, but --data.targets {data.targets} is given."
+
+
+def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
+    template = config.data.input_template
+    if template is None:
+        return
+    if template.count("{}") != 1:
+        yield (
+            f"--data.input_template {template!r} must hold the place of the input, {{}}, once, "
+            "as in 'User: {}'."
+        )
+    if "\\n" in template:
+        yield (
+            f"--data.input_template {template!r} holds a backslash and an n, not a line break; "
+            "in bash write $'User: {}\\nAssistant: '."
+        )
+
+
+def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if config.data.dataset_probs is None:
+        return
+    words = config.data.dataset_probs.split(",")
+    num_sets = len(config.data.dataset.split(","))
+    if len(words) != num_sets:
+        yield (
+            f"--data.dataset_probs {config.data.dataset_probs} gives {len(words)} numbers, but "
+            f"--data.dataset names {num_sets}; give one number for each, by commas."
+        )
+    if not all(
+        re.fullmatch(r"\s*(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?\s*", word) and float(word) > 0 for word in words
+    ):
+        yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
+
+
+def _evaluation(config: SFTConfig, world_size: int) -> Iterator[str]:
+    if config.eval.steps > 0 and not config.eval.dataset:
+        yield f"--eval.steps {config.eval.steps} has nothing to evaluate: add --eval.dataset or leave it out."
+
+
+def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ckpt = config.ckpt
+    saves = ckpt.save_steps > 0 or ckpt.save_minutes is not None
+    if ckpt.save_hf and not saves:
+        yield (
+            "--ckpt.save_hf exports the model at each save, but no save is asked for: add --ckpt.save_steps "
+            "or --ckpt.save_minutes (the trained model is exported at the end in any case)."
+        )
+    if saves and ckpt.disable_ds and not ckpt.save_hf:
+        yield (
+            "--ckpt.disable_ds leaves nothing for --ckpt.save_steps and --ckpt.save_minutes to save: "
+            "leave it out, or add --ckpt.save_hf."
+        )
+
+
+_CHECKS: tuple[Check, ...] = (
+    _needed,
+    _ranks,
+    _ring,
+    _tokens_of_a_micro_batch,
+    _zero,
+    _muon,
+    _four_bits,
+    _liger,
+    _what_is_trained,
+    _template,
+    _probabilities,
+    _evaluation,
+    _saving,
+    names_on_disk,
+    output_folders,
+)

@@ -1,0 +1,97 @@
+"""What must be on disk, or can be written there, before a run starts: checks for checks.py."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from openrlhf.config.settings import SFTConfig
+
+_DATA_FILE = re.compile(r"\.(json|jsonl|csv|tsv|parquet|arrow|txt)(\.(gz|zst|bz2|xz))?$")
+
+
+def names_on_disk(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """Model folder and data files that are not there."""
+    yield from _model_folder(config.model.model_name_or_path)
+    for flag, names in (
+        ("--data.dataset", config.data.dataset),
+        ("--eval.dataset", config.eval.dataset or ""),
+    ):
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            yield from _data_source(flag, name)
+
+
+def _model_folder(name: str) -> Iterator[str]:
+    folder = Path(name).expanduser()
+    if not name:
+        return
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield f"--model.model_name_or_path {name} is no model: it has no config.json. {_adapter(folder)}"
+    elif folder.exists():
+        yield f"--model.model_name_or_path {name} is a file; give the folder of a Hugging Face model."
+    elif _looks_local(name):
+        yield f"--model.model_name_or_path {name} does not exist. {_where_it_ends(folder)}"
+
+
+def _adapter(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return "It is an adapter: merge it into its base model, and give that."
+    return "Give the folder that save_pretrained wrote."
+
+
+def _data_source(flag: str, name: str) -> Iterator[str]:
+    source, _, subfolder = name.partition("@")
+    path = Path(source).expanduser()
+    if Path(name).expanduser().exists() or "*" in source:
+        return
+    if path.exists():
+        if subfolder and not (path / subfolder).exists():
+            yield f"{flag} {name}: the folder {source} holds no {subfolder}."
+    elif _looks_local(source) or _DATA_FILE.search(source):
+        yield f"{flag} {name} does not exist. {_where_it_ends(path)}"
+
+
+def _looks_local(name: str) -> bool:
+    """Whether it is a path: begins like one, has several slashes, or its first folder exists."""
+    first, _, rest = name.partition("/")
+    return name.startswith((".", "/", "~")) or "/" in rest or (bool(rest) and Path(first).is_dir())
+
+
+def _where_it_ends(path: Path) -> str:
+    """Where on the way the path stops being there."""
+    last = _nearest_existing(path)
+    return f"It was read as a path, relative to {Path.cwd()}; of it {last} exists."
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself, or the first of its parents that exists."""
+    return next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
+
+
+def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """Folders that cannot be written, or whose writing would destroy the model to start from."""
+    ckpt = config.ckpt
+    yield from _writable("--ckpt.output_dir", ckpt.output_dir)
+    if not ckpt.disable_ds:
+        yield from _writable("--ckpt.path", ckpt.path)
+    if config.logger.tensorboard_dir:
+        yield from _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
+    model = Path(config.model.model_name_or_path or "/").expanduser()
+    if model.is_dir() and model.resolve() == Path(ckpt.output_dir).expanduser().resolve():
+        yield (
+            f"--ckpt.output_dir {ckpt.output_dir} is the folder of --model.model_name_or_path too, which "
+            "would be overwritten; give another folder. To go on with a run, use --ckpt.load_enable."
+        )
+
+
+def _writable(flag: str, name: str) -> Iterator[str]:
+    """Tries with a file without a name, so that nothing is left behind."""
+    parent = _nearest_existing(Path(name).expanduser())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError as error:
+        yield f"{flag} {name} cannot be written: {parent}: {error.strerror}."

@@ -1,0 +1,138 @@
+"""What a setting's value may be: types that carry their check and, in plain words, what they ask for."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+NONE_WORDS = ("", "none", "null")
+
+
+def _read_whole_number(value: Any) -> Any:
+    """Takes '1e6' for 1000000, and refuses True, which Python counts as 1."""
+    if isinstance(value, bool):
+        raise ValueError("a switch is no number")
+    if isinstance(value, str) and "e" in value.lower():
+        return float(value)
+    return value
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("zero says neither never nor how often")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_read_whole_number)]
+
+WholeNumber = Annotated[_Int, Field(description="a whole number")]
+Count = Annotated[_Int, Field(ge=0, description="a whole number, 0 or above")]
+PositiveCount = Annotated[_Int, Field(gt=0, description="a whole number above 0")]
+EverySteps = Annotated[
+    _Int, AfterValidator(_not_zero), Field(ge=-1, description="a whole number above 0, or -1 for never")
+]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or above")]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+BelowOne = Annotated[float, Field(ge=0, lt=1, description="a number, 0 or above and below 1")]
+FactorAboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False, description="a number above 1")]
+Size = Annotated[
+    str, Field(pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$", description="a size with its unit, such as 500MB or 5GB")
+]
+
+
+def is_optional(kind: Any) -> bool:
+    """Whether None is among the values."""
+    return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
+
+
+def without_none(kind: Any) -> Any:
+    """`X | None` → `X`; anything else as it is."""
+    if not is_optional(kind):
+        return kind
+    (inner,) = [part for part in get_args(kind) if part is not type(None)]
+    return inner
+
+
+def takes_many(kind: Any) -> bool:
+    """Whether the value is a list, on the command line `--name a b c`."""
+    return get_origin(without_none(kind)) is tuple
+
+
+def choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`; empty for any other kind."""
+    kind = without_none(kind)
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def describe(kind: Any) -> str:
+    """What the kind asks for, to finish the sentence "it must be …"."""
+    words = _describe_value(without_none(kind))
+    return f"{words}, or none" if is_optional(kind) else words
+
+
+def _describe_value(kind: Any) -> str:
+    if options := choices(kind):
+        return "one of " + ", ".join(str(option) for option in options)
+    if get_origin(kind) is tuple:
+        return _describe_list(get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _field_of(kind).description or ""
+    return {bool: "true or false", str: "text"}[kind]
+
+
+def _describe_list(parts: tuple[Any, ...]) -> str:
+    if parts[-1] is Ellipsis:
+        return f"one or more values, each {_describe_value(parts[0])}"
+    return f"{len(parts)} values, each {_describe_value(parts[0])}"
+
+
+def _field_of(kind: Any) -> FieldInfo:
+    return next(mark for mark in get_args(kind) if isinstance(mark, FieldInfo))
+
+
+def read_value(kind: Any, value: Any) -> Any:
+    """Value as given (words of a command line, or what a file holds) → value of the kind.
+
+    Raises:
+        ValueError: with what is wrong, to finish the sentence "--name …".
+    """
+    if is_optional(kind) and isinstance(value, str) and value.lower() in NONE_WORDS:
+        return None
+    if problem := _wrong_number_of_values(kind, value):
+        raise ValueError(problem)
+    if takes_many(kind) and not isinstance(value, (list, tuple)) and value is not None:
+        value = [value]
+    if choices(kind):
+        value = _as_choice(kind, value)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise ValueError(
+            f"is {value!r}; it must be {describe(kind)}.{_nearest_choice(kind, value)}"
+        ) from None
+
+
+def _wrong_number_of_values(kind: Any, value: Any) -> str:
+    if value is True and kind is not bool:
+        return f"needs a value: {describe(kind)}."
+    if isinstance(value, (list, tuple)) and not takes_many(kind):
+        shown = " ".join(map(repr, value))
+        return f"takes one value, but {len(value)} are given: {shown}. Quote a value with spaces."
+    if isinstance(value, (list, tuple)) and not value:
+        return f"is an empty list; it must be {describe(kind)}."
+    return ""
+
+
+def _as_choice(kind: Any, value: Any) -> Any:
+    """'2' → 2 where the options are numbers."""
+    return next((option for option in choices(kind) if str(option) == str(value)), value)
+
+
+def _nearest_choice(kind: Any, value: Any) -> str:
+    near = difflib.get_close_matches(str(value), [str(option) for option in choices(kind)], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,50 @@
+"""The whole resolved configuration as a file that `@` reads back. YAML, since TOML has no word for none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openrlhf.config.schema import settings, values_of
+from openrlhf.config.settings import SFTConfig
+
+FILE_NAME = "run_config.yaml"
+_HEADER = f"# Every setting of this run. Again: deepspeed --module openrlhf.cli.train_sft @ {FILE_NAME}\n"
+
+
+def write_resolved(config: SFTConfig, path: str | Path) -> None:
+    """Writes every setting but the secrets, aside first and then by rename; makes the folder if need be.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = _HEADER + yaml.safe_dump(_nested(config), sort_keys=False, allow_unicode=True, width=110)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as aside:
+        aside.write(text)
+        aside.flush()
+        os.fsync(aside.fileno())
+    os.chmod(aside.name, 0o644)
+    os.replace(aside.name, path)
+
+
+def _nested(config: SFTConfig) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    values = values_of(config)
+    for row in settings().values():
+        if row.secret:
+            continue
+        *groups, leaf = row.name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        value = values[row.name]
+        branch[leaf] = list(value) if isinstance(value, tuple) else value
+    return tree

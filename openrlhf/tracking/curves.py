@@ -1,0 +1,115 @@
+"""`training_curves.png`: loss, learning rate and gradient norm of a run, drawn from its `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openrlhf.errors import UserError
+from openrlhf.tracking.metrics_file import read_records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, INK, GRID = "#2f6db5", "#e07b1f", "#2f8f5b", "#b5403a", "#333a45", "#e3e6ea"
+STEPS_FROM_WHICH_TO_SMOOTH = 60
+
+Records = list[dict[str, Any]]
+
+
+def draw_training_curves(metrics_jsonl: str | Path, png_path: str | Path) -> None:
+    """Draws the records of `metrics_jsonl` into `png_path`, which appears whole or not at all.
+
+    Numbers that were not finite (null in the file) are gaps in the curve.
+
+    Raises:
+        UserError: the file holds no step.
+    """
+    records = read_records(metrics_jsonl)
+    steps = [record for record in records if "loss" in record]
+    evals = [record for record in records if "eval_loss" in record]
+    if not steps:
+        raise UserError(f"{metrics_jsonl} holds no training step: there is nothing to draw.")
+    figure = _new_figure()
+    loss, lr, grad_norm = _new_axes(figure)
+    _draw_loss(loss, steps, evals)
+    _draw(lr, "learning rate", GREEN, steps, "lr")
+    _draw(grad_norm, "gradient norm", RED, steps, "grad_norm")
+    _save(figure, Path(png_path))
+
+
+def _new_figure() -> Figure:
+    # A figure of its own: pyplot would choose a window system and keep every figure alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _new_axes(figure: Figure) -> tuple[Axes, Axes, Axes]:
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.7, 1))
+    axes = (figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]))
+    for axis in axes:
+        _dress(axis)
+    return axes
+
+
+def _dress(axis: Axes) -> None:
+    axis.grid(color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#b9c0c9")
+    axis.tick_params(colors=INK, labelsize=9, length=0)
+    axis.set_xlabel("optimizer step", color=INK, fontsize=9)
+    axis.margins(x=0.02)
+    axis.locator_params(axis="x", integer=True)
+
+
+def _draw_loss(axis: Axes, steps: Records, evals: Records) -> None:
+    where, losses = _series(steps, "loss")
+    smooth = len(losses) >= STEPS_FROM_WHICH_TO_SMOOTH
+    axis.plot(where, losses, color=BLUE, linewidth=1.4, alpha=0.3 if smooth else 1.0, label="train")
+    if smooth:
+        axis.plot(where, _moving_average(losses), color=BLUE, linewidth=1.8, label="train, moving average")
+    if evals:
+        marker = "o" if len(evals) <= 40 else ""
+        curve = _series(evals, "eval_loss")
+        axis.plot(*curve, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="eval")
+    axis.set_title("loss per target token", loc="left", color=INK, fontsize=11, fontweight="bold")
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _draw(axis: Axes, title: str, color: str, steps: Records, key: str) -> None:
+    axis.plot(*_series(steps, key), color=color, linewidth=1.2)
+    axis.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _series(records: Records, key: str) -> tuple[list[int], list[float]]:
+    numbers = (record.get(key) for record in records)
+    return [record["global_step"] for record in records], [math.nan if n is None else n for n in numbers]
+
+
+def _moving_average(numbers: list[float]) -> list[float]:
+    """Mean over a window centred on each number, so that the curve does not lag; nan is passed over."""
+    reach = len(numbers) // 60
+    windows = (numbers[max(0, middle - reach) : middle + reach + 1] for middle in range(len(numbers)))
+    return [_mean_of_finite(window) for window in windows]
+
+
+def _mean_of_finite(numbers: list[float]) -> float:
+    finite = [number for number in numbers if math.isfinite(number)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _save(figure: Figure, png_path: Path) -> None:
+    png_path.parent.mkdir(parents=True, exist_ok=True)
+    aside = png_path.with_name(f".{png_path.name}.writing")
+    figure.savefig(aside, format="png")
+    aside.replace(png_path)

@@ -1,0 +1,65 @@
+"""The picture of a run."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.tracking import curves, draw_training_curves
+from openrlhf.tracking.metrics_file import to_line
+
+
+def write_metrics(path, num_steps, a_step, an_eval):
+    records = [a_step(step, loss=math.nan if step == 3 else 1.0 / step) for step in range(1, num_steps + 1)]
+    path.write_text("".join(map(to_line, [*records, an_eval(num_steps)])))
+
+
+def drawn_lines(monkeypatch, metrics, png):
+    """The lines of the loss panel by label, as (x, y)."""
+    kept = []
+    save = curves._save
+    monkeypatch.setattr(curves, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    draw_training_curves(metrics, png)
+    return {line.get_label(): line.get_data() for line in kept[0].axes[0].get_lines()}
+
+
+def test_the_loss_panel_shows_train_and_eval_with_a_gap_where_not_finite(
+    tmp_path, a_step, an_eval, monkeypatch
+):
+    write_metrics(tmp_path / "metrics.jsonl", 5, a_step, an_eval)
+    lines = drawn_lines(monkeypatch, tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    steps, losses = lines["train"]
+    assert list(steps) == [1, 2, 3, 4, 5]
+    assert [math.isnan(loss) for loss in losses] == [False, False, True, False, False]
+    assert list(lines["eval"][1]) == [1.25]
+
+
+def test_the_picture_is_a_png_of_some_size_and_nothing_is_left_beside_it(tmp_path, a_step, an_eval):
+    write_metrics(tmp_path / "metrics.jsonl", 80, a_step, an_eval)
+    draw_training_curves(tmp_path / "metrics.jsonl", tmp_path / "out" / "curves.png")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["curves.png"]
+    picture = (tmp_path / "out" / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") >= 1000, "width in pixels"
+
+
+def test_many_steps_get_an_average_that_does_not_lag(tmp_path, a_step, an_eval, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(to_line(a_step(step, loss=float(step))) for step in range(1, 201)))
+    lines = drawn_lines(monkeypatch, metrics, tmp_path / "curves.png")
+    assert lines["train, moving average"][1][100] == pytest.approx(101.0)
+
+
+def test_a_file_without_steps_is_told(tmp_path, an_eval):
+    (tmp_path / "metrics.jsonl").write_text(to_line(an_eval(1)))
+    with pytest.raises(UserError, match="holds no training step"):
+        draw_training_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+
+
+def test_importing_the_room_loads_no_heavy_library():
+    heavy = ["matplotlib", "wandb", "tensorboard", "deepspeed", "transformers"]
+    script = f"import sys, openrlhf.tracking; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,125 @@
+"""TensorBoard and W&B for real: what they wrote is read back from the disk."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from openrlhf.tracking.sinks.tensorboard import TensorBoardSink
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_steps_and_evaluations(tmp_path, a_step, an_eval):
+    sink = TensorBoardSink(str(tmp_path))
+    sink.log_step(a_step(1))
+    sink.log_step(a_step(2))
+    sink.log_eval(an_eval(2))
+    sink.close()
+    shown = scalars(tmp_path)
+    assert shown["train/loss"] == [(1, 2.0), (2, 1.0)]
+    assert shown["eval/loss"] == [(2, 1.25)]
+
+
+def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
+    killed = TensorBoardSink(str(tmp_path))
+    for step in (1, 2, 3):
+        killed.log_step(a_step(step, loss=9.0))
+    killed.close()
+    resumed = TensorBoardSink(str(tmp_path), resume_step=2)
+    resumed.log_step(a_step(3, loss=7.0))
+    resumed.close()
+    assert scalars(tmp_path)["train/loss"] == [(1, 9.0), (2, 9.0), (3, 7.0)]
+
+
+WANDB_RUN = """
+    import sys
+    from openrlhf.tracking.sinks.wandb import WandbSink
+    folder, key, resume = sys.argv[1], sys.argv[2].removeprefix("--logger.wandb.key="), sys.argv[3]
+    settings = {"name": "first", "config": {"train.seed": 42}, "resume": resume == "resume"}
+    sink = WandbSink(folder, "trials", key=key, **settings)
+    assert sys.argv[2].endswith(key), "the program's own command line changed"
+    sink.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4})
+    sink.log_eval({"global_step": 1, "eval_loss": 1.25})
+    sink.close()
+"""
+
+
+def run_wandb_offline(folder, resume="new"):
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        "WANDB_MODE": "offline",
+        "HOME": str(folder),
+    }
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(WANDB_RUN),
+        str(folder / "out"),
+        f"--logger.wandb.key={SECRET}",
+    ]
+    done = subprocess.run([*command, resume], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    """A folder in which W&B ran offline with a key on the command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("wandb")
+    return folder, run_wandb_offline(folder)
+
+
+def messages(wandb_file):
+    """The messages of a run's file: behind 7 bytes of magic, each with checksum, 2-byte length and type."""
+    data, at = wandb_file.read_bytes(), 7
+    assert data.startswith(b":W&B") and len(data) < 2**15, "only files of one block are read here"
+    while at < len(data):
+        size = int.from_bytes(data[at + 4 : at + 6], "little")
+        yield data[at + 7 : at + 7 + size]
+        at += 7 + size
+
+
+def logged(folder):
+    """What a run logged: a dict for each call of `log`."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    file = min(folder.glob("out/wandb/offline-run-*/*.wandb"))
+    records = [Record.FromString(message) for message in messages(file)]
+    rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row} for row in rows
+    ]
+
+
+def test_wandb_offline_keeps_the_run_on_disk(offline_run):
+    rows = logged(offline_run[0])
+    assert any(row.get("train/loss") == 2.5 and row["global_step"] == 1 for row in rows), rows
+    assert any(row.get("eval/loss") == 1.25 for row in rows), rows
+
+
+def test_wandb_key_stands_in_no_file_and_no_output(offline_run):
+    folder, output = offline_run
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) >= 3, f"W&B wrote too little for this test to mean something: {files}"
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in output
+
+
+def test_wandb_goes_on_with_the_same_run(offline_run):
+    folder, _ = offline_run
+    run_id = (folder / "out" / "wandb_run_id.txt").read_text()
+    run_wandb_offline(folder, resume="resume")
+    assert (folder / "out" / "wandb_run_id.txt").read_text() == run_id

@@ -1,0 +1,99 @@
+"""The start table and the memory that it promises."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from openrlhf.tracking import RunSummary, estimate_memory, print_start_table
+from openrlhf.tracking.start_table import size_text
+
+GIB = 1024**3
+SUMMARY = RunSummary(
+    num_samples=7473,
+    num_tokens=1_400_000,
+    num_target_tokens=350_000,
+    num_ranks=8,
+    zero_stage=2,
+    batch_size=128,
+    micro_batches_per_step=2.5,
+    num_steps_per_epoch=59,
+    num_steps=118,
+    num_parameters=1000,
+    num_trainable_parameters=10,
+    memory=estimate_memory(1000, 10, num_ranks=8, zero_stage=2, param_dtype="bf16"),
+    param_dtype="bf16",
+    attention="sdpa",
+    device="cpu",
+)
+
+
+def printed(summary):
+    console = Console(file=io.StringIO(), width=120)
+    print_start_table(summary, console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "7,473 kept, none left out",
+        "1,400,000 an epoch, 350,000 of them targets (25.0%)",
+        "8 × cpu, ZeRO stage 2",
+        "128 samples; 2.5 micro-batches on each rank",
+        "59 an epoch, 118 in all",
+        "1,000; 10 of them trained (1.00%)",
+        "bf16",
+        "sdpa",
+    ],
+)
+def test_the_table_says(text):
+    assert text in printed(SUMMARY)
+
+
+def test_the_table_says_what_was_left_out_and_why():
+    summary = replace(
+        SUMMARY, num_samples_left_out={"longer than 2048 tokens": 12, "empty": 0, "without target": 1}
+    )
+    assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(summary)
+
+
+def test_the_table_says_where_a_resumed_run_goes_on():
+    assert "going on after step 40" in printed(replace(SUMMARY, resume_step=40))
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "param_dtype", "weights", "gradients", "optimizer"),
+    [
+        (0, "fp32", 4, 4, 8),
+        (0, "bf16", 2, 2, 12),
+        (1, "bf16", 2, 2, 12 / 4),
+        (2, "bf16", 2, 2 / 4, 12 / 4),
+        (3, "bf16", 2 / 4, 2 / 4, 12 / 4),
+        (2, "fp32", 4, 4 / 4, 12 / 4),
+    ],
+)
+def test_bytes_a_parameter_by_stage(zero_stage, param_dtype, weights, gradients, optimizer):
+    memory = estimate_memory(GIB, GIB, num_ranks=4, zero_stage=zero_stage, param_dtype=param_dtype)
+    found = (memory.weights_bytes, memory.gradients_bytes, memory.optimizer_bytes)
+    assert [size / GIB for size in found] == [weights, gradients, optimizer]
+
+
+def test_offload_moves_the_optimizer_to_the_host():
+    memory = estimate_memory(GIB, GIB, num_ranks=4, zero_stage=2, param_dtype="bf16", optimizer_offload=True)
+    assert memory.optimizer_bytes == 0
+    assert memory.host_bytes == (12 + 4) * GIB // 4
+
+
+def test_frozen_weights_need_no_gradient_and_no_optimizer_state():
+    memory = estimate_memory(GIB, 0, num_ranks=1, zero_stage=0, param_dtype="bf16")
+    assert memory.device_bytes == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 1024**2, "3.0 MiB"), (1536 * 1024**3, "1.5 TiB")],
+)
+def test_sizes_as_people_read_them(size_bytes, text):
+    assert size_text(size_bytes) == text

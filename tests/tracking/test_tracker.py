@@ -1,0 +1,70 @@
+"""The tracker: who hears of which step."""
+
+from openrlhf.tracking import Tracker, open_tracker
+from openrlhf.tracking.metrics_file import read_records
+
+
+class Ear:
+    """A sink that remembers what it heard."""
+
+    def __init__(self):
+        self.heard = []
+
+    def log_step(self, record):
+        self.heard.append(("step", record["global_step"]))
+
+    def log_eval(self, record):
+        self.heard.append(("eval", record["global_step"]))
+
+    def close(self):
+        self.heard.append("close")
+
+
+class Broken(Ear):
+    """A sink whose server went away."""
+
+    def log_step(self, record):
+        raise ConnectionError("server is gone")
+
+
+def test_slow_sinks_hear_every_nth_step_and_the_last(a_step, an_eval):
+    quick, slow = Ear(), Ear()
+    with Tracker([quick], [slow], logging_steps=3) as tracker:
+        for step in range(1, 6):
+            tracker.log_step(a_step(step))
+        tracker.log_eval(an_eval(5))
+    assert quick.heard == [("step", step) for step in range(1, 6)] + [("eval", 5), "close"]
+    assert slow.heard == [("step", 3), ("eval", 5), ("step", 5), "close"]
+
+
+def test_no_step_is_told_twice_at_the_end(a_step):
+    slow = Ear()
+    with Tracker(slow=[slow], logging_steps=2) as tracker:
+        tracker.log_step(a_step(2))
+    assert slow.heard == [("step", 2), "close"]
+
+
+def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
+    broken, well = Broken(), Ear()
+    with Tracker(slow=[broken, well]) as tracker:
+        tracker.log_step(a_step(1))
+        tracker.log_step(a_step(2))
+    assert well.heard == [("step", 1), ("step", 2), "close"]
+    assert broken.heard == []
+    assert caplog.text.count("ConnectionError: server is gone") == 1
+
+
+def test_other_ranks_write_nothing(tmp_path, a_step):
+    with open_tracker(
+        tmp_path / "out", num_steps=1, is_rank_0=False, tensorboard_dir=str(tmp_path)
+    ) as tracker:
+        tracker.log_step(a_step(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_hold_every_step_whatever_the_slow_sinks_hear(tmp_path, a_step, capsys):
+    with open_tracker(tmp_path, num_steps=5, is_rank_0=True, logging_steps=5) as tracker:
+        for step in range(1, 6):
+            tracker.log_step(a_step(step))
+    assert [record["global_step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert "step 5/5" in capsys.readouterr().err

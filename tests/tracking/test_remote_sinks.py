@@ -85,7 +85,8 @@ def offline_run(tmp_path_factory):
 def messages(wandb_file):
     """The messages of a run's file: behind 7 bytes of magic, each with checksum, 2-byte length and type."""
     data, at = wandb_file.read_bytes(), 7
-    assert data.startswith(b":W&B") and len(data) < 2**15, "only files of one block are read here"
+    assert data.startswith(b":W&B")
+    assert len(data) < 2**15, "only files of one block are read here"
     while at < len(data):
         size = int.from_bytes(data[at + 4 : at + 6], "little")
         yield data[at + 7 : at + 7 + size]

@@ -1,0 +1,100 @@
+"""Which attention a model uses: the names a user may give, what `auto` chooses, and what must be installed for each."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from openrlhf.errors import UserError
+from openrlhf.models.attention import per_sample, ring, torch_varlen
+
+FLAG = "--ds.attn_implementation"
+_PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
+_FLASH_PACKAGES = {  # name: (module, install line)
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (
+        "flash_attn_interface",
+        "pip install 'git+https://github.com/Dao-AILab/flash-attention.git#subdirectory=hopper'",
+    ),
+}
+_FASTEST_FLASH_FIRST = ("flash_attention_3", "flash_attention_2")
+_OURS = {
+    per_sample.NAME: per_sample.per_sample_attention,
+    torch_varlen.NAME: torch_varlen.torch_varlen_attention,
+    ring.NAME: ring.ring_attention,
+}
+
+
+def register_attentions() -> None:
+    """Makes our back ends known to transformers under their names."""
+    for name, attention in _OURS.items():
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, per_sample.packed_mask)
+
+
+def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) -> str | None:
+    """The name, as transformers knows it, of the attention to load a model with; None: transformers' own choice.
+
+    Args:
+        name: what the user asked for: "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "per_sample",
+            "torch_varlen", "ring", or a kernel of the hub such as "kernels-community/flash-attn2".
+        device_type: "cpu" or "cuda".
+        ring_size: ranks that share one pack; 1: none do.
+
+    Raises:
+        UserError: the name is unknown, needs something that is not installed, or does not fit packing or the ring.
+    """
+    if ring_size > 1:
+        return _choose_for_ring(name, packed)
+    if name == "auto":
+        return _best_packed(device_type) if packed else None
+    if name in _FLASH_PACKAGES:
+        _require_flash(name, device_type)
+    elif name == torch_varlen.NAME and device_type != "cuda":
+        raise UserError(
+            f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {per_sample.NAME} or auto."
+        )
+    elif "/" in name:
+        _require_kernels(name)
+    elif name not in _PLAIN and name not in _OURS:
+        known = ", ".join(["auto", *_PLAIN, *_FLASH_PACKAGES, *_OURS])
+        raise UserError(f"{FLAG} {name} is unknown. Known: {known}, or a kernel of the hub (owner/name).")
+    return name
+
+
+def _choose_for_ring(name: str, packed: bool) -> str:
+    if name not in ("auto", ring.NAME):
+        raise UserError(
+            f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use ring or auto."
+        )
+    if not packed:
+        raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
+    return ring.NAME
+
+
+def _best_packed(device_type: str) -> str:
+    if device_type != "cuda":
+        return per_sample.NAME
+    installed = (name for name in _FASTEST_FLASH_FIRST if _is_installed(_FLASH_PACKAGES[name][0]))
+    return next(installed, torch_varlen.NAME)
+
+
+def _require_flash(name: str, device_type: str) -> None:
+    module, install_line = _FLASH_PACKAGES[name]
+    if not _is_installed(module):
+        raise UserError(f"{FLAG} {name} needs a package that is not installed: {install_line} (or use auto).")
+    if device_type != "cuda":
+        raise UserError(f"{FLAG} {name} runs on CUDA only, not on {device_type}. Use auto.")
+
+
+def _require_kernels(name: str) -> None:
+    if not _is_installed("kernels"):
+        raise UserError(
+            f"{FLAG} {name} is a kernel of the hub and needs a package: pip install kernels (or use auto)."
+        )
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

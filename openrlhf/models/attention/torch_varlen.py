@@ -1,0 +1,58 @@
+"""Packed attention on CUDA by torch's own variable-length kernel: no flash-attn package is needed.
+
+Registered in transformers under `NAME`. What the kernel does not know (float32, dropout, soft-capped scores, sinks)
+goes sample by sample, as on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openrlhf.models.attention.per_sample import per_sample_attention
+
+NAME = "torch_varlen"
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def torch_varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
+    is_plain = dropout == 0.0 and softcap is None and s_aux is None and query.dtype in _KERNEL_DTYPES
+    if cu_seq_lens_q is None or not is_plain or value.shape[-1] != query.shape[-1]:
+        options = dict(
+            dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux
+        )
+        return per_sample_attention(
+            module, query, key, value, attention_mask, **options, cu_seq_lens_q=cu_seq_lens_q, **kwargs
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert query.shape[0] == 1 and max_length_q is not None, "a pack is one row"
+    rows = (part[0].transpose(0, 1) for part in (query, key, value))
+    output = varlen_attn(
+        *rows,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1, 0) if sliding_window is None else (sliding_window - 1, 0),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output[None], None

@@ -1,0 +1,109 @@
+"""A causal language model from a folder, a hub name or memory."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from openrlhf.errors import UserError
+
+PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model in folder `path` or of that hub name. Raises UserError where there is none."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model."
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(_no_model(path, error)) from error
+
+
+def load_causal_lm(
+    path: str,
+    *,
+    config: PretrainedConfig | None = None,
+    param_dtype: str = "bf16",
+    attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads the weights.
+
+    Args:
+        path: a folder or a hub name.
+        config: from `load_config`, where the caller has it already.
+        param_dtype: "bf16", "fp16" or "fp32".
+        attn_implementation: a name that transformers knows (ours are registered there); None: its own choice.
+        load_in_4bit: quantized by bitsandbytes, for LoRA.
+
+    Raises:
+        UserError: there is no causal language model at `path`, or bitsandbytes is missing.
+    """
+    config = config or load_config(path, trust_remote_code)
+    if not trust_remote_code and causal_lm_class(config) is None:
+        raise UserError(
+            f"{path} is a {config.model_type} model, which is no causal language model of transformers."
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=PARAM_DTYPES[param_dtype],
+            attn_implementation=attn_implementation,
+            quantization_config=_four_bit_config(PARAM_DTYPES[param_dtype]) if load_in_4bit else None,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+        )
+    except OSError as error:
+        raise UserError(_no_model(path, error)) from error
+
+
+def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that transformers itself uses for this configuration; None for a model that brings its own code."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def announce_zero3(ds_config: dict | None) -> object | None:
+    """Under ZeRO-3, makes transformers load every weight in shards; in other stages, nothing.
+
+    Returns:
+        An object that must be kept alive as long as the model: transformers holds it weakly.
+    """
+    if not ds_config or ds_config.get("zero_optimization", {}).get("stage", 0) != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(ds_config)
+
+
+def _four_bit_config(compute_dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--ds.load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _no_model(path: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"No model could be loaded from {path!r}: {first_line} Give the folder of a saved model, or a hub name."

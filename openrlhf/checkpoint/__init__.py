@@ -1,0 +1,1 @@
+"""What is on disk: training checkpoints and exported models."""

@@ -1,0 +1,135 @@
+"""Where DeepSpeed keeps the optimizer's side of each parameter on this rank, for every ZeRO stage.
+
+The optimizer's float32 master weights, and its state beside them, lie in tensors that hold many parameters, one or a
+part of one. A `Fragment` names one stretch: these elements of that parameter are here. Saving copies from fragments,
+loading copies into them, and neither knows a ZeRO stage.
+
+This file alone reads DeepSpeed's inner structures (0.19).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements `[start, start + numel)` of the flattened parameter `name`.
+
+    `host` is the tensor that the base optimizer optimizes (its key in `optimizer.state`); the elements lie in it from
+    `host_start` on. `is_replicated`: every rank has the same.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    numel: int
+    host: Tensor
+    host_start: int
+    is_replicated: bool
+
+    def view_of(self, tensor: Tensor) -> Tensor:
+        """These elements in a tensor shaped like `host`."""
+        return tensor.detach().view(-1).narrow(0, self.host_start, self.numel)
+
+
+def local_fragments(engine: Any) -> list[Fragment]:
+    """The fragments of this rank, in the order of the model's parameters. Parameters that are not trained have none."""
+    optimizer = engine.optimizer
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    if hasattr(optimizer, "fp16_partitioned_groups_flat"):
+        found = _of_stage_3(optimizer, names)
+    elif hasattr(optimizer, "_link_all_hp_params"):
+        found = _of_flat_partitions(optimizer, names)
+    elif hasattr(optimizer, "fp32_groups_flat"):
+        found = _of_flat_copies(optimizer, names)
+    elif hasattr(optimizer, "fp32_groups"):
+        found = _of_single_copies(optimizer, names)
+    else:
+        found = _of_plain_optimizer(optimizer, names)
+    order = {name: index for index, name in enumerate(names.values())}
+    return sorted(found, key=lambda fragment: order[fragment.name])
+
+
+def base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed wraps, whose `state` is keyed by `Fragment.host`."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+@torch.no_grad()
+def spread_master_weights(engine: Any) -> None:
+    """Bring the model's parameters up to the master weights, after these were written. Collective."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp16_partitioned_groups_flat"):
+        _spread_stage_3(optimizer)
+    elif hasattr(optimizer, "update_lp_params"):
+        optimizer.update_lp_params()
+    elif hasattr(optimizer, "fp32_groups_flat"):
+        for group, copies in zip(optimizer.fp16_groups_flat, optimizer.fp32_groups_flat):
+            group.data.copy_(copies.data)
+    elif hasattr(optimizer, "fp32_groups"):
+        for parameters, copies in zip(optimizer.fp16_groups, optimizer.fp32_groups):
+            for parameter, copy in zip(parameters, copies):
+                parameter.data.copy_(copy.data)
+
+
+def _of_stage_3(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """Every parameter is cut into as many equal parts as there are ranks, the last one padded."""
+    for group in optimizer.fp16_groups:
+        for parameter in group:
+            host_index, host_start, part_numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            start = part_numel * optimizer._get_param_partition_rank(parameter)
+            numel = min(part_numel, parameter.ds_numel - start)
+            if numel > 0:
+                host = optimizer.fp32_partitioned_groups_flat[host_index]
+                shape = tuple(parameter.ds_shape)
+                yield Fragment(names[parameter], shape, start, numel, host, host_start, is_replicated=False)
+
+
+def _of_flat_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """ZeRO 1 and 2: all parameters of a group in one line, cut into one stretch a rank."""
+    is_bf16_optimizer = hasattr(optimizer, "fp32_groups_flat_partition")
+    hosts = optimizer.fp32_groups_flat_partition if is_bf16_optimizer else optimizer.single_partition_of_fp32_groups
+    for parameter, name in names.items():
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            host = hosts[mapping.param_group_index]
+            yield Fragment(name, tuple(parameter.shape), here.start, here.numel, host, there.start, False)
+
+
+def _of_flat_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """Stage 0 in 16 bits with a fused optimizer: all parameters of a group in one line, on every rank."""
+    for group, host in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat):
+        host_start = 0
+        for parameter in group:
+            numel = parameter.numel()
+            yield Fragment(names[parameter], tuple(parameter.shape), 0, numel, host, host_start, True)
+            host_start += numel
+
+
+def _of_single_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """Stage 0 in 16 bits with another optimizer: a float32 copy of each parameter."""
+    for parameters, hosts in zip(optimizer.fp16_groups, optimizer.fp32_groups):
+        for parameter, host in zip(parameters, hosts):
+            yield Fragment(names[parameter], tuple(parameter.shape), 0, parameter.numel(), host, 0, True)
+
+
+def _of_plain_optimizer(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """Stage 0 in float32: the parameters themselves."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                yield Fragment(names[parameter], tuple(parameter.shape), 0, parameter.numel(), parameter, 0, True)
+
+
+def _spread_stage_3(optimizer: Any) -> None:
+    optimizer.checkpoint_event_prologue()
+    for host_index in range(len(optimizer.fp32_partitioned_groups_flat)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(host_index)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+    optimizer.checkpoint_event_epilogue()

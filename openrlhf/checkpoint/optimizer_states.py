@@ -1,0 +1,221 @@
+"""Master weights and optimizer state of one rank: to a file, and back on any number of ranks and any ZeRO stage.
+
+A rank's file holds one flat tensor for each fragment and kind (`master`, `exp_avg`, …), named `<kind>|<parameter>`,
+and in its header where each fragment starts and how many steps each parameter has made. Loading looks up, for every
+stretch that a rank owns now, the stretches in all files that overlap it, and reads only those elements.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from openrlhf.checkpoint.fragments import Fragment, base_optimizer, local_fragments, spread_master_weights
+from openrlhf.errors import UserError
+
+MASTER = "master"
+_STEP = "step"
+
+
+@dataclass
+class OptimizerStates:
+    """A rank's own copy of its fragments, on the CPU.
+
+    tensors: by `<kind>|<parameter>`, each `(numel,)`; starts: first element of each parameter's fragment;
+    num_steps: updates each parameter has had; tensor_parallel_rank: whose shards of the parameters these are.
+    """
+
+    tensor_parallel_rank: int = 0
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    num_steps: dict[str, float] = field(default_factory=dict)
+
+    def header(self) -> dict[str, str]:
+        """What is not a tensor, for a safetensors header."""
+        return {
+            "tensor_parallel_rank": str(self.tensor_parallel_rank),
+            "starts": json.dumps(self.starts),
+            "shapes": json.dumps(self.shapes),
+            "steps": json.dumps(self.num_steps),
+        }
+
+
+def copy_optimizer_states(engine: Any) -> OptimizerStates:
+    """A true copy of what this rank has to save; training may go on while it is written. No collective.
+
+    What every rank has alike (ZeRO 0) is divided among the ranks.
+    """
+    states, steps = OptimizerStates(engine.checkpoint_mp_rank), _StepCounts(engine)
+    rank = dist.get_rank(engine.seq_data_parallel_group)
+    for index, fragment in enumerate(local_fragments(engine)):
+        if fragment.is_replicated and index % engine.seq_dp_world_size != rank:
+            continue
+        name = fragment.name
+        states.starts[name] = fragment.start
+        states.shapes[name] = fragment.shape
+        for kind, tensor in _tensors_of(fragment, steps.state).items():
+            states.tensors[f"{kind}|{name}"] = fragment.view_of(tensor).to("cpu", copy=True)
+        num_steps = steps.of(fragment.host)
+        if num_steps is not None:
+            states.num_steps[name] = num_steps
+    return states
+
+
+def size_bytes_to_save(engine: Any) -> int:
+    """About what `copy_optimizer_states` will copy on this rank, in bytes."""
+    state = base_optimizer(engine).state
+    total_bytes = 0
+    for fragment in local_fragments(engine):
+        tensors = _tensors_of(fragment, state).values()
+        size_bytes = fragment.numel * sum(tensor.element_size() for tensor in tensors)
+        total_bytes += size_bytes // engine.seq_dp_world_size if fragment.is_replicated else size_bytes
+    return total_bytes
+
+
+@torch.no_grad()
+def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
+    """Fill this rank's fragments from the files of all ranks that saved, then bring the model up to them. Collective.
+
+    Raises UserError where the files do not hold a parameter of this model, or hold it in another shape.
+    """
+    saved = SavedFragments(files, engine.checkpoint_mp_rank)
+    steps = _StepCounts(engine)
+    fragments = local_fragments(engine)
+    for fragment in fragments:
+        saved.check_shape(fragment)
+        for kind in saved.kinds_of(fragment.name):
+            host = _host_for(kind, fragment, saved, steps.state)
+            fragment.view_of(host).copy_(saved.read(kind, fragment))
+    steps.set(fragments, saved.num_steps)
+    spread_master_weights(engine)
+
+
+class SavedFragments:
+    """All fragments of a checkpoint, whatever layout wrote them; element ranges are read on demand."""
+
+    def __init__(self, files: Iterable[Path], tensor_parallel_rank: int = 0):
+        from safetensors import safe_open
+
+        self.num_steps: dict[str, float] = {}
+        self._shapes: dict[str, list[int]] = {}
+        self._pieces: dict[str, list[tuple[int, Any]]] = {}  # by `<kind>|<parameter>`: start, lazy tensor
+        self._open_files = []
+        for path in sorted(files):
+            file = safe_open(path, framework="pt")
+            header = file.metadata()
+            if int(header["tensor_parallel_rank"]) != tensor_parallel_rank:
+                continue
+            self._open_files.append(file)
+            starts = json.loads(header["starts"])
+            self._shapes.update(json.loads(header["shapes"]))
+            self.num_steps.update(json.loads(header["steps"]))
+            for key in file.keys():
+                start = starts[key.partition("|")[2]]
+                self._pieces.setdefault(key, []).append((start, file.get_slice(key)))
+        self._kinds: dict[str, list[str]] = {}
+        for key in self._pieces:
+            kind, _, name = key.partition("|")
+            self._kinds.setdefault(name, []).append(kind)
+
+    def kinds_of(self, name: str) -> list[str]:
+        """What was saved of a parameter: `master` and the names of its optimizer state."""
+        return self._kinds[name]
+
+    def dtype_of(self, kind: str, name: str) -> torch.dtype:
+        """As saved."""
+        _, piece = self._pieces[f"{kind}|{name}"][0]
+        return piece[0:0].dtype
+
+    def check_shape(self, fragment: Fragment) -> None:
+        """Raise UserError if the fragment's parameter was not saved, or has another shape."""
+        shape = self._shapes.get(fragment.name)
+        if shape is None:
+            raise UserError(
+                f"The checkpoint holds no parameter {fragment.name}: it was saved with another model, or with other "
+                "parameters trained (--ds.lora.*). Load the model it was saved with."
+            )
+        if tuple(shape) != fragment.shape:
+            raise UserError(
+                f"Parameter {fragment.name} has shape {tuple(shape)} in the checkpoint, {fragment.shape} in the model. "
+                "Load the model it was saved with."
+            )
+
+    def read(self, kind: str, fragment: Fragment) -> Tensor:
+        """The fragment's elements of that kind, `(numel,)`, put together from all overlapping pieces."""
+        values = None
+        num_read = 0
+        for piece_start, piece in self._pieces[f"{kind}|{fragment.name}"]:
+            piece_end = piece_start + piece.get_shape()[0]
+            start = max(fragment.start, piece_start)
+            end = min(fragment.start + fragment.numel, piece_end)
+            if start >= end:
+                continue
+            part = piece[start - piece_start : end - piece_start]
+            values = torch.empty(fragment.numel, dtype=part.dtype) if values is None else values
+            values[start - fragment.start : end - fragment.start] = part
+            num_read += end - start
+        assert num_read == fragment.numel, f"{kind} of {fragment.name}: {num_read} of {fragment.numel} elements saved"
+        return values
+
+
+class _StepCounts:
+    """How many updates a host tensor has had, though every optimizer keeps the count in another form.
+
+    torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam counts
+    for the last tensor of a group only: there the highest count is everyone's.
+    """
+
+    def __init__(self, engine: Any):
+        optimizer = base_optimizer(engine)
+        self.state = optimizer.state
+        self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
+        self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        counts = [float(state[_STEP]) for state in self.state.values() if _STEP in state]
+        self._highest = max(counts, default=None)
+
+    def of(self, host: Tensor) -> float | None:
+        count = self.state.get(host, {}).get(_STEP)
+        if count is None:
+            return None
+        return float(count) if self._counts_in_tensors else self._highest
+
+    def set(self, fragments: list[Fragment], num_steps: dict[str, float]) -> None:
+        """Give each host the highest count of the parameters that lie in it."""
+        counts: dict[Tensor, float] = {}
+        for fragment in fragments:
+            if fragment.name in num_steps:
+                count = num_steps[fragment.name]
+                counts[fragment.host] = max(count, counts.get(fragment.host, count))
+        for host, count in counts.items():
+            device = host.device if self._counts_on_device else "cpu"
+            as_tensor = self._counts_in_tensors
+            self.state[host][_STEP] = torch.tensor(count, device=device) if as_tensor else int(count)
+
+
+def _tensors_of(fragment: Fragment, state: dict[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
+    """The host and everything in the optimizer's state that is shaped like it."""
+    tensors = {MASTER: fragment.host}
+    for kind, value in state.get(fragment.host, {}).items():
+        if kind == _STEP:
+            continue
+        fits = torch.is_tensor(value) and value.shape == fragment.host.shape
+        assert fits, f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
+        tensors[kind] = value
+    return tensors
+
+
+def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]) -> Tensor:
+    """The tensor to load into; an optimizer that has made no step yet gets its state made here."""
+    if kind == MASTER:
+        return fragment.host
+    of_host = state.setdefault(fragment.host, {})
+    if kind not in of_host:
+        of_host[kind] = torch.zeros_like(fragment.host, dtype=saved.dtype_of(kind, fragment.name), requires_grad=False)
+    return of_host[kind]

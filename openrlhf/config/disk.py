@@ -56,6 +56,8 @@ def _data_source(flag: str, name: str) -> Iterator[str]:
 
 def _looks_local(name: str) -> bool:
     """Whether it is a path: begins like one, has several slashes, or its first folder exists."""
+    if "://" in name:
+        return False
     first, _, rest = name.partition("/")
     return name.startswith((".", "/", "~")) or "/" in rest or (bool(rest) and Path(first).is_dir())
 

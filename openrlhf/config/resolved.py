@@ -24,7 +24,7 @@ def write_resolved(config: SFTConfig, path: str | Path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = _HEADER + yaml.safe_dump(_nested(config), sort_keys=False, allow_unicode=True, width=110)
+    text = _HEADER + yaml.safe_dump(_nested(config), sort_keys=False, width=110)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as aside:

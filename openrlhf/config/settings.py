@@ -109,7 +109,7 @@ class TrainConfig:
     batch_size: PositiveCount = setting(128, "samples an optimizer step, over all ranks")
     micro_batch_size: PositiveCount = setting(8, "samples a rank computes at once")
     max_tokens_per_micro_batch: PositiveCount | None = setting(
-        None, "cut micro-batches by tokens a rank, balanced over ranks, in place of micro_batch_size"
+        None, "cut micro-batches by tokens, balanced over ranks, in place of micro_batch_size"
     )
     max_epochs: PositiveCount = setting(2, "times that every sample is trained on")
     loss_reduction: Literal["token", "sample"] = setting(

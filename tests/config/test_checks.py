@@ -1,0 +1,118 @@
+"""What a configuration cannot mean is found before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from openrlhf.config import check_config, parse_sft_config
+from openrlhf.config.schema import build
+from openrlhf.errors import UserError
+
+COMBINATIONS = [
+    ("--ds.ring_attn_size 2 --ds.packing_samples", 3, "does not divide the 3 ranks"),
+    ("--ds.ring_attn_size 2", 2, "add --ds.packing_samples"),
+    ("--ds.tensor_parallel_size 2 --ds.zero_stage 3", 2, "does not go with --ds.zero_stage 3"),
+    ("--train.batch_size 3", 4, "--train.batch_size 3 is below the 4 ranks"),
+    ("--train.max_tokens_per_micro_batch 1000", 1, "no room for a sample of --data.max_len 2048"),
+    ("--ds.adam_offload --ds.zero_stage 0", 1, "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3"),
+    ("--ds.adam_offload --optim muon", 1, "leave one of them out"),
+    ("--ds.zpg 2 --ds.zero_stage 2", 2, "--ds.zpg 2 needs --ds.zero_stage 3"),
+    ("--ds.zpg 2 --ds.zero_stage 3", 3, "--ds.zpg 2 does not divide the 3 ranks"),
+    ("--model.pretrain_mode_enable --data.apply_chat_template", 1, "renders chats"),
+    ("--data.multiturn --data.targets last_turn", 1, "--data.multiturn means --data.targets all_turns"),
+    ("--data.input_template Question:", 1, "must hold the place of the input"),
+    ("--data.input_template {}{}", 1, "must hold the place of the input"),
+    ("--data.input_template {}\\n", 1, "holds a backslash and an n"),
+    ("--data.dataset_probs 0.5,0.5", 1, "gives 2 numbers, but --data.dataset names 1"),
+    ("--data.dataset_probs some", 1, "must be numbers above 0"),
+    ("--data.dataset_probs 0", 1, "must be numbers above 0"),
+    ("--eval.steps 5", 1, "add --eval.dataset"),
+    ("--ckpt.save_hf", 1, "add --ckpt.save_steps"),
+    ("--ckpt.disable_ds --ckpt.save_steps 5", 1, "leave it out, or add --ckpt.save_hf"),
+    ("--data.dataset ./gone.jsonl", 1, "--data.dataset ./gone.jsonl does not exist"),
+    ("--data.dataset gone.jsonl.gz", 1, "--data.dataset gone.jsonl.gz does not exist"),
+    ("--data.dataset ./rows.jsonl,./gone.parquet", 1, "./gone.parquet does not exist"),
+    ("--data.dataset ./model@sub", 1, "the folder ./model holds no sub"),
+    ("--eval.dataset ~/gone-for-good/rows", 1, "--eval.dataset ~/gone-for-good/rows does not exist"),
+    ("--model.model_name_or_path ./gone", 1, "--model.model_name_or_path ./gone does not exist"),
+    ("--model.model_name_or_path model/gone", 1, "of it model exists"),
+    ("--model.model_name_or_path a/b/c", 1, "a/b/c does not exist"),
+    ("--model.model_name_or_path rows.jsonl", 1, "is a file; give the folder"),
+    ("--model.model_name_or_path .", 1, ". is no model: it has no config.json"),
+    ("--ckpt.output_dir ./model", 1, "which would be overwritten"),
+    ("--ckpt.output_dir rows.jsonl/out", 1, "--ckpt.output_dir rows.jsonl/out cannot be written"),
+    ("--ckpt.path rows.jsonl", 1, "--ckpt.path rows.jsonl cannot be written"),
+    ("--logger.tensorboard_dir rows.jsonl", 1, "--logger.tensorboard_dir rows.jsonl cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("flags", "world_size", "problem"), COMBINATIONS)
+def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags, world_size, problem):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(UserError) as caught:
+        parse_sft_config(good_flags + flags.split(" "))
+    (found,) = caught.value.problems
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size"),
+    [
+        ("--ds.ring_attn_size 2 --ds.packing_samples --train.batch_size 2", 4),
+        ("--ds.tensor_parallel_size 2 --ds.zero_stage 2", 2),
+        ("--train.batch_size 4", 4),
+        ("--train.max_tokens_per_micro_batch 1024 --ds.ring_attn_size 2 --ds.packing_samples", 2),
+        ("--data.dataset_probs .7,1e-1 --data.dataset ./rows.jsonl,some-org/some-name", 1),
+        ("--data.dataset ./*.jsonl", 1),
+        ("--data.dataset hf://datasets/some/rows", 1),
+        ("--model.model_name_or_path some-org/some-model", 1),
+        ("--model.model_name_or_path gpt2", 1),
+        ("--ckpt.save_hf --ckpt.save_steps 5 --ckpt.disable_ds", 1),
+        ("--eval.steps 5 --eval.dataset ./rows.jsonl", 1),
+    ],
+)
+def test_what_can_be_is_not_refused(good_flags, monkeypatch, flags, world_size):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    parse_sft_config(good_flags + flags.split(" "))
+
+
+def test_what_every_run_needs_is_asked_for():
+    found = check_config(build({}), world_size=1)
+    assert [problem.split(" is missing")[0] for problem in found] == [
+        "--model.model_name_or_path",
+        "--data.dataset",
+    ]
+
+
+def test_an_adapter_is_named_as_such(good_flags, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="merge it into its base"):
+        parse_sft_config([*good_flags, "--model.model_name_or_path", "adapter"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "package"), [("ds.use_liger_kernel", "liger_kernel"), ("ds.load_in_4bit", "bitsandbytes")]
+)
+def test_a_missing_package_is_named_with_its_install_line(flag, package, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else object())
+    values = {flag: True, "ds.lora.rank": 4}
+    assert any("pip install" in problem for problem in check_config(build(values), world_size=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [({}, "add adapters"), ({"ds.zero_stage": 3, "ds.lora.rank": 4}, "--ds.zero_stage 3")],
+)
+def test_four_bits_need_adapters_and_whole_weights(values, problem, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    found = check_config(build({"ds.load_in_4bit": True, **values}), world_size=1)
+    assert any(problem in sentence for sentence in found)
+
+
+def test_checks_write_nothing(good_flags, tmp_path):
+    before = sorted(os.listdir(tmp_path))
+    parse_sft_config([*good_flags, "--ckpt.output_dir", "new/out", "--ckpt.path", "new/ckpt"])
+    assert sorted(os.listdir(tmp_path)) == before

@@ -1,0 +1,185 @@
+"""Words of a command line → configuration, or all problems in one error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from openrlhf.config import SFTConfig, parse_sft_config
+from openrlhf.config.schema import settings
+from openrlhf.errors import UserError
+
+CONTRACT_NAMES = {
+    "model": "model_name_or_path gradient_checkpointing_enable aux_loss_coef pretrain_mode_enable",
+    "data": (
+        "dataset dataset_probs dataset_split max_samples max_len input_key output_key "
+        "input_template apply_chat_template tokenizer_chat_template multiturn"
+    ),
+    "eval": "dataset split steps",
+    "train": "batch_size micro_batch_size max_epochs seed full_determinism_enable",
+    "ds": (
+        "zero_stage param_dtype attn_implementation packing_samples ring_attn_size "
+        "tensor_parallel_size adam_offload zpg overlap_comm grad_accum_dtype use_liger_kernel "
+        "load_in_4bit use_universal_ckpt deepcompile"
+    ),
+    "ds.lora": "rank alpha dropout target_modules",
+    "": "optim lr_scheduler lr_warmup_ratio min_lr_ratio max_norm",
+    "adam": "lr betas eps weight_decay",
+    "muon": "lr momentum",
+    "ckpt": "output_dir path save_steps save_hf disable_ds max_num max_mem load_enable",
+    "logger": "logging_steps tensorboard_dir",
+    "logger.wandb": "enable",
+}
+
+
+def problems_of(flags: list[str]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse_sft_config(flags)
+    return caught.value.problems
+
+
+def test_names_of_the_contract_are_settings():
+    names = [
+        f"{group}.{leaf}".lstrip(".") for group, leaves in CONTRACT_NAMES.items() for leaf in leaves.split()
+    ]
+    assert [name for name in names if name not in settings()] == []
+
+
+def test_every_default_is_a_value_that_its_own_check_takes():
+    from openrlhf.config.kinds import read_value
+
+    for row in settings().values():
+        assert read_value(row.kind, row.default) == row.default, row.name
+
+
+def test_every_setting_has_help():
+    assert [row.name for row in settings().values() if len(row.help) < 5] == []
+
+
+def test_without_other_flags_the_defaults_hold(good_flags):
+    config = parse_sft_config(good_flags)
+    assert config.train == SFTConfig().train
+    assert config.model.model_name_or_path == "./model"
+
+
+@pytest.mark.parametrize(
+    ("words", "group", "name", "value"),
+    [
+        (["--train.batch_size", "4"], "train", "batch_size", 4),
+        (["--train.batch_size=4"], "train", "batch_size", 4),
+        (["--train.batch-size", "4"], "train", "batch_size", 4),
+        (["--train.batch_size", "4", "--train.batch_size", "6"], "train", "batch_size", 6),
+        (["--data.max_samples", "1e5"], "data", "max_samples", 100000),
+        (["--data.max_samples", "none"], "data", "max_samples", None),
+        (["--ckpt.save_steps", "-1"], "ckpt", "save_steps", -1),
+        (["--ds.packing_samples"], "ds", "packing_samples", True),
+        (["--ds.packing_samples", "true"], "ds", "packing_samples", True),
+        (["--ds.packing_samples", "--ds.packing_samples", "false"], "ds", "packing_samples", False),
+        (["--ckpt.background_save=false"], "ckpt", "background_save", False),
+        (["--ds.zero_stage", "3"], "ds", "zero_stage", 3),
+        (["--adam.betas", "0.8", "0.9"], "adam", "betas", (0.8, 0.9)),
+        (["--adam.lr", "2e-5"], "adam", "lr", 2e-5),
+        (["--data.input_template", "Q: {}\nA: --"], "data", "input_template", "Q: {}\nA: --"),
+        (["--data.input_template=--{}--"], "data", "input_template", "--{}--"),
+        (["--local_rank=0"], "train", "batch_size", 128),
+        (["--local-rank", "0"], "train", "batch_size", 128),
+    ],
+)
+def test_a_value_is_read(good_flags, words, group, name, value):
+    config = parse_sft_config(good_flags + words)
+    assert getattr(getattr(config, group), name) == value
+
+
+def test_a_list_takes_one_value_or_several(good_flags):
+    one = parse_sft_config([*good_flags, "--ds.lora.target_modules", "q_proj"])
+    two = parse_sft_config([*good_flags, "--ds.lora.target_modules", "q_proj", "v_proj"])
+    assert one.ds.lora.target_modules == ("q_proj",)
+    assert two.ds.lora.target_modules == ("q_proj", "v_proj")
+
+
+def test_a_top_level_setting_is_read(good_flags):
+    assert parse_sft_config([*good_flags, "--optim", "muon", "--max_norm", "0.5"]).max_norm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--train.batch_sise", "4"], "--train.batch_sise is unknown. Did you mean --train.batch_size?"),
+        (["--trian.batch_size", "4"], "--trian.batch_size is unknown. Did you mean --train.batch_size?"),
+        (["--micro_train_batch_sz", "4"], "Did you mean --micro_train_batch_size?"),
+        (["--qqqq"], "--qqqq is unknown. See --help for all."),
+        (["--train.batch_size", "four"], "--train.batch_size is 'four'; it must be a whole number above 0."),
+        (["--train.batch_size", "0"], "it must be a whole number above 0."),
+        (["--train.batch_size", "1.5"], "it must be a whole number above 0."),
+        (["--train.batch_size"], "--train.batch_size needs a value"),
+        (["--train.batch_size", "4", "5"], "takes one value, but 2 are given"),
+        (["--ckpt.save_steps", "0"], "or -1 for never"),
+        (["--adam.lr", "nan"], "--adam.lr is 'nan'; it must be a number above 0."),
+        (["--adam.lr", "0"], "it must be a number above 0."),
+        (["--adam.betas", "0.9"], "it must be 2 values"),
+        (["--ds.packing_samples", "maybe"], "it must be true or false."),
+        (["--ds.zero_stage", "4"], "it must be one of 0, 1, 2, 3."),
+        (["--ds.param_dtype", "bfloat16"], "one of bf16, fp16, fp32. Did you mean bf16?"),
+        (["--lr_scheduler", "cosine_with_min"], "Did you mean cosine_with_min_lr?"),
+        (["--ckpt.export_shard_size", "5"], "a size with its unit"),
+        (["--train", "3"], "--train is a group of settings, such as train.batch_size."),
+        (["@", "missing.toml"], "The configuration file missing.toml cannot be read"),
+        (["--config"], "--config needs one file"),
+    ],
+)
+def test_a_wrong_flag_is_one_problem_with_its_remedy(good_flags, words, problem):
+    (found,) = problems_of(good_flags + words)
+    assert problem in found
+
+
+def test_a_word_without_a_flag_is_reported():
+    assert "'stray' belongs to no flag" in problems_of(["stray"])[0]
+
+
+def test_all_problems_are_reported_at_once(good_flags):
+    flags = [*good_flags, "--ds.zero_stag", "3", "--train.batch_size", "x", "--ds.ring_attn_size", "2"]
+    found = "\n".join(problems_of([*flags, "--eval.steps", "5", "--eval.dataset", "./gone.jsonl"]))
+    for word in ("--ds.zero_stag ", "'x'", "--ds.packing_samples", "does not divide", "./gone.jsonl"):
+        assert word in found
+
+
+def test_a_problem_that_only_follows_from_another_is_left_out(good_flags):
+    flags = ["--modle.model_name_or_path", "./model", *good_flags[2:]]
+    assert problems_of(flags) == [
+        "--modle.model_name_or_path is unknown. Did you mean --model.model_name_or_path?"
+    ]
+
+
+def test_the_number_of_ranks_comes_from_the_environment(good_flags, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    (found,) = problems_of([*good_flags, "--train.batch_size", "3"])
+    assert "below the 4 ranks" in found
+
+
+def test_help_shows_every_flag_and_ends_with_zero(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        parse_sft_config(["--train.batch_size", "x", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert [name for name in settings() if f"--{name} " not in shown] == []
+
+
+def test_a_key_is_taken_with_a_warning_and_shown_nowhere(good_flags, capsys):
+    config = parse_sft_config([*good_flags, "--logger.wandb.key", "s3cret"])
+    assert config.logger.wandb.key == "s3cret"
+    assert "WANDB_API_KEY" in capsys.readouterr().err
+    assert "s3cret" not in repr(config)
+
+
+def test_a_key_stands_in_no_error(good_flags):
+    flags = [*good_flags, "--logger.wandb.key", "s3cret", "more", "--wandb.kye", "s3cret"]
+    assert "s3cret" not in "\n".join(problems_of(flags))
+
+
+def test_the_room_loads_neither_torch_nor_transformers():
+    code = "import sys, openrlhf.config; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,34 @@
+"""The actor inside DeepSpeed's engine: ZeRO-3, which takes weights away between modules, changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.tiny_models import tiny_model
+from tests.models import zero3_cases
+from tests.models.batches import assert_close
+
+pytest.importorskip("deepspeed")
+
+CASES = {
+    "tied weights": dict(kind="qwen3"),
+    "soft-capped logits, checkpointing": dict(kind="gemma2", checkpointing=True),
+    "a rank without targets": dict(kind="llama", only_rank_0_has_targets=True),
+    "experts, auxiliary loss": dict(kind="mixtral", with_aux_loss=True),
+    "experts, auxiliary loss, checkpointing": dict(kind="qwen3_moe", with_aux_loss=True, checkpointing=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_zero3_equals_zero1(two_ranks, case):
+    expected_losses, expected_norms = two_ranks.run(zero3_cases.train, "", stage=1, steps=3, **case)[0]
+    losses, norms = two_ranks.run(zero3_cases.train, "", stage=3, steps=3, **case)[0]
+    assert_close(losses, expected_losses, 1e-6, "loss")
+    assert_close(norms, expected_norms, 1e-5, "gradient norm")
+
+
+def test_a_model_loaded_in_shards_equals_one_in_memory(two_ranks, tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    expected, _ = two_ranks.run(zero3_cases.train, "", kind="qwen3", stage=1, steps=2)[0]
+    losses, _ = two_ranks.run(zero3_cases.train, str(tmp_path), kind="qwen3", stage=3, steps=2)[0]
+    assert_close(losses, expected, 1e-6, "loss")

@@ -1,0 +1,81 @@
+"""What the ranks run for tests/models/test_zero3.py."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import torch
+import torch.distributed as dist
+
+from openrlhf.models import Actor, expert_leaf_modules, weighted_nll_sum
+from tests.helpers.tiny_models import tiny_model
+from tests.models.batches import make_samples
+
+LENGTHS = (6, 9)
+
+
+def engine_config(stage: int) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+    }
+
+
+def train(
+    source: str,
+    kind: str,
+    stage: int,
+    steps: int,
+    checkpointing: bool = False,
+    with_aux_loss: bool = False,
+    only_rank_0_has_targets: bool = False,
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of some steps of plain SGD; each rank has a sample of its own.
+
+    Args:
+        source: a saved model's folder, which ZeRO-3 then loads in shards; "" for the tiny model in memory.
+    """
+    import deepspeed
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    config = engine_config(stage)
+    actor = Actor(source or tiny_model(kind), param_dtype="fp32", ds_config=config if source else None)
+    if checkpointing:
+        actor.gradient_checkpointing_enable()
+        actor.train()
+    if stage == 3 and with_aux_loss:
+        deepspeed.utils.set_z3_leaf_modules(actor.model, expert_leaf_modules(actor.model))
+    optimizer = torch.optim.SGD(actor.parameters(), lr=0.05)
+    engine, *_ = deepspeed.initialize(model=actor.trainable_module, optimizer=optimizer, config=config)
+    actor.attach_engine(engine)
+    losses, norms = [], []
+    for _ in range(steps):
+        loss = _loss(actor, with_aux_loss, only_rank_0_has_targets)
+        engine.backward(loss * dist.get_world_size())
+        losses.append(_sum_over_ranks(loss))
+        engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+    engine.destroy()
+    return losses, norms
+
+
+def _loss(actor: Actor, with_aux_loss: bool, only_rank_0_has_targets: bool) -> torch.Tensor:
+    rank = dist.get_rank()
+    inputs = make_samples((LENGTHS[rank],), seed=rank).packed()
+    del inputs["cu_seqlens"], inputs["max_seqlen"]
+    if only_rank_0_has_targets and rank > 0:
+        inputs["target_index"], inputs["target_ids"] = inputs["target_index"][:0], inputs["target_ids"][:0]
+    group = dist.group.WORLD if with_aux_loss else None
+    scores = actor.score_targets(**inputs, with_aux_loss=with_aux_loss, router_group=group)
+    loss = weighted_nll_sum(scores.log_probs, torch.full_like(scores.log_probs, 0.1))
+    return loss if scores.aux_loss is None else loss + 0.5 * scores.aux_loss
+
+
+def _sum_over_ranks(value: torch.Tensor) -> float:
+    total = value.detach().double()
+    dist.all_reduce(total)
+    return total.item()

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# All that must pass: ruff, the type checker, pytest; in an environment of its own. Needs python3 alone.
+#   bash tests/run_all.sh [arguments of pytest]
+#   TEST_VENV=folder   the environment, made if it is not there (default: .venv-tests)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${TEST_VENV:-.venv-tests}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+pick_python() {
+    local candidate
+    for candidate in python3.11 python3.12 python3.13 python3 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "Python 3.10 or later is needed, 3.11 is best." >&2
+    return 1
+}
+
+# Takes what the system lacks from Debian's or Ubuntu's packages where that is allowed, and goes on without it.
+apt_install() {
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"; } >/dev/null 2>&1 ||
+            echo "could not install: $*" >&2
+    fi
+}
+
+make_environment() {
+    local python
+    python=$(pick_python)
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" 2>/dev/null || {
+        apt_install python3-venv
+        "$python" -m venv --clear "$venv"
+    }
+    # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+}
+
+command -v g++ >/dev/null || apt_install build-essential
+command -v chromium >/dev/null || apt_install chromium
+make_environment
+
+export PATH="$(cd "$venv" && pwd)/bin:$PATH"
+# No warm caches: extensions are compiled and data are prepared anew.
+export TORCH_EXTENSIONS_DIR="$scratch/extensions" HF_HOME="$scratch/huggingface" TRITON_CACHE_DIR="$scratch/triton"
+export OMP_NUM_THREADS=1
+
+failed=0
+ruff check . || failed=1
+ruff format --check --quiet . || { echo "ruff format: some files are not formatted" && failed=1; }
+mypy || failed=1
+python -m pytest "$@" || failed=1
+exit "$failed"

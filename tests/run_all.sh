@@ -21,6 +21,8 @@ pick_python() {
     return 1
 }
 
+has_headers() { "$venv/bin/python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null; }
+
 # Takes what the system lacks from Debian's or Ubuntu's packages where that is allowed, and goes on without it.
 apt_install() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -44,6 +46,7 @@ make_environment() {
 command -v g++ >/dev/null || apt_install build-essential
 command -v chromium >/dev/null || apt_install chromium
 make_environment
+has_headers || apt_install python3-dev # DeepSpeed compiles its operators on first use
 
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 # No warm caches: extensions are compiled and data are prepared anew.

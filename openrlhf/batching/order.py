@@ -22,7 +22,7 @@ def epoch_order(places: np.ndarray, num_rows: int, seed: int, epoch: int, shuffl
     places = np.asarray(places, dtype=np.uint64)
     if not shuffle or num_rows < 2:
         return places.astype(np.int64)
-    return permute(places, num_rows, key=_mix(np.uint64(seed % 2**64) * _GOLDEN + _mix(np.uint64(epoch)))[()])
+    return permute(places, num_rows, _key(seed, epoch))
 
 
 def permute(values: np.ndarray, num_values: int, key: np.uint64) -> np.ndarray:
@@ -34,6 +34,10 @@ def permute(values: np.ndarray, num_values: int, key: np.uint64) -> np.ndarray:
         images[outside] = _feistel(images[outside], half_bits, key)
         outside = images >= num_values
     return images.astype(np.int64)
+
+
+def _key(seed: int, epoch: int) -> np.uint64:
+    return np.uint64(_mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(epoch)))
 
 
 def _feistel(values: np.ndarray, half_bits: np.uint64, key: np.uint64) -> np.ndarray:

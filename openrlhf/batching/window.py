@@ -20,6 +20,7 @@ class WindowCounts:
     num_tokens_global: int
     num_target_tokens_global: int
     target_weight_sum_global: float  # the one divisor of the loss
+    num_tokens_of_micro_step_global: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,24 @@ class StepWindow:
     epoch: int
     micro_batches: list[MicroBatch]  # as many on every rank
 
-    def count(self, groups: ProcessGroups) -> WindowCounts:
-        """The counts over all ranks: one small reduction over the ranks that read different data (on the CPU)."""
-        sums = sum_over(self._local_sums(reads=groups.sequence_rank == 0 and groups.tensor_rank == 0), groups.control)
-        samples, tokens, targets, weight = sums.tolist()
-        return WindowCounts(int(samples), int(tokens), int(targets), weight)
+    @property
+    def sample_names(self) -> list[str]:
+        return [name for micro_batch in self.micro_batches for name in micro_batch.sample_names]
 
-    def _local_sums(self, reads: bool) -> Tensor:
-        """Zeros unless this rank `reads`: the ranks of a ring hold the same samples, which count once."""
+    def count(self, groups: ProcessGroups) -> WindowCounts:
+        """The counts over all ranks: one small reduction, on the CPU."""
+        sums = self._local_sums()
+        if groups.sequence_rank or groups.tensor_rank:
+            sums.zero_()  # the ranks of a ring, and of a tensor-parallel group, hold the same samples, which count once
+        samples, targets, weight, *tokens = sum_over(sums, groups.control).tolist()
+        tokens_of_micro_step = tuple(int(number) for number in tokens)
+        return WindowCounts(int(samples), sum(tokens_of_micro_step), int(targets), weight, tokens_of_micro_step)
+
+    def _local_sums(self) -> Tensor:
         sums = [
-            sum(len(one.sample_names) for one in self.micro_batches),
-            sum(one.num_tokens for one in self.micro_batches),
+            len(self.sample_names),
             sum(one.num_target_tokens for one in self.micro_batches),
             sum(one.target_weight_sum for one in self.micro_batches),
+            *(one.num_tokens for one in self.micro_batches),
         ]
-        return torch.tensor(sums, dtype=torch.float64) * reads
+        return torch.tensor(sums, dtype=torch.float64)

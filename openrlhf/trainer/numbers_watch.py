@@ -1,0 +1,54 @@
+"""Steps whose numbers went wrong: every one is reported, and the run stops after several in a row."""
+
+from __future__ import annotations
+
+from openrlhf.trainer.window_step import StepResult
+
+MAX_SAMPLES_SHOWN = 8
+
+
+class NumbersWentWrong(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class NumbersWatch:
+    """Counts non-finite steps in a row.
+
+    Args:
+        max_in_a_row: raise NumbersWentWrong after that many.
+        ignores_overflow: fp16 lowers its loss scale on an overflowing gradient; only its loss then counts.
+    """
+
+    def __init__(self, max_in_a_row: int, ignores_overflow: bool):
+        self._max_in_a_row = max_in_a_row
+        self._ignores_overflow = ignores_overflow
+        self._num_in_a_row = 0
+
+    def look_at(self, result: StepResult, optimizer_step: int) -> str | None:
+        """What to tell people about this step, if anything.
+
+        Raises NumbersWentWrong with the last good step.
+        """
+        if result.is_finite or (self._ignores_overflow and not result.suspects):
+            self._num_in_a_row = 0
+        else:
+            self._num_in_a_row += 1
+        if result.outcome.is_applied and result.is_finite:
+            return None
+        message = _in_words(result, optimizer_step)
+        if self._num_in_a_row >= self._max_in_a_row:
+            raise NumbersWentWrong(
+                f"{message}\nThat is {self._num_in_a_row} steps in a row (--train.max_nonfinite_steps_in_a_row): the run "
+                f"stops. The last good weights are those of step {optimizer_step - self._num_in_a_row}. Look at the "
+                "samples named above, or lower the learning rate."
+            )
+        return message
+
+
+def _in_words(result: StepResult, optimizer_step: int) -> str:
+    what = f"step {optimizer_step}: loss {result.loss:.4g}, gradient norm {result.outcome.grad_norm:.4g}"
+    done = "applied" if result.outcome.is_applied else f"skipped on all ranks ({result.outcome.reason})"
+    suspects = result.suspects[:MAX_SAMPLES_SHOWN]
+    more = len(result.suspects) - len(suspects)
+    lines = [f"{what}; {done}.", *(f"  loss not finite on {line}" for line in suspects)]
+    return "\n".join([*lines, f"  and {more} more micro-batches"] if more else lines)

@@ -1,0 +1,56 @@
+"""Joining the ranks: DeepSpeed's launcher, torchrun, SLURM's srun through either, or one plain process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+
+
+def join_ranks(timeout: timedelta) -> torch.device:
+    """Initialises torch.distributed (nccl where there is a GPU, else gloo) and returns this rank's device.
+
+    Args:
+        timeout: how long a rank waits inside a collective before the run ends.
+    """
+    _stand_alone_if_not_launched()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _share_cores_among_ranks()
+    import deepspeed
+
+    device = _device()
+    deepspeed.init_distributed(timeout=timeout, verbose=False)
+    return device
+
+
+def _stand_alone_if_not_launched() -> None:
+    """`python -m …` without a launcher is a run of one rank."""
+    if "RANK" in os.environ:
+        return
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def _share_cores_among_ranks() -> None:
+    """Without this every rank would start a thread for every core of the machine, and all would wait for each other."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_ranks))
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,174 @@
+"""The exported model: opened by plain transformers it is the trained one, and nothing half-written looks like it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openrlhf.checkpoint import fault_points
+from openrlhf.checkpoint.export import export_model, is_exported
+from openrlhf.checkpoint.generation_settings import end_token_ids
+from openrlhf.errors import UserError
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+
+
+def _logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(12).reshape(2, 6)).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral", "qwen3_moe", "gpt2", "gemma2"])
+def test_opened_again_it_computes_the_same(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(kind)
+    export_model(model, tiny_tokenizer(), tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(_logits(again), _logits(model))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mixtral"])
+def test_files_are_those_that_transformers_itself_would_write(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(kind, dtype=torch.bfloat16)
+    export_model(model, None, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    ours, theirs = _tensors(tmp_path / "ours"), _tensors(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype, name
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    export_model(tiny_model("qwen3"), None, tmp_path)
+    assert "lm_head.weight" not in _tensors(tmp_path)
+
+
+def test_shards_stay_below_their_limit_and_open(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    export_model(model, None, tmp_path, max_shard_bytes=200_000)
+    shards = list(tmp_path.glob("model-*-of-*.safetensors"))
+    largest_tensor_bytes = max(p.numel() * 4 for p in model.parameters())
+    assert len(shards) > 1
+    assert all(path.stat().st_size < max(200_000, largest_tensor_bytes) + 20_000 for path in shards)
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(model))
+
+
+def test_configuration_uses_the_cache_and_says_the_dtype(tmp_path: Path) -> None:
+    model = tiny_model("qwen3", dtype=torch.bfloat16)
+    model.config.use_cache = False
+    export_model(model, None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["use_cache"], config["dtype"]) == (True, "bfloat16")
+    assert model.config.use_cache is False, "the model in training was changed"
+
+
+def test_generation_stops_at_the_end_token_and_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(chat_template=CHATML)
+    export_model(tiny_model("qwen3"), tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    assert tokenizer.convert_ids_to_tokens(settings["eos_token_id"]) == ["<|endoftext|>", "<|im_end|>"]
+    assert settings["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_one_end_token_is_a_number() -> None:
+    tokenizer = tiny_tokenizer()
+    assert end_token_ids(tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_tokenizer_opens_with_its_template(tmp_path: Path) -> None:
+    export_model(tiny_model("qwen3"), tiny_tokenizer(chat_template=CHATML), tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == CHATML
+
+
+def test_other_files_stay_and_old_weights_go(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    export_model(tiny_model("llama"), None, tmp_path, max_shard_bytes=200_000)
+    export_model(tiny_model("qwen3"), None, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.safetensors"]
+    assert not (tmp_path / ".writing-export").exists()
+
+
+def test_an_adapter_is_saved_alone_and_opens_on_its_base(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = tiny_model("llama")
+    export_model(base, None, tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    export_model(model, tiny_tokenizer(), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.equal(_logits(again.eval()), _logits(model.eval()))
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")), _logits(model))
+    assert not list((tmp_path / "adapter").glob("model*.safetensors"))
+
+
+def test_a_weight_without_elements_is_an_error(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.model.norm.weight = torch.nn.Parameter(torch.empty(0))
+    with pytest.raises(UserError, match=r"model\.norm\.weight has no elements"):
+        export_model(model, None, tmp_path)
+    assert not is_exported(tmp_path)
+
+
+def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openrlhf.checkpoint.shards as shards
+
+    def write_and_flip(path: Path, *args: object, **kwargs: object) -> object:
+        record = write_tensors(path, *args, **kwargs)  # type: ignore[arg-type]
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        return record
+
+    write_tensors = shards.write_tensors
+    monkeypatch.setattr(shards, "write_tensors", write_and_flip)
+    with pytest.raises(UserError, match="does not have the bytes that were written"):
+        export_model(tiny_model("llama"), None, tmp_path)
+    assert not is_exported(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tiny_model("llama", seed=1)
+    export_model(old, None, tmp_path)
+    monkeypatch.setenv(fault_points.ENVIRONMENT_VARIABLE, "export.half_of_shard_written:1:disk_full")
+    monkeypatch.setattr(fault_points, "_times_passed", fault_points.Counter())
+    with pytest.raises(UserError, match="No space left"):
+        export_model(tiny_model("llama", seed=2), None, tmp_path)
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(old))
+
+
+@pytest.mark.parametrize("point", fault_points.EXPORT_POINTS)
+def test_killed_at_any_point_the_folder_holds_a_whole_model_or_none(point: str, tmp_path: Path) -> None:
+    old, new = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+    export_model(old, None, tmp_path)
+    child = os.fork()
+    if child == 0:
+        os.environ[fault_points.ENVIRONMENT_VARIABLE] = point
+        fault_points._times_passed.clear()
+        export_model(new, None, tmp_path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{point} was not reached"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    if is_exported(tmp_path):
+        logits = _logits(AutoModelForCausalLM.from_pretrained(tmp_path))
+        assert torch.equal(logits, _logits(old)) or torch.equal(logits, _logits(new))
+    export_model(new, None, tmp_path)
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(new))
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors.update({name: file.get_tensor(name) for name in list(file.keys())})
+    return tensors

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models.adapters import add_lora
 from openrlhf.models.attention import check_packable, choose_attention
-from openrlhf.models.attention.ring_plan import Ring
+from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.head_probe import probe_head
 from openrlhf.models.liger import apply_liger_kernels
 from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
@@ -132,6 +132,11 @@ class Actor(nn.Module):
         object.__setattr__(self, "_engine", engine)  # nn.Module would make the engine, and so itself, a child
 
     @property
+    def engine(self) -> Any:
+        """What `attach_engine` was given; None before."""
+        return self._engine
+
+    @property
     def is_mixture_of_experts(self) -> bool:
         return num_experts_per_token(self.config) is not None
 
@@ -200,13 +205,18 @@ class Actor(nn.Module):
             )
         if is_real_token is None and attention_mask is not None:
             is_real_token = attention_mask.flatten().bool()
+        if (
+            input_ids.numel() == 0
+        ):  # a rank whose share of a short pack is empty computes one token that counts nowhere
+            input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
+            is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
         log_probs, aux_loss = self._run(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=attention_mask,
             target_index=target_index,
             target_ids=target_ids,
-            attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group),
+            attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group, input_ids.device),
             with_aux_loss=with_aux_loss,
             is_real_token=is_real_token,
             router_group=router_group,
@@ -217,13 +227,17 @@ class Actor(nn.Module):
         return self.scorer(**inputs) if self._engine is None else self._engine(**inputs)
 
     def _attention_kwargs(
-        self, cu_seqlens: Tensor | None, max_seqlen: int | None, sequence_group: ProcessGroup | None
+        self,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        sequence_group: ProcessGroup | None,
+        device: torch.device,
     ) -> dict[str, Any]:
         """The names that transformers' flash kernels and ours read the samples' borders from."""
         if cu_seqlens is None:
             return {}
         if sequence_group is not None:
-            return {"ring": Ring(sequence_group, tuple(cu_seqlens.tolist()), self._ring_head_stride)}
+            return {"ring": make_ring(sequence_group, cu_seqlens, self._ring_head_stride, device)}
         return dict(
             cu_seq_lens_q=cu_seqlens,
             cu_seq_lens_k=cu_seqlens,

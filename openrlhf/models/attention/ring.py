@@ -1,12 +1,193 @@
-"""Attention shared by the ranks of a ring. (Placeholder being written)"""
+"""Ring attention: each rank holds a share of the pack; keys and values go round, queries stay.
+
+Forward: while a block of keys and values is computed with, it is sent on and the next one received; block outputs are
+merged by their log-sum-exp in float32. Backward: keys and values go round once more, and with them the sums of their
+gradients, which are home after the last step. Nothing but one rank's share is ever held, twice while it is exchanged.
+
+Registered in transformers under `NAME`; the layers find the plan in the keyword `ring` (ring_plan.py).
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from openrlhf.errors import UserError
+from openrlhf.models.attention.options import AttentionOptions
 from openrlhf.models.attention.per_sample import per_sample_attention
+from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
+from openrlhf.models.attention.ring_plan import Block, Ring
 
 NAME = "ring"
 
 
-def ring_attention(module: nn.Module, *args: Any, **kwargs: Any):
-    return per_sample_attention(module, *args, **kwargs)
+def ring_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    ring: Ring | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (1, A, T, D), key and value (1, K, T, D) → (1, T, A, D).
+
+    T is this rank's share of the pack. Rows beyond it, where a rank has none, see nothing and give zeros. Without
+    `ring`, the inputs are whole, and computed here alone.
+    """
+    options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
+    if ring is None:
+        own = dict(
+            dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux
+        )
+        return per_sample_attention(module, query, key, value, attention_mask, **own, **kwargs)
+    if dropout > 0:
+        raise UserError("Ring attention has no attention dropout: set the model's attention_dropout to 0.")
+    assert query.shape[0] == 1, "a pack is one row"
+    if sliding_window is not None and sliding_window >= ring.longest_sample:
+        options = replace(options, window=None)
+    value_size = value.shape[-1]
+    value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
+    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+    return _attend_by_head_groups(*rows, options, ring)[None, ..., :value_size], None
+
+
+def _attend_by_head_groups(
+    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, ring: Ring
+) -> Tensor:
+    """(T, A, D): `head_stride` key heads and their query heads at a time, so that less memory is in exchange."""
+    num_key_heads = key.shape[1]
+    stride = ring.head_stride or num_key_heads
+    groups = query.shape[1] // num_key_heads
+    outputs = []
+    for first in range(0, num_key_heads, stride):
+        keys = slice(first, first + stride)
+        queries = slice(first * groups, (first + stride) * groups)
+        sinks = None if options.sinks is None else options.sinks[queries]
+        outputs.append(
+            _RingAttention.apply(query[:, queries], key[:, keys], value[:, keys], sinks, options, ring)
+        )
+    return torch.cat(outputs, dim=1)
+
+
+class _RingAttention(torch.autograd.Function):
+    """query (T, A, D), key and value (T, K, D), sinks (A,) or None → (T, A, D)"""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        options: AttentionOptions,
+        ring: Ring,
+    ) -> Tensor:
+        kernel = choose_kernel(query, options)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        output = torch.zeros_like(query, dtype=dtype)
+        # A sink is a place that takes weight and gives nothing: the log-sum-exp to begin with.
+        log_sum_exp = query.new_full(query.shape[:2], -torch.inf, dtype=dtype)
+        if sinks is not None:
+            log_sum_exp = sinks.to(dtype).expand_as(log_sum_exp).clone()
+        carried = torch.stack([key, value])[:, : ring.num_tokens[ring.rank]]
+        for step in range(ring.size):
+            source = (ring.rank - step) % ring.size
+            exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
+            block = ring.blocks[source]
+            if block.queries.lengths:
+                keys, values = carried[:, block.keys.index]
+                part = kernel.forward(query[block.queries.index], keys, values, block, options)
+                _merge(output, log_sum_exp, block, *part)
+            if exchange is not None:
+                carried = exchange.wait()
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, key, value, sinks, output, log_sum_exp)
+        ctx.options, ctx.ring = options, ring
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        query, key, value, sinks, output, log_sum_exp = ctx.saved_tensors
+        options, ring = ctx.options, ctx.ring
+        kernel = choose_kernel(query, options)
+        grad_query = torch.zeros_like(query, dtype=log_sum_exp.dtype)
+        carried = torch.stack([key, value])[:, : ring.num_tokens[ring.rank]]
+        arriving = None  # the sum of the gradients of `carried` so far, on its way here
+        for step in range(ring.size):
+            source = (ring.rank - step) % ring.size
+            exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
+            block = ring.blocks[source]
+            grad_carried = torch.zeros_like(carried, dtype=log_sum_exp.dtype)
+            if block.queries.lengths:
+                rows = block.queries.index
+                keys, values = carried[:, block.keys.index]
+                saved = SavedRows(grad[rows], query[rows], keys, values, output[rows], log_sum_exp[rows])
+                dq, dk, dv = kernel.backward(saved, block, options)
+                grad_query[rows] += dq
+                grad_carried[0, block.keys.index] = dk.to(grad_carried.dtype)
+                grad_carried[1, block.keys.index] = dv.to(grad_carried.dtype)
+            if arriving is not None:
+                grad_carried += arriving.wait()
+            arriving = _Exchange(ring, grad_carried, source)
+            if exchange is not None:
+                carried = exchange.wait()
+        grad_key, grad_value = (_with_rows(part, key) for part in arriving.wait())
+        grad_sinks = _grad_sinks(sinks, grad, output, log_sum_exp) if ctx.needs_input_grad[3] else None
+        return grad_query.to(query.dtype), grad_key, grad_value, grad_sinks, None, None
+
+
+class _Exchange:
+    """Sends a tensor (2, tokens, heads, D) to the next rank while the previous one's is received."""
+
+    def __init__(self, ring: Ring, tensor: Tensor, source: int):
+        """Args: source: the rank whose tokens `tensor` is about; the tensor received is about the rank before it."""
+        self._sent = tensor.contiguous()  # kept alive until it is sent
+        num_arriving = ring.num_tokens[(source - 1) % ring.size]
+        self._received = tensor.new_empty(tensor.shape[0], num_arriving, *tensor.shape[2:])
+        operations = []
+        if self._sent.numel():
+            operations.append(dist.P2POp(dist.isend, self._sent, ring.next_rank, ring.group))
+        if self._received.numel():
+            operations.append(dist.P2POp(dist.irecv, self._received, ring.previous_rank, ring.group))
+        self._works = dist.batch_isend_irecv(operations) if operations else []
+
+    def wait(self) -> Tensor:
+        for work in self._works:
+            work.wait()
+        return self._received
+
+
+def _merge(output: Tensor, log_sum_exp: Tensor, block: Block, part: Tensor, part_log_sum_exp: Tensor) -> None:
+    """Takes a block's output into the running one, in place: the weighted mean by the sums of exponentials."""
+    rows = block.queries.index
+    before, part_log_sum_exp = log_sum_exp[rows], part_log_sum_exp.to(log_sum_exp.dtype)
+    after = torch.logaddexp(before, part_log_sum_exp)
+    kept, added = (before - after).exp()[..., None], (part_log_sum_exp - after).exp()[..., None]
+    output[rows] = output[rows] * kept + part.to(output.dtype) * added
+    log_sum_exp[rows] = after
+
+
+def _with_rows(grad: Tensor, like: Tensor) -> Tensor:
+    """The gradient with zeros for the rows beyond the rank's share, in the dtype of `like`."""
+    full = torch.zeros_like(like)
+    full[: grad.shape[0]] = grad
+    return full
+
+
+def _grad_sinks(sinks: Tensor, grad: Tensor, output: Tensor, log_sum_exp: Tensor) -> Tensor:
+    """(A,): a sink's weight in each row, times what that row loses by it."""
+    weight = (sinks.to(log_sum_exp.dtype) - log_sum_exp).exp()
+    loss = (grad.to(log_sum_exp.dtype) * output.to(log_sum_exp.dtype)).sum(-1)
+    return -(weight * loss).sum(0).to(sinks.dtype)

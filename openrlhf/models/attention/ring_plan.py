@@ -1,10 +1,41 @@
-"""Which ranks share a pack, and where its samples end."""
+"""Who attends to whom when a pack is shared by a ring: worked out once a micro-batch, used by every layer.
+
+Each rank holds an early and a late chunk of every sample (parallel/sequence_shares.py). The keys and values of all
+ranks come by in turn; what this rank's queries may see of those of rank `source` is one of three plain cases:
+
+    source == rank   everything, causally
+    source <  rank   its early chunk only, all of it: it lies before both of ours, and its late chunk after both
+    source >  rank   both its chunks, from our late chunk only: both lie before it, and after our early one
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from openrlhf.parallel.sequence_shares import Span, sample_share
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of a rank's tokens: of each sample of a block, the same chunk or chunks."""
+
+    index: Tensor  # (rows,) where they stand among the rank's tokens
+    lengths: tuple[int, ...]  # how many of each sample; none is 0
+    positions: Tensor  # (rows,) where they stand in their samples
+
+
+@dataclass(frozen=True)
+class Block:
+    """The queries of this rank and the keys of one rank that they see; without a mask, or causally (equal rows)."""
+
+    queries: Rows
+    keys: Rows
+    is_causal: bool
 
 
 @dataclass(frozen=True)
@@ -12,5 +43,76 @@ class Ring:
     """Handed to the attention of every layer as the keyword `ring`."""
 
     group: ProcessGroup
-    borders: tuple[int, ...]  # of the samples in the whole pack, 0 first
+    rank: int
+    size: int
+    num_tokens: tuple[int, ...]  # that each rank holds
+    blocks: tuple[Block, ...]  # by source rank
+    longest_sample: int
     head_stride: int  # key heads that travel at a time; 0: all
+
+    @property
+    def next_rank(self) -> int:
+        return dist.get_global_rank(self.group, (self.rank + 1) % self.size)
+
+    @property
+    def previous_rank(self) -> int:
+        return dist.get_global_rank(self.group, (self.rank - 1) % self.size)
+
+
+def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device: torch.device) -> Ring:
+    """The plan of this rank.
+
+    Args:
+        cu_seqlens: (num_samples + 1,) borders of the samples of the whole pack.
+        device: where the layers compute.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    lengths = cu_seqlens.diff().tolist()
+    shares = [[sample_share(length, holder, size) for length in lengths] for holder in range(size)]
+    return Ring(
+        group=group,
+        rank=rank,
+        size=size,
+        num_tokens=tuple(sum(_size(span) for spans in share for span in spans) for share in shares),
+        blocks=tuple(_block(shares, rank, source, device) for source in range(size)),
+        longest_sample=max(lengths),
+        head_stride=head_stride,
+    )
+
+
+def _block(shares: list[list[tuple[Span, Span]]], rank: int, source: int, device: torch.device) -> Block:
+    query_chunks = (1,) if source > rank else (0, 1)
+    key_chunks = (0,) if source < rank else (0, 1)
+    pairs = list(zip(shares[rank], shares[source], strict=True))
+    is_seen = [_any(query, query_chunks) and _any(key, key_chunks) for query, key in pairs]
+    return Block(
+        queries=_rows(shares[rank], query_chunks, is_seen, device),
+        keys=_rows(shares[source], key_chunks, is_seen, device),
+        is_causal=source == rank,
+    )
+
+
+def _rows(
+    share: list[tuple[Span, Span]], chunks: tuple[int, ...], is_chosen: list[bool], device: torch.device
+) -> Rows:
+    index, positions, lengths = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], []
+    place = 0
+    for spans, chosen in zip(share, is_chosen, strict=True):
+        length = 0
+        for chunk, span in enumerate(spans):
+            if chosen and chunk in chunks:
+                index.append(torch.arange(place, place + _size(span)))
+                positions.append(torch.arange(*span))
+                length += _size(span)
+            place += _size(span)
+        if chosen:
+            lengths.append(length)
+    return Rows(torch.cat(index).to(device), tuple(lengths), torch.cat(positions).to(device))
+
+
+def _any(spans: tuple[Span, Span], chunks: tuple[int, ...]) -> bool:
+    return any(_size(spans[chunk]) > 0 for chunk in chunks)
+
+
+def _size(span: Span) -> int:
+    return span[1] - span[0]

@@ -1,0 +1,185 @@
+"""The folder of prepared data: who makes it, how others wait for it, and that a half-made one is never seen.
+
+A prepared data set lies in `<cache>/<key>/`. Whoever takes the lock file `<key>.lock` first makes it, aside, and puts
+it in place by one rename. Others poll the disk until the folder is there; they wait in no collective, so no rank times
+out while another tokenizes, and ranks that share no disk simply each make their own. A lock whose maker died (its
+process is gone, or the file has not been touched for a minute) is taken over. A maker that fails leaves its message,
+so that everyone who waited fails with it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from openrlhf.errors import UserError
+
+POLL_SECONDS = 0.2
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+
+
+def default_cache_dir() -> Path:
+    """`$OPENRLHF_CACHE`, else `openrlhf` in the user's cache folder."""
+    if "OPENRLHF_CACHE" in os.environ:
+        return Path(os.environ["OPENRLHF_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "openrlhf" / "datasets"
+
+
+def open_cache_dir(cache_dir: str | Path | None) -> Path:
+    """The cache folder, made if need be; raises UserError if it cannot be written."""
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} cannot be written ({error.strerror}): choose one by --data.cache_dir."
+        ) from error
+    return folder
+
+
+def prepared_folder(
+    cache_dir: Path, key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]
+) -> tuple[Path, bool]:
+    """The folder of `key`, and whether it was made now (by this process).
+
+    Args:
+        make: fills an empty folder; may raise UserError, which every waiting process raises too.
+        is_whole: whether a folder holds all that `make` writes; one that is not is made anew.
+    """
+    folder, waiting = cache_dir / key, _Wait(cache_dir / f"{key}.lock", cache_dir / f"{key}.failed")
+    while True:
+        if folder.is_dir() and is_whole(folder):
+            return folder, False
+        if _take_lock(waiting.lock):
+            with _held(waiting.lock):
+                if folder.is_dir() and is_whole(folder):
+                    return folder, False
+                _make_aside(folder, make, waiting.failure)
+                return folder, True
+        waiting.once()
+
+
+def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> None:
+    """Makes the folder under another name and puts it in place when it is whole."""
+    failure.unlink(missing_ok=True)
+    aside = folder.with_name(f"{folder.name}.making-{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        make(aside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except UserError as error:
+        _write_durably(failure, json.dumps(error.problems))
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Wait:
+    """One process's wait for another's work."""
+
+    def __init__(self, lock: Path, failure: Path):
+        self.lock, self.failure = lock, failure
+        self._seen: tuple[int, int] | None = None
+        self._seen_since = time.monotonic()
+        self._first_failure = _modified_ns(failure)
+
+    def once(self) -> None:
+        """Sleeps a moment; raises the maker's UserError if it failed meanwhile; removes a dead maker's lock."""
+        time.sleep(POLL_SECONDS)
+        failed = _modified_ns(self.failure)
+        if failed is not None and failed != self._first_failure:
+            raise UserError(*json.loads(self.failure.read_text(encoding="utf-8")))
+        if self._is_stale():
+            with contextlib.suppress(FileNotFoundError):
+                self.lock.rename(self.lock.with_name(f"{self.lock.name}.stale-{uuid.uuid4().hex[:8]}"))
+            _remove_stale(self.lock)
+
+    def _is_stale(self) -> bool:
+        """Judged by what this process saw change, never by comparing two machines' clocks."""
+        try:
+            stat = self.lock.stat()
+            owner = self.lock.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        if (stat.st_mtime_ns, stat.st_ino) != self._seen:
+            self._seen, self._seen_since = (stat.st_mtime_ns, stat.st_ino), time.monotonic()
+        return _owner_is_gone(owner) or time.monotonic() - self._seen_since > STALE_SECONDS
+
+
+def _take_lock(lock: Path) -> bool:
+    """Makes the lock file, whole at once; False if there is one."""
+    mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+    mine.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+    try:
+        os.link(mine, lock)
+    except FileExistsError:
+        return False
+    finally:
+        mine.unlink()
+    return True
+
+
+@contextlib.contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """Keeps touching the lock so that others see its maker live; removes it at the end."""
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(lock)
+
+    heart = threading.Thread(target=touch, daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        done.set()
+        heart.join()
+        lock.unlink(missing_ok=True)
+
+
+def _owner_is_gone(owner: str) -> bool:
+    """Whether the lock's process ran on this machine and is dead."""
+    host, _, pid = owner.rpartition(" ")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _remove_stale(lock: Path) -> None:
+    for stale in lock.parent.glob(f"{lock.name}.stale-*"):
+        stale.unlink(missing_ok=True)
+
+
+def _modified_ns(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,67 @@
+"""What a prepared data set depends on, as one key: rows, tokenizer, template, settings, and this code's version."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sources import Source
+from openrlhf.datasets.tokenization.chat_template import template_text
+
+CODE_VERSION = 1  # raise it when the same rows and settings would give other ids or masks
+KNOWN_HASHES = "known_files.json"
+
+
+def data_fingerprint(
+    sources: list[Source], tokenizer: Any, settings: DataSettings, selection: dict[str, Any], cache_dir: Path
+) -> str:
+    """The key of prepared data.
+
+    Args:
+        selection: what else decides which rows are taken (probabilities, seed, max_samples).
+        cache_dir: where hashes of files are remembered by size, time and inode, so that a big file is read once.
+    """
+    known = known_hashes(cache_dir)
+    num_known = len(known)
+    tables = [[table.name, table.contenthash_of(known)] for source in sources for table in source.tables]
+    if len(known) > num_known:
+        _write_known(cache_dir, known)
+    settings_values = asdict(settings) | {"tokenizer_chat_template": template_text(tokenizer, settings)}
+    del settings_values["max_bad_rows"]  # decides whether a run stops, never what a sample is
+    return hash_of([CODE_VERSION, tables, tokenizer_fingerprint(tokenizer), settings_values, selection])
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of everything that decides how a tokenizer splits text; its padding does not."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["padding"] = backend["truncation"] = None
+    return hash_of(
+        [backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")]
+    )
+
+
+def hash_of(value: Any) -> str:
+    """Hash of a JSON-like value."""
+    return xxhash.xxh3_128(
+        json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+    ).hexdigest()
+
+
+def known_hashes(cache_dir: Path) -> dict[str, str]:
+    """Hashes of files by their state, as far as they were computed before."""
+    try:
+        return json.loads((cache_dir / KNOWN_HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_known(cache_dir: Path, known: dict[str, str]) -> None:
+    aside = cache_dir / f"{KNOWN_HASHES}.{uuid.uuid4().hex[:8]}"
+    aside.write_text(json.dumps(known, indent=0), encoding="utf-8")
+    aside.replace(cache_dir / KNOWN_HASHES)

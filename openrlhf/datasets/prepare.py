@@ -1,0 +1,270 @@
+"""From sources to prepared samples on disk: find formats, choose rows, encode, write, count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openrlhf.datasets.cache import open_cache_dir, prepared_folder
+from openrlhf.datasets.fingerprint import data_fingerprint
+from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
+from openrlhf.datasets.problems import BadRows
+from openrlhf.datasets.report import DataReport, SourceReport
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sources import Source, open_sources
+from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
+from openrlhf.datasets.sources.tables import Table, first_row
+from openrlhf.datasets.tokenizer import prepare_special_tokens
+from openrlhf.datasets.workers import BlockEncoder, Result, Task, encode_blocks
+from openrlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """Which rows of the sources are taken: all, a mix by weights, and no more than so many."""
+
+    weights: list[Fraction] | None = None
+    seed: int = 42
+    max_samples: int | None = None
+
+    def as_key(self) -> dict[str, Any]:
+        weights = None if self.weights is None else [str(weight) for weight in self.weights]
+        return {"weights": weights, "seed": self.seed if weights else None, "max_samples": self.max_samples}
+
+
+def prepare_from_spec(
+    spec: str,
+    tokenizer: Any,
+    settings: DataSettings,
+    *,
+    split: str = "train",
+    probabilities: str | None = None,
+    seed: int = 42,
+    max_samples: int | None = None,
+    num_processors: int = 8,
+    cache_dir: str | Path | None = None,
+) -> PreparedSamples:
+    """Prepared samples of a data spec (see `sources.open_sources`); from the cache if nothing changed.
+
+    Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
+    """
+    sources = open_sources(spec, split)
+    choice = RowChoice(parse_probabilities(probabilities, len(sources)), seed, max_samples)
+    return prepare_sources(sources, tokenizer, settings, choice, num_processors, cache_dir)
+
+
+def prepare_sources(
+    sources: list[Source],
+    tokenizer: Any,
+    settings: DataSettings,
+    choice: RowChoice = RowChoice(),
+    num_processors: int = 8,
+    cache_dir: str | Path | None = None,
+) -> PreparedSamples:
+    """Prepared samples of opened sources; raises as `prepare_from_spec`."""
+    prepare_special_tokens(tokenizer)
+    folder = open_cache_dir(cache_dir)
+    key = data_fingerprint(sources, tokenizer, settings, choice.as_key(), folder)
+
+    def make(target: Path) -> None:
+        _Preparation(sources, tokenizer, settings, choice, key).run(target, num_processors)
+
+    prepared, _ = prepared_folder(folder, key, make, is_whole)
+    samples = PreparedSamples(prepared)
+    _check_bad_rows_again(samples.report, settings)
+    return samples
+
+
+@dataclass
+class _Preparation:
+    """One pass over the rows."""
+
+    sources: list[Source]
+    tokenizer: Any
+    settings: DataSettings
+    choice: RowChoice
+    key: str
+    report: DataReport = field(default_factory=DataReport)
+
+    def __post_init__(self) -> None:
+        self.tables: list[Table] = [table for source in self.sources for table in source.tables]
+        self.source_of = [number for number, source in enumerate(self.sources) for _ in source.tables]
+        self.report.sources = [SourceReport(source.name) for source in self.sources]
+        self.bad_rows = BadRows(self.settings.max_bad_rows)
+
+    def run(self, folder: Path, num_processors: int) -> None:
+        """Fills the folder."""
+        formats = self._find_formats()
+        encode = BlockEncoder(self.tokenizer, self.settings)
+        writer = SampleWriter(folder)
+        try:
+            for result in encode_blocks(self._tasks(formats), encode, num_processors):
+                self._take(result, writer)
+            self._finish(encode)
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close(self.report, self._meta())
+
+    def _find_formats(self) -> list[str]:
+        """The format of each table; raises UserError of every table that is empty or in no known format."""
+        names, problems = [], []
+        for table, source_number in zip(self.tables, self.source_of, strict=True):
+            try:
+                names.append(self._format_of(table))
+            except UserError as error:
+                problems += error.problems
+                continue
+            report = self.report.sources[source_number]
+            report.formats = sorted({*report.formats, names[-1]})
+        if problems:
+            raise UserError(*problems)
+        self._check_one_format(names)
+        return names
+
+    def _format_of(self, table: Table) -> str:
+        row, number = first_row(table)
+        if row is not None:
+            return find_format(row, self.settings, table.row_name(number)).name
+        self._tell_why_unreadable(table)
+        raise UserError(f"{table.name} is empty: it holds no row.")
+
+    def _tell_why_unreadable(self, table: Table) -> None:
+        """Raises UserError of the bad rows at the table's beginning, if there are rows at all."""
+        bad_rows, num_rows = BadRows(0), 0
+        for block in table.blocks():
+            for number, row in zip(block.numbers, block.rows(), strict=True):
+                num_rows += 1
+                bad_rows.add(table.row_name(number), str(row))
+            bad_rows.check(num_rows)
+        bad_rows.check(num_rows, at_end=True)
+
+    def _check_one_format(self, names: list[str]) -> None:
+        """The files of one source are of one shape."""
+        for number, source in enumerate(self.sources):
+            mine = [index for index, of in enumerate(self.source_of) if of == number]
+            other = next((index for index in mine if names[index] != names[mine[0]]), None)
+            if other is not None:
+                raise UserError(
+                    _mixed_shapes(
+                        source, self.tables[mine[0]], names[mine[0]], self.tables[other], names[other]
+                    )
+                )
+
+    def _tasks(self, formats: list[str]) -> Iterator[Task]:
+        """Blocks of all tables with the rows to take, up to `max_samples` rows."""
+        taken_rows = self._rows_by_weight()
+        num_left = self.choice.max_samples
+        position = [0] * len(self.sources)
+        for number, table in enumerate(self.tables):
+            source = self.source_of[number]
+            for block in table.blocks():
+                if num_left == 0:
+                    return
+                size = len(block.numbers)
+                taken = None if taken_rows is None else _flags(taken_rows[source], position[source], size)
+                taken, num_left = _up_to(num_left, taken, size)
+                position[source] += size
+                yield Task(number, formats[number], block, taken)
+
+    def _rows_by_weight(self) -> list[np.ndarray] | None:
+        weights = self.choice.weights
+        if weights is None:
+            return None
+        counts = [sum(len(block.numbers) for block in _blocks(source)) for source in self.sources]
+        taken = rows_to_take(counts, weights)
+        return [chosen_rows(counts[i], taken[i], self.choice.seed, i) for i in range(len(counts))]
+
+    def _take(self, result: Result, writer: SampleWriter) -> None:
+        """Writes a block's samples and adds its counts."""
+        source = self.report.sources[self.source_of[result.table]]
+        source.num_rows += result.num_rows
+        source.num_rows_taken += result.num_rows_taken
+        source.num_samples += len(result.samples)
+        self.report.num_samples += len(result.samples)
+        self.report.num_tokens += sum(len(sample.input_ids) for sample in result.samples)
+        self.report.num_target_tokens += sum(sample.num_target_tokens for sample in result.samples)
+        self.report.num_cut += result.num_cut
+        self.report.left_out.update(result.left_out)
+        for number, reason in result.bad_rows:
+            self.bad_rows.add(self.tables[result.table].row_name(number), reason)
+        self.bad_rows.check(self.report.num_rows)
+        writer.append(result.samples, result.table, result.rows)
+
+    def _finish(self, encode: BlockEncoder) -> None:
+        self.bad_rows.check(self.report.num_rows, at_end=True)
+        self.report.num_bad_rows = self.bad_rows.count
+        self.report.bad_rows = self.bad_rows.lines()
+        if not self.report.num_samples:
+            raise UserError(_nothing_to_train(self.report, self.settings))
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.key,
+            "table_names": [table.row_name(0).removesuffix("0") for table in self.tables],
+        }
+
+
+def _blocks(source: Source) -> Iterator[Block]:
+    return (block for table in source.tables for block in table.blocks())
+
+
+def _flags(rows: np.ndarray, start: int, size: int) -> list[bool]:
+    """Which of the rows `start` to `start + size` are among the chosen ones (sorted)."""
+    first, last = np.searchsorted(rows, [start, start + size])
+    flags = np.zeros(size, dtype=bool)
+    flags[rows[first:last] - start] = True
+    return flags.tolist()
+
+
+def _up_to(num_left: int | None, taken: list[bool] | None, size: int) -> tuple[list[bool] | None, int | None]:
+    """Takes no more than `num_left` rows; returns what is left after them."""
+    if num_left is None:
+        return taken, None
+    flags = []
+    for is_taken in taken or [True] * size:
+        flags.append(is_taken and num_left > 0)
+        num_left -= flags[-1]
+    return flags, num_left
+
+
+def _mixed_shapes(source: Source, first: Table, first_name: str, other: Table, other_name: str) -> str:
+    ours, theirs = set(first_row(first)[0]), set(first_row(other)[0])
+    return (
+        f"{source.name} mixes shapes: {other.name} ({other_name}) differs from {first.name} ({first_name}): "
+        f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
+        "Put each shape into a folder of its own and give both, separated by a comma."
+    )
+
+
+def _quoted(columns: set[str]) -> str:
+    return ", ".join(repr(column) for column in sorted(columns)) or "nothing more"
+
+
+def _nothing_to_train(report: DataReport, settings: DataSettings) -> str:
+    reasons = [f"{count:,} {reason}" for reason, count in report.left_out.most_common()]
+    if report.num_bad_rows:
+        reasons.append(f"{report.num_bad_rows:,} unusable")
+    told = "; ".join(reasons) or "there was none"
+    remedy = f" Raise --data.max_len (now {settings.max_len})." if _is_about_length(report) else ""
+    return f"None of the {report.num_rows:,} rows can be trained: {told}.{remedy}"
+
+
+def _is_about_length(report: DataReport) -> bool:
+    return any("max_len" in reason for reason in report.left_out)
+
+
+def _check_bad_rows_again(report: DataReport, settings: DataSettings) -> None:
+    """Prepared data that was made under a higher limit obeys the lower one of this run."""
+    if report.num_bad_rows > settings.max_bad_rows:
+        raise UserError(
+            f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {settings.max_bad_rows}):",
+            *report.bad_rows,
+        )

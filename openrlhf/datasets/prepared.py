@@ -1,0 +1,127 @@
+"""Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from openrlhf.datasets.report import DataReport
+from openrlhf.datasets.samples import EncodedSample
+
+SAMPLES, TOKENS, TARGETS, REPORT, META = (
+    "samples.arrow",
+    "num_tokens.i32",
+    "num_targets.i32",
+    "report.json",
+    "meta.json",
+)
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.large_list(pa.int32())),
+        ("loss_mask", pa.large_list(pa.uint8())),
+        ("table", pa.int32()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+class SampleWriter:
+    """Appends samples, a record batch at a time; `close` writes what makes the folder whole."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._file = pa.OSFile(str(folder / SAMPLES), "wb")
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._tokens = (folder / TOKENS).open("wb")
+        self._targets = (folder / TARGETS).open("wb")
+        self._batch_sizes: list[int] = []
+
+    def append(self, samples: list[EncodedSample], table: int, rows: list[int]) -> None:
+        """Adds samples of one table; `rows` are their row numbers."""
+        if not samples:
+            return
+        lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        columns = [
+            pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.input_ids for sample in samples])),
+            pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.loss_mask for sample in samples])),
+            pa.array(np.full(len(samples), table, dtype=np.int32)),
+            pa.array(rows, pa.int64()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        self._tokens.write(lengths.tobytes())
+        self._targets.write(
+            np.array([sample.num_target_tokens for sample in samples], dtype=np.int32).tobytes()
+        )
+        self._batch_sizes.append(len(samples))
+
+    def close(self, report: DataReport, meta: dict[str, Any]) -> None:
+        """Ends the files and writes the report; `meta` is kept beside (table names, fingerprint)."""
+        self.abandon()
+        report.write(self._folder / REPORT)
+        sizes_bytes = {
+            name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)
+        }
+        meta = {**meta, "batch_sizes": self._batch_sizes, "sizes_bytes": sizes_bytes}
+        (self._folder / META).write_text(json.dumps(meta), encoding="utf-8")
+
+    def abandon(self) -> None:
+        """Closes the files as they are."""
+        self._writer.close()
+        for file in (self._file, self._tokens, self._targets):
+            file.close()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file is there with the size it had when it was written."""
+    try:
+        sizes_bytes = json.loads((folder / META).read_text(encoding="utf-8"))["sizes_bytes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes_bytes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+class PreparedSamples:
+    """Reads samples by index from a memory-mapped folder; can be sent to other processes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        self.table_names: list[str] = meta["table_names"]
+        self.fingerprint: str = meta["fingerprint"]
+        self.report = DataReport.read(folder / REPORT)
+        self.num_tokens: np.ndarray = np.memmap(folder / TOKENS, dtype=np.int32, mode="r")
+        self.num_target_tokens: np.ndarray = np.memmap(folder / TARGETS, dtype=np.int32, mode="r")
+        self._ends = np.cumsum(meta["batch_sizes"])
+        self._file = pa.ipc.open_file(pa.memory_map(str(folder / SAMPLES)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedSamples, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def sample(self, index: int) -> EncodedSample:
+        """The sample's ids and mask, read-only views of the file."""
+        batch, row = self._locate(index)
+        return EncodedSample(_values(batch.column(0), row), _values(batch.column(1), row))
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """Which table the sample came from, and its row number there."""
+        batch, row = self._locate(index)
+        return batch.column(2)[row].as_py(), batch.column(3)[row].as_py()
+
+    def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self._file.get_batch(number), index - start
+
+
+def _values(column: pa.LargeListArray, row: int) -> np.ndarray:
+    return column[row].values.to_numpy(zero_copy_only=True)

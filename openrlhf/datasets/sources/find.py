@@ -1,0 +1,157 @@
+"""What a data spec means: files, folders, saved data sets or hub names, separated by commas."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openrlhf.datasets.sources.readers import READERS, reader_for
+from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
+from openrlhf.errors import UserError
+
+SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of the spec: its name as the user wrote it, and its tables."""
+
+    name: str
+    tables: list[Table]
+
+
+def open_sources(spec: str, split: str = "train") -> list[Source]:
+    """The sources of a comma list of `path`, `path@subfolder`, `hub/name` or `hub/name@configuration`.
+
+    Raises UserError of every entry that is not there.
+    """
+    names = [name.strip() for name in spec.split(",") if name.strip()]
+    if not names:
+        raise UserError("--data.dataset is empty: give a file, a folder or a hub name.")
+    sources, problems = [], []
+    for name in names:
+        try:
+            sources.append(Source(name, _tables(name, split)))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return sources
+
+
+def _tables(name: str, split: str) -> list[Table]:
+    whole = Path(name).expanduser()
+    if whole.exists():
+        return _local_tables(whole, split)
+    base, _, part = name.rpartition("@")
+    if base and Path(base).expanduser().exists():
+        return _local_tables(_subfolder(Path(base).expanduser(), part), split)
+    if _looks_like_path(base or name):
+        raise UserError(f"{name} does not exist{_nearest(Path(base or name).expanduser())}.")
+    return [_hub_table(base or name, part if base else None, split)]
+
+
+def _subfolder(folder: Path, part: str) -> Path:
+    if not (folder / part).exists():
+        raise UserError(f"{folder} has no {part!r}; it has {_listing(folder)}.")
+    return folder / part
+
+
+def _local_tables(path: Path, split: str) -> list[Table]:
+    if path.is_file():
+        return [_file_table(path)]
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return [_saved_table(path, split)]
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and reader_for(file) and not _hidden(file, path)
+    ]
+    if not files:
+        raise UserError(f"{path} holds no data file ({', '.join(READERS)}); it has {_listing(path)}.")
+    return [FileTable(file) for file in _of_split(files, path, split)]
+
+
+def _file_table(path: Path) -> Table:
+    if reader_for(path) is None:
+        raise UserError(
+            f"{path} is of an unknown kind: known are {', '.join(READERS)}, text ones also .gz and .zst."
+        )
+    return FileTable(path)
+
+
+def _saved_table(path: Path, split: str) -> Table:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(
+                f"{path} has no split {split!r}; it has {', '.join(map(repr, loaded))} (--data.dataset_split)."
+            )
+        return DatasetTable(f"{path} ({split})", loaded[split])
+    return DatasetTable(str(path), loaded)
+
+
+def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
+    """The files of a split, where the folder's file or folder names tell splits apart; else all."""
+    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+    if not any(splits.values()):
+        return files
+    chosen = [file for file in files if splits[file] == split]
+    if not chosen:
+        found = sorted({word for word in splits.values() if word})
+        raise UserError(
+            f"{folder} has files for {', '.join(found)}, but none for {split!r} (--data.dataset_split)."
+        )
+    return chosen
+
+
+def _split_of(path: Path) -> str | None:
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return next((word for word in SPLIT_WORDS if word in words), None)
+
+
+def _hub_table(name: str, part: str | None, split: str) -> Table:
+    import datasets
+
+    try:
+        loaded = _load_from_hub(datasets, name, part, split)
+    except Exception as error:  # any failure of a remote load ends in the same advice
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name!r} is no local file or folder, and could not be loaded from the hub: {first_line}"
+        ) from error
+    return DatasetTable(name if part is None else f"{name}@{part}", loaded)
+
+
+def _load_from_hub(datasets: Any, name: str, part: str | None, split: str) -> Any:
+    """`part` is a configuration if the data set has one of that name, else a folder in it."""
+    if part is None:
+        return datasets.load_dataset(name, split=split)
+    if part in datasets.get_dataset_config_names(name):
+        return datasets.load_dataset(name, part, split=split)
+    return datasets.load_dataset(name, data_dir=part, split=split)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or reader_for(Path(name)) is not None or name.count("/") > 1
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (there is no folder {path.parent})"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing in it"
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)

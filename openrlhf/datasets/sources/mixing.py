@@ -1,0 +1,57 @@
+"""Mixing several sources by probability: how many rows of each, and which.
+
+With probabilities p over sources of n rows, the mix is the largest that repeats no row: N = min(n / p) rows, of which
+source i gives p_i · N (rounded so that the sum is N). Which rows a source gives is drawn without replacement by a
+generator keyed by (seed, source number), so the same call gives the same rows. Without probabilities every row of
+every source is taken, once.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from openrlhf.errors import UserError
+
+
+def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | None:
+    """Weights of the sources, summing to 1; None without probabilities.
+
+    Raises UserError unless there is one positive number for each source.
+    """
+    if not text:
+        return None
+    try:
+        weights = [Fraction(part.strip()) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError):
+        raise UserError(
+            f"--data.dataset_probs {text!r}: give one number for each source, as 0.7,0.3."
+        ) from None
+    if len(weights) != num_sources:
+        raise UserError(
+            f"--data.dataset_probs has {len(weights)} numbers for {num_sources} sources: give one for each."
+        )
+    if min(weights) <= 0:
+        raise UserError(
+            f"--data.dataset_probs {text!r}: every number must be above 0; leave the source out instead."
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def rows_to_take(num_rows: list[int], weights: list[Fraction]) -> list[int]:
+    """How many rows each source gives."""
+    total = min(math.floor(count / weight) for count, weight in zip(num_rows, weights, strict=True))
+    exact = [weight * total for weight in weights]
+    taken = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (taken[i] - exact[i], i))
+    for index in by_remainder[: total - sum(taken)]:
+        taken[index] += 1
+    return taken
+
+
+def chosen_rows(num_rows: int, num_taken: int, seed: int, source_number: int) -> np.ndarray:
+    """Which rows (counted from 0) a source gives, in the order in which they stand in it, `(num_taken,)` int64."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, source_number]))
+    return np.sort(generator.permutation(num_rows)[:num_taken])

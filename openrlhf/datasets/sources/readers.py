@@ -1,0 +1,239 @@
+"""One reader for each kind of file: a generator of row blocks that holds no more than a block or two."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from openrlhf.datasets.samples import BadRow, Row
+from openrlhf.datasets.sources.blocks import (
+    MAX_BYTES,
+    MAX_ROWS,
+    ArrowBlock,
+    Block,
+    LineBlock,
+    RowBlock,
+    TextBlock,
+    checked_row,
+    without_nulls,
+)
+from openrlhf.errors import UserError
+
+COMPRESSIONS = (".gz", ".zst")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The file's bytes, decompressed if its name says that it is compressed."""
+    if path.suffix == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.open(path, "rb"))  # type: ignore[arg-type]
+    return path.open("rb")
+
+
+def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Iterator[Block]:
+    """Blocks of the file's lines that are not blank."""
+    numbers: list[int] = []
+    lines: list[bytes] = []
+    size_bytes = 0
+    with open_binary(path) as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not line.strip():
+                continue
+            numbers.append(number)
+            lines.append(line)
+            size_bytes += len(line)
+            if len(lines) >= MAX_ROWS or size_bytes >= MAX_BYTES:
+                yield block_type(numbers, lines)
+                numbers, lines, size_bytes = [], [], 0
+    if lines:
+        yield block_type(numbers, lines)
+
+
+def read_jsonl(path: Path) -> Iterator[Block]:
+    return read_lines(path, LineBlock)
+
+
+def read_text(path: Path) -> Iterator[Block]:
+    return read_lines(path, TextBlock)
+
+
+def read_json(path: Path) -> Iterator[Block]:
+    """A list of rows, or an object with one such list; a file with an object a line is read as JSONL."""
+    with open_binary(path) as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if start != b"[":
+            file.seek(0)
+            first_line = file.readline()
+            if _is_object(first_line):
+                yield from read_jsonl(path)
+                return
+        file.seek(0)
+        rows = _rows_of(path, file.read())
+    yield from _in_blocks(checked_row(row) for row in rows)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _rows_of(path: Path, data: bytes) -> list[Any]:
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
+    if isinstance(value, list):
+        return value
+    lists = [key for key, item in value.items() if isinstance(item, list)] if isinstance(value, dict) else []
+    if len(lists) != 1:
+        raise UserError(
+            f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL)."
+        )
+    return value[lists[0]]
+
+
+def read_csv(path: Path) -> Iterator[Block]:
+    """Rows of a CSV file with a header; a `.tsv` file has tabs between its columns."""
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    with open_binary(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+        yield from _in_blocks(*_csv_rows(path, reader))
+
+
+def _csv_rows(path: Path, reader: csv.DictReader):
+    numbers: list[int] = []
+
+    def rows() -> Iterator[Row | BadRow]:
+        try:
+            for row in reader:
+                numbers.append(reader.line_num)
+                yield _csv_row(row)
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: broken CSV: {error}.") from None
+
+    return rows(), numbers
+
+
+def _csv_row(row: dict) -> Row | BadRow:
+    if "" in row and isinstance(row[""], list):
+        return BadRow(
+            f"more fields than the header has columns: {row['']!r} is left over; quote fields that hold commas"
+        )
+    if None in row.values():
+        missing = [key for key, value in row.items() if value is None]
+        return BadRow(
+            f"fewer fields than the header has columns: nothing for {', '.join(map(repr, missing))}"
+        )
+    return row
+
+
+def read_parquet(path: Path) -> Iterator[Block]:
+    with parquet.ParquetFile(path) as file:
+        yield from _arrow_blocks(file.iter_batches(batch_size=MAX_ROWS))
+
+
+def read_arrow(path: Path) -> Iterator[Block]:
+    """An Arrow file, or the stream that `datasets` writes under the same suffix."""
+    with pa.memory_map(str(path)) as source:
+        try:
+            file = pa.ipc.open_file(source)
+        except pa.ArrowInvalid:
+            yield from _arrow_blocks(iter(pa.ipc.open_stream(source)))
+            return
+        yield from _arrow_blocks(file.get_batch(index) for index in range(file.num_record_batches))
+
+
+def read_dataset(dataset: Any) -> Iterator[Block]:
+    """Rows of a `datasets.Dataset`."""
+    plain = dataset.with_format(None)
+    nested = {name for name, feature in dataset.features.items() if _is_struct(feature)}
+    for start in range(0, len(plain), MAX_ROWS):
+        columns = plain[start : start + MAX_ROWS]
+        num_rows = len(next(iter(columns.values()), []))
+        rows: list[Row | BadRow] = [
+            {
+                name: without_nulls(values[i]) if name in nested else values[i]
+                for name, values in columns.items()
+            }
+            for i in range(num_rows)
+        ]
+        yield RowBlock(list(range(start + 1, start + 1 + num_rows)), rows)
+
+
+def _is_struct(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return True
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return inner is not None and _is_struct(inner)
+
+
+def read_objects(rows: Any) -> Iterator[Block]:
+    """Rows of any sequence of dicts."""
+    yield from _in_blocks(checked_row(row) for row in rows)
+
+
+def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Block]:
+    number = 1
+    for batch in batches:
+        for start in range(0, batch.num_rows, MAX_ROWS):
+            part = batch.slice(start, MAX_ROWS)
+            yield ArrowBlock(list(range(number, number + part.num_rows)), part)
+            number += part.num_rows
+
+
+def _in_blocks(rows: Iterator[Row | BadRow], numbers: list[int] | None = None) -> Iterator[Block]:
+    """Blocks of rows; `numbers` grows as the rows are read, None: they are counted."""
+    values: list[Row | BadRow] = []
+    num_before = 0
+    for row in rows:
+        values.append(row)
+        if len(values) >= MAX_ROWS:
+            yield RowBlock(_numbers(numbers, num_before, len(values)), values)
+            num_before, values = num_before + len(values), []
+    if values:
+        yield RowBlock(_numbers(numbers, num_before, len(values)), values)
+
+
+def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[int]:
+    if numbers is None:
+        return list(range(num_before + 1, num_before + 1 + num_rows))
+    taken = numbers[:]
+    numbers.clear()
+    return taken
+
+
+READERS: dict[str, Callable[[Path], Iterator[Block]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".txt": read_text,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+
+
+def reader_for(path: Path) -> Callable[[Path], Iterator[Block]] | None:
+    """The reader for a file's suffix; None if there is none."""
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    return READERS.get(suffix.lower())

@@ -1,0 +1,140 @@
+"""A table of rows: one file or one loaded data set, read in blocks, guarded against changes, known by its content."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import xxhash
+
+from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader_for
+from openrlhf.errors import UserError
+
+
+class Table(Protocol):
+    """Rows with one name."""
+
+    name: str
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows, in order. Raises UserError if the table cannot be read."""
+
+    def content_hash(self, known: dict[str, str]) -> str:
+        """Hash of what it holds. `known`: hashes by file state; new ones are added."""
+
+    def row_name(self, number: int) -> str:
+        """What messages call a row."""
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """A file of rows."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def blocks(self) -> Iterator[Block]:
+        reader = reader_for(self.path)
+        assert reader is not None, self.path
+        before = self._state()
+        try:
+            yield from reader(self.path)
+        except (OSError, EOFError, pa.ArrowException, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+            raise UserError(f"{self.path} cannot be read: {error}.") from error
+        except Exception as error:
+            if type(error).__name__ == "ZstdError":  # the package is optional, so its error is known by name
+                raise UserError(f"{self.path} cannot be read: {error}.") from error
+            raise
+        if self._state() != before:
+            raise UserError(
+                f"{self.path} changed while it was read: wait until it is written, then start again."
+            )
+
+    def content_hash(self, known: dict[str, str]) -> str:
+        state = self._state()
+        if state not in known:
+            digest = xxhash.xxh3_128()
+            with self.path.open("rb") as file:
+                for chunk in iter(lambda: file.read(1 << 22), b""):
+                    digest.update(chunk)
+            known[state] = digest.hexdigest()
+        return known[state]
+
+    def _state(self) -> str:
+        stat = self.path.stat()
+        return f"{self.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+
+    def row_name(self, number: int) -> str:
+        return f"{self.path}:{number}"
+
+
+@dataclass(frozen=True)
+class DatasetTable:
+    """A loaded `datasets.Dataset`."""
+
+    name: str
+    dataset: Any
+
+    def blocks(self) -> Iterator[Block]:
+        return read_dataset(self.dataset)
+
+    def content_hash(self, known: dict[str, str]) -> str:
+        digest = xxhash.xxh3_128(repr(self.dataset.features).encode())
+        for batch in self.dataset.with_format("arrow").iter(batch_size=1000):
+            for column in batch.columns:
+                digest.update(_column_bytes(column))
+        return digest.hexdigest()
+
+    def row_name(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
+
+@dataclass(frozen=True)
+class ListTable:
+    """A sequence of dicts."""
+
+    name: str
+    rows: Any
+
+    def blocks(self) -> Iterator[Block]:
+        return read_objects(self.rows)
+
+    def content_hash(self, known: dict[str, str]) -> str:
+        digest = xxhash.xxh3_128()
+        for row in self.rows:
+            digest.update(
+                json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n"
+            )
+        return digest.hexdigest()
+
+    def row_name(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
+
+def _column_bytes(column: pa.ChunkedArray) -> bytes:
+    """A column's content as an Arrow stream, free of where it lay in memory."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"c": pa.concat_arrays([pa.nulls(0, column.type), *column.chunks])})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def first_row(table: Table) -> Any:
+    """The first readable row, and its number; (None, 0) for an empty table."""
+    for block in itertools.islice(table.blocks(), 2):
+        for number, row in zip(block.numbers, block.rows(), strict=True):
+            if isinstance(row, dict):
+                return row, number
+    return None, 0

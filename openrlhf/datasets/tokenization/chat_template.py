@@ -1,0 +1,181 @@
+"""Which chat template is used, how tool-call arguments reach it, and rendering with it as transformers does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from openrlhf.datasets.samples import BadRow, Message
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.tokenization.marked_template import MarkedRender, MarkedTemplate
+from openrlhf.errors import UserError
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
+    "{{ '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NAMED_TEMPLATES = {"chatml": CHATML}
+TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+
+
+def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
+    """The Jinja text to render with: a named one, a file's, the given text, else the tokenizer's own.
+
+    Raises UserError if there is none, or if it is no Jinja.
+    """
+    template = _template_text(tokenizer, given)
+    try:
+        MarkedTemplate(template)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"The chat template is no valid Jinja: {error.message} (line {error.lineno})."
+        ) from error
+    return template
+
+
+def template_text(tokenizer: Any, settings: DataSettings) -> str | None:
+    """The template that conversations would be rendered with, None if there is none; for the cache key."""
+    if settings.tokenizer_chat_template is None and tokenizer.chat_template is None:
+        return None
+    return _template_text(tokenizer, settings.tokenizer_chat_template)
+
+
+def _template_text(tokenizer: Any, given: str | None) -> str:
+    if given in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[given]
+    if given is not None and "{" not in given:
+        if Path(given).is_file():
+            return Path(given).read_text(encoding="utf-8")
+        known = ", ".join(NAMED_TEMPLATES)
+        raise UserError(
+            f"--data.tokenizer_chat_template {given!r} is no file, no known name ({known}) and no Jinja text."
+        )
+    if given is None and tokenizer.chat_template is None:
+        raise UserError(
+            "The rows are conversations, but the tokenizer has no chat template. "
+            "Give one by --data.tokenizer_chat_template: chatml, a file, or Jinja text."
+        )
+    return tokenizer.get_chat_template(given)
+
+
+class ChatRenderer:
+    """Renders conversations with one template, exactly as `tokenizer.apply_chat_template` does, and with marks."""
+
+    def __init__(self, tokenizer: Any, template: str):
+        self._tokenizer = tokenizer
+        self._source = template
+        self._marked = MarkedTemplate(template)
+        self._constant_prompt: str | None = None
+        self.has_generation_marks = self._marked.has_generation_marks
+        self.arguments_as_text = self._wants_arguments_as_text()
+
+    def render(self, messages: list[Message], tools: list[Any] | None) -> MarkedRender:
+        """The conversation's text with its parts.
+
+        Raises BadRow if the template refuses the conversation, or if the marks changed what it renders.
+        """
+        messages = self._for_template(messages)
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=self._source, tokenize=False
+            )
+            render = self._render_marked(messages, tools, add_generation_prompt=False)
+        except TEMPLATE_FAILURES as error:
+            raise BadRow(f"the chat template refuses the conversation: {error}") from error
+        if render.text != text:
+            raise BadRow(
+                "the template's text cannot be traced to its messages: it changes text after putting it together. "
+                "Mark the assistant's part in the template with {% generation %}…{% endgeneration %}"
+            )
+        return render
+
+    def generation_prompt(self, messages: list[Message], tools: list[Any] | None, turn: int) -> str:
+        """What the template prints for the model to go on from, before message `turn` is said."""
+        if self._constant_prompt is not None:
+            return self._constant_prompt
+        messages = self._for_template(messages)
+        history = messages[:turn] if turn else messages
+        try:
+            with_prompt = self._render_marked(history, tools, add_generation_prompt=True).text
+            without = self._render_marked(history, tools, add_generation_prompt=False).text
+        except TEMPLATE_FAILURES as error:
+            raise BadRow(
+                f"the chat template refuses the conversation up to turn {turn + 1}: {error}"
+            ) from error
+        prompt = with_prompt[_num_common_characters(with_prompt, without) :]
+        if self._marked.constant_prompt:
+            self._constant_prompt = prompt
+        return prompt
+
+    def _render_marked(self, messages: list[Message], tools: list[Any] | None, **flags: Any) -> MarkedRender:
+        return self._marked.render(
+            messages, tools=tools, documents=None, **self._tokenizer.special_tokens_map, **flags
+        )
+
+    def _for_template(self, messages: list[Message]) -> list[Message]:
+        messages = [_with_reasoning_names(message) for message in messages]
+        if self.arguments_as_text:
+            messages = [_with_arguments_as_text(message) for message in messages]
+        return messages
+
+    def _wants_arguments_as_text(self) -> bool:
+        """Some templates paste a call's arguments as text, others serialize an object: tried with a small call."""
+        call = {
+            "type": "function",
+            "id": "call00000",
+            "function": {"name": "probe", "arguments": {"probe_key": "x"}},
+        }
+        probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            rendered = self._render_marked(probe, None, add_generation_prompt=False).text
+        except TEMPLATE_FAILURES:
+            return self._renders_arguments_as_text(probe)
+        return "{'probe_key'" in rendered and self._renders_arguments_as_text(probe)
+
+    def _renders_arguments_as_text(self, probe: list[Message]) -> bool:
+        try:
+            probe = [_with_arguments_as_text(message) for message in probe]
+            return '{"probe_key"' in self._render_marked(probe, None, add_generation_prompt=False).text
+        except TEMPLATE_FAILURES:
+            return False
+
+
+def _with_reasoning_names(message: Message) -> Message:
+    """A fresh copy of the message, its reasoning under each name that templates read."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((message[name] for name in names if message.get(name) is not None), None)
+    if reasoning is None:
+        return dict(message)
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _with_arguments_as_text(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
+        }
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _num_common_characters(first: str, second: str) -> int:
+    limit = min(len(first), len(second))
+    if first[:limit] == second[:limit]:
+        return limit
+    return next(index for index in range(limit) if first[index] != second[index])

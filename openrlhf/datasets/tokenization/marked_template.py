@@ -1,0 +1,192 @@
+"""Compiles a chat template so that its output tells which message each character came from.
+
+The template's syntax tree gets a few extra outputs: where a loop over messages begins a round, where the loop ends,
+and where `{% generation %}` blocks begin and end. They print short marks into the rendered text. Taken out again,
+the text must equal what the tokenizer's own `apply_chat_template` renders; so spans are read off the one final
+render, and no prefix of the conversation is ever rendered to find them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+_NONCE = secrets.token_hex(4)
+_MARK = re.compile(f"\ue0f0{_NONCE}([LEGH]|M[0-9]+)\ue0f1")
+_TURN_FUNCTION = "turn_mark"
+PER_ROW_NAMES = {"messages", "tools", "documents"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` (end excluded) of a rendered text."""
+
+    start: int
+    end: int
+
+
+@dataclass
+class MarkedRender:
+    """A rendered text, and where its parts came from.
+
+    Attributes:
+        text: the text without marks.
+        regions: message index → its stretches of the text (more than one if the template returns to a message).
+        generations: (message index or None, span) of each `{% generation %}` block.
+    """
+
+    text: str
+    regions: dict[int, list[Span]] = field(default_factory=dict)
+    generations: list[tuple[int | None, Span]] = field(default_factory=list)
+
+
+class MarkedTemplate:
+    """A chat template that renders with marks."""
+
+    def __init__(self, source: str):
+        """Raises jinja2.TemplateSyntaxError if the source is no Jinja."""
+        environment = _environment()
+        tree = environment.parse(source)
+        self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
+        self.constant_prompt = _prompt_is_constant(tree)
+        self._template = environment.from_string(_LoopMarks().visit(tree))  # type: ignore[arg-type]
+
+    def render(self, messages: list[dict], **names: Any) -> MarkedRender:
+        """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
+        index_of = {id(message): index for index, message in enumerate(messages)}
+
+        def turn_mark(item: Any) -> str:
+            index = index_of.get(id(item))
+            return "" if index is None else _mark(f"M{index}")
+
+        return _read_marks(self._template.render(messages=messages, **names, **{_TURN_FUNCTION: turn_mark}))
+
+
+def _mark(kind: str) -> str:
+    return f"\ue0f0{_NONCE}{kind}\ue0f1"
+
+
+def _read_marks(marked: str) -> MarkedRender:
+    """Takes the marks out of a rendered text and keeps what they say."""
+    render = MarkedRender("")
+    pieces, length = [], 0
+    owners: list[int | None] = []  # one entry per open loop: the message of its current round
+    open_generation = 0
+    for index, piece in enumerate(_MARK.split(marked)):
+        if index % 2 == 0:
+            _note_region(render.regions, _innermost(owners), Span(length, length + len(piece)), piece)
+            pieces.append(piece)
+            length += len(piece)
+        elif piece == "L":
+            owners.append(None)
+        elif piece == "E":
+            owners.pop()
+        elif piece == "G":
+            open_generation = length
+        elif piece == "H":
+            render.generations.append((_innermost(owners), Span(open_generation, length)))
+        elif owners:
+            owners[-1] = int(piece[1:])
+    render.text = "".join(pieces)
+    return render
+
+
+def _innermost(owners: list[int | None]) -> int | None:
+    return next((owner for owner in reversed(owners) if owner is not None), None)
+
+
+def _note_region(regions: dict[int, list[Span]], owner: int | None, span: Span, piece: str) -> None:
+    if owner is None or not piece:
+        return
+    spans = regions.setdefault(owner, [])
+    if spans and spans[-1].end == span.start:
+        spans[-1] = Span(spans[-1].start, span.end)
+    else:
+        spans.append(span)
+
+
+class _LoopMarks(NodeTransformer):
+    """Puts marks around every loop, and at the start of each round a mark that names the message, if it is one."""
+
+    def visit_For(self, node: nodes.For) -> list[nodes.Node]:
+        self.generic_visit(node)
+        if isinstance(node.target, nodes.Name):
+            turn = nodes.Call(
+                nodes.Name(_TURN_FUNCTION, "load"), [nodes.Name(node.target.name, "load")], [], None, None
+            )
+            node.body.insert(0, nodes.Output([turn]))
+        return [_mark_output("L"), node, _mark_output("E")]
+
+
+class _GenerationMarks(Extension):
+    """The `{% generation %}` block of transformers, as two marks."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        next(parser.stream)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [_mark_output("G"), *body, _mark_output("H")]
+
+
+def _mark_output(kind: str) -> nodes.Output:
+    return nodes.Output([nodes.TemplateData(_mark(kind))])
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates expect to find, as transformers documents it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _prompt_is_constant(tree: nodes.Template) -> bool:
+    """Whether the generation prompt is the same text for every conversation.
+
+    True if each mention of `add_generation_prompt` is the whole test of an `if` whose branches read nothing that
+    differs between rows. A False costs time, never exactness.
+    """
+    mentions = [name for name in tree.find_all(nodes.Name) if name.name == "add_generation_prompt"]
+    guards = [node for node in tree.find_all(nodes.If) if _tests_prompt_alone(node)]
+    if not mentions or len(guards) != len(mentions) or _inside_loop_or_macro(tree, guards):
+        return False
+    row_free = find_undeclared_variables(tree) - PER_ROW_NAMES
+    return all(
+        name.name in row_free for guard in guards for name in guard.find_all(nodes.Name) if name.ctx == "load"
+    )
+
+
+def _tests_prompt_alone(node: nodes.If) -> bool:
+    return isinstance(node.test, nodes.Name) and node.test.name == "add_generation_prompt"
+
+
+def _inside_loop_or_macro(tree: nodes.Template, guards: list[nodes.If]) -> bool:
+    holders = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock)
+    nested = {id(inner) for holder in tree.find_all(holders) for inner in holder.find_all(nodes.If)}
+    nested |= {id(inner) for outer in tree.find_all(nodes.If) for inner in outer.find_all(nodes.If)}
+    return any(id(guard) in nested for guard in guards)

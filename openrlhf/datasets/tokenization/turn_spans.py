@@ -1,0 +1,140 @@
+"""Which characters of a rendered conversation the assistant says: one span (or more) for every assistant message."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from openrlhf.datasets.samples import BadRow, Conversation
+from openrlhf.datasets.tokenization.chat_template import ChatRenderer
+from openrlhf.datasets.tokenization.marked_template import MarkedRender, Span
+
+_REASONING_SCAFFOLD = re.compile(r"\s*[^\w\s]{1,3}(think|reason)", re.IGNORECASE)
+
+
+class TurnSpans:
+    """Finds the assistant's spans in renders of one template."""
+
+    def __init__(self, renderer: ChatRenderer, tokenizer: Any):
+        self._renderer = renderer
+        self._eos = tokenizer.eos_token
+        self._specials = sorted(_special_texts(tokenizer), key=len, reverse=True)
+
+    def of(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> list[Span]:
+        """Spans of the given assistant messages, closing token included, in the order of the text.
+
+        Raises BadRow naming the turn whose span cannot be found exactly.
+        """
+        for turn in turns:
+            _check_calls(render, conversation.messages[turn], turn)
+        if self._renderer.has_generation_marks:
+            return self._marked_spans(render, turns)
+        return [self._span(conversation, render, turn) for turn in turns]
+
+    def _marked_spans(self, render: MarkedRender, turns: list[int]) -> list[Span]:
+        wanted = set(turns)
+        owned = [(owner, span) for owner, span in render.generations if span.end > span.start]
+        if any(owner is None for owner, _ in owned):
+            raise BadRow("a {% generation %} block stands outside the template's loop over the messages")
+        return [self._up_to_closing(render, owner, span) for owner, span in owned if owner in wanted]
+
+    def _up_to_closing(self, render: MarkedRender, turn: int, span: Span) -> Span:
+        """A block that stops just short of its turn's closing token takes it in."""
+        if self._ends_with_special(render.text[span.start : span.end]):
+            return span
+        region_end = max(region.end for region in render.regions[turn])
+        closing = self._special_at(render.text, span.end)
+        if closing and span.end + len(closing) <= max(region_end, span.end):
+            return Span(span.start, span.end + len(closing))
+        return span
+
+    def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> Span:
+        region = _only_region(render, turn)
+        _check_says(render.text[region.start : region.end], conversation.messages[turn], turn)
+        prompt = self._renderer.generation_prompt(conversation.messages, conversation.tools, turn)
+        start = self._start(render.text, region, prompt, conversation, turn)
+        return Span(start, self._end(render.text, region))
+
+    def _start(self, text: str, region: Span, prompt: str, conversation: Conversation, turn: int) -> int:
+        """Where the model goes on from: behind what the template prints as generation prompt."""
+        said = text[region.start : region.end]
+        if not prompt:
+            return region.start
+        for head in self._heads(prompt):
+            position = said.find(head)
+            if position >= 0 and self._is_filler(said[:position]):
+                return region.start + position + len(head)
+        if text[: region.start].endswith(prompt) or conversation.messages[turn - 1]["role"] == "assistant":
+            return region.start
+        raise BadRow(
+            f"turn {turn + 1}: the template's generation prompt {prompt!r} is not how this turn begins "
+            f"({said[:40]!r}), so where the answer starts is not certain. "
+            "Mark it in the template with {% generation %}…{% endgeneration %}"
+        )
+
+    def _heads(self, prompt: str) -> list[str]:
+        """The prompt, then what of it stands before an answer whose reasoning scaffold (`<think>`) is not printed."""
+        ends = [match.start() for match in _REASONING_SCAFFOLD.finditer(prompt)]
+        ends += [
+            match.end()
+            for match in re.finditer(r"\s+", prompt)
+            if _REASONING_SCAFFOLD.match(prompt, match.end())
+        ]
+        return [prompt, *(prompt[:end] for end in sorted(ends, reverse=True) if prompt[:end].strip())]
+
+    def _is_filler(self, text: str) -> bool:
+        for special in self._specials:
+            text = text.replace(special, "")
+        return not text.strip()
+
+    def _end(self, text: str, region: Span) -> int:
+        """Behind the closing token; white space that the template prints after it is nobody's answer."""
+        said = text[region.start : region.end]
+        end = region.start + len(said.rstrip())
+        if not self._ends_with_special(said) and self._eos and text.startswith(self._eos, region.end):
+            return region.end + len(self._eos)
+        return end
+
+    def _ends_with_special(self, text: str) -> bool:
+        return text.rstrip().endswith(tuple(self._specials))
+
+    def _special_at(self, text: str, position: int) -> str | None:
+        return next((special for special in self._specials if text.startswith(special, position)), None)
+
+
+def _special_texts(tokenizer: Any) -> set[str]:
+    """Texts that the tokenizer reads as one token of their own."""
+    return {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+
+
+def _only_region(render: MarkedRender, turn: int) -> Span:
+    regions = [span for span in render.regions.get(turn, []) if render.text[span.start : span.end].strip()]
+    if len(regions) == 1:
+        return regions[0]
+    found = "prints nothing for" if not regions else f"prints {len(regions)} separate pieces for"
+    raise BadRow(
+        f"turn {turn + 1}: the template {found} this assistant message outside of a plain loop over `messages`. "
+        "Mark the assistant's part in the template with {% generation %}…{% endgeneration %}"
+    )
+
+
+def _check_calls(render: MarkedRender, message: dict, turn: int) -> None:
+    """A template that knows no tool calls would teach the model to say nothing in their place."""
+    printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
+    for call in message.get("tool_calls", []):
+        if call["function"]["name"] not in printed:
+            raise BadRow(
+                f"turn {turn + 1}: the chat template does not print the tool call {call['function']['name']!r}; "
+                "give a template that knows tools by --data.tokenizer_chat_template"
+            )
+
+
+def _check_says(region: str, message: dict, turn: int) -> None:
+    """The region holds what the message says (or what is left of it when the template strips its reasoning)."""
+    content = message["content"]
+    if message.get("tool_calls") or not content.strip():
+        return
+    printed = "".join(region.split())
+    candidates = {content, content.rpartition("</think>")[2]}
+    if not any("".join(candidate.split()) in printed for candidate in candidates):
+        raise BadRow(f"turn {turn + 1}: the template does not print what this assistant message says")

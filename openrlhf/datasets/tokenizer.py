@@ -1,0 +1,50 @@
+"""Opening a tokenizer so that it can train: a fast one, with an end token, a pad token and a padding side."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from openrlhf.errors import UserError
+
+
+def get_tokenizer(
+    name_or_path: str, padding_side: str = "right", use_fast: bool = True, trust_remote_code: bool = False
+) -> Any:
+    """Opens the tokenizer of a model folder or hub name.
+
+    A tokenizer without pad token pads with its end token: padding is masked by length, never by id, so nothing is
+    lost. One with neither end nor pad token is refused, because no answer could ever be ended.
+
+    Raises UserError if there is no tokenizer, or no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, padding_side=padding_side, use_fast=use_fast, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_no_tokenizer(name_or_path, error)) from error
+    prepare_special_tokens(tokenizer, name_or_path)
+    return tokenizer
+
+
+def prepare_special_tokens(tokenizer: Any, name: str = "the tokenizer") -> None:
+    """Gives a tokenizer without pad token one; raises UserError if it has no end token."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{name} has no end token (eos_token), so a model trained with it would never stop. "
+            'Set "eos_token" in its tokenizer_config.json to the token that ends a text.'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _no_tokenizer(name: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if os.path.isdir(name):
+        return f"{name} holds no tokenizer that can be opened (tokenizer.json, tokenizer_config.json): {first_line}"
+    return (
+        f"No tokenizer at {name!r}: it is no local folder and could not be fetched from the hub: {first_line}"
+    )

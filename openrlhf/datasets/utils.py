@@ -1,0 +1,139 @@
+"""`blending_datasets`: several sources as one `datasets.Dataset`, every row as it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openrlhf.datasets.cache import open_cache_dir, prepared_folder
+from openrlhf.datasets.fingerprint import hash_of, known_hashes
+from openrlhf.datasets.problems import BadRows
+from openrlhf.datasets.samples import Row
+from openrlhf.datasets.sources import Source, open_sources
+from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
+from openrlhf.datasets.sources.tables import DatasetTable
+from openrlhf.errors import UserError
+
+__all__ = ["blending_datasets"]
+
+ROWS_FILE = "rows.arrow"
+SCALARS = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
+def blending_datasets(
+    datasets: str,
+    probabilities: str | None = None,
+    strategy: Any = None,
+    seed: int = 42,
+    max_count: int | None = None,
+    dataset_split: str = "train",
+    cache_dir: str | Path | None = None,
+) -> Any:
+    """The rows of a comma list of sources as one `datasets.Dataset`.
+
+    Without probabilities: every row of every source once, source after source. With them (`"0.7,0.3"`): the largest
+    mix in these shares that repeats no row, drawn and shuffled by the seed (see `sources.mixing`).
+
+    Args:
+        strategy: its `print` tells how many rows each source gave; may be None.
+        max_count: no more rows than this, the first ones.
+
+    Raises UserError if a source is not there or cannot be read.
+    """
+    sources = open_sources(datasets, dataset_split)
+    weights = parse_probabilities(probabilities, len(sources))
+    whole = [_rows_of(source, open_cache_dir(cache_dir)) for source in sources]
+    counts = [len(rows) for rows in whole]
+    taken = counts if weights is None else rows_to_take(counts, weights)
+    if weights is not None:
+        whole = [rows.select(chosen_rows(counts[i], taken[i], seed, i)) for i, rows in enumerate(whole)]
+    blended = _joined(whole)
+    if weights is not None:
+        blended = blended.shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
+    if max_count is not None:
+        blended = blended.select(range(min(max_count, len(blended))))
+    _tell(strategy, sources, counts, taken, len(blended))
+    return blended
+
+
+def _tell(strategy: Any, sources: list[Source], counts: list[int], taken: list[int], total: int) -> None:
+    if strategy is None:
+        return
+    for source, count, num_taken in zip(sources, counts, taken, strict=True):
+        strategy.print(f"{source.name}: {num_taken:,} of {count:,} rows")
+    strategy.print(f"all sources: {total:,} rows")
+
+
+def _joined(parts: list[Any]) -> Any:
+    from datasets import concatenate_datasets
+
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:  # columns of one name and several types
+        raise UserError(f"The sources cannot be joined to one data set: {error}") from error
+
+
+def _rows_of(source: Source, cache_dir: Path) -> Any:
+    """A source's rows as a Dataset: a loaded one as it is, files through an Arrow file in the cache."""
+    import datasets
+
+    if len(source.tables) == 1 and isinstance(source.tables[0], DatasetTable):
+        return source.tables[0].dataset
+    known = known_hashes(cache_dir)
+    key = "rows-" + hash_of([[table.name, table.content_hash(known)] for table in source.tables])
+    folder, _ = prepared_folder(
+        cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole
+    )
+    return datasets.Dataset.from_file(str(folder / ROWS_FILE))
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / ROWS_FILE).is_file()
+
+
+def _write_rows(source: Source, path: Path) -> None:
+    """Writes the rows twice over: once to see every column's kind, once to write them."""
+    from datasets.arrow_writer import ArrowWriter
+
+    features = _features(_rows(source))
+    if not features:
+        raise UserError(f"{source.name} is empty: it holds no row.")
+    with ArrowWriter(features=features, path=str(path)) as writer:
+        for row in _rows(source):
+            writer.write({name: row.get(name) for name in features})
+        writer.finalize()
+
+
+def _features(rows: Iterator[Row]) -> Any:
+    """A column of one scalar kind keeps it; lists, objects and mixtures are kept as JSON, key by key as written."""
+    from datasets import Features, Json, Value
+
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).update(() if value is None else (type(value),))
+    features = {}
+    for name, found in kinds.items():
+        scalar = SCALARS.get(next(iter(found))) if len(found) == 1 else None
+        features[name] = Value(scalar) if scalar else Value("string") if not found else Json()
+    return Features(features)
+
+
+def _rows(source: Source) -> Iterator[Row]:
+    """Every row; raises UserError of the rows that cannot be read."""
+    bad_rows, num_rows = BadRows(0), 0
+    for table in source.tables:
+        for block in table.blocks():
+            for number, row in zip(block.numbers, block.rows(), strict=True):
+                num_rows += 1
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    bad_rows.add(table.row_name(number), str(row))
+            bad_rows.check(num_rows)
+    bad_rows.check(num_rows, at_end=True)

@@ -1,0 +1,130 @@
+"""Encoding blocks of rows, in this process or in several: always in order, never more than a few blocks ahead."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from openrlhf.datasets.formats import FORMATS
+from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
+
+NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big one, need no other process
+
+
+@dataclass(frozen=True)
+class Task:
+    """One block to encode: of which table, in which format, and which of its rows (None: all)."""
+
+    table: int
+    format_name: str
+    block: Block
+    taken: list[bool] | None = None
+
+
+@dataclass
+class Result:
+    """What became of a block's rows."""
+
+    table: int
+    num_rows: int = 0
+    num_rows_taken: int = 0
+    samples: list[EncodedSample] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    num_cut: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[tuple[int, str]] = field(default_factory=list)
+
+
+class BlockEncoder:
+    """Rows of a block → encoded samples, with every failure kept in its place."""
+
+    def __init__(self, tokenizer: Any, settings: DataSettings):
+        self._settings = settings
+        self._encoder = SampleEncoder(tokenizer, settings)
+
+    def __call__(self, task: Task) -> Result:
+        result = Result(task.table)
+        read = FORMATS[task.format_name].read
+        taken = task.taken or [True] * len(task.block.numbers)
+        for number, row, is_taken in zip(task.block.numbers, task.block.rows(), taken, strict=True):
+            result.num_rows += 1
+            if is_taken:
+                result.num_rows_taken += 1
+                self._encode_row(read, number, row, result)
+        return result
+
+    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: Result) -> None:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            sample = self._encoder.encode(read(row, self._settings))
+        except BadRow as problem:
+            result.bad_rows.append((number, str(problem)))
+        except LeftOut as reason:
+            result.left_out[str(reason)] += 1
+        else:
+            result.samples.append(sample)
+            result.rows.append(number)
+            result.num_cut += sample.was_cut
+
+
+def encode_blocks(tasks: Iterator[Task], encode: BlockEncoder, num_processors: int) -> Iterator[Result]:
+    """Results in the order of the tasks. At most `num_processors` processes, none for a small data set."""
+    for _ in range(NUM_BLOCKS_INLINE):
+        task = next(tasks, None)
+        if task is None:
+            return
+        yield encode(task)
+    num_workers = min(num_processors, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if num_workers <= 1:
+        yield from map(encode, tasks)
+    else:
+        yield from _encode_in_pool(tasks, encode, num_workers)
+
+
+def _encode_in_pool(tasks: Iterator[Task], encode: BlockEncoder, num_workers: int) -> Iterator[Result]:
+    first = next(tasks, None)
+    if first is None:
+        return
+    ahead: deque[Future[Result]] = deque()
+    with _pool(num_workers, encode) as pool:
+        try:
+            ahead.append(pool.submit(_encode_in_worker, first))
+            for task in tasks:
+                ahead.append(pool.submit(_encode_in_worker, task))
+                if len(ahead) > 2 * num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _pool(num_workers: int, encode: BlockEncoder) -> ProcessPoolExecutor:
+    """Forked where that is possible: a worker then starts at once and needs nothing sent."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(encode,))
+
+
+_worker_encoder: BlockEncoder | None = None
+
+
+def _start_worker(encode: BlockEncoder) -> None:
+    global _worker_encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker_encoder = encode
+
+
+def _encode_in_worker(task: Task) -> Result:
+    assert _worker_encoder is not None
+    return _worker_encoder(task)

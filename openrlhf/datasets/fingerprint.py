@@ -1,4 +1,4 @@
-"""What a prepared data set depends on, as one key: rows, tokenizer, template, settings, and this code's version."""
+"""What prepared data depends on, as one key: rows, tokenizer, template, settings, this code's version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data_fingerprint(
     """
     known = known_hashes(cache_dir)
     num_known = len(known)
-    tables = [[table.name, table.contenthash_of(known)] for source in sources for table in source.tables]
+    tables = [[table.name, table.content_hash(known)] for source in sources for table in source.tables]
     if len(known) > num_known:
         _write_known(cache_dir, known)
     settings_values = asdict(settings) | {"tokenizer_chat_template": template_text(tokenizer, settings)}

@@ -1,7 +1,8 @@
-"""What may be chosen about the way from rows to token ids: one small frozen value, checked when it is made."""
+"""What may be chosen about the way from rows to token ids: one frozen value, checked when it is made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from openrlhf.errors import UserError
@@ -12,14 +13,14 @@ OVERLONG_CHOICES = ("drop", "truncate", "error")
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How rows become samples. Everything that changes a sample's ids or mask is here, and so in the cache key.
+    """How rows become samples. All that changes a sample's ids or mask is here, and so in the cache key.
 
     Attributes:
         input_key: column of the prompt, the text or the messages; None: found by the format.
         output_key: column of the answer; None: the row holds no separate answer.
         input_template: text with one `{}` that the prompt is put into, for rows without a chat template.
         apply_chat_template: prompts and answers are rendered as a conversation.
-        tokenizer_chat_template: Jinja text, the path of a file that holds it, or `chatml`; None: the tokenizer's own.
+        tokenizer_chat_template: Jinja text, a file that holds it, or `chatml`; None: the tokenizer's own.
         multiturn: every assistant turn is trained, not the last alone.
         format: `auto` or a name of `formats.FORMATS`.
         targets: one of `TARGET_CHOICES`; None: `all_turns` with `multiturn`, else `last_turn`.
@@ -47,13 +48,13 @@ class DataSettings:
         if problems:
             raise UserError(*problems)
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         if self.targets is not None and self.targets not in TARGET_CHOICES:
             yield f"--data.targets is {self.targets!r}: choose one of {', '.join(TARGET_CHOICES)}."
         if self.overlong not in OVERLONG_CHOICES:
             yield f"--data.overlong is {self.overlong!r}: choose one of {', '.join(OVERLONG_CHOICES)}."
         if self.max_len < 2:
-            yield f"--data.max_len is {self.max_len}: a sample needs two tokens at least, one to predict the other."
+            yield f"--data.max_len is {self.max_len}: a sample needs two tokens at least."
         if self.max_bad_rows < 0:
             yield f"--data.max_bad_rows is {self.max_bad_rows}: give 0 or more."
         if self.input_template is not None:
@@ -67,7 +68,7 @@ class DataSettings:
         return self.targets or ("all_turns" if self.multiturn else "last_turn")
 
 
-def _template_problems(template: str):
+def _template_problems(template: str) -> Iterator[str]:
     try:
         filled = template.format("\x00")
     except (IndexError, KeyError, ValueError) as error:

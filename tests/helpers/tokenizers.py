@@ -58,7 +58,7 @@ def tiny_tokenizer(
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _trained_json(vocab_size: int, specials: tuple[str, ...]) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

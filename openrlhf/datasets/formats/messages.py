@@ -13,7 +13,7 @@ COLUMNS = ("messages", "conversations", "conversation")
 def fits(row: Row, settings: DataSettings) -> bool:
     if settings.output_key is not None or settings.pretrain_mode:
         return False
-    return is_message_list(row.get(settings.input_key)) or any(name in row for name in COLUMNS)
+    return is_message_list(row.get(settings.input_key or COLUMNS[0])) or any(name in row for name in COLUMNS)
 
 
 def read(row: Row, settings: DataSettings) -> Conversation:

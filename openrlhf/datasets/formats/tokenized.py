@@ -23,9 +23,8 @@ def fits(row: Row, settings: DataSettings) -> bool:
 def read(row: Row, settings: DataSettings) -> TokenRow:
     ids = _integers(row, "input_ids")
     if "labels" in row:
-        return TokenRow(
-            ids, _judging_next([_is_target(*pair) for pair in zip(ids, _same_length(row, "labels", ids))])
-        )
+        labels = _same_length(row, "labels", ids)
+        return TokenRow(ids, _judging_next([_is_target(*pair) for pair in zip(ids, labels, strict=True)]))
     mask = _mask(row, ids)
     if mask[-1] and not all(mask):
         raise BadRow(

@@ -34,7 +34,7 @@ COMPRESSIONS = (".gz", ".zst")
 def open_binary(path: Path) -> BinaryIO:
     """The file's bytes, decompressed if its name says that it is compressed."""
     if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if path.suffix == ".zst":
         import zstandard
 
@@ -119,7 +119,7 @@ def read_csv(path: Path) -> Iterator[Block]:
         yield from _in_blocks(*_csv_rows(path, reader))
 
 
-def _csv_rows(path: Path, reader: csv.DictReader):
+def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[Iterator[Row | BadRow], list[int]]:
     numbers: list[int] = []
 
     def rows() -> Iterator[Row | BadRow]:

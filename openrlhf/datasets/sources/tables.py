@@ -22,7 +22,9 @@ from openrlhf.errors import UserError
 class Table(Protocol):
     """Rows with one name."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What messages call the table."""
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in order. Raises UserError if the table cannot be read."""

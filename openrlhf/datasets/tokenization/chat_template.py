@@ -134,7 +134,10 @@ class ChatRenderer:
             "id": "call00000",
             "function": {"name": "probe", "arguments": {"probe_key": "x"}},
         }
-        probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        probe: list[Message] = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         try:
             rendered = self._render_marked(probe, None, add_generation_prompt=False).text
         except TEMPLATE_FAILURES:

@@ -60,7 +60,7 @@ class MarkedTemplate:
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
         self.constant_prompt = _prompt_is_constant(tree)
-        self._template = environment.from_string(_LoopMarks().visit(tree))  # type: ignore[arg-type]
+        self._template = environment.from_string(_LoopMarks().visit(tree))
 
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:
         """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
@@ -155,7 +155,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

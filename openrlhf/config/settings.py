@@ -133,7 +133,7 @@ class LoraConfig:
     """Low-rank adapters."""
 
     rank: Count = setting(0, "rank of the adapters; 0 trains the whole model")
-    alpha: PositiveNumber = setting(16, "scale of the adapters")
+    alpha: PositiveCount = setting(16, "scale of the adapters")
     dropout: BelowOne = setting(0.0, "dropout before the adapters")
     target_modules: tuple[str, ...] = setting(("all-linear",), "names of the modules that get an adapter")
 

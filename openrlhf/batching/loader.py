@@ -76,6 +76,10 @@ class StepWindowLoader:
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
         return StepWindow(window.epoch, micro_batches)
 
+    def num_micro_batches(self, window_number: int) -> int:
+        """Micro-batches that each rank computes for a window of the first epoch."""
+        return len(self._layout_of(self.schedule.window(0, window_number)))
+
     def _layout_of(self, window: WindowRows) -> Layout:
         return self.layout([self._length(int(row)) for row in window.rows], self.groups.data_size)
 

@@ -38,7 +38,7 @@ def evaluate(
     sums = WeightedSums(("loss",), strategy.device)
     with torch.no_grad():
         windows = tqdm(
-            _windows(loader, strategy, pad_token_id), desc="evaluation", leave=False, disable=not strategy.is_rank_0()
+            _windows(loader, strategy, pad_token_id), desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True
         )
         for window in windows:
             for micro_batch in window.micro_batches:

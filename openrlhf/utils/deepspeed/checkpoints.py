@@ -51,10 +51,6 @@ class CheckpointDesk:
         if report.problems:
             raise OSError("\n".join(report.problems))
 
-    def find(self, folder: str | Path) -> tuple[FoundCheckpoint | None, list[str]]:
-        """The newest whole checkpoint, and what is wrong with newer ones."""
-        return self.checkpointer(folder).find()
-
     def load(
         self,
         folder: str | Path,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, TokenBudget
 from openrlhf.batching.micro_batch import LossReduction
+from openrlhf.checkpoint.checkpointer import FoundCheckpoint
+from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.errors import UserError
@@ -313,29 +315,54 @@ class DeepspeedStrategy:
         model: Trainable,
         load_dir: str,
         tag: str | None = None,
-        *,
-        identity: RunIdentity | None = None,
-        allow_mismatch: bool = False,
         **kwargs: Any,
     ) -> tuple[str | None, dict[str, Any]]:
         """Goes on from the newest whole checkpoint below `load_dir`, whatever layout wrote it.
 
         Returns: its path and the client states, with `consumed_samples`; (None, {}) where there is none.
-        Raises UserError where there are checkpoints but none is whole, or `identity` says that it is another run.
+        Raises UserError where there are checkpoints but none is whole.
         """
-        found, problems = self.desk.find(load_dir)
+        found, problems = self.desk.checkpointer(load_dir).find()
         for problem in problems:
             self.print(problem)
-        if found is None and problems:
+        if found is None and self.desk.checkpointer(load_dir).store.candidates():
             raise UserError(f"no whole checkpoint is left in {load_dir}:", *problems)
         if found is None:
             return None, {}
+        return self.load_found(model, load_dir, found)
+
+    def load_found(
+        self,
+        model: Trainable,
+        load_dir: str,
+        found: FoundCheckpoint,
+        identity: RunIdentity | None = None,
+        allow_mismatch: bool = False,
+    ) -> tuple[str, dict[str, Any]]:
+        """Goes on from a checkpoint that is known to be whole.
+
+        Raises UserError where `identity` says that it is of another run, and `allow_mismatch` does not say to go on.
+        """
         engine, scheduler = _engine_of(model), self._schedulers[id(model)]
         progress, state = self.desk.load(load_dir, found, engine, scheduler, identity, allow_mismatch)
         self.restored_progress = progress
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
         return str(found.path), states_for_script(progress, state)
+
+    def save_model(self, model: Any, tokenizer: Any, output_dir: str, max_shard_size: int | str = "5GB", **kwargs: Any) -> None:
+        """Exports the model in Hugging Face form; every rank calls. Raises UserError where it cannot be written."""
+        from transformers.utils.hub import convert_file_size_to_int
+
+        max_shard_bytes = convert_file_size_to_int(max_shard_size)
+        export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes)
+
+    def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
+        """Loads the weights of an exported model into a model that no engine holds yet."""
+        from transformers import AutoModelForCausalLM
+
+        weights = AutoModelForCausalLM.from_pretrained(path, dtype=model.model.dtype).state_dict()
+        model.model.load_state_dict(weights, strict=strict)
 
     # --- collectives ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,63 @@
+"""The typed configuration → the parts of a run, each with the few values that it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf.config import SFTConfig
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sft_dataset import SFTDataset
+from openrlhf.datasets.tokenizer import get_tokenizer
+
+
+def build_tokenizer(config: SFTConfig) -> Any:
+    """The tokenizer saved with the model."""
+    return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
+
+
+def data_settings(config: SFTConfig) -> DataSettings:
+    """How rows become samples, in training and in evaluation."""
+    data = config.data
+    return DataSettings(
+        input_key=data.input_key,
+        output_key=data.output_key,
+        input_template=data.input_template,
+        apply_chat_template=data.apply_chat_template,
+        tokenizer_chat_template=data.tokenizer_chat_template,
+        multiturn=data.multiturn,
+        format=data.format,
+        targets=data.targets,
+        max_len=data.max_len,
+        overlong=data.overlong,
+        max_bad_rows=data.max_bad_rows,
+        pretrain_mode=config.model.pretrain_mode_enable,
+    )
+
+
+def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:
+    """The samples to train on."""
+    return SFTDataset.from_spec(
+        config.data.dataset,
+        tokenizer,
+        data_settings(config),
+        split=config.data.dataset_split,
+        probabilities=config.data.dataset_probs,
+        seed=config.train.seed,
+        max_samples=config.data.max_samples,
+        num_processors=config.data.num_processors,
+        cache_dir=config.data.cache_dir,
+    )
+
+
+def build_eval_data(config: SFTConfig, tokenizer: Any) -> SFTDataset | None:
+    """The samples to evaluate on, if the run has any."""
+    if not config.eval.dataset:
+        return None
+    return SFTDataset.from_spec(
+        config.eval.dataset,
+        tokenizer,
+        data_settings(config),
+        split=config.eval.split,
+        num_processors=config.data.num_processors,
+        cache_dir=config.data.cache_dir,
+    )

@@ -1,0 +1,31 @@
+"""Supervised fine-tuning: `deepspeed --module openrlhf.cli.train_sft FLAGS` (or torchrun -m, or python -m)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openrlhf.cli.entry import run_command
+from openrlhf.config import SFTConfig, parse_sft_config
+
+
+def main(argv: Sequence[str]) -> None:
+    config = parse_sft_config(argv)
+    train(config)
+
+
+def train(config: SFTConfig) -> None:
+    """One run, from data to exported model."""
+    from openrlhf.cli.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
+
+    run = SFTRun.prepare_data(config)
+    run.join_ranks()
+    if run.has_finished():
+        return
+    run.build()
+    run.resume()
+    run.fit()
+    run.export()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -6,6 +6,7 @@ Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, V vocabu
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -256,13 +257,17 @@ class Actor(nn.Module):
         """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given."""
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self._checkpoints_reentrantly = settings["use_reentrant"]
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the method's new name is not in all versions we support
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
         if any(not parameter.requires_grad for parameter in self.model.parameters()):
             self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
 
     def gradient_checkpointing_disable(self) -> None:
         self._checkpoints_reentrantly = False
-        self.model.gradient_checkpointing_disable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model.gradient_checkpointing_disable()
 
     def print_trainable_parameters(self) -> None:
         sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in self.parameters()]

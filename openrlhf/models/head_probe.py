@@ -22,6 +22,7 @@ from openrlhf.models.logit_transform import LogitTransform
 _NUM_TOKENS = 3
 _HIDDEN_SIZE = 8
 _HIGHEST_LOGIT = 1e6  # far above any soft cap
+_LOWEST_LOGIT = 1e-6  # where a soft cap is as good as straight
 _RELATIVE_TOLERANCE = 1e-6  # some models turn their logits into float32
 
 
@@ -98,7 +99,7 @@ class _StubHead(nn.Module):
         self.received: Tensor | None = None
         mild = torch.linspace(-60.0, 60.0, _NUM_TOKENS * vocab_size, dtype=torch.float64)
         self.grid = mild.reshape(1, _NUM_TOKENS, vocab_size)
-        self.grid[0, 0, 0] = _HIGHEST_LOGIT
+        self.grid[0, 0, :2] = torch.tensor([_HIGHEST_LOGIT, _LOWEST_LOGIT])
 
     def forward(self, hidden: Tensor) -> Tensor:
         self.received = hidden
@@ -116,23 +117,17 @@ def _transform_between(grid: Tensor, logits: Tensor) -> LogitTransform | None:
     logits = logits.to(torch.float64)
     if logits.shape != grid.shape:
         return None
-    highest = logits[0, 0, 0].item()
-    slope_at_origin = _slope_at_origin(grid, logits)
+    highest, lowest = logits[0, 0, :2].tolist()
     candidates = [
         LogitTransform(),
         LogitTransform(scale=highest / _HIGHEST_LOGIT),
         LogitTransform(cap=highest),
-        LogitTransform(scale=slope_at_origin, cap=highest),
+        LogitTransform(scale=lowest / _LOWEST_LOGIT, cap=highest),
     ]
     for candidate in candidates:
         if candidate.cap != 0.0 and _equal(candidate.apply_(grid.clone()), logits):
             return candidate
     return None
-
-
-def _slope_at_origin(grid: Tensor, logits: Tensor) -> float:
-    place = grid.abs().argmin()
-    return (logits.flatten()[place] / grid.flatten()[place]).item()
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:

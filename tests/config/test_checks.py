@@ -35,7 +35,7 @@ COMBINATIONS = [
     ("--data.dataset gone.jsonl.gz", 1, "--data.dataset gone.jsonl.gz does not exist"),
     ("--data.dataset ./rows.jsonl,./gone.parquet", 1, "./gone.parquet does not exist"),
     ("--data.dataset ./model@sub", 1, "the folder ./model holds no sub"),
-    ("--eval.dataset ~/gone-for-good/rows", 1, "--eval.dataset ~/gone-for-good/rows does not exist"),
+    ("--eval.dataset ~/gone-for-good", 1, "--eval.dataset ~/gone-for-good does not exist"),
     ("--model.model_name_or_path ./gone", 1, "--model.model_name_or_path ./gone does not exist"),
     ("--model.model_name_or_path model/gone", 1, "of it model exists"),
     ("--model.model_name_or_path a/b/c", 1, "a/b/c does not exist"),

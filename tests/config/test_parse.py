@@ -116,6 +116,7 @@ def test_a_top_level_setting_is_read(good_flags):
         (["--train.batch_size"], "--train.batch_size needs a value"),
         (["--train.batch_size", "4", "5"], "takes one value, but 2 are given"),
         (["--ckpt.save_steps", "0"], "or -1 for never"),
+        (["--ckpt.save_steps", "-2"], "or -1 for never"),
         (["--adam.lr", "nan"], "--adam.lr is 'nan'; it must be a number above 0."),
         (["--adam.lr", "0"], "it must be a number above 0."),
         (["--adam.betas", "0.9"], "it must be 2 values"),
@@ -158,13 +159,13 @@ def test_the_number_of_ranks_comes_from_the_environment(good_flags, monkeypatch)
     assert "below the 4 ranks" in found
 
 
-def test_help_shows_every_flag_and_ends_with_zero(capsys, monkeypatch):
+def test_help_shows_every_flag_once_and_ends_with_zero(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         parse_sft_config(["--train.batch_size", "x", "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert [name for name in settings() if f"--{name} " not in shown] == []
+    assert [name for name in settings() if shown.count(f"--{name} ") != 1] == []
 
 
 def test_a_key_is_taken_with_a_warning_and_shown_nowhere(good_flags, capsys):

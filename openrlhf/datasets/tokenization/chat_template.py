@@ -105,13 +105,11 @@ class ChatRenderer:
         messages = self._for_template(messages)
         history = messages[:turn] if turn else messages
         try:
-            with_prompt = self._render_marked(history, tools, add_generation_prompt=True).text
-            without = self._render_marked(history, tools, add_generation_prompt=False).text
+            with_prompt = self._render_marked(history, tools, add_generation_prompt=True)
+            without = self._render_marked(history, tools, add_generation_prompt=False)
         except TEMPLATE_FAILURES as error:
-            raise BadRow(
-                f"the chat template refuses the conversation up to turn {turn + 1}: {error}"
-            ) from error
-        prompt = with_prompt[_num_common_characters(with_prompt, without) :]
+            raise BadRow(f"the chat template refuses the conversation up to turn {turn + 1}: {error}") from error
+        prompt = _prompt_of(with_prompt, without)
         if self._marked.constant_prompt:
             self._constant_prompt = prompt
         return prompt
@@ -177,8 +175,10 @@ def _with_arguments_as_text(message: Message) -> Message:
     return {**message, "tool_calls": calls}
 
 
-def _num_common_characters(first: str, second: str) -> int:
-    limit = min(len(first), len(second))
-    if first[:limit] == second[:limit]:
-        return limit
-    return next(index for index in range(limit) if first[index] != second[index])
+def _prompt_of(with_prompt: MarkedRender, without: MarkedRender) -> str:
+    """What is printed for the model to go on from, and only then."""
+    if with_prompt.text.startswith(without.text):
+        return with_prompt.text[len(without.text) :]
+    if with_prompt.text[: with_prompt.loops_end] == without.text[: without.loops_end]:
+        return with_prompt.text[with_prompt.loops_end :]
+    raise BadRow("the template prints other messages when it prints a generation prompt")

@@ -83,6 +83,7 @@ class SampleEncoder:
         render = self._renderer.render(sample.messages, sample.tools)
         spans = self._spans.of(sample, render, turns)
         ids, starts, ends = self._tokenize(render.text, add_special_tokens=False)
+        _check_borders(render.text, starts, ends, spans)
         return ids, _overlapping(starts, ends, spans)
 
     def _open_renderer(self) -> None:
@@ -150,6 +151,20 @@ def _overlapping(starts: np.ndarray, ends: np.ndarray, spans: list[Span]) -> np.
     for span in spans:
         targets |= (starts < span.end) & (ends > span.start)
     return targets
+
+
+def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[Span]) -> None:
+    """A token over a span's border may hold white space of the other side, nothing else; raises BadRow."""
+    for span in spans:
+        for border, outside in ((span.start, slice(None, span.start)), (span.end, slice(span.end, None))):
+            for token in np.flatnonzero((starts < border) & (ends > border)):
+                part = text[starts[token] : ends[token]]
+                other_side = part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
+                if other_side.strip():
+                    raise BadRow(
+                        f"the token {part!r} reaches over the border of what the assistant says, "
+                        "so its targets are not exact"
+                    )
 
 
 def _judging_next(targets: np.ndarray) -> np.ndarray:

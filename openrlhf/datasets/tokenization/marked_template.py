@@ -43,11 +43,13 @@ class MarkedRender:
     Attributes:
         text: the text without marks.
         regions: message index → its stretches of the text (more than one if the template returns to a message).
+        loops_end: where the last loop ended; what follows is printed once, after the messages.
         generations: (message index or None, span) of each `{% generation %}` block.
     """
 
     text: str
     regions: dict[int, list[Span]] = field(default_factory=dict)
+    loops_end: int = 0
     generations: list[tuple[int | None, Span]] = field(default_factory=list)
 
 
@@ -92,6 +94,7 @@ def _read_marks(marked: str) -> MarkedRender:
             owners.append(None)
         elif piece == "E":
             owners.pop()
+            render.loops_end = length
         elif piece == "G":
             open_generation = length
         elif piece == "H":

@@ -9,7 +9,7 @@ from openrlhf.datasets.samples import BadRow, Conversation
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import MarkedRender, Span
 
-_REASONING_SCAFFOLD = re.compile(r"\s*[^\w\s]{1,3}(think|reason)", re.IGNORECASE)
+_REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
 
 
 class TurnSpans:

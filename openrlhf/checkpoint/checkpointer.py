@@ -107,7 +107,6 @@ class Checkpointer:
             self._num_failures_in_a_row += 1
             return SaveReport(earlier.problems + problems, self._num_failures_in_a_row)
         state, problem = self._copy(engine, progress, client_state, scheduler)
-        fault_point("save.copied")
         self._start(aside, state, problem, identity, eval_loss)
         if self._in_background:
             return earlier
@@ -185,8 +184,10 @@ class Checkpointer:
     ) -> tuple[TrainingState | None, str | None]:
         rank, count = this_rank(self._group), num_ranks(self._group)
         try:
-            return copy_training_state(engine, progress, rank, count, client_state, scheduler), None
-        except (RuntimeError, MemoryError) as error:  # out of memory here must not leave the other ranks waiting
+            state = copy_training_state(engine, progress, rank, count, client_state, scheduler)
+            fault_point("save.copied")
+            return state, None
+        except (RuntimeError, MemoryError, OSError) as error:  # the other ranks must not be left waiting
             return None, f"the state could not be copied: {error}"
 
     def _start(
@@ -213,7 +214,7 @@ def _write(aside: Path, state: TrainingState | None, problem: str | None, rank: 
         if state is None:
             raise OSError(problem)
         records = write_training_state(state, aside, rank)
-    except BaseException as error:
+    except Exception as error:
         RankReport([], str(error)).leave(aside, rank)
         raise
     RankReport(records).leave(aside, rank)
@@ -235,6 +236,6 @@ def _finish(
         fault_point("save.all_ranks_done")
         _, problems = store.put_in_place(aside, records, identity.to_dict(), eval_loss)
         return problems
-    except OSError:
+    except Exception:
         store.discard(aside)
         raise

@@ -1,0 +1,67 @@
+"""A manifest finds whatever happened to a file."""
+
+from pathlib import Path
+
+import pytest
+
+from openrlhf.checkpoint.manifest import looks_whole, read_manifest, saved_identity, verify, write_manifest
+
+NAMES = ("a.bin", "folder/b.bin", "empty.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    for name in NAMES[:2]:
+        (tmp_path / name).write_bytes(bytes(range(200)))
+    (tmp_path / NAMES[2]).touch()
+    write_manifest(tmp_path, identity={"seed": 1})
+    return tmp_path
+
+
+def test_untouched_is_whole(folder: Path) -> None:
+    assert verify(folder) == []
+
+
+def test_extra_files_do_not_matter(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    assert verify(folder) == []
+
+
+def test_identity_and_versions_come_back(folder: Path) -> None:
+    assert saved_identity(folder) == {"seed": 1}
+    assert {"openrlhf", "torch"} <= read_manifest(folder)["versions"].keys()
+
+
+@pytest.mark.parametrize("name", [*NAMES[:2], "manifest.json"])
+def test_any_flipped_bit_is_found(folder: Path, name: str) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        for bit in (0, 5, 7):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            problems = verify(folder)
+            assert problems, f"bit {bit} of byte {position} was flipped unseen"
+            assert name in problems[0]
+
+
+@pytest.mark.parametrize("name", [*NAMES[:2], "manifest.json"])
+def test_cut_short_is_found_without_reading(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not looks_whole(folder)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+def test_missing_is_found(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (problem,) = verify(folder)
+    assert name in problem
+    assert "missing" in problem
+
+
+def test_shares_together_see_everything(folder: Path) -> None:
+    (folder / NAMES[1]).write_bytes(bytes(200))
+    assert [bool(verify(folder, share, 3)) for share in range(3)].count(True) == 1

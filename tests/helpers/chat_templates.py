@@ -43,7 +43,9 @@ class Family:
         return self.source.replace("<G>", begin).replace("</G>", end)
 
     def tokenizer(self, marked: bool) -> PreTrainedTokenizerFast:
-        return tiny_tokenizer(self.template(marked), with_bos=self.with_bos, extra_special_tokens=self.specials)
+        return tiny_tokenizer(
+            self.template(marked), with_bos=self.with_bos, extra_special_tokens=self.specials
+        )
 
 
 def _content(message: dict, _: bool) -> str:
@@ -116,12 +118,17 @@ MISTRAL = Family(
     {%- else %}<G>{{ ' ' + message['content'] + eos_token }}</G>{%- endif %}
 {%- endfor %}""",
     lambda message, _: (
-        "[TOOL_CALLS]"
-        + ", ".join(f'{{"name": "{name}", "arguments": {_json(arguments)}}}' for name, arguments in _calls(message))
-        if message.get("tool_calls")
-        else " " + message["content"]
-    )
-    + "<|endoftext|>",
+        (
+            "[TOOL_CALLS]"
+            + ", ".join(
+                f'{{"name": "{name}", "arguments": {_json(arguments)}}}'
+                for name, arguments in _calls(message)
+            )
+            if message.get("tool_calls")
+            else " " + message["content"]
+        )
+        + "<|endoftext|>"
+    ),
     specials=("[INST]", "[/INST]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"),
     tools=True,
     with_bos=True,
@@ -258,9 +265,11 @@ DEEPSEEK = Family(
     "{{ eos_token }}</G>{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}",
-    lambda message, _: message["content"].split("</think>")[-1]
-    + "".join(f"<｜call｜>{name}\n{_json(arguments)}" for name, arguments in _calls(message))
-    + "<|endoftext|>",
+    lambda message, _: (
+        message["content"].split("</think>")[-1]
+        + "".join(f"<｜call｜>{name}\n{_json(arguments)}" for name, arguments in _calls(message))
+        + "<|endoftext|>"
+    ),
     specials=("<｜User｜>", "<｜Assistant｜>", "<｜tool｜>", "<｜call｜>"),
     tools=True,
     with_bos=True,
@@ -387,3 +396,31 @@ FAMILIES = [
     HARMONY,
     NO_CLOSING,
 ]
+
+ALWAYS_PROMPTS = Family(
+    "always_prints_the_prompt",
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|turn|><|bot|>' }}"
+    "<G>{{ '<|say|>' + message['content'] + '<|end|>' }}</G>"
+    "{% else %}{{ '<|turn|>' + message['role'] + ': ' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}{{ '<|turn|><|bot|>' }}",
+    lambda message, _: "<|say|>" + message["content"] + "<|end|>",
+    specials=("<|turn|>", "<|bot|>", "<|say|>", "<|end|>"),
+)
+
+LAST_AFTER_LOOP = Family(
+    "prints_the_last_turn_after_its_loop",
+    "{% set history = messages[:-1] if messages[-1]['role'] == 'assistant' else messages %}"
+    "{% for message in history %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|bot|>\n' + message['content'] + '\n<|end|>\n\n' }}"
+    "{% else %}{{ '<|user|>' + message['content'] + '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|bot|>\n' }}"
+    "{% elif messages[-1]['role'] == 'assistant' %}{{ '<|bot|>\n' + messages[-1]['content'] + '\n<|end|>\n\n' }}"
+    "{% endif %}",
+    lambda message, _: message["content"] + "\n<|end|>",
+    specials=("<|user|>", "<|bot|>", "<|end|>"),
+)
+
+UNMARKED_ONLY = [LAST_AFTER_LOOP]
+FAMILIES.append(ALWAYS_PROMPTS)

@@ -108,7 +108,9 @@ class ChatRenderer:
             with_prompt = self._render_marked(history, tools, add_generation_prompt=True)
             without = self._render_marked(history, tools, add_generation_prompt=False)
         except TEMPLATE_FAILURES as error:
-            raise BadRow(f"the chat template refuses the conversation up to turn {turn + 1}: {error}") from error
+            raise BadRow(
+                f"the chat template refuses the conversation up to turn {turn + 1}: {error}"
+            ) from error
         prompt = _prompt_of(with_prompt, without)
         if self._marked.constant_prompt:
             self._constant_prompt = prompt
@@ -176,9 +178,9 @@ def _with_arguments_as_text(message: Message) -> Message:
 
 
 def _prompt_of(with_prompt: MarkedRender, without: MarkedRender) -> str:
-    """What is printed for the model to go on from, and only then."""
+    """What is printed for the model to go on from: only then, or (some templates) always, after the messages."""
     if with_prompt.text.startswith(without.text):
-        return with_prompt.text[len(without.text) :]
+        return with_prompt.text[len(without.text) :] or without.text[without.loops_end :]
     if with_prompt.text[: with_prompt.loops_end] == without.text[: without.loops_end]:
         return with_prompt.text[with_prompt.loops_end :]
     raise BadRow("the template prints other messages when it prints a generation prompt")

@@ -159,7 +159,9 @@ def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[
         for border, outside in ((span.start, slice(None, span.start)), (span.end, slice(span.end, None))):
             for token in np.flatnonzero((starts < border) & (ends > border)):
                 part = text[starts[token] : ends[token]]
-                other_side = part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
+                other_side = (
+                    part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
+                )
                 if other_side.strip():
                     raise BadRow(
                         f"the token {part!r} reaches over the border of what the assistant says, "

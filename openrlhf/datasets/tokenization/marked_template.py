@@ -43,7 +43,7 @@ class MarkedRender:
     Attributes:
         text: the text without marks.
         regions: message index → its stretches of the text (more than one if the template returns to a message).
-        loops_end: where the last loop ended; what follows is printed once, after the messages.
+        loops_end: where the last loop over messages ended; what follows is printed once, after them.
         generations: (message index or None, span) of each `{% generation %}` block.
     """
 
@@ -87,26 +87,28 @@ def _read_marks(marked: str) -> MarkedRender:
     open_generation = 0
     for index, piece in enumerate(_MARK.split(marked)):
         if index % 2 == 0:
-            _note_region(render.regions, _innermost(owners), Span(length, length + len(piece)), piece)
+            _note_region(render.regions, _owner(owners), Span(length, length + len(piece)), piece)
             pieces.append(piece)
             length += len(piece)
         elif piece == "L":
             owners.append(None)
         elif piece == "E":
-            owners.pop()
-            render.loops_end = length
+            if owners.pop() is not None:
+                render.loops_end = length
         elif piece == "G":
             open_generation = length
         elif piece == "H":
-            render.generations.append((_innermost(owners), Span(open_generation, length)))
+            render.generations.append((_owner(owners), Span(open_generation, length)))
         elif owners:
             owners[-1] = int(piece[1:])
     render.text = "".join(pieces)
     return render
 
 
-def _innermost(owners: list[int | None]) -> int | None:
-    return next((owner for owner in reversed(owners) if owner is not None), None)
+def _owner(owners: list[int | None]) -> int | None:
+    """The message that is being printed; None in a loop over messages within another message's round."""
+    distinct = {owner for owner in owners if owner is not None}
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _note_region(regions: dict[int, list[Span]], owner: int | None, span: Span, piece: str) -> None:

@@ -10,6 +10,7 @@ from openrlhf.datasets.tokenization.chat_template import ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import MarkedRender, Span
 
 _REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
+REMEDY = "Mark what the assistant says in the template with {% generation %}…{% endgeneration %}"
 
 
 class TurnSpans:
@@ -35,7 +36,7 @@ class TurnSpans:
         wanted = set(turns)
         owned = [(owner, span) for owner, span in render.generations if span.end > span.start]
         if any(owner is None for owner, _ in owned):
-            raise BadRow("a {% generation %} block stands outside the template's loop over the messages")
+            raise BadRow("a {% generation %} block stands outside of a plain loop over the messages")
         return [self._up_to_closing(render, owner, span) for owner, span in owned if owner in wanted]
 
     def _up_to_closing(self, render: MarkedRender, turn: int, span: Span) -> Span:
@@ -49,28 +50,38 @@ class TurnSpans:
         return span
 
     def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> Span:
-        region = _only_region(render, turn)
-        _check_says(render.text[region.start : region.end], conversation.messages[turn], turn)
+        region = _only_region(render, turn, is_last=turn == len(conversation.messages) - 1)
+        message = conversation.messages[turn]
+        _check_says(render.text[region.start : region.end], message, turn)
         prompt = self._renderer.generation_prompt(conversation.messages, conversation.tools, turn)
-        start = self._start(render.text, region, prompt, conversation, turn)
+        follows_assistant = turn > 0 and conversation.messages[turn - 1]["role"] == "assistant"
+        start = self._start(render.text, region, prompt, follows_assistant, turn)
+        if start == region.start and not follows_assistant:
+            self._check_no_header(render.text[start : region.end], message, turn)
         return Span(start, self._end(render.text, region))
 
-    def _start(self, text: str, region: Span, prompt: str, conversation: Conversation, turn: int) -> int:
+    def _start(self, text: str, region: Span, prompt: str, follows_assistant: bool, turn: int) -> int:
         """Where the model goes on from: behind what the template prints as generation prompt."""
         said = text[region.start : region.end]
-        if not prompt:
-            return region.start
         for head in self._heads(prompt):
             position = said.find(head)
             if position >= 0 and self._is_filler(said[:position]):
                 return region.start + position + len(head)
-        if text[: region.start].endswith(prompt) or conversation.messages[turn - 1]["role"] == "assistant":
+        if self._is_filler(prompt) or text[: region.start].endswith(prompt) or follows_assistant:
             return region.start
         raise BadRow(
             f"turn {turn + 1}: the template's generation prompt {prompt!r} is not how this turn begins "
-            f"({said[:40]!r}), so where the answer starts is not certain. "
-            "Mark it in the template with {% generation %}…{% endgeneration %}"
+            f"({said[:40]!r}), so where the answer starts is not certain. {REMEDY}"
         )
+
+    def _check_no_header(self, said: str, message: dict, turn: int) -> None:
+        """Without a generation prompt, nothing tells a printed header from an answer; only reasoning may come first."""
+        before = said.partition(message["content"].strip())[0] if message["content"].strip() else ""
+        if before.strip() and not _REASONING_SCAFFOLD.match(before):
+            raise BadRow(
+                f"turn {turn + 1}: the template prints {before!r} before the answer but has no generation prompt "
+                f"(add_generation_prompt), so nothing tells whether the model is to say it. {REMEDY}"
+            )
 
     def _heads(self, prompt: str) -> list[str]:
         """The prompt, then what of it stands before an answer whose reasoning scaffold (`<think>`) is not printed."""
@@ -80,6 +91,8 @@ class TurnSpans:
             for match in re.finditer(r"\s+", prompt)
             if _REASONING_SCAFFOLD.match(prompt, match.end())
         ]
+        if not prompt.strip():
+            return [prompt] if prompt else []
         return [prompt, *(prompt[:end] for end in sorted(ends, reverse=True) if prompt[:end].strip())]
 
     def _is_filler(self, text: str) -> bool:
@@ -107,20 +120,23 @@ def _special_texts(tokenizer: Any) -> set[str]:
     return {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
 
 
-def _only_region(render: MarkedRender, turn: int) -> Span:
+def _only_region(render: MarkedRender, turn: int, is_last: bool) -> Span:
+    """The one stretch of text that a message was printed to; some templates print the last one after their loop."""
     regions = [span for span in render.regions.get(turn, []) if render.text[span.start : span.end].strip()]
+    if not regions and is_last and render.text[render.loops_end :].strip():
+        return Span(render.loops_end, len(render.text))
     if len(regions) == 1:
         return regions[0]
     found = "prints nothing for" if not regions else f"prints {len(regions)} separate pieces for"
     raise BadRow(
-        f"turn {turn + 1}: the template {found} this assistant message outside of a plain loop over `messages`. "
-        "Mark the assistant's part in the template with {% generation %}…{% endgeneration %}"
+        f"turn {turn + 1}: the template {found} this message in a plain loop over the messages. {REMEDY}"
     )
 
 
 def _check_calls(render: MarkedRender, message: dict, turn: int) -> None:
     """A template that knows no tool calls would teach the model to say nothing in their place."""
     printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
+    printed = printed or render.text[render.loops_end :]
     for call in message.get("tool_calls", []):
         if call["function"]["name"] not in printed:
             raise BadRow(

@@ -16,11 +16,11 @@ _WIDTH = 5  # odd sizes, so that stretches of ranks cut through parameters
 class Model(nn.Module):
     """Odd shapes, a tied weight, dropout, a buffer, a frozen parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 7) -> None:
         super().__init__()
-        self.first = nn.Linear(_WIDTH, 7)
-        self.second = nn.Linear(7, 3, bias=False)
-        self.tied = nn.Linear(7, 3, bias=False)
+        self.first = nn.Linear(_WIDTH, hidden)
+        self.second = nn.Linear(hidden, 3, bias=False)
+        self.tied = nn.Linear(hidden, 3, bias=False)
         self.tied.weight = self.second.weight
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
         self.dropout = nn.Dropout(0.1)
@@ -32,12 +32,12 @@ class Model(nn.Module):
         return (self.second(hidden) + 0.5 * self.tied(hidden) * self.frozen).square().sum()
 
 
-def new_engine(stage: int, dtype: str = "fp32", optimizer: str = "adamw", offload: bool = False) -> Any:
+def new_engine(stage: int, dtype: str = "fp32", optimizer: str = "adamw", hidden: int = 7) -> Any:
     """The same weights at every call, whatever the layout."""
     import deepspeed
 
     torch.manual_seed(7)
-    model = Model()
+    model = Model(hidden)
     if dtype != "fp32":
         model = model.to(torch.bfloat16)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -46,7 +46,7 @@ def new_engine(stage: int, dtype: str = "fp32", optimizer: str = "adamw", offloa
     base = _optimizer(optimizer, groups)
     scheduler = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1.0 / (1 + step))
     zero = {"stage": stage, "stage3_param_persistence_threshold": 10}
-    if offload:
+    if optimizer == "offloaded":
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
         "train_micro_batch_size_per_gpu": 1,
@@ -163,3 +163,14 @@ def train_on_unbroken(stage: int, dtype: str, folder: str, with_dropout: bool) -
     train(engine, 0, 3, with_dropout)
     save_by_hand(engine, folder)
     return train(engine, 3, 5, with_dropout), whole_state(engine)
+
+
+def error_of_loading_a_wider_model(stage: int, folder: str) -> str:
+    """What loading into a model of another shape says."""
+    from openrlhf.errors import UserError
+
+    try:
+        load_by_hand(new_engine(stage, hidden=9), folder)
+    except UserError as error:
+        return str(error)
+    return "nothing was raised"

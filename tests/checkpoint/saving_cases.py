@@ -1,0 +1,194 @@
+"""What the ranks do in test_checkpointer.py."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from openrlhf.checkpoint import fault_points, training_state
+from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
+from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.errors import UserError
+from tests.checkpoint.engines import new_engine, train, whole_state
+
+IDENTITY = RunIdentity("d", 100, 42, 8, "m", "t", "tokens", 300)
+
+
+def _checkpointer(root: str) -> Checkpointer:
+    return Checkpointer(CheckpointStore(root, max_num=3))
+
+
+def _save(checkpointer: Checkpointer, engine: Any, step: int) -> SaveReport:
+    progress = TrainingProgress(optimizer_step=step, consumed_samples=8 * step)
+    return checkpointer.save(engine, progress, IDENTITY, client_state={"note": f"step {step}"})
+
+
+def save_twice(root: str) -> None:
+    engine, checkpointer = new_engine(2, "bf16"), _checkpointer(root)
+    for step in (1, 2):
+        train(engine, step - 1, step)
+        report = _save(checkpointer, engine, step)
+        assert report.problems == ()
+    assert checkpointer.wait().problems == ()
+
+
+def resume(root: str) -> tuple[TrainingProgress, dict[str, Any], bool, list[str]]:
+    engine, checkpointer = new_engine(3, "bf16"), _checkpointer(root)
+    found, notes = checkpointer.find()
+    assert found is not None
+    loaded = checkpointer.load(engine, found, IDENTITY)
+    return loaded.progress, loaded.client_state, loaded.is_random_restored, notes
+
+
+def save_with_a_failing_rank(root: str, failing_rank: int, point: str) -> tuple[SaveReport, SaveReport, list[str]]:
+    engine, checkpointer = new_engine(2), _checkpointer(root)
+    train(engine, 0, 1)
+    _save(checkpointer, engine, 1)
+    checkpointer.wait()
+    with_fault(failing_rank, point)
+    _save(checkpointer, engine, 2)
+    failed = checkpointer.wait()
+    without_fault()
+    _save(checkpointer, engine, 3)
+    after = checkpointer.wait()
+    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    dist.barrier()
+    return failed, after, names
+
+
+def with_fault(failing_rank: int, point: str) -> None:
+    fault_points._times_passed.clear()
+    if dist.get_rank() == failing_rank:
+        os.environ[fault_points.ENVIRONMENT_VARIABLE] = f"{point}:1:disk_full"
+
+
+def without_fault() -> None:
+    os.environ.pop(fault_points.ENVIRONMENT_VARIABLE, None)
+
+
+def save_without_room(root: str) -> SaveReport:
+    from openrlhf.checkpoint import checkpointer as module
+
+    engine, checkpointer = new_engine(2), _checkpointer(root)
+    real = module.size_bytes_to_save
+    module.size_bytes_to_save = lambda engine: 1 << 50
+    try:
+        return _save(checkpointer, engine, 1)
+    finally:
+        module.size_bytes_to_save = real
+
+
+def save_and_train_on(root: str) -> dict[str, torch.Tensor]:
+    """The state at the moment of saving; two more steps run while it is written."""
+    engine, checkpointer = new_engine(3), _checkpointer(root)
+    train(engine, 0, 1)
+    at_save = whole_state(engine)
+    with _SlowWriting(seconds=0.3):
+        _save(checkpointer, engine, 1)
+        train(engine, 1, 3)
+        checkpointer.wait()
+    return at_save
+
+
+def whole_state_after_resume(root: str) -> dict[str, torch.Tensor]:
+    engine, checkpointer = new_engine(3), _checkpointer(root)
+    found, _ = checkpointer.find()
+    assert found is not None
+    checkpointer.load(engine, found, IDENTITY)
+    return whole_state(engine)
+
+
+def time_a_slow_save(root: str) -> tuple[float, float]:
+    engine, checkpointer = new_engine(2), _checkpointer(root)
+    with _SlowWriting(seconds=2.0):
+        start = time.monotonic()
+        _save(checkpointer, engine, 1)
+        returned = time.monotonic()
+        checkpointer.wait()
+        return returned - start, time.monotonic() - returned
+
+
+class _SlowWriting:
+    """A disk that takes `seconds` before each rank's tensors."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._real = training_state.write_tensors
+
+    def __enter__(self) -> None:
+        training_state.write_tensors = self._slow
+
+    def _slow(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(self._seconds)
+        return self._real(*args, **kwargs)
+
+    def __exit__(self, *exc_info: object) -> None:
+        training_state.write_tensors = self._real
+
+
+def error_of_resuming_with_another_seed(root: str) -> str:
+    engine, checkpointer = new_engine(2, "bf16"), _checkpointer(root)
+    found, _ = checkpointer.find()
+    assert found is not None
+    try:
+        checkpointer.load(engine, found, replace(IDENTITY, seed=43))
+    except UserError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def train_and_export(stage: int, kind: str, folder: str) -> bool:
+    """Whether plain transformers computes with the exported model what the engine computes."""
+    from transformers import AutoModelForCausalLM
+
+    from openrlhf.checkpoint.export import export_model
+
+    engine, rows = _language_model_engine(stage, kind), torch.arange(12).reshape(2, 6)
+    engine.backward(engine(rows, labels=rows).loss)
+    engine.step()
+    with torch.no_grad():
+        meant = engine(rows).logits.clone()
+    export_model(engine.module, None, folder, max_shard_bytes=100_000)
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        is_same = torch.equal(again(rows).logits, meant)
+    dist.barrier()
+    return is_same
+
+
+def error_of_exporting_to_a_full_disk(folder: str) -> str:
+    from openrlhf.checkpoint.export import export_model
+
+    engine = _language_model_engine(3, "qwen3")
+    with_fault(0, "export.half_of_shard_written")
+    try:
+        export_model(engine.module, None, folder, max_shard_bytes=100_000)
+    except UserError as error:
+        return str(error)
+    finally:
+        without_fault()
+    return "nothing was raised"
+
+
+def _language_model_engine(stage: int, kind: str) -> Any:
+    import deepspeed
+
+    from tests.helpers.tiny_models import tiny_model
+
+    model = tiny_model(kind)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine

@@ -107,7 +107,7 @@ class _Preparation:
         try:
             for result in encode_blocks(self._tasks(formats), encode, num_processors):
                 self._take(result, writer)
-            self._finish(encode)
+            self._finish()
         except BaseException:
             writer.abandon()
             raise
@@ -192,13 +192,35 @@ class _Preparation:
         self.report.num_tokens += sum(len(sample.input_ids) for sample in result.samples)
         self.report.num_target_tokens += sum(sample.num_target_tokens for sample in result.samples)
         self.report.num_cut += result.num_cut
-        self.report.left_out.update(result.left_out)
+        for reason, count in result.left_out.items():
+            self.report.left_out[reason] = self.report.left_out.get(reason, 0) + count
         for number, reason in result.bad_rows:
             self.bad_rows.add(self.tables[result.table].row_name(number), reason)
         self.bad_rows.check(self.report.num_rows)
+        if self.report.turn_end_id is None and self.settings.target_choice != "everything":
+            self._note_turn_end(result)
         writer.append(result.samples, result.table, result.rows)
 
-    def _finish(self, encode: BlockEncoder) -> None:
+    def _note_turn_end(self, result: Result) -> None:
+        """The token that answers end with: a model stops there, so generation has to stop there."""
+        sample = next((sample for sample in result.samples if not sample.was_cut), None)
+        if sample is None:
+            return
+        end_id = int(sample.input_ids[np.flatnonzero(sample.loss_mask)[-1] + 1])
+        self.report.turn_end_id, self.report.turn_end = end_id, self.tokenizer.decode([end_id])
+        if end_id == self.tokenizer.eos_token_id:
+            return
+        if end_id not in self.tokenizer.added_tokens_decoder:
+            self.report.notes.append(
+                "answers end without a token of their own: the model will not know when to stop"
+            )
+        else:
+            self.report.notes.append(
+                f"answers end with {self.report.turn_end!r}, not with the tokenizer's end token "
+                f"{self.tokenizer.eos_token!r}: generation must stop at both"
+            )
+
+    def _finish(self) -> None:
         self.bad_rows.check(self.report.num_rows, at_end=True)
         self.report.num_bad_rows = self.bad_rows.count
         self.report.bad_rows = self.bad_rows.lines()
@@ -249,7 +271,7 @@ def _quoted(columns: set[str]) -> str:
 
 
 def _nothing_to_train(report: DataReport, settings: DataSettings) -> str:
-    reasons = [f"{count:,} {reason}" for reason, count in report.left_out.most_common()]
+    reasons = [f"{count:,} {reason}" for reason, count in report.left_out.items()]
     if report.num_bad_rows:
         reasons.append(f"{report.num_bad_rows:,} unusable")
     told = "; ".join(reasons) or "there was none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class DataReport:
     num_tokens: int = 0
     num_target_tokens: int = 0
     num_cut: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=dict)
     num_bad_rows: int = 0
     bad_rows: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -74,7 +73,6 @@ class DataReport:
     def read(cls, path: Path) -> DataReport:
         values = json.loads(path.read_text(encoding="utf-8"))
         values["sources"] = [SourceReport(**source) for source in values["sources"]]
-        values["left_out"] = Counter(values["left_out"])
         return cls(**values)
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -29,16 +29,17 @@ from openrlhf.datasets.sources.blocks import (
 from openrlhf.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")
+WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
 
 
 def open_binary(path: Path) -> BinaryIO:
     """The file's bytes, decompressed if its name says that it is compressed."""
     if path.suffix == ".gz":
-        return gzip.open(path)
+        return cast(BinaryIO, gzip.open(path))
     if path.suffix == ".zst":
         import zstandard
 
-        return io.BufferedReader(zstandard.open(path, "rb"))  # type: ignore[arg-type]
+        return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
 
 
@@ -71,25 +72,29 @@ def read_text(path: Path) -> Iterator[Block]:
 
 
 def read_json(path: Path) -> Iterator[Block]:
-    """A list of rows, or an object with one such list; a file with an object a line is read as JSONL."""
+    """A list of rows, or an object that wraps one (`{"data": […]}`); an object a line is read as JSONL."""
     with open_binary(path) as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if start != b"[":
-            file.seek(0)
-            first_line = file.readline()
-            if _is_object(first_line):
-                yield from read_jsonl(path)
-                return
+        begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+        file.seek(0)
+        first_line = None if begins_list else _json_or_none(file.readline())
+        if isinstance(first_line, dict) and _wrapped(first_line) is None:
+            yield from read_jsonl(path)
+            return
         file.seek(0)
         rows = _rows_of(path, file.read())
     yield from _in_blocks(checked_row(row) for row in rows)
 
 
-def _is_object(line: bytes) -> bool:
+def _json_or_none(line: bytes) -> Any:
     try:
-        return isinstance(json.loads(line), dict)
+        return json.loads(line)
     except ValueError:
-        return False
+        return None
+
+
+def _wrapped(value: dict[str, Any]) -> list[Any] | None:
+    """The rows that an object holds under a wrapper's name."""
+    return next((value[key] for key in WRAPPER_KEYS if isinstance(value.get(key), list)), None)
 
 
 def _rows_of(path: Path, data: bytes) -> list[Any]:
@@ -99,14 +104,12 @@ def _rows_of(path: Path, data: bytes) -> list[Any]:
         raise UserError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
-    if isinstance(value, list):
-        return value
-    lists = [key for key, item in value.items() if isinstance(item, list)] if isinstance(value, dict) else []
-    if len(lists) != 1:
+    rows = _wrapped(value) if isinstance(value, dict) else value
+    if not isinstance(rows, list):
         raise UserError(
             f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL)."
         )
-    return value[lists[0]]
+    return rows
 
 
 def read_csv(path: Path) -> Iterator[Block]:
@@ -128,7 +131,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[Iterator[Row | BadRow
                 numbers.append(reader.line_num)
                 yield _csv_row(row)
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: broken CSV: {error}.") from None
+            raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
 
     return rows(), numbers
 

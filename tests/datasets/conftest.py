@@ -1,0 +1,59 @@
+"""What the tests of this room share: a cache of their own, rows, and files of every kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.errors import UserError
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+
+Prepare = Callable[..., SFTDataset]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Prepare:
+    """prepare(spec, **choices and settings) with question/answer columns, on a cache of its own."""
+    tokenizer = tiny_tokenizer(CHATML)
+    choices = {"split", "probabilities", "seed", "max_samples", "num_processors", "tokenizer"}
+
+    def call(spec: Any, **given: Any) -> SFTDataset:
+        chosen = {name: given.pop(name) for name in choices & set(given)}
+        settings = DataSettings(**given)
+        return prepare_sft_dataset(
+            str(spec), chosen.pop("tokenizer", tokenizer), settings, cache_dir=tmp_path / "cache",
+            **{"num_processors": 1, **chosen},
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def problems(prepare: Prepare) -> Callable[..., str]:
+    """problems(spec, …): what the refusal says."""
+
+    def call(spec: Any, **given: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            prepare(spec, **given)
+        return str(caught.value)
+
+    return call
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Writes rows as JSONL; text stands as it is, so that it can be broken."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def pairs(count: int, start: int = 0) -> list[dict[str, str]]:
+    """Rows with a prompt and a completion that tell their number."""
+    return [{"prompt": f"Number {i}? ", "completion": f"It is {i}."} for i in range(start, start + count)]

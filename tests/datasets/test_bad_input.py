@@ -1,0 +1,126 @@
+"""Bad files and bad rows: one clear message each, all of the first thousand rows together, nothing left behind."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+
+from openrlhf.datasets.sources import tables
+from tests.datasets.conftest import pairs, write_jsonl
+
+
+def test_all_problems_of_the_first_thousand_rows_are_told_together(tmp_path, problems):
+    rows = [*pairs(3), '{"prompt": "x",', *pairs(500), {"prompt": "only"}, *pairs(100), [1], *pairs(3000)]
+    said = problems(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert f"{tmp_path}/a.jsonl:4: broken JSON" in said
+    assert f"{tmp_path}/a.jsonl:505: no column 'completion'; it has 'prompt'" in said
+    assert f"{tmp_path}/a.jsonl:606: list where an object with columns belongs" in said
+    assert "--data.max_bad_rows allows 0" in said
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_allowed_bad_rows_are_left_out_and_counted(tmp_path, prepare, problems):
+    path = write_jsonl(tmp_path / "a.jsonl", [*pairs(3), "{", {"prompt": "x", "completion": " "}])
+    found = prepare(path, max_bad_rows=2)
+    assert (len(found), found.report.num_bad_rows) == (3, 2)
+    assert any("broken JSON" in line for line in found.report.lines())
+    assert "--data.max_bad_rows allows 1" in problems(path, max_bad_rows=1)
+
+
+def test_one_reason_in_many_rows_is_one_line(tmp_path, problems):
+    said = problems(write_jsonl(tmp_path / "a.jsonl", [*pairs(1), *[{"prompt": "x"}] * 800]))
+    assert said.count("no column 'completion'") == 1
+    assert "and 795 more rows" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n\n", "is empty"),
+        ("a.jsonl", b"{not json}\n", "a.jsonl:1: broken JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl:1: not UTF-8"),
+        ("a.jsonl", b'{"text": "a\x01b"}\n', "broken JSON: Invalid control character"),
+        ("a.json", b'[{"text": "x"},\n {"text" "y"}]', "a.json:2: broken JSON"),
+        ("a.json", b'{"a": 1,\n "b": 2}', "neither a list of rows"),
+        ("a.csv", b"text,b\nx,1,2\n", "a.csv:2: more fields than the header has columns"),
+        ("a.csv", b"text,b\nx\n", "a.csv:2: fewer fields than the header has columns"),
+        ("a.csv", b'text\n"x\n', "a.csv: broken CSV after line 1"),
+        ("a.parquet", b"PAR1 no", "a.parquet cannot be read"),
+        ("a.arrow", b"no arrow", "a.arrow cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "a.jsonl.gz cannot be read"),
+        ("a.jsonl.zst", b"no zstd", "a.jsonl.zst cannot be read"),
+        ("a.docx", b"x", "is of an unknown kind"),
+    ],
+)
+def test_a_file_that_cannot_be_read(name: str, content: bytes, words: str, tmp_path, problems):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert words in problems(path)
+
+
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path, problems):
+    write_jsonl(tmp_path / "train.jsonl", pairs(1))
+    assert f"did you mean {tmp_path}/train.jsonl?" in problems(tmp_path / "trian.jsonl")
+    assert "there is no folder" in problems(tmp_path / "no/where.jsonl")
+    assert "has no 'sub'; it has train.jsonl" in problems(f"{tmp_path}@sub")
+
+
+def test_all_missing_sources_are_told_together(tmp_path, problems):
+    said = problems(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
+    assert "a.jsonl does not exist" in said
+    assert "b.jsonl does not exist" in said
+
+
+def test_a_hub_name_that_cannot_be_loaded(problems, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network\nand a long story")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert (
+        "'owner/name' is no local file or folder, and could not be loaded from the hub: no network"
+        in problems("owner/name")
+    )
+
+
+def test_a_folder_of_mixed_shapes_names_the_files_and_columns(tmp_path, problems):
+    write_jsonl(tmp_path / "d/a.jsonl", pairs(1))
+    write_jsonl(tmp_path / "d/b.jsonl", [{"text": "x"}])
+    said = problems(tmp_path / "d")
+    assert "b.jsonl (text) differs from" in said
+    assert "it has 'text' and lacks 'completion', 'prompt'" in said
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, problems, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    read = tables.reader_for(path)
+
+    def read_and_append(source):
+        yield from read(source)
+        with source.open("a") as file:
+            file.write("{}\n")
+
+    monkeypatch.setattr(tables, "reader_for", lambda _: read_and_append)
+    assert "changed while it was read" in problems(path)
+
+
+def test_a_row_of_ten_megabytes_is_dropped_quickly_and_counted(tmp_path, prepare):
+    big = {"prompt": "x" * 10_000_000, "completion": "y"}
+    found = prepare(write_jsonl(tmp_path / "a.jsonl", [big, *pairs(2)]))
+    assert (len(found), found.report.left_out["longer than max_len"]) == (2, 1)
+
+
+def test_no_row_that_can_be_trained_stops_the_run(tmp_path, problems):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(3))
+    assert (
+        "None of the 3 rows can be trained: 3 longer than max_len. Raise --data.max_len (now 4)"
+        in problems(path, max_len=4)
+    )
+    users = write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
+    assert "1 no assistant turn" in problems(users)
+
+
+def test_a_misspelt_column_is_told_with_those_that_exist(tmp_path, problems):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(3))
+    said = problems(path, input_key="promt", output_key="completion")
+    assert f"{path}:1 has no column 'promt'; it has 'prompt', 'completion'" in said

@@ -1,0 +1,206 @@
+"""Each format: found by its columns, read as meant, refused in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.samples import BadRow, EncodedSample
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.errors import UserError
+from tests.datasets.test_masks import trained_text
+from tests.helpers.chat_templates import HERMES_TOOLS
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer(CHATML)
+ASK, SAY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}
+
+
+def encode(row: dict, tokenizer=TOKENIZER, **settings) -> EncodedSample:
+    chosen = DataSettings(**settings)
+    sample = find_format(row, chosen, "row 1").read(row, chosen)
+    return SampleEncoder(tokenizer, chosen).encode(sample)
+
+
+def text(sample: EncodedSample) -> str:
+    return TOKENIZER.decode(sample.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "whole", "trained"),
+    [
+        ({"q": "A?", "a": "B"}, {"input_key": "q", "output_key": "a"}, "A?B<|endoftext|>", "B<|endoftext|>"),
+        (
+            {"q": "A?", "a": "B"},
+            {"input_key": "q", "output_key": "a", "input_template": "Q: {}\nA: {{x}} "},
+            "Q: A?\nA: {x} B<|endoftext|>",
+            "B<|endoftext|>",
+        ),
+        (
+            {"q": "A?", "a": "B"},
+            {"input_key": "q", "output_key": "a", "apply_chat_template": True},
+            "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n",
+            "B<|im_end|>",
+        ),
+        ({"prompt": "A?", "completion": " B"}, {}, "A? B<|endoftext|>", " B<|endoftext|>"),
+        (
+            {"prompt": [ASK], "completion": [SAY]},
+            {},
+            "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHo.<|im_end|>\n",
+            "Ho.<|im_end|>",
+        ),
+        (
+            {"messages": [ASK, SAY]},
+            {},
+            "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHo.<|im_end|>\n",
+            "Ho.<|im_end|>",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}]},
+            {},
+            "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHo.<|im_end|>\n",
+            "Ho.<|im_end|>",
+        ),
+        (
+            {"instruction": "Add.", "input": "1 2", "output": "3"},
+            {"input_template": "{}\n"},
+            "Add.\n\n1 2\n3<|endoftext|>",
+            "3<|endoftext|>",
+        ),
+        ({"instruction": "Say hi.", "input": "", "output": " hi"}, {}, "Say hi. hi<|endoftext|>", " hi<|endoftext|>"),
+        ({"text": "One two."}, {"pretrain_mode": True}, "One two.<|endoftext|>", "ne two.<|endoftext|>"),
+        ({"body": "One two."}, {"pretrain_mode": True, "input_key": "body"}, "One two.<|endoftext|>", "ne two.<|endoftext|>"),
+    ],
+    ids=[
+        "columns", "template", "columns as chat", "prompt and completion", "prompt and completion as messages",
+        "messages", "sharegpt", "alpaca", "alpaca without input", "text", "text in a named column",
+    ],
+)  # fmt: skip
+def test_a_row_becomes_its_text_and_targets(row: dict, settings: dict, whole: str, trained: str):
+    sample = encode(row, **settings)
+    assert text(sample) == whole
+    assert trained_text(sample, TOKENIZER) == trained
+
+
+def test_end_token_is_appended_as_an_id_and_once():
+    sample = encode({"q": "A?", "a": "B<|endoftext|>"}, input_key="q", output_key="a")
+    assert text(sample) == "A?B<|endoftext|>"
+
+
+def test_start_token_is_there_once_even_if_the_text_begins_with_it():
+    tokenizer = tiny_tokenizer(with_bos=True)
+    for prompt in ("A?", "<|bos|>A?"):
+        sample = encode({"q": prompt, "a": " B"}, tokenizer, input_key="q", output_key="a")
+        assert tokenizer.decode(sample.input_ids) == "<|bos|>A? B<|endoftext|>"
+        assert trained_text(sample, tokenizer) == " B<|endoftext|>"
+
+
+def test_pad_that_equals_the_end_token_stays_a_target():
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    sample = encode({"q": "A?", "a": " B"}, tokenizer, input_key="q", output_key="a")
+    assert trained_text(sample, tokenizer) == " B<|endoftext|>"
+
+
+def test_tokens_come_through_unchanged_with_labels():
+    sample = encode({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]})
+    assert sample.input_ids.tolist() == [5, 6, 7, 8]
+    assert sample.loss_mask.tolist() == [0, 1, 1, 0]
+
+
+def test_tokens_come_through_unchanged_with_a_loss_mask():
+    sample = encode({"input_ids": [5, 6, 7, 8], "loss_mask": [0, 1, 1, 0]})
+    assert sample.loss_mask.tolist() == [0, 1, 1, 0]
+
+
+def test_masks_that_stand_beside_their_tokens_are_shifted_on_request():
+    sample = encode({"input_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 1, 1]}, format="tokenized_by_token")
+    assert sample.loss_mask.tolist() == [0, 1, 1, 0]
+
+
+def test_messages_marked_as_untrained_are_context_only():
+    row = {"messages": [ASK, {**SAY, "train": False}, ASK, {**SAY, "weight": 1}, ASK, {**SAY, "weight": 0}]}
+    assert trained_text(encode(row, multiturn=True), TOKENIZER) == "Ho.<|im_end|>"
+    assert encode(row, multiturn=True).loss_mask.argmax() > 20
+
+
+def test_completion_trains_every_turn_after_the_last_user():
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+    }
+    tool = {"role": "tool", "content": "42"}
+    row = {"messages": [ASK, SAY, ASK, call, tool, SAY]}
+    tokenizer = HERMES_TOOLS.tokenizer(marked=False)
+    sample = encode(row, tokenizer, targets="completion")
+    called = '\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>'
+    assert trained_text(sample, tokenizer) == called + "Ho.<|im_end|>"
+
+
+def test_everything_trains_every_token_after_the_first():
+    sample = encode({"messages": [ASK, SAY]}, targets="everything")
+    assert sample.loss_mask.tolist() == [1] * (len(sample.input_ids) - 1) + [0]
+
+
+def test_tools_are_read_as_text_and_as_objects():
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [None, 1]}}}]
+    call = [{"type": "function", "function": {"name": "f", "arguments": {"x": None}}}]
+    as_objects = {
+        "messages": [ASK, {"role": "assistant", "content": None, "tool_calls": call}],
+        "tools": tools,
+    }
+    as_text = {
+        "messages": [ASK, {"role": "assistant", "content": None, "tool_calls": json.dumps(call)}],
+        "tools": json.dumps(tools),
+    }
+    tokenizer = HERMES_TOOLS.tokenizer(marked=False)
+    assert encode(as_objects, tokenizer).input_ids.tolist() == encode(as_text, tokenizer).input_ids.tolist()
+    assert '"arguments": {"x": null}' in tokenizer.decode(encode(as_objects, tokenizer).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "words"),
+    [
+        ({"q": "A?"}, {"input_key": "q", "output_key": "a"}, "no column 'a'; it has 'q'"),
+        ({"question": "A?", "answer": "B"}, {}, "in no known format; it has 'question', 'answer'"),
+        ({"text": "x"}, {"format": "textt"}, "--data.format 'textt' is unknown"),
+    ],
+    ids=["missing column", "unknown columns", "unknown format"],
+)
+def test_a_shape_that_is_none_is_refused(row: dict, settings: dict, words: str):
+    with pytest.raises(UserError, match="row 1|--data.format") as caught:
+        encode(row, **settings)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [ASK, {"role": "assistant", "content": " "}]}, "the assistant's answer is empty"),
+        ({"messages": "[{"}, "messages is no valid JSON"),
+        ({"messages": [ASK, "Ho."]}, "message 2: text where an object with role and content belongs"),
+        ({"messages": [{"content": "x"}]}, "message 1 has no role; it has 'content'"),
+        ({"messages": [ASK, {"role": "assistant", "content": 3}]}, "message 2: its content is a number"),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}]},
+            "message 2, tool call 1 (f): its arguments text is no valid JSON",
+        ),
+        ({"messages": [ASK, SAY], "tools": "[{]"}, "tools is no valid JSON"),
+        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]}, "does not print the tool call"),
+        ({"messages": [ASK, {"role": "assistant", "content": "a\ud800b"}]}, "half a surrogate pair"),
+        ({"prompt": "x", "completion": ""}, "the answer in column 'completion' is empty"),
+        ({"prompt": "x", "completion": 7}, "column 'completion' holds a number where text belongs"),
+        ({"input_ids": [1, 2], "labels": [1]}, "labels has 1 entries, input_ids has 2"),
+        ({"input_ids": [1, 2], "labels": [-100, 1]}, "labels stand beside their tokens"),
+        ({"input_ids": [1, 2, 3], "loss_mask": [0, 0, 1]}, "tokenized_by_token"),
+        ({"input_ids": [1, 2, 3], "loss_mask": [0, 2, 0]}, "loss_mask holds 2"),
+        ({"input_ids": "1 2", "labels": [1]}, "column 'input_ids' holds text"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_used_says_why(row: dict, words: str):
+    with pytest.raises(BadRow) as caught:
+        encode(row)
+    assert words in str(caught.value)

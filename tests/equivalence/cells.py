@@ -1,0 +1,103 @@
+"""One cell of the matrix: the recipe, trained by the package in one layout; runs inside a rank."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tests.equivalence.reference import Curve, Recipe, rows
+from tests.helpers.tiny_models import tiny_model
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a recipe is laid out."""
+
+    zero_stage: int = 0
+    micro_batch_size: int = 2
+    max_tokens: int | None = None
+    packed: bool = False
+    ring: int = 1
+    checkpointing: bool = False
+    offload: bool = False
+    dtype: str = "fp32"
+    tensor_parallel: int = 1
+
+    def __str__(self) -> str:
+        parts = [f"zero{self.zero_stage}", f"mb{self.micro_batch_size}"]
+        parts += [f"budget{self.max_tokens}"] if self.max_tokens else []
+        parts += ["packed"] if self.packed else ["padded"]
+        parts += [f"ring{self.ring}"] if self.ring > 1 else []
+        parts += [f"tp{self.tensor_parallel}"] if self.tensor_parallel > 1 else []
+        parts += ["checkpointing"] if self.checkpointing else []
+        parts += ["offload"] if self.offload else []
+        return "-".join([*parts, self.dtype])
+
+
+class RowsInMemory:
+    """A data set of the contract's rows: `loss_mask[t]` judges token t+1."""
+
+    def __init__(self, recipe: Recipe):
+        self._rows = rows(recipe)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int):
+        ids, is_target = self._rows[index]
+        return ids, torch.ones_like(ids), torch.cat([is_target[1:], is_target.new_zeros(1)]).long()
+
+
+def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
+    """The curve, with the whole weights on rank 0; None on other ranks."""
+    from openrlhf.checkpoint.gathering import whole_weights
+    from openrlhf.models import Actor
+    from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
+    from openrlhf.utils.deepspeed.engine_config import EngineSettings
+    from openrlhf.utils.deepspeed.optimizers import AdamSettings
+    from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
+    from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
+
+    strategy = DeepspeedStrategy(
+        train_batch_size=recipe.batch_size,
+        micro_train_batch_size=layout.micro_batch_size,
+        engine=EngineSettings(
+            zero_stage=layout.zero_stage,
+            param_dtype=layout.dtype,
+            max_norm=recipe.max_norm,
+            adam_offload=layout.offload,
+            tensor_parallel_size=layout.tensor_parallel,
+            pin_memory=False,
+        ),
+        adam=AdamSettings(recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay),
+        packing_samples=layout.packed,
+        ring_attn_size=layout.ring,
+        max_tokens_per_micro_batch=layout.max_tokens,
+        loss_reduction=recipe.loss_reduction,
+    )
+    strategy.setup_distributed()
+    model = tiny_model(recipe.model_kind, dtype=_DTYPES[layout.dtype])
+    actor = Actor(model, packing_samples=layout.packed, ring_attn_size=layout.ring)
+    if layout.checkpointing:
+        actor.gradient_checkpointing_enable()
+    dataset = RowsInMemory(recipe)
+    loader = strategy.setup_dataloader(dataset, layout.micro_batch_size, shuffle=False, pad_token_id=0)
+    num_epochs = math.ceil(recipe.num_steps / loader.schedule.steps_per_epoch)
+    optimizer = strategy.create_optimizer(actor)
+    horizon = num_epochs * loader.schedule.steps_per_epoch
+    schedule = ScheduleSettings("cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
+    actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
+    actor.train()
+    step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef))
+    results = []
+    for number, window in zip(range(recipe.num_steps), loader.windows(max_epochs=num_epochs)):
+        results.append(step.run(window, number))
+    weights = dict(whole_weights(actor.model, strategy.is_rank_0()))
+    actor.engine.destroy()
+    if not strategy.is_rank_0():
+        return None
+    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights)

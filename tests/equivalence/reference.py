@@ -1,0 +1,110 @@
+"""The slow, obvious loop that every layout is held to: plain torch, float64, one sample at a time.
+
+It shares no code with the package: no shift, no mask, no packing, no divisor, no optimizer of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run computes, whatever its layout."""
+
+    model_kind: str
+    num_rows: int = 22
+    batch_size: int = 8
+    num_steps: int = 20
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-6
+    weight_decay: float = 0.1
+    max_norm: float = 1.0
+    warmup_ratio: float = 0.1
+    min_lr_ratio: float = 0.1
+    loss_reduction: str = "token"
+    aux_loss_coef: float = 0.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run showed."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    weights: dict[str, Tensor]
+
+
+def rows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """(token ids, is_target) of unlike lengths; is_target[t] says whether token t itself is trained."""
+    draw = torch.Generator().manual_seed(5)
+    made = []
+    for _ in range(recipe.num_rows):
+        length = int(torch.randint(3, 41, (1,), generator=draw))
+        ids = torch.randint(3, 500, (length,), generator=draw)
+        is_target = torch.rand(length, generator=draw) < 0.6
+        is_target[0] = False
+        is_target[-1] = True
+        made.append((ids, is_target))
+    return made
+
+
+def train(model: nn.Module, recipe: Recipe) -> Curve:
+    """Trains `model` (float64) on the rows in their own order, epoch after epoch."""
+    samples = rows(recipe)
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and p is not model.get_input_embeddings().weight]
+    others = [p for p in model.parameters() if not any(p is q for q in decayed)]
+    optimizer = torch.optim.AdamW(
+        [dict(params=decayed, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
+        lr=recipe.lr, betas=recipe.betas, eps=recipe.eps,
+    )  # fmt: skip
+    losses, grad_norms = [], []
+    for step, window in enumerate(_windows(samples, recipe)):
+        optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        objective = torch.zeros((), dtype=torch.float64)
+        for ids, is_target in window:
+            logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
+            log_probs = logits.log_softmax(-1)
+            nll = torch.stack([-log_probs[t - 1, ids[t]] for t in range(1, len(ids)) if is_target[t]])
+            total = total + nll.sum()
+            objective = objective + (nll.sum() if recipe.loss_reduction == "token" else nll.mean())
+        num_targets = sum(int(is_target.sum()) for _, is_target in window)
+        objective = objective / (num_targets if recipe.loss_reduction == "token" else len(window))
+        objective.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
+        if norm > recipe.max_norm:
+            for parameter in model.parameters():
+                parameter.grad *= recipe.max_norm / norm
+        for group in optimizer.param_groups:
+            group["lr"] = _lr(step, recipe)
+        optimizer.step()
+        losses.append(float(total) / num_targets)
+        grad_norms.append(float(norm))
+    return Curve(losses, grad_norms, {name: value.detach().clone() for name, value in model.named_parameters()})
+
+
+def _windows(samples, recipe):
+    done = 0
+    while True:
+        for start in range(0, len(samples), recipe.batch_size):
+            if done == recipe.num_steps:
+                return
+            done += 1
+            yield samples[start : start + recipe.batch_size]
+
+
+def _lr(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to min_lr_ratio."""
+    steps_per_epoch = math.ceil(recipe.num_rows / recipe.batch_size)
+    horizon = math.ceil(recipe.num_steps / steps_per_epoch) * steps_per_epoch
+    warmup = math.ceil(horizon * recipe.warmup_ratio)
+    if step < warmup:
+        return recipe.lr * step / warmup
+    share = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (horizon - warmup)))
+    return recipe.lr * (recipe.min_lr_ratio + (1 - recipe.min_lr_ratio) * share)

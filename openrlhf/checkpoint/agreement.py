@@ -1,7 +1,7 @@
 """Ranks telling one another how it went, so that one that fails never leaves the others waiting.
 
-The group is a gloo group of all ranks, made for this purpose: it works while an accelerator is in trouble, and its
-timeout may be longer than that of training. Without torch.distributed there is one rank.
+The group is a gloo group of all ranks, made for this purpose: it works while an accelerator is in trouble,
+and its timeout may be longer than that of training. Without torch.distributed there is one rank.
 """
 
 from typing import Any

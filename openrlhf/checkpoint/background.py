@@ -1,8 +1,8 @@
 """Work beside the training loop: one thread at a time, whose error is kept until somebody asks.
 
-No collective runs in such a thread: it could meet one of training's in another order on another rank. Ranks tell the
-thread of rank 0 that their files are written by a small file each (`RankReport`); every other agreement between ranks
-is made by the main threads, in `checkpointer.py`.
+No collective runs in such a thread: it could meet one of training's in another order on another rank. Ranks
+tell the thread of rank 0 that their files are written by a small file each (`RankReport`); every other
+agreement between ranks is made by the main threads, in `checkpointer.py`.
 """
 
 import json
@@ -71,8 +71,8 @@ def collect_reports(
 ) -> list[FileRecord]:
     """Wait for the reports of all ranks, remove them, and return the records of all files.
 
-    Raises OSError as soon as a rank reports a problem, when `must_stop()`, or after `timeout_seconds` (naming the
-    ranks that are missing).
+    Raises OSError as soon as a rank reports a problem, when `must_stop()`, or after `timeout_seconds` (naming
+    the ranks that are missing).
     """
     reports: dict[int, RankReport] = {}
     deadline = time.monotonic() + timeout_seconds

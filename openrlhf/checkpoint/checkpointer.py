@@ -8,8 +8,9 @@ A save on every rank, in this order:
 4. in a thread, every rank writes and flushes its files and leaves a report;
 5. in a thread, rank 0 collects the reports, writes the manifest, renames, points `latest` there, rotates.
 
-Where a step fails on any rank, all ranks learn of it at 1 or 2 of the next save (or in `wait`), the folder aside is
-removed, the checkpoints before it are untouched, and nobody is left waiting. The folder must be shared by all ranks.
+Where a step fails on any rank, all ranks learn of it at 1 or 2 of the next save (or in `wait`), the folder
+aside is removed, the checkpoints before it are untouched, and nobody is left waiting. The folder must be
+shared by all ranks.
 """
 
 import threading
@@ -43,7 +44,8 @@ _SMALL_FILES_BYTES = 1 << 20  # randomness, JSON and headers of one rank
 class SaveReport:
     """How the saves that have ended went; the same on all ranks.
 
-    problems: of failed saves, and of rotations, since the last report. num_failures_in_a_row: 0 after a good save.
+    problems: of failed saves, and of rotations, since the last report.
+    num_failures_in_a_row: 0 after a good save.
     """
 
     problems: tuple[str, ...]
@@ -165,7 +167,7 @@ class Checkpointer:
         rank, count = this_rank(self._group), num_ranks(self._group)
         return load_training_state(engine, found.path, rank, count, scheduler)
 
-    # --- the steps of a save ---------------------------------------------------------------------------------------
+    # --- the steps of a save ---
 
     def _begin(self, engine: Any, optimizer_step: int) -> tuple[Path | None, tuple[str, ...]]:
         """Rank 0 makes the folder aside; None, and why, if it cannot."""
@@ -203,7 +205,9 @@ class Checkpointer:
         self._writing = BackgroundJob(lambda: _write(aside, state, problem, rank), "checkpoint writer")
         if rank == 0:
             self._finishing = BackgroundJob(
-                lambda: _finish(self.store, aside, count, must_stop, self._timeout_seconds, identity, eval_loss),
+                lambda: _finish(
+                    self.store, aside, count, must_stop, self._timeout_seconds, identity, eval_loss
+                ),
                 "checkpoint finisher",
             )
 
@@ -230,7 +234,7 @@ def _finish(
     identity: RunIdentity,
     eval_loss: float | None,
 ) -> list[str]:
-    """Put in place what all ranks have written; runs in a thread of rank 0. Returns problems of the rotation."""
+    """Put in place what all ranks have written, in a thread of rank 0; returns problems of the rotation."""
     try:
         records = collect_reports(aside, count, must_stop.is_set, timeout_seconds)
         fault_point("save.all_ranks_done")

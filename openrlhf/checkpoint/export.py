@@ -1,13 +1,15 @@
 """The trained model as a Hugging Face folder: written aside, read back, then put in place file by file.
 
-In place, `config.json` (of an adapter: `adapter_config.json`) is taken away first and comes back last, so an export
-that was interrupted has none and nothing opens it as a model. Other files in the folder are left alone.
+In place, `config.json` (of an adapter: `adapter_config.json`) is taken away first and comes back last, so an
+export that was interrupted has none and nothing opens it as a model. Other files in the folder are left
+alone.
 """
 
 import copy
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,19 @@ def export_model(
     group: dist.ProcessGroup | None = None,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
-    """Put `model` into `folder` so that `from_pretrained` opens it; a model that was there goes. All ranks call.
+    """Put `model` into `folder` so that `from_pretrained` opens it, in place of one that was there.
+
+    All ranks call.
 
     Args:
-        model: transformers model, or peft model (then the adapter alone is saved); weights may be cut up by ZeRO-3.
+        model: transformers model, or peft model (then the adapter alone is saved); weights may be cut up by
+        ZeRO-3.
         tokenizer: None writes no tokenizer files.
         group: gloo, of all ranks, on which they tell one another whether it went well.
         max_shard_bytes: rank 0 holds about so much, and one layer, of a model at a time.
 
-    Raises UserError on every rank if rank 0 could not write; what was in the folder is then untouched, unless the
-    last moves failed, and then the folder has no configuration and cannot be mistaken for a model.
+    Raises UserError on every rank if rank 0 could not write; what was in the folder is then untouched, unless
+    the last moves failed, and then the folder has no configuration and cannot be mistaken for a model.
     """
     folder = Path(folder)
     aside = folder / _ASIDE_NAME
@@ -72,7 +77,7 @@ def write_model(
     group: dist.ProcessGroup | None = None,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
-    """Write, flush and read back a model in a folder that nobody reads yet. All ranks call; see `export_model`."""
+    """Write, flush and read back a model in a folder that nobody reads yet. All ranks call."""
     is_rank_0 = this_rank(group) == 0
     problem = _attempt(lambda: folder.mkdir(parents=True, exist_ok=True)) if is_rank_0 else None
     fault_point("export.begun")
@@ -86,11 +91,11 @@ def write_model(
 def _write_full_model(
     model: Any, folder: Path, is_rank_0: bool, max_shard_bytes: int, problem: str | None
 ) -> str | None:
-    """Gather layer by layer and write. Rank 0 goes on gathering after an error: the other ranks are in it too."""
+    """Gather layer by layer and write. After an error rank 0 goes on gathering: the others are in it too."""
     shards = ShardWriter(folder, max_shard_bytes)
     for block in by_block(whole_weights(model, is_rank_0)):
         if is_rank_0 and problem is None:
-            problem = _attempt(lambda block=block: _add_block(model, shards, block))  # type: ignore[misc]
+            problem = _attempt(partial(_add_block, model, shards, block))
     if is_rank_0 and problem is None:
         problem = _attempt(shards.finish)
         fault_point("export.written")
@@ -98,7 +103,7 @@ def _write_full_model(
 
 
 def _add_block(model: Any, shards: ShardWriter, block: dict[str, Any]) -> None:
-    """Hand a layer's weights on under the names and in the form that the model's files have (experts one by one)."""
+    """Hand a layer's weights on in the names and form of the model's files (experts one by one)."""
     from transformers.core_model_loading import revert_weight_conversion
 
     for name, value in revert_weight_conversion(model, block).items():

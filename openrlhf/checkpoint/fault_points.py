@@ -1,8 +1,8 @@
 """Named points of a save or an export at which a test can break the process.
 
-Nothing happens unless the environment asks: `OPENRLHF_FAULT_POINT=<name>[:nth[:what]]`, where nth counts how often the
-point is passed in this process (1 by default) and what is `kill` (SIGKILL to itself, the default), `disk_full`
-(an OSError as the disk gives it) or `hang` (sleeps for an hour).
+Nothing happens unless the environment asks: `OPENRLHF_FAULT_POINT=<name>[:nth[:what]]`, where nth counts how
+often the point is passed in this process (1 by default) and what is `kill` (SIGKILL to itself, the default),
+`disk_full` (an OSError as the disk gives it) or `hang` (sleeps for an hour).
 """
 
 import errno

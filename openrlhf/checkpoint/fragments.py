@@ -1,8 +1,8 @@
 """Where DeepSpeed keeps the optimizer's side of each parameter on this rank, for every ZeRO stage.
 
-The optimizer's float32 master weights, and its state beside them, lie in tensors that hold many parameters, one or a
-part of one. A `Fragment` names one stretch: these elements of that parameter are here. Saving copies from fragments,
-loading copies into them, and neither knows a ZeRO stage.
+The optimizer's float32 master weights, and its state beside them, lie in tensors that hold many parameters,
+one or a part of one. A `Fragment` names one stretch: these elements of that parameter are here. Saving copies
+from fragments, loading copies into them, and neither knows a ZeRO stage.
 
 This file alone reads DeepSpeed's inner structures (0.19).
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 class Fragment:
     """Elements `[start, start + numel)` of the flattened parameter `name`.
 
-    `host` is the tensor that the base optimizer optimizes (its key in `optimizer.state`); the elements lie in it from
-    `host_start` on. `is_replicated`: every rank has the same.
+    `host` is the tensor that the base optimizer optimizes (its key in `optimizer.state`); the elements lie in
+    it from `host_start` on. `is_replicated`: every rank has the same.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Fragment:
 
 
 def local_fragments(engine: Any) -> list[Fragment]:
-    """The fragments of this rank, in the order of the model's parameters. Parameters that are not trained have none."""
+    """The fragments of this rank in the order of the model's parameters; those not trained have none."""
     optimizer = engine.optimizer
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if hasattr(optimizer, "fp16_partitioned_groups_flat"):
@@ -68,11 +68,11 @@ def spread_master_weights(engine: Any) -> None:
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
     elif hasattr(optimizer, "fp32_groups_flat"):
-        for group, copies in zip(optimizer.fp16_groups_flat, optimizer.fp32_groups_flat):
+        for group, copies in zip(optimizer.fp16_groups_flat, optimizer.fp32_groups_flat, strict=True):
             group.data.copy_(copies.data)
     elif hasattr(optimizer, "fp32_groups"):
-        for parameters, copies in zip(optimizer.fp16_groups, optimizer.fp32_groups):
-            for parameter, copy in zip(parameters, copies):
+        for parameters, copies in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for parameter, copy in zip(parameters, copies, strict=True):
                 parameter.data.copy_(copy.data)
 
 
@@ -92,7 +92,11 @@ def _of_stage_3(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Frag
 def _of_flat_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
     """ZeRO 1 and 2: all parameters of a group in one line, cut into one stretch a rank."""
     is_bf16_optimizer = hasattr(optimizer, "fp32_groups_flat_partition")
-    hosts = optimizer.fp32_groups_flat_partition if is_bf16_optimizer else optimizer.single_partition_of_fp32_groups
+    hosts = (
+        optimizer.fp32_groups_flat_partition
+        if is_bf16_optimizer
+        else optimizer.single_partition_of_fp32_groups
+    )
     for parameter, name in names.items():
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is not None:
@@ -103,7 +107,7 @@ def _of_flat_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Itera
 
 def _of_flat_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
     """Stage 0 in 16 bits with a fused optimizer: all parameters of a group in one line, on every rank."""
-    for group, host in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat):
+    for group, host in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True):
         host_start = 0
         for parameter in group:
             numel = parameter.numel()
@@ -113,8 +117,8 @@ def _of_flat_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[
 
 def _of_single_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
     """Stage 0 in 16 bits with another optimizer: a float32 copy of each parameter."""
-    for parameters, hosts in zip(optimizer.fp16_groups, optimizer.fp32_groups):
-        for parameter, host in zip(parameters, hosts):
+    for parameters, hosts in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for parameter, host in zip(parameters, hosts, strict=True):
             yield Fragment(names[parameter], tuple(parameter.shape), 0, parameter.numel(), host, 0, True)
 
 
@@ -123,7 +127,9 @@ def _of_plain_optimizer(optimizer: Any, names: dict[nn.Parameter, str]) -> Itera
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad:
-                yield Fragment(names[parameter], tuple(parameter.shape), 0, parameter.numel(), parameter, 0, True)
+                yield Fragment(
+                    names[parameter], tuple(parameter.shape), 0, parameter.numel(), parameter, 0, True
+                )
 
 
 def _spread_stage_3(optimizer: Any) -> None:

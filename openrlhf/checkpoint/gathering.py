@@ -12,12 +12,14 @@ _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
 def whole_weights(
-    model: nn.Module, is_wanted_here: bool, only: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True
+    model: nn.Module,
+    is_wanted_here: bool,
+    only: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True,
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Name and value of every parameter (tied ones once) and persistent buffer. Collective under ZeRO-3.
 
-    Values are copies on the CPU where `is_wanted_here` (rank 0), None elsewhere. One parameter is gathered at a time.
-    Every rank must run the iterator to its end.
+    Values are copies on the CPU where `is_wanted_here` (rank 0), None elsewhere. One parameter is gathered at
+    a time. Every rank must run the iterator to its end.
     """
     for name, parameter in _parameters_once(model):
         if not only(name, parameter):

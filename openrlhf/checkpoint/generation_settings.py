@@ -9,8 +9,9 @@ _QUESTION, _ANSWER = "question", "answer"
 def generation_config_for(model: Any, tokenizer: Any) -> Any:
     """A copy of the model's generation settings whose end, pad and start tokens are the tokenizer's.
 
-    `eos_token_id` is one id, or a list where the chat template ends a turn with another token than the tokenizer's
-    end token. What the model had there before is not trusted: it may belong to another tokenizer or template.
+    `eos_token_id` is one id, or a list where the chat template ends a turn with another token than the
+    tokenizer's end token. What the model had there before is not trusted: it may belong to another tokenizer
+    or template.
     """
     config = copy.deepcopy(model.generation_config)
     if tokenizer is None:
@@ -29,7 +30,7 @@ def end_token_ids(tokenizer: Any) -> list[int]:
 
 
 def end_of_turn_token_id(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts first after an assistant's turn; None if there is none."""
+    """The special token that the chat template puts first after an assistant's turn, if there is one."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]

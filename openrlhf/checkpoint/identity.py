@@ -52,7 +52,9 @@ def differences(saved: RunIdentity, now: RunIdentity) -> list[str]:
     return sentences
 
 
-def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False) -> list[str]:
+def check_same_run(
+    saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False
+) -> list[str]:
     """Raise UserError if `checkpoint` belongs to another run, unless the user means it.
 
     Returns: the differences, which the caller reports when they are allowed.
@@ -62,8 +64,8 @@ def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_
         raise UserError(
             f"The checkpoint {checkpoint} belongs to another run:",
             *(f"  {sentence}" for sentence in found),
-            "Restore the setting, or start a new run with another --ckpt.path, or pass --ckpt.allow_mismatch to go on "
-            "all the same.",
+            "Restore the setting, or start a new run with another --ckpt.path, or pass --ckpt.allow_mismatch "
+            "to go on all the same.",
         )
     return found
 

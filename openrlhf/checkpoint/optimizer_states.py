@@ -1,8 +1,9 @@
-"""Master weights and optimizer state of one rank: to a file, and back on any number of ranks and any ZeRO stage.
+"""Master weights and optimizer state: to a file of each rank, and back on any number of ranks and ZeRO stage.
 
-A rank's file holds one flat tensor for each fragment and kind (`master`, `exp_avg`, …), named `<kind>|<parameter>`,
-and in its header where each fragment starts and how many steps each parameter has made. Loading looks up, for every
-stretch that a rank owns now, the stretches in all files that overlap it, and reads only those elements.
+A rank's file holds one flat tensor for each fragment and kind (`master`, `exp_avg`, …), named
+`<kind>|<parameter>`, and in its header where each fragment starts and how many steps each parameter has made.
+Loading looks up, for every stretch that a rank owns now, the stretches in all files that overlap it, and
+reads only those elements.
 """
 
 import json
@@ -81,9 +82,9 @@ def size_bytes_to_save(engine: Any) -> int:
 
 @torch.no_grad()
 def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
-    """Fill this rank's fragments from the files of all ranks that saved, then bring the model up to them. Collective.
+    """Fill this rank's fragments from the files of all ranks that saved, then bring the model up to them.
 
-    Raises UserError where the files do not hold a parameter of this model, or hold it in another shape.
+    Collective. Raises UserError where the files lack a parameter of this model, or hold it in another shape.
     """
     saved = SavedFragments(files, engine.checkpoint_mp_rank)
     steps = _StepCounts(engine)
@@ -116,7 +117,7 @@ class SavedFragments:
             starts = json.loads(header["starts"])
             self._shapes.update(json.loads(header["shapes"]))
             self.num_steps.update(json.loads(header["steps"]))
-            for key in file.keys():
+            for key in list(file.keys()):
                 start = starts[key.partition("|")[2]]
                 self._pieces.setdefault(key, []).append((start, file.get_slice(key)))
         self._kinds: dict[str, list[str]] = {}
@@ -138,18 +139,18 @@ class SavedFragments:
         shape = self._shapes.get(fragment.name)
         if shape is None:
             raise UserError(
-                f"The checkpoint holds no parameter {fragment.name}: it was saved with another model, or with other "
-                "parameters trained (--ds.lora.*). Load the model it was saved with."
+                f"The checkpoint holds no parameter {fragment.name}: it is of another model, or was saved with "
+                "other parameters trained (--ds.lora.*). Load that model."
             )
         if tuple(shape) != fragment.shape:
             raise UserError(
-                f"Parameter {fragment.name} has shape {tuple(shape)} in the checkpoint, {fragment.shape} in the model. "
-                "Load the model it was saved with."
+                f"Parameter {fragment.name} has shape {tuple(shape)} in the checkpoint, "
+                f"{fragment.shape} in the model. Load the model it was saved with."
             )
 
     def read(self, kind: str, fragment: Fragment) -> Tensor:
         """The fragment's elements of that kind, `(numel,)`, put together from all overlapping pieces."""
-        values = None
+        values = torch.empty(fragment.numel, dtype=self.dtype_of(kind, fragment.name))
         num_read = 0
         for piece_start, piece in self._pieces[f"{kind}|{fragment.name}"]:
             piece_end = piece_start + piece.get_shape()[0]
@@ -158,25 +159,28 @@ class SavedFragments:
             if start >= end:
                 continue
             part = piece[start - piece_start : end - piece_start]
-            values = torch.empty(fragment.numel, dtype=part.dtype) if values is None else values
             values[start - fragment.start : end - fragment.start] = part
             num_read += end - start
-        assert num_read == fragment.numel, f"{kind} of {fragment.name}: {num_read} of {fragment.numel} elements saved"
+        assert num_read == fragment.numel, (
+            f"{kind} of {fragment.name}: {num_read} of {fragment.numel} elements saved"
+        )
         return values
 
 
 class _StepCounts:
     """How many updates a host tensor has had, though every optimizer keeps the count in another form.
 
-    torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam counts
-    for the last tensor of a group only: there the highest count is everyone's.
+    torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam
+    counts for the last tensor of a group only: there the highest count is everyone's.
     """
 
     def __init__(self, engine: Any):
         optimizer = base_optimizer(engine)
         self.state = optimizer.state
         self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
-        self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        self._counts_on_device = any(
+            group.get("fused") or group.get("capturable") for group in optimizer.param_groups
+        )
         counts = [float(state[_STEP]) for state in self.state.values() if _STEP in state]
         self._highest = max(counts, default=None)
 
@@ -206,16 +210,22 @@ def _tensors_of(fragment: Fragment, state: dict[Tensor, dict[str, Any]]) -> dict
         if kind == _STEP:
             continue
         fits = torch.is_tensor(value) and value.shape == fragment.host.shape
-        assert fits, f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
+        assert fits, (
+            f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
+        )
         tensors[kind] = value
     return tensors
 
 
-def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]) -> Tensor:
+def _host_for(
+    kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]
+) -> Tensor:
     """The tensor to load into; an optimizer that has made no step yet gets its state made here."""
     if kind == MASTER:
         return fragment.host
     of_host = state.setdefault(fragment.host, {})
     if kind not in of_host:
-        of_host[kind] = torch.zeros_like(fragment.host, dtype=saved.dtype_of(kind, fragment.name), requires_grad=False)
+        of_host[kind] = torch.zeros_like(
+            fragment.host, dtype=saved.dtype_of(kind, fragment.name), requires_grad=False
+        )
     return of_host[kind]

@@ -14,8 +14,9 @@ RandomStates = tuple[dict[str, torch.Tensor], dict[str, str]]
 
 
 def capture_random_states() -> RandomStates:
-    """States of torch (CPU and the current CUDA device), numpy and Python: tensors, and what is not a tensor."""
-    numpy_name, numpy_keys, numpy_position, numpy_has_gauss, numpy_gauss = numpy.random.get_state()
+    """States of torch (CPU and the current CUDA device), numpy and Python: tensors, and what is none."""
+    numpy_state = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is meant
+    numpy_keys = numpy_state["state"]["key"]
     python_version, python_words, python_gauss = random.getstate()
     tensors = {
         "torch_cpu": torch.get_rng_state(),
@@ -25,7 +26,7 @@ def capture_random_states() -> RandomStates:
     if torch.cuda.is_available():
         tensors["torch_cuda"] = torch.cuda.get_rng_state()
     rest = {
-        "numpy": json.dumps([numpy_name, int(numpy_position), int(numpy_has_gauss), float(numpy_gauss)]),
+        "numpy": json.dumps([numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]]),
         "python": json.dumps([python_version, python_gauss]),
     }
     return tensors, rest
@@ -34,10 +35,10 @@ def capture_random_states() -> RandomStates:
 def restore_random_states(states: RandomStates) -> None:
     """Inverse of `capture_random_states`. A CUDA state is left alone where there is no CUDA."""
     tensors, rest = states
-    numpy_name, *numpy_rest = json.loads(rest["numpy"])
     python_version, python_gauss = json.loads(rest["python"])
     torch.set_rng_state(tensors["torch_cpu"])
-    numpy.random.set_state((numpy_name, tensors["numpy"].numpy().astype("uint32"), *numpy_rest))
+    numpy_keys = tensors["numpy"].numpy().astype("uint32")
+    numpy.random.set_state(("MT19937", numpy_keys, *json.loads(rest["numpy"])))  # noqa: NPY002
     random.setstate((python_version, tuple(tensors["python"].tolist()), python_gauss))
     if "torch_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["torch_cuda"])
@@ -53,4 +54,4 @@ def read_random_states(path: Path) -> RandomStates:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+        return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata())

@@ -1,4 +1,4 @@
-"""A folder of checkpoints: how one is put in place, found, rotated; at every instant a whole one can be found.
+"""A folder of checkpoints: putting one in place, finding, rotating; at every instant a whole one is there.
 
 On disk, below `root`:
 
@@ -54,7 +54,7 @@ class CheckpointStore:
         self.suffix = suffix
         self._damaged: set[str] = set()
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- looking ---
 
     def name_of(self, optimizer_step: int) -> str:
         """Folder name of the checkpoint after an optimizer step."""
@@ -69,7 +69,9 @@ class CheckpointStore:
         """Folders named like checkpoints, newest first, whole or not."""
         if not self.root.is_dir():
             return []
-        named = [path for path in self.root.iterdir() if path.is_dir() and self.step_of(path.name) is not None]
+        named = [
+            path for path in self.root.iterdir() if path.is_dir() and self.step_of(path.name) is not None
+        ]
         return sorted(named, key=lambda path: self.step_of(path.name) or 0, reverse=True)
 
     def whole(self) -> list[Path]:
@@ -88,7 +90,7 @@ class CheckpointStore:
         return None, problems
 
     def mark_damaged(self, name: str) -> None:
-        """Remember that a checkpoint is damaged though it may look whole: it protects no other from rotation."""
+        """Remember that a checkpoint is damaged though it may look whole: rotation does not count it."""
         self._damaged.add(name)
 
     def best(self) -> BestCheckpoint | None:
@@ -100,7 +102,7 @@ class CheckpointStore:
             return None
         return best if (self.root / best.name).is_dir() else None
 
-    # --- putting in place ----------------------------------------------------------------------------------------
+    # --- putting in place ---
 
     def begin(self, optimizer_step: int, size_bytes: int) -> Path:
         """An empty folder aside to write a checkpoint into.
@@ -150,7 +152,7 @@ class CheckpointStore:
         shutil.rmtree(aside, ignore_errors=True)
 
     def clean_leftovers(self) -> list[str]:
-        """Remove what crashes have left, bring back what was moved away but not replaced; says what it did."""
+        """Remove what crashes have left, bring back what was moved but not replaced; say what was done."""
         if not self.root.is_dir():
             return []
         done = []
@@ -182,7 +184,8 @@ class CheckpointStore:
         if free_bytes < size_bytes * _SPARE_SPACE:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free",
+                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, "
+                f"{free_bytes / 2**30:.2f} GiB are free",
                 str(self.root),
             )
 
@@ -209,10 +212,10 @@ class CheckpointStore:
         replace_text(self._best_path, json.dumps(asdict(BestCheckpoint(name, eval_loss))) + "\n")
         fault_point("save.best_renamed")
 
-    # --- rotation ------------------------------------------------------------------------------------------------
+    # --- rotation ---
 
     def _rotate(self, newest: Path) -> list[str]:
-        """Remove what is beyond the limits; an error is a line of the answer, for the new checkpoint is in place."""
+        """Remove what is beyond the limits; an error is only told: the new checkpoint is in place."""
         fault_point("save.before_rotation")
         try:
             surplus = self._surplus(newest)
@@ -223,10 +226,12 @@ class CheckpointStore:
         return []
 
     def _surplus(self, newest: Path) -> list[Path]:
-        """What rotation removes, oldest first: damaged ones older than the newest, then what exceeds the limits."""
+        """What rotation removes, oldest first: damaged ones before the newest, what exceeds the limits."""
         whole = self.whole()
         newest_step = self.step_of(newest.name) or 0
-        damaged = [p for p in self.candidates() if p not in whole and (self.step_of(p.name) or 0) < newest_step]
+        damaged = [
+            p for p in self.candidates() if p not in whole and (self.step_of(p.name) or 0) < newest_step
+        ]
         best = self.best()
         keep_always = {newest.name, best.name if best else newest.name}
         # The one just written counts first even where a checkpoint of a higher step is still about.

@@ -1,4 +1,4 @@
-"""Writing tensors as safetensors in one stream: checksum on the way, flushed at the end, no second copy in memory."""
+"""Writing tensors as safetensors in one stream: checksummed on the way, flushed, without a second copy."""
 
 import json
 import os
@@ -38,12 +38,14 @@ def write_tensors(
     Args:
         tensors: on the CPU, any shape; a view is written as its own elements.
         metadata: strings kept in the header.
-        at_half, before_flush: called when half of the tensors are written, and when all are but not yet on the disk.
+        at_half, before_flush: called when half of the tensors are written, and when all are but not yet on
+        the disk.
 
     Returns: the file's record, with the checksum of the bytes that were meant to be written.
     """
     checksum = new_checksum()
     with open(path, "wb") as file:
+
         def write(data: bytes | memoryview) -> None:
             checksum.update(data)
             file.write(data)
@@ -83,4 +85,4 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | N
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -75,7 +75,7 @@ def _optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
 
 
 def train(engine: Any, first_step: int, last_step: int, with_dropout: bool = False) -> list[float]:
-    """Steps `[first_step, last_step)`, each on GLOBAL_BATCH rows that depend on the step alone; losses of this rank."""
+    """Steps `[first_step, last_step)`, on rows that depend on the step alone; losses of this rank."""
     engine.train() if with_dropout else engine.eval()
     num_ranks, rank = dist.get_world_size(), dist.get_rank()
     dtype = next(engine.module.parameters()).dtype
@@ -90,7 +90,7 @@ def train(engine: Any, first_step: int, last_step: int, with_dropout: bool = Fal
 
 
 def whole_state(engine: Any) -> dict[str, Tensor]:
-    """Master weights, moments and step counts of whole parameters, gathered from all ranks; and the model's weights."""
+    """Master weights, moments and step counts, whole, gathered from all ranks; and the model's weights."""
     import deepspeed
 
     from openrlhf.checkpoint.optimizer_states import copy_optimizer_states
@@ -123,7 +123,9 @@ def save_by_hand(engine: Any, folder: str) -> None:
     if rank == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    state = copy_training_state(engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), {"a": [1]})
+    state = copy_training_state(
+        engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), {"a": [1]}
+    )
     write_training_state(state, Path(folder), rank)
     dist.barrier()
 
@@ -150,14 +152,18 @@ def load_in_new_engine(stage: int, dtype: str, folder: str, optimizer: str = "ad
     return whole_state(engine)
 
 
-def load_and_train_on(stage: int, dtype: str, folder: str, with_dropout: bool) -> tuple[list[float], dict[str, Tensor]]:
+def load_and_train_on(
+    stage: int, dtype: str, folder: str, with_dropout: bool
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of two more steps, and the state after them."""
     engine = new_engine(stage, dtype)
     load_by_hand(engine, folder)
     return train(engine, 3, 5, with_dropout), whole_state(engine)
 
 
-def train_on_unbroken(stage: int, dtype: str, folder: str, with_dropout: bool) -> tuple[list[float], dict[str, Tensor]]:
+def train_on_unbroken(
+    stage: int, dtype: str, folder: str, with_dropout: bool
+) -> tuple[list[float], dict[str, Tensor]]:
     """Five steps, saving after the third on the way."""
     engine = new_engine(stage, dtype)
     train(engine, 0, 3, with_dropout)

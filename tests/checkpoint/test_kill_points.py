@@ -1,4 +1,4 @@
-"""A process killed at any named point of a save leaves a whole checkpoint, and the next run goes on from it."""
+"""Killed at any named point of a save, a process leaves a whole checkpoint; the next run goes on from it."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ IDENTITY = RunIdentity("d", 100, 42, 8, "m", "t", "tokens", 300)
 
 
 class OneRankEngine(SimpleNamespace):
-    """What a DeepSpeed engine of stage 0 in float32 offers, without the seconds that importing DeepSpeed takes."""
+    """What a DeepSpeed engine of stage 0 in float32 offers, without the seconds of importing DeepSpeed."""
 
     def __init__(self, value: float) -> None:
         module = torch.nn.Linear(40, 10)

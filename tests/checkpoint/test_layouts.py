@@ -1,4 +1,4 @@
-"""Any number of ranks and any ZeRO stage goes on from any other, with exactly the weights and moments that were saved."""
+"""Any number of ranks and ZeRO stage goes on from any other, with exactly what was saved."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,10 @@ PoolOf = Callable[[int], RankPool]
 
 # (dtype, ranks, stage) of who saved; each is loaded by all layouts below that can run its dtype
 SAVED = [
-    *(("fp32", num_ranks, stage) for num_ranks, stage in ((1, 0), (1, 2), (2, 0), (2, 1), (2, 3), (4, 2), (4, 3))),
+    *(
+        ("fp32", num_ranks, stage)
+        for num_ranks, stage in ((1, 0), (1, 2), (2, 0), (2, 1), (2, 3), (4, 2), (4, 3))
+    ),
     *(("bf16", num_ranks, stage) for num_ranks, stage in ((1, 3), (2, 0), (2, 2), (4, 1), (4, 3))),
     ("bf16_fp32_gradients", 2, 1),
 ]
@@ -35,13 +38,23 @@ def test_weights_moments_and_steps_are_exactly_those_saved(
     assert saved["exp_avg|first.weight"].abs().sum() > 0
     for new_num_ranks, new_stage in LOADED:
         new_dtype = "bf16" if dtype != "fp32" and new_stage == 0 else dtype
-        for got in pool_of(new_num_ranks).run(engines.load_in_new_engine, new_stage, new_dtype, str(tmp_path)):
+        for got in pool_of(new_num_ranks).run(
+            engines.load_in_new_engine, new_stage, new_dtype, str(tmp_path)
+        ):
             _assert_same(got, saved, f"{new_num_ranks} ranks, stage {new_stage}")
 
 
 @pytest.mark.parametrize(
     ("dtype", "num_ranks", "stage"),
-    [("fp32", 1, 0), ("fp32", 2, 1), ("fp32", 2, 3), ("bf16", 2, 0), ("bf16", 2, 2), ("bf16", 2, 3), ("bf16", 4, 3)],
+    [
+        ("fp32", 1, 0),
+        ("fp32", 2, 1),
+        ("fp32", 2, 3),
+        ("bf16", 2, 0),
+        ("bf16", 2, 2),
+        ("bf16", 2, 3),
+        ("bf16", 4, 3),
+    ],
 )
 def test_on_the_same_layout_training_goes_on_to_the_bit_with_dropout(
     dtype: str, num_ranks: int, stage: int, pool_of: PoolOf, tmp_path: Path
@@ -59,14 +72,20 @@ def test_on_another_layout_losses_are_the_unbroken_run_s(
     num_ranks: int, stage: int, pool_of: PoolOf, tmp_path: Path
 ) -> None:
     unbroken = pool_of(2).run(engines.train_on_unbroken, 2, "fp32", str(tmp_path), with_dropout=False)
-    resumed = pool_of(num_ranks).run(engines.load_and_train_on, stage, "fp32", str(tmp_path), with_dropout=False)
+    resumed = pool_of(num_ranks).run(
+        engines.load_and_train_on, stage, "fp32", str(tmp_path), with_dropout=False
+    )
     assert _mean_losses(resumed) == pytest.approx(_mean_losses(unbroken), rel=1e-6)
 
 
 @pytest.mark.parametrize(("stage", "new_stage"), [(2, 3), (3, 1)])
-def test_adam_on_the_cpu_counts_its_steps(stage: int, new_stage: int, pool_of: PoolOf, tmp_path: Path) -> None:
+def test_adam_on_the_cpu_counts_its_steps(
+    stage: int, new_stage: int, pool_of: PoolOf, tmp_path: Path
+) -> None:
     saved, *_ = pool_of(2).run(engines.train_and_save, stage, "bf16", str(tmp_path), optimizer="offloaded")
-    for got in pool_of(1).run(engines.load_in_new_engine, new_stage, "bf16", str(tmp_path), optimizer="offloaded"):
+    for got in pool_of(1).run(
+        engines.load_in_new_engine, new_stage, "bf16", str(tmp_path), optimizer="offloaded"
+    ):
         _assert_same(got, saved, f"stage {new_stage}")
     assert saved["step|first.bias"] == 3
 

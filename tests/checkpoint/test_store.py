@@ -18,7 +18,9 @@ def _save(store: CheckpointStore, step: int, eval_loss: float | None = None, tex
 
 
 def _steps(store: CheckpointStore) -> list[int]:
-    return [int(path.name.removeprefix("global_step").removesuffix(store.suffix)) for path in store.candidates()]
+    return [
+        int(path.name.removeprefix("global_step").removesuffix(store.suffix)) for path in store.candidates()
+    ]
 
 
 def test_newest_is_found_and_latest_names_it(tmp_path: Path) -> None:
@@ -123,7 +125,12 @@ def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
 def test_leftovers_of_a_crash_are_cleaned_and_nothing_else(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     _save(store, 1)
-    for name in (".writing-global_step2", ".removing-global_step0", ".writing-global_step2_hf", ".writing-mine"):
+    for name in (
+        ".writing-global_step2",
+        ".removing-global_step0",
+        ".writing-global_step2_hf",
+        ".writing-mine",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / ".writing-latest").write_text("glob")
     assert len(store.clean_leftovers()) == 2

@@ -10,6 +10,7 @@ from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.cli.builders import build_eval_data, build_tokenizer, build_train_data
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
+from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
@@ -20,7 +21,6 @@ from openrlhf.trainer.run_summary import summarize_run
 from openrlhf.utils.deepspeed.build import strategy_of
 from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
 
-RESOLVED_CONFIG_FILE = "train_config.toml"
 CURVES_FILE = "training_curves.png"
 
 
@@ -158,7 +158,7 @@ class SFTRun:
 
     def fit(self) -> None:
         if self.strategy.is_rank_0():
-            write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE)
+            write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
             print_start_table(summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples))
         self.trainer.fit(as_namespace(self.config), self.consumed_samples)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,14 +22,15 @@ class Preempted(SystemExit):
 
 
 class PreemptionRequest:
-    """While it lasts, remembers that this process was asked to leave."""
+    """While it lasts, remembers that this process was asked to leave. Only a main thread is ever asked."""
 
     def __init__(self) -> None:
         self.is_made = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> PreemptionRequest:
-        for number in _SIGNALS:
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        for number in _SIGNALS if is_main_thread else ():
             self._previous[number] = signal.signal(number, self._note)
         return self
 

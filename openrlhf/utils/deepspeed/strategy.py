@@ -51,7 +51,7 @@ class DeepspeedStrategy:
         micro_train_batch_size: samples a micro-batch, of one rank.
         engine: everything DeepSpeed is told.
         muon: None for AdamW alone.
-        max_tokens_per_micro_batch: micro-batches by token budget in place of `micro_train_batch_size`.
+        max_tokens_per_micro_batch: tokens a rank computes at once, in place of `micro_train_batch_size`.
         max_grad_norm_spike: see StepGuard.
         comm_timeout: how long a rank waits for the others before the run ends.
         args: kept as `strategy.args` for scripts; nothing here reads it.
@@ -149,7 +149,7 @@ class DeepspeedStrategy:
         if pad_token_id is None:
             pad_token_id = getattr(getattr(dataset, "tokenizer", None), "pad_token_id", None) or 0
         layout = (
-            TokenBudget(self.max_tokens_per_micro_batch, self.packing_samples)
+            TokenBudget(self.max_tokens_per_micro_batch * self.ring_attn_size, self.packing_samples)
             if self.max_tokens_per_micro_batch
             else FixedSize(batch_size)
         )

@@ -1,0 +1,37 @@
+"""Whole runs of the command line inside a rank of a pool: what launching would do, without its ten seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+
+def run(argv: list[str], env: dict[str, str] | None = None) -> None:
+    """`python -m openrlhf.cli.train_sft argv`."""
+    from openrlhf.cli.train_sft import main
+
+    os.environ.update(env or {})
+    main(argv)
+
+
+def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) -> int:
+    """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
+    from openrlhf.cli.train_sft import main
+    from openrlhf.trainer.sft_trainer import SFTTrainer
+
+    report = SFTTrainer._report
+
+    def report_and_signal(self: SFTTrainer, *args: Any) -> None:
+        report(self, *args)
+        if self.progress.optimizer_step == optimizer_step and self.strategy.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    SFTTrainer._report = report_and_signal  # type: ignore[method-assign]
+    try:
+        main(argv)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    finally:
+        SFTTrainer._report = report  # type: ignore[method-assign]
+    return 0

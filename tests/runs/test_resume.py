@@ -1,0 +1,118 @@
+"""A run that was stopped and resumed equals one never stopped, to the bit: losses, weights, optimizer state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers.workbench import flags, save_model, save_rows, step_lines
+from tests.runs.cases import run, run_until_asked_to_leave
+
+NUM_STEPS = 18  # 22 rows, 4 a step: 6 steps an epoch, the last of 2 rows; 3 epochs
+WALL_CLOCK = ("tokens_per_second", "step_seconds")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    save_rows(folder / "rows.jsonl", 22)
+    save_model(folder / "qwen3")
+    save_model(folder / "gpt2", kind="gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.0)
+    return folder
+
+
+def argv(bench: Path, out: str, model: str, **changes) -> list[str]:
+    settings = dict(train__max_epochs=3, ckpt__save_steps=5, ckpt__max_num=9) | changes
+    return flags(bench / model, bench / "rows.jsonl", bench / out, **settings)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    lines = [[{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in step_lines(out)] for out in (one, other)]
+    assert [line["global_step"] for line in lines[1]] == list(range(1, NUM_STEPS + 1))
+    assert lines[0] == lines[1]
+    assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
+    last = f"checkpoints/global_step{NUM_STEPS}"
+    for path in sorted((one / last).glob("optim_states*.safetensors")):
+        assert_same_tensors(path, other / last / path.name)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    left, right = load_file(one), load_file(other)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), f"{name} differs between {one} and {other}"
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 11], ids=["inside an epoch", "at an epoch's border", "before a small window"])
+def test_resumed_on_one_rank(one_rank, bench, stop_after):
+    changes = dict(ds__zero_stage=0)
+    if not (bench / "unbroken-1").exists():
+        one_rank.run(run, argv(bench, "unbroken-1", "qwen3", **changes))
+    out = f"stopped-{stop_after}"
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, out, "qwen3", **changes), stop_after, 0) == [75]
+    assert len(step_lines(bench / out)) == stop_after
+    one_rank.run(run, argv(bench, out, "qwen3", ckpt__load_enable=True, **changes))
+    assert_same_run(bench / "unbroken-1", bench / out)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("qwen3", dict(ds__zero_stage=1)),
+        ("qwen3", dict(ds__zero_stage=2, ds__packing_samples=True, train__max_tokens_per_micro_batch=128)),
+        ("qwen3", dict(ds__zero_stage=3, ds__param_dtype="bf16")),
+        ("qwen3", dict(ds__zero_stage=2, ds__packing_samples=True, ds__ring_attn_size=2)),
+        ("gpt2", dict(ds__zero_stage=2, ds__param_dtype="bf16")),
+        ("gpt2", dict(ds__zero_stage=3)),
+    ],
+    ids=["zero1", "zero2 packed budget", "zero3 bf16", "ring", "dropout zero2 bf16", "dropout zero3"],
+)
+def test_resumed_on_two_ranks(two_ranks, bench, model, changes):
+    name = f"{model}-{'-'.join(str(value) for value in changes.values())}"
+    two_ranks.run(run, argv(bench, f"unbroken-{name}", model, **changes))
+    stopped = argv(bench, f"stopped-{name}", model, **changes)
+    assert two_ranks.run(run_until_asked_to_leave, stopped, 8, 1) == [75, 75]
+    two_ranks.run(run, [*stopped, "--ckpt.load_enable"])
+    assert_same_run(bench / f"unbroken-{name}", bench / f"stopped-{name}")
+
+
+def test_dropout_really_drops(bench):
+    """Without it the test above would show nothing: two seeds give two losses on the same first samples."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(bench / "gpt2").train()
+    ids = torch.arange(3, 20)[None]
+    losses = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.add(float(model(input_ids=ids, labels=ids).loss))
+    assert len(losses) == 2
+
+
+def test_a_finished_run_says_so_and_touches_nothing(one_rank, bench):
+    arguments = argv(bench, "finished", "qwen3", ds__zero_stage=0)
+    one_rank.run(run, arguments)
+    before = {path: path.stat().st_mtime_ns for path in (bench / "finished").rglob("*") if path.is_file()}
+    one_rank.run(run, [*arguments, "--ckpt.load_enable"])
+    after = {path: path.stat().st_mtime_ns for path in (bench / "finished").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_other_data_is_another_run(one_rank, bench):
+    arguments = argv(bench, "mismatch", "qwen3", ds__zero_stage=0)
+    one_rank.run(run_until_asked_to_leave, arguments, 5, 0)
+    save_rows(bench / "other_rows.jsonl", 22, seed=9)
+    changed = [*arguments, "--ckpt.load_enable", "--data.dataset", str(bench / "other_rows.jsonl")]
+    with pytest.raises(AssertionError, match="the training data differs"):
+        one_rank.run(run, changed)
+
+
+def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(one_rank, bench):
+    arguments = argv(bench, "again", "qwen3", ds__zero_stage=0)
+    one_rank.run(run, arguments)
+    earlier = {path.name for path in (bench / "again/checkpoints").iterdir() if path.is_dir()}
+    one_rank.run(run, arguments)
+    assert {path.name for path in (bench / "again/checkpoints/earlier_run_1").iterdir() if path.is_dir()} == earlier

@@ -1,0 +1,149 @@
+"""The look inside: right numbers, targets to be seen in the terminal and in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from openrlhf.batching import FixedSize, TokenBudget
+from openrlhf.cli import inspect_data
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.errors import UserError
+from openrlhf.inspection.page import write_page
+from openrlhf.inspection.pieces import pieces_of
+from openrlhf.inspection.statistics import Batching, statistics_of
+from openrlhf.inspection.terminal import show
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+
+CHROMIUM = shutil.which("chromium")
+TOKENIZER = tiny_tokenizer(CHATML)
+EVIL = "Ça va? 🙂 </script><script>document.title='x'</script>"
+
+
+def rows(count: int) -> list[dict]:
+    return [
+        {"messages": [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{EVIL} {'x ' * i}"}]}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> SFTDataset:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
+    return prepare_sft_dataset(str(path), TOKENIZER, DataSettings(), cache_dir=tmp_path / "cache")
+
+
+def batching(layout: FixedSize | TokenBudget, packed: bool = False) -> Batching:
+    return Batching(8, layout, packed, num_data_ranks=2, seed=1, max_epochs=3)
+
+
+def test_counts_and_percentiles(dataset: SFTDataset):
+    found = statistics_of(dataset, batching(FixedSize(2)))
+    lengths = np.array([len(dataset[i][0]) for i in range(30)])
+    assert (found.num_samples, found.num_tokens) == (30, lengths.sum())
+    assert found.num_target_tokens == sum(int(dataset[i][2].sum()) for i in range(30))
+    assert (found.length_percentiles[0], found.length_percentiles[100]) == (lengths.min(), lengths.max())
+    assert sum(found.bin_counts) == 30
+    assert (found.steps_per_epoch, found.num_steps) == (4, 12)
+
+
+def test_padding_and_fill(dataset: SFTDataset):
+    padded = statistics_of(dataset, batching(FixedSize(4)))
+    packed = statistics_of(dataset, batching(TokenBudget(400, packed=True), packed=True))
+    assert padded.useful_share < 1
+    assert padded.fill_share is None
+    assert packed.useful_share == 1
+    assert 0.3 < packed.fill_share <= 1
+
+
+def test_first_step_holds_each_of_its_samples_once(dataset: SFTDataset):
+    found = statistics_of(dataset, batching(FixedSize(2)))
+    numbers = [number for micro_step in found.first_step for samples in micro_step for number in samples]
+    assert len(numbers) == len(set(numbers)) == 8
+
+
+def test_pieces_are_the_whole_text_and_characters_are_whole(dataset: SFTDataset):
+    pieces = pieces_of(dataset, TOKENIZER, 3)
+    assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(dataset[3][0])
+    assert "🙂" in [piece.text.strip() for piece in pieces]
+    assert "".join(piece.text for piece in pieces if piece.is_target) == f"{EVIL} x x x <|im_end|>"
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_targets_can_be_told_in_the_terminal(dataset: SFTDataset, colours: bool):
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None)
+    show(console, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))), num_rows=1)
+    printed = out.getvalue()
+    assert ("\x1b[1;32m" if colours else "⟦Ça va? 🙂") in printed
+    assert ("\x1b[1;30;42m<|im_end|>" if colours else "<|im_end|>⟧") in printed
+    assert "rows.jsonl:" in printed
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_the_page_works_in_a_real_browser(dataset: SFTDataset, tmp_path: Path):
+    page = tmp_path / "report.html"
+    write_page(page, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))))
+    shown = in_browser(page, tmp_path, "--dump-dom")
+    assert 'data-ready="yes"' in shown
+    assert "row 1 of 30 shown" in shown
+    assert shown.count('class="bar"') == sum(1 for _ in statistics_of(dataset, batching(FixedSize(2))).bin_counts)
+    assert '<span class="target special" data-about="token' in shown
+    assert "<title>What will be trained</title>" in shown
+    picture = tmp_path / "page.png"
+    in_browser(page, tmp_path, f"--screenshot={picture}", "--window-size=1200,900")
+    assert picture.stat().st_size > 20_000
+
+
+def in_browser(page: Path, tmp_path: Path, *what: str) -> str:
+    words = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        *what, page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_the_page_asks_nothing_of_the_network(dataset: SFTDataset, tmp_path: Path):
+    page = tmp_path / "report.html"
+    write_page(page, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))))
+    text = page.read_text()
+    assert text.count("</script>") == 1
+    assert " src=" not in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def flags(tmp_path: Path) -> list[str]:
+    model = tmp_path / "model"
+    TOKENIZER.save_pretrained(model)
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(9)))
+    return [
+        "--model.model_name_or_path", str(model), "--data.dataset", str(data), "--train.batch_size", "4",
+        "--ckpt.output_dir", str(tmp_path / "out"), "--ckpt.path", str(tmp_path / "ckpt"),
+        "--data.cache_dir", str(tmp_path / "cache"),
+    ]  # fmt: skip
+
+
+def test_the_command_takes_the_flags_of_training(tmp_path: Path, capsys):
+    inspect_data.main([*flags(tmp_path), "--show", "2", f"--html={tmp_path / 'report.html'}"])
+    printed = capsys.readouterr().out
+    assert "3 an epoch" in printed
+    assert printed.count("⟦Ça va?") == 2
+    assert (tmp_path / "report.html").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refuses_a_count_that_is_none(tmp_path: Path):
+    with pytest.raises(UserError, match="--show 'many'"):
+        inspect_data.main([*flags(tmp_path), "--show", "many"])

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.errors import UserError
 from openrlhf.models.adapters import add_lora
-from openrlhf.models.attention import check_packable, choose_attention
+from openrlhf.models.attention import check_causal, check_packable, choose_attention
 from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.head_probe import probe_head
 from openrlhf.models.liger import apply_liger_kernels
@@ -104,6 +104,7 @@ class Actor(nn.Module):
                 model.set_attn_implementation(attention)
         if packing_samples:
             check_packable(type(model), model.config)
+            check_causal(model)
         if use_liger_kernel:
             apply_liger_kernels(model)
         _install_log_prob_head(model, temperature)
@@ -206,9 +207,7 @@ class Actor(nn.Module):
             )
         if is_real_token is None and attention_mask is not None:
             is_real_token = attention_mask.flatten().bool()
-        if (
-            input_ids.numel() == 0
-        ):  # a rank whose share of a short pack is empty computes one token that counts nowhere
+        if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
             input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
             is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
         log_probs, aux_loss = self._run(
@@ -284,9 +283,7 @@ def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
     """Puts our head in the place of a simple one; leaves any other, with a line in the log."""
     finding = probe_head(model)
     if finding.transform is None:
-        logger.warning(
-            "%s: log-probs are computed from full logits: %s", type(model).__name__, finding.reason
-        )
+        logger.warning("%s: log-probs are computed from full logits: %s", type(model).__name__, finding.reason)
         return
     head = model.get_output_embeddings()
     model.set_output_embeddings(LogProbHead(head, replace(finding.transform, temperature=temperature)))

@@ -52,7 +52,5 @@ def _module_names(target_modules: Sequence[str] | str | None) -> list[str] | str
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return sorted(names)

@@ -39,9 +39,7 @@ def probe_head(model: PreTrainedModel) -> HeadFinding:
     head = model.get_output_embeddings()
     name = next((name for name, child in model.named_children() if child is head), None)
     if type(head) is not nn.Linear or name is None:
-        return HeadFinding(
-            None, f"its output layer is a {type(head).__name__}, not a plain linear layer of the model"
-        )
+        return HeadFinding(None, f"its output layer is a {type(head).__name__}, not a plain linear layer of the model")
     backbone_name = model.base_model_prefix
     if backbone_name not in dict(model.named_children()):
         return HeadFinding(None, f"it has no backbone named {backbone_name!r}")
@@ -52,9 +50,7 @@ def probe_head(model: PreTrainedModel) -> HeadFinding:
         with torch.no_grad():
             logits = type(model).forward(stand_in, input_ids=token_ids, use_cache=False).logits
     except Exception as error:  # any failure means the same: not a shape we know
-        return HeadFinding(
-            None, f"its forward method could not be examined ({type(error).__name__}: {error})"
-        )
+        return HeadFinding(None, f"its forward method could not be examined ({type(error).__name__}: {error})")
     if stub_head.received is None or not _equal(stub_head.received, backbone.hidden):
         return HeadFinding(None, "it changes the hidden states before its output layer")
     transform = _transform_between(stub_head.grid, logits)
@@ -132,6 +128,4 @@ def _transform_between(grid: Tensor, logits: Tensor) -> LogitTransform | None:
 
 def _equal(found: Tensor, expected: Tensor) -> bool:
     same_shape = found.shape == expected.shape
-    return same_shape and torch.allclose(
-        found.to(torch.float64), expected, rtol=_RELATIVE_TOLERANCE, atol=1e-9
-    )
+    return same_shape and torch.allclose(found.to(torch.float64), expected, rtol=_RELATIVE_TOLERANCE, atol=1e-9)

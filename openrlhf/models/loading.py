@@ -23,9 +23,7 @@ PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.flo
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of the model in folder `path` or of that hub name. Raises UserError where there is none."""
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UserError(
-            f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model."
-        )
+        raise UserError(f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model.")
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -56,9 +54,7 @@ def load_causal_lm(
     """
     config = config or load_config(path, trust_remote_code)
     if not trust_remote_code and causal_lm_class(config) is None:
-        raise UserError(
-            f"{path} is a {config.model_type} model, which is no causal language model of transformers."
-        )
+        raise UserError(f"{path} is a {config.model_type} model, which is no causal language model of transformers.")
     try:
         return AutoModelForCausalLM.from_pretrained(
             path,

@@ -24,7 +24,7 @@ class LogProbHead(nn.Linear):
         self.transform = transform
 
     def forward(self, hidden: Tensor, target_ids: Tensor | None = None) -> Tensor:
-        """Logits (..., V) of hidden states (..., H); or, given target ids (N,), the log-probs (N,) for hidden (N, H)."""
+        """Logits (..., V) of hidden states (..., H); or, given target ids (N,), log-probs (N,) for hidden (N, H)."""
         if target_ids is None:
             return super().forward(hidden)
         return target_log_probs(hidden, self.weight, self.bias, target_ids, self.transform)

@@ -50,9 +50,7 @@ def load_balancing_loss(
     """
     num_experts = router_logits[0].shape[-1]
     dtype = torch.promote_types(router_logits[0].dtype, torch.float32)
-    counts = torch.zeros(
-        num_experts + 1, device=router_logits[0].device, dtype=dtype
-    )  # per expert; last: tokens
+    counts = torch.zeros(num_experts + 1, device=router_logits[0].device, dtype=dtype)  # per expert; last: tokens
     probability_sum: Tensor | float = 0.0
     for layer_logits in router_logits:
         probabilities = layer_logits.to(dtype).softmax(-1)

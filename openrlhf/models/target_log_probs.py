@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf.models.logit_transform import LogitTransform
+from openrlhf.models.logit_transform import PLAIN, LogitTransform
 
-TILE_BYTES_CPU = 32 * 2**20
+TILE_BYTES_CPU = 8 * 2**20  # about what its caches hold: larger tiles are slower
 TILE_BYTES_ACCELERATOR = 256 * 2**20
 _MAX_TILE_ROWS = 4096  # more rows than this no longer make the products faster, but narrow the tile
 _MIN_TILE_COLUMNS = 256
@@ -28,7 +28,7 @@ def target_log_probs(
     weight: Tensor,
     bias: Tensor | None,
     target_ids: Tensor,
-    transform: LogitTransform = LogitTransform(),
+    transform: LogitTransform = PLAIN,
     tile_bytes: int | None = None,
 ) -> Tensor:
     """log softmax(transform(hidden @ weight.T + bias)) at the target ids.
@@ -37,7 +37,7 @@ def target_log_probs(
         hidden: (N, H), N at least 1.
         weight: (V, H); bias: (V,) or None.
         target_ids: (N,) int64.
-        tile_bytes: size of one tile of float32 logits; by default 32 MiB on the CPU, 256 MiB elsewhere.
+        tile_bytes: size of one tile of float32 logits; by default 8 MiB on the CPU, 256 MiB elsewhere.
 
     Returns:
         (N,) float32, or float64 where `hidden` is float64.

@@ -36,15 +36,8 @@ def sequence_share(cu_seqlens: Tensor, ring_rank: int, ring_size: int) -> Tensor
     borders = cu_seqlens.tolist()
     spans = [
         torch.arange(start + begin, start + end)
-        for start, stop in zip(borders, borders[1:])
+        for start, stop in zip(borders, borders[1:], strict=False)
         for begin, end in sample_share(stop - start, ring_rank, ring_size)
     ]
     positions = torch.cat(spans) if spans else torch.empty(0, dtype=torch.long)
     return positions.to(cu_seqlens.device)
-
-
-def share_lengths(cu_seqlens: Tensor, ring_rank: int, ring_size: int) -> list[int]:
-    """How many tokens of each sample this rank holds."""
-    borders = cu_seqlens.tolist()
-    shares = [sample_share(stop - start, ring_rank, ring_size) for start, stop in zip(borders, borders[1:])]
-    return [sum(end - begin for begin, end in spans) for spans in shares]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openrlhf.models import Actor
 from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.attention.ring import ring_attention
 from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.parallel.sequence_shares import sequence_share
@@ -37,8 +38,9 @@ def attention_errors(
     own = {name: _share(tensor, name, mine, num_rows).requires_grad_() for name, tensor in whole.items()}
     grad = own.pop("grad").detach()
     query, key, value = (own[name].transpose(0, 1)[None] for name in ("query", "key", "value"))
-    options = dict(scaling=0.3, sliding_window=window, softcap=softcap, s_aux=own.get("sinks"))
-    output, _ = ring_attention(None, query, key, value, None, ring=ring, **options)
+    options = dict(scaling=0.3, softcap=softcap, s_aux=own.get("sinks"))
+    mask = CausalMask(window, has_several_samples=True)
+    output, _ = ring_attention(None, query, key, value, mask, ring=ring, **options)
     output[0].backward(grad)
 
     expected = _whole_attention(whole, lengths, AttentionOptions(0.3, 0.0, window, softcap))

@@ -29,9 +29,7 @@ def reference(kind, samples, temperature=1.0):
 def make_actor(kind, layout, **options):
     # Gemma 2 in transformers' own eager attention turns padding into NaN in float64
     attention = "per_sample" if kind == "gemma2" else "auto"
-    return Actor(
-        tiny_model(kind, torch.float64), attention, packing_samples=layout == "packed", **options
-    )
+    return Actor(tiny_model(kind, torch.float64), attention, packing_samples=layout == "packed", **options)
 
 
 def scores_of(actor, samples, layout):

@@ -10,6 +10,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention import choose_attention, registry
 from tests.helpers.tiny_models import tiny_model
+from tests.models.batches import LENGTHS, make_samples
 
 
 def pretend_installed(monkeypatch, *modules):
@@ -99,7 +100,19 @@ def test_per_sample_attention_never_makes_a_mask_of_the_whole_pack(monkeypatch):
         "scaled_dot_product_attention",
         lambda query, *args, **kwargs: seen.append(query.shape[2]) or original(query, *args, **kwargs),
     )
-    from tests.models.batches import LENGTHS, make_samples
-
     Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed())
     assert seen == [*LENGTHS, *LENGTHS]
+
+
+def test_a_model_that_loses_the_borders_on_the_way_is_refused():
+    sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    config = AutoConfig.for_model("nemotron", num_attention_heads=4, num_key_value_heads=4, **sizes)
+    actor = Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
+    with pytest.raises(UserError, match="does not hand them on"):
+        actor.score_targets(**make_samples().packed())
+
+
+def test_an_encoder_is_refused():
+    config = AutoConfig.for_model("bert", vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    with pytest.raises(UserError, match="not causal"):
+        Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)

@@ -22,9 +22,7 @@ def router_logits(num_tokens=30, num_layers=3):
 
 def test_equals_transformers_formula():
     logits = router_logits()
-    assert_close(
-        load_balancing_loss(logits, TOP_K), load_balancing_loss_func(logits, EXPERTS, TOP_K), 1e-6, "loss"
-    )
+    assert_close(load_balancing_loss(logits, TOP_K), load_balancing_loss_func(logits, EXPERTS, TOP_K), 1e-6, "loss")
 
 
 def test_padding_is_left_out():

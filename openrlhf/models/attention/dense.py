@@ -20,9 +20,7 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor, options: Attentio
     return attend(query, key, value, options, mask)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor | None
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
     """Attention where `mask` (…, L, L) is True (or, as floats, adds 0); None means causal."""
     key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     if options.is_plain:
@@ -46,18 +44,12 @@ def repeat_heads(key: Tensor, num_query_heads: int) -> Tensor:
     return key if groups == 1 else key.repeat_interleave(groups, dim=1)
 
 
-def _attend_by_products(
-    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor
-) -> Tensor:
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor) -> Tensor:
     scaling = query.shape[-1] ** -0.5 if options.scaling is None else options.scaling
     scores = (query @ key.transpose(2, 3) * scaling).to(torch.promote_types(query.dtype, torch.float32))
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
-    scores = (
-        scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        if mask.dtype == torch.bool
-        else scores + mask
-    )
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     if options.sinks is not None:
         sinks = options.sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=-1)

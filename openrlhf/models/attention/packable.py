@@ -23,6 +23,13 @@ def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig)
         raise UserError(f"{name} cannot be trained on packed samples: {reason}. {_REMEDY}")
 
 
+def check_causal(model: PreTrainedModel) -> None:
+    """Raises UserError for a model with layers that look ahead, as encoders have; needs the model itself."""
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        name = type(model).__name__
+        raise UserError(f"{name} cannot be trained on packed samples: its attention is not causal. {_REMEDY}")
+
+
 def _reason_against(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
     layer_types = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
     unknown = sorted(layer_types - _PACKABLE_LAYER_TYPES)

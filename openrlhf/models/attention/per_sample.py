@@ -6,6 +6,7 @@ Registered in transformers under `NAME`. It reads the samples' borders under tra
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from openrlhf.errors import UserError
 from openrlhf.models.attention.dense import attend, attend_causally
 from openrlhf.models.attention.options import AttentionOptions
 
 NAME = "per_sample"
+
+
+@dataclass(frozen=True)
+class CausalMask:
+    """Stands for a causal mask that is not written out: what a model's layers hand on to our attention."""
+
+    window: int | None  # what the model asked its mask for; some models tell it to their attention nowhere else
+    has_several_samples: bool  # transformers saw by the position ids that a row is a pack
 
 
 def per_sample_attention(
@@ -24,7 +34,7 @@ def per_sample_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | CausalMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -35,13 +45,26 @@ def per_sample_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
     options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
-    if cu_seq_lens_q is None:
+    if not isinstance(attention_mask, CausalMask):  # a padded batch, generation, or a mask of the model's own making
         return padded_attention(module, query, key, value, attention_mask, options, **kwargs), None
+    options = replace(options, window=attention_mask.window)
+    if cu_seq_lens_q is None:
+        refuse_pack_without_borders(module, attention_mask)
+        return attend_causally(query, key, value, options).transpose(1, 2).contiguous(), None
     assert query.shape[0] == 1, "a pack is one row"
     lengths = cu_seq_lens_q.diff().tolist()
-    samples = zip(*(part.split(lengths, dim=2) for part in (query, key, value)))
+    samples = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     outputs = [attend_causally(*sample, options) for sample in samples]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def refuse_pack_without_borders(module: nn.Module, mask: CausalMask) -> None:
+    """Raises UserError where samples would see one another because the model lost their borders on the way."""
+    if mask.has_several_samples:
+        raise UserError(
+            f"{type(module).__name__} is given a pack but not its samples' borders: this model does not hand them on "
+            "to its attention. Remove --ds.packing_samples to train it on padded batches."
+        )
 
 
 def padded_attention(
@@ -62,24 +85,30 @@ def padded_attention(
     return attend(query, key, value, options, attention_mask).transpose(1, 2).contiguous()
 
 
-def packed_mask(
+def causal_mask_unwritten(
     q_length: int,
     kv_length: int,
     attention_mask: Tensor | None = None,
+    local_size: int | None = None,
     allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
     **kwargs: Any,
-) -> Tensor | None:
-    """transformers' mask interface: no mask for a pack, whose attention finds the samples' borders by itself.
+) -> Tensor | CausalMask | None:
+    """transformers' mask interface: a plain causal mask without padding is described, any other written out.
 
-    transformers sees by the position ids that several samples stand in a row, and then forbids to skip the mask.
+    Where transformers sees by the position ids that several samples stand in a row, it forbids to skip the mask.
     """
-    is_pack = attention_mask is None and q_length == kv_length and not allow_is_causal_skip
-    if is_pack:
-        return None
+    is_unusual = use_vmap or allow_is_bidirectional_skip
+    if attention_mask is None and q_length == kv_length and not is_unusual:
+        return CausalMask(local_size, has_several_samples=not allow_is_causal_skip)
     return sdpa_mask(
         q_length=q_length,
         kv_length=kv_length,
         attention_mask=attention_mask,
+        local_size=local_size,
         allow_is_causal_skip=allow_is_causal_skip,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        use_vmap=use_vmap,
         **kwargs,
     )

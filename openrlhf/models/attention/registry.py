@@ -31,7 +31,7 @@ def register_attentions() -> None:
     """Makes our back ends known to transformers under their names."""
     for name, attention in _OURS.items():
         AttentionInterface.register(name, attention)
-        AttentionMaskInterface.register(name, per_sample.packed_mask)
+        AttentionMaskInterface.register(name, per_sample.causal_mask_unwritten)
 
 
 def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) -> str | None:
@@ -53,9 +53,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
     if name in _FLASH_PACKAGES:
         _require_flash(name, device_type)
     elif name == torch_varlen.NAME and device_type != "cuda":
-        raise UserError(
-            f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {per_sample.NAME} or auto."
-        )
+        raise UserError(f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {per_sample.NAME} or auto.")
     elif "/" in name:
         _require_kernels(name)
     elif name not in _PLAIN and name not in _OURS:
@@ -66,9 +64,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
 
 def _choose_for_ring(name: str, packed: bool) -> str:
     if name not in ("auto", ring.NAME):
-        raise UserError(
-            f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use ring or auto."
-        )
+        raise UserError(f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use ring or auto.")
     if not packed:
         raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
     return ring.NAME
@@ -91,9 +87,7 @@ def _require_flash(name: str, device_type: str) -> None:
 
 def _require_kernels(name: str) -> None:
     if not _is_installed("kernels"):
-        raise UserError(
-            f"{FLAG} {name} is a kernel of the hub and needs a package: pip install kernels (or use auto)."
-        )
+        raise UserError(f"{FLAG} {name} is a kernel of the hub and needs a package: pip install kernels (or use auto).")
 
 
 def _is_installed(module: str) -> bool:

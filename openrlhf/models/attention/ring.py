@@ -9,7 +9,6 @@ Registered in transformers under `NAME`; the layers find the plan in the keyword
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from openrlhf.errors import UserError
 from openrlhf.models.attention.options import AttentionOptions
-from openrlhf.models.attention.per_sample import per_sample_attention
+from openrlhf.models.attention.per_sample import CausalMask, per_sample_attention
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
 from openrlhf.models.attention.ring_plan import Block, Ring
 
@@ -31,7 +30,7 @@ def ring_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | CausalMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -45,26 +44,24 @@ def ring_attention(
     T is this rank's share of the pack. Rows beyond it, where a rank has none, see nothing and give zeros. Without
     `ring`, the inputs are whole, and computed here alone.
     """
-    options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
     if ring is None:
-        own = dict(
-            dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux
-        )
+        own = dict(dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux)
         return per_sample_attention(module, query, key, value, attention_mask, **own, **kwargs)
     if dropout > 0:
         raise UserError("Ring attention has no attention dropout: set the model's attention_dropout to 0.")
     assert query.shape[0] == 1, "a pack is one row"
-    if sliding_window is not None and sliding_window >= ring.longest_sample:
-        options = replace(options, window=None)
+    assert isinstance(attention_mask, CausalMask), "a mask of the model's own making cannot be shared by a ring"
+    window = attention_mask.window
+    if window is not None and window >= ring.longest_sample:
+        window = None
+    options = AttentionOptions(scaling, dropout, window, softcap, s_aux)
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
     rows = [part[0].transpose(0, 1) for part in (query, key, value)]
     return _attend_by_head_groups(*rows, options, ring)[None, ..., :value_size], None
 
 
-def _attend_by_head_groups(
-    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, ring: Ring
-) -> Tensor:
+def _attend_by_head_groups(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, ring: Ring) -> Tensor:
     """(T, A, D): `head_stride` key heads and their query heads at a time, so that less memory is in exchange."""
     num_key_heads = key.shape[1]
     stride = ring.head_stride or num_key_heads
@@ -74,9 +71,7 @@ def _attend_by_head_groups(
         keys = slice(first, first + stride)
         queries = slice(first * groups, (first + stride) * groups)
         sinks = None if options.sinks is None else options.sinks[queries]
-        outputs.append(
-            _RingAttention.apply(query[:, queries], key[:, keys], value[:, keys], sinks, options, ring)
-        )
+        outputs.append(_RingAttention.apply(query[:, queries], key[:, keys], value[:, keys], sinks, options, ring))
     return torch.cat(outputs, dim=1)
 
 

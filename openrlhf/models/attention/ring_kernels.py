@@ -25,9 +25,7 @@ class BlockKernel(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """query (Q, A, D), key and value (R, K, D) → output (Q, A, D), log-sum-exp (Q, A) of the scores."""
 
-    def backward(
-        self, saved: SavedRows, block: Block, options: AttentionOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value from the block's part of the attention."""
 
 
@@ -73,9 +71,7 @@ class CpuFlashKernel:
             sums.append(log_sum_exp[0].transpose(0, 1))
         return torch.cat(outputs), torch.cat(sums)
 
-    def backward(
-        self, saved: SavedRows, block: Block, options: AttentionOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         by_query = (saved.grad, saved.query, saved.output, saved.log_sum_exp[..., None])
         grads = []
@@ -85,9 +81,7 @@ class CpuFlashKernel:
             dq, dk, dv = operator(
                 grad, q, k, v, output, log_sum_exp[..., 0], 0.0, block.is_causal, scale=options.scaling
             )
-            grads.append(
-                (_rows(dq), _rows(_sum_groups(dk, num_key_heads)), _rows(_sum_groups(dv, num_key_heads)))
-            )
+            grads.append((_rows(dq), _rows(_sum_groups(dk, num_key_heads)), _rows(_sum_groups(dv, num_key_heads))))
         dq, dk, dv = (torch.cat(parts) for parts in zip(*grads, strict=True))
         return dq, dk, dv
 
@@ -111,9 +105,7 @@ class CudaFlashKernel:
         )
         return output, log_sum_exp.transpose(0, 1)
 
-    def backward(
-        self, saved: SavedRows, block: Block, options: AttentionOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
         no_dropout_state = torch.zeros(2, dtype=torch.uint64, device=saved.query.device)
         dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
             saved.grad.contiguous(),
@@ -146,9 +138,7 @@ class ProductKernel:
             sums.append(log_sum_exp[0].transpose(0, 1))
         return torch.cat(outputs), torch.cat(sums)
 
-    def backward(
-        self, saved: SavedRows, block: Block, options: AttentionOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
         by_query = (saved.grad, saved.query, saved.output, saved.log_sum_exp[..., None])
         masks = _masks(block, options.window)
         grads = []
@@ -182,9 +172,7 @@ class ProductKernel:
         return scores if options.softcap is None else options.softcap * torch.tanh(scores / options.softcap)
 
 
-def _by_sample(
-    block: Block, by_query: tuple[Tensor, ...], by_key: tuple[Tensor, ...]
-) -> list[tuple[Tensor, ...]]:
+def _by_sample(block: Block, by_query: tuple[Tensor, ...], by_key: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """For each sample the parts of all tensors, (rows, heads, D) turned to (1, heads, rows, D)."""
     parts = [part.transpose(0, 1)[None].split(block.queries.lengths, dim=2) for part in by_query]
     parts += [part.transpose(0, 1)[None].split(block.keys.lengths, dim=2) for part in by_key]

@@ -92,9 +92,7 @@ def _block(shares: list[list[tuple[Span, Span]]], rank: int, source: int, device
     )
 
 
-def _rows(
-    share: list[tuple[Span, Span]], chunks: tuple[int, ...], is_chosen: list[bool], device: torch.device
-) -> Rows:
+def _rows(share: list[tuple[Span, Span]], chunks: tuple[int, ...], is_chosen: list[bool], device: torch.device) -> Rows:
     index, positions, lengths = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], []
     place = 0
     for spans, chosen in zip(share, is_chosen, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openrlhf.models.attention.per_sample import per_sample_attention
+from openrlhf.models.attention.per_sample import CausalMask, per_sample_attention
 
 NAME = "torch_varlen"
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -22,7 +22,7 @@ def torch_varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | CausalMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -34,16 +34,16 @@ def torch_varlen_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
     is_plain = dropout == 0.0 and softcap is None and s_aux is None and query.dtype in _KERNEL_DTYPES
-    if cu_seq_lens_q is None or not is_plain or value.shape[-1] != query.shape[-1]:
-        options = dict(
-            dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux
-        )
+    is_pack = cu_seq_lens_q is not None and isinstance(attention_mask, CausalMask)
+    if not is_pack or not is_plain or value.shape[-1] != query.shape[-1]:
+        options = dict(dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux)
         return per_sample_attention(
             module, query, key, value, attention_mask, **options, cu_seq_lens_q=cu_seq_lens_q, **kwargs
         )
     from torch.nn.attention.varlen import varlen_attn
 
-    assert query.shape[0] == 1 and max_length_q is not None, "a pack is one row"
+    assert query.shape[0] == 1, "a pack is one row"
+    assert max_length_q is not None, "a pack comes with the length of its longest sample"
     rows = (part[0].transpose(0, 1) for part in (query, key, value))
     output = varlen_attn(
         *rows,
@@ -52,7 +52,7 @@ def torch_varlen_attention(
         max_length_q,
         max_length_q,
         scale=scaling,
-        window_size=(-1, 0) if sliding_window is None else (sliding_window - 1, 0),
+        window_size=(-1, 0) if attention_mask.window is None else (attention_mask.window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return output[None], None

@@ -1,0 +1,39 @@
+"""At a vocabulary of 151,936 the log-prob path peaks under a tenth of what the full float32 logits would take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+NUM_TARGETS, HIDDEN, VOCAB = 1024, 16, 151_936
+FULL_LOGITS_BYTES = 4 * NUM_TARGETS * VOCAB
+
+MEASURE = f"""
+import resource, sys, torch
+from openrlhf.models.log_prob_head import LogProbHead
+from openrlhf.models.logit_transform import LogitTransform
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.manual_seed(0)
+dtype = getattr(torch, sys.argv[1])
+head = LogProbHead(torch.nn.Linear({HIDDEN}, {VOCAB}, bias=False).to(dtype), LogitTransform())
+hidden = torch.randn({NUM_TARGETS}, {HIDDEN}, dtype=dtype, requires_grad=True)
+target_ids = torch.randint(0, {VOCAB}, ({NUM_TARGETS},))
+head(hidden[:8], target_ids[:8]).sum().backward()  # what torch allocates once
+before = peak_bytes()
+head(hidden, target_ids).sum().backward()
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory_of_the_log_prob_path(dtype):
+    command = [sys.executable, "-c", MEASURE, dtype]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    peak_bytes = int(result.stdout)
+    assert peak_bytes < FULL_LOGITS_BYTES / 10, f"{peak_bytes / 2**20:.0f} MiB"

@@ -54,9 +54,7 @@ def _legend() -> Text:
 
 def _show_sample(console: Console, dataset: SFTDataset, tokenizer: Any, number: int) -> None:
     tokens, targets = int(dataset.num_tokens[number]), int(dataset.num_target_tokens[number])
-    console.print(
-        Rule(f"{dataset.sample_name(number)} · {tokens} tokens, {targets} targets", style="dim", align="left")
-    )
+    console.print(Text(f"── {dataset.sample_name(number)} · {tokens} tokens, {targets} targets", style="cyan"))
     console.print(_text(pieces_of(dataset, tokenizer, number), has_colours=console.color_system is not None))
 
 

@@ -77,9 +77,8 @@ def test_a_hub_name_that_cannot_be_loaded(problems, monkeypatch):
         raise ConnectionError("no network\nand a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    assert (
-        "'owner/name' is no local file or folder, and could not be loaded from the hub: no network"
-        in problems("owner/name")
+    assert "'owner/name' is no local file or folder, and could not be loaded from the hub: no network" in problems(
+        "owner/name"
     )
 
 
@@ -112,9 +111,8 @@ def test_a_row_of_ten_megabytes_is_dropped_quickly_and_counted(tmp_path, prepare
 
 def test_no_row_that_can_be_trained_stops_the_run(tmp_path, problems):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(3))
-    assert (
-        "None of the 3 rows can be trained: 3 longer than max_len. Raise --data.max_len (now 4)"
-        in problems(path, max_len=4)
+    assert "None of the 3 rows can be trained: 3 longer than max_len. Raise --data.max_len (now 4)" in problems(
+        path, max_len=4
     )
     users = write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
     assert "1 no assistant turn" in problems(users)

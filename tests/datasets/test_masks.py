@@ -17,9 +17,7 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 ALL_TURNS = DataSettings(multiturn=True, max_len=1_000_000)
 LAST_TURN = DataSettings(max_len=1_000_000)
 
-needs_shared_data = pytest.mark.skipif(
-    not SHARED.exists(), reason="the real data (../shared/data) is not here"
-)
+needs_shared_data = pytest.mark.skipif(not SHARED.exists(), reason="the real data (../shared/data) is not here")
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 each_marking = pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
 
@@ -36,20 +34,14 @@ def encode(row: dict, tokenizer, settings: DataSettings) -> EncodedSample:
 
 
 def trained_text(sample: EncodedSample, tokenizer) -> str:
-    targets = [
-        int(token)
-        for token, judged in zip(sample.input_ids[1:], sample.loss_mask[:-1], strict=True)
-        if judged
-    ]
+    targets = [int(token) for token, judged in zip(sample.input_ids[1:], sample.loss_mask[:-1], strict=True) if judged]
     return tokenizer.decode(targets, skip_special_tokens=False)
 
 
 def expected_text(family: Family, messages: list[dict], last_only: bool = False) -> str:
     last_user = max(index for index, message in enumerate(messages) if message["role"] == "user")
     turns = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
-    return "".join(
-        family.said(message, index < last_user) for index, message in (turns[-1:] if last_only else turns)
-    )
+    return "".join(family.said(message, index < last_user) for index, message in (turns[-1:] if last_only else turns))
 
 
 @each_family
@@ -107,9 +99,7 @@ def test_real_conversations(family: Family):
 
 
 @needs_shared_data
-@pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family.tools], ids=lambda family: family.name
-)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.tools], ids=lambda family: family.name)
 @pytest.mark.parametrize("name", ["coffee/tools_test.jsonl", "bfcl/tools.jsonl"])
 def test_real_tool_calls(family: Family, name: str):
     rows = [row for row in rows_of(name) if family.name != "channels_through_macros" or one_call_each(row)]

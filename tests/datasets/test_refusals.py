@@ -27,9 +27,7 @@ def test_the_templates_own_words_are_passed_on():
 
 
 def test_roles_that_do_not_alternate_are_refused_where_the_template_demands_it():
-    said = refusal(
-        GEMMA.template(False), CHAT[:1] + CHAT[:2], with_bos=True, extra_special_tokens=GEMMA.specials
-    )
+    said = refusal(GEMMA.template(False), CHAT[:1] + CHAT[:2], with_bos=True, extra_special_tokens=GEMMA.specials)
     assert "must alternate" in said
 
 

@@ -111,9 +111,7 @@ def test_sources_are_counted_one_by_one(tmp_path: Path, prepare):
 
 
 def test_max_samples_counts_rows(tmp_path: Path, prepare):
-    path = write_jsonl(
-        tmp_path / "a.jsonl", [*pairs(2), {"prompt": "x" * 5000, "completion": "y"}, *pairs(9)]
-    )
+    path = write_jsonl(tmp_path / "a.jsonl", [*pairs(2), {"prompt": "x" * 5000, "completion": "y"}, *pairs(9)])
     found = prepare(path, max_samples=4)
     assert (found.report.num_rows, len(found)) == (4, 3)
 
@@ -146,9 +144,7 @@ def test_shares_are_rounded_so_that_they_add_up():
     assert sorted(set(chosen_rows(50, 50, 1, 0).tolist())) == list(range(50))
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("1", "1 numbers for 2"), ("a,b", "one number"), ("1,0", "above 0")]
-)
+@pytest.mark.parametrize(("text", "words"), [("1", "1 numbers for 2"), ("a,b", "one number"), ("1,0", "above 0")])
 def test_probabilities_that_are_none_are_refused(text: str, words: str):
     with pytest.raises(UserError, match=words):
         parse_probabilities(text, 2)
@@ -172,9 +168,7 @@ def test_blending_reports_counts_and_obeys_them(tmp_path: Path):
         def print(self, text: str) -> None:
             self.said.append(text)
 
-    spec = ",".join(
-        str(write_jsonl(tmp_path / name, pairs(n))) for name, n in (("a.jsonl", 10), ("b.jsonl", 60))
-    )
+    spec = ",".join(str(write_jsonl(tmp_path / name, pairs(n))) for name, n in (("a.jsonl", 10), ("b.jsonl", 60)))
     blended = blending_datasets(spec, "0.2,0.8", Strategy(), seed=1, cache_dir=tmp_path)
     assert len(blended) == 50
     assert "10 of 10 rows" in Strategy.said[0]

@@ -1,0 +1,220 @@
+"""Prepared once: the key sees every change, one process prepares while others wait on the disk, halves are not seen."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+
+from openrlhf.datasets import cache
+from openrlhf.datasets.cache import prepared_folder
+from openrlhf.datasets.prepared import SAMPLES
+from openrlhf.datasets.settings import DataSettings
+from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.errors import UserError
+from tests.datasets.conftest import pairs, write_jsonl
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+
+FORK = multiprocessing.get_context("fork")
+
+
+def same(folder: Path) -> bool:
+    return (folder / "done").exists()
+
+
+def test_a_second_start_reads_what_the_first_made(tmp_path, prepare):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    first = prepare(path)
+    made_ns = (first.samples.folder / SAMPLES).stat().st_mtime_ns
+    second = prepare(path)
+    assert second.fingerprint == first.fingerprint
+    assert (second.samples.folder / SAMPLES).stat().st_mtime_ns == made_ns
+
+
+def test_the_fingerprint_sees_every_change(tmp_path, prepare):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    found = {
+        "plain": prepare(path).fingerprint,
+        "template": prepare(path, input_template="Q: {}").fingerprint,
+        "length": prepare(path, max_len=100).fingerprint,
+        "rows": prepare(path, max_samples=3).fingerprint,
+        "chat": prepare(path, apply_chat_template=True).fingerprint,
+        "tokenizer": prepare(path, tokenizer=tiny_tokenizer(CHATML, vocab_size=400)).fingerprint,
+        "chat template": prepare(path, tokenizer=tiny_tokenizer(CHATML + " ")).fingerprint,
+    }
+    write_jsonl(path, pairs(6))
+    found["content"] = prepare(path).fingerprint
+    assert len(set(found.values())) == len(found)
+
+
+def test_content_counts_not_times(tmp_path, prepare):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    before = prepare(path).fingerprint
+    os.utime(path, (1, 1))
+    assert prepare(path).fingerprint == before
+
+
+def test_a_damaged_folder_is_made_anew(tmp_path, prepare):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    samples = prepare(path).samples.folder / SAMPLES
+    samples.write_bytes(samples.read_bytes()[:100])
+    assert len(prepare(path)) == 5
+    assert samples.stat().st_size > 100
+
+
+def test_many_processes_make_it_once(tmp_path):
+    def start(number: int) -> None:
+        def make(folder: Path) -> None:
+            (tmp_path / f"made-{number}").touch()
+            time.sleep(0.5)
+            (folder / "done").touch()
+
+        assert same(prepared_folder(tmp_path, "key", make, same)[0])
+
+    processes = [FORK.Process(target=start, args=(number,)) for number in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert len(list(tmp_path.glob("made-*"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("key")) == ["key"]
+
+
+def test_who_waits_fails_with_the_makers_words(tmp_path):
+    def make_badly(folder: Path) -> None:
+        time.sleep(0.6)
+        raise UserError("row 3 is broken")
+
+    def start() -> None:
+        with pytest.raises(UserError, match="row 3 is broken"):
+            prepared_folder(tmp_path, "key", make_badly, same)
+
+    processes = [FORK.Process(target=start) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not (tmp_path / "key").exists()
+
+
+def test_a_dead_makers_lock_is_taken_over(tmp_path):
+    def die(folder: Path) -> None:
+        os._exit(9)
+
+    maker = FORK.Process(target=prepared_folder, args=(tmp_path, "key", die, same))
+    maker.start()
+    maker.join(timeout=30)
+    assert (tmp_path / "key.lock").exists()
+    folder, made_now = prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)
+    assert made_now
+    assert same(folder)
+
+
+def test_a_lock_of_another_machine_is_taken_over_when_nobody_touches_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "STALE_SECONDS", 0.5)
+    (tmp_path / "key.lock").write_text("another-machine 1")
+    assert prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)[1]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--data.cache_dir"):
+        cache.open_cache_dir(tmp_path / "file" / "folder")
+
+
+def test_several_processes_give_the_same_samples(tmp_path, prepare):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(2500))
+    tokenizer = tiny_tokenizer(CHATML)
+    alone = prepare(path)
+    together = prepare_sft_dataset(str(path), tokenizer, DataSettings(), num_processors=3, cache_dir=tmp_path / "other")
+    assert together.fingerprint == alone.fingerprint
+    assert (together.samples.folder / SAMPLES).read_bytes() == (alone.samples.folder / SAMPLES).read_bytes()
+
+
+def strategy(tmp_path: Path, **names) -> SimpleNamespace:
+    return SimpleNamespace(args=SimpleNamespace(cache_dir=tmp_path / "cache", **names))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_contracts_class_reads_its_columns_from_args(nested: bool, tmp_path):
+    names = SimpleNamespace(input_key="q", output_key="a", apply_chat_template=False, tokenizer_chat_template=None)
+    args = {"data": names} if nested else vars(names)
+    rows = datasets.Dataset.from_list([{"q": "A?", "a": " B"}, {"q": "C?", "a": " D"}])
+    found = SFTDataset(rows, tiny_tokenizer(), 64, strategy(tmp_path, **args), input_template="Q: {}")
+    ids, attention, mask = found[1]
+    assert tiny_tokenizer().decode(ids) == "Q: C? D<|endoftext|>"
+    assert (ids.dtype, attention.tolist(), mask.shape) == (torch.int64, [1] * len(ids), ids.shape)
+    assert tiny_tokenizer().decode(ids[1:][mask[:-1] == 1]) == " D<|endoftext|>"
+    assert found.sample_name(1) == "the data set, row 2"
+
+
+def test_a_loaded_data_set_is_known_by_its_content(tmp_path):
+    rows = [{"q": "A?", "a": " B"}]
+    args = strategy(tmp_path, input_key="q", output_key="a")
+    found = [
+        SFTDataset(each, tiny_tokenizer(), 64, args).fingerprint
+        for each in (
+            datasets.Dataset.from_list(rows),
+            datasets.Dataset.from_list([{"q": "x", "a": "y"}, *rows]).select([1]),
+            datasets.Dataset.from_list([{"q": "A?", "a": " C"}]),
+        )
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_collate_pads_on_the_right_by_length(tmp_path):
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    rows = [{"prompt": "A", "completion": "B"}, {"prompt": "A longer one", "completion": " B"}]
+    found = SFTDataset(rows, tokenizer, 64, strategy(tmp_path))
+    ids, attention, mask = found.collate_fn([found[0], found[1]])
+    first = len(found[0][0])
+    assert ids.shape == attention.shape == mask.shape == (2, len(found[1][0]))
+    assert ids[0, first:].tolist() == [tokenizer.eos_token_id] * (ids.shape[1] - first)
+    assert attention[0].tolist() == [1] * first + [0] * (ids.shape[1] - first)
+    assert mask[0, first - 2].item() == 1
+    assert mask[0, first - 1 :].sum().item() == 0
+
+
+def test_lengths_and_targets_are_known_without_reading_samples(tmp_path, prepare):
+    found = prepare(write_jsonl(tmp_path / "a.jsonl", pairs(7)))
+    assert found.num_tokens.dtype == found.num_target_tokens.dtype == "int32"
+    assert found.num_tokens.tolist() == [len(found[i][0]) for i in range(7)]
+    assert found.num_target_tokens.tolist() == [int(found[i][2].sum()) for i in range(7)]
+
+
+def test_it_can_be_sent_to_loader_workers(tmp_path, prepare):
+    found = prepare(write_jsonl(tmp_path / "a.jsonl", pairs(3)))
+    assert pickle.loads(pickle.dumps(found))[2][0].tolist() == found[2][0].tolist()
+    with pytest.raises(IndexError):
+        found[3]
+
+
+@pytest.mark.parametrize(("overlong", "kept", "cut"), [("drop", 1, 0), ("truncate", 2, 1)])
+def test_overlong_samples(overlong: str, kept: int, cut: int, tmp_path, prepare):
+    long = {"prompt": "Count. ", "completion": "one two three four five six seven eight nine ten " * 4}
+    hopeless = {"prompt": long["completion"], "completion": "ten"}
+    found = prepare(write_jsonl(tmp_path / "a.jsonl", [*pairs(1), long, hopeless]), overlong=overlong, max_len=40)
+    assert (len(found), found.report.num_cut) == (kept, cut)
+    if cut:
+        ids, _, mask = found[1]
+        assert len(ids) == 40
+        assert ids[-1] != tiny_tokenizer().eos_token_id
+        assert mask[-1] == 0
+        assert found.report.left_out == {"no target token within max_len": 1}
+    else:
+        assert found.report.left_out == {"longer than max_len": 2}
+
+
+def test_overlong_samples_can_stop_the_run(tmp_path, problems):
+    path = write_jsonl(tmp_path / "a.jsonl", [*pairs(2), {"prompt": "x " * 90, "completion": "y"}])
+    assert "a.jsonl:3: " in (said := problems(path, overlong="error", max_len=40))
+    assert "do not fit into --data.max_len 40" in said

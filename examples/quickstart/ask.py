@@ -12,9 +12,6 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,9 +34,7 @@ def ask(folder: Path, questions: list[str]) -> list[str]:
     model = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
     answers = []
     for first in range(0, len(questions), BATCH_SIZE):
-        chats = [
-            [{"role": "user", "content": question}] for question in questions[first : first + BATCH_SIZE]
-        ]
+        chats = [[{"role": "user", "content": question}] for question in questions[first : first + BATCH_SIZE]]
         batch = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(device)
@@ -54,15 +49,9 @@ def percent_right(answers: list[str], expected: list[str]) -> int:
     return 100 * sum(a == e for a, e in zip(answers, expected, strict=True)) // len(expected)
 
 
-def show(
-    console: Console, questions: list[str], expected: list[str], before: list[str], after: list[str]
-) -> None:
-    table = Table(title="Held-out questions", title_justify="left", show_lines=True)
-    for title in ("question", "expected", "before training", "after training"):
-        table.add_column(title, overflow="fold", ratio=1)
-    for row in list(zip(questions, expected, before, after, strict=True))[:NUM_SHOWN]:
-        table.add_row(*(Text(printable(text)) for text in row))
-    console.print(table)
+def show(question: str, before: str, after: str, expected: str) -> None:
+    verdict = "right" if after == expected else f"wrong: {expected}"
+    print(f"\n{question}\n  before   {printable(before)}\n  after    {printable(after)}   [{verdict}]")
 
 
 def printable(text: str) -> str:
@@ -75,12 +64,13 @@ def main(before: Path, after: Path, held_out_jsonl: Path) -> None:
     disable_progress_bar()
     questions, expected = read_questions(held_out_jsonl)
     answers_before, answers_after = ask(before, questions), ask(after, questions)
-    show(Console(), questions, expected, answers_before, answers_after)
+    for asked in list(zip(questions, answers_before, answers_after, expected, strict=True))[:NUM_SHOWN]:
+        show(*asked)
     right_before, right_after = (
         percent_right(answers_before, expected),
         percent_right(answers_after, expected),
     )
-    print(f"{len(questions)} held-out questions; right before training: {right_before}%")
+    print(f"\n{len(questions)} held-out questions; right before training: {right_before}%")
     print(f"exact match: {right_after}%")
 
 

@@ -72,9 +72,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     )
     torch.manual_seed(SEED)
     model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -84,9 +82,7 @@ def main(train_jsonl: Path, folder: Path) -> None:
     model = make_model(tokenizer)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    print(
-        f"{folder}: Qwen3 with {model.num_parameters() / 1e6:.1f} million parameters, {len(tokenizer)} tokens"
-    )
+    print(f"{folder}: Qwen3 with {model.num_parameters() / 1e6:.1f} million parameters, {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _draw_loss(axis: Axes, steps: Records, evals: Records) -> None:
         curve = _series(evals, "eval_loss")
         axis.plot(*curve, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="eval")
     axis.set_title("loss per target token", loc="left", color=INK, fontsize=11, fontweight="bold")
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
@@ -97,9 +97,10 @@ def _series(records: Records, key: str) -> tuple[list[int], list[float]]:
 
 
 def _moving_average(numbers: list[float]) -> list[float]:
-    """Mean over a window centred on each number, so that the curve does not lag; nan is passed over."""
-    reach = len(numbers) // 60
-    windows = (numbers[max(0, middle - reach) : middle + reach + 1] for middle in range(len(numbers)))
+    """Mean over a window centred on each number (narrower at both ends), so that nothing lags; nan is passed over."""
+    last, reach = len(numbers) - 1, len(numbers) // 60
+    reaches = [min(reach, middle, last - middle) for middle in range(len(numbers))]
+    windows = (numbers[middle - reach : middle + reach + 1] for middle, reach in enumerate(reaches))
     return [_mean_of_finite(window) for window in windows]
 
 

@@ -48,7 +48,7 @@ def open_tracker(
         output_dir: `metrics.jsonl` and W&B's files go here.
         num_steps: optimizer steps of the whole run, for the time left.
         resume_step: optimizer step that the run goes on from; None for a new run.
-        logging_steps: TensorBoard and W&B get every so manieth step; `metrics.jsonl` and the console get all.
+        logging_steps: console, TensorBoard and W&B are told after every so many steps; `metrics.jsonl` holds all.
         shown_config: the settings that W&B shows; without secrets.
 
     Raises:
@@ -58,12 +58,12 @@ def open_tracker(
         return Tracker()
     output_dir = Path(output_dir)
     metrics = JsonLinesSink(output_dir / METRICS_FILE, resume_step)
-    slow: list[Sink] = []
+    slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
     if tensorboard_dir:
         slow.append(TensorBoardSink(tensorboard_dir, resume_step))
     if wandb:
         slow.append(_wandb_sink(output_dir, wandb, shown_config, resume_step is not None))
-    return Tracker([metrics, console_sink(num_steps, resume_step or 0)], slow, logging_steps)
+    return Tracker([metrics], slow, logging_steps)
 
 
 def _wandb_sink(

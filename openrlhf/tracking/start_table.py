@@ -73,7 +73,7 @@ def _tokens(summary: RunSummary) -> str:
 
 
 def _step(summary: RunSummary) -> str:
-    return f"{summary.batch_size:,} samples; {summary.micro_batches_per_step:,.3g} micro-batches on each rank"
+    return f"{summary.batch_size:,} samples; micro-batches on each rank: {summary.micro_batches_per_step:,.3g}"
 
 
 def _steps(summary: RunSummary) -> str:

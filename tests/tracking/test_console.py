@@ -55,10 +55,7 @@ def test_an_evaluation_is_a_line_of_its_own(an_eval):
         sink = console_sink(num_steps=10, stream=stream)
         sink.log_eval(an_eval(5))
         sink.close()
-        assert (
-            "evaluation after step 5: loss 1.2500, perplexity 3.490 over 77 target tokens\n"
-            in stream.getvalue()
-        )
+        assert "evaluation after step 5: loss 1.2500, perplexity 3.490 over 77 target tokens\n" in stream.getvalue()
 
 
 def test_an_moe_model_shows_its_auxiliary_loss(a_step):

@@ -17,9 +17,7 @@ def scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-    }
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_tensorboard_shows_steps_and_evaluations(tmp_path, a_step, an_eval):
@@ -100,9 +98,7 @@ def logged(folder):
     file = min(folder.glob("out/wandb/offline-run-*/*.wandb"))
     records = [Record.FromString(message) for message in messages(file)]
     rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
-    return [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row} for row in rows
-    ]
+    return [{"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row} for row in rows]
 
 
 def test_wandb_offline_keeps_the_run_on_disk(offline_run):

@@ -41,7 +41,7 @@ def printed(summary):
         "7,473 kept, none left out",
         "1,400,000 an epoch, 350,000 of them targets (25.0%)",
         "8 × cpu, ZeRO stage 2",
-        "128 samples; 2.5 micro-batches on each rank",
+        "128 samples; micro-batches on each rank: 2.5",
         "59 an epoch, 118 in all",
         "1,000; 10 of them trained (1.00%)",
         "bf16",
@@ -53,9 +53,7 @@ def test_the_table_says(text):
 
 
 def test_the_table_says_what_was_left_out_and_why():
-    summary = replace(
-        SUMMARY, num_samples_left_out={"longer than 2048 tokens": 12, "empty": 0, "without target": 1}
-    )
+    summary = replace(SUMMARY, num_samples_left_out={"longer than 2048 tokens": 12, "empty": 0, "without target": 1})
     assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(summary)
 
 

@@ -55,9 +55,7 @@ def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
 
 
 def test_other_ranks_write_nothing(tmp_path, a_step):
-    with open_tracker(
-        tmp_path / "out", num_steps=1, is_rank_0=False, tensorboard_dir=str(tmp_path)
-    ) as tracker:
+    with open_tracker(tmp_path / "out", num_steps=1, is_rank_0=False, tensorboard_dir=str(tmp_path)) as tracker:
         tracker.log_step(a_step(1))
     assert list(tmp_path.iterdir()) == []
 

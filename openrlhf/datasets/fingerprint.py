@@ -41,16 +41,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Hash of everything that decides how a tokenizer splits text; its padding does not."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None
-    return hash_of(
-        [backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")]
-    )
+    return hash_of([backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")])
 
 
 def hash_of(value: Any) -> str:
     """Hash of a JSON-like value."""
-    return xxhash.xxh3_128(
-        json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    return xxhash.xxh3_128(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def known_hashes(cache_dir: Path) -> dict[str, str]:

@@ -12,15 +12,16 @@ import numpy as np
 
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
-from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
-from openrlhf.datasets.problems import BadRows
+from openrlhf.datasets.problems import FIRST_ROWS, BadRows
 from openrlhf.datasets.report import DataReport, SourceReport
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sources import Source, open_sources
 from openrlhf.datasets.sources.blocks import Block
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
-from openrlhf.datasets.sources.tables import Table, first_row
+from openrlhf.datasets.sources.tables import Table, first_row, first_rows
+from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenizer import prepare_special_tokens
 from openrlhf.datasets.workers import BlockEncoder, Result, Task, encode_blocks
 from openrlhf.errors import UserError
@@ -70,6 +71,8 @@ def prepare_sources(
 ) -> PreparedSamples:
     """Prepared samples of opened sources; raises as `prepare_from_spec`."""
     prepare_special_tokens(tokenizer)
+    if settings.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
+        tokenizer.chat_template = resolve_chat_template(tokenizer, settings.tokenizer_chat_template)
     folder = open_cache_dir(cache_dir)
     key = data_fingerprint(sources, tokenizer, settings, choice.as_key(), folder)
 
@@ -132,9 +135,20 @@ class _Preparation:
     def _format_of(self, table: Table) -> str:
         row, number = first_row(table)
         if row is not None:
-            return find_format(row, self.settings, table.row_name(number)).name
+            name = find_format(row, self.settings, table.row_name(number)).name
+            return self._mask_convention(table) if name == "tokenized" and "loss_mask" in row else name
         self._tell_why_unreadable(table)
         raise UserError(f"{table.name} is empty: it holds no row.")
+
+    def _mask_convention(self, table: Table) -> str:
+        """`tokenized` or `tokenized_by_token`; the user's word, else what the first rows' masks can only mean."""
+        if self.settings.format != "auto" or not tokenized.stand_beside_tokens(first_rows(table, FIRST_ROWS)):
+            return "tokenized"
+        self.report.notes.append(
+            f"{table.name}: loss_mask ends with 1, so entry t is taken to judge token t itself, not token t+1 "
+            "(--data.format tokenized or tokenized_by_token says so outright)"
+        )
+        return "tokenized_by_token"
 
     def _tell_why_unreadable(self, table: Table) -> None:
         """Raises UserError of the bad rows at the table's beginning, if there are rows at all."""
@@ -153,9 +167,7 @@ class _Preparation:
             other = next((index for index in mine if names[index] != names[mine[0]]), None)
             if other is not None:
                 raise UserError(
-                    _mixed_shapes(
-                        source, self.tables[mine[0]], names[mine[0]], self.tables[other], names[other]
-                    )
+                    _mixed_shapes(source, self.tables[mine[0]], names[mine[0]], self.tables[other], names[other])
                 )
 
     def _tasks(self, formats: list[str]) -> Iterator[Task]:
@@ -211,9 +223,7 @@ class _Preparation:
         if end_id == self.tokenizer.eos_token_id:
             return
         if end_id not in self.tokenizer.added_tokens_decoder:
-            self.report.notes.append(
-                "answers end without a token of their own: the model will not know when to stop"
-            )
+            self.report.notes.append("answers end without a token of their own: the model will not know when to stop")
         else:
             self.report.notes.append(
                 f"answers end with {self.report.turn_end!r}, not with the tokenizer's end token "

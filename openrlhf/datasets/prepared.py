@@ -54,18 +54,14 @@ class SampleWriter:
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
         self._tokens.write(lengths.tobytes())
-        self._targets.write(
-            np.array([sample.num_target_tokens for sample in samples], dtype=np.int32).tobytes()
-        )
+        self._targets.write(np.array([sample.num_target_tokens for sample in samples], dtype=np.int32).tobytes())
         self._batch_sizes.append(len(samples))
 
     def close(self, report: DataReport, meta: dict[str, Any]) -> None:
         """Ends the files and writes the report; `meta` is kept beside (table names, fingerprint)."""
         self.abandon()
         report.write(self._folder / REPORT)
-        sizes_bytes = {
-            name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)
-        }
+        sizes_bytes = {name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)}
         meta = {**meta, "batch_sizes": self._batch_sizes, "sizes_bytes": sizes_bytes}
         (self._folder / META).write_text(json.dumps(meta), encoding="utf-8")
 

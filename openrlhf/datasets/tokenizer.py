@@ -45,6 +45,4 @@ def _no_tokenizer(name: str, error: Exception) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if os.path.isdir(name):
         return f"{name} holds no tokenizer that can be opened (tokenizer.json, tokenizer_config.json): {first_line}"
-    return (
-        f"No tokenizer at {name!r}: it is no local folder and could not be fetched from the hub: {first_line}"
-    )
+    return f"No tokenizer at {name!r}: it is no local folder and could not be fetched from the hub: {first_line}"

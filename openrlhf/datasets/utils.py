@@ -86,9 +86,7 @@ def _rows_of(source: Source, cache_dir: Path) -> Any:
         return source.tables[0].dataset
     known = known_hashes(cache_dir)
     key = "rows-" + hash_of([[table.name, table.content_hash(known)] for table in source.tables])
-    folder, _ = prepared_folder(
-        cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole
-    )
+    folder, _ = prepared_folder(cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole)
     return datasets.Dataset.from_file(str(folder / ROWS_FILE))
 
 

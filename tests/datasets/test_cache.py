@@ -218,3 +218,24 @@ def test_overlong_samples_can_stop_the_run(tmp_path, problems):
     path = write_jsonl(tmp_path / "a.jsonl", [*pairs(2), {"prompt": "x " * 90, "completion": "y"}])
     assert "a.jsonl:3: " in (said := problems(path, overlong="error", max_len=40))
     assert "do not fit into --data.max_len 40" in said
+
+
+def test_masks_that_stand_beside_their_tokens_are_seen_and_told(tmp_path, prepare):
+    rows = [{"input_ids": [5, 6, 7, 8], "loss_mask": mask} for mask in ([0, 1, 1, 0], [0, 0, 1, 1])]
+    beside = prepare(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [beside[i][2].tolist() for i in range(2)] == [[1, 1, 0, 0], [0, 1, 1, 0]]
+    assert "entry t is taken to judge token t itself" in beside.report.notes[0]
+    before = prepare(write_jsonl(tmp_path / "b.jsonl", rows[:1]))
+    assert before[0][2].tolist() == [0, 1, 1, 0]
+
+
+def test_the_tokenizer_keeps_the_template_it_was_trained_with(tmp_path, prepare):
+    tokenizer = tiny_tokenizer()
+    rows = [{"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]}]
+    found = prepare(write_jsonl(tmp_path / "a.jsonl", rows), tokenizer=tokenizer, tokenizer_chat_template="chatml")
+    assert tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False) == tokenizer.decode(found[0][0])
+    assert (found.report.turn_end, found.report.turn_end_id) == (
+        "<|im_end|>",
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    )
+    assert "generation must stop at both" in found.report.notes[0]

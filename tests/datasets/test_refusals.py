@@ -106,3 +106,15 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
 def test_an_input_template_that_cannot_be_filled_is_refused(template: str):
     with pytest.raises(UserError, match="--data.input_template"):
         DataSettings(input_template=template)
+
+
+def test_a_generation_block_that_stops_short_of_the_closing_token_takes_it_in():
+    template = CHATML.replace(
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}",
+        "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+        "{{ '<|im_end|>\n' }}",
+    )
+    tokenizer = tiny_tokenizer(template)
+    sample = encode({"messages": CHAT[:2]}, tokenizer, ALL_TURNS)
+    assert trained_text(sample, tokenizer) == "Coffee, and tea.<|im_end|>"

@@ -10,9 +10,7 @@ from openrlhf.datasets.settings import DataSettings
 
 
 def fits(row: Row, settings: DataSettings) -> bool:
-    return (
-        settings.output_key is None and not settings.pretrain_mode and {"instruction", "output"} <= set(row)
-    )
+    return settings.output_key is None and not settings.pretrain_mode and {"instruction", "output"} <= set(row)
 
 
 def read(row: Row, settings: DataSettings) -> Sample:

@@ -90,9 +90,7 @@ def _normalize_calls(message: Message, where: str) -> None:
     if not calls:
         return
     calls = calls if isinstance(calls, list) else [calls]
-    message["tool_calls"] = [
-        _call(call, f"{where}, tool call {number + 1}") for number, call in enumerate(calls)
-    ]
+    message["tool_calls"] = [_call(call, f"{where}, tool call {number + 1}") for number, call in enumerate(calls)]
 
 
 def _call(raw: Any, where: str) -> dict[str, Any]:
@@ -101,13 +99,9 @@ def _call(raw: Any, where: str) -> dict[str, Any]:
     function = json_value(raw.get("function", raw), where) if isinstance(raw, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where} names no function")
-    arguments = json_value(
-        function.get("arguments") or {}, f"{where} ({function['name']}): its arguments text"
-    )
+    arguments = json_value(function.get("arguments") or {}, f"{where} ({function['name']}): its arguments text")
     if not isinstance(arguments, dict):
-        raise BadRow(
-            f"{where} ({function['name']}): its arguments are {kind(arguments)} where an object belongs"
-        )
+        raise BadRow(f"{where} ({function['name']}): its arguments are {kind(arguments)} where an object belongs")
     outer = {key: value for key, value in raw.items() if key != "function"} if "function" in raw else {}
     return {"type": "function", **outer, "function": {**function, "arguments": arguments}}
 

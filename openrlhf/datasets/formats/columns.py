@@ -38,9 +38,7 @@ def json_value(value: Any, where: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise BadRow(
-            f"{where} is no valid JSON ({error.msg} at character {error.pos + 1}): {value[:60]!r}"
-        ) from None
+        raise BadRow(f"{where} is no valid JSON ({error.msg} at character {error.pos + 1}): {value[:60]!r}") from None
 
 
 def names(row: Row) -> str:

@@ -66,9 +66,7 @@ def find_format(row: Row, settings: DataSettings, where: str) -> Format:
 def _named(name: str) -> Format:
     name = SYNONYMS.get(name, name)
     if name not in FORMATS:
-        raise UserError(
-            f"--data.format {name!r} is unknown: choose auto, {', '.join([*FORMATS, *SYNONYMS])}."
-        )
+        raise UserError(f"--data.format {name!r} is unknown: choose auto, {', '.join([*FORMATS, *SYNONYMS])}.")
     return FORMATS[name]
 
 

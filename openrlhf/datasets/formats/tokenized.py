@@ -41,15 +41,19 @@ def read_by_token(row: Row, settings: DataSettings) -> TokenRow:
     return TokenRow(ids, _judging_next(_mask(row, ids)))
 
 
+def stand_beside_tokens(rows: list[Row]) -> bool:
+    """Whether some mask ends with 1 (and is not all 1): where index t judges token t+1, no writer sets the last."""
+    masks = [row["loss_mask"] for row in rows if isinstance(row.get("loss_mask"), list) and row["loss_mask"]]
+    return any(mask[-1] == 1 and 0 in mask for mask in masks)
+
+
 def _judging_next(targets: list[int]) -> list[int]:
     return [*targets[1:], 0]
 
 
 def _is_target(token: int, label: int) -> int:
     if label not in (NOT_A_TARGET, token):
-        raise BadRow(
-            f"label {label} is neither {NOT_A_TARGET} nor its token {token}: labels stand beside their tokens"
-        )
+        raise BadRow(f"label {label} is neither {NOT_A_TARGET} nor its token {token}: labels stand beside their tokens")
     return int(label != NOT_A_TARGET)
 
 

@@ -66,9 +66,7 @@ def _local_tables(path: Path, split: str) -> list[Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return [_saved_table(path, split)]
     files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and reader_for(file) and not _hidden(file, path)
+        file for file in sorted(path.rglob("*")) if file.is_file() and reader_for(file) and not _hidden(file, path)
     ]
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(READERS)}); it has {_listing(path)}.")
@@ -77,9 +75,7 @@ def _local_tables(path: Path, split: str) -> list[Table]:
 
 def _file_table(path: Path) -> Table:
     if reader_for(path) is None:
-        raise UserError(
-            f"{path} is of an unknown kind: known are {', '.join(READERS)}, text ones also .gz and .zst."
-        )
+        raise UserError(f"{path} is of an unknown kind: known are {', '.join(READERS)}, text ones also .gz and .zst.")
     return FileTable(path)
 
 
@@ -104,9 +100,7 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     chosen = [file for file in files if splits[file] == split]
     if not chosen:
         found = sorted({word for word in splits.values() if word})
-        raise UserError(
-            f"{folder} has files for {', '.join(found)}, but none for {split!r} (--data.dataset_split)."
-        )
+        raise UserError(f"{folder} has files for {', '.join(found)}, but none for {split!r} (--data.dataset_split).")
     return chosen
 
 

@@ -26,17 +26,13 @@ def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | 
     try:
         weights = [Fraction(part.strip()) for part in text.split(",")]
     except (ValueError, ZeroDivisionError):
-        raise UserError(
-            f"--data.dataset_probs {text!r}: give one number for each source, as 0.7,0.3."
-        ) from None
+        raise UserError(f"--data.dataset_probs {text!r}: give one number for each source, as 0.7,0.3.") from None
     if len(weights) != num_sources:
         raise UserError(
             f"--data.dataset_probs has {len(weights)} numbers for {num_sources} sources: give one for each."
         )
     if min(weights) <= 0:
-        raise UserError(
-            f"--data.dataset_probs {text!r}: every number must be above 0; leave the source out instead."
-        )
+        raise UserError(f"--data.dataset_probs {text!r}: every number must be above 0; leave the source out instead.")
     return [weight / sum(weights) for weight in weights]
 
 

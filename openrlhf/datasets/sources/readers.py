@@ -106,9 +106,7 @@ def _rows_of(path: Path, data: bytes) -> list[Any]:
         raise UserError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
     rows = _wrapped(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
-        raise UserError(
-            f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL)."
-        )
+        raise UserError(f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL).")
     return rows
 
 
@@ -143,9 +141,7 @@ def _csv_row(row: dict) -> Row | BadRow:
         )
     if None in row.values():
         missing = [key for key, value in row.items() if value is None]
-        return BadRow(
-            f"fewer fields than the header has columns: nothing for {', '.join(map(repr, missing))}"
-        )
+        return BadRow(f"fewer fields than the header has columns: nothing for {', '.join(map(repr, missing))}")
     return row
 
 
@@ -173,10 +169,7 @@ def read_dataset(dataset: Any) -> Iterator[Block]:
         columns = plain[start : start + MAX_ROWS]
         num_rows = len(next(iter(columns.values()), []))
         rows: list[Row | BadRow] = [
-            {
-                name: without_nulls(values[i]) if name in nested else values[i]
-                for name, values in columns.items()
-            }
+            {name: without_nulls(values[i]) if name in nested else values[i] for name, values in columns.items()}
             for i in range(num_rows)
         ]
         yield RowBlock(list(range(start + 1, start + 1 + num_rows)), rows)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import xxhash
 
+from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.blocks import Block
 from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader_for
 from openrlhf.errors import UserError
@@ -59,9 +60,7 @@ class FileTable:
                 raise UserError(f"{self.path} cannot be read: {error}.") from error
             raise
         if self._state() != before:
-            raise UserError(
-                f"{self.path} changed while it was read: wait until it is written, then start again."
-            )
+            raise UserError(f"{self.path} changed while it was read: wait until it is written, then start again.")
 
     def content_hash(self, known: dict[str, str]) -> str:
         state = self._state()
@@ -115,9 +114,7 @@ class ListTable:
     def content_hash(self, known: dict[str, str]) -> str:
         digest = xxhash.xxh3_128()
         for row in self.rows:
-            digest.update(
-                json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n"
-            )
+            digest.update(json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
 
     def row_name(self, number: int) -> str:
@@ -133,10 +130,16 @@ def _column_bytes(column: pa.ChunkedArray) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def first_row(table: Table) -> Any:
-    """The first readable row, and its number; (None, 0) for an empty table."""
+def first_row(table: Table) -> tuple[Row | None, int]:
+    """The first readable row and its number; (None, 0) if the first blocks hold none."""
     for block in itertools.islice(table.blocks(), 2):
         for number, row in zip(block.numbers, block.rows(), strict=True):
             if isinstance(row, dict):
                 return row, number
     return None, 0
+
+
+def first_rows(table: Table, count: int) -> list[Row]:
+    """The readable ones of the first rows."""
+    rows = (row for block in table.blocks() for row in block.rows())
+    return [row for row in itertools.islice(rows, count) if isinstance(row, dict)]

@@ -15,11 +15,7 @@ from openrlhf.errors import UserError
 
 CHATML = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
-    "{{ '\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -36,9 +32,7 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
     try:
         MarkedTemplate(template)
     except TemplateSyntaxError as error:
-        raise UserError(
-            f"The chat template is no valid Jinja: {error.message} (line {error.lineno})."
-        ) from error
+        raise UserError(f"The chat template is no valid Jinja: {error.message} (line {error.lineno}).") from error
     return template
 
 
@@ -108,18 +102,14 @@ class ChatRenderer:
             with_prompt = self._render_marked(history, tools, add_generation_prompt=True)
             without = self._render_marked(history, tools, add_generation_prompt=False)
         except TEMPLATE_FAILURES as error:
-            raise BadRow(
-                f"the chat template refuses the conversation up to turn {turn + 1}: {error}"
-            ) from error
+            raise BadRow(f"the chat template refuses the conversation up to turn {turn + 1}: {error}") from error
         prompt = _prompt_of(with_prompt, without)
         if self._marked.constant_prompt:
             self._constant_prompt = prompt
         return prompt
 
     def _render_marked(self, messages: list[Message], tools: list[Any] | None, **flags: Any) -> MarkedRender:
-        return self._marked.render(
-            messages, tools=tools, documents=None, **self._tokenizer.special_tokens_map, **flags
-        )
+        return self._marked.render(messages, tools=tools, documents=None, **self._tokenizer.special_tokens_map, **flags)
 
     def _for_template(self, messages: list[Message]) -> list[Message]:
         messages = [_with_reasoning_names(message) for message in messages]

@@ -56,8 +56,6 @@ class SampleEncoder:
             ids, targets = self._plain_text(sample)
         else:
             return self._fit(*_token_row(sample))
-        if self._settings.target_choice == "everything":
-            targets[:] = True
         return self._fit(ids, _judging_next(targets))
 
     def _plain_text(self, sample: PlainText) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +65,7 @@ class SampleEncoder:
 
     def _prompt_answer(self, sample: PromptAnswer) -> tuple[np.ndarray, np.ndarray]:
         ids, starts, ends = self._tokenize(sample.prompt + sample.answer, add_special_tokens=True)
-        targets = ends > len(sample.prompt)
+        targets = ends > (0 if self._settings.target_choice == "everything" else len(sample.prompt))
         ids = self._with_end_token(ids)
         targets = np.append(targets, True)[: len(ids)]
         targets[-1] = True
@@ -79,10 +77,11 @@ class SampleEncoder:
     def _conversation(self, sample: Conversation) -> tuple[np.ndarray, np.ndarray]:
         self._open_renderer()
         assert self._renderer is not None
-        turns = chosen_turns(sample, self._settings.target_choice)
         render = self._renderer.render(sample.messages, sample.tools)
-        spans = self._spans.of(sample, render, turns)
         ids, starts, ends = self._tokenize(render.text, add_special_tokens=False)
+        if self._settings.target_choice == "everything":
+            return ids, np.ones(len(ids), dtype=bool)
+        spans = self._spans.of(sample, render, chosen_turns(sample, self._settings.target_choice))
         _check_borders(render.text, starts, ends, spans)
         return ids, _overlapping(starts, ends, spans)
 
@@ -159,9 +158,7 @@ def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[
         for border, outside in ((span.start, slice(None, span.start)), (span.end, slice(span.end, None))):
             for token in np.flatnonzero((starts < border) & (ends > border)):
                 part = text[starts[token] : ends[token]]
-                other_side = (
-                    part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
-                )
+                other_side = part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
                 if other_side.strip():
                     raise BadRow(
                         f"the token {part!r} reaches over the border of what the assistant says, "

@@ -167,9 +167,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -187,9 +185,7 @@ def _prompt_is_constant(tree: nodes.Template) -> bool:
     if not mentions or len(guards) != len(mentions) or _inside_loop_or_macro(tree, guards):
         return False
     row_free = find_undeclared_variables(tree) - PER_ROW_NAMES
-    return all(
-        name.name in row_free for guard in guards for name in guard.find_all(nodes.Name) if name.ctx == "load"
-    )
+    return all(name.name in row_free for guard in guards for name in guard.find_all(nodes.Name) if name.ctx == "load")
 
 
 def _tests_prompt_alone(node: nodes.If) -> bool:

@@ -13,8 +13,6 @@ def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
     messages = conversation.messages
     assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not assistant:
-        if choice == "everything":
-            return []
         raise LeftOut("no assistant turn")
     chosen = _by_choice(conversation, assistant, choice)
     chosen = [index for index in chosen if conversation.trained[index]]

@@ -86,11 +86,7 @@ class TurnSpans:
     def _heads(self, prompt: str) -> list[str]:
         """The prompt, then what of it stands before an answer whose reasoning scaffold (`<think>`) is not printed."""
         ends = [match.start() for match in _REASONING_SCAFFOLD.finditer(prompt)]
-        ends += [
-            match.end()
-            for match in re.finditer(r"\s+", prompt)
-            if _REASONING_SCAFFOLD.match(prompt, match.end())
-        ]
+        ends += [match.end() for match in re.finditer(r"\s+", prompt) if _REASONING_SCAFFOLD.match(prompt, match.end())]
         if not prompt.strip():
             return [prompt] if prompt else []
         return [prompt, *(prompt[:end] for end in sorted(ends, reverse=True) if prompt[:end].strip())]
@@ -128,9 +124,7 @@ def _only_region(render: MarkedRender, turn: int, is_last: bool) -> Span:
     if len(regions) == 1:
         return regions[0]
     found = "prints nothing for" if not regions else f"prints {len(regions)} separate pieces for"
-    raise BadRow(
-        f"turn {turn + 1}: the template {found} this message in a plain loop over the messages. {REMEDY}"
-    )
+    raise BadRow(f"turn {turn + 1}: the template {found} this message in a plain loop over the messages. {REMEDY}")
 
 
 def _check_calls(render: MarkedRender, message: dict, turn: int) -> None:

@@ -51,7 +51,7 @@ class Actor(nn.Module):
         param_dtype: str = "bf16",
         load_in_4bit: bool = False,
         lora_rank: int = 0,
-        lora_alpha: float = 16,
+        lora_alpha: int = 16,
         lora_dropout: float = 0.0,
         target_modules: Sequence[str] | str | None = None,
         ds_config: dict | None = None,
@@ -83,8 +83,8 @@ class Actor(nn.Module):
         self._engine: nn.Module | None = None
         self._ring_head_stride = ring_head_stride
         self._zero3_config = announce_zero3(ds_config)
-        device_type = _device_type()
-        attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size)
+        attention = choose_attention(attn_implementation, _device_type(), packing_samples, ring_attn_size)
+        model: Any
         if isinstance(pretrain_or_model, str):
             config = load_config(pretrain_or_model, trust_remote_code)
             if packing_samples and (model_class := causal_lm_class(config)):
@@ -116,8 +116,8 @@ class Actor(nn.Module):
     # --- what the strategy uses
 
     @property
-    def model(self) -> nn.Module:
-        """The Hugging Face model (PEFT's wrapper around it, with LoRA)."""
+    def model(self) -> Any:
+        """The Hugging Face model (PEFT's wrapper around it, with LoRA), an nn.Module."""
         return self.scorer.model
 
     @property
@@ -200,11 +200,8 @@ class Actor(nn.Module):
                 `attention_mask`, or all of a pack.
             router_group: the ranks whose tokens are counted together for the experts' loads; None: this rank alone.
         """
-        if with_aux_loss and self._checkpoints_reentrantly:
-            raise UserError(
-                "The auxiliary loss gets no gradient through reentrant gradient checkpointing. "
-                "Use use_reentrant=False, or set --model.aux_loss_coef 0."
-            )
+        if with_aux_loss:
+            self._check_aux_loss()
         if is_real_token is None and attention_mask is not None:
             is_real_token = attention_mask.flatten().bool()
         if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
@@ -222,6 +219,16 @@ class Actor(nn.Module):
             router_group=router_group,
         )
         return TargetScores(log_probs, aux_loss)
+
+    def _check_aux_loss(self) -> None:
+        if not self.is_mixture_of_experts:
+            name = type(self.scorer.base_model).__name__
+            raise UserError(f"{name} has no experts to balance: set --model.aux_loss_coef 0.")
+        if self._checkpoints_reentrantly:
+            raise UserError(
+                "The auxiliary loss gets no gradient through reentrant gradient checkpointing. "
+                "Use the other kind (use_reentrant=False), or set --model.aux_loss_coef 0."
+            )
 
     def _run(self, **inputs: Any) -> tuple[Tensor, Tensor | None]:
         return self.scorer(**inputs) if self._engine is None else self._engine(**inputs)

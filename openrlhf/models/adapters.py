@@ -13,7 +13,7 @@ from openrlhf.errors import UserError
 def add_lora(
     model: PreTrainedModel,
     rank: int,
-    alpha: float,
+    alpha: int,
     dropout: float,
     target_modules: Sequence[str] | str | None,
 ) -> nn.Module:

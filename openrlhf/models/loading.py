@@ -71,7 +71,8 @@ def load_causal_lm(
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """The class that transformers itself uses for this configuration; None for a model that brings its own code."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return found
 
 
 def announce_zero3(ds_config: dict | None) -> object | None:

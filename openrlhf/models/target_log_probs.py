@@ -100,9 +100,9 @@ class _TargetLogProbs(torch.autograd.Function):
                     grad_hidden[rows] += grad @ weight[columns]
                 if weight_sum is not None:
                     weight_sum += grad.t() @ hidden[rows]
-            if grad_weight is not None:
+            if grad_weight is not None and weight_sum is not None:
                 grad_weight[columns] = weight_sum
-            if grad_bias is not None:
+            if grad_bias is not None and bias_sum is not None:
                 grad_bias[columns] = bias_sum
         grad_hidden = grad_hidden.to(hidden.dtype) if grad_hidden is not None else None
         return grad_hidden, grad_weight, grad_bias, None, None, None

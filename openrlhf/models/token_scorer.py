@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from openrlhf.models.log_prob_head import LogProbHead
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
@@ -30,7 +29,8 @@ class TokenScorer(nn.Module):
     @property
     def base_model(self) -> PreTrainedModel:
         """The causal language model itself, also inside PEFT's wrapper (adapters sit in its layers)."""
-        return self.model if isinstance(self.model, PreTrainedModel) else self.model.get_base_model()
+        model: Any = self.model
+        return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
     def forward(
         self,
@@ -65,7 +65,7 @@ class TokenScorer(nn.Module):
 
     def _outputs_and_log_probs(
         self, inputs: dict[str, Any], target_index: Tensor, target_ids: Tensor
-    ) -> tuple[ModelOutput, Tensor]:
+    ) -> tuple[Any, Tensor]:
         head = self.base_model.get_output_embeddings()
         if isinstance(head, LogProbHead):
             outputs = self._backbone(**inputs)
@@ -75,9 +75,7 @@ class TokenScorer(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         return outputs, logits.log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
 
-    def _aux_loss(
-        self, outputs: ModelOutput, is_real_token: Tensor | None, router_group: ProcessGroup | None
-    ) -> Tensor:
+    def _aux_loss(self, outputs: Any, is_real_token: Tensor | None, router_group: ProcessGroup | None) -> Tensor:
         experts_per_token = num_experts_per_token(self.base_model.config)
         assert experts_per_token is not None, "an auxiliary loss needs a model with experts"
         router_logits = tuple(layer.flatten(0, -2) for layer in outputs.router_logits)

@@ -87,6 +87,11 @@ def test_reentrant_checkpointing_would_lose_the_gradient_and_is_refused():
         actor.score_targets(**make_samples().packed(), with_aux_loss=True)
 
 
+def test_a_model_without_experts_has_no_aux_loss():
+    with pytest.raises(UserError, match="no experts"):
+        Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed(), with_aux_loss=True)
+
+
 def test_global_loads_of_two_ranks_equal_those_of_one(two_ranks):
     expected = load_balancing_loss(router_logits(), TOP_K).item()
     shares = two_ranks.run(share_of_global_loss)

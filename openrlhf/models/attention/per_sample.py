@@ -45,17 +45,31 @@ def per_sample_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
     options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
+    return attend_alone(module, query, key, value, attention_mask, options, cu_seq_lens_q, **kwargs), None
+
+
+def attend_alone(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | CausalMask | None,
+    options: AttentionOptions,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention of a pack, sample by sample, or of a padded batch, on this rank alone: (B, S, A, D)."""
     if not isinstance(attention_mask, CausalMask):  # a padded batch, generation, or a mask of the model's own making
-        return padded_attention(module, query, key, value, attention_mask, options, **kwargs), None
+        return padded_attention(module, query, key, value, attention_mask, options, **kwargs)
     options = replace(options, window=attention_mask.window)
     if cu_seq_lens_q is None:
         refuse_pack_without_borders(module, attention_mask)
-        return attend_causally(query, key, value, options).transpose(1, 2).contiguous(), None
+        return attend_causally(query, key, value, options).transpose(1, 2).contiguous()
     assert query.shape[0] == 1, "a pack is one row"
     lengths = cu_seq_lens_q.diff().tolist()
-    samples = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [attend_causally(*sample, options) for sample in samples]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 def refuse_pack_without_borders(module: nn.Module, mask: CausalMask) -> None:
@@ -78,8 +92,10 @@ def padded_attention(
 ) -> Tensor:
     """Attention of a padded batch, or of a step of generation, as transformers computes it: (B, S, A, D)."""
     if options.is_plain:
-        sdpa_options = dict(dropout=options.dropout, scaling=options.scaling)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **sdpa_options, **kwargs)[0]
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, options.dropout, options.scaling, **kwargs
+        )
+        return output
     if attention_mask is None and query.shape[2] == 1:
         attention_mask = torch.ones(1, key.shape[2], dtype=torch.bool, device=query.device)
     return attend(query, key, value, options, attention_mask).transpose(1, 2).contiguous()

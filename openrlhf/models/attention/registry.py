@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
@@ -20,7 +22,7 @@ _FLASH_PACKAGES = {  # name: (module, install line)
     ),
 }
 _FASTEST_FLASH_FIRST = ("flash_attention_3", "flash_attention_2")
-_OURS = {
+_OURS: dict[str, Callable[..., Any]] = {
     per_sample.NAME: per_sample.per_sample_attention,
     torch_varlen.NAME: torch_varlen.torch_varlen_attention,
     ring.NAME: ring.ring_attention,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from openrlhf.errors import UserError
 from openrlhf.models.attention.options import AttentionOptions
-from openrlhf.models.attention.per_sample import CausalMask, per_sample_attention
+from openrlhf.models.attention.per_sample import CausalMask, attend_alone
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
 from openrlhf.models.attention.ring_plan import Block, Ring
 
@@ -45,8 +45,8 @@ def ring_attention(
     `ring`, the inputs are whole, and computed here alone.
     """
     if ring is None:
-        own = dict(dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux)
-        return per_sample_attention(module, query, key, value, attention_mask, **own, **kwargs)
+        options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
+        return attend_alone(module, query, key, value, attention_mask, options, **kwargs), None
     if dropout > 0:
         raise UserError("Ring attention has no attention dropout: set the model's attention_dropout to 0.")
     assert query.shape[0] == 1, "a pack is one row"
@@ -57,8 +57,8 @@ def ring_attention(
     options = AttentionOptions(scaling, dropout, window, softcap, s_aux)
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
-    rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-    return _attend_by_head_groups(*rows, options, ring)[None, ..., :value_size], None
+    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    return _attend_by_head_groups(query, key, value, options, ring)[None, ..., :value_size], None
 
 
 def _attend_by_head_groups(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, ring: Ring) -> Tensor:
@@ -119,7 +119,7 @@ class _RingAttention(torch.autograd.Function):
         kernel = choose_kernel(query, options)
         grad_query = torch.zeros_like(query, dtype=log_sum_exp.dtype)
         carried = torch.stack([key, value])[:, : ring.num_tokens[ring.rank]]
-        arriving = None  # the sum of the gradients of `carried` so far, on its way here
+        arriving: _Exchange | None = None  # the sum of the gradients of `carried` so far, on its way here
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
@@ -138,6 +138,7 @@ class _RingAttention(torch.autograd.Function):
             arriving = _Exchange(ring, grad_carried, source)
             if exchange is not None:
                 carried = exchange.wait()
+        assert arriving is not None, "a ring has a step"
         grad_key, grad_value = (_with_rows(part, key) for part in arriving.wait())
         grad_sinks = _grad_sinks(sinks, grad, output, log_sum_exp) if ctx.needs_input_grad[3] else None
         return grad_query.to(query.dtype), grad_key, grad_value, grad_sinks, None, None

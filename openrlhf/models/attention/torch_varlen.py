@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openrlhf.models.attention.per_sample import CausalMask, per_sample_attention
+from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.per_sample import CausalMask, attend_alone
 
 NAME = "torch_varlen"
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -34,19 +35,18 @@ def torch_varlen_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
     is_plain = dropout == 0.0 and softcap is None and s_aux is None and query.dtype in _KERNEL_DTYPES
-    is_pack = cu_seq_lens_q is not None and isinstance(attention_mask, CausalMask)
-    if not is_pack or not is_plain or value.shape[-1] != query.shape[-1]:
-        options = dict(dropout=dropout, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux)
-        return per_sample_attention(
-            module, query, key, value, attention_mask, **options, cu_seq_lens_q=cu_seq_lens_q, **kwargs
-        )
+    knows_all = is_plain and value.shape[-1] == query.shape[-1]
+    if cu_seq_lens_q is None or not isinstance(attention_mask, CausalMask) or not knows_all:
+        options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
+        return attend_alone(module, query, key, value, attention_mask, options, cu_seq_lens_q, **kwargs), None
     from torch.nn.attention.varlen import varlen_attn
 
     assert query.shape[0] == 1, "a pack is one row"
     assert max_length_q is not None, "a pack comes with the length of its longest sample"
-    rows = (part[0].transpose(0, 1) for part in (query, key, value))
     output = varlen_attn(
-        *rows,
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         cu_seq_lens_q,
         cu_seq_lens_q,
         max_length_q,
@@ -55,4 +55,5 @@ def torch_varlen_attention(
         window_size=(-1, 0) if attention_mask.window is None else (attention_mask.window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
+    assert isinstance(output, Tensor), "no log-sum-exp was asked for"
     return output[None], None

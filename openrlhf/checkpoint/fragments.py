@@ -9,10 +9,13 @@ This file alone reads DeepSpeed's inner structures (0.19).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MUON_MOMENTUM = "momentum_buffer"
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Fragment:
 
     `host` is the tensor that the base optimizer optimizes (its key in `optimizer.state`); the elements lie in
     it from `host_start` on. `is_replicated`: every rank has the same.
+
+    A fragment with `own_kind` is of that one kind of optimizer state, which lies not beside the master weights but in
+    a tensor of its own, of `own_numel` elements.
     """
 
     name: str
@@ -30,9 +36,11 @@ class Fragment:
     host: Tensor
     host_start: int
     is_replicated: bool
+    own_kind: str | None = None
+    own_numel: int = 0
 
     def view_of(self, tensor: Tensor) -> Tensor:
-        """These elements in a tensor shaped like `host`."""
+        """These elements in a tensor shaped like `host`, or in the one of `own_kind`."""
         return tensor.detach().view(-1).narrow(0, self.host_start, self.numel)
 
 
@@ -43,7 +51,7 @@ def local_fragments(engine: Any) -> list[Fragment]:
     if hasattr(optimizer, "fp16_partitioned_groups_flat"):
         found = _of_stage_3(optimizer, names)
     elif hasattr(optimizer, "_link_all_hp_params"):
-        found = _of_flat_partitions(optimizer, names)
+        found = chain(_of_flat_partitions(optimizer, names), _of_muon_partitions(optimizer, names))
     elif hasattr(optimizer, "fp32_groups_flat"):
         found = _of_flat_copies(optimizer, names)
     elif hasattr(optimizer, "fp32_groups"):
@@ -92,17 +100,27 @@ def _of_stage_3(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Frag
 def _of_flat_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
     """ZeRO 1 and 2: all parameters of a group in one line, cut into one stretch a rank."""
     is_bf16_optimizer = hasattr(optimizer, "fp32_groups_flat_partition")
-    hosts = (
-        optimizer.fp32_groups_flat_partition
-        if is_bf16_optimizer
-        else optimizer.single_partition_of_fp32_groups
-    )
+    hosts = optimizer.fp32_groups_flat_partition if is_bf16_optimizer else optimizer.single_partition_of_fp32_groups
     for parameter, name in names.items():
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is not None:
             here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
             host = hosts[mapping.param_group_index]
             yield Fragment(name, tuple(parameter.shape), here.start, here.numel, host, there.start, False)
+
+
+def _of_muon_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
+    """Muon in ZeRO 1 and 2 keeps the momentum of whole matrices, on every rank that owns a part of one."""
+    if "muon" not in type(optimizer.optimizer).__name__.lower() or optimizer.cpu_offload:
+        return
+    for group, host in zip(optimizer.params_in_partition, optimizer.single_partition_of_fp32_groups, strict=True):
+        if not group or not getattr(group[0], "use_muon", False):
+            continue
+        own_numel, start = sum(parameter.numel() for parameter in group), 0
+        for parameter in group:
+            shape, numel = tuple(parameter.shape), parameter.numel()
+            yield Fragment(names[parameter], shape, 0, numel, host, start, False, MUON_MOMENTUM, own_numel)
+            start += numel
 
 
 def _of_flat_copies(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
@@ -127,9 +145,7 @@ def _of_plain_optimizer(optimizer: Any, names: dict[nn.Parameter, str]) -> Itera
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad:
-                yield Fragment(
-                    names[parameter], tuple(parameter.shape), 0, parameter.numel(), parameter, 0, True
-                )
+                yield Fragment(names[parameter], tuple(parameter.shape), 0, parameter.numel(), parameter, 0, True)
 
 
 def _spread_stage_3(optimizer: Any) -> None:

@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from openrlhf.checkpoint.fragments import Fragment, base_optimizer, local_fragments, spread_master_weights
+from openrlhf.checkpoint.fragments import (
+    MUON_MOMENTUM,
+    Fragment,
+    base_optimizer,
+    local_fragments,
+    spread_master_weights,
+)
 from openrlhf.errors import UserError
 
 MASTER = "master"
@@ -27,7 +33,7 @@ _STEP = "step"
 class OptimizerStates:
     """A rank's own copy of its fragments, on the CPU.
 
-    tensors: by `<kind>|<parameter>`, each `(numel,)`; starts: first element of each parameter's fragment;
+    tensors: by `<kind>|<parameter>`, each `(numel,)`; starts: the first element of each, by the same key;
     num_steps: updates each parameter has had; tensor_parallel_rank: whose shards of the parameters these are.
     """
 
@@ -59,9 +65,9 @@ def copy_optimizer_states(engine: Any) -> OptimizerStates:
         if fragment.is_replicated and index % engine.seq_dp_world_size != rank:
             continue
         name = fragment.name
-        states.starts[name] = fragment.start
         states.shapes[name] = fragment.shape
         for kind, tensor in _tensors_of(fragment, steps.state).items():
+            states.starts[f"{kind}|{name}"] = fragment.start
             states.tensors[f"{kind}|{name}"] = fragment.view_of(tensor).to("cpu", copy=True)
         num_steps = steps.of(fragment.host)
         if num_steps is not None:
@@ -89,9 +95,10 @@ def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
     saved = SavedFragments(files, engine.checkpoint_mp_rank)
     steps = _StepCounts(engine)
     fragments = local_fragments(engine)
+    own_kinds = {(fragment.name, fragment.own_kind) for fragment in fragments}
     for fragment in fragments:
         saved.check_shape(fragment)
-        for kind in saved.kinds_of(fragment.name):
+        for kind in _kinds_in(fragment, saved.kinds_of(fragment.name), own_kinds):
             host = _host_for(kind, fragment, saved, steps.state)
             fragment.view_of(host).copy_(saved.read(kind, fragment))
     steps.set(fragments, saved.num_steps)
@@ -118,8 +125,7 @@ class SavedFragments:
             self._shapes.update(json.loads(header["shapes"]))
             self.num_steps.update(json.loads(header["steps"]))
             for key in list(file.keys()):
-                start = starts[key.partition("|")[2]]
-                self._pieces.setdefault(key, []).append((start, file.get_slice(key)))
+                self._pieces.setdefault(key, []).append((starts[key], file.get_slice(key)))
         self._kinds: dict[str, list[str]] = {}
         for key in self._pieces:
             kind, _, name = key.partition("|")
@@ -149,21 +155,16 @@ class SavedFragments:
             )
 
     def read(self, kind: str, fragment: Fragment) -> Tensor:
-        """The fragment's elements of that kind, `(numel,)`, put together from all overlapping pieces."""
+        """The fragment's elements of that kind, `(numel,)`, put together from the pieces that hold them."""
         values = torch.empty(fragment.numel, dtype=self.dtype_of(kind, fragment.name))
-        num_read = 0
-        for piece_start, piece in self._pieces[f"{kind}|{fragment.name}"]:
-            piece_end = piece_start + piece.get_shape()[0]
-            start = max(fragment.start, piece_start)
-            end = min(fragment.start + fragment.numel, piece_end)
-            if start >= end:
-                continue
-            part = piece[start - piece_start : end - piece_start]
-            values[start - fragment.start : end - fragment.start] = part
-            num_read += end - start
-        assert num_read == fragment.numel, (
-            f"{kind} of {fragment.name}: {num_read} of {fragment.numel} elements saved"
-        )
+        position, end = fragment.start, fragment.start + fragment.numel
+        for piece_start, piece in sorted(self._pieces[f"{kind}|{fragment.name}"], key=lambda pair: pair[0]):
+            piece_end = min(end, piece_start + piece.get_shape()[0])
+            if piece_start <= position < piece_end:
+                part = piece[position - piece_start : piece_end - piece_start]
+                values[position - fragment.start : piece_end - fragment.start] = part
+                position = piece_end
+        assert position == end, f"{kind} of {fragment.name}: elements from {position} on were not saved"
         return values
 
 
@@ -178,9 +179,7 @@ class _StepCounts:
         optimizer = base_optimizer(engine)
         self.state = optimizer.state
         self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
-        self._counts_on_device = any(
-            group.get("fused") or group.get("capturable") for group in optimizer.param_groups
-        )
+        self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         counts = [float(state[_STEP]) for state in self.state.values() if _STEP in state]
         self._highest = max(counts, default=None)
 
@@ -204,28 +203,34 @@ class _StepCounts:
 
 
 def _tensors_of(fragment: Fragment, state: dict[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
-    """The host and everything in the optimizer's state that is shaped like it."""
+    """The host and everything in the optimizer's state that is shaped like it; or what lies in its own tensor."""
+    of_host = state.get(fragment.host, {})
+    if fragment.own_kind is not None:
+        return {fragment.own_kind: of_host[fragment.own_kind]} if fragment.own_kind in of_host else {}
     tensors = {MASTER: fragment.host}
-    for kind, value in state.get(fragment.host, {}).items():
-        if kind == _STEP:
+    for kind, value in of_host.items():
+        if kind == _STEP or (kind == MUON_MOMENTUM and value.shape != fragment.host.shape):
             continue
         fits = torch.is_tensor(value) and value.shape == fragment.host.shape
-        assert fits, (
-            f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
-        )
+        assert fits, f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
         tensors[kind] = value
     return tensors
 
 
-def _host_for(
-    kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]
-) -> Tensor:
+def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]) -> Tensor:
     """The tensor to load into; an optimizer that has made no step yet gets its state made here."""
     if kind == MASTER:
         return fragment.host
     of_host = state.setdefault(fragment.host, {})
     if kind not in of_host:
-        of_host[kind] = torch.zeros_like(
-            fragment.host, dtype=saved.dtype_of(kind, fragment.name), requires_grad=False
-        )
+        shape = (fragment.own_numel,) if fragment.own_kind else fragment.host.shape
+        dtype = saved.dtype_of(kind, fragment.name)
+        of_host[kind] = torch.zeros(shape, dtype=dtype, device=fragment.host.device)
     return of_host[kind]
+
+
+def _kinds_in(fragment: Fragment, saved: list[str], own_kinds: set[tuple[str, str | None]]) -> list[str]:
+    """Which of the saved kinds belong into this fragment."""
+    if fragment.own_kind is not None:
+        return [kind for kind in saved if kind == fragment.own_kind]
+    return [kind for kind in saved if (fragment.name, kind) not in own_kinds]

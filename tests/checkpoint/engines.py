@@ -103,7 +103,7 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
         for key, part in tensors.items():
             name = key.partition("|")[2]
             flat = whole.setdefault(key, torch.full((torch.Size(shapes[name]).numel(),), float("nan")))
-            flat[starts[name] : starts[name] + part.numel()] = part.float()
+            flat[starts[key] : starts[key] + part.numel()] = part.float()
         for name, count in num_steps.items():
             whole[f"step|{name}"] = torch.tensor(count)
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):

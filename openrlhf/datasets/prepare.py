@@ -268,7 +268,7 @@ def _up_to(num_left: int | None, taken: list[bool] | None, size: int) -> tuple[l
 
 
 def _mixed_shapes(source: Source, first: Table, first_name: str, other: Table, other_name: str) -> str:
-    ours, theirs = set(first_row(first)[0]), set(first_row(other)[0])
+    ours, theirs = set(first_row(first)[0] or ()), set(first_row(other)[0] or ())
     return (
         f"{source.name} mixes shapes: {other.name} ({other_name}) differs from {first.name} ({first_name}): "
         f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "

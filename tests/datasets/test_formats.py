@@ -72,7 +72,12 @@ def text(sample: EncodedSample) -> str:
         ),
         ({"instruction": "Say hi.", "input": "", "output": " hi"}, {}, "Say hi. hi<|endoftext|>", " hi<|endoftext|>"),
         ({"text": "One two."}, {"pretrain_mode": True}, "One two.<|endoftext|>", "ne two.<|endoftext|>"),
-        ({"body": "One two."}, {"pretrain_mode": True, "input_key": "body"}, "One two.<|endoftext|>", "ne two.<|endoftext|>"),
+        (
+            {"body": "One two."},
+            {"pretrain_mode": True, "input_key": "body"},
+            "One two.<|endoftext|>",
+            "ne two.<|endoftext|>",
+        ),
     ],
     ids=[
         "columns", "template", "columns as chat", "prompt and completion", "prompt and completion as messages",
@@ -189,7 +194,10 @@ def test_a_shape_that_is_none_is_refused(row: dict, settings: dict, words: str):
             "message 2, tool call 1 (f): its arguments text is no valid JSON",
         ),
         ({"messages": [ASK, SAY], "tools": "[{]"}, "tools is no valid JSON"),
-        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]}, "does not print the tool call"),
+        (
+            {"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+            "does not print the tool call",
+        ),
         ({"messages": [ASK, {"role": "assistant", "content": "a\ud800b"}]}, "half a surrogate pair"),
         ({"prompt": "x", "completion": ""}, "the answer in column 'completion' is empty"),
         ({"prompt": "x", "completion": 7}, "column 'completion' holds a number where text belongs"),

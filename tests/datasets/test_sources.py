@@ -94,10 +94,13 @@ def test_a_saved_dict_gives_its_split(tmp_path: Path, prepare, problems):
 
 def test_a_hub_name_is_loaded_with_its_configuration(tmp_path: Path, prepare, monkeypatch):
     asked = []
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list(ROWS)
+
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main"])
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or datasets.Dataset.from_list(ROWS)
-    )  # fmt: skip
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(prepare("owner/name@main", split="train[:5]")) == 5
     assert len(prepare("owner/name@folder")) == 5
     assert asked[0] == (("owner/name", "main"), {"split": "train[:5]"})

@@ -43,9 +43,7 @@ class Family:
         return self.source.replace("<G>", begin).replace("</G>", end)
 
     def tokenizer(self, marked: bool) -> PreTrainedTokenizerFast:
-        return tiny_tokenizer(
-            self.template(marked), with_bos=self.with_bos, extra_special_tokens=self.specials
-        )
+        return tiny_tokenizer(self.template(marked), with_bos=self.with_bos, extra_special_tokens=self.specials)
 
 
 def _content(message: dict, _: bool) -> str:
@@ -120,10 +118,7 @@ MISTRAL = Family(
     lambda message, _: (
         (
             "[TOOL_CALLS]"
-            + ", ".join(
-                f'{{"name": "{name}", "arguments": {_json(arguments)}}}'
-                for name, arguments in _calls(message)
-            )
+            + ", ".join(f'{{"name": "{name}", "arguments": {_json(arguments)}}}' for name, arguments in _calls(message))
             if message.get("tool_calls")
             else " " + message["content"]
         )
@@ -343,7 +338,8 @@ HARMONY = Family(
 {{- '<|start|>' + role + '<|message|>' + text + '<|end|>' -}}
 {%- endmacro -%}
 {%- macro call(function) -%}
-{{- ' to=functions.' + function.name + '<|channel|>commentary json<|message|>' + function.arguments|tojson + '<|call|>' -}}
+{{- ' to=functions.' + function.name + '<|channel|>commentary json<|message|>' -}}
+{{- function.arguments|tojson + '<|call|>' -}}
 {%- endmacro -%}
 {%- set ns = namespace(last_user=0) -%}
 {%- for message in messages -%}

@@ -1,4 +1,4 @@
-"""Blocks of raw rows: cut by the reading process, understood by the workers, so that reading never is the bottleneck."""
+"""Blocks of raw rows: cut by the reading process, understood by the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples → token ids and loss mask. Each text is put together once and tokenized once; targets are found by offsets."""
+"""Samples → token ids and loss mask. Each text is tokenized once, as a whole; targets are found by offsets."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ def new_engine(stage: int, dtype: str = "fp32", optimizer: str = "adamw", hidden
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    base = _optimizer(optimizer, groups)
+    base = _optimizer(optimizer, groups, model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1.0 / (1 + step))
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 10}
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 10, "reduce_scatter": optimizer != "muon"}
     if optimizer == "offloaded":
         zero["offload_optimizer"] = {"device": "cpu"}
     config = {
@@ -62,13 +62,22 @@ def new_engine(stage: int, dtype: str = "fp32", optimizer: str = "adamw", hidden
     return engine
 
 
-def _optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _optimizer(name: str, groups: list[dict[str, Any]], model: nn.Module) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=1e-2)
     if name == "fused":
         from deepspeed.ops.adam import FusedAdam
 
         return FusedAdam(groups, lr=1e-2)
+    if name == "muon":
+        from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+        torch.compiler.set_stance("force_eager")  # Muon compiles its update, for minutes
+        for parameter in model.parameters():
+            parameter.use_muon = parameter.ndim > 1
+        muon = dict(use_muon=True, lr=1e-2, momentum=0.95, weight_decay=0.0)
+        adam = dict(use_muon=False, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+        return MuonWithAuxAdam([dict(params=groups[0]["params"], **muon), dict(params=groups[1]["params"], **adam)])
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(groups, lr=1e-2)

@@ -14,11 +14,8 @@ PoolOf = Callable[[int], RankPool]
 
 # (dtype, ranks, stage) of who saved; each is loaded by all layouts below that can run its dtype
 SAVED = [
-    *(
-        ("fp32", num_ranks, stage)
-        for num_ranks, stage in ((1, 0), (1, 2), (2, 0), (2, 1), (2, 3), (4, 2), (4, 3))
-    ),
-    *(("bf16", num_ranks, stage) for num_ranks, stage in ((1, 3), (2, 0), (2, 2), (4, 1), (4, 3))),
+    *(("fp32", num_ranks, stage) for num_ranks, stage in ((1, 0), (2, 1), (2, 3), (4, 2))),
+    *(("bf16", num_ranks, stage) for num_ranks, stage in ((1, 3), (2, 0), (2, 2), (4, 3))),
     ("bf16_fp32_gradients", 2, 1),
 ]
 LOADED = [(1, 0), (1, 1), (1, 3), (2, 0), (2, 2), (2, 3), (4, 1), (4, 3)]
@@ -88,6 +85,16 @@ def test_adam_on_the_cpu_counts_its_steps(
     ):
         _assert_same(got, saved, f"stage {new_stage}")
     assert saved["step|first.bias"] == 3
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_muon_keeps_its_momentum(stage: int, pool_of: PoolOf, tmp_path: Path) -> None:
+    saved, *_ = pool_of(2).run(engines.train_and_save, stage, "fp32", str(tmp_path), optimizer="muon")
+    assert saved["momentum_buffer|second.weight"].abs().sum() > 0
+    for num_ranks, new_stage in ((1, 0), (1, 2), (2, 2), (2, 3)):
+        loaded = pool_of(num_ranks).run(engines.load_in_new_engine, new_stage, "fp32", str(tmp_path), optimizer="muon")
+        for got in loaded:
+            _assert_same(got, saved, f"{num_ranks} ranks, stage {new_stage}")
 
 
 def test_a_model_of_another_shape_is_an_error(pool_of: PoolOf, tmp_path: Path) -> None:

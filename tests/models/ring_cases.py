@@ -27,15 +27,16 @@ def attention_errors(
     softcap: float | None = None,
     with_sinks: bool = False,
     head_stride: int = 0,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Largest errors of output and gradients on this rank's share, against whole attention in float64."""
     whole = _random_inputs(sum(lengths), dtype, with_sinks)
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     mine = sequence_share(cu_seqlens, dist.get_rank(), dist.get_world_size())
-    ring = make_ring(dist.group.WORLD, cu_seqlens, head_stride, torch.device("cpu"))
+    ring = make_ring(dist.group.WORLD, cu_seqlens, head_stride, torch.device(device))
     num_rows = max(len(mine), 1)
 
-    own = {name: _share(tensor, name, mine, num_rows).requires_grad_() for name, tensor in whole.items()}
+    own = {name: _share(tensor, name, mine, num_rows).to(device).requires_grad_() for name, tensor in whole.items()}
     grad = own.pop("grad").detach()
     query, key, value = (own[name].transpose(0, 1)[None] for name in ("query", "key", "value"))
     options = dict(scaling=0.3, softcap=softcap, s_aux=own.get("sinks"))
@@ -153,4 +154,4 @@ def _whole_attention(whole: dict[str, Tensor], lengths: tuple[int, ...], options
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    return (found.detach().double() - expected).abs().max().item() if found.numel() else 0.0
+    return (found.detach().double().cpu() - expected).abs().max().item() if found.numel() else 0.0

@@ -12,7 +12,7 @@ from openrlhf.models import Actor, expert_leaf_modules, weighted_nll_sum
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
 
-LENGTHS = (6, 9)
+LENGTHS = ((6, 3), (9,))  # of each rank's pack
 
 
 def engine_config(stage: int) -> dict:
@@ -33,7 +33,7 @@ def train(
     with_aux_loss: bool = False,
     only_rank_0_has_targets: bool = False,
 ) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of some steps of plain SGD; each rank has a sample of its own.
+    """Losses and gradient norms of some steps of plain SGD; each rank has a pack of its own.
 
     Args:
         source: a saved model's folder, which ZeRO-3 then loads in shards; "" for the tiny model in memory.
@@ -43,7 +43,9 @@ def train(
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     config = engine_config(stage)
-    actor = Actor(source or tiny_model(kind), param_dtype="fp32", ds_config=config if source else None)
+    actor = Actor(
+        source or tiny_model(kind), param_dtype="fp32", ds_config=config if source else None, packing_samples=True
+    )
     if checkpointing:
         actor.gradient_checkpointing_enable()
         actor.train()
@@ -65,8 +67,7 @@ def train(
 
 def _loss(actor: Actor, with_aux_loss: bool, only_rank_0_has_targets: bool) -> torch.Tensor:
     rank = dist.get_rank()
-    inputs = make_samples((LENGTHS[rank],), seed=rank).packed()
-    del inputs["cu_seqlens"], inputs["max_seqlen"]
+    inputs = make_samples(LENGTHS[rank], seed=rank).packed()
     if only_rank_0_has_targets and rank > 0:
         inputs["target_index"], inputs["target_ids"] = inputs["target_index"][:0], inputs["target_ids"][:0]
     group = dist.group.WORLD if with_aux_loss else None

@@ -149,9 +149,12 @@ class _Exchange:
 
     def __init__(self, ring: Ring, tensor: Tensor, source: int):
         """Args: source: the rank whose tokens `tensor` is about; the tensor received is about the rank before it."""
-        self._sent = tensor.contiguous()  # kept alive until it is sent
+        self._device = tensor.device
+        # gloo sends from the CPU alone; it serves CUDA where ranks share a GPU
+        travels_on = "cpu" if dist.get_backend(ring.group) == "gloo" else tensor.device
+        self._sent = tensor.to(travels_on).contiguous()  # kept alive until it is sent
         num_arriving = ring.num_tokens[(source - 1) % ring.size]
-        self._received = tensor.new_empty(tensor.shape[0], num_arriving, *tensor.shape[2:])
+        self._received = self._sent.new_empty(tensor.shape[0], num_arriving, *tensor.shape[2:])
         operations = []
         if self._sent.numel():
             operations.append(dist.P2POp(dist.isend, self._sent, ring.next_rank, ring.group))
@@ -162,7 +165,7 @@ class _Exchange:
     def wait(self) -> Tensor:
         for work in self._works:
             work.wait()
-        return self._received
+        return self._received.to(self._device)
 
 
 def _merge(output: Tensor, log_sum_exp: Tensor, block: Block, part: Tensor, part_log_sum_exp: Tensor) -> None:

@@ -45,6 +45,9 @@ _KINDS: dict[str, dict[str, Any]] = {
     "granite": dict(model_type="granite", logits_scaling=4.0, attention_multiplier=0.25),
     "gpt2": dict(model_type="gpt2", n_inner=96),
     "opt": dict(model_type="opt", ffn_dim=96, word_embed_proj_dim=64),
+    "phimoe": dict(
+        model_type="phimoe", sliding_window=5, num_local_experts=4, num_experts_per_tok=2, lm_head_bias=True
+    ),
     "gpt_oss": dict(
         model_type="gpt_oss",
         head_dim=16,

@@ -67,6 +67,7 @@ def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device:
         device: where the layers compute.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
+    assert size > 1, "a rank that holds the whole pack needs no ring: give no sequence_group"
     lengths = cu_seqlens.diff().tolist()
     shares = [[sample_share(length, holder, size) for length in lengths] for holder in range(size)]
     return Ring(

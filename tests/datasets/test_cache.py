@@ -239,3 +239,13 @@ def test_the_tokenizer_keeps_the_template_it_was_trained_with(tmp_path, prepare)
         tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )
     assert "generation must stop at both" in found.report.notes[0]
+
+
+def test_a_failure_is_forgotten_when_the_next_attempt_works(tmp_path):
+    def refuse(folder: Path) -> None:
+        raise UserError("row 3 is broken")
+
+    with pytest.raises(UserError):
+        prepared_folder(tmp_path, "key", refuse, same)
+    assert prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

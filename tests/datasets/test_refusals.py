@@ -118,3 +118,15 @@ def test_a_generation_block_that_stops_short_of_the_closing_token_takes_it_in():
     tokenizer = tiny_tokenizer(template)
     sample = encode({"messages": CHAT[:2]}, tokenizer, ALL_TURNS)
     assert trained_text(sample, tokenizer) == "Coffee, and tea.<|im_end|>"
+
+
+def test_a_loop_over_messages_within_a_turn_belongs_to_no_message():
+    template = CHATML.replace(
+        "{% for message in messages %}",
+        "{% for message in messages %}{% for other in messages if message.role == 'user' %}"
+        "{% if other.role == 'assistant' %}{{ other.content }}{% endif %}{% endfor %}",
+    )
+    tokenizer = tiny_tokenizer(template)
+    sample = encode({"messages": CHAT}, tokenizer, ALL_TURNS)
+    assert tokenizer.decode(sample.input_ids).startswith(CHAT[1]["content"] + CHAT[3]["content"])
+    assert trained_text(sample, tokenizer) == "".join(CHAT[turn]["content"] + "<|im_end|>" for turn in (1, 3))

@@ -37,7 +37,8 @@ def main() -> None:
 
 
 def machine() -> dict:
-    return {"cpu_cores": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()}
+    load = {"load_average_at_the_end": [round(value, 1) for value in os.getloadavg()]}
+    return {**load, "cpu_cores": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()}
 
 
 def _in_own_process(size: int, num_processors: int) -> dict:
@@ -55,25 +56,33 @@ def measure(num_rows: int, num_processors: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = write_rows(Path(folder) / "rows.jsonl", num_rows)
         before_bytes = peak_bytes(resource.RUSAGE_SELF)
-        seconds = []
+        seconds, cpu_seconds, cpu_before = [], 0.0, used_cpu_seconds()
         for _ in range(2):
             start = time.monotonic()
             dataset = prepare_sft_dataset(
                 str(path), tokenizer, settings, num_processors=num_processors, cache_dir=Path(folder) / "cache"
             )
             seconds.append(time.monotonic() - start)
+            cpu_seconds = cpu_seconds or used_cpu_seconds() - cpu_before
         return {
             "num_rows": num_rows,
             "file_bytes": path.stat().st_size,
             "num_tokens": dataset.report.num_tokens,
             "num_target_tokens": dataset.report.num_target_tokens,
             "prepare_seconds": round(seconds[0], 2),
+            "prepare_cpu_seconds": round(cpu_seconds, 2),
             "rows_per_second": round(num_rows / seconds[0]),
             "second_start_seconds": round(seconds[1], 3),
             "peak_bytes_before": before_bytes,
             "peak_bytes": peak_bytes(resource.RUSAGE_SELF),
             "peak_bytes_largest_worker": peak_bytes(resource.RUSAGE_CHILDREN),
         }
+
+
+def used_cpu_seconds() -> float:
+    """Processor time so far of this process and its ended children; does not depend on what else the machine does."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def peak_bytes(who: int) -> int:

@@ -35,3 +35,22 @@ def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) ->
     finally:
         SFTTrainer._report = report  # type: ignore[method-assign]
     return 0
+
+
+def run_as_command(argv: list[str]) -> tuple[int, str]:
+    """What a user sees of a command that fails: the exit code and standard error."""
+    import contextlib
+    import io
+    import sys
+
+    from openrlhf.cli.entry import run_command
+    from openrlhf.cli.train_sft import main
+
+    errors = io.StringIO()
+    sys.argv = ["train_sft", *argv]
+    try:
+        with contextlib.redirect_stderr(errors):
+            run_command(main)
+    except SystemExit as leaving:
+        return int(leaving.code or 0), errors.getvalue()
+    return 0, errors.getvalue()

@@ -37,8 +37,9 @@ def main() -> None:
 
 
 def machine() -> dict:
-    load = {"load_average_at_the_end": [round(value, 1) for value in os.getloadavg()]}
-    return {**load, "cpu_cores": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()}
+    load = [round(value, 1) for value in os.getloadavg()]
+    facts = {"load_average_at_the_end": load, "cpu_cores": os.cpu_count()}
+    return {**facts, "architecture": platform.machine(), "python": platform.python_version()}
 
 
 def _in_own_process(size: int, num_processors: int) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from openrlhf.datasets.hub import hub_can_be_asked
 from openrlhf.errors import UserError
 
 
@@ -22,7 +23,11 @@ def get_tokenizer(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, padding_side=padding_side, use_fast=use_fast, trust_remote_code=trust_remote_code
+            name_or_path,
+            padding_side=padding_side,
+            use_fast=use_fast,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not os.path.isdir(name_or_path) and not hub_can_be_asked(),
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_no_tokenizer(name_or_path, error)) from error

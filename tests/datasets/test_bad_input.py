@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from openrlhf.datasets.sources import tables
+from openrlhf.datasets.sources import find, tables
 from tests.datasets.conftest import pairs, write_jsonl
 
 
@@ -76,6 +76,7 @@ def test_a_hub_name_that_cannot_be_loaded(problems, monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no network\nand a long story")
 
+    monkeypatch.setattr(find, "hub_can_be_asked", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     assert "'owner/name' is no local file or folder, and could not be loaded from the hub: no network" in problems(
         "owner/name"
@@ -122,3 +123,8 @@ def test_a_misspelt_column_is_told_with_those_that_exist(tmp_path, problems):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(3))
     said = problems(path, input_key="promt", output_key="completion")
     assert f"{path}:1 has no column 'promt'; it has 'prompt', 'completion'" in said
+
+
+def test_without_a_network_a_hub_name_is_refused_at_once(problems, monkeypatch):
+    monkeypatch.setattr(find, "hub_can_be_asked", lambda: False)
+    assert "'owner/name' is no local file or folder, and the hub cannot be reached" in problems("owner/name")

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from openrlhf.datasets.sources import find
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
 from openrlhf.datasets.utils import blending_datasets
 from openrlhf.errors import UserError
@@ -99,6 +100,7 @@ def test_a_hub_name_is_loaded_with_its_configuration(tmp_path: Path, prepare, mo
         asked.append((args, kwargs))
         return datasets.Dataset.from_list(ROWS)
 
+    monkeypatch.setattr(find, "hub_can_be_asked", lambda: True)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main"])
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(prepare("owner/name@main", split="train[:5]")) == 5

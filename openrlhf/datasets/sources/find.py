@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf.datasets.hub import hub_can_be_asked
 from openrlhf.datasets.sources.readers import READERS, reader_for
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
 from openrlhf.errors import UserError
@@ -112,6 +113,11 @@ def _split_of(path: Path) -> str | None:
 def _hub_table(name: str, part: str | None, split: str) -> Table:
     import datasets
 
+    if not hub_can_be_asked():
+        raise UserError(
+            f"{name!r} is no local file or folder, and the hub cannot be reached from here: "
+            "give the path of a file or folder (a data set saved by `save_to_disk` is one)."
+        )
     try:
         loaded = _load_from_hub(datasets, name, part, split)
     except Exception as error:  # any failure of a remote load ends in the same advice

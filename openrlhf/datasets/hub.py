@@ -1,0 +1,26 @@
+"""Whether the model hub can be asked at all: without a network its client tries again for most of a minute."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from urllib.parse import urlsplit
+
+
+@functools.cache
+def hub_can_be_asked() -> bool:
+    """False offline: by the user's word (`HF_HUB_OFFLINE`), or because the hub's name leads nowhere.
+
+    Behind a proxy names need not be known here, so the client is left to find out.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

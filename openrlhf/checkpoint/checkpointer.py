@@ -133,6 +133,12 @@ class Checkpointer:
         self._num_failures_in_a_row = self._num_failures_in_a_row + 1 if problems else 0
         return SaveReport((*problems, *rotation_problems), self._num_failures_in_a_row)
 
+    def abandon(self) -> None:
+        """Give up the save that is being written: another rank may be gone. No collective; the checkpoints stay."""
+        self._must_stop.set()
+        if self._finishing is not None:
+            self._finishing.wait()
+
     def find(self) -> tuple[FoundCheckpoint | None, list[str]]:
         """The newest whole checkpoint, every byte verified, and what is wrong with the newer ones.
 

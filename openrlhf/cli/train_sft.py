@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openrlhf.cli.entry import run_command
+from openrlhf.cli.entry import leave_when_asked, run_command
 from openrlhf.config import SFTConfig, parse_sft_config
 
 
@@ -19,13 +19,15 @@ def train(config: SFTConfig) -> None:
 
     run = SFTRun.prepare_data(config)
     run.join_ranks()
-    if run.has_finished():
-        return
-    run.build()
-    run.resume()
-    run.fit()
-    run.export()
+    with run.strategy.watchdog:
+        if run.has_finished():
+            return
+        run.build()
+        run.resume()
+        run.fit()
+        run.export()
 
 
 if __name__ == "__main__":
+    leave_when_asked()
     run_command(main)

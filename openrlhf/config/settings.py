@@ -126,6 +126,9 @@ class TrainConfig:
     comm_timeout_minutes: PositiveNumber = setting(
         30.0, "end the run when ranks have waited that long for each other"
     )
+    hang_timeout_minutes: PositiveNumber = setting(
+        10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,8 @@ def evaluate(
         windows = tqdm(
             _windows(loader, strategy, pad_token_id), desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True
         )
-        for window in windows:
+        for number, window in enumerate(windows, start=1):
+            strategy.watchdog.note(f"evaluation, window {number}")
             for micro_batch in window.micro_batches:
                 scores = score(model, micro_batch.to(strategy.device), strategy, AuxLossSettings())
                 sums.add("loss", -scores.log_probs.double().sum(), len(micro_batch.target_ids))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from openrlhf.exit_codes import RunStopped
 from openrlhf.trainer.window_step import StepResult
 
 MAX_SAMPLES_SHOWN = 8
 
 
-class NumbersWentWrong(RuntimeError):
+class NumbersWentWrong(RunStopped):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 

@@ -10,12 +10,14 @@ from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.config.settings import CkptConfig
+from openrlhf.exit_codes import RunStopped
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
+from openrlhf.trainer.exports import ExportsAlongTheWay
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 
-class SavesFailed(RuntimeError):
+class SavesFailed(RunStopped):
     """Several saves in a row failed: going on would train for nothing."""
 
 
@@ -34,7 +36,7 @@ class Saver:
         scheduler: Any,
         identity: RunIdentity,
         checkpoints: Checkpointer | None,
-        exports: Any | None,
+        exports: ExportsAlongTheWay | None,
         schedule: CkptConfig,
     ):
         self._strategy = strategy
@@ -45,7 +47,6 @@ class Saver:
         self._exports = exports
         self._schedule = schedule
         self._last_save = time.monotonic()
-        self._saved_step: int | None = None
 
     def is_due(self, optimizer_step: int) -> bool:
         """The same answer on every rank: rank 0's clock counts."""
@@ -68,13 +69,14 @@ class Saver:
         """
         if self._checkpoints is not None:
             client_state = {"guard": self._strategy.guard.state_dict()}
-            self._look_at(
-                self._checkpoints.save(
+            with self._strategy.watchdog.long_phase(f"save after step {progress.optimizer_step}"):
+                report = self._checkpoints.save(
                     self._model.engine, progress, self._identity, client_state, eval_loss, self._scheduler
                 )
-            )
+            self._look_at(report)
         if self._exports is not None:
-            self._exports.export(progress.optimizer_step, eval_loss)
+            for problem in self._exports.export(progress.optimizer_step, eval_loss):
+                self._strategy.print(f"warning: {problem}")
         self._last_save = time.monotonic()
 
     def save_at_end(self, progress: TrainingProgress, eval_loss: float | None) -> None:
@@ -85,7 +87,9 @@ class Saver:
     def wait(self) -> None:
         """Until what was begun is on disk."""
         if self._checkpoints is not None:
-            self._look_at(self._checkpoints.wait())
+            with self._strategy.watchdog.long_phase("waiting for the last save"):
+                report = self._checkpoints.wait()
+            self._look_at(report)
 
     def _look_at(self, report: SaveReport) -> None:
         for problem in report.problems:
@@ -99,6 +103,10 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:  # after an error on one rank, the others may not be there to agree with
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, RunStopped | SystemExit):
             self.wait()
+        elif self._checkpoints is not None:  # after an error on one rank, the others may not be there to agree with
+            self._checkpoints.abandon()

@@ -9,11 +9,13 @@ from typing import Any
 from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.tracking import StepRecord, Tracker
 from openrlhf.trainer.evaluation import evaluate
+from openrlhf.trainer.exports import ExportsAlongTheWay
 from openrlhf.trainer.numbers_watch import NumbersWatch
 from openrlhf.trainer.run_files import open_run_tracker
 from openrlhf.trainer.run_identity import run_identity
@@ -103,6 +105,7 @@ class SFTTrainer:
                 if self._eval_is_due(config):
                     self._evaluate(tracker)
                 self._save_if_due(saver, preemption)
+                self.strategy.watchdog.note("reading the next samples")
             self._finish(tracker, saver)
 
     # --- events --------------------------------------------------------------------------------------------------
@@ -201,9 +204,13 @@ class SFTTrainer:
             self.scheduler,
             self.identity(num_steps),
             None if self.disable_ds_ckpt else checkpointer,
-            None,
+            self._exports(config) if self.save_hf_ckpt else None,
             config.ckpt,
         )
+
+    def _exports(self, config: SFTConfig) -> ExportsAlongTheWay:
+        store = CheckpointStore(config.ckpt.path, max_num=config.ckpt.max_num, suffix="_hf")
+        return ExportsAlongTheWay(self.strategy, self.model, self.tokenizer, store, config.ckpt.export_shard_size)
 
     def identity(self, num_steps: int) -> RunIdentity:
         """What a checkpoint of this run is recognised by."""

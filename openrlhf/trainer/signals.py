@@ -1,17 +1,27 @@
-"""Preemption: SIGTERM and SIGUSR1 ask the run to save and leave; a second signal means now."""
+"""Preemption: SIGTERM and SIGUSR1 ask the run to save and leave; asking again means now.
+
+What really arrives, where:
+
+- torchrun: SIGTERM to torchrun goes on to every rank, which then has 30 s (`--shutdown-timeout`) until SIGKILL.
+  torchrun itself ends with its own code, not with 75; SIGUSR1 kills it unless TORCHELASTIC_SIGNALS_TO_HANDLE names it.
+- deepspeed: its `launch` process sends SIGTERM to one rank after another, each with 30 s until SIGKILL, and ends
+  with 1; the `deepspeed` command itself passes nothing on. A signal to any rank is enough here, since all ranks agree.
+- srun: every rank gets the signal, and srun ends with 75.
+
+A launcher and a scheduler often both pass on the same signal: within two seconds it counts as one.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_CODE_PREEMPTED = 75
-"""Exit code of a run that saved and left on a signal (EX_TEMPFAIL of sysexits.h: try again later)."""
+from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, PREEMPTION_SIGNALS
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SECONDS_OF_ONE_REQUEST = 2.0
 
 
 class Preempted(SystemExit):
@@ -22,23 +32,29 @@ class Preempted(SystemExit):
 
 
 class PreemptionRequest:
-    """While it lasts, remembers that this process was asked to leave. Only a main thread is ever asked."""
+    """While it lasts, remembers that this process was asked to leave."""
 
     def __init__(self) -> None:
-        self.is_made = False
+        self._made_at: float | None = None
         self._previous: dict[int, Any] = {}
 
+    @property
+    def is_made(self) -> bool:
+        return self._made_at is not None
+
     def __enter__(self) -> PreemptionRequest:
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        for number in _SIGNALS if is_main_thread else ():
+        for number in PREEMPTION_SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.is_made:
+        if self._made_at is None:
+            self._made_at = time.monotonic()
+        elif time.monotonic() - self._made_at > SECONDS_OF_ONE_REQUEST:
             os._exit(EXIT_CODE_PREEMPTED)
-        self.is_made = True

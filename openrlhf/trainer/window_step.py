@@ -55,6 +55,7 @@ class WindowStep:
         self._strategy = strategy
         self._scheduler = scheduler
         self._aux_loss = aux_loss
+        self._is_first = True  # kernels may be compiled: that can take long
 
     def run(self, window: StepWindow, optimizer_step: int) -> StepResult:
         """Trains on one window.
@@ -63,15 +64,20 @@ class WindowStep:
             optimizer_step: steps taken before this one; it decides the random numbers.
         """
         start = time.perf_counter()
+        step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
+        watchdog.note(f"counting the tokens of {step_name}")
         counts = window.count(self._strategy.groups)
         lr = self._scheduler.get_last_lr()[0]
         sums = WeightedSums(("loss", "aux_loss"), self._strategy.device)
         nll_sums = []
         for micro_step, micro_batch in enumerate(window.micro_batches):
             self._seed(optimizer_step, micro_step)
+            watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.sample_names, self._is_first)
             is_last = micro_step == len(window.micro_batches) - 1
             with self._strategy.micro_batch(self._model, is_last):
                 nll_sums.append(self._forward_and_backward(micro_batch, micro_step, counts, sums))
+        watchdog.note(f"update of {step_name}", is_long=self._is_first)
+        self._is_first = False
         outcome = self._strategy.apply_step(self._model, self._scheduler)
         self._strategy.sum_over_loss_ranks(sums.as_tensor())
         means = sums.sums()

@@ -43,5 +43,6 @@ def strategy_of(config: SFTConfig, args: Any = None) -> DeepspeedStrategy:
         loss_reduction=config.train.loss_reduction,
         max_grad_norm_spike=config.train.max_grad_norm_spike,
         comm_timeout=timedelta(minutes=config.train.comm_timeout_minutes),
+        hang_timeout=timedelta(minutes=config.train.hang_timeout_minutes),
         args=args if args is not None else as_namespace(config),
     )

@@ -20,6 +20,7 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
+from openrlhf.parallel.watchdog import Watchdog
 from openrlhf.utils.deepspeed.checkpoints import CheckpointDesk, states_for_script
 from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
 from openrlhf.utils.deepspeed.launch import join_ranks
@@ -54,6 +55,7 @@ class DeepspeedStrategy:
         max_tokens_per_micro_batch: tokens a rank computes at once, in place of `micro_train_batch_size`.
         max_grad_norm_spike: see StepGuard.
         comm_timeout: how long a rank waits for the others before the run ends.
+        hang_timeout: how long a rank may be silent or stuck before the watchdog ends the run.
         args: kept as `strategy.args` for scripts; nothing here reads it.
     """
 
@@ -77,6 +79,7 @@ class DeepspeedStrategy:
         loss_reduction: LossReduction = "token",
         max_grad_norm_spike: float | None = None,
         comm_timeout: timedelta = timedelta(minutes=30),
+        hang_timeout: timedelta = timedelta(minutes=10),
     ):
         self.args = args
         self.seed = seed
@@ -90,8 +93,10 @@ class DeepspeedStrategy:
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.loss_reduction: LossReduction = loss_reduction
         self.comm_timeout = comm_timeout
+        self.hang_timeout = hang_timeout
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
+        self.watchdog = Watchdog()
         self.guard = StepGuard(max_grad_norm_spike)
         self.restored_progress: TrainingProgress | None = None
         self._schedulers: dict[int, Any] = {}  # by id of the model that `prepare` was given
@@ -107,6 +112,9 @@ class DeepspeedStrategy:
         seed_everything(self.seed)
         if self.full_determinism:
             torch.use_deterministic_algorithms(True)
+        self.watchdog = Watchdog(
+            self.groups.rank, self.groups.world_size, self.groups.control, self.hang_timeout.total_seconds()
+        )
         self.desk = CheckpointDesk(self.groups, timeout.total_seconds())
 
     def get_rank(self) -> int:

@@ -1,0 +1,24 @@
+"""How a process of a run ends, for whoever started it: the exit codes, in one place.
+
+    0    the run is complete (or was, before it was started again)
+    2    the user's error, told in words: a flag, a file, a row
+    3    the run stopped itself, told in words: numbers that are not finite, saves that fail
+    69   another rank died, failed or hung; it is named on stderr (EX_UNAVAILABLE of sysexits.h)
+    75   asked to leave by a signal, and has saved: start it again (EX_TEMPFAIL)
+    1    a defect: a traceback says where
+
+After 69 and 75 the run goes on where it was with `--ckpt.load_enable`.
+"""
+
+import signal
+
+EXIT_CODE_USER_ERROR = 2
+EXIT_CODE_STOPPED = 3
+EXIT_CODE_RANK_LOST = 69
+EXIT_CODE_PREEMPTED = 75
+
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class RunStopped(RuntimeError):
+    """The run stops itself, on all ranks alike. Says why and what is left; commands print it without a traceback."""

@@ -18,13 +18,17 @@ from openrlhf.models.logit_transform import LogitTransform
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
 torch.manual_seed(0)
 dtype = getattr(torch, sys.argv[1])
 head = LogProbHead(torch.nn.Linear({HIDDEN}, {VOCAB}, bias=False).to(dtype), LogitTransform())
 hidden = torch.randn({NUM_TARGETS}, {HIDDEN}, dtype=dtype, requires_grad=True)
 target_ids = torch.randint(0, {VOCAB}, ({NUM_TARGETS},))
 head(hidden[:8], target_ids[:8]).sum().backward()  # what torch allocates once
-before = peak_bytes()
+before = resident_bytes()  # an earlier, higher peak would only make the result larger
 head(hidden, target_ids).sum().backward()
 print(peak_bytes() - before)
 """

@@ -50,11 +50,13 @@ def test_every_answer_is_right(rows):
         assert number_of(answer.rpartition(": ")[2]) == (a + b if operation == "plus" else a - b), question
 
 
-def test_every_step_of_an_answer_is_right(rows):
+def test_every_step_of_an_answer_is_right_and_they_add_up(rows):
     for _, answer in rows["held_out"]:
-        for a, operation, b, result in re.findall(r"(\S+) (plus|minus) (\S+) is ([a-z-]+)", answer):
+        steps = re.findall(r"(\S+) (plus|minus) (\S+) is ([a-z-]+)", answer)
+        for a, operation, b, result in steps:
             a, b = number_of(a), number_of(b)
             assert number_of(result) == (a + b if operation == "plus" else a - b), answer
+        assert sum(number_of(result) for *_, result in steps) == number_of(answer.rpartition(": ")[2]), answer
 
 
 def test_no_held_out_pair_stands_in_training_in_any_form(rows):

@@ -35,7 +35,7 @@ def save_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
 
 
 def flags(model: Path, rows: Path, out: Path, **changes: Any) -> list[str]:
-    """The words of a command line: fp32, 4 samples a step; `changes` by dotted name with `.` written `__`."""
+    """The words of a command line: fp32, 4 samples a step; `changes` by dotted name with `.` written `__`, None: left out."""
     values = {
         "model.model_name_or_path": model,
         "data.dataset": rows,
@@ -53,7 +53,7 @@ def flags(model: Path, rows: Path, out: Path, **changes: Any) -> list[str]:
         "ckpt.path": out / "checkpoints",
     }
     values |= {name.replace("__", "."): value for name, value in changes.items()}
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,91 @@
+"""The files that a run leaves, by the contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.workbench import eval_lines, flags, save_model, save_rows, step_lines
+from tests.runs.cases import run
+
+STEP_KEYS = {
+    "global_step", "epoch", "loss", "lr", "grad_norm", "num_tokens", "num_target_tokens", "consumed_samples",
+    "tokens_per_second", "step_seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, two_ranks):
+    """A run of 8 steps on two ranks that saves every 2 and evaluates every 3."""
+    folder = tmp_path_factory.mktemp("files")
+    save_rows(folder / "eval.jsonl", 7, seed=1)
+    changes = dict(
+        eval__dataset=folder / "eval.jsonl",
+        eval__steps=3,
+        ckpt__save_steps=2,
+        ckpt__max_num=2,
+        ckpt__save_hf=True,
+        ds__zero_stage=3,
+        logger__tensorboard_dir=folder / "tensorboard",
+        logger__wandb__enable=True,
+    )
+    model = save_model(folder / "model")
+    argv = flags(model, save_rows(folder / "rows.jsonl", 30), folder / "out", **changes)
+    two_ranks.run(run, argv, {"WANDB_MODE": "offline"})
+    return folder
+
+
+def test_a_line_for_every_step_and_every_evaluation(bench):
+    steps = step_lines(bench / "out")
+    assert [line["global_step"] for line in steps] == list(range(1, 9))
+    assert all(set(line) == STEP_KEYS for line in steps)
+    assert [line["consumed_samples"] for line in steps] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [line["global_step"] for line in eval_lines(bench / "out")] == [3, 6, 8]
+    assert {line["eval_num_target_tokens"] for line in eval_lines(bench / "out")} == {
+        eval_lines(bench / "out")[0]["eval_num_target_tokens"]
+    }
+
+
+def test_the_evaluation_falls(bench):
+    losses = [line["eval_loss"] for line in eval_lines(bench / "out")]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_model_opens_and_answers(bench):
+    model = AutoModelForCausalLM.from_pretrained(bench / "out")
+    tokenizer = AutoTokenizer.from_pretrained(bench / "out")
+    assert model.config.use_cache
+    assert model.generation_config.eos_token_id is not None
+    answer = model.generate(**tokenizer("coffee with", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] > 2
+
+
+def test_the_newest_checkpoints_and_exports_are_kept(bench):
+    names = {path.name for path in (bench / "out/checkpoints").iterdir() if path.is_dir()}
+    assert names == {"global_step6", "global_step8", "global_step6_hf", "global_step8_hf"}
+    assert (bench / "out/checkpoints/latest").read_text().strip() == "global_step8"
+
+
+def test_an_export_along_the_way_is_the_model_of_that_step(bench):
+    last = AutoModelForCausalLM.from_pretrained(bench / "out/checkpoints/global_step8_hf")
+    final = AutoModelForCausalLM.from_pretrained(bench / "out")
+    for (name, one), (_, other) in zip(last.named_parameters(), final.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_configuration_and_picture_stand_beside_the_model(bench):
+    assert (bench / "out/run_config.yaml").stat().st_size > 500
+    assert (bench / "out/training_curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_tensorboard_and_wandb_wrote(bench):
+    assert list((bench / "tensorboard").glob("events.out.tfevents.*"))
+    assert list((bench / "out/wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_the_resolved_configuration_trains_the_same_again(two_ranks, bench):
+    again = bench / "again"
+    argv = ["@", str(bench / "out/run_config.yaml"), "--ckpt.output_dir", str(again), "--ckpt.path", str(again / "ck")]
+    two_ranks.run(run, [*argv, "--logger.wandb.enable", "false"], {"WANDB_MODE": "offline"})
+    assert [line["loss"] for line in step_lines(again)] == [line["loss"] for line in step_lines(bench / "out")]

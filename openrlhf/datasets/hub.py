@@ -8,13 +8,18 @@ import socket
 from urllib.parse import urlsplit
 
 
+def is_offline_by_choice() -> bool:
+    """Whether the user asked for what was fetched before, and nothing else."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
 @functools.cache
 def hub_can_be_asked() -> bool:
     """False offline: by the user's word (`HF_HUB_OFFLINE`), or because the hub's name leads nowhere.
 
     Behind a proxy names need not be known here, so the client is left to find out.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if is_offline_by_choice():
         return False
     if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True

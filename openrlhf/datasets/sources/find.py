@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf.datasets.hub import hub_can_be_asked
+from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
 from openrlhf.datasets.sources.readers import READERS, reader_for
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
 from openrlhf.errors import UserError
@@ -113,10 +113,10 @@ def _split_of(path: Path) -> str | None:
 def _hub_table(name: str, part: str | None, split: str) -> Table:
     import datasets
 
-    if not hub_can_be_asked():
+    if not hub_can_be_asked() and not is_offline_by_choice():
         raise UserError(
             f"{name!r} is no local file or folder, and the hub cannot be reached from here: "
-            "give the path of a file or folder (a data set saved by `save_to_disk` is one)."
+            "give the path of a file or folder, or set HF_HUB_OFFLINE=1 to use what was fetched before."
         )
     try:
         loaded = _load_from_hub(datasets, name, part, split)

@@ -1,0 +1,52 @@
+"""The model in Hugging Face form along the way: `global_step<N>_hf` beside the training checkpoints, rotated apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils.hub import convert_file_size_to_int
+
+from openrlhf.checkpoint.export import write_model
+from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+BYTES_OF_A_WEIGHT = 4  # the most: float32
+
+
+class ExportsAlongTheWay:
+    """Exports the model at a save; a failure is told and the run goes on."""
+
+    def __init__(
+        self, strategy: DeepspeedStrategy, model: Actor, tokenizer: Any, store: CheckpointStore, max_shard_size: int | str
+    ):
+        self._strategy = strategy
+        self._model = model
+        self._tokenizer = tokenizer
+        self._store = store
+        self._max_shard_bytes = convert_file_size_to_int(max_shard_size)
+
+    def export(self, optimizer_step: int, eval_loss: float | None) -> tuple[str, ...]:
+        """Writes and puts in place the model after `optimizer_step`; what went wrong, the same on every rank."""
+        group = self._strategy.groups.control
+        folder, problem = gather_objects(self._begin(optimizer_step), group)[0]
+        if folder is None:
+            return (problem,)
+        try:
+            write_model(self._model.model, self._tokenizer, folder, group, self._max_shard_bytes)
+        except UserError as error:
+            return tuple(error.problems)
+        problems = self._store.put_in_place(folder, eval_loss=eval_loss)[1] if self._strategy.is_rank_0() else []
+        return tuple(gather_objects(problems, group)[0])
+
+    def _begin(self, optimizer_step: int) -> tuple[Any, str]:
+        """On rank 0 the folder aside, or why there is none."""
+        if not self._strategy.is_rank_0():
+            return None, ""
+        num_weights = sum(getattr(p, "ds_numel", p.numel()) for p in self._model.model.parameters())
+        try:
+            return self._store.begin(optimizer_step, num_weights * BYTES_OF_A_WEIGHT), ""
+        except OSError as error:
+            return None, f"the model after step {optimizer_step} was not exported: {error}"

@@ -127,4 +127,5 @@ def test_a_misspelt_column_is_told_with_those_that_exist(tmp_path, problems):
 
 def test_without_a_network_a_hub_name_is_refused_at_once(problems, monkeypatch):
     monkeypatch.setattr(find, "hub_can_be_asked", lambda: False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert "'owner/name' is no local file or folder, and the hub cannot be reached" in problems("owner/name")

@@ -11,16 +11,13 @@ NUM_TARGETS, HIDDEN, VOCAB = 1024, 16, 151_936
 FULL_LOGITS_BYTES = 4 * NUM_TARGETS * VOCAB
 
 MEASURE = f"""
-import resource, sys, torch
+import sys, torch
 from openrlhf.models.log_prob_head import LogProbHead
 from openrlhf.models.logit_transform import LogitTransform
 
-def peak_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory_bytes(field):  # VmRSS: in use, VmHWM: its peak; of this process alone, as getrusage's is not after a fork
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 torch.manual_seed(0)
 dtype = getattr(torch, sys.argv[1])
@@ -28,9 +25,9 @@ head = LogProbHead(torch.nn.Linear({HIDDEN}, {VOCAB}, bias=False).to(dtype), Log
 hidden = torch.randn({NUM_TARGETS}, {HIDDEN}, dtype=dtype, requires_grad=True)
 target_ids = torch.randint(0, {VOCAB}, ({NUM_TARGETS},))
 head(hidden[:8], target_ids[:8]).sum().backward()  # what torch allocates once
-before = resident_bytes()  # an earlier, higher peak would only make the result larger
+before = memory_bytes('VmRSS')  # an earlier, higher peak would only make the result larger
 head(hidden, target_ids).sum().backward()
-print(peak_bytes() - before)
+print(memory_bytes('VmHWM') - before)
 """
 
 

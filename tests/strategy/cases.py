@@ -1,0 +1,155 @@
+"""The public Python interface, used as a script would use it; runs inside a rank."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from tests.helpers.tiny_models import tiny_model
+
+NUM_ROWS, BATCH_SIZE = 22, 8
+
+
+def rows() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """`(input_ids, attention_mask, loss_mask)` of the contract, each (1, L)."""
+    draw = torch.Generator().manual_seed(3)
+    made = []
+    for _ in range(NUM_ROWS):
+        ids = torch.randint(3, 500, (1, int(torch.randint(4, 30, (1,), generator=draw))), generator=draw)
+        mask = torch.ones_like(ids)
+        mask[:, : ids.shape[1] // 3] = 0
+        mask[:, -1] = 0
+        made.append((ids, torch.ones_like(ids), mask))
+    return made
+
+
+def collate(items: list[Any]) -> tuple[torch.Tensor, ...]:
+    """Rows → (B, 1, S), padded on the right."""
+    longest = max(ids.shape[1] for ids, _, _ in items)
+    pad = torch.nn.functional.pad
+    return tuple(torch.stack([pad(row[k], (0, longest - row[k].shape[1])) for row in items]) for k in range(3))
+
+
+def arguments(folder: str, **changes: Any) -> SimpleNamespace:
+    """Flat names, as scripts for OpenRLHF have them."""
+    values = dict(
+        train_batch_size=BATCH_SIZE, micro_train_batch_size=2, zero_stage=2, param_dtype="fp32", learning_rate=1e-3,
+        max_epochs=2, save_path=folder, ckpt_path=f"{folder}/ck", seed=1, max_norm=1.0,
+    )  # fmt: skip
+    return SimpleNamespace(**(values | changes))
+
+
+def prepared(args: SimpleNamespace, kind: str = "qwen3", dtype: torch.dtype = torch.float32, **actor: Any) -> Any:
+    """(strategy, actor, optimizer, scheduler) by way of `(model, cfg)`."""
+    from openrlhf.models import Actor
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(args)
+    strategy.setup_distributed()
+    model = Actor(tiny_model(kind, dtype=dtype), **actor)
+    steps = math.ceil(NUM_ROWS / BATCH_SIZE) * args.max_epochs
+    cfg = SimpleNamespace(lr=args.learning_rate, lr_scheduler="constant", num_training_steps=steps)
+    return (strategy, *strategy.prepare((model, cfg)))
+
+
+def fit_with_a_loader_of_ones_own(folder: str) -> dict[str, Any]:
+    """`SFTTrainer.fit` over torch's DataLoader and DistributedSampler, with the third argument left out."""
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    ranks = dict(num_replicas=strategy.world_size, rank=strategy.get_rank(), shuffle=False)
+    loader = DataLoader(rows(), batch_size=2, collate_fn=collate, sampler=DistributedSampler(rows(), **ranks))
+    trainer = SFTTrainer(
+        actor, strategy, optimizer, loader, loader, scheduler, batch_size=BATCH_SIZE, max_epochs=2, disable_ds_ckpt=True
+    )
+    trainer.fit(args)
+    return {"steps": trainer.progress.optimizer_step, "samples": trainer.progress.consumed_samples}
+
+
+def loop_of_ones_own(folder: str) -> list[float]:
+    """OpenRLHF's way without a trainer: forward, SFTLoss, backward, optimizer_step; the losses."""
+    from openrlhf.models import SFTLoss
+
+    args = arguments(folder, train_batch_size=4)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    assert strategy.accumulated_gradient == 4 // (2 * strategy.world_size)
+    loss_of = SFTLoss()
+    losses = []
+    for _ in range(10):
+        ids, attention, mask = (part.squeeze(1) for part in collate(rows()[:2]))
+        log_probs = actor(ids, attention)
+        assert log_probs.dtype == torch.float32
+        assert log_probs.shape == (ids.shape[0], ids.shape[1] - 1)
+        loss = loss_of(log_probs, mask[:, :-1])
+        strategy.backward(loss, actor, optimizer)
+        strategy.optimizer_step(optimizer, actor, scheduler)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def save_and_load_by_name(folder: str) -> dict[str, Any]:
+    """`save_ckpt` and `load_ckpt` as scripts call them, with a change of the weights between."""
+    args = arguments(folder)
+    strategy, actor, _, _ = prepared(args)
+    first = next(actor.parameters())
+    saved = first.detach().clone()
+    states = {"consumed_samples": 16, "note": "mine"}
+    strategy.save_ckpt(actor, args.ckpt_path, "global_step2", max_num=3, max_mem=10, client_state=states)
+    _, other, _, _ = fresh = prepared(args, kind="qwen3")
+    with torch.no_grad():
+        next(other.parameters()).zero_()
+    path, client_states = fresh[0].load_ckpt(other, args.ckpt_path)
+    return {
+        "path": path,
+        "states": {name: client_states[name] for name in states},
+        "same": bool(torch.equal(next(other.parameters()).detach(), saved)),
+    }
+
+
+def evaluate_a_bare_model(folder: str) -> bool:
+    """`prepare(model)` gives a model that only computes, with the same numbers as before."""
+    from openrlhf.models import Actor
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(arguments(folder, zero_stage=3))
+    strategy.setup_distributed()
+    model = Actor(tiny_model("qwen3")).eval()
+    ids, attention, _ = (part.squeeze(1) for part in collate(rows()[:3]))
+    with torch.no_grad():
+        before = model(ids, attention)
+        after = strategy.prepare(model)(ids, attention)
+    return bool(torch.allclose(before, after, atol=1e-6))
+
+
+def reduce_and_gather() -> dict[str, Any]:
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(SimpleNamespace())
+    strategy.setup_distributed()
+    rank = strategy.get_rank()
+    return {
+        "mean": strategy.all_reduce(float(rank)),
+        "sum": strategy.all_reduce({"x": torch.tensor([rank, 1.0])}, op="sum")["x"].tolist(),
+        "max": strategy.all_reduce(rank, op="max"),
+        "gathered": strategy.all_gather(torch.tensor([rank, rank])).tolist(),
+        "rank_0": strategy.is_rank_0(),
+    }
+
+
+def losses_with(folder: str, dtype: str = "fp32", lora_rank: int = 0, **changes: Any) -> list[float]:
+    """Ten steps on the same two rows, by the trainer's own step."""
+    from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
+
+    args = arguments(folder, param_dtype=dtype, **changes)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    strategy, actor, _, scheduler = prepared(args, dtype=dtypes[dtype], lora_rank=lora_rank)
+    loader = strategy.setup_dataloader(rows()[:BATCH_SIZE], 2, shuffle=False, pad_token_id=0)
+    step = WindowStep(actor, strategy, scheduler, AuxLossSettings())
+    actor.train()
+    return [step.run(window, number).loss for number, window in zip(range(10), loader.windows(max_epochs=None))]

@@ -1,0 +1,99 @@
+"""DeepspeedStrategy and SFTTrainer by the public contract, as scripts use them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
+from openrlhf.utils.deepspeed.optimizers import decay_groups
+from tests.helpers.tiny_models import tiny_model
+from tests.strategy import cases
+
+
+def test_fit_works_with_a_loader_of_ones_own(two_ranks, tmp_path):
+    seen = two_ranks.run(cases.fit_with_a_loader_of_ones_own, str(tmp_path))
+    assert seen == [{"steps": 6, "samples": 44}] * 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert lines[-1]["eval_loss"] > 0
+
+
+def test_a_loop_of_ones_own_learns(two_ranks, tmp_path):
+    losses = two_ranks.run(cases.loop_of_ones_own, str(tmp_path))[0]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_save_ckpt_and_load_ckpt(two_ranks, tmp_path):
+    loaded = two_ranks.run(cases.save_and_load_by_name, str(tmp_path))[0]
+    assert loaded["same"]
+    assert loaded["states"] == {"consumed_samples": 16, "note": "mine"}
+    assert loaded["path"] == str(tmp_path / "ck/global_step2")
+
+
+def test_a_bare_model_is_prepared_for_evaluation(two_ranks, tmp_path):
+    assert two_ranks.run(cases.evaluate_a_bare_model, str(tmp_path)) == [True, True]
+
+
+def test_reductions(two_ranks):
+    for rank, seen in enumerate(two_ranks.run(cases.reduce_and_gather)):
+        assert seen == {"mean": 0.5, "sum": [1.0, 2.0], "max": 1.0, "gathered": [0, 0, 1, 1], "rank_0": rank == 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(dtype="bf16"),
+        dict(dtype="bf16", zero_stage=0),
+        dict(dtype="fp16"),
+        dict(dtype="fp16", zero_stage=3),
+        dict(dtype="bf16", adam_offload=True),
+        dict(optim="muon"),
+        dict(lora_rank=4, learning_rate=1e-2),
+        dict(lora_rank=4, learning_rate=1e-2, zero_stage=3),
+    ],
+    ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()),
+)
+def test_it_learns(two_ranks, tmp_path, changes):
+    losses = two_ranks.run(cases.losses_with, str(tmp_path), **changes)[0]
+    assert losses[-1] < 0.93 * losses[0], losses
+
+
+def test_decay_is_for_matrices_alone():
+    model = tiny_model("gpt2")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, undecayed = ([names[id(p)] for p in group["params"]] for group in decay_groups(model, 0.1))
+    assert [group["weight_decay"] for group in decay_groups(model, 0.1)] == [0.1, 0.0]
+    assert all(name.endswith("weight") and ".ln_" not in name and "wte" not in name for name in decayed)
+    assert all(name.endswith("bias") or "ln_" in name or name.endswith(("wte.weight", "wpe.weight")) for name in undecayed)
+    assert len(decayed) + len(undecayed) == len(names)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, None), (1, "fp32"), (2, "fp32"), (3, "fp32")])
+def test_gradients_add_up_in_float32_where_deepspeed_can(stage, dtype):
+    config = engine_config(EngineSettings(zero_stage=stage, param_dtype="bf16"))
+    assert config.get("data_types", {}).get("grad_accum_dtype") == dtype
+    assert config["gradient_accumulation_steps"] == 1
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+
+
+def test_importing_needs_no_deepspeed():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, openrlhf, openrlhf.datasets, openrlhf.models, openrlhf.utils; "
+        "assert 'deepspeed' not in sys.modules, 'deepspeed was loaded'"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
+
+
+def test_the_head_reads_the_contract():
+    from openrlhf.models import SFTLoss
+
+    log_probs, mask = torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[1, 0, 1]])
+    assert SFTLoss()(log_probs, mask) == 2.5

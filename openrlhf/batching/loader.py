@@ -111,10 +111,10 @@ def windows_of_foreign_loader(
     max_epochs: int,
     skip_windows: int = 0,
 ) -> Iterator[StepWindow]:
-    """Step windows of a DataLoader of the user's own: `num_micro_batches` of its batches each, the last one of an epoch fewer.
+    """Step windows of a DataLoader of the user's own: `num_micro_batches` batches each, an epoch's last maybe fewer.
 
-    The loader gives this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S). Ranks may have
-    unlike numbers of batches: the shorter ones compute without targets until all are through.
+    The loader gives this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S). Ranks may
+    have unlike numbers of batches: the shorter ones compute without targets until all are through.
     """
     for epoch in range(max_epochs):
         _set_epoch(batches, epoch)
@@ -148,5 +148,7 @@ def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
 
 def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of (L,) or (1, L) → (B, S) each, zeros on the right."""
-    flat = [[part.flatten() for part in row[:3]] for row in rows]
-    return tuple(torch.nn.utils.rnn.pad_sequence([row[k] for row in flat], batch_first=True) for k in range(3))
+    input_ids, attention_masks, loss_masks = (
+        torch.nn.utils.rnn.pad_sequence([row[part].flatten() for row in rows], batch_first=True) for part in range(3)
+    )
+    return input_ids, attention_masks, loss_masks

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class MicroBatch:
     target_weight_sum: float  # likewise
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -92,7 +92,7 @@ def make_micro_batch(
 
 
 def samples_of_batch(batch: Sequence[Tensor], name: str) -> list[Sample]:
-    """The samples of a foreign batch `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S), padding left out."""
+    """The samples, without padding, of `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S)."""
     input_ids, attention_mask, loss_mask = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in batch[:3])
     samples = []
     for row in range(len(input_ids)):

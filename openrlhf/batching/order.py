@@ -37,7 +37,7 @@ def permute(values: np.ndarray, num_values: int, key: np.uint64) -> np.ndarray:
 
 
 def _key(seed: int, epoch: int) -> np.uint64:
-    return np.uint64(_mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(epoch)))
+    return np.uint64(_mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(epoch))[()])
 
 
 def _feistel(values: np.ndarray, half_bits: np.uint64, key: np.uint64) -> np.ndarray:
@@ -55,4 +55,4 @@ def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
         value = np.asarray(value, dtype=np.uint64) + _GOLDEN
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
+        return np.asarray(value ^ (value >> np.uint64(31)))

@@ -1,7 +1,7 @@
 """Which samples make a step: step windows along the run, a pure function of (number of rows, batch size, seed).
 
-Step k of epoch e trains exactly the rows `epoch_order(...)[k * batch_size : (k + 1) * batch_size]`. The last window of an
-epoch may be smaller; no row is dropped, none is trained twice in an epoch, none crosses an epoch.
+Step k of epoch e trains exactly the rows `epoch_order(...)[k * batch_size : (k + 1) * batch_size]`. The last window of
+an epoch may be smaller; no row is dropped, none is trained twice in an epoch, none crosses an epoch.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class StepSchedule:
         step_in_epoch, rest = divmod(samples_in_epoch, self.batch_size)
         if rest:
             raise UserError(
-                f"consumed_samples={consumed_samples} does not lie between two steps of {self.num_rows} samples an epoch and "
-                f"{self.batch_size} samples a step. Go on with the data and the batch size that the run began with."
+                f"consumed_samples={consumed_samples} does not lie between two steps of {self.num_rows} samples an "
+                f"epoch and {self.batch_size} samples a step. Go on with the data and the batch size that the run began with."
             )
         return epoch, step_in_epoch
 

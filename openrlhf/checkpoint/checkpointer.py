@@ -211,9 +211,7 @@ class Checkpointer:
         self._writing = BackgroundJob(lambda: _write(aside, state, problem, rank), "checkpoint writer")
         if rank == 0:
             self._finishing = BackgroundJob(
-                lambda: _finish(
-                    self.store, aside, count, must_stop, self._timeout_seconds, identity, eval_loss
-                ),
+                lambda: _finish(self.store, aside, count, must_stop, self._timeout_seconds, identity, eval_loss),
                 "checkpoint finisher",
             )
 

@@ -1,4 +1,4 @@
-"""A new run in a folder that holds another's checkpoints: they are moved aside, lest one day the wrong run is resumed."""
+"""A new run in a folder that holds another's checkpoints moves them aside, lest one day the wrong run is resumed."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from openrlhf.checkpoint.store import CheckpointStore
 
 
 def set_earlier_run_aside(store: CheckpointStore, group: dist.ProcessGroup | None) -> Path | None:
-    """Move all checkpoints below the store's root into `earlier_run_<n>/` there; None where there are none. Collective."""
+    """Move all checkpoints below the store's root into `earlier_run_<n>/` there; None if there are none. Collective."""
     moved_to = _move(store) if this_rank(group) == 0 else None
     return from_all_ranks(moved_to, group)[0]
 

@@ -52,9 +52,7 @@ def differences(saved: RunIdentity, now: RunIdentity) -> list[str]:
     return sentences
 
 
-def check_same_run(
-    saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False
-) -> list[str]:
+def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False) -> list[str]:
     """Raise UserError if `checkpoint` belongs to another run, unless the user means it.
 
     Returns: the differences, which the caller reports when they are allowed.

@@ -29,9 +29,7 @@ class ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor on the CPU. Raises ValueError for one without elements."""
         if tensor.numel() == 0:
-            raise ValueError(
-                f"weight {name} has no elements (shape {tuple(tensor.shape)}); it was not gathered"
-            )
+            raise ValueError(f"weight {name} has no elements (shape {tuple(tensor.shape)}); it was not gathered")
         held_bytes = size_bytes_of_tensors(self._held)
         if self._held and held_bytes + size_bytes_of_tensors({name: tensor}) > self._max_shard_bytes:
             self._write_held()
@@ -50,9 +48,7 @@ class ShardWriter:
 
     def _write_held(self) -> None:
         path = self._folder / f"part-{len(self._shards):05d}.safetensors"
-        record = write_tensors(
-            path, self._held, _METADATA, at_half=lambda: fault_point("export.half_of_shard_written")
-        )
+        record = write_tensors(path, self._held, _METADATA, at_half=lambda: fault_point("export.half_of_shard_written"))
         self._shards.append((record, {name: tensor.to("meta") for name, tensor in self._held.items()}))
         self._held = {}
         fault_point("export.shard_written")
@@ -69,9 +65,7 @@ class ShardWriter:
             total_bytes += size_bytes_of_tensors(tensors)
         self._shards = named
         if count > 1:
-            index_text = json.dumps(
-                {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2
-            )
+            index_text = json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2)
             write_text(self._folder / INDEX_NAME, index_text + "\n")
 
 
@@ -83,14 +77,10 @@ def _read_back(folder: Path, record: FileRecord, tensors: dict[str, Tensor]) -> 
     with safe_open(path, framework="pt") as file:
         found = {name: file.get_slice(name) for name in list(file.keys())}
         if found.keys() != tensors.keys():
-            raise OSError(
-                f"{path} does not hold the weights that were written: {found.keys() ^ tensors.keys()}"
-            )
+            raise OSError(f"{path} does not hold the weights that were written: {found.keys() ^ tensors.keys()}")
         for name, meant in tensors.items():
             there = file.get_tensor(name)
             if there.shape != meant.shape or there.dtype != meant.dtype:
-                raise OSError(
-                    f"{path}: {name} is {there.dtype} {tuple(there.shape)}, was {meant.dtype} {meant.shape}"
-                )
+                raise OSError(f"{path}: {name} is {there.dtype} {tuple(there.shape)}, was {meant.dtype} {meant.shape}")
     if path.stat().st_size != record.size_bytes or checksum_of(path) != record.blake2b:
         raise OSError(f"{path} does not have the bytes that were written")

@@ -69,9 +69,7 @@ class CheckpointStore:
         """Folders named like checkpoints, newest first, whole or not."""
         if not self.root.is_dir():
             return []
-        named = [
-            path for path in self.root.iterdir() if path.is_dir() and self.step_of(path.name) is not None
-        ]
+        named = [path for path in self.root.iterdir() if path.is_dir() and self.step_of(path.name) is not None]
         return sorted(named, key=lambda path: self.step_of(path.name) or 0, reverse=True)
 
     def whole(self) -> list[Path]:
@@ -184,8 +182,7 @@ class CheckpointStore:
         if free_bytes < size_bytes * _SPARE_SPACE:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, "
-                f"{free_bytes / 2**30:.2f} GiB are free",
+                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free",
                 str(self.root),
             )
 
@@ -229,9 +226,7 @@ class CheckpointStore:
         """What rotation removes, oldest first: damaged ones before the newest, what exceeds the limits."""
         whole = self.whole()
         newest_step = self.step_of(newest.name) or 0
-        damaged = [
-            p for p in self.candidates() if p not in whole and (self.step_of(p.name) or 0) < newest_step
-        ]
+        damaged = [p for p in self.candidates() if p not in whole and (self.step_of(p.name) or 0) < newest_step]
         best = self.best()
         keep_always = {newest.name, best.name if best else newest.name}
         # The one just written counts first even where a checkpoint of a higher step is still about.

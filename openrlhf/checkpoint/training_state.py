@@ -110,9 +110,7 @@ def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[
     return records
 
 
-def load_training_state(
-    engine: Any, folder: Path, rank: int, num_ranks: int, scheduler: Any = None
-) -> LoadedState:
+def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, scheduler: Any = None) -> LoadedState:
     """Set engine, schedule and random generators to a checkpoint, whatever ranks and ZeRO stage wrote it.
 
     Collective. Raises UserError where the model is another one, or tensor parallelism has another size.
@@ -135,9 +133,7 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 def _optimizer_file_name(rank: int | str) -> str:
     return (
-        f"optim_states_rank{rank:05d}.safetensors"
-        if isinstance(rank, int)
-        else f"optim_states_rank{rank}.safetensors"
+        f"optim_states_rank{rank:05d}.safetensors" if isinstance(rank, int) else f"optim_states_rank{rank}.safetensors"
     )
 
 
@@ -161,9 +157,7 @@ def _values_of(engine: Any, num_ranks: int, scheduler: Any, client_state: dict[s
         "zero_stage": int(engine.zero_optimization_stage()),
         "tensor_parallel_size": _tensor_parallel_size(engine),
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
-        "loss_scale": {
-            name: value for name, value in vars(_loss_scaler(engine)).items() if name in _LOSS_SCALE
-        }
+        "loss_scale": {name: value for name, value in vars(_loss_scaler(engine)).items() if name in _LOSS_SCALE}
         if _loss_scaler(engine)
         else {},
         "scheduler": _json_part(scheduler.state_dict()) if scheduler else {},
@@ -181,9 +175,7 @@ def _restore_values(engine: Any, values: dict[str, Any], scheduler: Any) -> None
             setattr(scaler, name, value)
     if scheduler and values["scheduler"]:
         scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
-        for group, learning_rate in zip(
-            base_optimizer(engine).param_groups, values["learning_rates"], strict=True
-        ):
+        for group, learning_rate in zip(base_optimizer(engine).param_groups, values["learning_rates"], strict=True):
             group["lr"] = learning_rate
 
 
@@ -208,11 +200,7 @@ def _is_json(value: Any) -> bool:
 
 def _copy_buffers(module: Any) -> dict[str, Tensor]:
     persistent = module.state_dict(keep_vars=True).keys()
-    return {
-        name: buffer.detach().to("cpu", copy=True)
-        for name, buffer in module.named_buffers()
-        if name in persistent
-    }
+    return {name: buffer.detach().to("cpu", copy=True) for name, buffer in module.named_buffers() if name in persistent}
 
 
 def _load_buffers(module: Any, path: Path) -> None:

@@ -23,7 +23,7 @@ DEFAULT_NUM_SHOWN = 4
 def main(argv: Sequence[str]) -> None:
     words, html = _take(list(argv), "--html")
     words, show = _take(words, "--show")
-    inspect(parse_sft_config(words), None if html is None else Path(html), _count(show))
+    inspect(parse_sft_config(words, trains=False), None if html is None else Path(html), _count(show))
 
 
 def inspect(config: SFTConfig, html: Path | None, num_shown: int) -> None:

@@ -67,11 +67,14 @@ class SFTRun:
                 raise UserError(
                     f"no whole checkpoint is left in {ckpt.path}. Give another --ckpt.path to start anew.", *problems
                 )
-            self.strategy.print(f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}.")
+            self.strategy.print(
+                f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
+            )
             return False
         if self._found.progress.finished and is_exported(ckpt.output_dir):
             self.strategy.print(
-                f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."
+                f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. "
+                "Nothing is done."
             )
             return True
         return False
@@ -159,7 +162,9 @@ class SFTRun:
     def fit(self) -> None:
         if self.strategy.is_rank_0():
             write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
-            print_start_table(summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples))
+            print_start_table(
+                summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
+            )
         self.trainer.fit(as_namespace(self.config), self.consumed_samples)
 
     def export(self) -> None:

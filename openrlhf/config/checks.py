@@ -6,16 +6,20 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 
-from openrlhf.config.disk import names_on_disk, output_folders
+from openrlhf.config.disk import data_sources, model_folder, output_folders
 from openrlhf.config.settings import SFTConfig
 
 Check = Callable[[SFTConfig, int], Iterator[str]]
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 
-def check_config(config: SFTConfig, world_size: int) -> list[str]:
-    """All problems of a configuration on that many ranks, in words; the file system is looked at too."""
-    return [problem for check in _CHECKS for problem in check(config, world_size)]
+def check_config(config: SFTConfig, world_size: int, trains: bool = True) -> list[str]:
+    """All problems of a configuration on that many ranks, in words; the file system is looked at too.
+
+    Args: trains: False for a command that neither loads weights nor writes a model.
+    """
+    checks = _CHECKS + (_CHECKS_OF_TRAINING if trains else ())
+    return [problem for check in checks for problem in check(config, world_size)]
 
 
 def _needed(config: SFTConfig, world_size: int) -> Iterator[str]:
@@ -111,10 +115,7 @@ def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
     if template is None:
         return
     if template.count("{}") != 1:
-        yield (
-            f"--data.input_template {template!r} must hold the place of the input, {{}}, once, "
-            "as in 'User: {}'."
-        )
+        yield (f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'.")
     if "\\n" in template:
         yield (
             f"--data.input_template {template!r} holds a backslash and an n, not a line break; "
@@ -132,9 +133,7 @@ def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
             f"--data.dataset_probs {config.data.dataset_probs} gives {len(words)} numbers, but "
             f"--data.dataset names {num_sets}; give one number for each, by commas."
         )
-    if not all(
-        re.fullmatch(r"\s*(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?\s*", word) and float(word) > 0 for word in words
-    ):
+    if not all(re.fullmatch(r"\s*(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?\s*", word) and float(word) > 0 for word in words):
         yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
 
 
@@ -172,6 +171,6 @@ _CHECKS: tuple[Check, ...] = (
     _probabilities,
     _evaluation,
     _saving,
-    names_on_disk,
-    output_folders,
+    data_sources,
 )
+_CHECKS_OF_TRAINING: tuple[Check, ...] = (model_folder, output_folders)

@@ -12,9 +12,13 @@ from openrlhf.config.settings import SFTConfig
 _DATA_FILE = re.compile(r"\.(json|jsonl|csv|tsv|parquet|arrow|txt)(\.(gz|zst|bz2|xz))?$")
 
 
-def names_on_disk(config: SFTConfig, world_size: int) -> Iterator[str]:
-    """Model folder and data files that are not there."""
+def model_folder(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """A model folder that is not there, or holds none."""
     yield from _model_folder(config.model.model_name_or_path)
+
+
+def data_sources(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """Data files that are not there."""
     for flag, names in (
         ("--data.dataset", config.data.dataset),
         ("--eval.dataset", config.eval.dataset or ""),

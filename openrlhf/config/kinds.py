@@ -112,9 +112,7 @@ def read_value(kind: Any, value: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        raise ValueError(
-            f"is {value!r}; it must be {describe(kind)}.{_nearest_choice(kind, value)}"
-        ) from None
+        raise ValueError(f"is {value!r}; it must be {describe(kind)}.{_nearest_choice(kind, value)}") from None
 
 
 def _wrong_number_of_values(kind: Any, value: Any) -> str:

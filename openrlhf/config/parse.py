@@ -29,10 +29,13 @@ class _Reading:
     doubtful: set[str] = dataclasses.field(default_factory=set)
 
 
-def parse_sft_config(argv: Sequence[str]) -> SFTConfig:
+def parse_sft_config(argv: Sequence[str], trains: bool = True) -> SFTConfig:
     """Words of the command line, without the program's name → configuration, checked for this many ranks.
 
     `--help` prints the table of all settings and ends the program with code 0.
+
+    Args:
+        trains: False for a command that neither loads weights nor writes a model.
 
     Raises:
         UserError: with every problem of flags, files, values and their combination.
@@ -45,7 +48,7 @@ def parse_sft_config(argv: Sequence[str]) -> SFTConfig:
     config = build(reading.values)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     consequences = [
-        problem for problem in check_config(config, world_size) if not _names_any(problem, reading.doubtful)
+        problem for problem in check_config(config, world_size, trains) if not _names_any(problem, reading.doubtful)
     ]
     if problems := file_problems + reading.problems + ([] if file_problems else consequences):
         raise UserError(*problems)
@@ -94,9 +97,7 @@ def nearest_name(name: str) -> str:
     """The known name nearest to a misspelt one; '' where none is near."""
     known = [*settings(), *RENAMED, *SWITCHES, CONFIG_FLAG]
     same_ending = [full for full in settings() if full.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same_ending, n=1, cutoff=0.3) or difflib.get_close_matches(
-        name, known, n=1
-    )
+    near = difflib.get_close_matches(name, same_ending, n=1, cutoff=0.3) or difflib.get_close_matches(name, known, n=1)
     return near[0] if near else ""
 
 

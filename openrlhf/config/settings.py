@@ -41,13 +41,9 @@ class ModelConfig:
     """The model that is trained."""
 
     model_name_or_path: str = setting("", "folder of a Hugging Face model, or its name on the hub (needed)")
-    gradient_checkpointing_enable: bool = setting(
-        False, "recompute activations in the backward pass: less memory"
-    )
+    gradient_checkpointing_enable: bool = setting(False, "recompute activations in the backward pass: less memory")
     gradient_checkpointing_reentrant: bool = setting(False, "use torch's reentrant form of checkpointing")
-    aux_loss_coef: Number = setting(
-        0.0, "weight of the load-balancing loss of a mixture of experts; 0 is off"
-    )
+    aux_loss_coef: Number = setting(0.0, "weight of the load-balancing loss of a mixture of experts; 0 is off")
     aux_loss_scope: Literal["micro_batch", "global"] = setting(
         "micro_batch",
         "where expert loads are counted: in each micro-batch, or over all ranks of a micro-step",
@@ -60,36 +56,28 @@ class ModelConfig:
 class DataConfig:
     """What is trained on, and how rows become tokens."""
 
-    dataset: str = setting(
-        "", "files, folders or hub names, by commas; path@subfolder for a subfolder (needed)"
-    )
-    dataset_probs: str | None = setting(
-        None, "share of each data set, by commas; without it all rows are used once"
-    )
+    dataset: str = setting("", "files, folders or hub names, by commas; path@subfolder for a subfolder (needed)")
+    dataset_probs: str | None = setting(None, "share of each data set, by commas; without it all rows are used once")
     dataset_split: str = setting("train", "split of a data set that has several")
     max_samples: PositiveCount | None = setting(None, "use at most that many rows")
     max_len: PositiveCount = setting(2048, "longest sample, in tokens")
     format: str = setting("auto", "shape of the rows; auto finds it by their columns")
-    input_key: str | None = setting(
-        None, "column of the input, the text or the messages; found by format if not given"
-    )
+    input_key: str | None = setting(None, "column of the input, the text or the messages; found by format if not given")
     output_key: str | None = setting(None, "column of the answer; found by format if not given")
     input_template: str | None = setting(
         None, "text around the input, which stands at {}, as in 'User: {}\\nAssistant: '"
     )
     apply_chat_template: bool = setting(False, "render rows by the tokenizer's chat template")
-    tokenizer_chat_template: str | None = setting(
-        None, "chat template in place of the tokenizer's; chatml is built in"
-    )
+    tokenizer_chat_template: str | None = setting(None, "chat template in place of the tokenizer's; chatml is built in")
     multiturn: bool = setting(False, "train on every turn of the assistant, not on the last one alone")
     targets: Literal["all_turns", "last_turn", "completion", "everything"] | None = setting(
         None, "which tokens are trained on; none means all_turns with multiturn, last_turn without"
     )
-    overlong: Literal["drop", "truncate", "error"] = setting(
-        "drop", "what happens to a sample longer than max_len"
-    )
+    overlong: Literal["drop", "truncate", "error"] = setting("drop", "what happens to a sample longer than max_len")
     max_bad_rows: Count = setting(0, "go on with up to that many rows left out because they cannot be read")
-    cache_dir: str | None = setting(None, "folder of prepared data; none means Hugging Face's cache folder")
+    cache_dir: str | None = setting(
+        None, "folder of prepared data; none means $OPENRLHF_CACHE, else ~/.cache/openrlhf/datasets"
+    )
     num_processors: PositiveCount = setting(8, "processes that tokenize")
 
 
@@ -117,15 +105,11 @@ class TrainConfig:
     )
     seed: WholeNumber = setting(42, "decides the order of samples and every random number")
     full_determinism_enable: bool = setting(False, "deterministic kernels: slower, the same to the bit")
-    max_nonfinite_steps_in_a_row: PositiveCount = setting(
-        3, "stop after that many steps with a loss that is no number"
-    )
+    max_nonfinite_steps_in_a_row: PositiveCount = setting(3, "stop after that many steps with a loss that is no number")
     max_grad_norm_spike: FactorAboveOne | None = setting(
         None, "skip a step whose gradient norm is that many times its recent median"
     )
-    comm_timeout_minutes: PositiveNumber = setting(
-        30.0, "end the run when ranks have waited that long for each other"
-    )
+    comm_timeout_minutes: PositiveNumber = setting(30.0, "end the run when ranks have waited that long for each other")
     hang_timeout_minutes: PositiveNumber = setting(
         10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
     )
@@ -145,14 +129,10 @@ class LoraConfig:
 class DeepspeedConfig:
     """Precision, memory and how the work is split over ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] = setting(
-        2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights"
-    )
+    zero_stage: Literal[0, 1, 2, 3] = setting(2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights")
     param_dtype: Literal["bf16", "fp16", "fp32"] = setting("bf16", "type of weights and activations")
     attn_implementation: str = setting("auto", "attention back end; auto picks the best that is installed")
-    packing_samples: bool = setting(
-        False, "no padding: samples of a micro-batch stand in one row, each on its own"
-    )
+    packing_samples: bool = setting(False, "no padding: samples of a micro-batch stand in one row, each on its own")
     ring_attn_size: PositiveCount = setting(1, "ranks that share one packed row")
     ring_head_stride: PositiveCount = setting(
         1, "key-value heads a ring sends at once: more is faster, and more memory"
@@ -191,9 +171,7 @@ class MuonConfig:
 class CkptConfig:
     """What is saved, where, how often; and going on with a run."""
 
-    output_dir: str = setting(
-        "./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration"
-    )
+    output_dir: str = setting("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
     path: str = setting("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
     save_steps: EverySteps = setting(-1, "save every that many optimizer steps; -1: not by steps")
     save_minutes: PositiveNumber | None = setting(None, "save every that many minutes, beside save_steps")
@@ -207,9 +185,7 @@ class CkptConfig:
     )
     export_shard_size: Size = setting("5GB", "largest file of the exported model")
     background_save: bool = setting(True, "write checkpoints beside the training")
-    max_failed_saves_in_a_row: PositiveCount = setting(
-        3, "stop when that many saves have failed one after another"
-    )
+    max_failed_saves_in_a_row: PositiveCount = setting(3, "stop when that many saves have failed one after another")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +197,7 @@ class WandbConfig:
     name: str | None = setting(None, "name of the run")
     group: str | None = setting(None, "group of runs")
     org: str | None = setting(None, "organisation or user")
-    key: str | None = setting(
-        None, "taken with a warning, never written; use WANDB_API_KEY instead", secret=True
-    )
+    key: str | None = setting(None, "taken with a warning, never written; use WANDB_API_KEY instead", secret=True)
 
 
 @dataclasses.dataclass(frozen=True)

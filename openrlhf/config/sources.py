@@ -63,9 +63,7 @@ def read_config_file(path: Any) -> list[Given]:
     file = Path(path).expanduser()
     content = _parse_file(file)
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} holds no settings; it must give names with values, such as train.batch_size."
-        )
+        raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")
     return [Given(name, value, f"{path}: {name}") for name, value in _flatten(content, "")]
 
 
@@ -107,9 +105,7 @@ def _parse_file(file: Path) -> Any:
             return yaml.safe_load(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise UserError(f"The configuration file {file} is broken: {error}") from None
-    raise UserError(
-        f"The configuration file {file} is of no known type; its name must end in .toml, .yaml or .yml."
-    )
+    raise UserError(f"The configuration file {file} is of no known type; its name must end in .toml, .yaml or .yml.")
 
 
 def _flatten(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -73,7 +73,7 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
 
 
 def _mine(rank_lists: list[list[int]], rank: int) -> ProcessGroup | None:
-    """Makes all the groups (a collective call) and returns the one that holds `rank`; None where groups hold one rank."""
+    """Makes all the groups (a collective call); the one that holds `rank`, None where each holds one rank."""
     if len(rank_lists[0]) == 1:
         return None
     groups = [(ranks, dist.new_group(ranks)) for ranks in rank_lists]

@@ -38,7 +38,10 @@ def evaluate(
     sums = WeightedSums(("loss",), strategy.device)
     with torch.no_grad():
         windows = tqdm(
-            _windows(loader, strategy, pad_token_id), desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True
+            _windows(loader, strategy, pad_token_id),
+            desc="evaluation",
+            leave=False,
+            disable=None if strategy.is_rank_0() else True,
         )
         for number, window in enumerate(windows, start=1):
             strategy.watchdog.note(f"evaluation, window {number}")
@@ -55,4 +58,6 @@ def _windows(
 ) -> Iterator[StepWindow]:
     if isinstance(loader, StepWindowLoader):
         return loader.windows(max_epochs=1)
-    return windows_of_foreign_loader(loader, 1, strategy.micro_batch_format(pad_token_id), strategy.groups, max_epochs=1)
+    return windows_of_foreign_loader(
+        loader, 1, strategy.micro_batch_format(pad_token_id), strategy.groups, max_epochs=1
+    )

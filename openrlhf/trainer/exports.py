@@ -20,7 +20,12 @@ class ExportsAlongTheWay:
     """Exports the model at a save; a failure is told and the run goes on."""
 
     def __init__(
-        self, strategy: DeepspeedStrategy, model: Actor, tokenizer: Any, store: CheckpointStore, max_shard_size: int | str
+        self,
+        strategy: DeepspeedStrategy,
+        model: Actor,
+        tokenizer: Any,
+        store: CheckpointStore,
+        max_shard_size: int | str,
     ):
         self._strategy = strategy
         self._model = model

@@ -96,8 +96,8 @@ class Saver:
             self._strategy.print(f"warning: {problem}")
         if report.num_failures_in_a_row >= self._schedule.max_failed_saves_in_a_row:
             raise SavesFailed(
-                f"{report.num_failures_in_a_row} saves in a row have failed (--ckpt.max_failed_saves_in_a_row): the run "
-                "stops; the last good checkpoint is intact."
+                f"{report.num_failures_in_a_row} saves in a row have failed (--ckpt.max_failed_saves_in_a_row): the "
+                "run stops; the last good checkpoint is intact."
             )
 
     def __enter__(self) -> Saver:

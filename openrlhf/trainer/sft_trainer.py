@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -241,7 +241,7 @@ class SFTTrainer:
         if isinstance(self.train_dataloader, StepWindowLoader):
             num_update_steps_per_epoch = self.train_dataloader.schedule.steps_per_epoch
         if num_update_steps_per_epoch is None:
-            num_batches = len(self.train_dataloader) if hasattr(self.train_dataloader, "__len__") else 0
+            num_batches = len(self.train_dataloader) if isinstance(self.train_dataloader, Sized) else 0
             num_update_steps_per_epoch = -(-num_batches // self.strategy.accumulated_gradient)
         return num_update_steps_per_epoch * self.max_epochs
 

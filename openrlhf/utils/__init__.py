@@ -17,7 +17,9 @@ def get_strategy(args: Any) -> DeepspeedStrategy:
     return strategy_of(from_namespace(args), args)
 
 
-def get_tokenizer(name: str, model: Any, padding_side: str = "right", strategy: Any = None, use_fast: bool = True) -> Any:
+def get_tokenizer(
+    name: str, model: Any, padding_side: str = "right", strategy: Any = None, use_fast: bool = True
+) -> Any:
     """The tokenizer saved in `name`, with a padding token; the model's configuration learns its id.
 
     Args:

@@ -94,7 +94,7 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     actor.train()
     step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef))
     results = []
-    for number, window in zip(range(recipe.num_steps), loader.windows(max_epochs=num_epochs)):
+    for number, window in zip(range(recipe.num_steps), loader.windows(max_epochs=num_epochs), strict=False):
         results.append(step.run(window, number))
     weights = dict(whole_weights(actor.model, strategy.is_rank_0()))
     actor.engine.destroy()

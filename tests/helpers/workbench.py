@@ -24,7 +24,21 @@ def save_model(folder: Path, kind: str = "qwen3", dtype: torch.dtype = torch.flo
 def save_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
     """Rows `question`, `answer` of very unlike lengths."""
     rng = random.Random(seed)
-    words = "sum of three and four is seven coffee with oat milk order ready clips May".split()
+    words = [
+        "sum",
+        "of",
+        "three",
+        "and",
+        "four",
+        "is",
+        "seven",
+        "coffee",
+        "with",
+        "oat milk",
+        "order",
+        "ready",
+        "clips",
+    ]
 
     def text(longest: int) -> str:
         return " ".join(rng.choices(words, k=rng.randint(1, longest)))
@@ -35,7 +49,7 @@ def save_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
 
 
 def flags(model: Path, rows: Path, out: Path, **changes: Any) -> list[str]:
-    """The words of a command line: fp32, 4 samples a step; `changes` by dotted name with `.` written `__`, None: left out."""
+    """The words of a command line: fp32, 4 samples a step; `changes` have `__` for `.`, and None for left out."""
     values = {
         "model.model_name_or_path": model,
         "data.dataset": rows,

@@ -34,7 +34,10 @@ CASES = {
     "broken JSON": (dict(data__dataset="{bench}/broken.jsonl"), "broken.jsonl:2"),
     "empty file": (dict(data__dataset="{bench}/empty.jsonl"), "empty.jsonl is empty"),
     "wrong type": (dict(data__dataset="{bench}/numbers.jsonl"), "numbers.jsonl:1"),
-    "empty answer": (dict(data__dataset="{bench}/unanswered.jsonl"), "unanswered.jsonl:1: the answer in column 'answer' is empty"),
+    "empty answer": (
+        dict(data__dataset="{bench}/unanswered.jsonl"),
+        "unanswered.jsonl:1: the answer in column 'answer' is empty",
+    ),
     "no trainable row": (dict(data__max_len=2), "None of the 6 rows can be trained"),
     "max_len too small": (dict(data__max_len=2), "--data.max_len"),
     "folder without model": (dict(model__model_name_or_path="{bench}/no_model"), "no_model"),
@@ -43,7 +46,8 @@ CASES = {
         "nowhere.jinja",
     ),
     "template that raises": (
-        CHAT | dict(data__dataset="{bench}/chat.jsonl", data__tokenizer_chat_template="{{{{ raise_exception('no!') }}}}"),
+        CHAT
+        | dict(data__dataset="{bench}/chat.jsonl", data__tokenizer_chat_template="{{{{ raise_exception('no!') }}}}"),
         "no!",
     ),
     "ring without packing": (dict(ds__ring_attn_size=2), "--ds.ring_attn_size"),

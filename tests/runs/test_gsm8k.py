@@ -1,4 +1,4 @@
-"""A full epoch of GSM8K on two ranks; the exported model, opened by plain transformers in float64, shows the run's loss."""
+"""A full epoch of GSM8K on two ranks; the exported model, read by plain transformers in float64, has the run's loss."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def argv(bench: Path, out: str, model: str, **changes) -> list[str]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    lines = [[{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in step_lines(out)] for out in (one, other)]
+    lines = [
+        [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in step_lines(out)] for out in (one, other)
+    ]
     assert [line["global_step"] for line in lines[1]] == list(range(1, NUM_STEPS + 1))
     assert lines[0] == lines[1]
     assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
@@ -46,7 +48,9 @@ def assert_same_tensors(one: Path, other: Path) -> None:
         assert torch.equal(tensor, right[name]), f"{name} differs between {one} and {other}"
 
 
-@pytest.mark.parametrize("stop_after", [3, 6, 11], ids=["inside an epoch", "at an epoch's border", "before a small window"])
+@pytest.mark.parametrize(
+    "stop_after", [3, 6, 11], ids=["inside an epoch", "at an epoch's border", "before a small window"]
+)
 def test_resumed_on_one_rank(one_rank, bench, stop_after):
     changes = dict(ds__zero_stage=0)
     if not (bench / "unbroken-1").exists():

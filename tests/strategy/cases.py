@@ -152,4 +152,7 @@ def losses_with(folder: str, dtype: str = "fp32", lora_rank: int = 0, **changes:
     loader = strategy.setup_dataloader(rows()[:BATCH_SIZE], 2, shuffle=False, pad_token_id=0)
     step = WindowStep(actor, strategy, scheduler, AuxLossSettings())
     actor.train()
-    return [step.run(window, number).loss for number, window in zip(range(10), loader.windows(max_epochs=None))]
+    return [
+        step.run(window, number).loss
+        for number, window in zip(range(10), loader.windows(max_epochs=None), strict=False)
+    ]

@@ -1,4 +1,4 @@
-"""OpenRLHF's names for saving and loading, over the checkpoint room: `save_ckpt`, `load_ckpt`, `save_model`, `load_model`."""
+"""What `strategy.save_ckpt` and `strategy.load_ckpt` do, over the checkpoint room."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class CheckpointDesk:
         checkpointer = self.checkpointer(folder, in_background=False)
         optimizer_step = checkpointer.store.step_of(tag)
         if optimizer_step is None:
-            raise UserError(f"a checkpoint is named global_step<N>, as in global_step20; save_ckpt was given tag={tag!r}.")
+            raise UserError(
+                f"a checkpoint is named global_step<N>, as in global_step20; save_ckpt was given tag={tag!r}."
+            )
         consumed_samples = int(client_state.get("consumed_samples", 0))
         progress = TrainingProgress(optimizer_step=optimizer_step, consumed_samples=consumed_samples)
         identity = RunIdentity("", 0, 0, 0, shape_of(engine.module), "", "", 0)  # a script says nothing of its data

@@ -47,16 +47,14 @@ def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> tor
 
     hidden_matrices = _hidden_matrices(module)
     for parameter in module.parameters():
-        parameter.use_muon = id(parameter) in hidden_matrices
+        parameter.use_muon = id(parameter) in hidden_matrices  # type: ignore[attr-defined]  # DeepSpeed's mark
     groups: list[dict[str, Any]] = []
     for group in decay_groups(module, adam.weight_decay):
         decay = group["weight_decay"]
         matrices = [p for p in group["params"] if p.use_muon]
         others = [p for p in group["params"] if not p.use_muon]
         if matrices:
-            groups.append(
-                dict(params=matrices, use_muon=True, lr=muon.lr, momentum=muon.momentum, weight_decay=decay)
-            )
+            groups.append(dict(params=matrices, use_muon=True, lr=muon.lr, momentum=muon.momentum, weight_decay=decay))
         if others:
             groups.append(
                 dict(params=others, use_muon=False, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=decay)
@@ -81,8 +79,8 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def _hidden_matrices(module: nn.Module) -> set[int]:
-    """ids of the 2-D weights that are neither an embedding nor the head (the last Linear, of the vocabulary's width)."""
-    vocabulary = {_shape(child.weight)[0] for child in module.modules() if isinstance(child, EMBEDDING_TYPES)}
+    """ids of the 2-D weights that are neither an embedding nor the head (whose rows are the vocabulary)."""
+    vocabulary = {child.num_embeddings for child in module.modules() if isinstance(child, EMBEDDING_TYPES)}
     return {
         id(parameter)
         for child in module.modules()

@@ -24,14 +24,18 @@ class ScheduleSettings:
         return math.ceil(self.num_training_steps * self.warmup_ratio)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings) -> torch.optim.lr_scheduler.LRScheduler:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: ScheduleSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
     """Raises UserError for a name that transformers does not know."""
     from transformers import get_scheduler
     from transformers.trainer_utils import SchedulerType
 
     known = [one.value for one in SchedulerType]
     if settings.name not in known:
-        raise UserError(f"--lr_scheduler {settings.name!r} is none that transformers knows: {', '.join(sorted(known))}.")
+        raise UserError(
+            f"--lr_scheduler {settings.name!r} is none that transformers knows: {', '.join(sorted(known))}."
+        )
     specific = {}
     if settings.name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
         specific = {"min_lr_rate": settings.min_lr_ratio}

@@ -1,13 +1,16 @@
 """The gradient norm of a step, and the veto on a step that would do harm.
 
-DeepSpeed itself holds back the update where the norm is not finite (fp16; bf16 with `check_grad_overflow`; ZeRO 3), but not
-in fp32, and it never says so. The guard stands before the optimizer's own step, so the same rule holds in every stage.
+DeepSpeed itself holds back the update where the norm is not finite (fp16; bf16 with `check_grad_overflow`; ZeRO 3),
+but not in fp32, and it never says so. The guard stands before the optimizer's own step,
+so the same rule holds in every stage.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -31,7 +34,7 @@ class StepGuard:
     """Holds back the update of a step whose gradient norm is not finite, or spikes above its recent history.
 
     Args:
-        max_spike: a step is held back where its norm exceeds this times the median of the last 64 applied steps; None: never.
+        max_spike: hold back a step whose norm exceeds this times the median of the last 64 applied ones; None: never.
     """
 
     def __init__(self, max_spike: float | None = None):
@@ -49,7 +52,7 @@ class StepGuard:
                 verdict.close(*self._judge(norm_before if norm_before is not None else _norm_of(engine)))
             return verdict.is_allowed
 
-        with _GuardedStep(engine.basic_optimizer, allows):
+        with _guarded(engine.basic_optimizer, allows):
             engine.step()
         if verdict.is_open:  # DeepSpeed itself never came to the update
             verdict.close(_norm_of(engine), "the gradient norm is not finite")
@@ -63,7 +66,10 @@ class StepGuard:
         if self._max_spike is not None and len(self._recent_norms) >= STEPS_BEFORE_SPIKES_COUNT:
             usual = median(self._recent_norms)
             if grad_norm > self._max_spike * usual:
-                return grad_norm, f"the gradient norm {grad_norm:.4g} is over {self._max_spike:g} times the usual {usual:.4g}"
+                return (
+                    grad_norm,
+                    f"the gradient norm {grad_norm:.4g} is over {self._max_spike:g} times the usual {usual:.4g}",
+                )
         return grad_norm, ""
 
     def state_dict(self) -> dict[str, list[float]]:
@@ -90,18 +96,15 @@ class _Verdict:
         return not self.reason
 
 
-class _GuardedStep:
+@contextmanager
+def _guarded(optimizer: Any, allows: Callable[[], bool]) -> Iterator[None]:
     """While it lasts, `optimizer.step` does nothing unless `allows()`."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, allows: Any):
-        self._optimizer, self._allows = optimizer, allows
-
-    def __enter__(self) -> None:
-        self._own_step = self._optimizer.step
-        self._optimizer.step = lambda *args, **kwargs: self._own_step(*args, **kwargs) if self._allows() else None
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._optimizer.step = self._own_step
+    own_step = optimizer.step
+    optimizer.step = lambda *args, **kwargs: own_step(*args, **kwargs) if allows() else None
+    try:
+        yield
+    finally:
+        optimizer.step = own_step
 
 
 def _norm_of(engine: Any) -> float:

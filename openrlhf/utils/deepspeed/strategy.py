@@ -86,7 +86,9 @@ class DeepspeedStrategy:
         self.full_determinism = full_determinism
         self.train_batch_size = train_batch_size
         self.micro_train_batch_size = micro_train_batch_size
-        self.engine_settings = _with(engine or EngineSettings(), max_norm=max_norm, zero_stage=zero_stage, param_dtype=param_dtype)
+        self.engine_settings = _with(
+            engine or EngineSettings(), max_norm=max_norm, zero_stage=zero_stage, param_dtype=param_dtype
+        )
         self.adam, self.muon = adam or AdamSettings(), muon
         self.ring_attn_size = ring_attn_size
         self.packing_samples = packing_samples
@@ -150,7 +152,7 @@ class DeepspeedStrategy:
         *,
         pad_token_id: int | None = None,
     ) -> StepWindowLoader:
-        """Step windows of `train_batch_size` samples, cut into micro-batches of `batch_size` samples (or by token budget).
+        """Step windows of `train_batch_size` samples in micro-batches of `batch_size` samples (or by token budget).
 
         `pin_memory` and `drop_last` are part of OpenRLHF's interface: nothing is dropped here, ever.
         """
@@ -181,7 +183,9 @@ class DeepspeedStrategy:
 
     def get_ds_eval_config(self) -> dict[str, Any]:
         """DeepSpeed's configuration for a model that is only evaluated."""
-        return engine_config(self.engine_settings, is_training=False) | {"train_batch_size": self._num_engine_data_ranks}
+        return engine_config(self.engine_settings, is_training=False) | {
+            "train_batch_size": self._num_engine_data_ranks
+        }
 
     def create_optimizer(
         self,
@@ -191,7 +195,7 @@ class DeepspeedStrategy:
         weight_decay: float | None = None,
         eps: float | None = None,
     ) -> torch.optim.Optimizer:
-        """AdamW (DeepSpeed's fused one, or its CPU Adam when offloaded), or Muon where the strategy was built for it."""
+        """DeepSpeed's fused AdamW, its CPU Adam when offloaded, or Muon where the strategy was built for it."""
         adam = _with(self.adam, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
         module = _module_of(model)
         if self.muon:
@@ -201,9 +205,9 @@ class DeepspeedStrategy:
     def prepare(self, *models: Any) -> Any:
         """Puts DeepSpeed's engine under each model; one result for one argument, else a tuple.
 
-        Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where cfg has any of the attributes lr, betas, eps,
-        weight_decay, lr_scheduler, num_training_steps, lr_warmup_ratio, min_lr_ratio, and a triple comes back; or a bare
-        model, for evaluation.
+        Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where cfg has any of the attributes lr, betas,
+        eps, weight_decay, lr_scheduler, num_training_steps, lr_warmup_ratio, min_lr_ratio, and a triple comes back; or
+        a bare model, for evaluation.
         """
         prepared = [self._prepare(model) for model in models]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
@@ -282,15 +286,19 @@ class DeepspeedStrategy:
         return outcome
 
     def backward(self, loss: Tensor, model: Trainable, optimizer: Any = None, **kwargs: Any) -> None:
-        """Backward of a mean loss, in a loop of the user's own: means of `accumulated_gradient` micro-batches and of all
-        ranks are averaged, as DeepSpeed does."""
+        """Backward of a mean loss, in a loop of the user's own.
+
+        The means of `accumulated_gradient` micro-batches and of all ranks are averaged, as DeepSpeed does.
+        """
         self._num_backwards += 1
         is_last = self._num_backwards % self.accumulated_gradient == 0
         engine = _engine_of(model)
         engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss / self.accumulated_gradient)
 
-    def optimizer_step(self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any) -> None:
+    def optimizer_step(
+        self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any
+    ) -> None:
         """After each `backward` of a loop of the user's own: an update after every `accumulated_gradient`-th."""
         if self._num_backwards % self.accumulated_gradient == 0:
             self.apply_step(model, scheduler)
@@ -358,7 +366,9 @@ class DeepspeedStrategy:
             self.guard.load_state_dict(state["guard"])
         return str(found.path), states_for_script(progress, state)
 
-    def save_model(self, model: Any, tokenizer: Any, output_dir: str, max_shard_size: int | str = "5GB", **kwargs: Any) -> None:
+    def save_model(
+        self, model: Any, tokenizer: Any, output_dir: str, max_shard_size: int | str = "5GB", **kwargs: Any
+    ) -> None:
         """Exports the model in Hugging Face form; every rank calls. Raises UserError where it cannot be written."""
         from transformers.utils.hub import convert_file_size_to_int
 
@@ -388,7 +398,9 @@ class DeepspeedStrategy:
         """Every rank's number or tensor, joined along the first dimension in the order of ranks; dicts likewise."""
         if isinstance(data, dict):
             return {name: self.all_gather(value) for name, value in data.items()}
-        gathered = torch.cat([part.reshape(-1, *part.shape[1:]) for part in gather_objects(_on_host(data), self.groups.control)])
+        gathered = torch.cat(
+            [part.reshape(-1, *part.shape[1:]) for part in gather_objects(_on_host(data), self.groups.control)]
+        )
         return gathered.to(data.device) if isinstance(data, Tensor) else gathered
 
     def sum_over_loss_ranks(self, sums: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class NumbersWatch:
         if self._num_in_a_row >= self._max_in_a_row:
             raise NumbersWentWrong(
                 f"{message}\nThat is {self._num_in_a_row} steps in a row (--train.max_nonfinite_steps_in_a_row): "
-                f"the run stops. The last good weights are those of step {optimizer_step - self._num_in_a_row}. Look at "
+                f"it stops. The last good weights are those of step {optimizer_step - self._num_in_a_row}. Look at "
                 "the samples named above, or lower the learning rate."
             )
         return message

@@ -53,7 +53,7 @@ class StepSchedule:
         if rest:
             raise UserError(
                 f"consumed_samples={consumed_samples} does not lie between two steps of {self.num_rows} samples an "
-                f"epoch and {self.batch_size} samples a step. Go on with the data and batch size that the run began with."
+                f"epoch and {self.batch_size} samples a step. Go on with the data and batch size that it began with."
             )
         return epoch, step_in_epoch
 

@@ -29,7 +29,9 @@ def bench(tmp_path_factory):
     trained.train_from_iterator((row["question"] + row["answer"] for row in rows), 2048, special_tokens=["<|end|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|end|>")
     tokenizer.save_pretrained(folder / "model")
-    tiny_model("qwen3", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=1024).save_pretrained(folder / "model")
+    tiny_model("qwen3", vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=1024).save_pretrained(
+        folder / "model"
+    )
     lines = (GSM8K / "test.jsonl").read_text(encoding="utf-8").splitlines()[:NUM_EVAL_ROWS]
     (folder / "eval.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +23,17 @@ from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.watchdog import Watchdog
 from openrlhf.utils.deepspeed.checkpoints import CheckpointDesk, states_for_script
 from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
+from openrlhf.utils.deepspeed.engines import (
+    Trainable,
+    attach_evaluation_engine,
+    attach_training_engine,
+    engine_of,
+)
 from openrlhf.utils.deepspeed.launch import join_ranks
 from openrlhf.utils.deepspeed.optimizers import AdamSettings, MuonSettings, build_adamw, build_muon
 from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
 from openrlhf.utils.deepspeed.step_guard import StepGuard, StepOutcome
 from openrlhf.utils.random_streams import seed_everything
-
-
-class Trainable(Protocol):
-    """What the strategy asks of a model; `Actor` is one."""
-
-    @property
-    def trainable_module(self) -> nn.Module:
-        """What the engine wraps."""
-
-    def attach_engine(self, engine: Any) -> None:
-        """From now on the model computes through `engine`."""
 
 
 class DeepspeedStrategy:
@@ -214,7 +209,8 @@ class DeepspeedStrategy:
 
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
-            return self._prepare_eval(argument)
+            attach_evaluation_engine(argument, self.get_ds_eval_config(), self.device)
+            return argument
         if len(argument) == 2:
             return self._prepare_train(*self._optimizer_and_schedule(*argument))
         return self._prepare_train(*argument)
@@ -232,31 +228,10 @@ class DeepspeedStrategy:
         return model, optimizer, build_schedule(optimizer, schedule)
 
     def _prepare_train(self, model: Trainable, optimizer: Any, scheduler: Any) -> tuple[Any, Any, Any]:
-        import deepspeed
-
-        module = model.trainable_module
-        _mark_leaf_modules(module, self.engine_settings.zero_stage, self.print)
-        engine, engine_optimizer, _, _ = deepspeed.initialize(
-            model=module.to(self.device) if not _is_partitioned(module) else module,
-            optimizer=optimizer,
-            config=self.get_ds_train_config(),
-            dist_init_required=False,
-        )
-        model.attach_engine(engine)
+        config = self.get_ds_train_config()
+        engine_optimizer = attach_training_engine(model, optimizer, config, self.device, self.print)
         self._schedulers[id(model)] = scheduler
         return model, engine_optimizer, scheduler
-
-    def _prepare_eval(self, model: Trainable) -> Trainable:
-        import deepspeed
-
-        module = model.trainable_module
-        engine, *_ = deepspeed.initialize(
-            model=module.to(self.device) if not _is_partitioned(module) else module,
-            config=self.get_ds_eval_config(),
-            dist_init_required=False,
-        )
-        model.attach_engine(engine)
-        return model
 
     @property
     def _num_engine_data_ranks(self) -> int:
@@ -271,17 +246,17 @@ class DeepspeedStrategy:
         DeepSpeed averages gradients over ranks; the shares of all ranks must add up instead. This is the one place that
         undoes the averaging. Say `with strategy.micro_batch(model, is_last)` around forward and backward.
         """
-        _engine_of(model).backward(loss_share * self._num_engine_data_ranks)
+        engine_of(model).backward(loss_share * self._num_engine_data_ranks)
 
     @contextmanager
     def micro_batch(self, model: Trainable, is_last: bool) -> Iterator[None]:
         """Around one forward and backward pass; gradients are reduced over ranks in a window's last one."""
-        _engine_of(model).set_gradient_accumulation_boundary(is_last)
+        engine_of(model).set_gradient_accumulation_boundary(is_last)
         yield
 
     def apply_step(self, model: Trainable, scheduler: Any) -> StepOutcome:
         """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""
-        outcome = self.guard.step(_engine_of(model))
+        outcome = self.guard.step(engine_of(model))
         scheduler.step()
         return outcome
 
@@ -292,7 +267,7 @@ class DeepspeedStrategy:
         """
         self._num_backwards += 1
         is_last = self._num_backwards % self.accumulated_gradient == 0
-        engine = _engine_of(model)
+        engine = engine_of(model)
         engine.set_gradient_accumulation_boundary(is_last)
         engine.backward(loss / self.accumulated_gradient)
 
@@ -321,7 +296,7 @@ class DeepspeedStrategy:
             max_mem: GiB that the kept ones may take.
             client_state: JSON values, `consumed_samples` among them; `load_ckpt` gives it back.
         """
-        engine = _engine_of(model)
+        engine = engine_of(model)
         self.desk.checkpointer(save_dir, max_num, max_mem, in_background=False)
         tag = tag or f"global_step{engine.global_steps}"
         self.desk.save_now(save_dir, engine, self._schedulers[id(model)], tag, client_state or {})
@@ -359,7 +334,7 @@ class DeepspeedStrategy:
 
         Raises UserError where `identity` says that it is of another run, and `allow_mismatch` does not say to go on.
         """
-        engine, scheduler = _engine_of(model), self._schedulers[id(model)]
+        engine, scheduler = engine_of(model), self._schedulers[id(model)]
         progress, state = self.desk.load(load_dir, found, engine, scheduler, identity, allow_mismatch)
         self.restored_progress = progress
         if "guard" in state:
@@ -419,27 +394,3 @@ def _on_host(data: Any) -> Tensor:
 
 def _module_of(model: Any) -> nn.Module:
     return getattr(model, "trainable_module", model)
-
-
-def _engine_of(model: Any) -> Any:
-    engine = model.engine
-    assert engine is not None, "strategy.prepare comes before training"
-    return engine
-
-
-def _is_partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 already holds the weights in parts (they were loaded so)."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-
-
-def _mark_leaf_modules(module: nn.Module, zero_stage: int, say: Callable[[str], None]) -> None:
-    """Under ZeRO-3 an expert that gets no token would not be gathered, and ranks would wait for each other for ever."""
-    if zero_stage != 3:
-        return
-    from deepspeed.utils import set_z3_leaf_modules
-
-    from openrlhf.models.moe import expert_leaf_modules
-
-    if leaves := expert_leaf_modules(module):
-        set_z3_leaf_modules(module, leaves)
-        say(f"ZeRO-3 gathers these modules whole: {', '.join(sorted(leaf.__name__ for leaf in leaves))}.")

@@ -1,0 +1,61 @@
+"""The loader's windows: as many micro-batches on every rank, and together the samples of the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from openrlhf.batching import (
+    FixedSize,
+    MicroBatchFormat,
+    StepSchedule,
+    StepWindowLoader,
+    TokenBudget,
+    windows_of_foreign_loader,
+)
+from openrlhf.parallel.groups import ProcessGroups, alone
+
+FORMAT = MicroBatchFormat(pad_token_id=0)
+ONE_BY_ONE = FixedSize(1)
+
+
+def rows(number: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Rows of unlike lengths, of which the first token tells the number."""
+    ids = [torch.full((3 + place % 4,), 10 + place) for place in range(number)]
+    return [(one, torch.ones_like(one), torch.ones_like(one)) for one in ids]
+
+
+def rank_of(data_rank: int, data_size: int) -> ProcessGroups:
+    return replace(alone(), rank=data_rank, world_size=data_size, data_rank=data_rank, data_size=data_size)
+
+
+def loader(number: int, groups: ProcessGroups, layout=ONE_BY_ONE) -> StepWindowLoader:
+    return StepWindowLoader(rows(number), StepSchedule(number, 4, seed=3), layout, FORMAT, groups)
+
+
+def test_a_rank_without_samples_computes_as_many_micro_batches():
+    for layout in (ONE_BY_ONE, TokenBudget(8, packed=False)):
+        of_ranks = [list(loader(9, rank_of(rank, 2), layout).windows(max_epochs=1)) for rank in (0, 1)]
+        assert [len(w.micro_batches) for w in of_ranks[0]] == [len(w.micro_batches) for w in of_ranks[1]]
+    assert of_ranks[1][-1].micro_batches[0].num_tokens == 0, "the last window's one row is on the other rank"
+
+
+def test_ranks_share_the_samples_of_a_step():
+    whole = [sorted(window.sample_names) for window in loader(9, alone()).windows(max_epochs=2)]
+    for size in (2, 3):
+        of_ranks = [list(loader(9, rank_of(rank, size)).windows(max_epochs=2)) for rank in range(size)]
+        steps = zip(*of_ranks, strict=True)
+        shared = [sorted(name for window in step for name in window.sample_names) for step in steps]
+        assert shared == whole
+
+
+def test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained():
+    batches = [tuple(part[None] for part in row) for row in rows(5)]
+
+    def first_tokens(skip_windows: int) -> list[list[int]]:
+        windows = windows_of_foreign_loader(batches, 2, FORMAT, alone(), max_epochs=2, skip_windows=skip_windows)
+        return [[int(one.input_ids[0, 0]) for one in window.micro_batches] for window in windows]
+
+    assert first_tokens(0) == [[10, 11], [12, 13], [14]] * 2
+    assert first_tokens(4) == [[12, 13], [14]]

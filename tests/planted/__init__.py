@@ -1,0 +1,13 @@
+"""Small wrong changes to the package, by room, and what applies them: see tests/planted_bugs.py."""
+
+from __future__ import annotations
+
+from tests.planted import attention, batching, checkpoint, config, datasets, engine, models, tracking, trainer
+from tests.planted.bug import Bug
+
+ROOMS = (batching, datasets, models, attention, engine, trainer, checkpoint, tracking, config)
+
+
+def bugs_of_rooms() -> list[Bug]:
+    """All bugs, in the order of a sample's way."""
+    return [bug for room in ROOMS for bug in room.BUGS]

@@ -1,0 +1,156 @@
+"""Bugs of the room batching/: which samples make a step, and their tensors."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_MICRO_BATCH = "tests/batching/test_micro_batch.py"
+_ORDER = "tests/batching/test_order_and_schedule.py"
+
+BUGS = [
+    Bug(
+        "mask_shifted_by_one",
+        "the token before each target is trained in its place",
+        "batching/micro_batch.py",
+        "return place + start, sample.input_ids[place + 1], weights",
+        "return place + start, sample.input_ids[place], weights",
+        (f"{_MICRO_BATCH}::test_padded_targets_are_the_next_tokens",),
+    ),
+    Bug(
+        "hidden_state_shifted_by_one",
+        "each target is scored from its own hidden state: the model sees the answer",
+        "batching/micro_batch.py",
+        "return place + start, sample.input_ids",
+        "return place + start + 1, sample.input_ids",
+        (f"{_MICRO_BATCH}::test_padded_targets_are_the_next_tokens",),
+    ),
+    Bug(
+        "last_mask_entry_counts",
+        "the last entry of a mask, which judges nothing, reaches into the next sample",
+        "batching/micro_batch.py",
+        "counts = sample.loss_mask[:-1]",
+        "counts = sample.loss_mask.roll(1)[1:]",
+        (f"{_MICRO_BATCH}::test_packed_targets_never_cross_a_sample",),
+    ),
+    Bug(
+        "positions_do_not_restart",
+        "the second sample of a pack begins at the position where the first one ended",
+        "batching/micro_batch.py",
+        "position_ids=torch.cat([torch.arange(length) for length in lengths])[None],",
+        "position_ids=torch.arange(sum(lengths))[None],",
+        (f"{_MICRO_BATCH}::test_packed_targets_never_cross_a_sample",),
+    ),
+    Bug(
+        "border_off_by_one",
+        "samples of a pack exchange a token with their neighbours",
+        "batching/micro_batch.py",
+        "cu_seqlens=torch.tensor([*_starts(lengths), sum(lengths)], dtype=torch.int32),",
+        "cu_seqlens=torch.tensor([*_starts(lengths), sum(lengths)], dtype=torch.int32).clamp(1) - 1,",
+        (f"{_MICRO_BATCH}::test_packed_targets_never_cross_a_sample",),
+    ),
+    Bug(
+        "padding_masked_by_id",
+        "where pad and end token are one, end tokens are not seen",
+        "batching/micro_batch.py",
+        "attention_mask[row, : len(ids)] = 1",
+        "attention_mask[row, : len(ids)] = ids != pad_token_id",
+        (f"{_MICRO_BATCH}::test_padded_targets_are_the_next_tokens",),
+    ),
+    Bug(
+        "sample_mean_not_divided",
+        "with --train.loss_reduction sample, long answers still weigh more",
+        "batching/micro_batch.py",
+        "weights = weights / weights.sum()",
+        "weights = weights / 1.0",
+        (f"{_MICRO_BATCH}::test_per_sample_mean_gives_each_sample_the_weight_one",),
+    ),
+    Bug(
+        "last_window_dropped",
+        "the last samples of each epoch are never trained",
+        "batching/schedule.py",
+        "return -(-self.num_rows // self.batch_size)",
+        "return max(1, self.num_rows // self.batch_size)",
+        (f"{_ORDER}::test_the_last_window_is_smaller_and_nothing_is_lost",),
+    ),
+    Bug(
+        "windows_cross_the_epoch",
+        "the last window of an epoch is filled up with samples already trained",
+        "batching/schedule.py",
+        "places = np.arange(start, min(start + self.batch_size, self.num_rows))",
+        "places = np.arange(start, start + self.batch_size) % self.num_rows",
+        (f"{_ORDER}::test_the_last_window_is_smaller_and_nothing_is_lost",),
+    ),
+    Bug(
+        "same_order_every_epoch",
+        "every epoch shows the samples in the same order",
+        "batching/order.py",
+        "^ np.uint64(epoch))[()])",
+        "^ np.uint64(0 * epoch))[()])",
+        (f"{_ORDER}::test_the_order_depends_on_seed_and_epoch_and_nothing_else",),
+    ),
+    Bug(
+        "order_is_no_permutation",
+        "some samples come twice in an epoch, others never",
+        "batching/order.py",
+        "images[outside] = _feistel(images[outside], half_bits, key)",
+        "images[outside] = images[outside] % np.uint64(num_values)",
+        (f"{_ORDER}::test_an_epoch_holds_every_row_once",),
+    ),
+    Bug(
+        "resume_repeats_a_step",
+        "a resumed run trains its last window again",
+        "batching/schedule.py",
+        "return epoch, step_in_epoch\n",
+        "return epoch, max(0, step_in_epoch - 1)\n",
+        (f"{_ORDER}::test_consumed_samples_tells_where_the_stream_stands",),
+    ),
+    Bug(
+        "budget_ignores_padding",
+        "a micro-batch of one long and many short samples runs out of memory",
+        "batching/layout.py",
+        "(len(bins[-1]) + 1) * lengths_tokens[bins[-1][0]] > self.max_tokens",
+        "sum(lengths_tokens[one] for one in bins[-1]) + lengths_tokens[place] > self.max_tokens",
+        ("tests/batching/test_layout.py::test_padded_budget_counts_the_padding",),
+    ),
+    Bug(
+        "rank_without_samples_skips",
+        "a rank without samples skips its micro-batch, and the others wait for it in a collective for ever",
+        "batching/loader.py",
+        "            rows = [int(window.rows[place]) for place in places_of_ranks[self.groups.data_rank]]\n",
+        "            rows = [int(window.rows[place]) for place in places_of_ranks[self.groups.data_rank]]\n"
+        "            if not rows:\n                continue\n",
+        ("tests/batching/test_loader.py::test_a_rank_without_samples_computes_as_many_micro_batches",),
+    ),
+    Bug(
+        "ranks_read_the_same_samples",
+        "every rank trains what rank 0 trains",
+        "batching/loader.py",
+        "for place in places_of_ranks[self.groups.data_rank]]\n            micro_batch",
+        "for place in places_of_ranks[0]]\n            micro_batch",
+        ("tests/batching/test_loader.py::test_ranks_share_the_samples_of_a_step",),
+    ),
+    Bug(
+        "foreign_loader_not_skipped",
+        "a run with a DataLoader of the user's own begins its data anew after a resume",
+        "batching/loader.py",
+        "                skip_windows -= 1\n                continue",
+        "                skip_windows = 0",
+        ("tests/batching/test_loader.py::test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained",),
+    ),
+    Bug(
+        "a_ranks_own_divisor",
+        "each rank divides by its own number of targets: the loss depends on how the batch was cut",
+        "batching/window.py",
+        "sum_over(sums, groups.control).tolist()",
+        "sums.tolist()",
+        ("tests/batching/test_window.py::test_counts_are_of_all_ranks_and_a_ring_counts_once",),
+    ),
+    Bug(
+        "ring_counts_twice",
+        "with --ds.ring_attn_size 2 the loss is divided by twice the number of targets",
+        "batching/window.py",
+        "if groups.sequence_rank or groups.tensor_rank:",
+        "if groups.tensor_rank:",
+        ("tests/batching/test_window.py::test_counts_are_of_all_ranks_and_a_ring_counts_once",),
+    ),
+]

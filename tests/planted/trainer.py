@@ -1,0 +1,131 @@
+"""Bugs of the rooms trainer/ and cli/: the step, evaluation, the horizon of a run."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_STEP = "tests/trainer/test_window_step.py"
+_EVALUATION = "tests/trainer/test_evaluation.py"
+
+BUGS = [
+    Bug(
+        "mean_of_means",
+        "targets of short micro-batches weigh more than those of long ones",
+        "trainer/window_step.py",
+        "on_device.target_weights) / counts.target_weight_sum_global",
+        "on_device.target_weights) / on_device.target_weights.sum() / len(counts.num_tokens_of_micro_step_global)",
+        (f"{_STEP}::test_a_window_equals_a_plain_loop[one by one]",),
+    ),
+    Bug(
+        "loss_divided_by_all_tokens",
+        "the logged loss is too low by the share of targets",
+        "trainer/window_step.py",
+        'means["loss"] / max(1, counts.num_target_tokens_global)',
+        'means["loss"] / max(1, counts.num_tokens_global)',
+        (f"{_STEP}::test_a_window_equals_a_plain_loop[all at once]",),
+    ),
+    Bug(
+        "sample_weights_ignored",
+        "--train.loss_reduction sample trains the mean of tokens",
+        "trainer/window_step.py",
+        "weighted_nll_sum(scores.log_probs, on_device.target_weights)",
+        "weighted_nll_sum(scores.log_probs, torch.ones_like(on_device.target_weights))",
+        (f"{_STEP}::test_a_window_equals_a_plain_loop[mean of samples]",),
+    ),
+    Bug(
+        "aux_loss_not_scaled",
+        "the auxiliary loss grows with the number of micro-batches",
+        "trainer/window_step.py",
+        "return micro_batch.num_tokens / counts.num_tokens_global",
+        "return 1.0",
+        (f"{_STEP}::test_the_aux_loss_of_equal_micro_batches_is_that_of_one",),
+    ),
+    Bug(
+        "aux_loss_shared_evenly",
+        "short micro-batches balance the experts as much as long ones",
+        "trainer/window_step.py",
+        "return micro_batch.num_tokens / counts.num_tokens_global",
+        "return 1.0 / len(counts.num_tokens_of_micro_step_global)",
+        (f"{_STEP}::test_a_micro_batchs_aux_loss_weighs_as_much_as_its_tokens",),
+    ),
+    Bug(
+        "aux_loss_without_coefficient",
+        "--model.aux_loss_coef is taken for 1",
+        "trainer/window_step.py",
+        "loss_share + self._aux_loss.coef * aux_share",
+        "loss_share + aux_share",
+        (f"{_STEP}::test_the_aux_losss_gradient_grows_with_its_coefficient",),
+    ),
+    Bug(
+        "dropout_not_seeded",
+        "dropout after a resume is another one than in the unbroken run",
+        "trainer/window_step.py",
+        "            self._seed(optimizer_step, micro_step)\n",
+        "            pass\n",
+        (f"{_STEP}::test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before",),
+    ),
+    Bug(
+        "dropout_the_same_every_step",
+        "every step drops the same units",
+        "utils/random_streams.py",
+        'f"{seed}/{optimizer_step}/{micro_step}/{rank}"',
+        'f"{seed}/{micro_step}/{rank}"',
+        (f"{_STEP}::test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before",),
+    ),
+    Bug(
+        "dropout_the_same_every_micro_step",
+        "all micro-batches of a step drop the same units",
+        "utils/random_streams.py",
+        'f"{seed}/{optimizer_step}/{micro_step}/{rank}"',
+        'f"{seed}/{optimizer_step}/{rank}"',
+        (f"{_STEP}::test_micro_steps_of_a_window_drop_different_things",),
+    ),
+    Bug(
+        "evaluation_averages_batch_means",
+        "eval_loss depends on how the rows were batched",
+        "trainer/evaluation.py",
+        'sums.add("loss", -scores.log_probs.double().sum(), len(micro_batch.target_ids))',
+        'sums.add("loss", -scores.log_probs.double().mean(), 1)',
+        (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
+    ),
+    Bug(
+        "evaluation_counts_padding",
+        "eval_loss is too low where rows are padded",
+        "trainer/evaluation.py",
+        "len(micro_batch.target_ids))",
+        "micro_batch.input_ids.numel())",
+        (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
+    ),
+    Bug(
+        "evaluation_with_dropout",
+        "eval_loss is that of a model with half its units",
+        "trainer/evaluation.py",
+        "    model.eval()\n",
+        "    pass\n",
+        (f"{_EVALUATION}::test_dropout_is_off",),
+    ),
+    Bug(
+        "evaluation_ends_dropout",
+        "after the first evaluation the run trains without dropout",
+        "trainer/evaluation.py",
+        "    model.train(was_training)\n",
+        "    pass\n",
+        (f"{_EVALUATION}::test_the_model_goes_on_as_it_was",),
+    ),
+    Bug(
+        "horizon_of_one_epoch",
+        "the learning rate is at its least after one epoch of three",
+        "cli/sft_run.py",
+        "self.config.train.batch_size) * self.config.train.max_epochs",
+        "self.config.train.batch_size)",
+        ("tests/strategy/test_schedules.py::test_the_horizon_of_a_run_is_all_its_epochs",),
+    ),
+    Bug(
+        "padded_share_says_no_padding",
+        "inspect_data promises that nothing is lost to padding",
+        "inspection/statistics.py",
+        "int(one.sum() if packed else one.max() * len(one))",
+        "int(one.sum())",
+        ("tests/inspection/test_inspection.py::test_padding_and_fill",),
+    ),
+]

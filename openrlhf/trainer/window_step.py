@@ -126,6 +126,9 @@ class WindowStep:
 def score(model: Actor, micro_batch: MicroBatch, strategy: DeepspeedStrategy, aux_loss: AuxLossSettings) -> Any:
     """The log-probs of a micro-batch's target tokens (`TargetScores`), on its device."""
     groups = strategy.groups
+    is_real_token = None
+    if not micro_batch.sample_names:  # its tokens stand there for the collectives' sake: no expert's load counts them
+        is_real_token = torch.zeros_like(micro_batch.input_ids.flatten(), dtype=torch.bool)
     return model.score_targets(
         input_ids=micro_batch.input_ids,
         position_ids=micro_batch.position_ids,
@@ -136,5 +139,6 @@ def score(model: Actor, micro_batch: MicroBatch, strategy: DeepspeedStrategy, au
         target_ids=micro_batch.target_ids,
         sequence_group=groups.sequence,
         with_aux_loss=aux_loss.coef != 0,
+        is_real_token=is_real_token,
         router_group=groups.loss if aux_loss.scope == "global" else groups.sequence,
     )

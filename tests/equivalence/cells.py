@@ -26,6 +26,7 @@ class Layout:
     offload: bool = False
     dtype: str = "fp32"
     tensor_parallel: int = 1
+    aux_loss_scope: str = "micro_batch"
 
     def __str__(self) -> str:
         parts = [f"zero{self.zero_stage}", f"mb{self.micro_batch_size}"]
@@ -35,6 +36,7 @@ class Layout:
         parts += [f"tp{self.tensor_parallel}"] if self.tensor_parallel > 1 else []
         parts += ["checkpointing"] if self.checkpointing else []
         parts += ["offload"] if self.offload else []
+        parts += ["aux_global"] if self.aux_loss_scope == "global" else []
         return "-".join([*parts, self.dtype])
 
 
@@ -92,7 +94,7 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     schedule = ScheduleSettings("cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
     actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
     actor.train()
-    step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef))
+    step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope))
     results = []
     for number, window in zip(range(recipe.num_steps), loader.windows(max_epochs=num_epochs), strict=False):
         results.append(step.run(window, number))
@@ -100,4 +102,5 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     actor.engine.destroy()
     if not strategy.is_rank_0():
         return None
-    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights)
+    aux_losses = [r.aux_loss for r in results if r.aux_loss is not None]
+    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights, aux_losses)

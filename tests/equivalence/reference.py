@@ -29,6 +29,7 @@ class Recipe:
     min_lr_ratio: float = 0.1
     loss_reduction: str = "token"
     aux_loss_coef: float = 0.0
+    aux_loss_over: str = "window"  # the tokens that the load-balancing loss is taken over: "window" or "sample"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Curve:
     losses: list[float]
     grad_norms: list[float]
     weights: dict[str, Tensor]
+    aux_losses: list[float]  # empty where there is none
 
 
 def rows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
@@ -63,19 +65,26 @@ def train(model: nn.Module, recipe: Recipe) -> Curve:
         [dict(params=decayed, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
         lr=recipe.lr, betas=recipe.betas, eps=recipe.eps,
     )  # fmt: skip
-    losses, grad_norms = [], []
+    routers = _Routers(model)
+    losses, grad_norms, aux_losses = [], [], []
     for step, window in enumerate(_windows(samples, recipe)):
         optimizer.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         objective = torch.zeros((), dtype=torch.float64)
+        routed = []
         for ids, is_target in window:
             logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
+            routed.append(routers.take())
             log_probs = logits.log_softmax(-1)
             nll = torch.stack([-log_probs[t - 1, ids[t]] for t in range(1, len(ids)) if is_target[t]])
             total = total + nll.sum()
             objective = objective + (nll.sum() if recipe.loss_reduction == "token" else nll.mean())
         num_targets = sum(int(is_target.sum()) for _, is_target in window)
         objective = objective / (num_targets if recipe.loss_reduction == "token" else len(window))
+        if recipe.aux_loss_coef:
+            aux_loss = _aux_loss(routed, model.config.num_experts_per_tok, recipe.aux_loss_over)
+            aux_losses.append(aux_loss.item())
+            objective = objective + recipe.aux_loss_coef * aux_loss
         objective.backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
         if norm > recipe.max_norm:
@@ -84,9 +93,49 @@ def train(model: nn.Module, recipe: Recipe) -> Curve:
         for group in optimizer.param_groups:
             group["lr"] = _lr(step, recipe)
         optimizer.step()
-        losses.append(float(total) / num_targets)
-        grad_norms.append(float(norm))
-    return Curve(losses, grad_norms, {name: value.detach().clone() for name, value in model.named_parameters()})
+        losses.append(total.item() / num_targets)
+        grad_norms.append(norm.item())
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return Curve(losses, grad_norms, weights, aux_losses)
+
+
+class _Routers:
+    """Notes what every router of the model scores, token by token, expert by expert."""
+
+    def __init__(self, model: nn.Module):
+        self._noted: list[Tensor] = []
+        for module in model.modules():
+            if hasattr(module, "experts"):
+                module.gate.register_forward_hook(self._note)
+
+    def _note(self, router: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
+        self._noted.append(hidden @ router.weight.T)
+
+    def take(self) -> list[Tensor]:
+        """(tokens, experts) of each layer, since the last call."""
+        noted, self._noted = self._noted, []
+        return noted
+
+
+def _aux_loss(routed: list[list[Tensor]], experts_per_token: int, over: str) -> Tensor:
+    """Switch Transformers' loss over the tokens of all layers; `routed` by sample, by layer: (tokens, experts)."""
+    if over == "window":
+        return _balance(torch.cat([layer for layers in routed for layer in layers]), experts_per_token)
+    num_tokens = [len(layers[0]) for layers in routed]
+    by_sample = [_balance(torch.cat(layers), experts_per_token) for layers in routed]
+    return sum(n * loss for n, loss in zip(num_tokens, by_sample, strict=True)) / sum(num_tokens)
+
+
+def _balance(scores: Tensor, experts_per_token: int) -> Tensor:
+    """scores (tokens, experts): experts * sum over experts of share of tokens * mean probability."""
+    num_tokens, num_experts = scores.shape
+    probabilities = scores.softmax(-1)
+    share = torch.zeros(num_experts, dtype=scores.dtype)
+    for token in probabilities.detach():
+        for expert in token.argsort(descending=True)[:experts_per_token]:
+            share[expert] += 1 / num_tokens
+    return num_experts * (share * probabilities.mean(0)).sum()
 
 
 def _windows(samples, recipe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any
@@ -97,8 +98,9 @@ class SFTTrainer:
             config, num_steps, self.progress.optimizer_step, is_rank_0=self.strategy.is_rank_0()
         )
         with PreemptionRequest() as preemption, open_tracker as tracker, saver:
+            began_at = time.perf_counter()
             for window in self._windows(consumed_samples):
-                result = step.run(window, self.progress.optimizer_step)
+                result = step.run(window, self.progress.optimizer_step, began_at)
                 self._advance(window, result)
                 self._report(tracker, result)
                 self._look_at_numbers(watch, result)
@@ -106,6 +108,7 @@ class SFTTrainer:
                     self._evaluate(tracker)
                 self._save_if_due(saver, preemption)
                 self.strategy.watchdog.note("reading the next samples")
+                began_at = time.perf_counter()
             self._finish(tracker, saver)
 
     # --- events --------------------------------------------------------------------------------------------------

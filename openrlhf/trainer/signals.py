@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
@@ -43,7 +44,8 @@ class PreemptionRequest:
         return self._made_at is not None
 
     def __enter__(self) -> PreemptionRequest:
-        for number in PREEMPTION_SIGNALS:
+        is_main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other one listen
+        for number in PREEMPTION_SIGNALS if is_main_thread else ():
             self._previous[number] = signal.signal(number, self._note)
         return self
 

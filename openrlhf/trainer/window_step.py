@@ -57,13 +57,14 @@ class WindowStep:
         self._aux_loss = aux_loss
         self._is_first = True  # kernels may be compiled: that can take long
 
-    def run(self, window: StepWindow, optimizer_step: int) -> StepResult:
+    def run(self, window: StepWindow, optimizer_step: int, began_at: float | None = None) -> StepResult:
         """Trains on one window.
 
         Args:
             optimizer_step: steps taken before this one; it decides the random numbers.
+            began_at: `time.perf_counter()` when the loop began to wait for this window; None: now.
         """
-        start = time.perf_counter()
+        began_at = time.perf_counter() if began_at is None else began_at
         step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
         watchdog.note(f"counting the tokens of {step_name}")
         counts = window.count(self._strategy.groups)
@@ -84,7 +85,7 @@ class WindowStep:
         loss = means["loss"] / max(1, counts.num_target_tokens_global)
         suspects = () if math.isfinite(loss) else self._suspects(window, nll_sums)
         aux_loss = means["aux_loss"] if self._aux_loss.coef else None
-        return StepResult(loss, aux_loss, lr, time.perf_counter() - start, counts, outcome, suspects)
+        return StepResult(loss, aux_loss, lr, time.perf_counter() - began_at, counts, outcome, suspects)
 
     def _forward_and_backward(
         self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts, sums: WeightedSums
@@ -94,7 +95,8 @@ class WindowStep:
         scores = score(self._model, on_device, self._strategy, self._aux_loss)
         nll_sum = -scores.log_probs.detach().double().sum()
         sums.add("loss", nll_sum)
-        loss_share = weighted_nll_sum(scores.log_probs, on_device.target_weights) / counts.target_weight_sum_global
+        divisor = counts.target_weight_sum_global or 1.0  # a window of a loader of the user's own may have no target
+        loss_share = weighted_nll_sum(scores.log_probs, on_device.target_weights) / divisor
         if scores.aux_loss is not None:
             aux_share = scores.aux_loss * self._aux_weight(micro_batch, micro_step, counts)
             sums.add("aux_loss", aux_share)

@@ -2,15 +2,19 @@
 # One machine or many with torchrun. On one machine:
 #   bash examples/torchrun.sh run.toml
 # On many, the same line on each; they meet at the first one's address:
-#   NUM_MACHINES=4 MACHINE=0 FIRST_MACHINE=10.0.0.1 bash examples/torchrun.sh run.toml      (MACHINE=1, 2, 3 there)
+#   NUM_MACHINES=4 FIRST_MACHINE=10.0.0.1 bash examples/torchrun.sh run.toml
 # A rank for each GPU; without one, say how many: RANKS_PER_MACHINE=2. All machines need the same environment, and a
-# shared folder for checkpoints and the model.
+# shared folder for checkpoints and the model. When a rank dies, all start again from the newest checkpoint, up to
+# three times; so ask for checkpoints (--ckpt.save_steps or --ckpt.save_minutes).
 set -euo pipefail
+machines=${NUM_MACHINES:-1}
+port=${PORT:-$([ "$machines" = 1 ] && echo 0 || echo 29400)} # 0: any free port
 
 torchrun \
-    --nnodes "${NUM_MACHINES:-1}" \
-    --node_rank "${MACHINE:-0}" \
-    --master_addr "${FIRST_MACHINE:-127.0.0.1}" \
-    --master_port "${PORT:-29400}" \
+    --nnodes "$machines" \
+    --rdzv_backend c10d \
+    --rdzv_endpoint "${FIRST_MACHINE:-localhost}:$port" \
+    --rdzv_id "${RUN_NAME:-sft}" \
+    --max_restarts 3 \
     --nproc_per_node "${RANKS_PER_MACHINE:-gpu}" \
-    -m openrlhf.cli.train_sft @ "$@"
+    -m openrlhf.cli.train_sft @ "$@" --ckpt.load_enable

@@ -33,8 +33,8 @@ TEENS = [
 ]
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-SUM_WORDINGS = ("What is {a} plus {b}?", "Add {a} and {b}.")
-DIFFERENCE_WORDINGS = ("What is {a} minus {b}?", "Take {b} from {a}.")
+SUM_WORDINGS = ("What is {a} plus {b}?", "Add {a} and {b}.", "How much are {a} and {b}?")
+DIFFERENCE_WORDINGS = ("What is {a} minus {b}?", "Take {b} from {a}.", "How much is {a} less {b}?")
 
 
 def in_words(number: int) -> str:

@@ -27,10 +27,11 @@ def number_of(words):
 
 def asked(question):
     """The operation and its two numbers."""
-    pattern = r"(?:What is|Add|Take) (\S+) (plus|and|minus|from) (\S+)[?.]"
+    pattern = r"(?:What is|Add|Take|How much are|How much is) (\S+) (plus|and|minus|less|from) (\S+)[?.]"
     first, word, second = re.fullmatch(pattern, question).groups()
     a, b = number_of(first), number_of(second)
-    return ("minus", b, a) if word == "from" else ("minus", a, b) if word == "minus" else ("plus", a, b)
+    operation = "plus" if word in ("plus", "and") else "minus"
+    return (operation, b, a) if word == "from" else (operation, a, b)
 
 
 def rows_of(path):

@@ -79,11 +79,18 @@ def test_slurm_does_not_requeue_a_run_that_failed(run_script):
     assert code == 2
 
 
-def test_torchrun_meets_at_the_first_machine(run_script):
-    _, (line,) = run_script("torchrun.sh", "run.toml", NUM_MACHINES="2", MACHINE="1", FIRST_MACHINE="10.0.0.1")
+@pytest.mark.parametrize(
+    ("variables", "meeting_place", "num_machines"),
+    [
+        ({}, "localhost:0", 1),
+        ({"NUM_MACHINES": "2", "FIRST_MACHINE": "10.0.0.1"}, "10.0.0.1:29400", 2),
+    ],
+)
+def test_torchrun_meets_at_the_first_machine(run_script, variables, meeting_place, num_machines):
+    _, (line,) = run_script("torchrun.sh", "run.toml", **variables)
     assert line == (
-        "torchrun --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29400 --nproc_per_node gpu "
-        "-m openrlhf.cli.train_sft @ run.toml"
+        f"torchrun --nnodes {num_machines} --rdzv_backend c10d --rdzv_endpoint {meeting_place} --rdzv_id sft "
+        "--max_restarts 3 --nproc_per_node gpu -m openrlhf.cli.train_sft @ run.toml --ckpt.load_enable"
     )
 
 

@@ -30,6 +30,7 @@ class Recipe:
     loss_reduction: str = "token"
     aux_loss_coef: float = 0.0
     aux_loss_over: str = "window"  # the tokens that the load-balancing loss is taken over: "window" or "sample"
+    has_bf16_weights: bool = False  # passes see the optimizer's weights rounded to bf16; sums are exact all the same
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,20 @@ def rows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
 def train(model: nn.Module, recipe: Recipe) -> Curve:
     """Trains `model` (float64) on the rows in their own order, epoch after epoch."""
     samples = rows(recipe)
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and p is not model.get_input_embeddings().weight]
-    others = [p for p in model.parameters() if not any(p is q for q in decayed)]
+    masters = {p: p.detach().clone() for p in model.parameters()}
+    decayed = [p for p in masters if p.ndim >= 2 and p is not model.get_input_embeddings().weight]
+    others = [p for p in masters if not any(p is q for q in decayed)]
     optimizer = torch.optim.AdamW(
-        [dict(params=decayed, weight_decay=recipe.weight_decay), dict(params=others, weight_decay=0.0)],
+        [
+            dict(params=[masters[p] for p in decayed], weight_decay=recipe.weight_decay),
+            dict(params=[masters[p] for p in others], weight_decay=0.0),
+        ],
         lr=recipe.lr, betas=recipe.betas, eps=recipe.eps,
     )  # fmt: skip
     routers = _Routers(model)
     losses, grad_norms, aux_losses = [], [], []
     for step, window in enumerate(_windows(samples, recipe)):
-        optimizer.zero_grad()
+        model.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         objective = torch.zeros((), dtype=torch.float64)
         routed = []
@@ -87,12 +92,14 @@ def train(model: nn.Module, recipe: Recipe) -> Curve:
             objective = objective + recipe.aux_loss_coef * aux_loss
         objective.backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
-        if norm > recipe.max_norm:
-            for parameter in model.parameters():
-                parameter.grad *= recipe.max_norm / norm
+        clip = min(1.0, recipe.max_norm / norm)
+        for parameter, master in masters.items():
+            master.grad = parameter.grad * clip
         for group in optimizer.param_groups:
             group["lr"] = _lr(step, recipe)
         optimizer.step()
+        for parameter, master in masters.items():
+            parameter.data.copy_(master.to(torch.bfloat16) if recipe.has_bf16_weights else master)
         losses.append(total.item() / num_targets)
         grad_norms.append(norm.item())
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}

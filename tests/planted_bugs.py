@@ -134,7 +134,6 @@ def _write_table(findings: list[Finding]) -> None:
             "file": f"openrlhf/{finding.bug.file}",
             "breaks": finding.bug.breaks,
             "caught_by": finding.outcome.failed[0] if finding.is_caught else None,
-            "reason": finding.outcome.reason,
             "seconds": finding.outcome.seconds,
         }
         for finding in findings
@@ -151,7 +150,7 @@ def _markdown(rows: list[dict]) -> str:
         "# Planted bugs",
         "",
         f"{num_caught} of {len(rows)} small wrong changes are caught. Made by `python -m tests.planted_bugs`,",
-        "which plants one at a time in a copy of the tree and runs the tests named beside it; without any bug those tests pass.",
+        "which plants one at a time in a copy of the tree and runs tests against it; without any bug these tests pass.",
         "",
         "| bug | file | what a user would suffer | caught by | s |",
         "| --- | --- | --- | --- | ---: |",

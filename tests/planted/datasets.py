@@ -127,9 +127,9 @@ BUGS = [
     Bug(
         "bad_rows_skipped_silently",
         "broken rows are left out without a word",
-        "datasets/problems.py",
-        "if self.count <= self._max_bad_rows or (",
-        "if self.count >= 0 or (",
+        "datasets/prepare.py",
+        "for number, reason in result.bad_rows:",
+        "for number, reason in ():",
         ("tests/datasets/test_bad_input.py::test_allowed_bad_rows_are_left_out_and_counted",),
     ),
     Bug(

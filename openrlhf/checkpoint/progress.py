@@ -18,6 +18,8 @@ class TrainingProgress:
     consumed_samples: int = 0
     consumed_target_tokens: int = 0
     consumed_tokens: int = 0
+    last_eval_loss: float | None = None
+    last_eval_step: int | None = None
     best_eval_loss: float | None = None
     best_eval_step: int | None = None
     finished: bool = False

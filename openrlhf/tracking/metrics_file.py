@@ -32,10 +32,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return whole
 
 
-def cut_back_to_step(path: Path, optimizer_step: int) -> None:
-    """Removes, in one atomic move, every record after `optimizer_step` and every torn line."""
+def cut_back_to_step(path: Path, optimizer_step: int) -> list[dict[str, Any]]:
+    """Removes, in one atomic move, every record after `optimizer_step` and every torn line; what is left."""
     if not path.exists():
-        return
+        return []
     kept = [record for record in read_records(path) if record["global_step"] <= optimizer_step]
     aside = path.with_name(f".{path.name}.writing")
     with aside.open("w", encoding="utf-8") as file:
@@ -43,6 +43,7 @@ def cut_back_to_step(path: Path, optimizer_step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+    return kept
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -162,7 +162,7 @@ class SFTTrainer:
             }
         )
         best = self.progress.best_eval_loss
-        self._evaluated_step, self._eval_loss = self.progress.optimizer_step, result.loss
+        self.progress = replace(self.progress, last_eval_loss=result.loss, last_eval_step=self.progress.optimizer_step)
         if best is None or result.loss < best:
             self.progress = replace(
                 self.progress, best_eval_loss=result.loss, best_eval_step=self.progress.optimizer_step
@@ -178,20 +178,17 @@ class SFTTrainer:
             raise Preempted
 
     def _finish(self, tracker: Tracker, saver: Saver) -> None:
-        if self.eval_dataloader is not None and self._evaluated_step != self.progress.optimizer_step:
+        if self.eval_dataloader is not None and self.progress.last_eval_step != self.progress.optimizer_step:
             self._evaluate(tracker)
         self.progress = replace(self.progress, finished=True)
         saver.save_at_end(self.progress, self._eval_loss_here)
 
     # --- where the run stands ------------------------------------------------------------------------------------
 
-    _evaluated_step: int | None = None
-    _eval_loss: float | None = None
-
     @property
     def _eval_loss_here(self) -> float | None:
         """The evaluation loss of the present weights, where they were evaluated."""
-        return self._eval_loss if self._evaluated_step == self.progress.optimizer_step else None
+        return self.progress.last_eval_loss if self.progress.last_eval_step == self.progress.optimizer_step else None
 
     @property
     def pad_token_id(self) -> int:

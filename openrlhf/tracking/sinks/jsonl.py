@@ -32,6 +32,7 @@ class JsonLinesSink:
         self._path = Path(path)
         self._waiting = b""
         self._disk_is_full = False
+        self._evaluated_before: set[int] = set()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._make_ready(resume_step)
@@ -46,7 +47,9 @@ class JsonLinesSink:
         self._append(to_line(record))
 
     def log_eval(self, record: EvalRecord) -> None:
-        self._append(to_line(record))
+        """A run killed between its last evaluation and its last save evaluates again: one line stays."""
+        if record["global_step"] not in self._evaluated_before:
+            self._append(to_line(record))
 
     def close(self) -> None:
         self._append("")
@@ -54,7 +57,8 @@ class JsonLinesSink:
 
     def _make_ready(self, resume_step: int | None) -> None:
         if resume_step is not None:
-            cut_back_to_step(self._path, resume_step)
+            kept = cut_back_to_step(self._path, resume_step)
+            self._evaluated_before = {record["global_step"] for record in kept if "eval_loss" in record}
         elif self._path.exists():
             self._path.replace(self._path.with_name(f"{self._path.name}.previous"))
 

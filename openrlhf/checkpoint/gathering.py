@@ -1,4 +1,4 @@
-"""The weights of a model one by one, whole, whether or not ZeRO-3 has cut them up."""
+"""The weights of a model one by one, whole, whether or not ZeRO-3 or tensor parallelism has cut them up."""
 
 import re
 from collections import defaultdict
@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from openrlhf.parallel.tensor_shards import is_shared_out, joined
+
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -16,7 +18,8 @@ def whole_weights(
     is_wanted_here: bool,
     only: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True,
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """Name and value of every parameter (tied ones once) and persistent buffer. Collective under ZeRO-3.
+    """Name and value of every parameter (tied ones once) and persistent buffer. Collective where
+    weights are cut up.
 
     Values are copies on the CPU where `is_wanted_here` (rank 0), None elsewhere. One parameter is gathered at
     a time. Every rank must run the iterator to its end.
@@ -24,9 +27,7 @@ def whole_weights(
     for name, parameter in _parameters_once(model):
         if not only(name, parameter):
             continue
-        with _whole(parameter):
-            value = parameter.detach().to("cpu", copy=True) if is_wanted_here else None
-        yield name, value
+        yield name, _whole_copy(parameter, is_wanted_here)
     persistent = model.state_dict(keep_vars=True).keys()
     for name, buffer in model.named_buffers():
         if name in persistent and only(name, nn.Parameter(buffer, requires_grad=False)):
@@ -47,6 +48,14 @@ def by_block(weights: Iterator[tuple[str, Tensor | None]]) -> Iterator[dict[str,
         current = key
     if block:
         yield block
+
+
+def _whole_copy(parameter: nn.Parameter, is_wanted_here: bool) -> Tensor | None:
+    if is_shared_out(parameter):
+        whole = joined(parameter)
+        return whole.cpu() if is_wanted_here else None
+    with _whole(parameter):
+        return parameter.detach().to("cpu", copy=True) if is_wanted_here else None
 
 
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:

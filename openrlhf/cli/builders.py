@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers import PretrainedConfig
+
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.models.attention import choose_attention
+from openrlhf.models.loading import load_config
+from openrlhf.models.tensor_parallel import check_tensor_parallel
 
 
 def build_tokenizer(config: SFTConfig) -> Any:
@@ -32,6 +38,19 @@ def data_settings(config: SFTConfig) -> DataSettings:
         max_bad_rows=data.max_bad_rows,
         pretrain_mode=config.model.pretrain_mode_enable,
     )
+
+
+def check_layout(config: SFTConfig) -> PretrainedConfig:
+    """The model's own configuration; raises UserError where the model cannot be laid out as the user asks.
+
+    Before data is prepared, which may take minutes.
+    """
+    model_config = load_config(config.model.model_name_or_path, config.model.trust_remote_code)
+    ds = config.ds
+    check_tensor_parallel(model_config, ds.tensor_parallel_size)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
+    return model_config
 
 
 def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:

@@ -8,12 +8,13 @@ from typing import Any
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
-from openrlhf.cli.builders import build_eval_data, build_tokenizer, build_train_data
+from openrlhf.cli.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.limits import check_positions
 from openrlhf.tracking import draw_training_curves, print_start_table
 from openrlhf.tracking.open_tracker import METRICS_FILE
 from openrlhf.trainer import SFTTrainer
@@ -40,7 +41,13 @@ class SFTRun:
     def prepare_data(cls, config: SFTConfig) -> SFTRun:
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
         tokenizer = build_tokenizer(config)
-        return cls(config, tokenizer, build_train_data(config, tokenizer), build_eval_data(config, tokenizer))
+        model_config = check_layout(config)
+        run = cls(config, tokenizer, build_train_data(config, tokenizer), build_eval_data(config, tokenizer))
+        for dataset in (run.train_data, run.eval_data):
+            if dataset is not None:
+                longest = int(dataset.num_tokens.argmax())
+                check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
+        return run
 
     def join_ranks(self) -> None:
         self.strategy.setup_distributed()

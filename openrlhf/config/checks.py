@@ -77,6 +77,19 @@ def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
 
 
+def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ds = config.ds
+    if ds.tensor_parallel_size == 1:
+        return
+    flag = f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
+    if ds.ring_attn_size > 1:
+        yield f"{flag} does not go with --ds.ring_attn_size {ds.ring_attn_size}; use one of them."
+    if ds.lora.rank:
+        yield f"{flag} does not share out adapters; leave it or --ds.lora.rank out."
+    if config.optim == "muon":
+        yield f"{flag} leaves a rank parts of matrices, of which --optim muon needs the whole; leave one of them out."
+
+
 def _muon(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.optim == "muon" and config.ds.adam_offload:
         yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
@@ -163,6 +176,7 @@ _CHECKS: tuple[Check, ...] = (
     _ring,
     _tokens_of_a_micro_batch,
     _zero,
+    _tensor_parallel,
     _muon,
     _four_bits,
     _liger,

@@ -30,6 +30,7 @@ class ProcessGroups:
     tensor_size: int
     data: ProcessGroup | None  # None: this rank alone
     sequence: ProcessGroup | None
+    tensor: ProcessGroup | None
     loss: ProcessGroup | None
     control: ProcessGroup | None
 
@@ -40,7 +41,7 @@ class ProcessGroups:
 
 def alone() -> ProcessGroups:
     """The groups of a single process that has not initialised torch.distributed."""
-    return ProcessGroups(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, None)
+    return ProcessGroups(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, None, None)
 
 
 def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: timedelta) -> ProcessGroups:
@@ -67,6 +68,7 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
         tensor_size=tensor_size,
         data=_mine([[rank_of(d, s, t) for d in datas] for s in sequences for t in tensors], rank),
         sequence=_mine([[rank_of(d, s, t) for s in sequences] for d in datas for t in tensors], rank),
+        tensor=_mine([[rank_of(d, s, t) for t in tensors] for d in datas for s in sequences], rank),
         loss=_mine([[rank_of(d, s, t) for d in datas for s in sequences] for t in tensors], rank),
         control=dist.new_group(backend="gloo", timeout=control_timeout),
     )

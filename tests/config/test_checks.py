@@ -14,6 +14,13 @@ COMBINATIONS = [
     ("--ds.ring_attn_size 2 --ds.packing_samples", 3, "does not divide the 3 ranks"),
     ("--ds.ring_attn_size 2", 2, "add --ds.packing_samples"),
     ("--ds.tensor_parallel_size 2 --ds.zero_stage 3", 2, "does not go with --ds.zero_stage 3"),
+    (
+        "--ds.tensor_parallel_size 2 --ds.ring_attn_size 2 --ds.packing_samples",
+        4,
+        "--ds.tensor_parallel_size 2 does not go with --ds.ring_attn_size 2",
+    ),
+    ("--ds.tensor_parallel_size 2 --ds.lora.rank 8", 2, "does not share out adapters"),
+    ("--ds.tensor_parallel_size 2 --optim muon", 2, "--optim muon needs the whole"),
     ("--train.batch_size 3", 4, "--train.batch_size 3 is below the 4 ranks"),
     ("--train.max_tokens_per_micro_batch 1000", 1, "no room for a sample of --data.max_len 2048"),
     ("--ds.adam_offload --ds.zero_stage 0", 1, "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -54,9 +56,38 @@ class RowsInMemory:
         return ids, torch.ones_like(ids), torch.cat([is_target[1:], is_target.new_zeros(1)]).long()
 
 
+@dataclass
+class Run:
+    """A recipe in a layout, prepared and not yet begun."""
+
+    strategy: Any
+    actor: Any
+    windows: Callable[[int], Iterator[Any]]  # from that many consumed samples on
+    step: Any  # WindowStep
+
+    def train(self, first_step: int, last_step: int, consumed_samples: int = 0) -> list[Any]:
+        """The results of steps `[first_step, last_step)`."""
+        windows = self.windows(consumed_samples)
+        numbered = zip(range(first_step, last_step), windows, strict=False)
+        return [self.step.run(window, number) for number, window in numbered]
+
+
 def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     """The curve, with the whole weights on rank 0; None on other ranks."""
     from openrlhf.checkpoint.gathering import whole_weights
+
+    run = prepare_run(recipe, layout)
+    results = run.train(0, recipe.num_steps)
+    weights = dict(whole_weights(run.actor.model, run.strategy.is_rank_0()))
+    run.actor.engine.destroy()
+    if not run.strategy.is_rank_0():
+        return None
+    aux_losses = [r.aux_loss for r in results if r.aux_loss is not None]
+    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights, aux_losses)
+
+
+def prepare_run(recipe: Recipe, layout: Layout) -> Run:
+    """Everything up to the first step, on this rank."""
     from openrlhf.models import Actor
     from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
     from openrlhf.utils.deepspeed.engine_config import EngineSettings
@@ -95,12 +126,4 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
     actor.train()
     step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope))
-    results = []
-    for number, window in zip(range(recipe.num_steps), loader.windows(max_epochs=num_epochs), strict=False):
-        results.append(step.run(window, number))
-    weights = dict(whole_weights(actor.model, strategy.is_rank_0()))
-    actor.engine.destroy()
-    if not strategy.is_rank_0():
-        return None
-    aux_losses = [r.aux_loss for r in results if r.aux_loss is not None]
-    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights, aux_losses)
+    return Run(strategy, actor, lambda consumed_samples: loader.windows(consumed_samples, num_epochs), step)

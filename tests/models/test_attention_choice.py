@@ -48,6 +48,8 @@ def test_a_name_is_taken_at_its_word(name):
         (("torch_varlen", "cpu", True, 1), "CUDA only"),
         (("flash", "cpu", True, 1), "Known: auto"),
         (("sdpa", "cpu", True, 2), "ring_attn_size"),
+        (("ring_flash_attn", "cuda", True, 2), "flash_attn, ring_flash_attn.: pip install flash-attn ring-flash-attn"),
+        (("ring_flash_attn", "cuda", True, 1), "add --ds.ring_attn_size"),
         (("auto", "cpu", False, 2), "--ds.packing_samples"),
     ],
 )

@@ -15,6 +15,7 @@ from tests.runs.cases import run_as_command
 def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad_input")
     save_model(folder / "model")
+    save_model(folder / "short_model", max_position_embeddings=6)
     save_rows(folder / "rows.jsonl", 6)
     (folder / "no_model").mkdir()
     (folder / "empty.jsonl").touch()
@@ -51,6 +52,11 @@ CASES = {
         "no!",
     ),
     "ring without packing": (dict(ds__ring_attn_size=2), "--ds.ring_attn_size"),
+    "sample longer than the model's positions": (
+        dict(model__model_name_or_path="{bench}/short_model"),
+        "positions (max_position_embeddings in its config.json): give --data.max_len 6",
+    ),
+    "back end that is not installed": (dict(ds__attn_implementation="flash_attention_2"), "pip install flash-attn"),
     "zero stage 4": (dict(ds__zero_stage=4), "--ds.zero_stage"),
     "unknown back end": (dict(ds__attn_implementation="flash_attention_9"), "flash_attention_9"),
 }

@@ -10,7 +10,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention import per_sample, ring, torch_varlen
+from openrlhf.models.attention import per_sample, ring, ring_flash, torch_varlen
 
 FLAG = "--ds.attn_implementation"
 _PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
@@ -26,6 +26,7 @@ _OURS: dict[str, Callable[..., Any]] = {
     per_sample.NAME: per_sample.per_sample_attention,
     torch_varlen.NAME: torch_varlen.torch_varlen_attention,
     ring.NAME: ring.ring_attention,
+    ring_flash.NAME: ring_flash.ring_flash_attention,
 }
 
 
@@ -41,7 +42,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
 
     Args:
         name: what the user asked for: "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "per_sample",
-            "torch_varlen", "ring", or a kernel of the hub such as "kernels-community/flash-attn2".
+            "torch_varlen", "ring", "ring_flash_attn", or a kernel of the hub such as "kernels-community/flash-attn2".
         device_type: "cpu" or "cuda".
         ring_size: ranks that share one pack; 1: none do.
 
@@ -49,11 +50,13 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
         UserError: the name is unknown, needs something that is not installed, or does not fit packing or the ring.
     """
     if ring_size > 1:
-        return _choose_for_ring(name, packed)
+        return _choose_for_ring(name, device_type, packed)
     if name == "auto":
         return _best_packed(device_type) if packed else None
     if name in _FLASH_PACKAGES:
         _require_flash(name, device_type)
+    elif name == ring_flash.NAME:
+        raise UserError(f"{FLAG} {name} shares packs over ranks: add --ds.ring_attn_size and --ds.packing_samples.")
     elif name == torch_varlen.NAME and device_type != "cuda":
         raise UserError(f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {per_sample.NAME} or auto.")
     elif "/" in name:
@@ -64,11 +67,17 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
     return name
 
 
-def _choose_for_ring(name: str, packed: bool) -> str:
-    if name not in ("auto", ring.NAME):
-        raise UserError(f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use ring or auto.")
+def _choose_for_ring(name: str, device_type: str, packed: bool) -> str:
+    if name not in ("auto", ring.NAME, ring_flash.NAME):
+        raise UserError(
+            f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use {ring.NAME}, "
+            f"{ring_flash.NAME} or auto."
+        )
     if not packed:
         raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
+    if name == ring_flash.NAME:
+        ring_flash.require_ring_flash(device_type)
+        return name
     return ring.NAME
 
 

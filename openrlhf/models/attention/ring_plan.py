@@ -47,8 +47,12 @@ class Ring:
     size: int
     num_tokens: tuple[int, ...]  # that each rank holds
     blocks: tuple[Block, ...]  # by source rank
-    longest_sample: int
+    sample_lengths: tuple[int, ...]  # in tokens, of the whole pack
     head_stride: int  # key heads that travel at a time; 0: all
+
+    @property
+    def longest_sample(self) -> int:
+        return max(self.sample_lengths)
 
     @property
     def next_rank(self) -> int:
@@ -76,7 +80,7 @@ def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device:
         size=size,
         num_tokens=tuple(sum(_size(span) for spans in share for span in spans) for share in shares),
         blocks=tuple(_block(shares, rank, source, device) for source in range(size)),
-        longest_sample=max(lengths),
+        sample_lengths=tuple(lengths),
         head_stride=head_stride,
     )
 

@@ -13,6 +13,7 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
+from openrlhf.parallel.tensor_shards import whole_shape
 
 BYTES_PER_GIB = 2**30
 
@@ -69,8 +70,8 @@ class CheckpointDesk:
 
 
 def shape_of(module: Any) -> str:
-    """Fingerprint of the names and whole shapes of a module's parameters, also where ZeRO-3 holds parts of them."""
-    return model_shape_fingerprint((name, getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters())
+    """Fingerprint of the names and whole shapes of a module's parameters, also where ranks hold parts of them."""
+    return model_shape_fingerprint((name, whole_shape(p)) for name, p in module.named_parameters())
 
 
 def states_for_script(progress: TrainingProgress, client_state: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,10 @@ class Trainable(Protocol):
     def engine(self) -> Any:
         """What `attach_engine` was given; None before."""
 
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model."""
+
     def attach_engine(self, engine: Any) -> None:
         """From now on the model computes through `engine`."""
 
@@ -33,9 +37,11 @@ def attach_training_engine(
     module = model.trainable_module
     if config["zero_optimization"]["stage"] == 3:
         _mark_leaf_modules(module, say)
+    config = config_of_shares(model, config)
     engine, engine_optimizer, _, _ = deepspeed.initialize(
         model=_on_device(module, device), optimizer=optimizer, config=config, dist_init_required=False
     )
+    _leave_out_data_check(engine)
     model.attach_engine(engine)
     return engine_optimizer
 
@@ -45,7 +51,9 @@ def attach_evaluation_engine(model: Trainable, config: dict[str, Any], device: t
     import deepspeed
 
     module = _on_device(model.trainable_module, device)
+    config = config_of_shares(model, config)
     engine, *_ = deepspeed.initialize(model=module, config=config, dist_init_required=False)
+    _leave_out_data_check(engine)
     model.attach_engine(engine)
 
 
@@ -53,6 +61,24 @@ def engine_of(model: Trainable) -> Any:
     """The engine of a model that has been prepared."""
     assert model.engine is not None, "strategy.prepare comes before training"
     return model.engine
+
+
+def config_of_shares(model: Trainable, config: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's configuration with the layers that tensor parallelism shares out, where it is asked for."""
+    if "tensor_parallel" not in config:
+        return config
+    from openrlhf.models.tensor_parallel import check_tensor_parallel, partition_config
+
+    check_tensor_parallel(model.model.config, config["tensor_parallel"]["autotp_size"])
+    shares = partition_config(model.trainable_module, model.model)
+    return config | {"tensor_parallel": config["tensor_parallel"] | {"partition_config": shares}}
+
+
+def _leave_out_data_check(engine: Any) -> None:
+    """DeepSpeed would compare the first inputs of a tensor group's ranks, and cannot pickle the groups among them."""
+    check = getattr(engine, "first_dataloader_check", None)
+    if check is not None:
+        check.remove()
 
 
 def _on_device(module: nn.Module, device: torch.device) -> nn.Module:

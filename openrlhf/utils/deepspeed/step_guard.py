@@ -16,6 +16,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from openrlhf.parallel.collectives import sum_over
+from openrlhf.parallel.tensor_shards import is_shared_out
 
 HISTORY_STEPS = 64
 STEPS_BEFORE_SPIKES_COUNT = 16
@@ -41,10 +46,14 @@ class StepGuard:
         self._max_spike = max_spike
         self._recent_norms: deque[float] = deque(maxlen=HISTORY_STEPS)
 
-    def step(self, engine: Any) -> StepOutcome:
-        """Takes the engine's optimizer step unless it would do harm; gradients are cleared either way."""
+    def step(self, engine: Any, tensor_group: ProcessGroup | None = None) -> StepOutcome:
+        """Takes the engine's optimizer step unless it would do harm; gradients are cleared either way.
+
+        Args:
+            tensor_group: the ranks that share the weights of a layer (tensor parallelism).
+        """
         is_plain = engine.optimizer is engine.basic_optimizer  # ZeRO 0 in fp32: nobody else takes the norm
-        norm_before = _whole_grad_norm(engine.module) if is_plain else None
+        norm_before = _whole_grad_norm(engine.module, tensor_group) if is_plain else None
         verdict = _Verdict()
 
         def allows() -> bool:
@@ -111,7 +120,13 @@ def _norm_of(engine: Any) -> float:
     return float(engine.optimizer._global_grad_norm)
 
 
-def _whole_grad_norm(module: torch.nn.Module) -> float:
-    """Where nothing is partitioned (ZeRO 0 in fp32) every rank holds the whole, reduced gradients."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+def _whole_grad_norm(module: torch.nn.Module, tensor_group: ProcessGroup | None) -> float:
+    """Where ZeRO partitions nothing (stage 0 in fp32): of gradients that every rank holds, and of those shared out."""
+    trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    square_here = _square_norm([parameter.grad for parameter in trained if is_shared_out(parameter)])
+    square_everywhere = _square_norm([parameter.grad for parameter in trained if not is_shared_out(parameter)])
+    return math.sqrt(float(square_everywhere + sum_over(square_here, tensor_group)))
+
+
+def _square_norm(gradients: list[Any]) -> Tensor:
+    return torch.nn.utils.get_total_norm(gradients).double().square()

@@ -174,13 +174,11 @@ class DeepspeedStrategy:
 
     def get_ds_train_config(self, is_actor: bool = True) -> dict[str, Any]:
         """DeepSpeed's configuration for training."""
-        return engine_config(self.engine_settings) | {"train_batch_size": self._num_engine_data_ranks}
+        return engine_config(self.engine_settings) | {"train_batch_size": self.world_size}
 
     def get_ds_eval_config(self) -> dict[str, Any]:
         """DeepSpeed's configuration for a model that is only evaluated."""
-        return engine_config(self.engine_settings, is_training=False) | {
-            "train_batch_size": self._num_engine_data_ranks
-        }
+        return engine_config(self.engine_settings, is_training=False) | {"train_batch_size": self.world_size}
 
     def create_optimizer(
         self,
@@ -256,7 +254,7 @@ class DeepspeedStrategy:
 
     def apply_step(self, model: Trainable, scheduler: Any) -> StepOutcome:
         """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""
-        outcome = self.guard.step(engine_of(model))
+        outcome = self.guard.step(engine_of(model), self.groups.tensor)
         scheduler.step()
         return outcome
 

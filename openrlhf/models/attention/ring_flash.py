@@ -62,8 +62,20 @@ def ring_flash_attention(
     """transformers' attention interface: query (1, A, T, D), key and value (1, K, T, D) → (1, T, A, D)."""
     options = AttentionOptions(scaling, dropout, _window_of(attention_mask), softcap, s_aux)
     if ring is None or not knows(query, value, options, ring):
-        own = dict(scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux, ring=ring)
-        return ring_attention(module, query, key, value, attention_mask, dropout, **own, **kwargs)
+        return ring_attention(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            s_aux=s_aux,
+            ring=ring,
+            **kwargs,
+        )
     from ring_flash_attn import zigzag_ring_flash_attn_varlen_func
 
     borders = torch.tensor((0, *ring.sample_lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)

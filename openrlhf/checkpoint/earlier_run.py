@@ -7,27 +7,31 @@ import torch.distributed as dist
 
 from openrlhf.checkpoint.agreement import from_all_ranks, this_rank
 from openrlhf.checkpoint.durable import flush_folder
-from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 
 
 def set_earlier_run_aside(store: CheckpointStore, group: dist.ProcessGroup | None) -> Path | None:
-    """Move all checkpoints below the store's root into `earlier_run_<n>/` there; None if there are none. Collective."""
-    moved_to = _move(store) if this_rank(group) == 0 else None
+    """Move all checkpoints and exports along the way into `earlier_run_<n>/` below the store's root. Collective.
+
+    Returns: that folder; None where there was nothing to move.
+    """
+    stores = (store, CheckpointStore(store.root, suffix=EXPORT_SUFFIX))
+    moved_to = _move(stores) if this_rank(group) == 0 else None
     return from_all_ranks(moved_to, group)[0]
 
 
-def _move(store: CheckpointStore) -> Path | None:
-    checkpoints = store.candidates()
-    if not checkpoints:
+def _move(stores: tuple[CheckpointStore, ...]) -> Path | None:
+    for store in stores:
+        store.clean_leftovers()
+    moving = [path for store in stores for path in (*store.candidates(), *store.records())]
+    if not any(path.is_dir() for path in moving):
         return None
-    store.clean_leftovers()
-    aside = _free_name(store.root)
+    root = stores[0].root
+    aside = _free_name(root)
     aside.mkdir()
-    for path in sorted(store.root.iterdir()):
-        is_record = path.is_file() and path.name in ("latest", "best.json")
-        if path in checkpoints or is_record:
-            os.replace(path, aside / path.name)
-    flush_folder(store.root)
+    for path in moving:
+        os.replace(path, aside / path.name)
+    flush_folder(root)
     return aside
 
 

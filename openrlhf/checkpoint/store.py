@@ -14,6 +14,7 @@ A store with `suffix="_hf"` keeps `global_step<N>_hf` beside them, counted and r
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from openrlhf.checkpoint.durable import aside_of, flush_folder, replace_text
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord, looks_whole, size_bytes_of, verify, write_manifest
 
+EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
 _SPARE_SPACE = 1.05  # file systems need a little more than the bytes they are given
 
@@ -75,6 +77,10 @@ class CheckpointStore:
     def whole(self) -> list[Path]:
         """Checkpoints that look whole (nothing is read but manifests), newest first."""
         return [path for path in self.candidates() if path.name not in self._damaged and looks_whole(path)]
+
+    def records(self) -> list[Path]:
+        """The small files that speak of the checkpoints here: the newest, the best."""
+        return [path for path in (self._latest_path, self._best_path) if path.is_file()]
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint of which every byte is right, and what is wrong with newer ones."""
@@ -204,7 +210,9 @@ class CheckpointStore:
 
     def _note_if_best(self, name: str, eval_loss: float | None) -> None:
         best = self.best()
-        if eval_loss is None or (best and best.name != name and best.eval_loss <= eval_loss):
+        if eval_loss is None or not math.isfinite(eval_loss):
+            return
+        if best and best.name != name and best.eval_loss <= eval_loss:
             return
         replace_text(self._best_path, json.dumps(asdict(BestCheckpoint(name, eval_loss))) + "\n")
         fault_point("save.best_renamed")

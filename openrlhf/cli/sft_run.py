@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run
+from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.cli.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
@@ -78,6 +81,7 @@ class SFTRun:
                 f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
             )
             return False
+        self._check_same_run(self._found)
         if self._found.progress.finished and is_exported(ckpt.output_dir):
             self.strategy.print(
                 f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. "
@@ -85,6 +89,20 @@ class SFTRun:
             )
             return True
         return False
+
+    def _check_same_run(self, found: FoundCheckpoint) -> None:
+        """What can be compared before the model is built, so that a finished run is not taken for another one."""
+        saved = RunIdentity.from_dict(saved_identity(found.path))
+        now = replace(
+            saved,
+            data_fingerprint=self.train_data.fingerprint,
+            num_samples=len(self.train_data),
+            seed=self.config.train.seed,
+            batch_size=self.config.train.batch_size,
+            loss_reduction=self.config.train.loss_reduction,
+            schedule_num_steps=self.num_steps,
+        )
+        check_same_run(saved, now, str(found.path), self.config.ckpt.allow_mismatch)
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:
         """A new run among another's checkpoints would one day resume from the wrong one."""

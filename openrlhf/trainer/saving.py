@@ -59,6 +59,10 @@ class Saver:
         return any_rank(is_late and self._strategy.is_rank_0(), self._strategy.groups.control)
 
     @property
+    def writes_checkpoints(self) -> bool:
+        return self._checkpoints is not None
+
+    @property
     def saves_along_the_way(self) -> bool:
         return self._schedule.save_steps > 0 or self._schedule.save_minutes is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
@@ -163,7 +164,7 @@ class SFTTrainer:
         )
         best = self.progress.best_eval_loss
         self.progress = replace(self.progress, last_eval_loss=result.loss, last_eval_step=self.progress.optimizer_step)
-        if best is None or result.loss < best:
+        if math.isfinite(result.loss) and (best is None or result.loss < best):
             self.progress = replace(
                 self.progress, best_eval_loss=result.loss, best_eval_step=self.progress.optimizer_step
             )
@@ -174,7 +175,8 @@ class SFTTrainer:
             saver.save(self.progress, self._eval_loss_here)
         if must_leave:
             saver.wait()
-            self.strategy.print(f"asked to leave: saved after step {self.progress.optimizer_step}.")
+            what = "saved" if saver.writes_checkpoints else "no training checkpoint is written (--ckpt.disable_ds)"
+            self.strategy.print(f"asked to leave after step {self.progress.optimizer_step}: {what}.")
             raise Preempted
 
     def _finish(self, tracker: Tracker, saver: Saver) -> None:
@@ -209,7 +211,7 @@ class SFTTrainer:
         )
 
     def _exports(self, config: SFTConfig) -> ExportsAlongTheWay:
-        store = CheckpointStore(config.ckpt.path, max_num=config.ckpt.max_num, suffix="_hf")
+        store = CheckpointStore(config.ckpt.path, max_num=config.ckpt.max_num, suffix=EXPORT_SUFFIX)
         return ExportsAlongTheWay(self.strategy, self.model, self.tokenizer, store, config.ckpt.export_shard_size)
 
     def identity(self, num_steps: int) -> RunIdentity:

@@ -132,9 +132,7 @@ def save_by_hand(engine: Any, folder: str) -> None:
     if rank == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    state = copy_training_state(
-        engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), {"a": [1]}
-    )
+    state = copy_training_state(engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), {"a": [1]})
     write_training_state(state, Path(folder), rank)
     dist.barrier()
 
@@ -161,18 +159,14 @@ def load_in_new_engine(stage: int, dtype: str, folder: str, optimizer: str = "ad
     return whole_state(engine)
 
 
-def load_and_train_on(
-    stage: int, dtype: str, folder: str, with_dropout: bool
-) -> tuple[list[float], dict[str, Tensor]]:
+def load_and_train_on(stage: int, dtype: str, folder: str, with_dropout: bool) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of two more steps, and the state after them."""
     engine = new_engine(stage, dtype)
     load_by_hand(engine, folder)
     return train(engine, 3, 5, with_dropout), whole_state(engine)
 
 
-def train_on_unbroken(
-    stage: int, dtype: str, folder: str, with_dropout: bool
-) -> tuple[list[float], dict[str, Tensor]]:
+def train_on_unbroken(stage: int, dtype: str, folder: str, with_dropout: bool) -> tuple[list[float], dict[str, Tensor]]:
     """Five steps, saving after the third on the way."""
     engine = new_engine(stage, dtype)
     train(engine, 0, 3, with_dropout)

@@ -48,9 +48,7 @@ def resume(root: str) -> tuple[TrainingProgress, dict[str, Any], bool, list[str]
     return loaded.progress, loaded.client_state, loaded.is_random_restored, notes
 
 
-def save_with_a_failing_rank(
-    root: str, failing_rank: int, point: str
-) -> tuple[SaveReport, SaveReport, list[str]]:
+def save_with_a_failing_rank(root: str, failing_rank: int, point: str) -> tuple[SaveReport, SaveReport, list[str]]:
     engine, checkpointer = new_engine(2), _checkpointer(root)
     train(engine, 0, 1)
     _save(checkpointer, engine, 1)

@@ -14,9 +14,7 @@ PoolOf = Callable[[int], RankPool]
 
 def test_a_run_goes_on_from_the_newest_checkpoint(pool_of: PoolOf, tmp_path: Path) -> None:
     pool_of(2).run(saving_cases.save_twice, str(tmp_path))
-    for progress, client_state, is_random_restored, notes in pool_of(2).run(
-        saving_cases.resume, str(tmp_path)
-    ):
+    for progress, client_state, is_random_restored, notes in pool_of(2).run(saving_cases.resume, str(tmp_path)):
         assert (progress.optimizer_step, progress.consumed_samples) == (2, 16)
         assert client_state == {"note": "step 2"}
         assert is_random_restored
@@ -44,8 +42,7 @@ def test_a_damaged_file_is_named_on_all_ranks_and_the_one_before_is_used(
     else:
         middle = len(content) // 2
         path.write_bytes(
-            content[:middle]
-            + (b"" if damage == "cut" else bytes([content[middle] ^ 1]) + content[middle + 1 :])
+            content[:middle] + (b"" if damage == "cut" else bytes([content[middle] ^ 1]) + content[middle + 1 :])
         )
     for progress, _, _, notes in pool_of(2).run(saving_cases.resume, str(tmp_path)):
         assert progress.optimizer_step == 1
@@ -54,18 +51,14 @@ def test_a_damaged_file_is_named_on_all_ranks_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize("failing_rank", [0, 1])
-@pytest.mark.parametrize(
-    "point", ["save.half_of_tensors_written", "save.copied", "save.random_states_written"]
-)
+@pytest.mark.parametrize("point", ["save.half_of_tensors_written", "save.copied", "save.random_states_written"])
 def test_a_rank_that_cannot_write_is_reported_on_all_and_the_run_goes_on(
     failing_rank: int, point: str, pool_of: PoolOf, tmp_path: Path
 ) -> None:
     results = pool_of(2).run(saving_cases.save_with_a_failing_rank, str(tmp_path), failing_rank, point)
     for failed, after, names in results:
         assert failed.num_failures_in_a_row == 1
-        assert any(
-            f"rank {failing_rank}" in problem and "No space left" in problem for problem in failed.problems
-        )
+        assert any(f"rank {failing_rank}" in problem and "No space left" in problem for problem in failed.problems)
         assert (after.problems, after.num_failures_in_a_row) == ((), 0)
         assert names == ["global_step1", "global_step3"]
 
@@ -76,9 +69,7 @@ def test_a_disk_without_room_is_reported_on_all_ranks(pool_of: PoolOf, tmp_path:
         assert "GiB are free" in report.problems[0]
 
 
-def test_what_is_saved_is_the_moment_of_saving_though_training_goes_on(
-    pool_of: PoolOf, tmp_path: Path
-) -> None:
+def test_what_is_saved_is_the_moment_of_saving_though_training_goes_on(pool_of: PoolOf, tmp_path: Path) -> None:
     at_save, *_ = pool_of(2).run(saving_cases.save_and_train_on, str(tmp_path))
     for got in pool_of(2).run(saving_cases.whole_state_after_resume, str(tmp_path)):
         assert [key for key in at_save if not torch.equal(got[key], at_save[key])] == []
@@ -98,9 +89,7 @@ def test_another_run_s_checkpoint_is_refused_on_all_ranks(pool_of: PoolOf, tmp_p
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
-def test_the_exported_model_is_the_trained_one(
-    stage: int, kind: str, pool_of: PoolOf, tmp_path: Path
-) -> None:
+def test_the_exported_model_is_the_trained_one(stage: int, kind: str, pool_of: PoolOf, tmp_path: Path) -> None:
     for is_same in pool_of(2).run(saving_cases.train_and_export, stage, kind, str(tmp_path)):
         assert is_same
 

@@ -107,9 +107,7 @@ def test_an_adapter_is_saved_alone_and_opens_on_its_base(tmp_path: Path) -> None
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
     export_model(model, tiny_tokenizer(), tmp_path / "adapter")
-    again = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
-    )
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert torch.equal(_logits(again.eval()), _logits(model.eval()))
     assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")), _logits(model))
     assert not list((tmp_path / "adapter").glob("model*.safetensors"))
@@ -123,9 +121,7 @@ def test_a_weight_without_elements_is_an_error(tmp_path: Path) -> None:
     assert not is_exported(tmp_path)
 
 
-def test_what_comes_back_different_from_the_disk_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import openrlhf.checkpoint.shards as shards
 
     def write_and_flip(path: Path, *args: object, **kwargs: object) -> object:

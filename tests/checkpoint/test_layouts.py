@@ -35,9 +35,7 @@ def test_weights_moments_and_steps_are_exactly_those_saved(
     assert saved["exp_avg|first.weight"].abs().sum() > 0
     for new_num_ranks, new_stage in LOADED:
         new_dtype = "bf16" if dtype != "fp32" and new_stage == 0 else dtype
-        for got in pool_of(new_num_ranks).run(
-            engines.load_in_new_engine, new_stage, new_dtype, str(tmp_path)
-        ):
+        for got in pool_of(new_num_ranks).run(engines.load_in_new_engine, new_stage, new_dtype, str(tmp_path)):
             _assert_same(got, saved, f"{new_num_ranks} ranks, stage {new_stage}")
 
 
@@ -69,20 +67,14 @@ def test_on_another_layout_losses_are_the_unbroken_run_s(
     num_ranks: int, stage: int, pool_of: PoolOf, tmp_path: Path
 ) -> None:
     unbroken = pool_of(2).run(engines.train_on_unbroken, 2, "fp32", str(tmp_path), with_dropout=False)
-    resumed = pool_of(num_ranks).run(
-        engines.load_and_train_on, stage, "fp32", str(tmp_path), with_dropout=False
-    )
+    resumed = pool_of(num_ranks).run(engines.load_and_train_on, stage, "fp32", str(tmp_path), with_dropout=False)
     assert _mean_losses(resumed) == pytest.approx(_mean_losses(unbroken), rel=1e-6)
 
 
 @pytest.mark.parametrize(("stage", "new_stage"), [(2, 3), (3, 1)])
-def test_adam_on_the_cpu_counts_its_steps(
-    stage: int, new_stage: int, pool_of: PoolOf, tmp_path: Path
-) -> None:
+def test_adam_on_the_cpu_counts_its_steps(stage: int, new_stage: int, pool_of: PoolOf, tmp_path: Path) -> None:
     saved, *_ = pool_of(2).run(engines.train_and_save, stage, "bf16", str(tmp_path), optimizer="offloaded")
-    for got in pool_of(1).run(
-        engines.load_in_new_engine, new_stage, "bf16", str(tmp_path), optimizer="offloaded"
-    ):
+    for got in pool_of(1).run(engines.load_in_new_engine, new_stage, "bf16", str(tmp_path), optimizer="offloaded"):
         _assert_same(got, saved, f"stage {new_stage}")
     assert saved["step|first.bias"] == 3
 

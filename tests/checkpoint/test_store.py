@@ -18,9 +18,7 @@ def _save(store: CheckpointStore, step: int, eval_loss: float | None = None, tex
 
 
 def _steps(store: CheckpointStore) -> list[int]:
-    return [
-        int(path.name.removeprefix("global_step").removesuffix(store.suffix)) for path in store.candidates()
-    ]
+    return [int(path.name.removeprefix("global_step").removesuffix(store.suffix)) for path in store.candidates()]
 
 
 def test_newest_is_found_and_latest_names_it(tmp_path: Path) -> None:
@@ -152,3 +150,13 @@ def test_a_broken_best_file_counts_as_none(tmp_path: Path) -> None:
     assert store.best() is None
     _save(store, 2, 3.0)
     assert json.loads((tmp_path / "best.json").read_text())["eval_loss"] == 3.0
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+    store = CheckpointStore(tmp_path, max_num=1)
+    for step, eval_loss in ((1, 0.5), (2, float("nan")), (3, 0.9)):
+        aside = store.begin(step, size_bytes=1)
+        (aside / "weights").write_text(str(step))
+        store.put_in_place(aside, eval_loss=eval_loss)
+    assert store.best().name == "global_step1"
+    assert (tmp_path / "global_step1").is_dir()

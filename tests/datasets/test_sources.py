@@ -181,3 +181,11 @@ def test_blending_reports_counts_and_obeys_them(tmp_path: Path):
     again = blending_datasets(spec, "0.2,0.8", None, seed=1, cache_dir=tmp_path)
     assert list(blended) == list(again)
     assert len(blending_datasets(spec, max_count=7, cache_dir=tmp_path)) == 7
+
+
+def test_a_file_without_a_split_beside_files_with_one_is_not_passed_over(tmp_path: Path, problems):
+    for name in ("train.jsonl", "more.jsonl"):
+        path = tmp_path / "d" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    assert "files named after a split and others that are not (more.jsonl)" in problems(tmp_path / "d")

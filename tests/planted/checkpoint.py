@@ -42,8 +42,8 @@ BUGS = [
         "best_is_the_worst",
         "the checkpoint with the highest evaluation loss is kept as the best",
         "checkpoint/store.py",
-        "best.eval_loss <= eval_loss)",
-        "best.eval_loss >= eval_loss)",
+        "best.eval_loss <= eval_loss:",
+        "best.eval_loss >= eval_loss:",
         (f"{_STORE}::test_best_stays_with_its_loss_also_for_the_next_process",),
     ),
     Bug(

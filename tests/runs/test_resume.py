@@ -120,3 +120,31 @@ def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(one_rank, bench)
     earlier = {path.name for path in (bench / "again/checkpoints").iterdir() if path.is_dir()}
     one_rank.run(run, arguments)
     assert {path.name for path in (bench / "again/checkpoints/earlier_run_1").iterdir() if path.is_dir()} == earlier
+
+
+def test_more_epochs_than_the_finished_run_had_are_refused(one_rank, bench):
+    """Exit code 0 would tell a pipeline that three epochs were trained."""
+    arguments = argv(bench, "more", "qwen3", ds__zero_stage=0, train__max_epochs=1)
+    one_rank.run(run, arguments)
+    with pytest.raises(AssertionError, match="the horizon of the learning rate schedule"):
+        one_rank.run(run, [*arguments, "--ckpt.load_enable", "--train.max_epochs", "3"])
+
+
+def test_exports_of_an_earlier_run_are_set_aside_too(one_rank, bench):
+    arguments = argv(bench, "exports", "qwen3", ds__zero_stage=0, train__max_epochs=1, ckpt__save_hf=True)
+    one_rank.run(run, arguments)
+    one_rank.run(run, arguments)
+    aside = bench / "exports/checkpoints/earlier_run_1"
+    assert {path.name for path in aside.iterdir() if path.name.endswith("_hf")} >= {
+        "global_step5_hf",
+        "global_step6_hf",
+    }
+
+
+def test_a_run_of_one_step_trains(one_rank, bench):
+    """A warm-up that lasted the whole run would leave the model as it was."""
+    arguments = argv(bench, "one-step", "qwen3", ds__zero_stage=0, train__max_epochs=1, train__batch_size=128)
+    one_rank.run(run, arguments)
+    assert step_lines(bench / "one-step")[0]["lr"] > 0
+    before, after = load_file(bench / "qwen3/model.safetensors"), load_file(bench / "one-step/model.safetensors")
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())

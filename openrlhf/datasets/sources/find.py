@@ -98,6 +98,11 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     splits = {file: _split_of(file.relative_to(folder)) for file in files}
     if not any(splits.values()):
         return files
+    if unnamed := [file.name for file in files if splits[file] is None]:
+        raise UserError(
+            f"{folder} has files named after a split and others that are not ({', '.join(sorted(unnamed)[:5])}): "
+            "which belong together cannot be told. Give the files themselves, by commas, or rename them."
+        )
     chosen = [file for file in files if splits[file] == split]
     if not chosen:
         found = sorted({word for word in splits.values() if word})

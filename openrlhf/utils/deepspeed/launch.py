@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
+
+from openrlhf.utils.deepspeed.operators import compile_for_communication, keep_operators_apart
 
 
 def join_ranks(timeout: timedelta) -> torch.device:
@@ -19,10 +18,11 @@ def join_ranks(timeout: timedelta) -> torch.device:
         timeout: how long a rank waits inside a collective before the run ends.
     """
     _stand_alone_if_not_launched()
-    _keep_compiled_operators_apart()
+    keep_operators_apart()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores_among_ranks()
+        compile_for_communication()
     import deepspeed
 
     device = _device()
@@ -37,14 +37,6 @@ def _stand_alone_if_not_launched() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
-
-
-def _keep_compiled_operators_apart() -> None:
-    """Two environments that share torch's default folder would compile over each other's operators at every start."""
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        environment = hashlib.blake2b(f"{sys.prefix} {torch.__version__}".encode(), digest_size=6).hexdigest()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(cache / "torch_extensions" / f"openrlhf-{environment}")
 
 
 def _share_cores_among_ranks() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from openrlhf.utils.deepspeed.operators import sole_compiler
+
 EMBEDDING_TYPES = (nn.Embedding,)
 
 
@@ -34,10 +36,12 @@ def build_adamw(module: nn.Module, settings: AdamSettings, offload: bool) -> tor
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        with sole_compiler("cpu_adam"):
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     from deepspeed.ops.adam import FusedAdam
 
-    return FusedAdam(groups, adam_w_mode=True, **options)
+    with sole_compiler("fused_adam"):
+        return FusedAdam(groups, adam_w_mode=True, **options)
 
 
 def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> torch.optim.Optimizer:
@@ -59,7 +63,8 @@ def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> tor
             groups.append(
                 dict(params=others, use_muon=False, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=decay)
             )
-    return MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
+    with sole_compiler("fused_adam"):
+        return MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ class ScheduleSettings:
 
     @property
     def num_warmup_steps(self) -> int:
-        return math.ceil(self.num_training_steps * self.warmup_ratio)
+        """Never all steps: a warm-up begins at learning rate 0, so that a run of one step would train nothing."""
+        return min(math.ceil(self.num_training_steps * self.warmup_ratio), self.num_training_steps - 1)
 
 
 def build_schedule(

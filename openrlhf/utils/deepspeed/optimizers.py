@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from openrlhf.utils.deepspeed.cpu_adam_steps import make_steps_independent
 from openrlhf.utils.deepspeed.operators import sole_compiler
 
 EMBEDDING_TYPES = (nn.Embedding,)
@@ -37,11 +38,14 @@ def build_adamw(module: nn.Module, settings: AdamSettings, offload: bool) -> tor
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         with sole_compiler("cpu_adam"):
-            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    from deepspeed.ops.adam import FusedAdam
+            optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    else:
+        from deepspeed.ops.adam import FusedAdam
 
-    with sole_compiler("fused_adam"):
-        return FusedAdam(groups, adam_w_mode=True, **options)
+        with sole_compiler("fused_adam"):
+            optimizer = FusedAdam(groups, adam_w_mode=True, **options)
+    make_steps_independent(optimizer)
+    return optimizer
 
 
 def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> torch.optim.Optimizer:
@@ -64,7 +68,10 @@ def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> tor
                 dict(params=others, use_muon=False, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=decay)
             )
     with sole_compiler("fused_adam"):
-        return MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
+        optimizer = MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
+    if optimizer.aux_optimizer is not None:
+        make_steps_independent(optimizer.aux_optimizer)
+    return optimizer
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

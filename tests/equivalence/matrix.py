@@ -116,6 +116,8 @@ AUX_LOSS = [
 _BF16_WEIGHTS = dict(has_bf16_weights=True)
 BF16 = [
     _cell(1, "qwen3", 2, micro_batch_size=2, dtype="bf16", recipe=_BF16_WEIGHTS),
+    _cell(1, "llama", 0, micro_batch_size=4, dtype="bf16", recipe=_BF16_WEIGHTS),
+    _cell(2, "qwen3", 0, micro_batch_size=4, packed=True, dtype="bf16", recipe=_BF16_WEIGHTS),
     _cell(2, "llama", 1, max_tokens=64, packed=True, dtype="bf16", recipe=_BF16_WEIGHTS),
     _cell(2, "gemma2", 2, micro_batch_size=4, packed=True, ring=2, dtype="bf16", recipe=_BF16_WEIGHTS),
     _cell(2, "qwen3", 3, micro_batch_size=2, checkpointing=True, dtype="bf16", recipe=_BF16_WEIGHTS),

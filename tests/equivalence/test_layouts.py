@@ -46,6 +46,14 @@ def assert_same(curve: Curve, expected: Curve) -> None:
         assert furthest < WEIGHT_TOLERANCE, f"{name} is off by {furthest:.1e}"
 
 
+def assert_same_in_bf16(curve: Curve, expected: Curve) -> None:
+    assert_near(curve.losses, expected.losses, BF16_LOSS_TOLERANCE, "loss")
+    assert_near(curve.grad_norms, expected.grad_norms, BF16_GRAD_NORM_TOLERANCE, "gradient norm")
+    for name, value in curve.weights.items():
+        distance = (value.double() - expected.weights[name]).norm() / expected.weights[name].norm()
+        assert distance < BF16_WEIGHT_TOLERANCE, f"{name} is off by {distance:.1e}"
+
+
 def assert_near(found: list[float], expected: list[float], tolerance: float, what: str) -> None:
     for step, (value, right) in enumerate(zip(found, expected, strict=True)):
         assert value == pytest.approx(right, rel=tolerance), f"{what} of step {step}"
@@ -68,12 +76,7 @@ def test_load_balancing_loss(cell, request):
 
 @pytest.mark.parametrize("cell", BF16, ids=str)
 def test_bf16(cell, request):
-    curve, expected = run(cell, request), reference(cell.recipe)
-    assert_near(curve.losses, expected.losses, BF16_LOSS_TOLERANCE, "loss")
-    assert_near(curve.grad_norms, expected.grad_norms, BF16_GRAD_NORM_TOLERANCE, "gradient norm")
-    for name, value in curve.weights.items():
-        distance = (value.double() - expected.weights[name]).norm() / expected.weights[name].norm()
-        assert distance < BF16_WEIGHT_TOLERANCE, f"{name} is off by {distance:.1e}"
+    assert_same_in_bf16(run(cell, request), reference(cell.recipe))
 
 
 def test_cells_cover_the_matrix():

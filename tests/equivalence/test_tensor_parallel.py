@@ -12,7 +12,7 @@ from openrlhf.models.token_scorer import TokenScorer
 from tests.equivalence import tensor_parallel_cases as cases
 from tests.equivalence.cells import Layout, train_in_layout
 from tests.equivalence.reference import Recipe
-from tests.equivalence.test_layouts import assert_same, reference
+from tests.equivalence.test_layouts import assert_same, assert_same_in_bf16, reference
 from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_models import tiny_model
 
@@ -23,6 +23,12 @@ CELLS = [
     ("qwen3", Layout(zero_stage=1, micro_batch_size=4, tensor_parallel=2, offload=True)),
     ("gemma2", Layout(zero_stage=2, micro_batch_size=3, tensor_parallel=2)),
     ("mixtral", Layout(zero_stage=2, micro_batch_size=4, packed=True, tensor_parallel=2)),
+]
+
+
+BF16_CELLS = [
+    ("llama", Layout(zero_stage=0, micro_batch_size=4, tensor_parallel=2, dtype="bf16")),
+    ("qwen3", Layout(zero_stage=2, micro_batch_size=4, packed=True, tensor_parallel=2, dtype="bf16")),
 ]
 
 
@@ -52,9 +58,21 @@ def test_sharing_weights_changes_nothing(two_sharing_ranks, kind, layout):
     assert_same(two_sharing_ranks.run(train_in_layout, recipe, layout)[0], reference(recipe))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
-def test_a_run_is_exported_whole_and_goes_on_to_the_bit(two_sharing_ranks, tmp_path, zero_stage):
-    layout = Layout(zero_stage=zero_stage, micro_batch_size=4, tensor_parallel=2)
+@pytest.mark.parametrize(("kind", "layout"), BF16_CELLS, ids=[f"{kind}-{layout}" for kind, layout in BF16_CELLS])
+def test_sharing_weights_in_bf16(two_sharing_ranks, kind, layout):
+    recipe = Recipe(kind, has_bf16_weights=True)
+    assert_same_in_bf16(two_sharing_ranks.run(train_in_layout, recipe, layout)[0], reference(recipe))
+
+
+def test_two_pairs_of_ranks_share_weights():
+    layout = Layout(zero_stage=2, micro_batch_size=2, tensor_parallel=2)
+    with RankPool(4) as ranks:
+        assert_same(ranks.run(train_in_layout, Recipe("qwen3"), layout)[0], reference(Recipe("qwen3")))
+
+
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "fp32"), (0, "bf16"), (2, "fp32")])
+def test_a_run_is_exported_whole_and_goes_on_to_the_bit(two_sharing_ranks, tmp_path, zero_stage, dtype):
+    layout = Layout(zero_stage=zero_stage, micro_batch_size=4, tensor_parallel=2, dtype=dtype)
     found = two_sharing_ranks.run(cases.save_export_and_resume, Recipe("qwen3"), layout, tmp_path)[0]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     for name, value in found.weights_when_saved.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -38,9 +39,10 @@ def attach_training_engine(
     if config["zero_optimization"]["stage"] == 3:
         _mark_leaf_modules(module, say)
     config = config_of_shares(model, config)
-    engine, engine_optimizer, _, _ = deepspeed.initialize(
-        model=_on_device(module, device), optimizer=optimizer, config=config, dist_init_required=False
-    )
+    with _without_updates(optimizer):
+        engine, engine_optimizer, _, _ = deepspeed.initialize(
+            model=_on_device(module, device), optimizer=optimizer, config=config, dist_init_required=False
+        )
     _leave_out_data_check(engine)
     model.attach_engine(engine)
     return engine_optimizer
@@ -72,6 +74,20 @@ def config_of_shares(model: Trainable, config: dict[str, Any]) -> dict[str, Any]
     check_tensor_parallel(model.model.config, config["tensor_parallel"]["autotp_size"])
     shares = partition_config(model.trainable_module, model.model)
     return config | {"tensor_parallel": config["tensor_parallel"] | {"partition_config": shares}}
+
+
+@contextmanager
+def _without_updates(optimizer: Any) -> Iterator[None]:
+    """Without ZeRO, in 16 bits, DeepSpeed lets the optimizer take a step while the engine is made, to get its state.
+
+    That step would count in Adam's bias correction, and would decay the weights.
+    """
+    own_step = optimizer.step
+    optimizer.step = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        optimizer.step = own_step
 
 
 def _leave_out_data_check(engine: Any) -> None:

@@ -16,11 +16,7 @@ DOTTED_FLAG = re.compile(r"--([a-z]+\.[a-z0-9_]+(?:\.[a-z0-9_]+)*)")
 
 @pytest.mark.parametrize("folder", ["openrlhf", "examples", "docs"])
 def test_every_dotted_flag_named_in_a_folder_exists(folder):
-    files = [
-        file
-        for file in (ROOT / folder).rglob("*")
-        if file.suffix in (".py", ".sh", ".toml", ".md", ".sbatch")
-    ]
+    files = [file for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".sh", ".toml", ".md", ".sbatch")]
     named = {flag: file.name for file in files for flag in DOTTED_FLAG.findall(file.read_text())}
     known = {*settings(), *groups(), *RENAMED}
     assert {flag: file for flag, file in named.items() if flag not in known} == {}

@@ -77,9 +77,7 @@ def test_old_and_new_names_of_one_setting_are_one_name(good_flags):
 
 
 def test_a_namespace_has_nested_and_flat_names():
-    config = build(
-        {"data.input_key": "q", "train.batch_size": 4, "ds.lora.rank": 2, "model.model_name_or_path": "m"}
-    )
+    config = build({"data.input_key": "q", "train.batch_size": 4, "ds.lora.rank": 2, "model.model_name_or_path": "m"})
     args = as_namespace(config)
     assert (args.data.input_key, args.input_key) == ("q", "q")
     assert (args.train.batch_size, args.train_batch_size) == (4, 4)
@@ -107,9 +105,7 @@ def test_any_object_with_some_of_the_names_will_do():
         use_wandb=None,
         unrelated=object(),
     )
-    assert from_namespace(args) == build(
-        {"data.input_key": "q", "train.batch_size": 4, "ds.param_dtype": "fp32"}
-    )
+    assert from_namespace(args) == build({"data.input_key": "q", "train.batch_size": 4, "ds.param_dtype": "fp32"})
 
 
 def test_a_nested_name_wins_over_its_flat_one():

@@ -41,9 +41,7 @@ def problems_of(flags: list[str]) -> list[str]:
 
 
 def test_names_of_the_contract_are_settings():
-    names = [
-        f"{group}.{leaf}".lstrip(".") for group, leaves in CONTRACT_NAMES.items() for leaf in leaves.split()
-    ]
+    names = [f"{group}.{leaf}".lstrip(".") for group, leaves in CONTRACT_NAMES.items() for leaf in leaves.split()]
     assert [name for name in names if name not in settings()] == []
 
 
@@ -148,9 +146,7 @@ def test_all_problems_are_reported_at_once(good_flags):
 
 def test_a_problem_that_only_follows_from_another_is_left_out(good_flags):
     flags = ["--modle.model_name_or_path", "./model", *good_flags[2:]]
-    assert problems_of(flags) == [
-        "--modle.model_name_or_path is unknown. Did you mean --model.model_name_or_path?"
-    ]
+    assert problems_of(flags) == ["--modle.model_name_or_path is unknown. Did you mean --model.model_name_or_path?"]
 
 
 def test_the_number_of_ranks_comes_from_the_environment(good_flags, monkeypatch):

@@ -1,8 +1,8 @@
 """DeepSpeed's Adam on the CPU, made a function of its state: a resumed run then updates as an unbroken one, to the bit.
 
 Its C++ part keeps beta^step from call to call and multiplies it on, where the step follows the one before; after a
-resume it computes the power anew, which is another number in the last bit. A call with step 0 before each real one makes
-it compute the power anew always.
+resume it computes the power anew, which is another number in the last bit. A call with step 0 before each real one
+makes it compute the power anew always.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def make_steps_independent(optimizer: Any) -> None:
-    """For a FusedAdam or DeepSpeedCPUAdam; does nothing for parameters on an accelerator, whose kernel keeps nothing."""
+    """For a FusedAdam or DeepSpeedCPUAdam; parameters on an accelerator are left alone: its kernel keeps nothing."""
     forget = _forget_cpu_adam if hasattr(optimizer, "ds_opt_adam") else _forget_fused_adam
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: forget(optimizer))
 

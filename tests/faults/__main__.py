@@ -1,0 +1,31 @@
+"""The long form: `FAULTS=1000 python -m tests.faults`; see the package's text."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.campaign import run_campaign
+from tests.faults.jobs import PROJECT
+from tests.faults.table import in_words, write
+
+
+def main() -> int:
+    num_faults, seed = int(os.environ.get("FAULTS", "400")), int(os.environ.get("SEED", "1"))
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        for campaign in run_campaign(Path(folder), num_faults, seed):
+            run = campaign.runs[-1]
+            print(
+                f"{campaign.num_kills} kills, {campaign.num_faults} of {num_faults} faults, {campaign.seconds:.0f} s: "
+                f"{run.name}, {run.num_launches} launches in {run.seconds:.0f} s, {len(run.problems)} problems",
+                *run.problems, sep="\n  ", flush=True,
+            )  # fmt: skip
+            write(campaign, PROJECT / "benchmarks/results")
+    print(in_words(campaign))
+    return 1 if campaign.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What the runs train on, how they are laid out, and what an unbroken run leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from openrlhf.tracking.metrics_file import read_records
+from tests.faults.jobs import Job
+from tests.helpers.workbench import flags, save_model, save_rows
+
+NUM_STEPS = 40
+BATCH_SIZE = 4
+SAVE_STEPS = 2
+EVAL_STEPS = 8
+SECONDS_FOR_A_RUN = 300.0
+_WALL_CLOCK = ("tokens_per_second", "step_seconds")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out over ranks."""
+
+    num_ranks: int
+    zero_stage: int
+    dtype: str = "fp32"
+    micro_batch_size: int = 2
+
+    def __str__(self) -> str:
+        ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
+        return f"{ranks}, ZeRO {self.zero_stage}, {self.dtype}, micro-batch {self.micro_batch_size}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a complete run leaves."""
+
+    records: list[dict[str, Any]]  # of metrics.jsonl, without the wall clock
+    weights: dict[str, torch.Tensor]
+
+
+class Bench:
+    """A tiny model and its data in `folder`; the unbroken run of a layout is made when it is first asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._model = save_model(folder / "model")
+        self._rows = save_rows(folder / "rows.jsonl", NUM_STEPS * BATCH_SIZE)
+        self._eval_rows = save_rows(folder / "eval.jsonl", 6, seed=1)
+        self._unbroken: dict[Layout, Outcome] = {}
+
+    def words(self, layout: Layout, out: Path, **changes: Any) -> list[str]:
+        """The command line of a run that begins, or goes on where it was."""
+        settings = dict(
+            ckpt__load_enable=True,
+            ckpt__save_steps=SAVE_STEPS,
+            ckpt__max_num=2,
+            eval__dataset=self._eval_rows,
+            eval__steps=EVAL_STEPS,
+            train__batch_size=BATCH_SIZE,
+            train__micro_batch_size=layout.micro_batch_size,
+            ds__zero_stage=layout.zero_stage,
+            ds__param_dtype=layout.dtype,
+        )
+        return flags(self._model, self._rows, out, **(settings | changes))
+
+    def unbroken(self, layout: Layout) -> Outcome:
+        if layout not in self._unbroken:
+            out = self.folder / f"unbroken-{len(self._unbroken)}"
+            with Job(self.words(layout, out), layout.num_ranks, out / "log") as job:
+                codes = job.wait(SECONDS_FOR_A_RUN)
+                assert codes == [0] * layout.num_ranks, f"the unbroken run ended with {codes}:\n{job.words_said()}"
+            self._unbroken[layout] = outcome_of(out)
+        return self._unbroken[layout]
+
+
+def outcome_of(out: Path) -> Outcome:
+    records = [
+        {name: value for name, value in record.items() if name not in _WALL_CLOCK}
+        for record in read_records(out / "metrics.jsonl")
+    ]
+    return Outcome(records, load_file(out / "model.safetensors"))
+
+
+def differences(found: Outcome, meant: Outcome, is_same_layout: bool) -> list[str]:
+    """In words. On the same layout every bit counts; on others, losses and weights to 1e-6."""
+    problems = []
+    if [_step(record) for record in found.records] != [_step(record) for record in meant.records]:
+        problems.append(f"metrics.jsonl has the lines {[_step(record) for record in found.records]}")
+    elif is_same_layout and found.records != meant.records:
+        wrong = next((a, b) for a, b in zip(found.records, meant.records, strict=True) if a != b)
+        problems.append(f"metrics.jsonl differs, first {wrong}")
+    elif not is_same_layout:
+        far = max(abs(_loss(a) - _loss(b)) / _loss(b) for a, b in zip(found.records, meant.records, strict=True))
+        problems += [f"losses differ by up to {far:.2g} of their size"] if far > 1e-6 else []
+    if found.weights.keys() != meant.weights.keys():
+        return [*problems, f"other weights: {found.weights.keys() ^ meant.weights.keys()}"]
+    for name, weight in found.weights.items():
+        if is_same_layout and not torch.equal(weight, meant.weights[name]):
+            problems.append(f"{name} is not the same to the bit")
+        elif not is_same_layout and (weight - meant.weights[name]).norm() > 1e-6 * meant.weights[name].norm():
+            far = (weight - meant.weights[name]).norm() / meant.weights[name].norm()
+            problems.append(f"{name} differs by {far:.2g} of its norm")
+    return problems
+
+
+def _step(record: dict[str, Any]) -> tuple[int, bool]:
+    """Step, and whether it is an evaluation."""
+    return record["global_step"], "eval_loss" in record
+
+
+def _loss(record: dict[str, Any]) -> float:
+    return float(record["eval_loss"] if "eval_loss" in record else record["loss"])

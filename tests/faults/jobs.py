@@ -1,0 +1,116 @@
+"""A job of the command line, launched in a fraction of a second: its ranks are forked from a process that has imported all.
+
+A launch by torchrun or deepspeed costs ten seconds of imports on every rank. Here one process (multiprocessing's fork
+server) imports torch, DeepSpeed and openrlhf once, before there is any thread or process group, and each rank is forked
+from it. What runs in a rank is the command itself, from `run_command` on; the fork server plays no part in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.helpers.ranks import _free_port
+
+PROJECT = Path(__file__).parents[2]
+SECONDS_TO_IMPORT = 600.0
+
+
+class Job:
+    """The ranks of one launch.
+
+    Args:
+        words: the command line.
+        log: folder; rank r writes all it says to `<log>/rank<r>.log`.
+        fault_points: what to ask of `OPENRLHF_FAULT_POINT`, by rank.
+    """
+
+    def __init__(self, words: Sequence[str], num_ranks: int, log: Path, fault_points: dict[int, str] | None = None):
+        log.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        port = _free_port()
+        self.ranks = [
+            _context().Process(
+                target=_run_rank,
+                args=(list(words), rank, num_ranks, port, str(log / f"rank{rank}.log"), (fault_points or {}).get(rank)),
+            )
+            for rank in range(num_ranks)
+        ]
+        for process in self.ranks:
+            process.start()
+
+    def is_running(self) -> bool:
+        return any(process.is_alive() for process in self.ranks)
+
+    def has_lost_a_rank(self) -> bool:
+        return any(process.exitcode not in (None, 0) for process in self.ranks)
+
+    def send(self, number: signal.Signals, rank: int) -> None:
+        """A signal to a rank that may have ended already."""
+        process = self.ranks[rank]
+        if process.is_alive() and process.pid:
+            os.kill(process.pid, number)
+
+    def kill(self, ranks: Sequence[int]) -> int:
+        """SIGKILL to these; how many were still running."""
+        running = [rank for rank in ranks if self.ranks[rank].is_alive()]
+        for rank in running:
+            self.send(signal.SIGKILL, rank)
+        return len(running)
+
+    def wait(self, seconds: float) -> list[int] | None:
+        """Exit codes by rank (negative: the signal that ended it); None if a rank is still running after that long."""
+        deadline = time.monotonic() + seconds
+        for process in self.ranks:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return None if self.is_running() else [int(process.exitcode or 0) for process in self.ranks]
+
+    def words_said(self) -> str:
+        """All that the ranks have written."""
+        return "\n".join(
+            f"--- rank {rank}\n{(self._log / f'rank{rank}.log').read_text(errors='replace')}"
+            for rank in range(len(self.ranks))
+            if (self._log / f"rank{rank}.log").exists()
+        )
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill(range(len(self.ranks)))
+        for process in self.ranks:
+            process.join()
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    context.set_forkserver_preload(["tests.faults.preloaded"])
+    return context
+
+
+def _run_rank(words: list[str], rank: int, num_ranks: int, port: int, log: str, fault_point: str | None) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        LOCAL_WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    if fault_point:
+        os.environ["OPENRLHF_FAULT_POINT"] = fault_point
+    from openrlhf.cli.entry import leave_when_asked, run_command
+    from openrlhf.cli.train_sft import main
+
+    sys.argv[1:] = words
+    leave_when_asked()
+    run_command(main)

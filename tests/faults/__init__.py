@@ -9,5 +9,5 @@
 - `breaks.py`: the ways to break a launch: kills, signals, full disks, damaged files.
 - `broken_run.py`: one run, broken again and again until it is complete, then compared with the unbroken one.
 - `table.py`: what was done and what came, counted.
-- `test_*.py`: the short form, and single faults looked at closely: a hanging rank, NaN, torchrun's restarts, a full disk.
+- `test_*.py`: the short form, and single faults looked at closely: a hanging rank, NaN, torchrun's restarts.
 """

@@ -1,4 +1,4 @@
-"""A job of the command line, launched in a fraction of a second: its ranks are forked from a process that has imported all.
+"""A job of the command line, launched in a fraction of a second: ranks are forked from a process with all imports.
 
 A launch by torchrun or deepspeed costs ten seconds of imports on every rank. Here one process (multiprocessing's fork
 server) imports torch, DeepSpeed and openrlhf once, before there is any thread or process group, and each rank is forked

@@ -13,7 +13,7 @@ from openrlhf.tracking.metrics_file import read_records
 from tests.faults.jobs import Job
 from tests.helpers.workbench import flags, save_model, save_rows
 
-NUM_STEPS = 40
+NUM_STEPS = 60
 BATCH_SIZE = 4
 SAVE_STEPS = 2
 EVAL_STEPS = 8

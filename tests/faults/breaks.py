@@ -66,14 +66,14 @@ class Break:
     ranks_killed: tuple[int, ...] = ()
     signals: tuple[tuple[int, signal.Signals, float], ...] = ()
 
-    def apply(self, job: Job, out: Path) -> int:
-        """Does it; how many running ranks were sent SIGKILL."""
+    def apply(self, job: Job, out: Path) -> None:
+        """Does it, but for the fault point: that waits inside the rank."""
         if self.moment is not None:
             self.moment.wait(job, out)
         for rank, number, seconds in self.signals:
             job.send(number, rank)
             time.sleep(seconds)
-        return job.kill(self.ranks_killed)
+        job.kill(self.ranks_killed)
 
 
 def kill_at_random(rng: random.Random, num_ranks: int) -> Break:

@@ -91,16 +91,17 @@ class BrokenRun:
         return codes == [0] * layout.num_ranks
 
     def _break_and_wait(self, job: Job, fault: Break) -> list[int] | None:
-        num_killed = fault.apply(job, self._out)
-        began = time.monotonic()
+        fault.apply(job, self._out)
+        job.wait_for_first_loss(SECONDS_FOR_A_RUN)
+        lost_at = time.monotonic()
         if fault.moment is not None and fault.moment.num_lines == 0 and job.has_lost_a_rank():
             job.wait(1.0)  # ranks that have not joined yet are left to the launcher, and this is the launcher
             job.kill(range(len(job.ranks)))
-        codes = job.wait(SECONDS_TO_END if num_killed else SECONDS_FOR_A_RUN)
+        codes = job.wait(SECONDS_TO_END)
         self.account.kinds[fault.kind] += 1
         if codes is not None and _KILLED in codes:
             self.account.num_kills += 1
-            self.account.longest_end_seconds = max(self.account.longest_end_seconds, time.monotonic() - began)
+            self.account.longest_end_seconds = max(self.account.longest_end_seconds, time.monotonic() - lost_at)
         return codes
 
     def _damage_newest(self) -> Path | None:

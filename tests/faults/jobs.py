@@ -50,18 +50,21 @@ class Job:
     def has_lost_a_rank(self) -> bool:
         return any(process.exitcode not in (None, 0) for process in self.ranks)
 
+    def wait_for_first_loss(self, seconds: float) -> None:
+        """Until a rank has ended other than well, or all have ended, or that long."""
+        deadline = time.monotonic() + seconds
+        while self.is_running() and not self.has_lost_a_rank() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def send(self, number: signal.Signals, rank: int) -> None:
         """A signal to a rank that may have ended already."""
         process = self.ranks[rank]
         if process.is_alive() and process.pid:
             os.kill(process.pid, number)
 
-    def kill(self, ranks: Sequence[int]) -> int:
-        """SIGKILL to these; how many were still running."""
-        running = [rank for rank in ranks if self.ranks[rank].is_alive()]
-        for rank in running:
+    def kill(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
             self.send(signal.SIGKILL, rank)
-        return len(running)
 
     def wait(self, seconds: float) -> list[int] | None:
         """Exit codes by rank (negative: the signal that ended it); None if a rank is still running after that long."""

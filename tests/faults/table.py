@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -58,7 +57,7 @@ def write(campaign: Campaign, folder: Path) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **totals(campaign),
-        "runs": [asdict(run) for run in campaign.runs],
+        "runs": [vars(run) for run in campaign.runs],
     }
     (folder / "faults.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (folder / "faults.md").write_text(in_words(campaign), encoding="utf-8")

@@ -84,6 +84,7 @@ class Checkpointer:
         self._finishing: BackgroundJob[list[str]] | None = None
         self._must_stop = threading.Event()
         self._num_failures_in_a_row = 0
+        self._aside: Path | None = None  # the folder of the save that is being written
 
     def save(
         self,
@@ -128,6 +129,8 @@ class Checkpointer:
             found, finishing_problem = self._finishing.wait()
             rotation_problems = found or []
             problems = problems or ((finishing_problem,) if finishing_problem else ())
+            if problems and self._aside is not None:
+                self.store.discard(self._aside)  # again: a rank may still have been writing when it was first removed
         self._writing = self._finishing = None
         problems, rotation_problems = from_all_ranks((problems, rotation_problems), self._group)[0]
         self._num_failures_in_a_row = self._num_failures_in_a_row + 1 if problems else 0
@@ -208,6 +211,7 @@ class Checkpointer:
     ) -> None:
         rank, count = this_rank(self._group), num_ranks(self._group)
         self._must_stop = must_stop = threading.Event()
+        self._aside = aside
         self._writing = BackgroundJob(lambda: _write(aside, state, problem, rank), "checkpoint writer")
         if rank == 0:
             self._finishing = BackgroundJob(

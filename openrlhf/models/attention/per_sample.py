@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from openrlhf.errors import UserError
+from openrlhf.models.attention import causal_pack
 from openrlhf.models.attention.dense import attend, attend_causally
 from openrlhf.models.attention.options import AttentionOptions
 
@@ -67,6 +68,8 @@ def attend_alone(
         return attend_causally(query, key, value, options).transpose(1, 2).contiguous()
     assert query.shape[0] == 1, "a pack is one row"
     lengths = cu_seq_lens_q.diff().tolist()
+    if causal_pack.computes(query, value, options):
+        return causal_pack.attend_pack(query[0], key[0], value[0], lengths, options.scaling)[None]
     samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [attend_causally(*sample, options) for sample in samples]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

@@ -1,0 +1,187 @@
+"""The cases: what is trained, and with which settings each contestant runs.
+
+`ours` holds flags of the command line over the job's own; `trl` holds, for each setting of TRL that is measured,
+arguments of SFTConfig over the job's own (no arguments: TRL's defaults). What was tried to find TRL's best is in
+benchmarks/LOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks.contestants import Job
+from benchmarks.materials import Material, Materials, RowFacts
+
+DEFAULTS: dict[str, Any] = {}
+NO_CHECKPOINTING = {"gradient_checkpointing": False}
+PACKED = {"ds.packing_samples": True, "ds.zero_stage": 0, "logger.logging_steps": 1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Args:
+        kind: what is measured, a key of `measures.MEASURES`.
+        batch_size, micro_batch_size: samples an optimizer step; samples that TRL computes at once.
+        warm_up_steps: steps before the clock starts.
+        max_rounds: of a contestant that would take too long to be run in every round.
+        facts: further numbers of the kind.
+    """
+
+    name: str
+    title: str
+    kind: str
+    model: str
+    material: Material
+    batch_size: int
+    micro_batch_size: int
+    max_len: int
+    ours: Mapping[str, Mapping[str, Any]]
+    trl: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warm_up_steps: int = 1
+    max_rounds: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    num_threads: int = 2
+
+    @property
+    def contestants(self) -> list[str]:
+        return [*self.ours, *self.trl]
+
+
+_ALL = (
+    Case(
+        name="a",
+        title="18.9M parameters, GSM8K",
+        kind="speed",
+        model="small",
+        material=Material("text", 4 * 32),
+        batch_size=32,
+        micro_batch_size=8,
+        max_len=1_024,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
+        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+    ),
+    Case(
+        name="b",
+        title="vocabulary 151,936",
+        kind="speed",
+        model="large_vocabulary",
+        material=Material("text", 3 * 8),
+        batch_size=8,
+        micro_batch_size=8,
+        max_len=1_024,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 2_048}},
+        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        max_rounds={"trl_best": 2},
+    ),
+    Case(
+        name="c",
+        title="one sample of 8,192 tokens",
+        kind="speed",
+        model="small",
+        material=Material("fixed_length", 3, 8_192),
+        batch_size=1,
+        micro_batch_size=1,
+        max_len=8_192,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 8_192}},
+        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        max_rounds={"trl_best": 2},
+    ),
+    Case(
+        name="d",
+        title="lengths from 16 to 2,048",
+        kind="speed",
+        model="small",
+        material=Material("uneven", 4 * 8, 2_048),
+        batch_size=8,
+        micro_batch_size=8,
+        max_len=2_048,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
+        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        max_rounds={"trl_best": 2},
+    ),
+    Case(
+        name="e",
+        title="preparing 150,000 rows",
+        kind="preparation",
+        model="small",
+        material=Material("changed_text", 150_000),
+        batch_size=8,
+        micro_batch_size=8,
+        max_len=1_024,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
+        trl={"trl_defaults": DEFAULTS, "trl_2_processes": {"dataset_num_proc": 2}},
+        max_rounds={"trl_defaults": 2},
+        facts={"few_rows": Material("text", 64)},
+    ),
+    Case(
+        name="f",
+        title="launch to first step",
+        kind="start",
+        model="small",
+        material=Material("text", 7_473),
+        batch_size=8,
+        micro_batch_size=8,
+        max_len=1_024,
+        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
+        trl={"trl_defaults": DEFAULTS},
+    ),
+    Case(
+        name="g",
+        title="resuming",
+        kind="resume",
+        model="small",
+        material=Material("fixed_length", 1_000_020, 8),
+        batch_size=10,
+        micro_batch_size=10,
+        max_len=64,
+        ours={"at_sample_10": PACKED, "at_sample_1000000": PACKED},
+        facts={"consumed_samples": {"at_sample_10": 10, "at_sample_1000000": 1_000_000}},
+    ),
+    Case(
+        name="h",
+        title="saving",
+        kind="saving",
+        model="large_vocabulary",
+        material=Material("fixed_length", 12 * 8, 32),
+        batch_size=8,
+        micro_batch_size=8,
+        max_len=64,
+        ours={
+            "in_background": {**PACKED, "ckpt.save_steps": 4},
+            "blocking": {**PACKED, "ckpt.save_steps": 4, "ckpt.background_save": "false"},
+        },
+    ),
+)
+
+CASES = {case.name: case for case in _ALL}
+
+
+def quick_form(case: Case) -> Case:
+    """The same case at a size of seconds: it shows that the suite runs, its figures mean nothing."""
+    material = replace(
+        case.material,
+        num_rows=min(case.material.num_rows, 2_020 if case.kind == "resume" else 2 * case.batch_size),
+        length_tokens=min(case.material.length_tokens, 128),
+        tokenizer_of="tiny",
+    )
+    facts = dict(case.facts)
+    if case.kind == "saving":
+        material = replace(material, num_rows=case.material.num_rows)
+    if case.kind == "resume":
+        facts["consumed_samples"] = {"at_sample_10": 10, "at_sample_1000000": 2_000}
+    if case.kind == "preparation":
+        material = replace(material, num_rows=2_000)
+        facts["few_rows"] = replace(case.facts["few_rows"], num_rows=16, tokenizer_of="tiny")
+    return replace(case, model="tiny", material=material, facts=facts)
+
+
+def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:
+    """The case's job, and what is in its rows."""
+    facts = materials.rows(case.material)
+    model = materials.model(case.model)
+    job = Job(model, facts.path, case.batch_size, case.micro_batch_size, case.max_len, num_threads=case.num_threads)
+    return job, facts

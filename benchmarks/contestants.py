@@ -1,0 +1,155 @@
+"""How a job is given to each contestant: ours by its command line, TRL by its SFTTrainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.process import ProcessRun, run_process
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LEARNING_RATE = 2e-5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both contestants are asked to train, one pass over the rows.
+
+    Args:
+        batch_size: samples an optimizer step.
+        micro_batch_size: samples that TRL computes at once; ours lays a step out by its own flags.
+        precision: bf16 or fp32.
+        num_threads: OMP_NUM_THREADS of a run of one process.
+    """
+
+    model: Path
+    rows: Path
+    batch_size: int
+    micro_batch_size: int
+    max_len: int
+    precision: str = "bf16"
+    num_threads: int = 2
+
+
+Settings = Mapping[str, Any]
+
+
+class Ours:
+    """`python -m openrlhf.cli.train_sft`, or DeepSpeed's launcher where `settings` has `ranks` above 1."""
+
+    def __init__(self, work: Path):
+        self._work = work
+
+    def run(
+        self,
+        job: Job,
+        settings: Settings,
+        name: str,
+        cache_dir: Path | None = None,
+        keep_output: bool = False,
+        **watching: Any,
+    ) -> ProcessRun:
+        """Args:
+        settings: flags without their dashes, over the job's own; None leaves a flag out.
+        name: of the folder that the run writes to; emptied first unless `keep_output`.
+        cache_dir: of prepared data; None: the work folder's, shared by all runs.
+        watching: for `run_process`.
+        """
+        out = self._work / "runs" / name
+        if not keep_output:
+            shutil.rmtree(out, ignore_errors=True)
+        ranks = int(settings.get("ranks", 1))
+        flags = {
+            "model.model_name_or_path": job.model,
+            "data.dataset": job.rows,
+            "data.max_len": job.max_len,
+            "data.cache_dir": cache_dir or self._work / "cache",
+            "data.num_processors": job.num_threads,
+            "ds.param_dtype": job.precision,
+            "train.batch_size": job.batch_size,
+            "train.micro_batch_size": job.micro_batch_size,
+            "train.max_epochs": 1,
+            "adam.lr": LEARNING_RATE,
+            "ckpt.output_dir": out,
+            "ckpt.path": out / "checkpoints",
+            **{key: value for key, value in settings.items() if key != "ranks"},
+        }
+        words = [
+            word
+            for flag, value in flags.items()
+            if value is not None
+            for word in ([f"--{flag}"] if value is True else [f"--{flag}", str(value)])
+        ]
+        env = {
+            "OMP_NUM_THREADS": str(max(1, job.num_threads // ranks)),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        log = self._work / "logs" / f"{name}.txt"
+        return run_process([*_launcher(ranks), *words], out / "metrics.jsonl", log, env, **watching)
+
+
+def _launcher(ranks: int) -> list[str]:
+    if ranks == 1:
+        return [sys.executable, "-m", "openrlhf.cli.train_sft"]
+    return ["deepspeed", "--num_accelerators", str(ranks), "--module", "openrlhf.cli.train_sft"]
+
+
+class Trl:
+    """`trl_contestant.py` in TRL's environment."""
+
+    def __init__(self, work: Path, python: Path):
+        self._work, self._python = work, python
+
+    def run(
+        self, job: Job, settings: Settings, name: str, cache_dir: Path | None = None, **watching: Any
+    ) -> ProcessRun:
+        """Args:
+        settings: arguments of SFTConfig, over the job's own.
+        cache_dir: of prepared data (HF_DATASETS_CACHE); None: the work folder's, shared by all runs.
+        """
+        out = self._work / "runs" / name
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        step_file, settings_file = out / "steps.jsonl", out / "settings.json"
+        asked = {
+            "model": str(job.model),
+            "rows": str(job.rows),
+            "step_file": str(step_file),
+            "sft": trl_arguments(job, settings, out),
+        }
+        settings_file.write_text(json.dumps(asked), encoding="utf-8")
+        env = {
+            "OMP_NUM_THREADS": str(job.num_threads),
+            "HF_DATASETS_CACHE": str(cache_dir or self._work / "trl_cache"),
+            "HF_HUB_OFFLINE": "1",
+            "TRL_EXPERIMENTAL_SILENCE": "1",
+        }
+        words = [str(self._python), str(HERE / "trl_contestant.py"), str(settings_file)]
+        return run_process(words, step_file, self._work / "logs" / f"{name}.txt", env, **watching)
+
+
+def trl_arguments(job: Job, settings: Settings, out: Path) -> dict[str, Any]:
+    """Arguments of SFTConfig: the job's; nothing else differs from TRL's defaults but what `settings` says."""
+    micro_batch_size = settings.get("per_device_train_batch_size", job.micro_batch_size)
+    return {
+        "output_dir": str(out),
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": max(1, job.batch_size // micro_batch_size),
+        "num_train_epochs": 1,
+        "max_length": job.max_len,
+        "learning_rate": LEARNING_RATE,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **({} if job.precision == "bf16" else {"bf16": False}),
+        **settings,
+    }

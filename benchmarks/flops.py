@@ -1,0 +1,28 @@
+"""Floating-point operations of a training step, the same count for every contestant.
+
+`model_flops`: what exact training cannot do without, forward and backward, two operations a multiply-add:
+
+- 6 × weights of the layers' matrices (attention and MLP), for every token (padding is no token);
+- 6 × weights of the head's matrix (vocabulary × hidden), for target tokens alone: only they have a loss;
+- 6 × layers × heads × head size × L² for each sample of L tokens: queries by keys and weights by values, 2 × 2
+  operations a pair, half the pairs (causal), three times (backward counts twice).
+
+Not counted, for anybody: the embedding's look-up, norms, softmax, the optimizer, recomputation under checkpointing.
+
+`plain_flops`: 6 × all weights (the head at every token) × tokens, without attention: the usual rule of thumb.
+"""
+
+from __future__ import annotations
+
+from benchmarks.materials import ModelShape
+
+
+def model_flops(shape: ModelShape, num_tokens: float, num_target_tokens: float, sum_of_squares: float) -> float:
+    matrices = 6 * shape.layer_matrix_parameters * num_tokens
+    head = 6 * shape.head_parameters * num_target_tokens
+    width = shape.num_attention_heads * shape.head_dim
+    return matrices + head + 6 * shape.num_hidden_layers * width * sum_of_squares
+
+
+def plain_flops(shape: ModelShape, num_tokens: float) -> float:
+    return 6 * (shape.layer_matrix_parameters + shape.head_parameters) * num_tokens

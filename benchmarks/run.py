@@ -1,0 +1,188 @@
+"""Ours against TRL on this machine: `python -m benchmarks.run` (from the project's root; about 40 minutes on 2 cores).
+
+    --cases a,b     only these (benchmarks/cases.py says what they are)
+    --rounds 5      each contestant runs that often, in turn: ours, TRL, ours, TRL, ...
+    --trl-python P  an environment that holds benchmarks/requirements_trl.txt; without it one is made
+    --ours-alone    without TRL
+    --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
+
+Same model, rows, precision and threads for both, each run a process of its own. First both must compute the same loss
+on the same rows. After every run the case's JSON is written anew (benchmarks/results/speed_<case>.json), so that a
+suite that is interrupted loses nothing. At the end `benchmarks.report` draws the plot and writes the tables.
+
+What is counted: tokens of samples, never padding, between the end of the first step and the end of the last, by wall
+clock. Memory is the largest resident size of the process, loading included. The share of the matrix units' peak is
+`flops.model_flops` a second over the peak of bf16 products that is measured once a round; for both contestants alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.cases import CASES, Case, job_of, quick_form
+from benchmarks.flops import model_flops, plain_flops
+from benchmarks.materials import MODELS
+from benchmarks.measures import MEASURES, WARM_UPS, Bench, write_json
+from benchmarks.process import ContestantFailed
+from benchmarks.same_loss import check_same_loss
+from benchmarks.trl_environment import default_work_folder, trl_python
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    choices = _choices()
+    python = None if choices.ours_alone else choices.trl_python or trl_python(choices.work)
+    bench = Bench(choices.work, python)
+    facts = {
+        "machine": machine.hardware(),
+        "versions": {"ours": machine.our_versions(), "trl": machine.versions_of(python) if python else None},
+        "commit": machine.commit(),
+    }
+    results = choices.results or (choices.work / "quick_results" if choices.quick else RESULTS)
+    began_at = time.monotonic()
+    for name in choices.cases:
+        case = quick_form(CASES[name]) if choices.quick else CASES[name]
+        run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json")
+    _say(f"all cases: {(time.monotonic() - began_at) / 60:.1f} minutes")
+    report.write_all(results, readme=None if choices.results or choices.quick else report.README)
+
+
+def _choices() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=_names, default=list(CASES), help="by commas; default: all")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 1")
+    parser.add_argument("--trl-python", type=_interpreter, help="default: an environment is made")
+    parser.add_argument("--ours-alone", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--work", type=Path, default=default_work_folder(), help="models, rows, caches, logs")
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results, with --quick a folder in --work")
+    choices = parser.parse_args()
+    choices.rounds = choices.rounds or (1 if choices.quick else 5)
+    choices.work = choices.work.resolve()
+    return choices
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    return names
+
+
+def _interpreter(text: str) -> Path:
+    path = Path(os.path.abspath(text))  # a venv's interpreter is a link: it must not be followed
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is not there; leave --trl-python out to have an environment made")
+    return path
+
+
+def run_case(bench: Bench, case: Case, rounds: int, facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """All rounds of a case; returns what its JSON file holds."""
+    _say(f"case {case.name}: {case.title}")
+    job, row_facts = job_of(case, bench.materials)
+    contestants = bench.contestants(case)
+    result: dict[str, Any] = {
+        "case": case.name,
+        "title": case.title,
+        "kind": case.kind,
+        "began": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **facts,
+        "settings": settings_of(case, contestants),
+        "rows": {key: value for key, value in vars(row_facts).items() if key != "path"},
+        "runs": [],
+    }
+    if case.kind == "speed":
+        result["same_loss"] = check_same_loss(bench, case)
+        _say(f"  same loss: {result['same_loss']['losses']}")
+    if case.kind in WARM_UPS:
+        WARM_UPS[case.kind](bench, case)
+    for number in range(rounds):
+        if case.kind == "speed":
+            result.setdefault("matrix_peaks", []).append(
+                machine.measure_peak_in_own_process(case.model, case.num_threads)
+            )
+        for contestant in contestants:
+            if number < case.max_rounds.get(contestant, rounds):
+                result["runs"].append(_one_run(bench, case, contestant, number))
+                result["summary"] = summarize(case, result)
+                write_json(path, result)
+    return result
+
+
+def _one_run(bench: Bench, case: Case, contestant: str, number: int) -> dict[str, Any]:
+    began = time.monotonic()
+    try:
+        figures = MEASURES[case.kind](bench, case, contestant)
+    except ContestantFailed as failure:
+        figures = {"failed": str(failure)[-1_000:]}
+    load = [round(value, 1) for value in os.getloadavg()]
+    shown = {key: round(value, 3) for key, value in figures.items() if isinstance(value, float)}
+    _say(f"  round {number + 1} {contestant} ({time.monotonic() - began:.0f} s): {shown or figures}")
+    return {"contestant": contestant, "round": number + 1, **figures, "load_average": load}
+
+
+def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
+    """All that decides what was run, but for the machine."""
+    own = {**case.ours, **case.trl}
+    return {
+        "model": {"name": case.model, **vars(MODELS[case.model])},
+        "rows": vars(case.material),
+        "batch_size": case.batch_size,
+        "micro_batch_size": case.micro_batch_size,
+        "max_len": case.max_len,
+        "precision": "bf16",
+        "num_threads": case.num_threads,
+        "warm_up_steps": case.warm_up_steps,
+        "contestants": {name: dict(own[name]) for name in contestants},
+        **{key: value for key, value in case.facts.items() if isinstance(value, dict)},
+    }
+
+
+def summarize(case: Case, result: dict[str, Any]) -> dict[str, Any]:
+    """Median, least and greatest of each figure, by contestant; for speed also the shares of the matrix peak."""
+    summary: dict[str, Any] = {}
+    for run in result["runs"]:
+        if "failed" not in run:
+            for key, value in run.items():
+                if isinstance(value, int | float) and key != "round":
+                    summary.setdefault(run["contestant"], {}).setdefault(key, []).append(value)
+    summary = {name: {key: _spread(values) for key, values in figures.items()} for name, figures in summary.items()}
+    if case.kind == "speed":
+        peak = median(measured["peak"] for measured in result["matrix_peaks"])
+        for figures in summary.values():
+            figures["shares_of_matrix_peak"] = shares_of_peak(
+                case, result["rows"], figures["tokens_per_second"]["median"], peak
+            )
+    return summary
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "least": min(values), "greatest": max(values), "runs": len(values)}
+
+
+def shares_of_peak(case: Case, rows: dict[str, Any], tokens_per_second: float, peak: float) -> dict[str, float]:
+    """FLOP/s over the measured peak, by both formulas of `flops`, for the mean sample of the rows."""
+    shape = MODELS[case.model]
+    num_tokens = rows["num_tokens"]
+    needed = model_flops(shape, num_tokens, rows["num_target_tokens"], rows["sum_of_squares"])
+    return {
+        "model_flops": needed / num_tokens * tokens_per_second / peak,
+        "plain_flops": plain_flops(shape, num_tokens) / num_tokens * tokens_per_second / peak,
+    }
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

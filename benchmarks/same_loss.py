@@ -1,0 +1,54 @@
+"""Whether both contestants compute the same loss: in float32, on the case's first 8 samples, in the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.contestants import Job, Settings
+from benchmarks.measures import Bench
+
+NUM_SAMPLES = 8
+RELATIVE_TOLERANCE = 1e-5
+
+
+class LossesDiffer(RuntimeError):
+    """The contestants do not train the same thing: their speeds cannot be compared."""
+
+
+def check_same_loss(bench: Bench, case: Case) -> dict[str, Any]:
+    """Loss of each contestant with the settings that are measured.
+
+    Raises LossesDiffer where one is further than 1e-5 (relative) from ours.
+    """
+    job = loss_job(bench, case)
+    losses = {name: our_loss(bench, job, settings) for name, settings in case.ours.items()}
+    if bench.trl is not None:
+        losses |= {name: trl_loss(bench, job, settings) for name, settings in case.trl.items()}
+    reference = next(iter(losses.values()))
+    worst = max(abs(loss - reference) / reference for loss in losses.values())
+    if worst > RELATIVE_TOLERANCE:
+        raise LossesDiffer(f"case {case.name}: losses on the same rows differ by {worst:.1e}: {losses}")
+    return {"losses": losses, "largest_relative_difference": worst, "num_samples": job.batch_size}
+
+
+def loss_job(bench: Bench, case: Case) -> Job:
+    """All samples in one step of one micro-batch."""
+    material = replace(case.material, num_rows=min(NUM_SAMPLES, case.batch_size))
+    rows = bench.materials.rows(material).path
+    model = bench.materials.model(case.model)
+    number = material.num_rows
+    return Job(model, rows, number, number, case.max_len, precision="fp32", num_threads=case.num_threads)
+
+
+def our_loss(bench: Bench, job: Job, settings: Settings) -> float:
+    return bench.ours.run(job, settings, "loss_ours", stop_after_steps=1).steps[0]["loss"]
+
+
+def trl_loss(bench: Bench, job: Job, settings: Settings) -> float:
+    """With all samples in one micro-batch, whatever the setting's own size is."""
+    assert bench.trl is not None
+    of_size = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    settings = {key: value for key, value in settings.items() if key not in of_size}
+    return bench.trl.run(job, {**settings, "logging_steps": 1}, "loss_trl").losses[0]

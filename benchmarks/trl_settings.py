@@ -1,0 +1,86 @@
+"""TRL's best setting for a case, searched: `python -m benchmarks.trl_settings [--case a] --trl-python PATH`.
+
+Runs each candidate below once on the case's rows, prints tokens/s, peak memory and how far its loss is from ours, and
+writes benchmarks/results/trl_settings_<case>.json. A candidate whose loss differs is no candidate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.cases import CASES, Case, job_of
+from benchmarks.measures import Bench, speed_of, write_json
+from benchmarks.process import ContestantFailed
+from benchmarks.same_loss import loss_job, our_loss, trl_loss
+from benchmarks.trl_environment import default_work_folder
+
+RESULTS = Path(__file__).parent / "results"
+NO_CHECKPOINTING = {"gradient_checkpointing": False}
+CANDIDATES = {
+    "defaults": {},
+    "no checkpointing": NO_CHECKPOINTING,
+    "no checkpointing, grouped by length": {**NO_CHECKPOINTING, "train_sampling_strategy": "group_by_length"},
+    "no checkpointing, bf16 weights": {**NO_CHECKPOINTING, "model_init_kwargs": {"dtype": "bfloat16"}},
+    "no checkpointing, padding free": {**NO_CHECKPOINTING, "padding_free": True},
+    "no checkpointing, packed (bfd)": {
+        **NO_CHECKPOINTING,
+        "packing": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 5,
+    },
+    "no checkpointing, eager attention": {**NO_CHECKPOINTING, "model_init_kwargs": {"attn_implementation": "eager"}},
+    "no checkpointing, micro-batch 1": {**NO_CHECKPOINTING, "per_device_train_batch_size": 1},
+    "no checkpointing, micro-batch 4": {**NO_CHECKPOINTING, "per_device_train_batch_size": 4},
+    "no checkpointing, micro-batch 4, grouped": {
+        **NO_CHECKPOINTING,
+        "per_device_train_batch_size": 4,
+        "train_sampling_strategy": "group_by_length",
+    },
+    "no checkpointing, micro-batch 32": {**NO_CHECKPOINTING, "per_device_train_batch_size": 32},
+    "no checkpointing, torch.compile": {**NO_CHECKPOINTING, "torch_compile": True},
+    "no checkpointing, bf16 weights, grouped": {
+        **NO_CHECKPOINTING,
+        "model_init_kwargs": {"dtype": "bfloat16"},
+        "train_sampling_strategy": "group_by_length",
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", default="a", choices=[name for name, case in CASES.items() if case.kind == "speed"])
+    parser.add_argument("--trl-python", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=default_work_folder())
+    parser.add_argument("--only", help="candidates whose name holds this")
+    parser.add_argument("--timeout_seconds", type=float, default=600)
+    choices = parser.parse_args()
+    case = CASES[choices.case]
+    bench = Bench(choices.work, choices.trl_python)
+    path = RESULTS / f"trl_settings_{case.name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    our_settings = next(iter(case.ours.values()))
+    reference = our_loss(bench, loss_job(bench, case), our_settings)
+    for name, settings in CANDIDATES.items():
+        if choices.only is None or choices.only in name:
+            found[name] = {"settings": settings, **_try(bench, case, settings, reference, choices.timeout_seconds)}
+            print(name, json.dumps(found[name]), flush=True)
+            write_json(path, found)
+
+
+def _try(bench: Bench, case: Case, settings: dict, reference: float, timeout_seconds: float) -> dict:
+    job, facts = job_of(case, bench.materials)
+    assert bench.trl is not None
+    try:
+        loss = trl_loss(bench, loss_job(bench, case), settings)
+        run = bench.trl.run(job, settings, "trl_settings", timeout_seconds=timeout_seconds)
+        # what TRL counts under packing is a pack's tokens, so the sums need not meet the file's
+        speed = speed_of(run, case.warm_up_steps, facts, check_tokens=False)
+    except ContestantFailed as failure:
+        return {"failed": str(failure).rstrip().splitlines()[-1][:300]}
+    return {**speed, "relative_difference_of_loss": abs(loss - reference) / reference}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What a figure was measured on: hardware, versions, commit, and the matrix units' own peak.
 
-`python -m benchmarks.machine peak MODEL` measures the peak in this process and prints it as JSON.
+`python -m benchmarks.machine MODEL SECONDS` measures the peak in this process and prints it as JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.materials import MODELS, ModelShape
+from benchmarks.materials import ModelShape, shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "trl")
 NUM_ROWS = 2_048  # tokens of a matrix product
-SECONDS_A_SHAPE = 0.7
+SECONDS_A_SHAPE = 0.7  # of measuring
 
 
 def hardware() -> dict:
@@ -76,15 +76,15 @@ def _git(*words: str) -> str:
 # --- the matrix units ------------------------------------------------------------------------------------------------
 
 
-def measure_peak_in_own_process(model: str, num_threads: int) -> dict:
-    words = [sys.executable, "-m", "benchmarks.machine", "peak", model]
+def measure_peak_in_own_process(model: str, num_threads: int, seconds_a_shape: float = SECONDS_A_SHAPE) -> dict:
+    words = [sys.executable, "-m", "benchmarks.machine", model, str(seconds_a_shape)]
     env = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_peak(shape: ModelShape) -> dict:
-    """bf16 products in FLOP/s: the median over about 0.7 s for each shape of the model and two large squares.
+def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
+    """bf16 products in FLOP/s: the median over some time for each shape of the model and some squares.
 
     `peak` is the highest of them: what these matrix units do when a product suits them best.
     """
@@ -96,17 +96,18 @@ def measure_peak(shape: ModelShape) -> dict:
         "mlp_to_hidden": (NUM_ROWS, shape.intermediate_size, shape.hidden_size),
         "hidden_to_queries": (NUM_ROWS, shape.hidden_size, width),
         "hidden_to_vocabulary": (NUM_ROWS, shape.hidden_size, min(shape.vocab_size, 16_384)),
+        "square_1024": (1_024, 1_024, 1_024),
         "square_2048": (2_048, 2_048, 2_048),
-        "square_4096": (4_096, 4_096, 4_096),
     }
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        sizes["square_8192"] = (8_192, 8_192, 8_192)
-    found = {name: _flops_a_second(torch, "cuda" if on_gpu else "cpu", *size) for name, size in sizes.items()}
+        sizes |= {f"square_{side}": (side, side, side) for side in (4_096, 8_192)}
+    device = "cuda" if on_gpu else "cpu"
+    found = {name: _flops_a_second(torch, device, seconds_a_shape, *size) for name, size in sizes.items()}
     return {"peak": max(found.values()), "num_threads": torch.get_num_threads(), "by_shape": found}
 
 
-def _flops_a_second(torch, device: str, rows: int, inner: int, columns: int) -> float:
+def _flops_a_second(torch, device: str, wanted_seconds: float, rows: int, inner: int, columns: int) -> float:
     left = torch.randn(rows, inner, device=device).to(torch.bfloat16)
     right = torch.randn(columns, inner, device=device).to(torch.bfloat16)
     repeats = 20 if device == "cuda" else 1
@@ -121,11 +122,10 @@ def _flops_a_second(torch, device: str, rows: int, inner: int, columns: int) -> 
 
     seconds()
     taken: list[float] = []
-    while sum(taken) * repeats < SECONDS_A_SHAPE or len(taken) < 5:
+    while sum(taken) * repeats < wanted_seconds or len(taken) < 3:
         taken.append(seconds())
     return 2 * rows * inner * columns / sorted(taken)[len(taken) // 2]
 
 
 if __name__ == "__main__":
-    assert sys.argv[1] == "peak", __doc__
-    print(json.dumps(measure_peak(MODELS[sys.argv[2]])))
+    print(json.dumps(measure_peak(shape_of(sys.argv[1]), float(sys.argv[2]))))

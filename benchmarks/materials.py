@@ -1,4 +1,4 @@
-"""Models and rows of the benchmarks, made once in a folder: `python -m benchmarks.materials FOLDER NAME` makes one.
+"""Models and rows of the benchmarks, made once in a folder.
 
 A folder `models/<name>` opens in transformers: a Qwen3 or Llama shape with random float32 weights (seed 0) and a
 byte-level tokenizer of up to 16,384 tokens, trained on GSM8K. A file `rows/<name>.jsonl` has a `.json` beside it that
@@ -7,12 +7,14 @@ says how many tokens and targets its samples have, as both contestants must coun
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -49,11 +51,18 @@ class ModelShape:
 
 MODELS = {
     "tiny": ModelShape(1_024, 64, 128, 2, 4, 2, 16),
+    "tiny_llama": ModelShape(1_024, 64, 128, 4, 4, 2, 16, "llama", False),
     "small": ModelShape(16_384, 384, 1_024, 8, 6, 2, 64),  # 18.9 million parameters
     "large_vocabulary": ModelShape(151_936, 512, 1_536, 4, 8, 4, 64),
     "qwen3_0.6b": ModelShape(151_936, 1_024, 3_072, 28, 16, 8, 128, dtype="bfloat16"),
     "llama3_8b": ModelShape(128_256, 4_096, 14_336, 32, 32, 8, 128, "llama", False, dtype="bfloat16"),
 }
+
+
+def shape_of(name: str) -> ModelShape:
+    """One of MODELS; "<name>_16_layers" is that model with 16 layers."""
+    match = re.fullmatch(r"(.+)_(\d+)_layers", name)
+    return MODELS[name] if match is None else replace(MODELS[match[1]], num_hidden_layers=int(match[2]))
 
 
 @dataclass(frozen=True)
@@ -93,34 +102,42 @@ class Materials:
     def __init__(self, root: Path):
         self.root = root
 
+    def make(self, models: list[str], materials: list[Material]) -> None:
+        """All that is missing, in one process."""
+        models = [name for name in models if not self._is_made(name)]
+        materials = [material for material in materials if not self._facts_file(material).is_file()]
+        needed = {material.tokenizer_of for material in materials} - set(models)
+        models = [*models, *(name for name in sorted(needed) if not self._is_made(name))]
+        if models or materials:
+            wish = json.dumps({"models": models, "materials": [vars(material) for material in materials]})
+            words = [sys.executable, "-m", "benchmarks.materials", str(self.root), wish]
+            subprocess.run(words, check=True, cwd=Path(__file__).resolve().parents[1])
+
     def model(self, name: str) -> Path:
-        folder = self.root / "models" / name
-        if not (folder / "complete").is_file():
-            _in_own_process(self.root, {"model": name})
-        return folder
+        self.make([name], [])
+        return self.root / "models" / name
 
     def rows(self, material: Material) -> RowFacts:
-        facts = self.root / "rows" / f"{material.name}.json"
-        if not facts.is_file():
-            self.model(material.tokenizer_of)
-            _in_own_process(self.root, {"material": vars(material)})
+        self.make([], [material])
+        facts = self._facts_file(material)
         values = json.loads(facts.read_text(encoding="utf-8"))
         return RowFacts(path=facts.with_suffix(".jsonl"), **values)
 
+    def _is_made(self, model: str) -> bool:
+        return (self.root / "models" / model / "complete").is_file()
 
-def _in_own_process(root: Path, wish: dict) -> None:
-    words = [sys.executable, "-m", "benchmarks.materials", str(root), json.dumps(wish)]
-    subprocess.run(words, check=True, cwd=Path(__file__).resolve().parents[1])
+    def _facts_file(self, material: Material) -> Path:
+        return self.root / "rows" / f"{material.name}.json"
 
 
 # --- made in a process of their own ----------------------------------------------------------------------------------
 
 
 def main(root: Path, wish: dict) -> None:
-    if "model" in wish:
-        make_model(root, wish["model"], MODELS[wish["model"]])
-    else:
-        make_rows(root, Material(**wish["material"]))
+    for name in wish["models"]:
+        make_model(root, name, shape_of(name))
+    for values in wish["materials"]:
+        make_rows(root, Material(**values))
 
 
 def gsm8k_rows() -> tuple[list[tuple[str, str]], str]:
@@ -172,6 +189,7 @@ def make_model(root: Path, name: str, shape: ModelShape) -> None:
     print(f"{folder.name}: {model.num_parameters() / 1e6:.1f} million parameters", flush=True)
 
 
+@functools.cache
 def _train_tokenizer(vocab_size: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -28,10 +28,10 @@ from typing import Any
 from benchmarks import machine, report
 from benchmarks.cases import CASES, Case, job_of, quick_form
 from benchmarks.flops import model_flops, plain_flops
-from benchmarks.materials import MODELS
+from benchmarks.materials import shape_of
 from benchmarks.measures import MEASURES, WARM_UPS, Bench, write_json
 from benchmarks.process import ContestantFailed
-from benchmarks.same_loss import check_same_loss
+from benchmarks.same_loss import check_same_loss, loss_material
 from benchmarks.trl_environment import default_work_folder, trl_python
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +50,7 @@ def main() -> None:
     began_at = time.monotonic()
     for name in choices.cases:
         case = quick_form(CASES[name]) if choices.quick else CASES[name]
-        run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json")
+        run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json", 0.05 if choices.quick else 0.7)
     _say(f"all cases: {(time.monotonic() - began_at) / 60:.1f} minutes")
     report.write_all(results, readme=None if choices.results or choices.quick else report.README)
 
@@ -85,9 +85,17 @@ def _interpreter(text: str) -> Path:
     return path
 
 
-def run_case(bench: Bench, case: Case, rounds: int, facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """All rounds of a case; returns what its JSON file holds."""
+def run_case(
+    bench: Bench, case: Case, rounds: int, facts: dict[str, Any], path: Path, peak_seconds: float
+) -> dict[str, Any]:
+    """All rounds of a case; returns what its JSON file holds.
+
+    Args:
+        facts: of the machine, the versions and the commit.
+        peak_seconds: how long each shape of the matrix peak is measured.
+    """
     _say(f"case {case.name}: {case.title}")
+    bench.materials.make([case.model], [case.material, loss_material(case)])
     job, row_facts = job_of(case, bench.materials)
     contestants = bench.contestants(case)
     result: dict[str, Any] = {
@@ -108,7 +116,7 @@ def run_case(bench: Bench, case: Case, rounds: int, facts: dict[str, Any], path:
     for number in range(rounds):
         if case.kind == "speed":
             result.setdefault("matrix_peaks", []).append(
-                machine.measure_peak_in_own_process(case.model, case.num_threads)
+                machine.measure_peak_in_own_process(case.model, case.num_threads, peak_seconds)
             )
         for contestant in contestants:
             if number < case.max_rounds.get(contestant, rounds):
@@ -134,7 +142,7 @@ def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
     """All that decides what was run, but for the machine."""
     own = {**case.ours, **case.trl}
     return {
-        "model": {"name": case.model, **vars(MODELS[case.model])},
+        "model": {"name": case.model, **vars(shape_of(case.model))},
         "rows": vars(case.material),
         "batch_size": case.batch_size,
         "micro_batch_size": case.micro_batch_size,
@@ -171,7 +179,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def shares_of_peak(case: Case, rows: dict[str, Any], tokens_per_second: float, peak: float) -> dict[str, float]:
     """FLOP/s over the measured peak, by both formulas of `flops`, for the mean sample of the rows."""
-    shape = MODELS[case.model]
+    shape = shape_of(case.model)
     num_tokens = rows["num_tokens"]
     needed = model_flops(shape, num_tokens, rows["num_target_tokens"], rows["sum_of_squares"])
     return {

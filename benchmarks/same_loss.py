@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.contestants import Job, Settings
+from benchmarks.materials import Material
 from benchmarks.measures import Bench
 
 NUM_SAMPLES = 8
@@ -33,9 +34,13 @@ def check_same_loss(bench: Bench, case: Case) -> dict[str, Any]:
     return {"losses": losses, "largest_relative_difference": worst, "num_samples": job.batch_size}
 
 
+def loss_material(case: Case) -> Material:
+    return replace(case.material, num_rows=min(NUM_SAMPLES, case.batch_size))
+
+
 def loss_job(bench: Bench, case: Case) -> Job:
     """All samples in one step of one micro-batch."""
-    material = replace(case.material, num_rows=min(NUM_SAMPLES, case.batch_size))
+    material = loss_material(case)
     rows = bench.materials.rows(material).path
     model = bench.materials.model(case.model)
     number = material.num_rows

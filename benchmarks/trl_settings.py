@@ -23,7 +23,7 @@ CANDIDATES = {
     "no checkpointing": NO_CHECKPOINTING,
     "no checkpointing, grouped by length": {**NO_CHECKPOINTING, "train_sampling_strategy": "group_by_length"},
     "no checkpointing, bf16 weights": {**NO_CHECKPOINTING, "model_init_kwargs": {"dtype": "bfloat16"}},
-    "no checkpointing, padding free": {**NO_CHECKPOINTING, "padding_free": True},
+    "no checkpointing, padding free": {**NO_CHECKPOINTING, "padding_free": True, "max_length": None},
     "no checkpointing, packed (bfd)": {
         **NO_CHECKPOINTING,
         "packing": True,

@@ -1,0 +1,129 @@
+"""The parts of the suite that count: figures from times, operations from shapes, tables from results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.cases import CASES, quick_form
+from benchmarks.flops import model_flops, plain_flops
+from benchmarks.gpu import llama_layers
+from benchmarks.materials import MODELS, Material, RowFacts, shape_of
+from benchmarks.measures import WrongTokens, speed_of, stalls_of
+from benchmarks.process import ContestantFailed, ProcessRun, run_process
+
+
+def facts(num_tokens: int) -> RowFacts:
+    return RowFacts(Path("rows.jsonl"), 4, num_tokens, num_tokens // 2, num_tokens**2, num_tokens, "a test")
+
+
+def test_speed_leaves_out_the_warm_up():
+    run = ProcessRun(step_seconds=[10.0, 12.0, 14.0], steps=[{"num_tokens": 999}, *2 * [{"num_tokens": 100}]])
+    assert speed_of(run, 1, facts(1_199))["tokens_per_second"] == pytest.approx(50)
+
+
+def test_speed_refuses_a_pass_that_misses_tokens():
+    run = ProcessRun(step_seconds=[1.0, 2.0], steps=2 * [{"num_tokens": 10}])
+    with pytest.raises(WrongTokens, match="20 tokens were trained, rows.jsonl holds 21"):
+        speed_of(run, 1, facts(21))
+
+
+def test_a_stall_is_what_a_step_after_a_save_takes_longer():
+    # steps of 1 s; saves after steps 3 and 6 hold the loop for 0.5 s, and the step after that is slowed by 0.25 s
+    ends = [10.0, 11.0, 12.0, 13.5, 14.75, 15.75, 17.25, 18.5]
+    figures = stalls_of(ends, save_every=3)
+    assert figures["stall_seconds"] == pytest.approx(0.5)
+    assert figures["lost_seconds_a_save"] == pytest.approx(0.75)
+
+
+def test_operations_of_a_shape_by_hand():
+    shape = MODELS["tiny"]  # hidden 64, 4 heads of 16, 2 key-value heads, MLP 128, 2 layers, vocabulary 1,024
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128
+    assert shape.layer_matrix_parameters == 2 * layer
+    assert plain_flops(shape, 10) == 6 * (2 * layer + 1_024 * 64) * 10
+    attention = 3 * 2 * (4 * 4 * 16 * 10 * 10 / 2)  # 3 passes, 2 layers, 4 operations a pair, head and width
+    assert model_flops(shape, 10, 7, 100) == 6 * 2 * layer * 10 + 6 * 1_024 * 64 * 7 + attention
+
+
+def test_case_a_has_the_size_that_it_says():
+    shape = MODELS["small"]
+    norms = 8 * (2 * 384 + 2 * 64) + 384
+    assert round((shape.layer_matrix_parameters + shape.head_parameters + norms) / 1e6, 1) == 18.9
+
+
+def test_layers_of_a_shape_can_be_fewer():
+    assert shape_of("llama3_8b_16_layers").num_hidden_layers == 16
+    assert shape_of("llama3_8b").num_hidden_layers == 32
+
+
+def test_a_larger_card_gets_more_layers():
+    layers = [llama_layers(gigabytes * 10**9, 8_192) for gigabytes in (24, 80, 141, 400)]
+    assert layers == sorted(layers)
+    assert layers[0] < layers[-1] == 32
+
+
+def test_quick_forms_keep_what_is_measured():
+    for case in CASES.values():
+        quick = quick_form(case)
+        assert (quick.kind, quick.contestants, quick.ours) == (case.kind, case.contestants, case.ours)
+
+
+def test_materials_of_unlike_rows_have_unlike_names():
+    assert Material("text", 8).name != Material("text", 8, tokenizer_of="tiny").name
+
+
+def test_steps_are_seen_while_a_process_runs(tmp_path):
+    code = (
+        "import time\nfile = open('steps.jsonl', 'w', buffering=1)\n"
+        "for step in range(3):\n    print('{\"num_tokens\": %d}' % step, file=file)\n    time.sleep(0.2)\n"
+    )
+    words = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r})\n{code}"]
+    run = run_process(words, tmp_path / "steps.jsonl", tmp_path / "log.txt", {})
+    assert [step["num_tokens"] for step in run.steps] == [0, 1, 2]
+    assert run.step_seconds[2] - run.step_seconds[0] == pytest.approx(0.4, abs=0.15)
+    assert run.peak_bytes > 2**20
+
+
+def test_a_process_that_fails_is_told_with_its_last_words(tmp_path):
+    words = [sys.executable, "-c", "raise SystemExit('no such luck')"]
+    with pytest.raises(ContestantFailed, match="no such luck"):
+        run_process(words, tmp_path / "steps.jsonl", tmp_path / "log.txt", {})
+
+
+def a_result(tokens_per_second: float) -> dict:
+    def spread(value: float) -> dict:
+        return {"median": value, "least": value, "greatest": value, "runs": 5}
+
+    def figures(speed: float, memory: float) -> dict:
+        shares = {"model_flops": 0.5, "plain_flops": 0.6}
+        return {"tokens_per_second": spread(speed), "peak_bytes": spread(memory), "shares_of_matrix_peak": shares}
+
+    return {
+        "case": "a",
+        "title": "a small model",
+        "kind": "speed",
+        "machine": {"processor": "an abacus", "cores": 2},
+        "versions": {"ours": {"torch": "2"}, "trl": {"trl": "1"}},
+        "commit": {"commit": "0123456789abcdef", "package_is_changed": False},
+        "settings": {"num_threads": 2},
+        "runs": [{"contestant": "ours", "tokens_per_second": tokens_per_second, "peak_bytes": 2**30}],
+        "summary": {"ours": figures(tokens_per_second, 2**30), "trl_defaults": figures(250.0, 2**31)},
+    }
+
+
+def test_the_readme_holds_the_newest_table_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\nwords\n", encoding="utf-8")
+    for speed in (1_000.0, 2_000.0):
+        (tmp_path / "speed_a.json").write_text(json.dumps(a_result(speed)), encoding="utf-8")
+        report.write_all(tmp_path, readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n\nwords\n")
+    assert "| (a) a small model | ours | 2,000 (2,000–2,000) |  | 50% | 1.00 GiB | 5 |" in text
+    assert "| TRL, defaults | 250 (250–250) | 8.00× |" in text
+    assert "1,000" not in text
+    assert (tmp_path / "speed.png").stat().st_size > 1_000

@@ -1,0 +1,47 @@
+"""The suite itself, at sizes of seconds: ours alone, so that nothing has to be installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Models and rows, shared by the tests."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+def call(words: list[str], **env: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(words, cwd=ROOT, env=clean | env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_one_case_quickly(work):
+    words = [sys.executable, "-m", "benchmarks.run", "--quick", "--ours-alone", "--cases", "a"]
+    call([*words, "--work", str(work), "--results", str(work / "results")])
+    result = json.loads((work / "results" / "speed_a.json").read_text(encoding="utf-8"))
+    figures = result["summary"]["ours"]
+    assert figures["tokens_per_second"]["median"] > 0
+    assert 0 < figures["shares_of_matrix_peak"]["model_flops"] < 1
+    assert (work / "results" / "speed.png").is_file()
+
+
+def test_the_gpu_script_on_the_cpu(work):
+    env = {"GPU_BENCH_TOY": "1", "TRL_PYTHON": "none", "GPU_BENCH_OUT": str(work / "gpu"), "PYTHON": sys.executable}
+    call(["bash", "benchmarks/gpu.sh", "--work", str(work)], **env)
+    found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))
+    failures = {name: stage for name, stage in found.items() if isinstance(stage, dict) and "failed" in stage}
+    assert not failures
+    assert found["train tiny ours"]["tokens_per_second"] > 0
+    assert found["train tiny_llama ours"]["tokens_per_second"] > 0
+    assert found["longest ours 64"]["trains"]

@@ -16,7 +16,8 @@ from benchmarks.materials import Material, Materials, RowFacts
 
 DEFAULTS: dict[str, Any] = {}
 NO_CHECKPOINTING = {"gradient_checkpointing": False}
-PACKED = {"ds.packing_samples": True, "ds.zero_stage": 0, "logger.logging_steps": 1}
+ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no padding either
+PACKED = {"ds.packing_samples": True, "ds.zero_stage": 0}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ _ALL = (
         micro_batch_size=8,
         max_len=1_024,
         ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
-        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
     ),
     Case(
         name="b",
@@ -74,7 +75,7 @@ _ALL = (
         micro_batch_size=8,
         max_len=1_024,
         ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 2_048}},
-        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 2},
     ),
     Case(
@@ -82,7 +83,7 @@ _ALL = (
         title="one sample of 8,192 tokens",
         kind="speed",
         model="small",
-        material=Material("fixed_length", 3, 8_192),
+        material=Material("fixed_length", 2, 8_192),
         batch_size=1,
         micro_batch_size=1,
         max_len=8_192,
@@ -95,12 +96,12 @@ _ALL = (
         title="lengths from 16 to 2,048",
         kind="speed",
         model="small",
-        material=Material("uneven", 4 * 8, 2_048),
+        material=Material("uneven", 3 * 8, 2_048),
         batch_size=8,
         micro_batch_size=8,
         max_len=2_048,
         ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
-        trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
+        trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 2},
     ),
     Case(
@@ -114,7 +115,7 @@ _ALL = (
         max_len=1_024,
         ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 4_096}},
         trl={"trl_defaults": DEFAULTS, "trl_2_processes": {"dataset_num_proc": 2}},
-        max_rounds={"trl_defaults": 2},
+        max_rounds={"trl_defaults": 1},
         facts={"few_rows": Material("text", 64)},
     ),
     Case(
@@ -176,7 +177,8 @@ def quick_form(case: Case) -> Case:
     if case.kind == "preparation":
         material = replace(material, num_rows=2_000)
         facts["few_rows"] = replace(case.facts["few_rows"], num_rows=16, tokenizer_of="tiny")
-    return replace(case, model="tiny", material=material, facts=facts)
+    title = f"{case.title}, at a toy size"
+    return replace(case, title=title, model="tiny", material=material, facts=facts)
 
 
 def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:

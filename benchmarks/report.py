@@ -13,6 +13,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- benchmarks: end -->"
+NEXT_HEADING = "\n## How the pieces fit"  # of the README: the section stands before it
 NAMES = {
     "ours": "ours",
     "trl_defaults": "TRL, defaults",
@@ -90,7 +91,19 @@ def _speed_table(results: list[Result]) -> str:
                 f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} | {share:.0%} | "
                 f"{memory['median'] / 2**30:.2f} GiB | {speed['runs']} |"
             )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(_settings_line(result) for result in results), ""])
+
+
+def _settings_line(result: Result) -> str:
+    """What was asked of whom: nobody's setting is hidden."""
+    told = []
+    for name, settings in result["settings"]["contestants"].items():
+        words = " ".join(f"{key}={value}" for key, value in settings.items())
+        told.append(f"{NAMES[name]} `{words}`" if words else f"{NAMES[name]} no setting")
+    sizes = (
+        f"{result['settings']['batch_size']} samples a step, TRL's micro-batch {result['settings']['micro_batch_size']}"
+    )
+    return f"({result['case']}) {sizes}; {'; '.join(told)}.\n"
 
 
 def _times_table(columns: dict[str, str]) -> Any:
@@ -135,10 +148,11 @@ _TABLES = {
 
 
 def put_into_readme(readme: Path, text: str) -> None:
-    """Replaces what stands between the marks; both are put at the end, under a heading, where they are missing."""
+    """Replaces what stands between the marks; where they are missing, both are put under a heading."""
     before = readme.read_text(encoding="utf-8")
     if BEGIN not in before:
-        before += f"\n## Measured against TRL\n\n{BEGIN}\n{END}\n"
+        place = before.find(NEXT_HEADING) if NEXT_HEADING in before else len(before)
+        before = f"{before[:place]}\n## Measured against TRL\n\n{BEGIN}\n{END}\n{before[place:]}"
     head, rest = before.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
     body = f"{text}\n![tokens per second, memory and times](benchmarks/results/speed.png)\n"

@@ -52,8 +52,7 @@ def our_loss(bench: Bench, job: Job, settings: Settings) -> float:
 
 
 def trl_loss(bench: Bench, job: Job, settings: Settings) -> float:
-    """With all samples in one micro-batch, whatever the setting's own size is."""
+    """With the setting's own micro-batches, and as many of them as hold all samples."""
     assert bench.trl is not None
-    of_size = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    settings = {key: value for key, value in settings.items() if key not in of_size}
+    settings = {key: value for key, value in settings.items() if key != "gradient_accumulation_steps"}
     return bench.trl.run(job, {**settings, "logging_steps": 1}, "loss_trl").losses[0]

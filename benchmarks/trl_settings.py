@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import CASES, Case, job_of
 from benchmarks.measures import Bench, speed_of, write_json
@@ -17,34 +18,24 @@ from benchmarks.same_loss import loss_job, our_loss, trl_loss
 from benchmarks.trl_environment import default_work_folder
 
 RESULTS = Path(__file__).parent / "results"
-NO_CHECKPOINTING = {"gradient_checkpointing": False}
-CANDIDATES = {
+BASE = {"gradient_checkpointing": False}
+SINGLE = {**BASE, "per_device_train_batch_size": 1}
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+PACKED = {**SINGLE, "packing": True}
+CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "no checkpointing": NO_CHECKPOINTING,
-    "no checkpointing, grouped by length": {**NO_CHECKPOINTING, "train_sampling_strategy": "group_by_length"},
-    "no checkpointing, bf16 weights": {**NO_CHECKPOINTING, "model_init_kwargs": {"dtype": "bfloat16"}},
-    "no checkpointing, padding free": {**NO_CHECKPOINTING, "padding_free": True, "max_length": None},
-    "no checkpointing, packed (bfd)": {
-        **NO_CHECKPOINTING,
-        "packing": True,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 5,
-    },
-    "no checkpointing, eager attention": {**NO_CHECKPOINTING, "model_init_kwargs": {"attn_implementation": "eager"}},
-    "no checkpointing, micro-batch 1": {**NO_CHECKPOINTING, "per_device_train_batch_size": 1},
-    "no checkpointing, micro-batch 4": {**NO_CHECKPOINTING, "per_device_train_batch_size": 4},
-    "no checkpointing, micro-batch 4, grouped": {
-        **NO_CHECKPOINTING,
-        "per_device_train_batch_size": 4,
-        "train_sampling_strategy": "group_by_length",
-    },
-    "no checkpointing, micro-batch 32": {**NO_CHECKPOINTING, "per_device_train_batch_size": 32},
-    "no checkpointing, torch.compile": {**NO_CHECKPOINTING, "torch_compile": True},
-    "no checkpointing, bf16 weights, grouped": {
-        **NO_CHECKPOINTING,
-        "model_init_kwargs": {"dtype": "bfloat16"},
-        "train_sampling_strategy": "group_by_length",
-    },
+    "no checkpointing": BASE,
+    "no checkpointing, micro-batch 1": SINGLE,
+    "no checkpointing, micro-batch 2, grouped by length": {**BASE, **GROUPED, "per_device_train_batch_size": 2},
+    "no checkpointing, packed (bfd) to 512": {**PACKED, "max_length": 512, "gradient_accumulation_steps": 10},
+    "no checkpointing, packed (bfd) to 1,024": {**PACKED, "max_length": 1024, "gradient_accumulation_steps": 5},
+    "no checkpointing, padding free": {**BASE, "padding_free": True, "max_length": None},
+    "no checkpointing, grouped by length": {**BASE, **GROUPED},
+    "no checkpointing, micro-batch 4": {**BASE, "per_device_train_batch_size": 4},
+    "no checkpointing, micro-batch 32": {**BASE, "per_device_train_batch_size": 32},
+    "no checkpointing, micro-batch 1, compiled": {**SINGLE, "torch_compile": True},
+    "no checkpointing, eager attention": {**BASE, "model_init_kwargs": {"attn_implementation": "eager"}},
+    "no checkpointing, micro-batch 1, bf16 weights": {**SINGLE, "model_init_kwargs": {"dtype": "bfloat16"}},
 }
 
 
@@ -53,7 +44,7 @@ def main() -> None:
     parser.add_argument("--case", default="a", choices=[name for name, case in CASES.items() if case.kind == "speed"])
     parser.add_argument("--trl-python", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=default_work_folder())
-    parser.add_argument("--only", help="candidates whose name holds this")
+    parser.add_argument("--only", nargs="*", help="these candidates alone")
     parser.add_argument("--timeout_seconds", type=float, default=600)
     choices = parser.parse_args()
     case = CASES[choices.case]
@@ -63,7 +54,7 @@ def main() -> None:
     our_settings = next(iter(case.ours.values()))
     reference = our_loss(bench, loss_job(bench, case), our_settings)
     for name, settings in CANDIDATES.items():
-        if choices.only is None or choices.only in name:
+        if choices.only is None or name in choices.only:
             found[name] = {"settings": settings, **_try(bench, case, settings, reference, choices.timeout_seconds)}
             print(name, json.dumps(found[name]), flush=True)
             write_json(path, found)

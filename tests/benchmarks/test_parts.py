@@ -109,7 +109,12 @@ def a_result(tokens_per_second: float) -> dict:
         "machine": {"processor": "an abacus", "cores": 2},
         "versions": {"ours": {"torch": "2"}, "trl": {"trl": "1"}},
         "commit": {"commit": "0123456789abcdef", "package_is_changed": False},
-        "settings": {"num_threads": 2},
+        "settings": {
+            "num_threads": 2,
+            "batch_size": 32,
+            "micro_batch_size": 8,
+            "contestants": {"ours": {"ds.packing_samples": True}, "trl_defaults": {}},
+        },
         "runs": [{"contestant": "ours", "tokens_per_second": tokens_per_second, "peak_bytes": 2**30}],
         "summary": {"ours": figures(tokens_per_second, 2**30), "trl_defaults": figures(250.0, 2**31)},
     }
@@ -125,5 +130,6 @@ def test_the_readme_holds_the_newest_table_alone(tmp_path):
     assert text.startswith("# Title\n\nwords\n")
     assert "| (a) a small model | ours | 2,000 (2,000–2,000) |  | 50% | 1.00 GiB | 5 |" in text
     assert "| TRL, defaults | 250 (250–250) | 8.00× |" in text
+    assert "ours `ds.packing_samples=True`; TRL, defaults no setting." in text
     assert "1,000" not in text
     assert (tmp_path / "speed.png").stat().st_size > 1_000

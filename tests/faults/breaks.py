@@ -22,6 +22,7 @@ POINTS_OF_EVERY_RANK = (
 )
 # Passed at the end of a run alone: the last step is saved a second time, as finished; then the model is exported.
 POINTS_AT_THE_END = ("save.old_namesake_moved", *EXPORT_POINTS)
+RARE_POINTS = (*POINTS_AT_THE_END, "save.best_renamed")  # a launch passes them once, if at all
 POINTS_ON_THE_WAY = tuple(point for point in SAVE_POINTS if point not in POINTS_AT_THE_END)
 _SECONDS_TO_START = 2.5
 _SECONDS_BETWEEN_LOOKS = 0.005
@@ -86,7 +87,7 @@ def kill_at_random(rng: random.Random, num_ranks: int) -> Break:
 def kill_at_point(rng: random.Random, num_ranks: int, points: tuple[str, ...] = POINTS_ON_THE_WAY) -> Break:
     point = rng.choice(points)
     rank = rng.randrange(num_ranks) if point in POINTS_OF_EVERY_RANK else 0
-    nth = 1 if point in POINTS_AT_THE_END else rng.randint(1, 3)
+    nth = 1 if point in RARE_POINTS else rng.randint(1, 3)
     return Break(f"SIGKILL at {point}", rank=rank, fault_point=f"{point}:{nth}")
 
 

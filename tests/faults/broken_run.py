@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openrlhf.checkpoint.store import CheckpointStore
-from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST
+from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST, PREEMPTION_SIGNALS
 from openrlhf.tracking.metrics_file import read_records
 from tests.faults import breaks
 from tests.faults.bench import SECONDS_FOR_A_RUN, Bench, Layout, differences, outcome_of
@@ -124,6 +124,7 @@ class BrokenRun:
         allowed = {EXIT_CODE_RANK_LOST, 0} if _KILLED in codes else {0}
         if fault and fault.signals:
             allowed |= {EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST}
+            allowed |= {-number for number in PREEMPTION_SIGNALS}  # before the command has run a line of its own
         if set(survivors) - allowed:
             self._wrong(f"exit codes {codes} after {fault}:\n{job.words_said()}")
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -28,16 +29,24 @@ class Job:
         words: the command line.
         log: folder; rank r writes all it says to `<log>/rank<r>.log`.
         fault_points: what to ask of `OPENRLHF_FAULT_POINT`, by rank.
+        largest_file_bytes: the operating system refuses to let a file grow beyond.
     """
 
-    def __init__(self, words: Sequence[str], num_ranks: int, log: Path, fault_points: dict[int, str] | None = None):
+    def __init__(
+        self,
+        words: Sequence[str],
+        num_ranks: int,
+        log: Path,
+        fault_points: dict[int, str] | None = None,
+        largest_file_bytes: int | None = None,
+    ):
         log.mkdir(parents=True, exist_ok=True)
         self._log = log
         port = _free_port()
         self.ranks = [
             _context().Process(
                 target=_run_rank,
-                args=(list(words), rank, num_ranks, port, str(log / f"rank{rank}.log"), (fault_points or {}).get(rank)),
+                args=(list(words), rank, num_ranks, port, log, (fault_points or {}).get(rank), largest_file_bytes),
             )
             for rank in range(num_ranks)
         ]
@@ -97,8 +106,16 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run_rank(words: list[str], rank: int, num_ranks: int, port: int, log: str, fault_point: str | None) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _run_rank(
+    words: list[str],
+    rank: int,
+    num_ranks: int,
+    port: int,
+    log: Path,
+    fault_point: str | None,
+    largest_file_bytes: int | None,
+) -> None:
+    file = os.open(log / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(
@@ -111,6 +128,8 @@ def _run_rank(words: list[str], rank: int, num_ranks: int, port: int, log: str, 
     )
     if fault_point:
         os.environ["OPENRLHF_FAULT_POINT"] = fault_point
+    if largest_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
     from openrlhf.cli.entry import leave_when_asked, run_command
     from openrlhf.cli.train_sft import main
 

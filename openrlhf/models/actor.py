@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 class TargetScores:
     """What the model says about a micro-batch's target tokens."""
 
-    log_probs: Tensor  # (N,) float32; float64 for a float64 model
+    log_probs: Tensor  # (N,) float32; float64 for a float64 model; without a gradient where weights were given
+    weighted_sum: Tensor | None  # scalar, sum of weight * log-prob; None where no weights were given
     aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
 
 
@@ -174,6 +175,7 @@ class Actor(nn.Module):
         position_ids: Tensor,
         target_index: Tensor,
         target_ids: Tensor,
+        target_weights: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
@@ -190,6 +192,8 @@ class Actor(nn.Module):
             target_index: (N,) places in the flattened input whose hidden states predict the targets; N may be 0: every
                 parameter is part of the graph all the same.
             target_ids: (N,) token ids of the targets.
+            target_weights: (N,) float32, what each log-prob counts in the loss; known beforehand, they save a pass over
+                the vocabulary, and only their sum with the log-probs has a gradient. None: the log-probs have one.
             attention_mask: (B, S) for a padded batch; None for a pack.
             cu_seqlens: (num_samples + 1,) int32 borders of the samples of the whole pack; None for a padded batch.
             max_seqlen: tokens in the pack's longest sample.
@@ -207,18 +211,19 @@ class Actor(nn.Module):
         if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
             input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
             is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
-        log_probs, aux_loss = self._run(
+        log_probs, weighted_sum, aux_loss = self._run(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=attention_mask,
             target_index=target_index,
             target_ids=target_ids,
+            target_weights=target_weights,
             attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group, input_ids.device),
             with_aux_loss=with_aux_loss,
             is_real_token=is_real_token,
             router_group=router_group,
         )
-        return TargetScores(log_probs, aux_loss)
+        return TargetScores(log_probs, weighted_sum, aux_loss)
 
     def _check_aux_loss(self) -> None:
         if not self.is_mixture_of_experts:
@@ -230,7 +235,7 @@ class Actor(nn.Module):
                 "Use the other kind (use_reentrant=False), or set --model.aux_loss_coef 0."
             )
 
-    def _run(self, **inputs: Any) -> tuple[Tensor, Tensor | None]:
+    def _run(self, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.scorer(**inputs) if self._engine is None else self._engine(**inputs)
 
     def _attention_kwargs(

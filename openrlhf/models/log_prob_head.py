@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from openrlhf.models.logit_transform import LogitTransform
-from openrlhf.models.target_log_probs import target_log_probs
+from openrlhf.models.target_log_probs import target_log_probs, weighted_log_probs
 
 
 class LogProbHead(nn.Linear):
@@ -23,8 +26,16 @@ class LogProbHead(nn.Linear):
         self.bias = head.bias
         self.transform = transform
 
-    def forward(self, hidden: Tensor, target_ids: Tensor | None = None) -> Tensor:
-        """Logits (..., V) of hidden states (..., H); or, given target ids (N,), log-probs (N,) for hidden (N, H)."""
+    def forward(self, hidden: Tensor, target_ids: Tensor | None = None, target_weights: Tensor | None = None) -> Any:
+        """Logits (..., V) of hidden states (..., H); or, given target ids (N,), log-probs (N,) for hidden (N, H).
+
+        Given weights (N,) too: log-probs to look at and their weighted sum, which alone may have a gradient.
+        """
         if target_ids is None:
             return super().forward(hidden)
-        return target_log_probs(hidden, self.weight, self.bias, target_ids, self.transform)
+        if target_weights is None:
+            return target_log_probs(hidden, self.weight, self.bias, target_ids, self.transform)
+        if self.weight.dtype == torch.float16:  # see weighted_log_probs
+            log_probs = target_log_probs(hidden, self.weight, self.bias, target_ids, self.transform)
+            return log_probs, (log_probs * target_weights).sum()
+        return weighted_log_probs(hidden, self.weight, self.bias, target_ids, target_weights, self.transform)

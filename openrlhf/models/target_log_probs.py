@@ -1,7 +1,8 @@
 """Log-probs of target tokens from hidden states, without ever holding the logits of all of them.
 
 The logits are computed tile by tile (some rows × some of the vocabulary), folded into a running log-sum-exp and thrown
-away; the backward pass computes each tile again. A tile's float32 logits take `tile_bytes`; in a half-precision model
+away; for the gradients each tile is computed again, unless all of them in the model's precision take no more than
+`kept_bytes` and their weights are known at once. A tile's float32 logits take `tile_bytes`; in a half-precision model
 its half-precision copy comes on top. The rest is of the size of the hidden states and of the weight's gradient.
 
 Shapes: N target tokens, H hidden, V vocabulary.
@@ -10,6 +11,7 @@ Shapes: N target tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from openrlhf.models.logit_transform import PLAIN, LogitTransform
 
 TILE_BYTES_CPU = 8 * 2**20  # about what its caches hold: larger tiles are slower
 TILE_BYTES_ACCELERATOR = 256 * 2**20
+KEPT_BYTES_CPU = 64 * 2**20
+KEPT_BYTES_ACCELERATOR = 512 * 2**20
 _MAX_TILE_ROWS = 4096  # more rows than this no longer make the products faster, but narrow the tile
 _MIN_TILE_COLUMNS = 256
 
@@ -42,9 +46,67 @@ def target_log_probs(
     Returns:
         (N,) float32, or float64 where `hidden` is float64.
     """
-    if tile_bytes is None:
-        tile_bytes = TILE_BYTES_CPU if hidden.device.type == "cpu" else TILE_BYTES_ACCELERATOR
     return _TargetLogProbs.apply(hidden.to(weight.dtype), weight, bias, target_ids, transform, tile_bytes)
+
+
+def weighted_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    target_weights: Tensor,
+    transform: LogitTransform = PLAIN,
+    tile_bytes: int | None = None,
+    kept_bytes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The log-probs of `target_log_probs`, without a gradient, and sum(target_weights * log_probs), with one.
+
+    The gradients are computed with the values, as the weights are known; the backward pass only scales them. That saves
+    the second computation of the logits where they may be kept. In float16 they would vanish, as the scale of the loss
+    comes too late: give those models `target_log_probs`.
+
+    Args:
+        target_weights: (N,) float32.
+        kept_bytes: how much logits may take from their sum to their gradient; by default 64 MiB on the CPU, 512 MiB
+            elsewhere.
+    """
+    return _WeightedLogProbs.apply(
+        hidden.to(weight.dtype), weight, bias, target_ids, target_weights, transform, tile_bytes, kept_bytes
+    )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The arguments that both forms share."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target_ids: Tensor
+    transform: LogitTransform
+    tile_bytes: int | None
+
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.hidden.device.type == "cpu"
+
+    def tiles(self) -> tuple[list[slice], list[slice]]:
+        """Spans of rows, spans of columns."""
+        tile_bytes = self.tile_bytes or (TILE_BYTES_CPU if self.is_on_cpu else TILE_BYTES_ACCELERATOR)
+        tile_rows = min(self.hidden.shape[0], _MAX_TILE_ROWS)
+        tile_columns = max(_MIN_TILE_COLUMNS, tile_bytes // (4 * tile_rows))
+        return list(_spans(self.hidden.shape[0], tile_rows)), list(_spans(self.weight.shape[0], tile_columns))
+
+    def output(self, rows: slice, columns: slice) -> Tensor:
+        """(rows, columns) of what the head puts out, in the model's precision."""
+        output = self.hidden[rows] @ self.weight[columns].t()
+        if self.bias is not None:
+            output += self.bias[columns]
+        return output
+
+    def logits(self, output: Tensor, copy: bool) -> Tensor:
+        """The output's logits in float32 (or float64); a tensor of their own if `copy`, else perhaps the output's."""
+        return self.transform.apply_(output.to(torch.promote_types(output.dtype, torch.float32), copy=copy))
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -56,18 +118,10 @@ class _TargetLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         target_ids: Tensor,
         transform: LogitTransform,
-        tile_bytes: int,
+        tile_bytes: int | None,
     ) -> Tensor:
-        row_spans, column_spans = _tiles(hidden.shape[0], weight.shape[0], tile_bytes)
-        log_sum_exp = _new_sums(hidden, hidden.shape[0]).fill_(-torch.inf)
-        target_logits = torch.zeros_like(log_sum_exp)
-        for columns in column_spans:
-            for rows in row_spans:
-                logits = _tile_logits(hidden[rows], weight, bias, columns, transform)
-                is_inside, place = _place_in_tile(target_ids[rows], columns)
-                at_target = logits.gather(1, place[:, None])[:, 0]
-                target_logits[rows] = torch.where(is_inside, at_target, target_logits[rows])
-                log_sum_exp[rows] = torch.logaddexp(log_sum_exp[rows], _log_sum_exp_(logits))
+        head = _Head(hidden, weight, bias, target_ids, transform, tile_bytes)
+        log_sum_exp, target_logits = _scan(head, kept=None)
         # The weight is saved as the very Parameter: ZeRO-3 empties it after the forward pass and fills it again before
         # the backward pass of the module that called this.
         ctx.save_for_backward(hidden, weight, bias, target_ids, log_sum_exp)
@@ -77,41 +131,102 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target_ids, log_sum_exp = ctx.saved_tensors
-        (grad_log_probs,) = grads
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        row_spans, column_spans = _tiles(hidden.shape[0], weight.shape[0], ctx.tile_bytes)
-        grad_hidden = _new_sums(hidden, *hidden.shape) if needs_hidden else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
-        grad_bias = torch.empty_like(bias) if needs_bias else None
-        for columns in column_spans:
-            num_columns = columns.stop - columns.start
-            weight_sum = _new_sums(weight, num_columns, weight.shape[1]) if needs_weight else None
-            bias_sum = _new_sums(weight, num_columns) if needs_bias else None
-            for rows in row_spans:
-                logits = _tile_logits(hidden[rows], weight, bias, columns, ctx.transform)
-                grad = _tile_gradient(
-                    logits, log_sum_exp[rows], target_ids[rows], columns, grad_log_probs[rows], ctx.transform
-                )
-                del logits
-                if bias_sum is not None:
-                    bias_sum += grad.sum(0)
-                grad = grad.to(weight.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] += grad @ weight[columns]
-                if weight_sum is not None:
-                    weight_sum += grad.t() @ hidden[rows]
-            if grad_weight is not None and weight_sum is not None:
-                grad_weight[columns] = weight_sum
-            if grad_bias is not None and bias_sum is not None:
-                grad_bias[columns] = bias_sum
-        grad_hidden = grad_hidden.to(hidden.dtype) if grad_hidden is not None else None
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        head = _Head(hidden, weight, bias, target_ids, ctx.transform, ctx.tile_bytes)
+        return *_gradients(head, log_sum_exp, grads[0], ctx.needs_input_grad, kept=None), None, None, None
 
 
-def _tiles(num_rows: int, num_columns: int, tile_bytes: int) -> tuple[list[slice], list[slice]]:
-    tile_rows = min(num_rows, _MAX_TILE_ROWS)
-    tile_columns = max(_MIN_TILE_COLUMNS, tile_bytes // (4 * tile_rows))
-    return list(_spans(num_rows, tile_rows)), list(_spans(num_columns, tile_columns))
+class _WeightedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        target_weights: Tensor,
+        transform: LogitTransform,
+        tile_bytes: int | None,
+        kept_bytes: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        head = _Head(hidden, weight, bias, target_ids, transform, tile_bytes)
+        if kept_bytes is None:
+            kept_bytes = KEPT_BYTES_CPU if head.is_on_cpu else KEPT_BYTES_ACCELERATOR
+        fits = hidden.shape[0] * weight.shape[0] * hidden.element_size() <= kept_bytes
+        kept: dict[tuple[int, int], Tensor] | None = {} if fits and any(ctx.needs_input_grad) else None
+        log_sum_exp, target_logits = _scan(head, kept)
+        log_probs = target_logits - log_sum_exp
+        ctx.mark_non_differentiable(log_probs)
+        ctx.gradients = _gradients(head, log_sum_exp, target_weights, ctx.needs_input_grad, kept)
+        return log_probs, (log_probs * target_weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        assert ctx.gradients is not None, "the gradients are scaled in place: there is one backward pass"
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if gradient is None else gradient.mul_(grads[1]) for gradient in gradients]
+        return *scaled, None, None, None, None, None
+
+
+def _scan(head: _Head, kept: dict[tuple[int, int], Tensor] | None) -> tuple[Tensor, Tensor]:
+    """(N,) log-sum-exp and (N,) target logits; the head's outputs go into `kept` if there is one."""
+    row_spans, column_spans = head.tiles()
+    log_sum_exp = _new_sums(head.hidden, head.hidden.shape[0]).fill_(-torch.inf)
+    target_logits = torch.zeros_like(log_sum_exp)
+    for columns in column_spans:
+        for rows in row_spans:
+            output = head.output(rows, columns)
+            if kept is not None:
+                kept[rows.start, columns.start] = output
+            logits = head.logits(output, copy=kept is not None)
+            is_inside, place = _place_in_tile(head.target_ids[rows], columns)
+            at_target = logits.gather(1, place[:, None])[:, 0]
+            target_logits[rows] = torch.where(is_inside, at_target, target_logits[rows])
+            log_sum_exp[rows] = torch.logaddexp(log_sum_exp[rows], _log_sum_exp_(logits))
+    return log_sum_exp, target_logits
+
+
+def _gradients(
+    head: _Head,
+    log_sum_exp: Tensor,
+    grad_log_probs: Tensor,
+    needed: tuple[bool, ...],
+    kept: dict[tuple[int, int], Tensor] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden states, weight and bias where they are `needed`; empties `kept`."""
+    hidden, weight, bias = head.hidden, head.weight, head.bias
+    row_spans, column_spans = head.tiles()
+    grad_hidden = _new_sums(hidden, *hidden.shape) if needed[0] else None
+    grad_weight = torch.empty_like(weight) if needed[1] else None
+    grad_bias = torch.empty_like(bias) if bias is not None and needed[2] else None
+    for columns in column_spans if any(needed) else []:
+        num_columns = columns.stop - columns.start
+        is_sum = grad_weight is not None and len(row_spans) > 1
+        weight_sum = _new_sums(weight, num_columns, weight.shape[1]) if is_sum else None
+        bias_sum = _new_sums(weight, num_columns) if grad_bias is not None else None
+        for rows in row_spans:
+            output = head.output(rows, columns) if kept is None else kept.pop((rows.start, columns.start))
+            grad = _tile_gradient(
+                head.logits(output, copy=False),
+                log_sum_exp[rows],
+                head.target_ids[rows],
+                columns,
+                grad_log_probs[rows],
+                head.transform,
+            )
+            if bias_sum is not None:
+                bias_sum += grad.sum(0)
+            grad = grad.to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] += grad @ weight[columns]
+            if weight_sum is not None:
+                weight_sum += grad.t() @ hidden[rows]
+            elif grad_weight is not None:
+                torch.mm(grad.t(), hidden[rows], out=grad_weight[columns])
+        if grad_weight is not None and weight_sum is not None:
+            grad_weight[columns] = weight_sum
+        if grad_bias is not None and bias_sum is not None:
+            grad_bias[columns] = bias_sum
+    return grad_hidden.to(hidden.dtype) if grad_hidden is not None else None, grad_weight, grad_bias
 
 
 def _spans(length: int, step: int) -> Iterator[slice]:
@@ -122,16 +237,6 @@ def _spans(length: int, step: int) -> Iterator[slice]:
 def _new_sums(like: Tensor, *shape: int) -> Tensor:
     """Zeros to sum in: float32, or float64 for float64 inputs."""
     return torch.zeros(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-
-
-def _tile_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: slice, transform: LogitTransform
-) -> Tensor:
-    """(rows, columns) logits in float32 (or float64), a tensor of their own."""
-    output = hidden @ weight[columns].t()
-    if bias is not None:
-        output += bias[columns]
-    return transform.apply_(output.to(torch.promote_types(output.dtype, torch.float32)))
 
 
 def _place_in_tile(target_ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
@@ -156,7 +261,8 @@ def _tile_gradient(
 ) -> Tensor:
     """Gradient at the head's output: grad * (1[target] - softmax) * slope. Destroys the logits."""
     slope = transform.slope(logits)
-    grad = logits.sub_(log_sum_exp[:, None]).exp_().neg_()
+    grad_log_probs = grad_log_probs.to(logits.dtype)
+    grad = logits.sub_(log_sum_exp[:, None]).exp_().mul_(-grad_log_probs[:, None])
     is_inside, place = _place_in_tile(target_ids, columns)
-    grad.scatter_add_(1, place[:, None], is_inside[:, None].to(grad.dtype))
-    return grad.mul_(grad_log_probs[:, None]).mul_(slope)
+    grad.scatter_add_(1, place[:, None], torch.where(is_inside, grad_log_probs, 0.0)[:, None])
+    return grad if isinstance(slope, float) and slope == 1.0 else grad.mul_(slope)

@@ -1,4 +1,4 @@
-"""The module that DeepSpeed's engine wraps: token ids in, log-probs of the target tokens out.
+"""The module that DeepSpeed's engine wraps: token ids in, log-probs of the target tokens and their sum out.
 
 Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, H hidden, V vocabulary.
 """
@@ -39,12 +39,13 @@ class TokenScorer(nn.Module):
         attention_mask: Tensor | None,
         target_index: Tensor,
         target_ids: Tensor,
+        target_weights: Tensor | None,
         attention_kwargs: dict[str, Any],
         with_aux_loss: bool,
         is_real_token: Tensor | None,
         router_group: ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(log_probs (N,), aux_loss or None); the arguments are those of `Actor.score_targets`."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(log_probs (N,), weighted sum or None, aux_loss or None); arguments as of `Actor.score_targets`."""
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **attention_kwargs)
         if "position_ids" in inspect.signature(self._backbone.forward).parameters:
             inputs["position_ids"] = position_ids
@@ -55,25 +56,29 @@ class TokenScorer(nn.Module):
         num_targets = target_ids.shape[0]
         if num_targets == 0:
             target_index, target_ids = target_index.new_zeros(1), target_ids.new_zeros(1)
-        outputs, log_probs = self._outputs_and_log_probs(inputs, target_index, target_ids)
+            target_weights = None if target_weights is None else target_weights.new_zeros(1)
+        outputs, log_probs, weighted_sum = self._outputs_and_scores(inputs, target_index, target_ids, target_weights)
         aux_loss = self._aux_loss(outputs, is_real_token, router_group) if with_aux_loss else None
-        return log_probs[:num_targets], aux_loss
+        return log_probs[:num_targets], weighted_sum, aux_loss
 
     @property
     def _backbone(self) -> nn.Module:
         return getattr(self.base_model, self.base_model.base_model_prefix)
 
-    def _outputs_and_log_probs(
-        self, inputs: dict[str, Any], target_index: Tensor, target_ids: Tensor
-    ) -> tuple[Any, Tensor]:
+    def _outputs_and_scores(
+        self, inputs: dict[str, Any], target_index: Tensor, target_ids: Tensor, target_weights: Tensor | None
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """The model's outputs, log-probs, and the weighted sum if there are weights."""
         head = self.base_model.get_output_embeddings()
         if isinstance(head, LogProbHead):
             outputs = self._backbone(**inputs)
-            return outputs, head(outputs[0].flatten(0, 1)[target_index], target_ids)
+            scores = head(outputs[0].flatten(0, 1)[target_index], target_ids, target_weights)
+            return outputs, *((scores, None) if target_weights is None else scores)
         outputs = self.base_model(**inputs)
         logits = outputs.logits.flatten(0, 1)[target_index]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
-        return outputs, logits.log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
+        log_probs = logits.log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
+        return outputs, log_probs, None if target_weights is None else (log_probs * target_weights).sum()
 
     def _aux_loss(self, outputs: Any, is_real_token: Tensor | None, router_group: ProcessGroup | None) -> Tensor:
         experts_per_token = num_experts_per_token(self.base_model.config)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
-from openrlhf.models import Actor
-from openrlhf.models.losses import weighted_nll_sum
+from openrlhf.models import Actor, TargetScores
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.tracking import WeightedSums
 from openrlhf.utils.deepspeed import DeepspeedStrategy
@@ -92,11 +91,13 @@ class WindowStep:
     ) -> Tensor:
         """One micro-batch's part of the step; returns its unweighted sum of -log p, on the device."""
         on_device = micro_batch.to(self._strategy.device)
-        scores = score(self._model, on_device, self._strategy, self._aux_loss)
-        nll_sum = -scores.log_probs.detach().double().sum()
-        sums.add("loss", nll_sum)
         divisor = counts.target_weight_sum_global or 1.0  # a window of a loader of the user's own may have no target
-        loss_share = weighted_nll_sum(scores.log_probs, on_device.target_weights) / divisor
+        weights = on_device.target_weights / divisor
+        scores = score(self._model, on_device, self._strategy, self._aux_loss, weights)
+        nll_sum = -scores.log_probs.double().sum()
+        sums.add("loss", nll_sum)
+        assert scores.weighted_sum is not None, "weights were given"
+        loss_share = -scores.weighted_sum
         if scores.aux_loss is not None:
             aux_share = scores.aux_loss * self._aux_weight(micro_batch, micro_step, counts)
             sums.add("aux_loss", aux_share)
@@ -125,8 +126,14 @@ class WindowStep:
         return tuple(line for lines in gather_objects(mine, self._strategy.groups.control) for line in lines)
 
 
-def score(model: Actor, micro_batch: MicroBatch, strategy: DeepspeedStrategy, aux_loss: AuxLossSettings) -> Any:
-    """The log-probs of a micro-batch's target tokens (`TargetScores`), on its device."""
+def score(
+    model: Actor,
+    micro_batch: MicroBatch,
+    strategy: DeepspeedStrategy,
+    aux_loss: AuxLossSettings,
+    target_weights: Tensor | None = None,
+) -> TargetScores:
+    """The log-probs of a micro-batch's target tokens, on its device; and their weighted sum, if weights are given."""
     groups = strategy.groups
     is_real_token = None
     if not micro_batch.sample_names:  # its tokens stand there for the collectives' sake: no expert's load counts them
@@ -139,6 +146,7 @@ def score(model: Actor, micro_batch: MicroBatch, strategy: DeepspeedStrategy, au
         max_seqlen=micro_batch.max_seqlen,
         target_index=micro_batch.target_index,
         target_ids=micro_batch.target_ids,
+        target_weights=target_weights,
         sequence_group=groups.sequence,
         with_aux_loss=aux_loss.coef != 0,
         is_real_token=is_real_token,

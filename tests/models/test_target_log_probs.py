@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.models.logit_transform import LogitTransform
-from openrlhf.models.target_log_probs import target_log_probs
+from openrlhf.models.target_log_probs import target_log_probs, weighted_log_probs
 from tests.models.batches import assert_close
 
 TRANSFORMS = [
@@ -90,3 +90,36 @@ def test_a_frozen_weight_gets_no_gradient():
     target_log_probs(**tensors).sum().backward()
     assert tensors["weight"].grad is None
     assert tensors["hidden"].grad is not None
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**30], ids=["computed again", "kept"])
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("tile_rows", [10, 4096])
+def test_the_weighted_sum_has_the_gradients_of_its_log_probs(monkeypatch, kept_bytes, transform, tile_rows):
+    monkeypatch.setattr("openrlhf.models.target_log_probs._MAX_TILE_ROWS", tile_rows)
+    tensors, weights = inputs(), torch.linspace(0, 1, NUM_TARGETS, dtype=torch.float64)
+    plain = by_full_logits(**tensors, transform=transform)
+    log_probs, weighted_sum = weighted_log_probs(
+        **tensors, target_weights=weights, transform=transform, tile_bytes=4 * NUM_TARGETS * 300, kept_bytes=kept_bytes
+    )
+    assert_close(log_probs, plain.detach(), 1e-13, "log-probs")
+    assert_close(weighted_sum.detach(), (plain * weights).sum().detach(), 1e-13, "sum")
+    sources = [tensors["hidden"], tensors["weight"], tensors["bias"]]
+    found = torch.autograd.grad(-3 * weighted_sum, sources)
+    expected = torch.autograd.grad(-3 * (plain * weights).sum(), sources)
+    for name, a, b in zip(("hidden", "weight", "bias"), found, expected, strict=True):
+        assert_close(a, b, 1e-13, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept_bytes", [0, 2**30], ids=["computed again", "kept"])
+def test_both_forms_give_the_same_bits(dtype, kept_bytes):
+    tensors, weights = inputs(dtype), torch.linspace(0, 1, NUM_TARGETS)
+    sources = [tensors["hidden"], tensors["weight"], tensors["bias"]]
+    log_probs = target_log_probs(**tensors)
+    looked_at, weighted_sum = weighted_log_probs(**tensors, target_weights=weights, kept_bytes=kept_bytes)
+    assert torch.equal(looked_at, log_probs.detach())
+    assert not looked_at.requires_grad
+    expected = torch.autograd.grad((log_probs * weights).sum(), sources)
+    for a, b in zip(torch.autograd.grad(weighted_sum, sources), expected, strict=True):
+        assert torch.equal(a, b)

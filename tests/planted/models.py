@@ -61,9 +61,25 @@ BUGS = [
         "log_probs_summed_in_half_precision",
         "log-probs of a bf16 model have three digits",
         "models/target_log_probs.py",
-        "return transform.apply_(output.to(torch.promote_types(output.dtype, torch.float32)))",
-        "return transform.apply_(output)",
+        "return self.transform.apply_(output.to(torch.promote_types(output.dtype, torch.float32), copy=copy))",
+        "return self.transform.apply_(output.clone())",
         ("tests/models/test_tile_precision.py::test_the_sum_over_the_vocabulary_is_taken_in_float32",),
+    ),
+    Bug(
+        "tiles_kept_unscaled",
+        "the weighted sum forgets what it was multiplied by: the loss scale, the number of ranks",
+        "models/target_log_probs.py",
+        "gradient.mul_(grads[1])",
+        "gradient",
+        (f"{_TILES}::test_the_weighted_sum_has_the_gradients_of_its_log_probs",),
+    ),
+    Bug(
+        "kept_tiles_are_overwritten",
+        "float32 logits that are kept for their gradient are exponentiated in place",
+        "models/target_log_probs.py",
+        "logits = head.logits(output, copy=kept is not None)",
+        "logits = head.logits(output, copy=False)",
+        (f"{_TILES}::test_both_forms_give_the_same_bits",),
     ),
     Bug(
         "positions_count_left_padding",
@@ -78,7 +94,7 @@ BUGS = [
         "a rank whose micro-batch has no target skips the head: ranks wait for each other for ever",
         "models/token_scorer.py",
         "        if num_targets == 0:\n            target_index, target_ids",
-        "        if num_targets == 0:\n            return target_ids.float(), None\n"
+        "        if num_targets == 0:\n            return target_ids.float(), None, None\n"
         "        if False:\n            target_index, target_ids",
         (f"{_ACTOR}::test_no_target_still_touches_every_parameter",),
     ),

@@ -52,7 +52,11 @@ class _PackAttention(torch.autograd.Function):
         for rows in _spans(lengths):
             q, k, v = query[:, rows], key[:, rows], value[:, rows]
             into = output[rows].transpose(0, 1)
-            sums.append(_flash_forward(q, k, v, scale, into) if _is_long(q) else _forward(q, k, v, scale, into))
+            if _is_long(q):
+                sums.append(_flash_forward(q, k, v, scale, into))
+            else:
+                sums.append(None)
+                _forward(q, k, v, scale, into)
         ctx.save_for_backward(query, key, value, output, *sums)
         ctx.lengths, ctx.scale = lengths, scale
         return output

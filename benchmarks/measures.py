@@ -67,6 +67,7 @@ def speed_of(run: ProcessRun, warm_up_steps: int, facts: RowFacts, check_tokens:
     num_tokens = sum(trained[warm_up_steps:])
     return {
         "tokens_per_second": num_tokens / seconds,
+        "tokens_per_cpu_second": num_tokens / (run.cpu_seconds[-1] - run.cpu_seconds[warm_up_steps - 1]),
         "num_tokens": num_tokens,
         "timed_seconds": seconds,
         "seconds_to_first_step": run.step_seconds[0],

@@ -4,6 +4,7 @@
     --rounds 5      each contestant runs that often, in turn: ours, TRL, ours, TRL, ...
     --trl-python P  an environment that holds benchmarks/requirements_trl.txt; without it one is made
     --ours-alone    without TRL
+    --threads N     in place of the case's number (2)
     --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
 
 Same model, rows, precision and threads for both, each run a process of its own. First both must compute the same loss
@@ -21,6 +22,7 @@ import argparse
 import datetime
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,6 +52,7 @@ def main() -> None:
     began_at = time.monotonic()
     for name in choices.cases:
         case = quick_form(CASES[name]) if choices.quick else CASES[name]
+        case = replace(case, num_threads=choices.threads or case.num_threads)
         run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json", 0.05 if choices.quick else 0.7)
     _say(f"all cases: {(time.monotonic() - began_at) / 60:.1f} minutes")
     report.write_all(results, readme=None if choices.results or choices.quick else report.README)
@@ -61,6 +64,7 @@ def _choices() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="default: 5, with --quick 1")
     parser.add_argument("--trl-python", type=_interpreter, help="default: an environment is made")
     parser.add_argument("--ours-alone", action="store_true")
+    parser.add_argument("--threads", type=int, help="default: as the case says")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--work", type=Path, default=default_work_folder(), help="models, rows, caches, logs")
     parser.add_argument("--results", type=Path, help="default: benchmarks/results, with --quick a folder in --work")

@@ -29,7 +29,13 @@ def trl_python(work: Path) -> Path:
         torch = next(
             line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")
         )
-        subprocess.run([*pip, torch], check=True)  # first and by itself: it decides between CPU and CUDA
-        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
+        try:
+            subprocess.run([*pip, torch], check=True)  # first and by itself: it decides between CPU and CUDA
+            subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
+        except subprocess.CalledProcessError as failure:
+            raise SystemExit(
+                f"TRL's environment could not be made in {folder}: pip ended with {failure.returncode} (see "
+                "above). Give an environment with --trl-python, or measure ours alone with --ours-alone."
+            ) from failure
         complete.touch()
     return python

@@ -1,13 +1,15 @@
 """TRL's best setting for a case, searched: `python -m benchmarks.trl_settings [--case a] --trl-python PATH`.
 
-Runs each candidate below once on the case's rows, prints tokens/s, peak memory and how far its loss is from ours, and
-writes benchmarks/results/trl_settings_<case>.json. A candidate whose loss differs is no candidate.
+Runs each candidate below once on the case's rows, prints tokens/s (by the clock, and by processor time, which says more
+where the machine is not quiet), peak memory and how far its loss is from ours, and writes
+benchmarks/results/trl_settings_<case>.json. A candidate whose loss differs is no candidate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,13 @@ def main() -> None:
     parser.add_argument("--trl-python", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=default_work_folder())
     parser.add_argument("--only", nargs="*", help="these candidates alone")
+    parser.add_argument("--steps", type=int, default=3, help="the first is warm-up")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout_seconds", type=float, default=600)
     choices = parser.parse_args()
-    case = CASES[choices.case]
+    case = replace(CASES[choices.case], num_threads=choices.threads)
+    num_rows = choices.steps * case.batch_size
+    case = replace(case, material=replace(case.material, num_rows=num_rows))
     bench = Bench(choices.work, choices.trl_python)
     path = RESULTS / f"trl_settings_{case.name}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -55,7 +61,8 @@ def main() -> None:
     reference = our_loss(bench, loss_job(bench, case), our_settings)
     for name, settings in CANDIDATES.items():
         if choices.only is None or name in choices.only:
-            found[name] = {"settings": settings, **_try(bench, case, settings, reference, choices.timeout_seconds)}
+            asked = {"settings": settings, "num_threads": case.num_threads}
+            found[name] = {**asked, **_try(bench, case, settings, reference, choices.timeout_seconds)}
             print(name, json.dumps(found[name]), flush=True)
             write_json(path, found)
 

@@ -22,8 +22,11 @@ def facts(num_tokens: int) -> RowFacts:
 
 
 def test_speed_leaves_out_the_warm_up():
-    run = ProcessRun(step_seconds=[10.0, 12.0, 14.0], steps=[{"num_tokens": 999}, *2 * [{"num_tokens": 100}]])
-    assert speed_of(run, 1, facts(1_199))["tokens_per_second"] == pytest.approx(50)
+    run = ProcessRun(steps=[{"num_tokens": 999}, *2 * [{"num_tokens": 100}]])
+    run.step_seconds, run.cpu_seconds = [10.0, 12.0, 14.0], [10.0, 14.0, 18.0]
+    figures = speed_of(run, 1, facts(1_199))
+    assert figures["tokens_per_second"] == pytest.approx(50)
+    assert figures["tokens_per_cpu_second"] == pytest.approx(25)
 
 
 def test_speed_refuses_a_pass_that_misses_tokens():
@@ -85,6 +88,7 @@ def test_steps_are_seen_while_a_process_runs(tmp_path):
     run = run_process(words, tmp_path / "steps.jsonl", tmp_path / "log.txt", {})
     assert [step["num_tokens"] for step in run.steps] == [0, 1, 2]
     assert run.step_seconds[2] - run.step_seconds[0] == pytest.approx(0.4, abs=0.15)
+    assert run.cpu_seconds[2] < 0.4  # it sleeps
     assert run.peak_bytes > 2**20
 
 

@@ -14,8 +14,9 @@ from tests.faults.table import in_words, write
 
 def main() -> int:
     num_faults, seed = int(os.environ.get("FAULTS", "400")), int(os.environ.get("SEED", "1"))
+    num_at_a_time = int(os.environ.get("RUNS_AT_A_TIME", "1"))
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        for campaign in run_campaign(Path(folder), num_faults, seed):
+        for campaign in run_campaign(Path(folder), num_faults, seed, num_at_a_time):
             run = campaign.runs[-1]
             print(
                 f"{campaign.num_kills} kills, {campaign.num_faults} of {num_faults} faults, {campaign.seconds:.0f} s: "

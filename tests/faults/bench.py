@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Bench:
         self._rows = save_rows(folder / "rows.jsonl", NUM_STEPS * BATCH_SIZE)
         self._eval_rows = save_rows(folder / "eval.jsonl", 6, seed=1)
         self._unbroken: dict[Layout, Outcome] = {}
+        self._lock = threading.Lock()  # runs may be broken side by side
 
     def words(self, layout: Layout, out: Path, **changes: Any) -> list[str]:
         """The command line of a run that begins, or goes on where it was."""
@@ -69,13 +71,14 @@ class Bench:
         return flags(self._model, self._rows, out, **(settings | changes))
 
     def unbroken(self, layout: Layout) -> Outcome:
-        if layout not in self._unbroken:
-            out = self.folder / f"unbroken-{len(self._unbroken)}"
-            with Job(self.words(layout, out), layout.num_ranks, out / "log") as job:
-                codes = job.wait(SECONDS_FOR_A_RUN)
-                assert codes == [0] * layout.num_ranks, f"the unbroken run ended with {codes}:\n{job.words_said()}"
-            self._unbroken[layout] = outcome_of(out)
-        return self._unbroken[layout]
+        with self._lock:
+            if layout not in self._unbroken:
+                out = self.folder / f"unbroken-{len(self._unbroken)}"
+                with Job(self.words(layout, out), layout.num_ranks, out / "log") as job:
+                    codes = job.wait(SECONDS_FOR_A_RUN)
+                    assert codes == [0] * layout.num_ranks, f"the unbroken run ended with {codes}:\n{job.words_said()}"
+                self._unbroken[layout] = outcome_of(out)
+            return self._unbroken[layout]
 
 
 def outcome_of(out: Path) -> Outcome:

@@ -130,7 +130,10 @@ class BrokenRun:
         return None
 
     def _check_disk(self, allow_loss: bool) -> None:
-        path, _ = CheckpointStore(self._store.root).newest_whole()
+        """What the next launch will find, by the means by which it looks."""
+        store = CheckpointStore(self._store.root)
+        store.clean_leftovers()  # brings back what was moved, to be replaced by its like, when the kill came
+        path, _ = store.newest_whole()
         step = self._store.step_of(path.name) or 0 if path else 0
         if step < self._whole_step:
             self._wrong(f"a whole checkpoint of step {self._whole_step} was there, now the newest is of {step}")

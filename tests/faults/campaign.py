@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,20 +56,34 @@ class Campaign:
         return found + ([f"{unseen} flipped bits were not found"] if unseen else [])
 
 
-def run_campaign(folder: Path, num_faults: int, seed: int) -> Iterator[Campaign]:
-    """Runs on all layouts by turns until so many faults are made; yields after each run."""
-    bench, campaign, rng = Bench(folder), Campaign(seed), random.Random(seed)
+def run_campaign(folder: Path, num_faults: int, seed: int, num_at_a_time: int = 1) -> Iterator[Campaign]:
+    """Runs on all layouts by turns until so many faults are made; yields after each run.
+
+    Args:
+        num_at_a_time: runs broken side by side.
+    """
+    bench, campaign = Bench(folder), Campaign(seed)
     start = time.monotonic()
-    layouts_by_turns = [*SAME_LAYOUT, *BY_TURNS]
-    while campaign.num_faults < num_faults:
-        number = len(campaign.runs)
-        layouts = layouts_by_turns[number % len(layouts_by_turns)]
-        out = folder / f"run{number:04d}"
-        run = BrokenRun(bench, layouts, out, random.Random(rng.random()))
-        campaign.runs.append(run.run(FAULTS_A_RUN, FAULTS_AT_THE_END_OF_A_RUN))
-        _flip_bits(campaign, out / "checkpoints", rng)
-        campaign.seconds = time.monotonic() - start
-        yield campaign
+    with ThreadPoolExecutor(num_at_a_time) as pool:
+        numbers = itertools.count()
+        runs = {pool.submit(_broken_run, bench, folder, seed, next(numbers)) for _ in range(num_at_a_time)}
+        while runs:
+            done, runs = wait(runs, return_when=FIRST_COMPLETED)
+            for future in done:
+                account, out, rng = future.result()
+                campaign.runs.append(account)
+                _flip_bits(campaign, out / "checkpoints", rng)
+            campaign.seconds = time.monotonic() - start
+            yield campaign
+            if campaign.num_faults < num_faults:
+                runs |= {pool.submit(_broken_run, bench, folder, seed, next(numbers)) for _ in done}
+
+
+def _broken_run(bench: Bench, folder: Path, seed: int, number: int) -> tuple[Account, Path, random.Random]:
+    """What came of it, where it is, and the random stream that made its faults."""
+    layouts = (*SAME_LAYOUT, *BY_TURNS)[number % len(SAME_LAYOUT + BY_TURNS)]
+    out, rng = folder / f"run{number:04d}", random.Random(f"{seed} {number}")
+    return BrokenRun(bench, layouts, out, rng).run(FAULTS_A_RUN, FAULTS_AT_THE_END_OF_A_RUN), out, rng
 
 
 def _flip_bits(campaign: Campaign, checkpoints: Path, rng: random.Random) -> None:

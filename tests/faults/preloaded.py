@@ -13,7 +13,9 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import torch
-import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+import transformers.models.auto.tokenization_auto
+import transformers.models.qwen3.modeling_qwen3
+import transformers.optimization  # noqa: F401
 from deepspeed.accelerator import get_accelerator
 
 import openrlhf.cli.sft_run  # noqa: F401

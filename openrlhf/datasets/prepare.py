@@ -201,9 +201,9 @@ class _Preparation:
         source.num_rows_taken += result.num_rows_taken
         source.num_samples += len(result.samples)
         self.report.num_samples += len(result.samples)
-        self.report.num_tokens += sum(len(sample.input_ids) for sample in result.samples)
-        self.report.num_target_tokens += sum(sample.num_target_tokens for sample in result.samples)
-        self.report.num_cut += result.num_cut
+        self.report.num_tokens += int(result.samples.lengths.sum())
+        self.report.num_target_tokens += int(result.samples.num_targets.sum())
+        self.report.num_cut += int(result.samples.was_cut.sum())
         for reason, count in result.left_out.items():
             self.report.left_out[reason] = self.report.left_out.get(reason, 0) + count
         for number, reason in result.bad_rows:
@@ -215,9 +215,10 @@ class _Preparation:
 
     def _note_turn_end(self, result: Result) -> None:
         """The token that answers end with: a model stops there, so generation has to stop there."""
-        sample = next((sample for sample in result.samples if not sample.was_cut), None)
-        if sample is None:
+        whole = np.flatnonzero(~result.samples.was_cut)
+        if not len(whole):
             return
+        sample = result.samples.sample(int(whole[0]))
         end_id = int(sample.input_ids[np.flatnonzero(sample.loss_mask)[-1] + 1])
         self.report.turn_end_id, self.report.turn_end = end_id, self.tokenizer.decode([end_id])
         if end_id == self.tokenizer.eos_token_id:

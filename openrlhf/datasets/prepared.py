@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from openrlhf.datasets.report import DataReport
-from openrlhf.datasets.samples import EncodedSample
+from openrlhf.datasets.samples import EncodedSample, SampleBlock
 
 SAMPLES, TOKENS, TARGETS, REPORT, META = (
     "samples.arrow",
@@ -40,21 +40,20 @@ class SampleWriter:
         self._targets = (folder / TARGETS).open("wb")
         self._batch_sizes: list[int] = []
 
-    def append(self, samples: list[EncodedSample], table: int, rows: list[int]) -> None:
+    def append(self, samples: SampleBlock, table: int, rows: list[int]) -> None:
         """Adds samples of one table; `rows` are their row numbers."""
-        if not samples:
+        if not len(samples):
             return
-        lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        offsets = np.concatenate([[0], np.cumsum(samples.lengths, dtype=np.int64)])
         columns = [
-            pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.input_ids for sample in samples])),
-            pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.loss_mask for sample in samples])),
+            pa.LargeListArray.from_arrays(offsets, samples.input_ids),
+            pa.LargeListArray.from_arrays(offsets, samples.loss_mask),
             pa.array(np.full(len(samples), table, dtype=np.int32)),
             pa.array(rows, pa.int64()),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-        self._tokens.write(lengths.tobytes())
-        self._targets.write(np.array([sample.num_target_tokens for sample in samples], dtype=np.int32).tobytes())
+        self._tokens.write(samples.lengths.tobytes())
+        self._targets.write(samples.num_targets.tobytes())
         self._batch_sizes.append(len(samples))
 
     def close(self, report: DataReport, meta: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openrlhf.datasets.formats import FORMATS
-from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row
+from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row, SampleBlock
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sources.blocks import Block
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -36,9 +36,8 @@ class Result:
     table: int
     num_rows: int = 0
     num_rows_taken: int = 0
-    samples: list[EncodedSample] = field(default_factory=list)
+    samples: SampleBlock = field(default_factory=lambda: SampleBlock.of([]))
     rows: list[int] = field(default_factory=list)
-    num_cut: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     bad_rows: list[tuple[int, str]] = field(default_factory=list)
 
@@ -51,17 +50,19 @@ class BlockEncoder:
         self._encoder = SampleEncoder(tokenizer, settings)
 
     def __call__(self, task: Task) -> Result:
-        result = Result(task.table)
+        result, samples = Result(task.table), []
         read = FORMATS[task.format_name].read
         taken = task.taken or [True] * len(task.block.numbers)
         for number, row, is_taken in zip(task.block.numbers, task.block.rows(), taken, strict=True):
             result.num_rows += 1
             if is_taken:
                 result.num_rows_taken += 1
-                self._encode_row(read, number, row, result)
+                samples += self._encode_row(read, number, row, result)
+        result.samples = SampleBlock.of(samples)
         return result
 
-    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: Result) -> None:
+    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: Result) -> list[EncodedSample]:
+        """The row's sample, if it becomes one; else the reason is kept in `result`."""
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -71,9 +72,9 @@ class BlockEncoder:
         except LeftOut as reason:
             result.left_out[str(reason)] += 1
         else:
-            result.samples.append(sample)
             result.rows.append(number)
-            result.num_cut += sample.was_cut
+            return [sample]
+        return []
 
 
 def encode_blocks(tasks: Iterator[Task], encode: BlockEncoder, num_processors: int) -> Iterator[Result]:

@@ -8,6 +8,7 @@ _FORMATS = "tests/datasets/test_formats.py"
 _MASKS = "tests/datasets/test_masks.py"
 _CACHE = "tests/datasets/test_cache.py"
 _ENCODER = "datasets/tokenization/encoder.py"
+_WORDS = "datasets/tokenization/words.py"
 _SPANS = "datasets/tokenization/turn_spans.py"
 
 BUGS = [
@@ -15,8 +16,8 @@ BUGS = [
         "end_token_is_no_target",
         "the model never learns to stop",
         _ENCODER,
-        "        targets = np.append(targets, True)[: len(ids)]\n        targets[-1] = True\n",
-        "        targets = np.append(targets, False)[: len(ids)]\n",
+        "targets[-1] = True  # the end token",
+        "targets[-1] = False  # the end token",
         (f"{_FORMATS}::test_a_row_becomes_its_text_and_targets[columns]",),
     ),
     Bug(
@@ -39,8 +40,8 @@ BUGS = [
         "mask_of_rows_not_shifted",
         "the mask stands beside its tokens: each prompt's last token is trained, each end token is not",
         _ENCODER,
-        "return np.append(targets[1:], False).astype(np.uint8)",
-        "return targets.astype(np.uint8)",
+        "mask[:-1] = targets[1:]",
+        "mask[:-1] = targets[:-1]",
         (f"{_FORMATS}::test_a_row_becomes_its_text_and_targets",),
     ),
     Bug(
@@ -98,6 +99,22 @@ BUGS = [
         "return int(bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos)",
         "return 0",
         (f"{_FORMATS}::test_start_token_is_there_once_even_if_the_text_begins_with_it",),
+    ),
+    Bug(
+        "words_cut_at_other_spaces",
+        "texts with rare control characters get ids that the tokenizer would not give",
+        _WORDS,
+        r'_SPACES = r"\t-\r\x20"',
+        r'_SPACES = r"\t-\r\x1c-\x20"',
+        ("tests/datasets/test_words.py::test_every_safe_character_is_of_the_kind_that_the_tokenizer_takes_it_for",),
+    ),
+    Bug(
+        "token_that_ends_at_the_answer_is_a_target",
+        "the last token of each prompt is trained",
+        _WORDS,
+        "first = bisect_right(ends, position)",
+        "first = max(0, bisect_right(ends, position) - 1)",
+        ("tests/datasets/test_words.py::test_texts_are_tokenized_as_by_the_tokenizer",),
     ),
     Bug(
         "cut_text_gets_an_end_token",

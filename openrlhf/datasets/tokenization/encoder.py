@@ -19,6 +19,7 @@ from openrlhf.datasets.samples import (
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.datasets.tokenization.marked_template import Span
+from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
 from openrlhf.datasets.tokenization.turn_choice import chosen_turns
 from openrlhf.datasets.tokenization.turn_spans import TurnSpans
 from openrlhf.errors import UserError
@@ -38,6 +39,7 @@ class SampleEncoder:
                 "use a fast tokenizer (one with a tokenizer.json)."
             )
         self._tokenizer = tokenizer
+        self._texts = TextTokenizer(tokenizer)
         self._settings = settings
         self._eos_id: int = tokenizer.eos_token_id
         self._longest_token = max(map(len, tokenizer.get_vocab()))
@@ -59,16 +61,18 @@ class SampleEncoder:
         return self._fit(ids, _judging_next(targets))
 
     def _plain_text(self, sample: PlainText) -> tuple[np.ndarray, np.ndarray]:
-        ids, _, _ = self._tokenize(sample.text, add_special_tokens=True)
-        ids = self._with_end_token(ids)
+        tokens = self._tokenize(sample.text, add_special_tokens=True)
+        ids = self._with_end_token(tokens.ids[self._num_doubled_bos(tokens.ids) :])
         return ids, np.ones(len(ids), dtype=bool)
 
     def _prompt_answer(self, sample: PromptAnswer) -> tuple[np.ndarray, np.ndarray]:
-        ids, starts, ends = self._tokenize(sample.prompt + sample.answer, add_special_tokens=True)
-        targets = ends > (0 if self._settings.target_choice == "everything" else len(sample.prompt))
-        ids = self._with_end_token(ids)
-        targets = np.append(targets, True)[: len(ids)]
-        targets[-1] = True
+        tokens = self._tokenize(sample.prompt + sample.answer, add_special_tokens=True)
+        first = self._num_doubled_bos(tokens.ids)
+        ids = self._with_end_token(tokens.ids[first:])
+        border = 0 if self._settings.target_choice == "everything" else len(sample.prompt)
+        targets = np.ones(len(ids), dtype=bool)
+        targets[: len(tokens.ids) - first] = tokens.ending_behind(border)[first:]
+        targets[-1] = True  # the end token, written by the text itself or by us
         return ids, targets
 
     def _with_end_token(self, ids: np.ndarray) -> np.ndarray:
@@ -78,10 +82,13 @@ class SampleEncoder:
         self._open_renderer()
         assert self._renderer is not None
         render = self._renderer.render(sample.messages, sample.tools)
-        ids, starts, ends = self._tokenize(render.text, add_special_tokens=False)
+        tokens = self._tokenize(render.text, add_special_tokens=False)
+        first = self._num_doubled_bos(tokens.ids)
+        ids = tokens.ids[first:]
         if self._settings.target_choice == "everything":
             return ids, np.ones(len(ids), dtype=bool)
         spans = self._spans.of(sample, render, chosen_turns(sample, self._settings.target_choice))
+        starts, ends = _starts_and_ends(tokens.offsets()[first:])
         _check_borders(render.text, starts, ends, spans)
         return ids, _overlapping(starts, ends, spans)
 
@@ -91,23 +98,13 @@ class SampleEncoder:
             self._renderer = ChatRenderer(self._tokenizer, template)
             self._spans = TurnSpans(self._renderer, self._tokenizer)
 
-    def _tokenize(self, text: str, add_special_tokens: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, and where the characters of each begin and end, `(L,)` each; an added special token has 0 and 0."""
+    def _tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
         self._check_text(text)
-        # Some tokenizers trim white space out of their offsets: a token then begins where the one before it ended.
-        encoding = self._tokenizer(
-            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_attention_mask=False,
-            return_token_type_ids=False, truncation=False, verbose=False,
-        )  # fmt: skip
-        ids = np.asarray(encoding["input_ids"], dtype=np.int32)
-        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        first = self._num_doubled_bos(ids)
-        starts, ends = offsets[first:, 0], offsets[first:, 1]
-        return ids[first:], np.minimum(starts, np.append(0, ends[:-1])), ends
+        return self._texts.tokenize(text, add_special_tokens)
 
     def _check_text(self, text: str) -> None:
         try:
-            text.encode("utf-8")
+            text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BadRow(
                 f"the text holds half a surrogate pair ({text[error.start]!a} at character {error.start + 1}), "
@@ -144,6 +141,15 @@ class SampleEncoder:
         )
 
 
+def _starts_and_ends(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the characters of each token begin and end, `(L,)` each.
+
+    Some tokenizers trim white space out of their offsets: a token then begins where the one before it ended.
+    """
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    return np.minimum(starts, np.append(0, ends[:-1])), ends
+
+
 def _overlapping(starts: np.ndarray, ends: np.ndarray, spans: list[Span]) -> np.ndarray:
     """True for each token that stands for at least one character of a span."""
     targets = np.zeros(len(starts), dtype=bool)
@@ -168,7 +174,9 @@ def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[
 
 def _judging_next(targets: np.ndarray) -> np.ndarray:
     """Which tokens are targets → the contract's loss mask, where index t judges token t+1."""
-    return np.append(targets[1:], False).astype(np.uint8)
+    mask = np.zeros(len(targets), dtype=np.uint8)
+    mask[:-1] = targets[1:]
+    return mask
 
 
 def _token_row(sample: TokenRow) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from openrlhf.models.limits import check_positions
 from openrlhf.tracking import draw_training_curves, print_start_table
 from openrlhf.tracking.open_tracker import METRICS_FILE
 from openrlhf.trainer import SFTTrainer
+from openrlhf.trainer.recipe import changes_in_words, recipe_of
 from openrlhf.trainer.run_summary import summarize_run
 from openrlhf.utils.deepspeed.build import strategy_of
 from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
@@ -101,6 +102,8 @@ class SFTRun:
             batch_size=self.config.train.batch_size,
             loss_reduction=self.config.train.loss_reduction,
             schedule_num_steps=self.num_steps,
+            optimizer=self.config.optim,
+            param_dtype=self.config.ds.param_dtype,
         )
         check_same_run(saved, now, str(found.path), self.config.ckpt.allow_mismatch)
 
@@ -157,6 +160,8 @@ class SFTRun:
         )
         if model.gradient_checkpointing_enable:
             actor.gradient_checkpointing_enable({"use_reentrant": model.gradient_checkpointing_reentrant})
+        if model.compile_layers:
+            actor.compile_layers()
         return actor
 
     def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
@@ -181,6 +186,8 @@ class SFTRun:
         )
         self.consumed_samples = states["consumed_samples"]
         self.strategy.print(f"going on from {path}: {self.consumed_samples:,} samples are trained.")
+        for sentence in changes_in_words(self.strategy.restored_recipe, recipe_of(self.config)):
+            self.strategy.print(f"warning: {sentence}")
 
     # --- running -------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,13 @@ def _liger(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
 
 
+def _compiled_layers(config: SFTConfig, world_size: int) -> Iterator[str]:
+    ds = config.ds
+    if config.model.compile_layers and (ds.zero_stage == 3 or ds.tensor_parallel_size > 1):
+        flag = "--ds.zero_stage 3" if ds.zero_stage == 3 else f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
+        yield f"--model.compile_layers needs weights that are whole on every rank: it does not go with {flag}."
+
+
 def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
     data = config.data
     if config.model.pretrain_mode_enable and data.apply_chat_template:
@@ -180,6 +187,7 @@ _CHECKS: tuple[Check, ...] = (
     _muon,
     _four_bits,
     _liger,
+    _compiled_layers,
     _what_is_trained,
     _template,
     _probabilities,

@@ -20,6 +20,7 @@ from openrlhf.errors import UserError
 from openrlhf.models.adapters import add_lora
 from openrlhf.models.attention import check_causal, check_packable, choose_attention
 from openrlhf.models.attention.ring_plan import make_ring
+from openrlhf.models.compiled_layers import compile_layers
 from openrlhf.models.head_probe import probe_head
 from openrlhf.models.liger import apply_liger_kernels
 from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
@@ -273,6 +274,10 @@ class Actor(nn.Module):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
         if any(not parameter.requires_grad for parameter in self.model.parameters()):
             self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
+
+    def compile_layers(self) -> None:
+        """Lets torch.compile fuse the element-wise work of each layer (see models/compiled_layers.py)."""
+        compile_layers(self.scorer.base_model)
 
     def gradient_checkpointing_disable(self) -> None:
         self._checkpoints_reentrantly = False

@@ -26,6 +26,7 @@ class Layout:
     ring: int = 1
     checkpointing: bool = False
     offload: bool = False
+    compiled: bool = False
     dtype: str = "fp32"
     tensor_parallel: int = 1
     aux_loss_scope: str = "micro_batch"
@@ -37,6 +38,7 @@ class Layout:
         parts += [f"ring{self.ring}"] if self.ring > 1 else []
         parts += [f"tp{self.tensor_parallel}"] if self.tensor_parallel > 1 else []
         parts += ["checkpointing"] if self.checkpointing else []
+        parts += ["compiled"] if self.compiled else []
         parts += ["offload"] if self.offload else []
         parts += ["aux_global"] if self.aux_loss_scope == "global" else []
         return "-".join([*parts, self.dtype])
@@ -117,6 +119,8 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     actor = Actor(model, packing_samples=layout.packed, ring_attn_size=layout.ring)
     if layout.checkpointing:
         actor.gradient_checkpointing_enable()
+    if layout.compiled:
+        actor.compile_layers()
     dataset = RowsInMemory(recipe)
     loader = strategy.setup_dataloader(dataset, layout.micro_batch_size, shuffle=False, pad_token_id=0)
     num_epochs = math.ceil(recipe.num_steps / loader.schedule.steps_per_epoch)

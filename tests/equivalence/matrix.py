@@ -44,6 +44,7 @@ LAYOUTS = [
     _cell(1, "qwen3", 2, micro_batch_size=4),
     _cell(1, "qwen3", 1, micro_batch_size=8, packed=True),
     _cell(1, "qwen3", 1, max_tokens=80, checkpointing=True),
+    _cell(1, "qwen3", 2, max_tokens=72, packed=True, compiled=True),
     _cell(1, "llama", 3, micro_batch_size=2, checkpointing=True),
     _cell(1, "llama", 2, max_tokens=64, packed=True),
     _cell(1, "llama", 1, micro_batch_size=8),

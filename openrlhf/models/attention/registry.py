@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -33,7 +34,7 @@ _OURS: dict[str, Callable[..., Any]] = {
 def register_attentions() -> None:
     """Makes our back ends known to transformers under their names."""
     for name, attention in _OURS.items():
-        AttentionInterface.register(name, attention)
+        AttentionInterface.register(name, torch.compiler.disable(attention))  # loops over samples: nothing to fuse
         AttentionMaskInterface.register(name, per_sample.causal_mask_unwritten)
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from openrlhf.utils.deepspeed.muon_import import import_muon_uncompiled
+
 
 class Trainable(Protocol):
     """What the strategy asks of a model; `Actor` is one."""
@@ -35,6 +37,7 @@ def attach_training_engine(
     """Makes the engine that trains `model` and attaches it; returns the engine's optimizer."""
     import deepspeed
 
+    import_muon_uncompiled()
     module = model.trainable_module
     if config["zero_optimization"]["stage"] == 3:
         _mark_leaf_modules(module, say)

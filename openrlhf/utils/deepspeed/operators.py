@@ -7,6 +7,7 @@ operating system stands around every build; it goes with its process, so a file 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import sys
@@ -24,6 +25,7 @@ def sole_compiler(*operators: str) -> Iterator[None]:
     """While it lasts no other process of ours compiles; says so where `operators` (folder names) are not built yet."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
+    _ask_processor_once()
     with open(folder / LOCK_NAME, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for stale in folder.glob("*/lock"):
@@ -50,6 +52,16 @@ def compile_for_communication() -> None:
         builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
         if builder is not None and builder.is_compatible():
             builder.load(verbose=False)
+
+
+def _ask_processor_once() -> None:
+    """DeepSpeed's builders ask several times what processor this is; each time half a second goes to subprocesses."""
+    try:
+        import cpuinfo
+    except ImportError:  # DeepSpeed then asks in another way
+        return
+    if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
+        cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 
 
 def _folder() -> Path:

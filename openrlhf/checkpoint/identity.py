@@ -16,12 +16,20 @@ _IN_WORDS = {
     "tokenizer_fingerprint": "the tokenizer",
     "loss_reduction": "how the loss is reduced",
     "schedule_num_steps": "the horizon of the learning rate schedule in optimizer steps",
+    "optimizer": "the optimizer (--optim)",
+    "param_dtype": "the type of the weights (--ds.param_dtype)",
+    "adapter": "the adapters (--ds.lora.*, --ds.load_in_4bit)",
+    "base_model": "the model under the adapters (--model.model_name_or_path)",
 }
+_UNKNOWN = ""  # of a checkpoint from before there was such a field, and of a script that does not say
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Facts of a run without which its next step would be another one. All values fit into JSON."""
+    """Facts of a run without which its next step would be another one. All values fit into JSON.
+
+    The last four are compared where both sides know them; see `openrlhf.trainer.run_identity` for how they are made.
+    """
 
     data_fingerprint: str
     num_samples: int
@@ -31,6 +39,10 @@ class RunIdentity:
     tokenizer_fingerprint: str
     loss_reduction: str
     schedule_num_steps: int
+    optimizer: str = _UNKNOWN
+    param_dtype: str = _UNKNOWN
+    adapter: str = _UNKNOWN
+    base_model: str = _UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
         """Field name to value."""
@@ -39,7 +51,7 @@ class RunIdentity:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunIdentity":
         """Inverse of `to_dict`."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def differences(saved: RunIdentity, now: RunIdentity) -> list[str]:
@@ -47,7 +59,8 @@ def differences(saved: RunIdentity, now: RunIdentity) -> list[str]:
     sentences = []
     for field in fields(RunIdentity):
         before, here = getattr(saved, field.name), getattr(now, field.name)
-        if before != here:
+        is_known = field.default != _UNKNOWN or _UNKNOWN not in (before, here)
+        if is_known and before != here:
             sentences.append(f"{_IN_WORDS[field.name]} differs: {before} in the checkpoint, {here} now")
     return sentences
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
@@ -38,5 +41,38 @@ def leave_when_asked() -> None:
 
 
 def _tell(problems: Sequence[str]) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(["error:", *(f"  {problem}" for problem in problems)]), file=sys.stderr, flush=True)
+    """What several ranks of a machine have met is told by the first of them alone; what only one has met, by that."""
+    text = "\n".join(f"  {problem}" for problem in problems)
+    if not _is_told_already(text):
+        rank = os.environ.get("RANK", "0")
+        head = "error:" if rank == "0" else f"error (told by rank {rank}):"
+        print(f"{head}\n{text}", file=sys.stderr, flush=True)
+
+
+def _is_told_already(text: str) -> bool:
+    """By another rank of this launch, on this machine. Ranks may not have met yet: an empty file stands for the word.
+
+    A launch is known by its launcher, the parent of all its ranks, and by the port and number of its start.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    launch = [os.getppid(), _start_of(os.getppid())]
+    launch += [
+        os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    ]
+    digest = hashlib.blake2b(f"{launch} {text}".encode(), digest_size=16).hexdigest()
+    try:
+        (Path(tempfile.gettempdir()) / f"openrlhf-told-{digest}").touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False  # rather twice than never
+    return False
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in the system's ticks: numbers of processes come again. Empty where /proc is missing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -182,7 +182,8 @@ class CkptConfig:
     max_mem: PositiveNumber = setting(1e8, "size of the kept checkpoints, in GiB")
     load_enable: bool = setting(False, "go on from the newest whole checkpoint in ckpt.path")
     allow_mismatch: bool = setting(
-        False, "go on although data, seed, batch size, model shape or tokenizer differ from the checkpoint's"
+        False,
+        "go on although data, seed, batch size, model, tokenizer, optimizer or dtype differ from the checkpoint's",
     )
     export_shard_size: Size = setting("5GB", "largest file of the exported model")
     background_save: bool = setting(True, "write checkpoints beside the training")

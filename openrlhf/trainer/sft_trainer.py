@@ -19,6 +19,7 @@ from openrlhf.tracking import StepRecord, Tracker
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.exports import ExportsAlongTheWay
 from openrlhf.trainer.numbers_watch import NumbersWatch
+from openrlhf.trainer.recipe import recipe_of
 from openrlhf.trainer.run_files import open_run_tracker
 from openrlhf.trainer.run_identity import run_identity
 from openrlhf.trainer.saving import Saver
@@ -208,6 +209,7 @@ class SFTTrainer:
             None if self.disable_ds_ckpt else checkpointer,
             self._exports(config) if self.save_hf_ckpt else None,
             config.ckpt,
+            recipe_of(config),
         )
 
     def _exports(self, config: SFTConfig) -> ExportsAlongTheWay:
@@ -220,6 +222,9 @@ class SFTTrainer:
             self.train_dataloader,
             self.model.trainable_module,
             self.tokenizer,
+            model=self.model.model,
+            optimizer="adam" if self.strategy.muon is None else "muon",
+            param_dtype=self.strategy.engine_settings.param_dtype,
             seed=self.strategy.seed,
             batch_size=self.batch_size,
             loss_reduction=self.strategy.loss_reduction,

@@ -18,7 +18,7 @@ from openrlhf.checkpoint.random_states import (
 )
 from openrlhf.errors import UserError
 
-IDENTITY = RunIdentity("d1", 100, 42, 8, "m1", "t1", "tokens", 300)
+IDENTITY = RunIdentity("d1", 100, 42, 8, "m1", "t1", "tokens", 300, "adam", "bf16", "none", "none")
 
 
 def test_progress_comes_back() -> None:
@@ -46,6 +46,10 @@ def test_same_identity_has_no_differences() -> None:
         ("tokenizer_fingerprint", "t2", "tokenizer"),
         ("loss_reduction", "samples", "loss"),
         ("schedule_num_steps", 301, "schedule"),
+        ("optimizer", "muon", "--optim"),
+        ("param_dtype", "fp32", "--ds.param_dtype"),
+        ("adapter", "rank 8", "--ds.lora"),
+        ("base_model", "b2", "--model.model_name_or_path"),
     ],
 )
 def test_each_difference_stops_the_run_in_words(field: str, value: object, words: str) -> None:
@@ -54,6 +58,13 @@ def test_each_difference_stops_the_run_in_words(field: str, value: object, words
         check_same_run(IDENTITY, now, "here/global_step3")
     assert "--ckpt.allow_mismatch" in str(raised.value)
     assert "here/global_step3" in str(raised.value)
+
+
+def test_what_an_older_checkpoint_does_not_say_is_not_compared() -> None:
+    values = IDENTITY.to_dict()
+    for name in ("optimizer", "param_dtype", "adapter", "base_model"):
+        del values[name]
+    assert differences(RunIdentity.from_dict(values), IDENTITY) == []
 
 
 def test_who_means_it_goes_on_and_is_told() -> None:

@@ -54,3 +54,16 @@ def run_as_command(argv: list[str]) -> tuple[int, str]:
     except SystemExit as leaving:
         return int(leaving.code or 0), errors.getvalue()
     return 0, errors.getvalue()
+
+
+def said_by_run(argv: list[str]) -> str:
+    """What a run prints."""
+    import contextlib
+    import io
+
+    from openrlhf.cli.train_sft import main
+
+    words = io.StringIO()
+    with contextlib.redirect_stdout(words):
+        main(argv)
+    return words.getvalue()

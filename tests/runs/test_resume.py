@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
-from tests.runs.cases import run, run_until_asked_to_leave
+from tests.runs.cases import run, run_until_asked_to_leave, said_by_run
 
 NUM_STEPS = 18  # 22 rows, 4 a step: 6 steps an epoch, the last of 2 rows; 3 epochs
 WALL_CLOCK = ("tokens_per_second", "step_seconds")
@@ -148,3 +148,49 @@ def test_a_run_of_one_step_trains(one_rank, bench):
     assert step_lines(bench / "one-step")[0]["lr"] > 0
     before, after = load_file(bench / "qwen3/model.safetensors"), load_file(bench / "one-step/model.safetensors")
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(optim="muon"), "--optim"),
+        (dict(ds__param_dtype="bf16"), "--ds.param_dtype"),
+    ],
+    ids=["optimizer", "dtype"],
+)
+def test_what_makes_the_next_step_another_one_is_refused(one_rank, bench, changes, words):
+    stopped_run(one_rank, bench, "other-step")
+    with pytest.raises(AssertionError, match=words):
+        one_rank.run(run, argv(bench, "other-step", "qwen3", ds__zero_stage=0, ckpt__load_enable=True, **changes))
+
+
+@pytest.mark.parametrize(("changed", "words"), [("alpha", "alpha 16.*alpha 32"), ("base", "the model under the")])
+def test_other_adapters_or_another_base_are_refused(one_rank, bench, changed, words):
+    lora = dict(ds__zero_stage=0, ds__lora__rank=2)
+    stopped_run(one_rank, bench, "adapters", **lora)
+    if changed == "base" and not (bench / "other-base").exists():
+        save_model(bench / "other-base", seed=1)
+    changes = dict(ds__lora__alpha=32) if changed == "alpha" else {}
+    model = "other-base" if changed == "base" else "qwen3"
+    with pytest.raises(AssertionError, match=words):
+        one_rank.run(run, argv(bench, "adapters", model, ckpt__load_enable=True, **lora, **changes))
+
+
+def test_settings_that_may_change_are_said_to_be_taken_or_ignored(one_rank, bench):
+    out = "changed-settings"
+    stopped_run(one_rank, bench, out)
+    changes = dict(adam__lr=1e-5, adam__weight_decay=0.1, min_lr_ratio=0.5)
+    words = argv(bench, out, "qwen3", ds__zero_stage=0, ckpt__load_enable=True, **changes)
+    said = one_rank.run(said_by_run, words)[0]
+    assert "--adam.lr 1e-05 is ignored: the checkpoint's 0.001 stays" in said
+    assert "--adam.weight_decay 0.1 is taken from here on; the checkpoint was made with 0.0" in said
+    assert "--min_lr_ratio 0.5 is taken from here on; the checkpoint was made with 0.1" in said
+    rates = [line["lr"] for line in step_lines(bench / out)]
+    assert min(rates[5:]) == pytest.approx(0.5 * 1e-3, rel=0.05), "the checkpoint's rate, the new floor"
+
+
+def stopped_run(one_rank, bench: Path, out: str, **changes) -> None:
+    """Stopped after step 5, once for all tests that go on from it."""
+    if not (bench / out / "checkpoints").exists():
+        arguments = argv(bench, out, "qwen3", **(dict(ds__zero_stage=0) | changes))
+        one_rank.run(run_until_asked_to_leave, arguments, 5, 0)

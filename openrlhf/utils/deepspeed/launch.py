@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 
 from openrlhf.utils.deepspeed.operators import compile_for_communication, keep_operators_apart
+from openrlhf.utils.deepspeed.restart_store import store_of_this_start
 
 
 def join_ranks(timeout: timedelta) -> torch.device:
@@ -24,8 +25,14 @@ def join_ranks(timeout: timedelta) -> torch.device:
         _share_cores_among_ranks()
         compile_for_communication()
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
     device = _device()
+    store = store_of_this_start(timeout)
+    if store is not None:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = get_accelerator().communication_backend_name()
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     deepspeed.init_distributed(timeout=timeout, verbose=False)
     return device
 

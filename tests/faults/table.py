@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def in_words(campaign: Campaign) -> str:
             ["exit code of ranks that were not killed, in a launch of which one was", "times"],
             [[code, count] for code, count in sorted(sums["survivors_ended_with"].items())],
         ),
-        *(f"- {problem}" for problem in campaign.problems),
+        *(f"- {in_short(problem)}" for problem in campaign.problems),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -57,10 +58,17 @@ def write(campaign: Campaign, folder: Path) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **totals(campaign),
-        "runs": [vars(run) for run in campaign.runs],
+        "runs": [{**vars(run), "problems": [in_short(problem) for problem in run.problems]} for run in campaign.runs],
     }
     (folder / "faults.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (folder / "faults.md").write_text(in_words(campaign), encoding="utf-8")
+
+
+def in_short(problem: str) -> str:
+    """The finding and the errors that ranks ended with, without tracebacks and folders."""
+    first, *others = problem.splitlines()
+    errors = [line for line in others if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)]
+    return re.sub(r"\[?/\S*/", "", " | ".join([first, *dict.fromkeys(errors)]))
 
 
 def _table(head: list[str], rows: list[list[object]]) -> str:

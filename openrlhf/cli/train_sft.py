@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openrlhf.cli.entry import leave_when_asked, run_command
+from openrlhf.cli.garbage import end_without_search, keeping_all
 from openrlhf.config import SFTConfig, parse_sft_config
 
 
@@ -15,7 +16,8 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: SFTConfig) -> None:
     """One run, from data to exported model."""
-    from openrlhf.cli.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
+    with keeping_all():
+        from openrlhf.cli.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
 
     run = SFTRun.prepare_data(config)
     run.join_ranks()
@@ -30,4 +32,5 @@ def train(config: SFTConfig) -> None:
 
 if __name__ == "__main__":
     leave_when_asked()
+    end_without_search()
     run_command(main)

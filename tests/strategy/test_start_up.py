@@ -39,10 +39,40 @@ for _ in range(2):
         assert get_cpu_info() == get_cpu_info() == {"arch": "X86_64"}
 assert calls == [1], f"asked {len(calls)} times"
 """
+KEEP_ALL = """
+import gc
+from openrlhf.cli.garbage import keeping_all
+class Node: pass
+with keeping_all():
+    assert not gc.isenabled()
+    node = Node()
+assert gc.isenabled(), "the collector is left off"
+assert not any(each is node for each in gc.get_objects()), "what was made is still searched"
+late = Node()
+assert any(each is late for each in gc.get_objects()), "what is made later is not searched"
+"""
+END_AT_ONCE = """
+import gc, sys
+from openrlhf.cli.garbage import end_without_search
+end_without_search()
+class Node:
+    def __del__(self): sys.stdout.write("searched")
+    def __init__(self): self.me = self
+Node()
+"""
+
+SCRIPTS = {
+    "muon_compiles_late": COUNT_CALLS,
+    "muon_loads_no_compiler": IMPORT_MUON,
+    "processor_is_asked_once": ASK_PROCESSOR,
+    "modules_are_not_searched": KEEP_ALL,
+    "no_search_at_the_end": END_AT_ONCE,
+}
 
 
-@pytest.mark.parametrize("script", [COUNT_CALLS, IMPORT_MUON, ASK_PROCESSOR], ids=["lazy", "muon", "processor"])
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_nothing_is_done_before_it_is_needed(script: str, tmp_path):
     """In a process of its own: here everything may be loaded already."""
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
+    assert "searched" not in run.stdout

@@ -21,7 +21,7 @@ from openrlhf.models.logit_transform import PLAIN, LogitTransform
 
 TILE_BYTES_CPU = 8 * 2**20  # about what its caches hold: larger tiles are slower
 TILE_BYTES_ACCELERATOR = 256 * 2**20
-KEPT_BYTES_CPU = 64 * 2**20
+KEPT_BYTES_CPU = 128 * 2**20
 KEPT_BYTES_ACCELERATOR = 512 * 2**20
 _MAX_TILE_ROWS = 4096  # more rows than this no longer make the products faster, but narrow the tile
 _MIN_TILE_COLUMNS = 256
@@ -67,7 +67,7 @@ def weighted_log_probs(
 
     Args:
         target_weights: (N,) float32.
-        kept_bytes: how much logits may take from their sum to their gradient; by default 64 MiB on the CPU, 512 MiB
+        kept_bytes: how much logits may take from their sum to their gradient; by default 128 MiB on the CPU, 512 MiB
             elsewhere.
     """
     return _WeightedLogProbs.apply(

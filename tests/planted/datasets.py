@@ -109,11 +109,11 @@ BUGS = [
         ("tests/datasets/test_words.py::test_every_safe_character_is_of_the_kind_that_the_tokenizer_takes_it_for",),
     ),
     Bug(
-        "token_that_ends_at_the_answer_is_a_target",
-        "the last token of each prompt is trained",
+        "first_word_of_an_answer_is_no_target",
+        "the word that each answer begins with gets no loss",
         _WORDS,
         "first = bisect_right(ends, position)",
-        "first = max(0, bisect_right(ends, position) - 1)",
+        "first = bisect_right(ends, position) + 1",
         ("tests/datasets/test_words.py::test_texts_are_tokenized_as_by_the_tokenizer",),
     ),
     Bug(

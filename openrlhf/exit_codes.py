@@ -20,5 +20,9 @@ EXIT_CODE_PREEMPTED = 75
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+class RankLost(RuntimeError):
+    """Another rank is gone before the watchdog could know of it. Commands print it and end with 69."""
+
+
 class RunStopped(RuntimeError):
     """The run stops itself, on all ranks alike. Says why and what is left; commands print it without a traceback."""

@@ -14,15 +14,17 @@ from pathlib import Path
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
     EXIT_CODE_PREEMPTED,
+    EXIT_CODE_RANK_LOST,
     EXIT_CODE_STOPPED,
     EXIT_CODE_USER_ERROR,
     PREEMPTION_SIGNALS,
+    RankLost,
     RunStopped,
 )
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs `command` with the words of the command line; a UserError ends the process with 2, a RunStopped with 3."""
+    """Runs `command` with the words of the command line; a UserError ends with 2, a RunStopped 3, a RankLost 69."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         command(sys.argv[1:])
@@ -32,6 +34,9 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     except RunStopped as error:
         _tell(str(error).splitlines())
         sys.exit(EXIT_CODE_STOPPED)
+    except RankLost as error:
+        _tell(str(error).splitlines())
+        sys.exit(EXIT_CODE_RANK_LOST)
 
 
 def leave_when_asked() -> None:

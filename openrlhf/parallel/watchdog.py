@@ -28,6 +28,7 @@ from torch.distributed import ProcessGroup
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_RANK_LOST, RunStopped
 from openrlhf.parallel.heartbeats import SECONDS_FOR_FIRST_CAUSE, Activity, Judge, Verdict
+from openrlhf.parallel.joining import joining_ranks
 from openrlhf.parallel.peer_lines import connect_peers
 
 SECONDS_BETWEEN_BEATS = 1.0
@@ -77,7 +78,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        self._lines = connect_peers(self._rank, self._world_size, self._control, address)
+        with joining_ranks(self._world_size):
+            self._lines = connect_peers(self._rank, self._world_size, self._control, address)
         self._judge = Judge(self._rank, self._lines.ranks, self._hang_seconds, self._interval, time.monotonic())
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 
+from openrlhf.parallel.joining import joining_ranks
 from openrlhf.utils.deepspeed.operators import compile_for_communication, keep_operators_apart
 from openrlhf.utils.deepspeed.restart_store import store_of_this_start
 
@@ -28,12 +29,15 @@ def join_ranks(timeout: timedelta) -> torch.device:
     from deepspeed.accelerator import get_accelerator
 
     device = _device()
-    store = store_of_this_start(timeout)
-    if store is not None:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        backend = get_accelerator().communication_backend_name()
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    deepspeed.init_distributed(timeout=timeout, verbose=False)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = get_accelerator().communication_backend_name()
+    with joining_ranks(world_size):
+        store = store_of_this_start(timeout)
+        if store is not None:
+            torch.distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            )
+        deepspeed.init_distributed(timeout=timeout, verbose=False)
     return device
 
 

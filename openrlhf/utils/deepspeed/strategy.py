@@ -20,6 +20,7 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
+from openrlhf.parallel.joining import joining_ranks
 from openrlhf.parallel.watchdog import Watchdog
 from openrlhf.utils.deepspeed.checkpoints import CheckpointDesk, states_for_script
 from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
@@ -106,7 +107,8 @@ class DeepspeedStrategy:
         """Joins the ranks, makes the process groups, seeds every generator. Call it first."""
         timeout = timeout or self.comm_timeout
         self.device = join_ranks(timeout)
-        self.groups = make_process_groups(self.ring_attn_size, self.engine_settings.tensor_parallel_size, timeout)
+        with joining_ranks(torch.distributed.get_world_size()):
+            self.groups = make_process_groups(self.ring_attn_size, self.engine_settings.tensor_parallel_size, timeout)
         seed_everything(self.seed)
         if self.full_determinism:
             torch.use_deterministic_algorithms(True)

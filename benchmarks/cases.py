@@ -24,7 +24,8 @@ PACKED_TO_512 = {  # about 32 samples a step; no sample of GSM8K is longer
     "gradient_accumulation_steps": 10,
 }
 ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no padding either
-PACKED = {"ds.packing_samples": True, "ds.zero_stage": 0}
+PACKED = {"ds.packing_samples": True, "ds.zero_stage": 1, "logger.logging_steps": 1}
+FUSED = {**PACKED, "model.compile_layers": True}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.models.attention import choose_attention
+from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import load_config
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 
@@ -49,6 +50,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     ds = config.ds
     check_tensor_parallel(model_config, ds.tensor_parallel_size)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    check_dtype(ds.param_dtype, device_type)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
     return model_config
 

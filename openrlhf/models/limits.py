@@ -1,7 +1,8 @@
-"""What a model cannot hold, found from its configuration before any weight is read."""
+"""What a model or a processor cannot do, found before any weight is read."""
 
 from __future__ import annotations
 
+import torch
 from transformers import PretrainedConfig
 
 from openrlhf.errors import UserError
@@ -23,3 +24,14 @@ def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str)
             f"config.json): give --data.max_len {num_positions}, which drops longer samples, or cuts them with "
             "--data.overlong truncate."
         )
+
+
+def check_dtype(param_dtype: str, device_type: str) -> None:
+    """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
+    if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():
+        raise UserError("--ds.param_dtype fp16: this processor does not compute in float16. Use bf16 or fp32.")
+
+
+def cpu_computes_fp16() -> bool:
+    """What DeepSpeed asks: whether torch's kernels for the CPU know float16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from openrlhf.checkpoint.store import CheckpointStore
-from openrlhf.exit_codes import EXIT_CODE_PREEMPTED
+from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST
 from openrlhf.tracking.metrics_file import read_records
 from openrlhf.trainer.signals import SECONDS_OF_ONE_REQUEST
 from tests.faults.bench import SECONDS_FOR_A_RUN, Layout, differences, outcome_of
@@ -58,3 +58,18 @@ def test_saving_by_minutes(bench, tmp_path):
         Moment(5, 0.0).wait(job, out)
     steps = sorted(path.name for path in CheckpointStore(out / "checkpoints").whole())
     assert {"global_step1", "global_step2", "global_step3"} <= set(steps), steps
+
+
+def test_a_storm_of_signals_loses_nothing(bench, tmp_path):
+    """Many signals to both ranks, some of which mean now: the run goes on from what is whole, to the bit."""
+    out = tmp_path / "run"
+    with Job(bench.words(LAYOUT, out), 2, tmp_path / "log") as job:
+        Moment(9, 0.0).wait(job, out)
+        for number in range(12):
+            job.send((signal.SIGTERM, signal.SIGUSR1)[number % 2], number // 2 % 2)
+            time.sleep(0.15)
+        codes = job.wait(SECONDS_FOR_A_RUN)
+        assert set(codes or ()) <= {EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST}, (codes, job.words_said()[-3000:])
+    with Job(bench.words(LAYOUT, out), 2, tmp_path / "log") as job:
+        assert job.wait(SECONDS_FOR_A_RUN) == [0, 0], job.words_said()[-3000:]
+    assert differences(outcome_of(out), bench.unbroken(LAYOUT), is_same_layout=True) == []

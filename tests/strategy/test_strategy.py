@@ -7,10 +7,13 @@ import json
 import pytest
 import torch
 
+from openrlhf.models.limits import cpu_computes_fp16
 from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
 from openrlhf.utils.deepspeed.optimizers import decay_groups
 from tests.helpers.tiny_models import tiny_model
 from tests.strategy import cases
+
+NEEDS_FP16 = pytest.mark.skipif(not cpu_computes_fp16(), reason="this processor does not compute in float16")
 
 
 def test_fit_works_with_a_loader_of_ones_own(two_ranks, tmp_path):
@@ -49,8 +52,8 @@ def test_reductions(two_ranks):
     [
         dict(dtype="bf16"),
         dict(dtype="bf16", zero_stage=0),
-        dict(dtype="fp16"),
-        dict(dtype="fp16", zero_stage=3),
+        pytest.param(dict(dtype="fp16"), marks=NEEDS_FP16),
+        pytest.param(dict(dtype="fp16", zero_stage=3), marks=NEEDS_FP16),
         dict(dtype="bf16", adam_offload=True),
         dict(optim="muon"),
         dict(lora_rank=4, learning_rate=1e-2),

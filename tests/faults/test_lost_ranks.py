@@ -31,7 +31,7 @@ def test_the_other_rank_ends_and_names_it(bench, tmp_path, lost, number, finding
     words = bench.words(Layout(2, 2), tmp_path / "run", train__hang_timeout_minutes=HANG_SECONDS / 60)
     other = 1 - lost
     with Job(words, 2, tmp_path / "log") as job:
-        Moment(5, 0.0).wait(job, tmp_path / "run")
+        Moment(5, 2 * HANG_SECONDS / 8).wait(job, tmp_path / "run")  # two beats: the last one tells of a step
         job.send(number, lost)
         stopped_at = time.monotonic()
         job.ranks[other].join(SECONDS_TO_END)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.models.attention import choose_attention, registry
+from openrlhf.models.attention import causal_pack, choose_attention, registry
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import LENGTHS, make_samples
 
@@ -96,11 +95,11 @@ def test_bidirectional_attention_is_refused():
 
 def test_per_sample_attention_never_makes_a_mask_of_the_whole_pack(monkeypatch):
     seen = []
-    original = torch.nn.functional.scaled_dot_product_attention
+    original = causal_pack._flash_forward
     monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda query, *args, **kwargs: seen.append(query.shape[2]) or original(query, *args, **kwargs),
+        causal_pack,
+        "_flash_forward",
+        lambda query, *args: seen.append(query.shape[1]) or original(query, *args),
     )
     Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed())
     assert seen == [*LENGTHS, *LENGTHS]

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 
-from openrlhf.utils.deepspeed.operators import keep_operators_apart, sole_compiler
+from openrlhf.utils.build_folder import keep_builds_apart
+from openrlhf.utils.deepspeed.operators import sole_compiler
 
 HOLD = """
 import time
@@ -40,5 +41,5 @@ def test_what_is_not_built_is_announced(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_of_the_users_own_is_left_alone(monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/somewhere")
-    keep_operators_apart()
+    keep_builds_apart()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/somewhere"

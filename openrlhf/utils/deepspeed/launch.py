@@ -9,7 +9,8 @@ from datetime import timedelta
 import torch
 
 from openrlhf.parallel.joining import joining_ranks
-from openrlhf.utils.deepspeed.operators import compile_for_communication, keep_operators_apart
+from openrlhf.utils.build_folder import keep_builds_apart
+from openrlhf.utils.deepspeed.operators import compile_for_communication
 from openrlhf.utils.deepspeed.restart_store import store_of_this_start
 
 
@@ -20,7 +21,7 @@ def join_ranks(timeout: timedelta) -> torch.device:
         timeout: how long a rank waits inside a collective before the run ends.
     """
     _stand_alone_if_not_launched()
-    keep_operators_apart()
+    keep_builds_apart()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores_among_ranks()

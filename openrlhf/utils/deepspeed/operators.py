@@ -1,47 +1,29 @@
-"""DeepSpeed's operators, compiled on first use: by one process at a time, in a folder of this environment's own.
+"""DeepSpeed's operators, compiled on first use, by one process at a time.
 
-torch guards a build by a file that stays behind when its process is killed, and then waits for ever. Here a lock of the
-operating system stands around every build; it goes with its process, so a file found under it is stale.
+torch guards a build by a file that stays behind when its process is killed, and then waits for ever. Here every build
+stands under the lock of our build folder, so a file of torch's that is found under it is stale.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import torch
-
-LOCK_NAME = "openrlhf.lock"
+from openrlhf.utils.build_folder import sole_builder
 
 
 @contextmanager
 def sole_compiler(*operators: str) -> Iterator[None]:
     """While it lasts no other process of ours compiles; says so where `operators` (folder names) are not built yet."""
-    folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
     _ask_processor_once()
-    with open(folder / LOCK_NAME, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with sole_builder() as folder:
         for stale in folder.glob("*/lock"):
             stale.unlink(missing_ok=True)
         missing = [name for name in operators if not (folder / name / f"{name}.so").is_file()]
         if missing:
             print(f"compiling DeepSpeed's {', '.join(missing)} (once; a minute or two) in {folder}", flush=True)
         yield
-
-
-def keep_operators_apart() -> None:
-    """Two environments that share torch's default folder would compile over each other's operators at every start."""
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        environment = hashlib.blake2b(f"{sys.prefix} {torch.__version__}".encode(), digest_size=6).hexdigest()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(cache / "torch_extensions" / f"openrlhf-{environment}")
 
 
 def compile_for_communication() -> None:
@@ -63,7 +45,3 @@ def _ask_processor_once() -> None:
     if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
         cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 
-
-def _folder() -> Path:
-    keep_operators_apart()
-    return Path(os.environ["TORCH_EXTENSIONS_DIR"])

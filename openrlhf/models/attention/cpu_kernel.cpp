@@ -1,0 +1,473 @@
+// Causal attention of packed samples in bfloat16, forward and backward, for CPUs whose matrix units take bfloat16.
+//
+// The scores of one block of queries and one block of keys stay in the cache: their products, softmax and gradients
+// are in float32, what goes into the next product is rounded to bfloat16. The forward pass is the softmax that is
+// corrected as it goes (Milakov and Gimelshein, 2018; Dao et al., 2022); the backward pass computes the scores again.
+// Products are torch's `brgemm` (oneDNN). Its right-hand side holds pairs of rows side by side: `Pairs` below.
+//
+// A task is one query head of one sample; samples never meet. Sizes: T tokens of the pack, L of a sample, D head size.
+// Called by cpu_kernel.py.
+
+#include <ATen/native/CPUBlas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <vector>
+
+namespace {
+
+using Half = uint16_t;   // a bfloat16
+using Pairs = uint32_t;  // two bfloat16 of one column: the upper row's in the low half
+
+constexpr int64_t kBlock = 64;    // queries and keys of a block
+constexpr int64_t kTailStep = 16;  // the last block is rounded up to this, so that few kinds of products are made
+constexpr float kLog2E = 1.44269504088896340736f;
+
+template <typename Number>
+struct OnCacheLines {  // an allocator: vectors that cross no borders of cache lines
+  using value_type = Number;
+  OnCacheLines() = default;
+  template <typename Other>
+  OnCacheLines(const OnCacheLines<Other>&) {}
+  Number* allocate(size_t count) { return static_cast<Number*>(::operator new(count * sizeof(Number), kLine)); }
+  void deallocate(Number* numbers, size_t) { ::operator delete(numbers, kLine); }
+  bool operator==(const OnCacheLines&) const { return true; }
+  static constexpr std::align_val_t kLine{64};
+};
+
+template <typename Number>
+using Buffer = std::vector<Number, OnCacheLines<Number>>;
+
+struct Rows {  // of one head: token t begins at data + t * step
+  const Half* data;
+  int64_t step;
+  const Half* at(int64_t token) const { return data + token * step; }
+};
+
+int64_t rounded_up(int64_t count) { return (count + kTailStep - 1) / kTailStep * kTailStep; }
+
+// Sixteen numbers at once, by the vectors that GCC and Clang have on every processor.
+using Floats = float __attribute__((vector_size(64), aligned(4)));
+using Ints = int32_t __attribute__((vector_size(64), aligned(4)));
+using Words = uint32_t __attribute__((vector_size(64), aligned(4)));
+using Halves = uint16_t __attribute__((vector_size(32), aligned(2)));
+constexpr int64_t kLanes = 16;
+constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
+inline Floats all(float value) { return value - Floats{}; }
+inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
+inline Ints others(int distance) { return kLane ^ distance; }
+
+inline float greatest(Floats values) {
+  for (int distance : {8, 4, 2, 1}) values = greater(values, __builtin_shuffle(values, others(distance)));
+  return values[0];
+}
+
+inline float sum_of(Floats values) {
+  for (int distance : {8, 4, 2, 1}) values += __builtin_shuffle(values, others(distance));
+  return values[0];
+}
+
+// Rounded to nearest, ties to even: the bfloat16 stand in the lower 16 bits.
+inline Words rounded(Floats values) {
+  const Words bits = reinterpret_cast<Words>(values);
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+inline void store_halves(Half* to, Words halves) {
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(halves, Halves);
+}
+
+inline Floats load_halves(const Half* from) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
+}
+
+// 2^x with a relative error below 2e-7; NaN stays NaN; below -126 it gives 2^-126.
+inline Floats power_of_2(Floats x) {
+  x = x < -126.0f ? all(-126.0f) : x;
+  const Floats shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, found in the lower bits
+  const Floats shifted = x + shift;
+  const Floats rest = x - (shifted - shift);
+  Floats value = rest * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  value = value * rest + 9.618437357674640e-3f;
+  value = value * rest + 5.550332471162809e-2f;
+  value = value * rest + 2.402264791363012e-1f;
+  value = value * rest + 6.931472028550421e-1f;
+  value = value * rest + 1.0f;
+  const Ints exponent = reinterpret_cast<Ints>(shifted) - reinterpret_cast<Ints>(shift) + 127;
+  return value * reinterpret_cast<Floats>(exponent << 23);
+}
+
+// left (rows, inner) times right (inner, columns) → result (rows, columns) float32, added to it where `add`.
+inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
+                    const Pairs* right, float* result, int64_t result_step, bool add) {
+  at::native::cpublas::brgemm(rows, columns, inner, left_step, columns, result_step, add,
+                              reinterpret_cast<const at::BFloat16*>(left),
+                              reinterpret_cast<const at::BFloat16*>(right), result, true);
+}
+
+// --- packing ---------------------------------------------------------------------------------------------------------
+
+// `count` rows of D as the right-hand side (rounded rows, D) of a product; rows that are missing are zero.
+void pair_rows(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Pairs* pairs) {
+  for (int64_t row = 0; row < padded; row += 2, pairs += size) {
+    if (row + 1 < count) {
+      const Half *upper = rows.at(first + row), *lower = rows.at(first + row + 1);
+      for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i] | static_cast<Pairs>(lower[i]) << 16;
+    } else if (row < count) {
+      const Half* upper = rows.at(first + row);
+      for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i];
+    } else {
+      std::fill_n(pairs, size, 0u);
+    }
+  }
+}
+
+template <int distance>
+inline void exchange(Words (&rows)[kLanes]) {  // one of the four steps of a transposition
+  const Ints is_upper = (kLane & distance) != 0;  // -1 where true
+  const Ints lower = is_upper ? kLane - distance + 16 : kLane, upper = is_upper ? kLane + 16 : kLane + distance;
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & distance) continue;
+    const Words a = rows[i], b = rows[i + distance];
+    rows[i] = __builtin_shuffle(a, b, lower);
+    rows[i + distance] = __builtin_shuffle(a, b, upper);
+  }
+}
+
+// The same rows transposed, as the right-hand side (D, rounded rows) of a product.
+void pair_columns(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Pairs* pairs) {
+  for (int64_t row = 0; row < padded; row += kLanes) {
+    for (int64_t i = 0; i < size / 2; i += kLanes) {
+      Words block[kLanes] = {};
+      const int64_t present = std::min(kLanes, count - row), wide = std::min(kLanes, size / 2 - i);
+      for (int64_t j = 0; j < present; ++j) std::memcpy(&block[j], rows.at(first + row + j) + 2 * i, 4 * wide);
+      exchange<1>(block);
+      exchange<2>(block);
+      exchange<4>(block);
+      exchange<8>(block);
+      for (int64_t j = 0; j < wide; ++j) std::memcpy(&pairs[(i + j) * padded + row], &block[j], sizeof(Words));
+    }
+  }
+}
+
+// Pairs (inner, columns) as plain rows (inner, columns).
+void unpair(const Pairs* pairs, int64_t inner, int64_t columns, Half* rows) {
+  for (int64_t row = 0; row < inner; row += 2, pairs += columns, rows += 2 * columns) {
+    for (int64_t i = 0; i < columns; ++i) rows[i] = static_cast<Half>(pairs[i]);
+    for (int64_t i = 0; i < columns; ++i) rows[columns + i] = static_cast<Half>(pairs[i] >> 16);
+  }
+}
+
+// Rows of a block as the left-hand side of a product: where they stand, or copied where the block is not full.
+Rows left_rows(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Half* copy) {
+  if (count == padded) return {rows.at(first), rows.step};
+  std::fill_n(copy + count * size, (padded - count) * size, static_cast<Half>(0));
+  for (int64_t row = 0; row < count; ++row) std::memcpy(copy + row * size, rows.at(first + row), 2 * size);
+  return {copy, size};
+}
+
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+struct ForwardRoom {  // of one thread
+  Buffer<Pairs> keys, values;
+  Buffer<Half> query_copy, weights;
+  Buffer<float> scores, output;
+
+  ForwardRoom(int64_t longest, int64_t size)
+      : keys(rounded_up(longest) * size / 2),
+        values(rounded_up(longest) * size / 2),
+        query_copy(kBlock * size),
+        weights(kBlock * kBlock),
+        scores(kBlock * kBlock),
+        output(kBlock * size) {}
+};
+
+void multiply(float* row, int64_t size, float factor) {
+  for (int64_t i = 0; i < size; i += kLanes) store(row + i, load(row + i) * factor);
+}
+
+// One row of scores: its weights, relative to `top`, the greatest score so far, which only rises.
+// The first `seen` of `columns` tokens are those that the query sees. Returns what earlier weights are to be taken by.
+float weigh(const float* scores, int64_t seen, int64_t columns, float scale, float& top, float& sum, Half* weights) {
+  Floats greatest_of_lanes = all(top);
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const Floats score = load(scores + i) * scale;
+    greatest_of_lanes = greater(greatest_of_lanes, kLane < static_cast<int32_t>(seen - i) ? score : all(top));
+  }
+  const float new_top = greatest(greatest_of_lanes);
+  Floats total = {};
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const Floats weight = power_of_2(load(scores + i) * scale - new_top);
+    const Floats weight_of_seen = kLane < static_cast<int32_t>(seen - i) ? weight : Floats{};
+    total += weight_of_seen;
+    store_halves(weights + i, rounded(weight_of_seen));
+  }
+  const float correction = new_top == top ? 1.0f : std::exp2(top - new_top);
+  sum = sum * correction + sum_of(total);
+  top = new_top;
+  return correction;
+}
+
+void forward_head(const Rows& query, const Rows& key, const Rows& value, Half* output, int64_t output_step,
+                  float* log_sums, int64_t length, int64_t size, float scale, ForwardRoom& room) {
+  for (int64_t first = 0; first < length; first += kBlock) {
+    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
+    pair_columns(key, first, count, padded, size, room.keys.data() + first * size / 2);
+    pair_rows(value, first, count, padded, size, room.values.data() + first * size / 2);
+  }
+  for (int64_t first = 0; first < length; first += kBlock) {
+    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
+    const Rows queries = left_rows(query, first, count, padded, size, room.query_copy.data());
+    float top[kBlock], sum[kBlock];
+    std::fill_n(top, kBlock, -std::numeric_limits<float>::infinity());
+    std::fill_n(sum, kBlock, 0.0f);
+    for (int64_t seen = 0; seen <= first; seen += kBlock) {
+      const bool is_diagonal = seen == first;
+      const int64_t columns = is_diagonal ? padded : kBlock;
+      product(padded, columns, size, queries.data, queries.step, room.keys.data() + seen * size / 2,
+              room.scores.data(), columns, false);
+      for (int64_t row = 0; row < count; ++row) {
+        const float correction = weigh(room.scores.data() + row * columns, is_diagonal ? row + 1 : kBlock, columns,
+                                       scale, top[row], sum[row], room.weights.data() + row * columns);
+        if (seen > 0 && correction != 1.0f) multiply(room.output.data() + row * size, size, correction);
+      }
+      product(padded, size, columns, room.weights.data(), columns, room.values.data() + seen * size / 2,
+              room.output.data(), size, seen > 0);
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      Half* into = output + (first + row) * output_step;
+      const float factor = 1.0f / sum[row];
+      for (int64_t i = 0; i < size; i += kLanes)
+        store_halves(into + i, rounded(load(room.output.data() + row * size + i) * factor));
+      log_sums[first + row] = top[row] + std::log2(sum[row]);
+    }
+  }
+}
+
+// --- backward --------------------------------------------------------------------------------------------------------
+
+struct BackwardRoom {  // of one thread; "across": transposed
+  Buffer<Pairs> queries, queries_across, grads, grads_across, keys_across, score_grad_pairs;
+  Buffer<Half> keys_left, key_copy, value_copy, weights, score_grads;
+  Buffer<float> scores, weight_grads, query_grad_across, key_block, value_block, dots, log_sums;
+
+  BackwardRoom(int64_t longest, int64_t size)
+      : queries(rounded_up(longest) * size / 2),
+        queries_across(queries.size()),
+        grads(queries.size()),
+        grads_across(queries.size()),
+        keys_across(kBlock * size / 2),
+        score_grad_pairs(kBlock * kBlock / 2),
+        keys_left(kBlock * size),
+        key_copy(kBlock * size),
+        value_copy(kBlock * size),
+        weights(kBlock * kBlock),
+        score_grads(kBlock * kBlock),
+        scores(kBlock * kBlock),
+        weight_grads(kBlock * kBlock),
+        query_grad_across(rounded_up(longest) * size),
+        key_block(kBlock * size),
+        value_block(kBlock * size),
+        dots(rounded_up(longest)),
+        log_sums(rounded_up(longest)) {}
+};
+
+// Packs a sample's queries and output gradients; `dots` is output · its gradient of each token.
+void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const float* log_sums, int64_t length,
+                  int64_t size, BackwardRoom& room) {
+  for (int64_t first = 0; first < length; first += kBlock) {
+    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count), offset = first * size / 2;
+    pair_rows(query, first, count, padded, size, room.queries.data() + offset);
+    pair_columns(query, first, count, padded, size, room.queries_across.data() + offset);
+    pair_rows(grad, first, count, padded, size, room.grads.data() + offset);
+    pair_columns(grad, first, count, padded, size, room.grads_across.data() + offset);
+  }
+  for (int64_t token = 0; token < length; ++token) {
+    const Half *a = output.at(token), *b = grad.at(token);
+    Floats dot = {};
+    for (int64_t i = 0; i < size; i += kLanes) dot += load_halves(a + i) * load_halves(b + i);
+    room.dots[token] = sum_of(dot);
+    room.log_sums[token] = log_sums[token];
+  }
+  const int64_t padded = rounded_up(length);
+  std::fill(room.dots.begin() + length, room.dots.begin() + padded, 0.0f);
+  // What no token stands behind gets no weight.
+  std::fill(room.log_sums.begin() + length, room.log_sums.begin() + padded, std::numeric_limits<float>::infinity());
+}
+
+// One row of scores and gradients of weights (keys × queries): the weights and the gradients of the scores.
+// Queries before `first_seen` do not see the key. Returns through `score_grads` what is rounded.
+inline Words score_gradient(const float* scores, const float* weight_grads, const float* log_sums, const float* dots,
+                            float scale, int64_t first_seen, Half* weights, Half* score_grads) {
+  const Ints is_seen = kLane >= static_cast<int32_t>(first_seen);
+  const Floats weight = is_seen ? power_of_2(load(scores) * scale - load(log_sums)) : Floats{};
+  const Floats grad = is_seen ? weight * (load(weight_grads) - load(dots)) : Floats{};
+  const Words halves = rounded(grad);
+  store_halves(weights, rounded(weight));
+  store_halves(score_grads, halves);
+  return halves;
+}
+
+// The same for a block; the gradients of the scores also as pairs of keys.
+void score_gradients(int64_t num_keys, int64_t columns, const float* log_sums, const float* dots, float scale,
+                     bool is_diagonal, BackwardRoom& room) {
+  for (int64_t row = 0; row < num_keys; row += 2) {
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      Words halves[2];
+      for (int64_t which : {0, 1}) {
+        const int64_t place = (row + which) * columns + i;
+        const int64_t first_seen = is_diagonal ? row + which - i : 0;
+        halves[which] =
+            score_gradient(room.scores.data() + place, room.weight_grads.data() + place, log_sums + i, dots + i,
+                           scale, first_seen, room.weights.data() + place, room.score_grads.data() + place);
+      }
+      Pairs* pairs = room.score_grad_pairs.data() + row / 2 * columns + i;
+      *reinterpret_cast<Words*>(pairs) = halves[0] | halves[1] << 16;
+    }
+  }
+}
+
+void write_query_gradients(int64_t length, int64_t size, float scale, const BackwardRoom& room, Half* query_grad,
+                           int64_t step) {
+  for (int64_t first = 0; first < length; first += kBlock) {
+    const int64_t count = std::min(kBlock, length - first), columns = rounded_up(count);
+    for (int64_t row = 0; row < count; ++row) {
+      const float* across = room.query_grad_across.data() + first * size + row;
+      for (int64_t i = 0; i < size; i += kLanes) {
+        Floats values;
+        for (int64_t lane = 0; lane < kLanes; ++lane) values[lane] = across[(i + lane) * columns];
+        store_halves(query_grad + (first + row) * step + i, rounded(values * scale));
+      }
+    }
+  }
+}
+
+// Gradients of query (bfloat16), key and value (float32 of this query head; rows of `size`).
+void backward_head(const Rows& query, const Rows& key, const Rows& value, const Rows& output, const Rows& grad,
+                   const float* log_sums, Half* query_grad, int64_t query_grad_step, float* key_grad,
+                   float* value_grad, int64_t length, int64_t size, float scale, float score_scale,
+                   BackwardRoom& room) {
+  pack_queries(query, output, grad, log_sums, length, size, room);
+  float *key_block = room.key_block.data(), *value_block = room.value_block.data();
+  for (int64_t first = 0; first < length; first += kBlock) {
+    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
+    const Rows keys = left_rows(key, first, count, padded, size, room.key_copy.data());
+    const Rows values = left_rows(value, first, count, padded, size, room.value_copy.data());
+    pair_columns(key, first, count, padded, size, room.keys_across.data());
+    unpair(room.keys_across.data(), size, padded, room.keys_left.data());
+    for (int64_t asking = first; asking < length; asking += kBlock) {
+      const int64_t columns = rounded_up(std::min(kBlock, length - asking)), offset = asking * size / 2;
+      const bool is_first = asking == first;
+      product(padded, columns, size, keys.data, keys.step, room.queries_across.data() + offset, room.scores.data(),
+              columns, false);
+      product(padded, columns, size, values.data, values.step, room.grads_across.data() + offset,
+              room.weight_grads.data(), columns, false);
+      score_gradients(padded, columns, room.log_sums.data() + asking, room.dots.data() + asking, score_scale, is_first,
+                      room);
+      product(padded, size, columns, room.weights.data(), columns, room.grads.data() + offset, value_block, size,
+              !is_first);
+      product(padded, size, columns, room.score_grads.data(), columns, room.queries.data() + offset, key_block, size,
+              !is_first);
+      product(size, columns, padded, room.keys_left.data(), padded, room.score_grad_pairs.data(),
+              room.query_grad_across.data() + asking * size, columns, first > 0);
+    }
+    for (int64_t i = 0; i < count * size; ++i) key_grad[first * size + i] = key_block[i] * scale;
+    std::memcpy(value_grad + first * size, value_block, 4 * count * size);
+  }
+  write_query_gradients(length, size, scale, room, query_grad, query_grad_step);
+}
+
+// --- what Python calls -----------------------------------------------------------------------------------------------
+
+int64_t longest_of(const int64_t* starts, int64_t num_samples) {
+  int64_t longest = 0;
+  for (int64_t i = 0; i < num_samples; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
+  return longest;
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Tensor3 {  // (heads, T, D) by strides in elements; D's is 1
+  Half* data;
+  int64_t head_step, token_step;
+};
+
+struct Sizes {
+  const int64_t* starts;  // of the samples, and T behind the last
+  int64_t num_samples, num_heads, num_key_heads, num_tokens, head_size;
+  float scale;
+  int num_threads;
+};
+
+static Rows rows_of(const Tensor3& tensor, int64_t head, int64_t first) {
+  return {tensor.data + head * tensor.head_step + first * tensor.token_step, tensor.token_step};
+}
+
+// Whether this processor's products take bfloat16 in pairs: tried on numbers whose product is known.
+int is_supported() {
+  constexpr int64_t size = 16;
+  std::vector<Half> left(size * size, 0x3f80);            // ones
+  std::vector<Pairs> right(size * size / 2, 0x40003f80);  // rows of ones and of twos
+  std::vector<float> result(size * size, 0);
+  try {
+    product(size, size, size, left.data(), size, right.data(), result.data(), size, false);
+  } catch (const std::exception&) {
+    return 0;
+  }
+  return std::all_of(result.begin(), result.end(), [](float value) { return value == 24.0f; });
+}
+
+// output: (heads, T, D) bfloat16; log_sums: (heads, T) float32, to the base 2.
+void forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value, const Tensor3* output,
+             float* log_sums) {
+  const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
+  const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
+#pragma omp parallel num_threads(sizes->num_threads)
+  {
+    ForwardRoom room(longest, size);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < sizes->num_samples * sizes->num_heads; ++task) {
+      const int64_t sample = task / sizes->num_heads, head = task % sizes->num_heads;
+      const int64_t first = sizes->starts[sample];
+      forward_head(rows_of(*query, head, first), rows_of(*key, head / group, first),
+                   rows_of(*value, head / group, first), const_cast<Half*>(rows_of(*output, head, first).data),
+                   output->token_step, log_sums + head * sizes->num_tokens + first,
+                   sizes->starts[sample + 1] - first, size, sizes->scale * kLog2E, room);
+    }
+    at::native::cpublas::brgemm_release();
+  }
+}
+
+// query_grad: (heads, T, D) bfloat16; key_grad, value_grad: (heads, T, D) float32, contiguous, one for each query head.
+void backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
+              const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
+              float* key_grad, float* value_grad) {
+  const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
+  const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
+#pragma omp parallel num_threads(sizes->num_threads)
+  {
+    BackwardRoom room(longest, size);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < sizes->num_samples * sizes->num_heads; ++task) {
+      const int64_t sample = task / sizes->num_heads, head = task % sizes->num_heads;
+      const int64_t first = sizes->starts[sample], place = head * sizes->num_tokens + first;
+      backward_head(rows_of(*query, head, first), rows_of(*key, head / group, first),
+                    rows_of(*value, head / group, first), rows_of(*output, head, first), rows_of(*grad, head, first),
+                    log_sums + place, const_cast<Half*>(rows_of(*query_grad, head, first).data),
+                    query_grad->token_step, key_grad + place * size, value_grad + place * size,
+                    sizes->starts[sample + 1] - first, size, sizes->scale, sizes->scale * kLog2E, room);
+    }
+    at::native::cpublas::brgemm_release();
+  }
+}
+
+}  // extern "C"

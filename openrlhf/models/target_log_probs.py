@@ -3,7 +3,8 @@
 The logits are computed tile by tile (some rows × some of the vocabulary), folded into a running log-sum-exp and thrown
 away; for the gradients each tile is computed again, unless all of them in the model's precision take no more than
 `kept_bytes` and their weights are known at once. A tile's float32 logits take `tile_bytes`; in a half-precision model
-its half-precision copy comes on top. The rest is of the size of the hidden states and of the weight's gradient.
+its half-precision copy comes on top, or stands alone where our kernel reads it (bfloat16 on the CPU). The rest is of the
+size of the hidden states and of the weight's gradient.
 
 Shapes: N target tokens, H hidden, V vocabulary.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openrlhf.models.cpu_kernels import log_probs as cpu_log_probs
 from openrlhf.models.logit_transform import PLAIN, LogitTransform
 
 TILE_BYTES_CPU = 8 * 2**20  # about what its caches hold: larger tiles are slower
@@ -25,6 +27,7 @@ KEPT_BYTES_CPU = 128 * 2**20
 KEPT_BYTES_ACCELERATOR = 512 * 2**20
 _MAX_TILE_ROWS = 4096  # more rows than this no longer make the products faster, but narrow the tile
 _MIN_TILE_COLUMNS = 256
+_TILE_COLUMNS_STEP = 64  # products of other widths are a tenth slower
 
 
 def target_log_probs(
@@ -90,11 +93,17 @@ class _Head:
     def is_on_cpu(self) -> bool:
         return self.hidden.device.type == "cpu"
 
+    @property
+    def is_for_kernel(self) -> bool:
+        """Whether our kernel computes what comes after the head's output; if not, torch does."""
+        return self.bias is None and self.transform == PLAIN and cpu_log_probs.computes(self.weight)
+
     def tiles(self) -> tuple[list[slice], list[slice]]:
         """Spans of rows, spans of columns."""
         tile_bytes = self.tile_bytes or (TILE_BYTES_CPU if self.is_on_cpu else TILE_BYTES_ACCELERATOR)
         tile_rows = min(self.hidden.shape[0], _MAX_TILE_ROWS)
-        tile_columns = max(_MIN_TILE_COLUMNS, tile_bytes // (4 * tile_rows))
+        tile_columns = tile_bytes // (4 * tile_rows) // _TILE_COLUMNS_STEP * _TILE_COLUMNS_STEP
+        tile_columns = max(_MIN_TILE_COLUMNS, tile_columns)
         return list(_spans(self.hidden.shape[0], tile_rows)), list(_spans(self.weight.shape[0], tile_columns))
 
     def output(self, rows: slice, columns: slice) -> Tensor:
@@ -170,19 +179,31 @@ class _WeightedLogProbs(torch.autograd.Function):
 def _scan(head: _Head, kept: dict[tuple[int, int], Tensor] | None) -> tuple[Tensor, Tensor]:
     """(N,) log-sum-exp and (N,) target logits; the head's outputs go into `kept` if there is one."""
     row_spans, column_spans = head.tiles()
-    log_sum_exp = _new_sums(head.hidden, head.hidden.shape[0]).fill_(-torch.inf)
-    target_logits = torch.zeros_like(log_sum_exp)
+    sums = cpu_log_probs.RunningSums(head.target_ids) if head.is_for_kernel else _RunningSums(head, kept is not None)
     for columns in column_spans:
         for rows in row_spans:
             output = head.output(rows, columns)
             if kept is not None:
                 kept[rows.start, columns.start] = output
-            logits = head.logits(output, copy=kept is not None)
-            is_inside, place = _place_in_tile(head.target_ids[rows], columns)
-            at_target = logits.gather(1, place[:, None])[:, 0]
-            target_logits[rows] = torch.where(is_inside, at_target, target_logits[rows])
-            log_sum_exp[rows] = torch.logaddexp(log_sum_exp[rows], _log_sum_exp_(logits))
-    return log_sum_exp, target_logits
+            sums.fold(rows, columns, output)
+    return sums.log_sum_exp, sums.target_logits
+
+
+class _RunningSums:
+    """Log-sum-exp and target logits of N rows, as tiles are folded in. All (N,) float32, or float64 for float64 outputs."""
+
+    def __init__(self, head: _Head, outputs_are_kept: bool):
+        self._head, self._outputs_are_kept = head, outputs_are_kept
+        self.log_sum_exp = _new_sums(head.hidden, head.hidden.shape[0]).fill_(-torch.inf)
+        self.target_logits = torch.zeros_like(self.log_sum_exp)
+
+    def fold(self, rows: slice, columns: slice, output: Tensor) -> None:
+        """Args: output: (rows, columns) of the head; left as it is where outputs are kept."""
+        logits = self._head.logits(output, copy=self._outputs_are_kept)
+        is_inside, place = _place_in_tile(self._head.target_ids[rows], columns)
+        at_target = logits.gather(1, place[:, None])[:, 0]
+        self.target_logits[rows] = torch.where(is_inside, at_target, self.target_logits[rows])
+        self.log_sum_exp[rows] = torch.logaddexp(self.log_sum_exp[rows], _log_sum_exp_(logits))
 
 
 def _gradients(
@@ -205,14 +226,7 @@ def _gradients(
         bias_sum = _new_sums(weight, num_columns) if grad_bias is not None else None
         for rows in row_spans:
             output = head.output(rows, columns) if kept is None else kept.pop((rows.start, columns.start))
-            grad = _tile_gradient(
-                head.logits(output, copy=False),
-                log_sum_exp[rows],
-                head.target_ids[rows],
-                columns,
-                grad_log_probs[rows],
-                head.transform,
-            )
+            grad = _tile_gradient(head, output, rows, columns, log_sum_exp[rows], grad_log_probs[rows])
             if bias_sum is not None:
                 bias_sum += grad.sum(0)
             grad = grad.to(weight.dtype)
@@ -252,15 +266,17 @@ def _log_sum_exp_(logits: Tensor) -> Tensor:
 
 
 def _tile_gradient(
-    logits: Tensor,
-    log_sum_exp: Tensor,
-    target_ids: Tensor,
-    columns: slice,
-    grad_log_probs: Tensor,
-    transform: LogitTransform,
+    head: _Head, output: Tensor, rows: slice, columns: slice, log_sum_exp: Tensor, grad_log_probs: Tensor
 ) -> Tensor:
-    """Gradient at the head's output: grad * (1[target] - softmax) * slope. Destroys the logits."""
-    slope = transform.slope(logits)
+    """Gradient at the head's output: grad * (1[target] - softmax) * slope. Destroys the output.
+
+    Args: log_sum_exp, grad_log_probs: those of the rows.
+    """
+    target_ids = head.target_ids[rows]
+    if head.is_for_kernel:
+        return cpu_log_probs.gradient_(output, log_sum_exp, target_ids, columns, grad_log_probs)
+    logits = head.logits(output, copy=False)
+    slope = head.transform.slope(logits)
     grad_log_probs = grad_log_probs.to(logits.dtype)
     grad = logits.sub_(log_sum_exp[:, None]).exp_().mul_(-grad_log_probs[:, None])
     is_inside, place = _place_in_tile(target_ids, columns)

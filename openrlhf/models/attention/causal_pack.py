@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf.models.attention import cpu_kernel
 from openrlhf.models.attention.dense import repeat_heads
 from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.cpu_kernels import attention as cpu_attention
 
 
 def computes(query: Tensor, value: Tensor, options: AttentionOptions) -> bool:
@@ -37,14 +37,14 @@ def attend_pack(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], s
         (T, A, D), contiguous.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    node = _ByOurKernel if cpu_kernel.computes(query, key, value) else _ByTorchsKernel
+    node = _ByOurKernel if cpu_attention.computes(query, key, value) else _ByTorchsKernel
     return node.apply(query, key, value, lengths, scale)
 
 
 class _ByOurKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
-        output, log_sums = cpu_kernel.forward(query, key, value, lengths, scale)
+        output, log_sums = cpu_attention.forward(query, key, value, lengths, scale)
         ctx.save_for_backward(query, key, value, output, log_sums)
         ctx.lengths, ctx.scale = lengths, scale
         return output.transpose(0, 1)
@@ -52,7 +52,7 @@ class _ByOurKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad = grads[0].transpose(0, 1)
-        return *cpu_kernel.backward(grad, *ctx.saved_tensors, ctx.lengths, ctx.scale), None, None
+        return *cpu_attention.backward(grad, *ctx.saved_tensors, ctx.lengths, ctx.scale), None, None
 
 
 class _ByTorchsKernel(torch.autograd.Function):

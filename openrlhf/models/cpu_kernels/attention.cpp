@@ -6,41 +6,22 @@
 // Products are torch's `brgemm` (oneDNN). Its right-hand side holds pairs of rows side by side: `Pairs` below.
 //
 // A task is one query head of one sample; samples never meet. Sizes: T tokens of the pack, L of a sample, D head size.
-// Called by cpu_kernel.py.
+// Called by attention.py.
 
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
-#include <new>
-#include <vector>
+
+#include "vectors.h"
 
 namespace {
 
-using Half = uint16_t;   // a bfloat16
 using Pairs = uint32_t;  // two bfloat16 of one column: the upper row's in the low half
 
 constexpr int64_t kBlock = 64;    // queries and keys of a block
 constexpr int64_t kTailStep = 16;  // the last block is rounded up to this, so that few kinds of products are made
-constexpr float kLog2E = 1.44269504088896340736f;
-
-template <typename Number>
-struct OnCacheLines {  // an allocator: vectors that cross no borders of cache lines
-  using value_type = Number;
-  OnCacheLines() = default;
-  template <typename Other>
-  OnCacheLines(const OnCacheLines<Other>&) {}
-  Number* allocate(size_t count) { return static_cast<Number*>(::operator new(count * sizeof(Number), kLine)); }
-  void deallocate(Number* numbers, size_t) { ::operator delete(numbers, kLine); }
-  bool operator==(const OnCacheLines&) const { return true; }
-  static constexpr std::align_val_t kLine{64};
-};
-
-template <typename Number>
-using Buffer = std::vector<Number, OnCacheLines<Number>>;
 
 struct Rows {  // of one head: token t begins at data + t * step
   const Half* data;
@@ -49,60 +30,6 @@ struct Rows {  // of one head: token t begins at data + t * step
 };
 
 int64_t rounded_up(int64_t count) { return (count + kTailStep - 1) / kTailStep * kTailStep; }
-
-// Sixteen numbers at once, by the vectors that GCC and Clang have on every processor.
-using Floats = float __attribute__((vector_size(64), aligned(4)));
-using Ints = int32_t __attribute__((vector_size(64), aligned(4)));
-using Words = uint32_t __attribute__((vector_size(64), aligned(4)));
-using Halves = uint16_t __attribute__((vector_size(32), aligned(2)));
-constexpr int64_t kLanes = 16;
-constexpr Ints kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline void store(float* to, Floats values) { *reinterpret_cast<Floats*>(to) = values; }
-inline Floats all(float value) { return value - Floats{}; }
-inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
-inline Ints others(int distance) { return kLane ^ distance; }
-
-inline float greatest(Floats values) {
-  for (int distance : {8, 4, 2, 1}) values = greater(values, __builtin_shuffle(values, others(distance)));
-  return values[0];
-}
-
-inline float sum_of(Floats values) {
-  for (int distance : {8, 4, 2, 1}) values += __builtin_shuffle(values, others(distance));
-  return values[0];
-}
-
-// Rounded to nearest, ties to even: the bfloat16 stand in the lower 16 bits.
-inline Words rounded(Floats values) {
-  const Words bits = reinterpret_cast<Words>(values);
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
-
-inline void store_halves(Half* to, Words halves) {
-  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(halves, Halves);
-}
-
-inline Floats load_halves(const Half* from) {
-  return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16);
-}
-
-// 2^x with a relative error below 2e-7; NaN stays NaN; below -126 it gives 2^-126.
-inline Floats power_of_2(Floats x) {
-  x = x < -126.0f ? all(-126.0f) : x;
-  const Floats shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, found in the lower bits
-  const Floats shifted = x + shift;
-  const Floats rest = x - (shifted - shift);
-  Floats value = rest * 1.535336188319500e-4f + 1.339887440266574e-3f;
-  value = value * rest + 9.618437357674640e-3f;
-  value = value * rest + 5.550332471162809e-2f;
-  value = value * rest + 2.402264791363012e-1f;
-  value = value * rest + 6.931472028550421e-1f;
-  value = value * rest + 1.0f;
-  const Ints exponent = reinterpret_cast<Ints>(shifted) - reinterpret_cast<Ints>(shift) + 127;
-  return value * reinterpret_cast<Floats>(exponent << 23);
-}
 
 // left (rows, inner) times right (inner, columns) → result (rows, columns) float32, added to it where `add`.
 inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
@@ -413,7 +340,7 @@ static Rows rows_of(const Tensor3& tensor, int64_t head, int64_t first) {
 }
 
 // Whether this processor's products take bfloat16 in pairs: tried on numbers whose product is known.
-int is_supported() {
+int attention_is_supported() {
   constexpr int64_t size = 16;
   std::vector<Half> left(size * size, 0x3f80);            // ones
   std::vector<Pairs> right(size * size / 2, 0x40003f80);  // rows of ones and of twos
@@ -427,7 +354,7 @@ int is_supported() {
 }
 
 // output: (heads, T, D) bfloat16; log_sums: (heads, T) float32, to the base 2.
-void forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value, const Tensor3* output,
+void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value, const Tensor3* output,
              float* log_sums) {
   const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
   const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
@@ -448,7 +375,7 @@ void forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const
 }
 
 // query_grad: (heads, T, D) bfloat16; key_grad, value_grad: (heads, T, D) float32, contiguous, one for each query head.
-void backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
+void attention_backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
               const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
               float* key_grad, float* value_grad) {
   const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;

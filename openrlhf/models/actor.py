@@ -26,6 +26,7 @@ from openrlhf.models.liger import apply_liger_kernels
 from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
 from openrlhf.models.log_prob_head import LogProbHead
 from openrlhf.models.moe import num_experts_per_token
+from openrlhf.models.tied_embedding import TiedEmbedding
 from openrlhf.models.token_scorer import TokenScorer
 
 logger = logging.getLogger(__name__)
@@ -302,8 +303,9 @@ def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
     if finding.transform is None:
         logger.warning("%s: log-probs are computed from full logits: %s", type(model).__name__, finding.reason)
         return
-    head = model.get_output_embeddings()
-    model.set_output_embeddings(LogProbHead(head, replace(finding.transform, temperature=temperature)))
+    head = LogProbHead(model.get_output_embeddings(), replace(finding.transform, temperature=temperature))
+    model.set_output_embeddings(head)
+    TiedEmbedding.install(model.get_input_embeddings(), head)
 
 
 def _num_elements(parameter: nn.Parameter) -> int:

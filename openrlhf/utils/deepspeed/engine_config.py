@@ -36,7 +36,7 @@ def engine_config(settings: EngineSettings, is_training: bool = True) -> dict[st
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": _zero(settings, is_training),
-        "bf16": {"enabled": settings.param_dtype == "bf16", "check_grad_overflow": True},
+        "bf16": {"enabled": settings.param_dtype == "bf16", "check_grad_overflow": True, "immediate_grad_update": True},
         "fp16": {"enabled": settings.param_dtype == "fp16", "loss_scale": 0, "initial_scale_power": 16},
         "gradient_clipping": settings.max_norm if is_training else 0.0,
         "zero_allow_untested_optimizer": True,

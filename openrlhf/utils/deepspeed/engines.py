@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from openrlhf.utils.deepspeed.bf16_gradients import spare_copies
 from openrlhf.utils.deepspeed.muon_import import import_muon_uncompiled
 
 
@@ -47,6 +48,7 @@ def attach_training_engine(
             model=_on_device(module, device), optimizer=optimizer, config=config, dist_init_required=False
         )
     _leave_out_data_check(engine)
+    spare_copies(engine)
     model.attach_engine(engine)
     return engine_optimizer
 

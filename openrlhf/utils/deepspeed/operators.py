@@ -7,8 +7,11 @@ stands under the lock of our build folder, so a file of torch's that is found un
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from openrlhf.utils.build_folder import sole_builder
 
@@ -43,5 +46,11 @@ def _ask_processor_once() -> None:
     except ImportError:  # DeepSpeed then asks in another way
         return
     if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
-        cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
+        cpuinfo.get_cpu_info = functools.cache(_x86_features if platform.machine() == "x86_64" else cpuinfo.get_cpu_info)
 
+
+def _x86_features() -> dict[str, Any]:
+    """What DeepSpeed reads of py-cpuinfo's answer, straight from Linux."""
+    first_core = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first_core.splitlines())}
+    return {"arch": "X86_64", "vendor_id_raw": facts["vendor_id"], "flags": facts["flags"].split()}

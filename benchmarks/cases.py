@@ -25,6 +25,7 @@ PACKED_TO_512 = {  # about 32 samples a step; no sample of GSM8K is longer
 }
 ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no padding either
 PACKED = {"ds.packing_samples": True, "ds.zero_stage": 1, "logger.logging_steps": 1}
+RECOMPUTED = {"model.gradient_checkpointing_enable": True}  # as TRL's defaults do
 FUSED = {**PACKED, "model.compile_layers": True}
 
 
@@ -82,7 +83,7 @@ _ALL = (
         batch_size=8,
         micro_batch_size=8,
         max_len=1_024,
-        ours={"ours": {**PACKED, "train.max_tokens_per_micro_batch": 2_048}},
+        ours={"ours": {**PACKED, **RECOMPUTED, "train.max_tokens_per_micro_batch": 2_048}},
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 1},
     ),
@@ -155,13 +156,13 @@ _ALL = (
         title="saving",
         kind="saving",
         model="large_vocabulary",
-        material=Material("fixed_length", 12 * 8, 32),
+        material=Material("fixed_length", 65 * 8, 32),
         batch_size=8,
         micro_batch_size=8,
         max_len=64,
         ours={
-            "in_background": {**PACKED, "ckpt.save_steps": 4},
-            "blocking": {**PACKED, "ckpt.save_steps": 4, "ckpt.background_save": "false"},
+            "in_background": {**PACKED, "ckpt.save_steps": 30},
+            "blocking": {**PACKED, "ckpt.save_steps": 30, "ckpt.background_save": "false"},
         },
     ),
 )

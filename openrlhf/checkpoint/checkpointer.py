@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from openrlhf.checkpoint.agreement import from_all_ranks, num_ranks, problems_of_all_ranks, this_rank
 from openrlhf.checkpoint.background import BackgroundJob, RankReport, collect_reports
+from openrlhf.checkpoint.copy_room import CopyRoom
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run
 from openrlhf.checkpoint.manifest import saved_identity, verify
@@ -82,6 +83,7 @@ class Checkpointer:
         self._timeout_seconds = timeout_seconds
         self._writing: BackgroundJob[None] | None = None
         self._finishing: BackgroundJob[list[str]] | None = None
+        self._room = CopyRoom()
         self._must_stop = threading.Event()
         self._num_failures_in_a_row = 0
         self._aside: Path | None = None  # the folder of the save that is being written
@@ -195,7 +197,7 @@ class Checkpointer:
     ) -> tuple[TrainingState | None, str | None]:
         rank, count = this_rank(self._group), num_ranks(self._group)
         try:
-            state = copy_training_state(engine, progress, rank, count, client_state, scheduler)
+            state = copy_training_state(engine, progress, rank, count, self._room, client_state, scheduler)
             fault_point("save.copied")
             return state, None
         except (RuntimeError, MemoryError, OSError) as error:  # the other ranks must not be left waiting

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from openrlhf.checkpoint.copy_room import CopyRoom
 from openrlhf.checkpoint.fragments import (
     MUON_MOMENTUM,
     Fragment,
@@ -27,6 +28,7 @@ from openrlhf.errors import UserError
 
 MASTER = "master"
 _STEP = "step"
+_PADDING_BYTES = 2**20  # between the copies
 
 
 @dataclass
@@ -54,11 +56,12 @@ class OptimizerStates:
         }
 
 
-def copy_optimizer_states(engine: Any) -> OptimizerStates:
-    """A true copy of what this rank has to save; training may go on while it is written. No collective.
+def copy_optimizer_states(engine: Any, room: CopyRoom) -> OptimizerStates:
+    """A true copy of what this rank has to save, in `room`; training may go on while it is written. No collective.
 
     What every rank has alike (ZeRO 0) is divided among the ranks.
     """
+    room.clear(size_bytes_to_save(engine) + _PADDING_BYTES)
     states, steps = OptimizerStates(engine.checkpoint_mp_rank), _StepCounts(engine)
     rank = dist.get_rank(engine.seq_data_parallel_group)
     for index, fragment in enumerate(local_fragments(engine)):
@@ -68,7 +71,7 @@ def copy_optimizer_states(engine: Any) -> OptimizerStates:
         states.shapes[name] = fragment.shape
         for kind, tensor in _tensors_of(fragment, steps.state).items():
             states.starts[f"{kind}|{name}"] = fragment.start
-            states.tensors[f"{kind}|{name}"] = fragment.view_of(tensor).to("cpu", copy=True)
+            states.tensors[f"{kind}|{name}"] = room.copy_of(fragment.view_of(tensor))
         num_steps = steps.of(fragment.host)
         if num_steps is not None:
             states.num_steps[name] = num_steps

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openrlhf.checkpoint.copy_room import CopyRoom
 from openrlhf.checkpoint.durable import write_json, write_text
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.fragments import base_optimizer
@@ -75,12 +76,14 @@ def copy_training_state(
     progress: TrainingProgress,
     rank: int,
     num_ranks: int,
+    room: CopyRoom,
     client_state: dict[str, Any] | None = None,
     scheduler: Any = None,
 ) -> TrainingState:
     """Copy to the CPU what this rank will write. No collective.
 
     Args:
+        room: for the copies; the last ones in it are given up.
         client_state: the caller's own, of JSON values.
         scheduler: if the engine does not hold it.
     """
@@ -88,7 +91,7 @@ def copy_training_state(
     if rank == 0:
         values = _values_of(engine, num_ranks, scheduler or engine.lr_scheduler, client_state or {})
         rest = RestOfState(_copy_buffers(engine.module), values, progress)
-    return TrainingState(copy_optimizer_states(engine), capture_random_states(), rest)
+    return TrainingState(copy_optimizer_states(engine, room), capture_random_states(), rest)
 
 
 def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[FileRecord]:

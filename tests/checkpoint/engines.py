@@ -102,9 +102,10 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
     """Master weights, moments and step counts, whole, gathered from all ranks; and the model's weights."""
     import deepspeed
 
+    from openrlhf.checkpoint.copy_room import CopyRoom
     from openrlhf.checkpoint.optimizer_states import copy_optimizer_states
 
-    mine = copy_optimizer_states(engine)
+    mine = copy_optimizer_states(engine, CopyRoom())
     by_rank: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, (mine.tensors, mine.starts, mine.shapes, mine.num_steps))
     whole: dict[str, Tensor] = {}
@@ -126,13 +127,14 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
 def save_by_hand(engine: Any, folder: str) -> None:
     """All ranks write a training state, without a store."""
     from openrlhf.checkpoint.progress import TrainingProgress
+    from openrlhf.checkpoint.copy_room import CopyRoom
     from openrlhf.checkpoint.training_state import copy_training_state, write_training_state
 
     rank = dist.get_rank()
     if rank == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    state = copy_training_state(engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), {"a": [1]})
+    state = copy_training_state(engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), CopyRoom(), {"a": [1]})
     write_training_state(state, Path(folder), rank)
     dist.barrier()
 

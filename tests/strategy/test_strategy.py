@@ -81,7 +81,7 @@ def test_gradients_add_up_in_float32_where_deepspeed_can(stage, dtype):
     config = engine_config(EngineSettings(zero_stage=stage, param_dtype="bf16"))
     assert config.get("data_types", {}).get("grad_accum_dtype") == dtype
     assert config["gradient_accumulation_steps"] == 1
-    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
 
 
 def test_importing_needs_no_deepspeed():

@@ -3,8 +3,8 @@
 The logits are computed tile by tile (some rows × some of the vocabulary), folded into a running log-sum-exp and thrown
 away; for the gradients each tile is computed again, unless all of them in the model's precision take no more than
 `kept_bytes` and their weights are known at once. A tile's float32 logits take `tile_bytes`; in a half-precision model
-its half-precision copy comes on top, or stands alone where our kernel reads it (bfloat16 on the CPU). The rest is of the
-size of the hidden states and of the weight's gradient.
+its half-precision copy comes on top, or stands alone where our kernel reads it (bfloat16 on the CPU). The rest is of
+the size of the hidden states and of the weight's gradient.
 
 Shapes: N target tokens, H hidden, V vocabulary.
 """
@@ -190,7 +190,7 @@ def _scan(head: _Head, kept: dict[tuple[int, int], Tensor] | None) -> tuple[Tens
 
 
 class _RunningSums:
-    """Log-sum-exp and target logits of N rows, as tiles are folded in. All (N,) float32, or float64 for float64 outputs."""
+    """Log-sum-exp and target logits of N rows, as tiles are folded in. All (N,) float32, or float64 as the outputs."""
 
     def __init__(self, head: _Head, outputs_are_kept: bool):
         self._head, self._outputs_are_kept = head, outputs_are_kept

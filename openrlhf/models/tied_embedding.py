@@ -1,7 +1,7 @@
 """Token embeddings that share the head's weight: their gradient is a few rows, added to the head's.
 
-torch makes a second gradient of the whole vocabulary for them, sums each token's rows in the model's precision, and adds
-the two up. Here the rows of a token are summed in float32 and go straight into the head's gradient.
+torch makes a second gradient of the whole vocabulary for them, sums each token's rows in the model's precision, and
+adds the two up. Here the rows of a token are summed in float32 and go straight into the head's gradient.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ _Rows = list[tuple[Tensor, Tensor]]  # token ids (N,) and gradients (N, H) that 
 
 
 class TiedEmbedding(nn.Embedding):
-    """Takes the place of plain embeddings whose weight a `LogProbHead` has too. At work on the CPU; elsewhere torch is."""
+    """Takes the place of plain embeddings whose weight a `LogProbHead` has too. For the CPU; elsewhere torch works."""
+
+    _rows: _Rows
+    _hook: Any
+    _head_holder: tuple[nn.Module]  # a tuple: as an attribute of its own the head would become a child
 
     @staticmethod
-    def install(embedding: nn.Module, head: nn.Module) -> None:
+    def install(embedding: Any, head: nn.Module) -> None:
         """Does nothing where the two are not tied, are frozen, or are more than a plain table and a plain head."""
         is_plain = type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
         if is_plain and embedding.weight is getattr(head, "weight", None):
             embedding.__class__ = TiedEmbedding  # it stays the module that others may hold
-            embedding._rows, embedding._hook = [], None
-            embedding._head_holder = (head,)  # a tuple: as an attribute the head would become a child
+            embedding._rows, embedding._hook, embedding._head_holder = [], None, (head,)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., H) of token ids (...)."""
@@ -38,8 +41,10 @@ class TiedEmbedding(nn.Embedding):
             self._hook = weight.register_hook(self._add_rows)
         return _Lookup.apply(weight, ids, self._rows)
 
-    def _add_rows(self, gradient: Tensor) -> Tensor:
-        """Called with the head's gradient (V, H), of nobody else's, once all that used the weight has had its turn."""
+    def _add_rows(self, gradient: Tensor | None) -> Tensor | None:
+        """Called with the head's gradient (V, H) once all that used the weight has had its turn."""
+        if gradient is None:  # the head had no part in the loss; autograd takes no gradient from here then
+            return None
         for ids, rows in self._rows:
             if self.padding_idx is not None:
                 rows = rows * (ids != self.padding_idx)[:, None]

@@ -126,15 +126,16 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
 
 def save_by_hand(engine: Any, folder: str) -> None:
     """All ranks write a training state, without a store."""
-    from openrlhf.checkpoint.progress import TrainingProgress
     from openrlhf.checkpoint.copy_room import CopyRoom
+    from openrlhf.checkpoint.progress import TrainingProgress
     from openrlhf.checkpoint.training_state import copy_training_state, write_training_state
 
     rank = dist.get_rank()
     if rank == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    state = copy_training_state(engine, TrainingProgress(optimizer_step=3), rank, dist.get_world_size(), CopyRoom(), {"a": [1]})
+    progress, num_ranks = TrainingProgress(optimizer_step=3), dist.get_world_size()
+    state = copy_training_state(engine, progress, rank, num_ranks, CopyRoom(), {"a": [1]})
     write_training_state(state, Path(folder), rank)
     dist.barrier()
 

@@ -95,11 +95,9 @@ def test_bidirectional_attention_is_refused():
 
 def test_per_sample_attention_never_makes_a_mask_of_the_whole_pack(monkeypatch):
     seen = []
-    original = causal_pack._flash_forward
+    original = causal_pack._repeated
     monkeypatch.setattr(
-        causal_pack,
-        "_flash_forward",
-        lambda query, *args: seen.append(query.shape[1]) or original(query, *args),
+        causal_pack, "_repeated", lambda query, *args: seen.append(query.shape[1]) or original(query, *args)
     )
     Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed())
     assert seen == [*LENGTHS, *LENGTHS]

@@ -7,16 +7,22 @@ import torch
 
 from openrlhf.models.attention import causal_pack, dense
 from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.cpu_kernels import attention as cpu_attention
 
-NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 6, 2, 16
+HALF_PRECISION = [torch.bfloat16, torch.float16]
+HEADS = (6, 2)
+HEAD_SIZE = 16
 LENGTHS = [1, 63, 64, 65, 130, 200]
+TAILS = [2, 15, 16, 17, 33, 48, 80, 127, 128, 129]
 
 
-def draw(lengths, dtype, spread=1.0):
+def draw(lengths, dtype, spread=1.0, heads=HEADS, head_size=HEAD_SIZE):
+    """Query, key and value of a pack, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(heads, sum(lengths), HEAD_SIZE) for heads in (NUM_HEADS, NUM_KEY_HEADS, NUM_KEY_HEADS)]
+    num_heads, num_key_heads = heads
+    shapes = [(count, sum(lengths), head_size) for count in (num_heads, num_key_heads, num_key_heads)]
     parts = [(spread * torch.randn(shape, generator=generator)).to(dtype).requires_grad_() for shape in shapes]
-    return parts, torch.randn(sum(lengths), NUM_HEADS, HEAD_SIZE, generator=generator).to(dtype)
+    return parts, torch.randn(sum(lengths), num_heads, head_size, generator=generator).to(dtype)
 
 
 def by_samples(query, key, value, lengths, scaling):
@@ -40,15 +46,48 @@ def run(function, parts, grad, lengths, scaling=None):
     return output, torch.autograd.grad(output, parts, grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def assert_as_exact_as_torch(parts, grad, lengths):
+    ours = errors(*run(causal_pack.attend_pack, parts, grad, lengths), parts, grad, lengths)
+    theirs = errors(*run(by_samples, parts, grad, lengths), parts, grad, lengths)
+    for name, found, torchs in zip(("output", "query", "key", "value"), ours, theirs, strict=True):
+        assert found < 1.1 * torchs, f"{name}: {found:.2g} of its norm, torch's {torchs:.2g}"
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
 @pytest.mark.parametrize("spread", [1.0, 4.0])
-def test_by_products_it_is_at_least_as_exact_as_torch(dtype, spread):
+def test_in_half_precision_it_is_as_exact_as_torch(dtype, spread):
     parts, grad = draw(LENGTHS, dtype, spread)
-    ours = errors(*run(causal_pack.attend_pack, parts, grad, LENGTHS), parts, grad, LENGTHS)
-    theirs = errors(*run(by_samples, parts, grad, LENGTHS), parts, grad, LENGTHS)
-    names = ("output", "query", "key", "value")
-    for name, found, torchs in zip(names, ours, theirs, strict=True):
-        assert found < 1.25 * torchs, f"{name}: {found:.2g} of its norm, torch's {torchs:.2g}"
+    assert_as_exact_as_torch(parts, grad, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_size"), [((1, 1), 16), ((4, 4), 64), ((4, 1), 128), ((8, 2), 80), ((2, 2), 256)]
+)
+def test_kinds_of_heads(heads, head_size):
+    parts, grad = draw(TAILS, torch.bfloat16, heads=heads, head_size=head_size)
+    assert_as_exact_as_torch(parts, grad, TAILS)
+
+
+def test_a_long_sample():
+    lengths = [1500, 3, 700]
+    parts, grad = draw(lengths, torch.bfloat16)
+    assert_as_exact_as_torch(parts, grad, lengths)
+
+
+@pytest.mark.parametrize("head_size", [24, 264])
+def test_heads_that_the_kernel_does_not_take(head_size):
+    parts, grad = draw([5, 40], torch.bfloat16, head_size=head_size)
+    assert not cpu_attention.computes(*parts)
+    assert_as_exact_as_torch(parts, grad, [5, 40])
+
+
+def test_without_our_kernel_torchs_computes(monkeypatch):
+    parts, grad = draw(LENGTHS, torch.bfloat16)
+    with_kernel = run(causal_pack.attend_pack, parts, grad, LENGTHS)
+    monkeypatch.setattr(cpu_attention, "_library", lambda: None)
+    without = run(causal_pack.attend_pack, parts, grad, LENGTHS)
+    assert max(errors(*without, parts, grad, LENGTHS)) < 0.005
+    assert [grad.shape for grad in with_kernel[1]] == [grad.shape for grad in without[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -59,11 +98,11 @@ def test_in_full_precision_it_is_torchs_kernel(dtype):
     assert max(found) < (2e-6 if dtype == torch.float32 else 1e-14), found
 
 
-def test_long_and_short_samples_in_one_pack(monkeypatch):
-    monkeypatch.setattr(causal_pack, "LONGEST_BY_PRODUCTS", 64)
-    parts, grad = draw(LENGTHS, torch.bfloat16)
-    found = errors(*run(causal_pack.attend_pack, parts, grad, LENGTHS), parts, grad, LENGTHS)
-    assert max(found) < 0.01, found
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_scale_is_the_models(dtype):
+    parts, grad = draw(LENGTHS, dtype)
+    found = errors(*run(causal_pack.attend_pack, parts, grad, LENGTHS, 0.05), parts, grad, LENGTHS, 0.05)
+    assert max(found) < 0.005, found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -79,9 +118,47 @@ def test_a_sample_does_not_see_its_neighbours(dtype):
         assert torch.equal(whole[:, rows], part)
 
 
-def test_nothing_of_the_size_of_the_scores_is_kept():
-    parts, _ = draw([700], torch.bfloat16)
+def test_a_number_that_is_none_stays_in_its_sample_and_behind_it():
+    """Nothing may hide it: the step is held back because of it."""
+    parts, grad = draw([40, 100, 30], torch.bfloat16)
+    with torch.no_grad():
+        parts[1][:, 40 + 70] = torch.nan  # the key of the second sample's token 70
+    output, grads = run(causal_pack.attend_pack, parts, grad, [40, 100, 30])
+    touched = ~output.isfinite().all(-1).all(-1)
+    assert touched.nonzero().flatten().tolist() == list(range(40 + 70, 140))
+    for part in grads:
+        assert part[:, :40].isfinite().all()
+        assert part[:, 140:].isfinite().all()
+        assert not part[:, 40:140].isfinite().all()
+
+
+def test_any_layout_in_memory():
+    parts, grad = draw(LENGTHS, torch.bfloat16)
+    expected = run(causal_pack.attend_pack, parts, grad, LENGTHS)
+    strided = [part.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for part in parts]
+    found = run(causal_pack.attend_pack, strided, grad.transpose(1, 2).contiguous().transpose(1, 2), LENGTHS)
+    assert torch.equal(found[0], expected[0])
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    parts, grad = draw(LENGTHS, torch.bfloat16)
+    before = torch.get_num_threads()
+    found = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        output, grads = run(causal_pack.attend_pack, parts, grad, LENGTHS)
+        found.append([output, *grads])
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nothing_of_the_size_of_the_scores_is_kept(dtype):
+    parts, _ = draw([700], dtype)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         causal_pack.attend_pack(*parts, [700], None)
-    assert max(tensor.numel() for tensor in saved) == 700 * NUM_HEADS * HEAD_SIZE
+    assert max(tensor.numel() for tensor in saved) == 700 * HEADS[0] * HEAD_SIZE

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from openrlhf.models.cpu_kernels import log_probs as cpu_log_probs
 from openrlhf.models.target_log_probs import target_log_probs
 
 
-def test_the_sum_over_the_vocabulary_is_taken_in_float32():
+@pytest.mark.parametrize("by", ["kernel", "torch"])
+def test_the_sum_over_the_vocabulary_is_taken_in_float32(monkeypatch, by):
+    if by == "torch":
+        monkeypatch.setattr(cpu_log_probs, "_library", lambda: None)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(20, 8, generator=draw).bfloat16()
     weight = torch.randn(3000, 8, generator=draw).bfloat16()

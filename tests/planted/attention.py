@@ -5,26 +5,43 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _ACTOR = "tests/models/test_actor.py"
+_PACK = "tests/models/test_causal_pack.py"
 _RING = "tests/models/test_ring.py"
 _SMALL_RING = f"{_RING}::test_attention_of_few_tokens"
 _SHARES = "tests/parallel/test_sequence_shares.py"
 
 BUGS = [
     Bug(
-        "block_sees_later_tokens",
-        "short samples in half precision see the tokens that they should predict",
-        "models/attention/causal_pack.py",
-        "triu_(1)",
-        "triu_(2)",
-        ("tests/models/test_causal_pack.py::test_by_products_it_is_at_least_as_exact_as_torch",),
+        "kernel_sees_the_next_token",
+        "in bf16 on a CPU a token sees the one that it should predict",
+        "models/cpu_kernels/attention.cpp",
+        "is_diagonal ? row + 1 : kBlock",
+        "is_diagonal ? row + 2 : kBlock",
+        (f"{_PACK}::test_in_half_precision_it_is_as_exact_as_torch",),
     ),
     Bug(
-        "blocks_gradients_not_summed",
-        "of a short sample's keys only the last block of queries is counted",
-        "models/attention/causal_pack.py",
-        "grad_key[:, : rows.stop] += torch.bmm",
-        "grad_key[:, : rows.stop] = torch.bmm",
-        ("tests/models/test_causal_pack.py::test_by_products_it_is_at_least_as_exact_as_torch",),
+        "kernel_forgets_a_gradient",
+        "in bf16 on a CPU what a token gives to itself has no gradient",
+        "models/cpu_kernels/attention.cpp",
+        "is_diagonal ? row + which - i : 0;",
+        "is_diagonal ? row + which - i + 1 : 0;",
+        (f"{_PACK}::test_in_half_precision_it_is_as_exact_as_torch",),
+    ),
+    Bug(
+        "kernel_keeps_old_sums",
+        "in bf16 on a CPU weights of a sample longer than a block do not add up to one",
+        "models/cpu_kernels/attention.cpp",
+        "sum = sum * correction + sum_of(total);",
+        "sum = sum + sum_of(total);",
+        (f"{_PACK}::test_a_long_sample",),
+    ),
+    Bug(
+        "kernel_hides_what_is_no_number",
+        "a model that has broken goes on, its broken scores taken for small ones",
+        "models/cpu_kernels/vectors.h",
+        "x = x < -126.0f ? all(-126.0f) : x;",
+        "x = x > -126.0f ? x : all(-126.0f);",
+        ("tests/models/test_cpu_log_probs.py::test_what_is_no_number_is_not_hidden",),
     ),
     Bug(
         "attention_crosses_samples",

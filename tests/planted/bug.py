@@ -25,5 +25,6 @@ class Bug:
         if times != 1:
             raise ValueError(f"{self.name}: openrlhf/{self.file} holds the text to change {times} times:\n{self.old}")
         planted = text.replace(self.old, self.new)
-        compile(planted, str(path), "exec")  # a bug that only breaks the syntax would prove nothing
+        if path.suffix == ".py":
+            compile(planted, str(path), "exec")  # a bug that only breaks the syntax would prove nothing
         return planted

@@ -11,6 +11,22 @@ _ADD_UP = "tests/strategy/test_ranks_add_up.py::test_two_ranks_compute_the_step_
 
 BUGS = [
     Bug(
+        "micro_batches_overwrite_the_sum",
+        "of a window's micro-batches the last one alone is trained",
+        "utils/deepspeed/bf16_gradients.py",
+        "into.add_(piece)",
+        "into.copy_(piece)",
+        ("tests/strategy/test_bf16_gradients.py::test_micro_batches_add_up_in_float32",),
+    ),
+    Bug(
+        "ranks_sum_instead_of_mean",
+        "gradients grow with the number of ranks",
+        "utils/deepspeed/bf16_gradients.py",
+        "tensor.mul_(1.0 / num_ranks)",
+        "pass",
+        ("tests/strategy/test_bf16_gradients.py::test_ranks_get_their_mean",),
+    ),
+    Bug(
         "averaging_not_undone",
         "gradients shrink with the number of ranks",
         "utils/deepspeed/strategy.py",

@@ -51,8 +51,10 @@ class _ByOurKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        query, key, value, output, log_sums = ctx.saved_tensors
         grad = grads[0].transpose(0, 1)
-        return *cpu_attention.backward(grad, *ctx.saved_tensors, ctx.lengths, ctx.scale), None, None
+        found = cpu_attention.backward(grad, query, key, value, output, log_sums, ctx.lengths, ctx.scale)
+        return *found, None, None
 
 
 class _ByTorchsKernel(torch.autograd.Function):

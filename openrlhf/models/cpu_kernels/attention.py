@@ -29,8 +29,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale
         lengths: tokens of each sample; they add up to T.
 
     Returns:
-        The output, (A, T, D), whose storage is (T, A, D), and for `backward` the logarithms to the base 2 of the sums of
-        each query's weights, (A, T) float32.
+        The output, (A, T, D), whose storage is (T, A, D); and for `backward` the logarithms to the base 2 of the sums
+        of each query's weights, (A, T) float32.
     """
     num_heads, num_tokens, head_size = query.shape
     output = query.new_empty(num_tokens, num_heads, head_size).transpose(0, 1)

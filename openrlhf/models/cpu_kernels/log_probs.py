@@ -59,7 +59,9 @@ class _Tile(ctypes.Structure):
 
     @classmethod
     def of(cls, logits: Tensor, target_ids: Tensor, columns: slice) -> _Tile:
-        assert logits.is_contiguous() and target_ids.is_contiguous() and target_ids.dtype == torch.int64
+        assert logits.is_contiguous()
+        assert target_ids.is_contiguous()
+        assert target_ids.dtype == torch.int64
         return cls(logits.data_ptr(), target_ids.data_ptr(), *logits.shape, columns.start, torch.get_num_threads())
 
 

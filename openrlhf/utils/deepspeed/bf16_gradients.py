@@ -30,7 +30,7 @@ def spare_copies(engine: Any) -> None:
 
 @torch.no_grad()
 def _add_gradient(
-    optimizer: Any, as_deepspeed: Callable[..., None], parameter: Tensor, group: int, index: int, clear_lp_grads: bool
+    optimizer: Any, as_deepspeed: Callable[..., None], parameter: Any, group: int, index: int, clear_lp_grads: bool
 ) -> None:
     if parameter.grad is None or optimizer.autoep_folding_tp_group is not None:
         return as_deepspeed(parameter, group, index, clear_lp_grads)

@@ -46,11 +46,12 @@ def _ask_processor_once() -> None:
     except ImportError:  # DeepSpeed then asks in another way
         return
     if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
-        cpuinfo.get_cpu_info = functools.cache(_x86_features if platform.machine() == "x86_64" else cpuinfo.get_cpu_info)
+        answer = _x86_features if platform.machine() == "x86_64" else cpuinfo.get_cpu_info
+        cpuinfo.get_cpu_info = functools.cache(answer)
 
 
 def _x86_features() -> dict[str, Any]:
     """What DeepSpeed reads of py-cpuinfo's answer, straight from Linux."""
-    first_core = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first_core.splitlines())}
-    return {"arch": "X86_64", "vendor_id_raw": facts["vendor_id"], "flags": facts["flags"].split()}
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()  # of the first core
+    facts = {name.strip(): value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return {"arch": "X86_64", "vendor_id_raw": facts["vendor_id"][0], "flags": facts["flags"]}

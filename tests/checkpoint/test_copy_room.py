@@ -1,0 +1,62 @@
+"""The memory that a save writes from: true copies, kept from save to save; and the writer's place behind training."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+import torch
+
+from openrlhf.checkpoint.background import BackgroundJob
+from openrlhf.checkpoint.copy_room import CopyRoom
+
+TENSORS = [
+    torch.arange(7, dtype=torch.float32),
+    torch.randn(3, 5).bfloat16(),
+    torch.tensor(3, dtype=torch.int64),
+    torch.randn(4, 6)[:, ::2],
+    torch.zeros(0),
+]
+
+
+def test_copies_stand_alone():
+    room = CopyRoom()
+    room.clear(2**16)
+    originals = [tensor.clone() for tensor in TENSORS]
+    copies = [room.copy_of(tensor) for tensor in originals]
+    for original in originals:
+        original.fill_(99)
+    for copy, tensor in zip(copies, TENSORS, strict=True):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+
+
+def test_the_memory_is_kept_and_grows():
+    room = CopyRoom()
+    room.clear(1000)
+    first = room.copy_of(torch.ones(10)).data_ptr()
+    room.clear(1000)
+    assert room.copy_of(torch.ones(10)).data_ptr() == first
+    room.clear(2**20)
+    assert torch.equal(room.copy_of(torch.ones(2**18)), torch.ones(2**18))
+
+
+def test_what_does_not_fit_is_copied_all_the_same():
+    room = CopyRoom()
+    room.clear(100)
+    copies = [room.copy_of(torch.full((20,), float(i))) for i in range(3)]
+    assert [copy[0].item() for copy in copies] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_a_background_job_stands_back_and_training_does_not():
+    def niceness():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = niceness()
+    of_job, problem = BackgroundJob(niceness, "job").wait()
+    assert problem is None
+    assert of_job > before
+    assert niceness() == before

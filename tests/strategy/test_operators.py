@@ -6,8 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from unittest.mock import ANY
+
+import pytest
+import torch
 
 from openrlhf.utils.build_folder import keep_builds_apart
+from openrlhf.utils.deepspeed import operators
 from openrlhf.utils.deepspeed.operators import sole_compiler
 
 HOLD = """
@@ -43,3 +49,38 @@ def test_a_folder_of_the_users_own_is_left_alone(monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/somewhere")
     keep_builds_apart()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/somewhere"
+
+
+BUILD_ADAM = """
+import sys, torch
+from openrlhf.utils.deepspeed.optimizers import AdamSettings, build_adamw
+if sys.argv[1] == "without ninja":
+    import torch.utils.cpp_extension as extension
+    extension.load = lambda *words, **named: sys.exit("ninja was run")
+model = torch.nn.Linear(3, 2)
+optimizer = build_adamw(model, AdamSettings(lr=0.1), offload=True)
+model(torch.ones(1, 3)).sum().backward()
+before = model.weight.detach().clone()
+optimizer.step()
+assert not torch.equal(before, model.weight), "no step was made"
+"""
+
+
+def build_adam(how):
+    run = subprocess.run([sys.executable, "-c", BUILD_ADAM, how], capture_output=True, text=True, timeout=300)
+    return run.returncode, run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA torch looks at every build itself")
+def test_what_was_built_with_these_versions_is_loaded_at_once():
+    assert build_adam("as always") == (0, ANY)
+    assert build_adam("without ninja") == (0, ANY)
+    stamp = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "cpu_adam" / operators._STAMP_NAME
+    made_with = stamp.read_text()
+    try:
+        stamp.write_text("another DeepSpeed")
+        code, error = build_adam("without ninja")
+        assert code == 1
+        assert "ninja was run" in error
+    finally:
+        stamp.write_text(made_with)

@@ -20,7 +20,7 @@ namespace {
 
 using Pairs = uint32_t;  // two bfloat16 of one column: the upper row's in the low half
 
-constexpr int64_t kBlock = 64;    // queries and keys of a block
+constexpr int64_t kBlock = 64;     // queries and keys of a block
 constexpr int64_t kTailStep = 16;  // the last block is rounded up to this, so that few kinds of products are made
 
 struct Rows {  // of one head: token t begins at data + t * step
@@ -30,6 +30,13 @@ struct Rows {  // of one head: token t begins at data + t * step
 };
 
 int64_t rounded_up(int64_t count) { return (count + kTailStep - 1) / kTailStep * kTailStep; }
+
+struct Block {  // tokens of a sample, from `first` on; products are made of `padded` of them
+  int64_t first, count, padded;
+
+  Block(int64_t first, int64_t length)
+      : first(first), count(std::min(kBlock, length - first)), padded(rounded_up(count)) {}
+};
 
 // left (rows, inner) times right (inner, columns) → result (rows, columns) float32, added to it where `add`.
 inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
@@ -41,14 +48,14 @@ inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* le
 
 // --- packing ---------------------------------------------------------------------------------------------------------
 
-// `count` rows of D as the right-hand side (rounded rows, D) of a product; rows that are missing are zero.
-void pair_rows(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Pairs* pairs) {
-  for (int64_t row = 0; row < padded; row += 2, pairs += size) {
-    if (row + 1 < count) {
-      const Half *upper = rows.at(first + row), *lower = rows.at(first + row + 1);
+// A block's rows of D as the right-hand side (padded, D) of a product; rows that are missing are zero.
+void pair_rows(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
+  for (int64_t row = 0; row < block.padded; row += 2, pairs += size) {
+    if (row + 1 < block.count) {
+      const Half *upper = rows.at(block.first + row), *lower = rows.at(block.first + row + 1);
       for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i] | static_cast<Pairs>(lower[i]) << 16;
-    } else if (row < count) {
-      const Half* upper = rows.at(first + row);
+    } else if (row < block.count) {
+      const Half* upper = rows.at(block.first + row);
       for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i];
     } else {
       std::fill_n(pairs, size, 0u);
@@ -68,18 +75,18 @@ inline void exchange(Words (&rows)[kLanes]) {  // one of the four steps of a tra
   }
 }
 
-// The same rows transposed, as the right-hand side (D, rounded rows) of a product.
-void pair_columns(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Pairs* pairs) {
-  for (int64_t row = 0; row < padded; row += kLanes) {
+// The same rows transposed, as the right-hand side (D, padded) of a product.
+void pair_columns(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
+  for (int64_t row = 0; row < block.padded; row += kLanes) {
     for (int64_t i = 0; i < size / 2; i += kLanes) {
-      Words block[kLanes] = {};
-      const int64_t present = std::min(kLanes, count - row), wide = std::min(kLanes, size / 2 - i);
-      for (int64_t j = 0; j < present; ++j) std::memcpy(&block[j], rows.at(first + row + j) + 2 * i, 4 * wide);
-      exchange<1>(block);
-      exchange<2>(block);
-      exchange<4>(block);
-      exchange<8>(block);
-      for (int64_t j = 0; j < wide; ++j) std::memcpy(&pairs[(i + j) * padded + row], &block[j], sizeof(Words));
+      Words tile[kLanes] = {};
+      const int64_t present = std::min(kLanes, block.count - row), wide = std::min(kLanes, size / 2 - i);
+      for (int64_t j = 0; j < present; ++j) std::memcpy(&tile[j], rows.at(block.first + row + j) + 2 * i, 4 * wide);
+      exchange<1>(tile);
+      exchange<2>(tile);
+      exchange<4>(tile);
+      exchange<8>(tile);
+      for (int64_t j = 0; j < wide; ++j) std::memcpy(&pairs[(i + j) * block.padded + row], &tile[j], sizeof(Words));
     }
   }
 }
@@ -93,23 +100,24 @@ void unpair(const Pairs* pairs, int64_t inner, int64_t columns, Half* rows) {
 }
 
 // Rows of a block as the left-hand side of a product: where they stand, or copied where the block is not full.
-Rows left_rows(const Rows& rows, int64_t first, int64_t count, int64_t padded, int64_t size, Half* copy) {
-  if (count == padded) return {rows.at(first), rows.step};
-  std::fill_n(copy + count * size, (padded - count) * size, static_cast<Half>(0));
-  for (int64_t row = 0; row < count; ++row) std::memcpy(copy + row * size, rows.at(first + row), 2 * size);
+Rows left_rows(const Rows& rows, const Block& block, int64_t size, Half* copy) {
+  if (block.count == block.padded) return {rows.at(block.first), rows.step};
+  std::fill_n(copy + block.count * size, (block.padded - block.count) * size, static_cast<Half>(0));
+  for (int64_t row = 0; row < block.count; ++row) std::memcpy(copy + row * size, rows.at(block.first + row), 2 * size);
   return {copy, size};
 }
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 struct ForwardRoom {  // of one thread
-  Buffer<Pairs> keys, values;
+  Buffer<Pairs> keys_across, values;
   Buffer<Half> query_copy, weights;
   Buffer<float> scores, output;
+  float tops[kBlock], sums[kBlock];  // of each query: the greatest score so far, and its weights' sum relative to that
 
   ForwardRoom(int64_t longest, int64_t size)
-      : keys(rounded_up(longest) * size / 2),
-        values(rounded_up(longest) * size / 2),
+      : keys_across(rounded_up(longest) * size / 2),
+        values(keys_across.size()),
         query_copy(kBlock * size),
         weights(kBlock * kBlock),
         scores(kBlock * kBlock),
@@ -142,39 +150,48 @@ float weigh(const float* scores, int64_t seen, int64_t columns, float scale, flo
   return correction;
 }
 
+// Scores of a block of queries with the keys from `seen` on, and what these add to the block's output.
+void attend_block(const Rows& queries, const Block& block, int64_t seen, int64_t size, float scale,
+                  ForwardRoom& room) {
+  const bool is_diagonal = seen == block.first, is_first = seen == 0;
+  const int64_t columns = is_diagonal ? block.padded : kBlock;
+  product(block.padded, columns, size, queries.data, queries.step, room.keys_across.data() + seen * size / 2,
+          room.scores.data(), columns, false);
+  for (int64_t row = 0; row < block.count; ++row) {
+    const float correction =
+        weigh(room.scores.data() + row * columns, is_diagonal ? row + 1 : kBlock, columns, scale, room.tops[row],
+              room.sums[row], room.weights.data() + row * columns);
+    if (!is_first && correction != 1.0f) multiply(room.output.data() + row * size, size, correction);
+  }
+  product(block.padded, size, columns, room.weights.data(), columns, room.values.data() + seen * size / 2,
+          room.output.data(), size, !is_first);
+}
+
+void write_output(const Block& block, int64_t size, const ForwardRoom& room, Half* output, int64_t output_step,
+                  float* log_sums) {
+  for (int64_t row = 0; row < block.count; ++row) {
+    Half* into = output + (block.first + row) * output_step;
+    const float factor = 1.0f / room.sums[row];
+    for (int64_t i = 0; i < size; i += kLanes)
+      store_halves(into + i, rounded(load(room.output.data() + row * size + i) * factor));
+    log_sums[block.first + row] = room.tops[row] + std::log2(room.sums[row]);
+  }
+}
+
+// Args: scale: of the scores, for powers of 2.
 void forward_head(const Rows& query, const Rows& key, const Rows& value, Half* output, int64_t output_step,
                   float* log_sums, int64_t length, int64_t size, float scale, ForwardRoom& room) {
   for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
-    pair_columns(key, first, count, padded, size, room.keys.data() + first * size / 2);
-    pair_rows(value, first, count, padded, size, room.values.data() + first * size / 2);
+    pair_columns(key, Block(first, length), size, room.keys_across.data() + first * size / 2);
+    pair_rows(value, Block(first, length), size, room.values.data() + first * size / 2);
   }
   for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
-    const Rows queries = left_rows(query, first, count, padded, size, room.query_copy.data());
-    float top[kBlock], sum[kBlock];
-    std::fill_n(top, kBlock, -std::numeric_limits<float>::infinity());
-    std::fill_n(sum, kBlock, 0.0f);
-    for (int64_t seen = 0; seen <= first; seen += kBlock) {
-      const bool is_diagonal = seen == first;
-      const int64_t columns = is_diagonal ? padded : kBlock;
-      product(padded, columns, size, queries.data, queries.step, room.keys.data() + seen * size / 2,
-              room.scores.data(), columns, false);
-      for (int64_t row = 0; row < count; ++row) {
-        const float correction = weigh(room.scores.data() + row * columns, is_diagonal ? row + 1 : kBlock, columns,
-                                       scale, top[row], sum[row], room.weights.data() + row * columns);
-        if (seen > 0 && correction != 1.0f) multiply(room.output.data() + row * size, size, correction);
-      }
-      product(padded, size, columns, room.weights.data(), columns, room.values.data() + seen * size / 2,
-              room.output.data(), size, seen > 0);
-    }
-    for (int64_t row = 0; row < count; ++row) {
-      Half* into = output + (first + row) * output_step;
-      const float factor = 1.0f / sum[row];
-      for (int64_t i = 0; i < size; i += kLanes)
-        store_halves(into + i, rounded(load(room.output.data() + row * size + i) * factor));
-      log_sums[first + row] = top[row] + std::log2(sum[row]);
-    }
+    const Block block(first, length);
+    const Rows queries = left_rows(query, block, size, room.query_copy.data());
+    std::fill_n(room.tops, kBlock, -std::numeric_limits<float>::infinity());
+    std::fill_n(room.sums, kBlock, 0.0f);
+    for (int64_t seen = 0; seen <= first; seen += kBlock) attend_block(queries, block, seen, size, scale, room);
+    write_output(block, size, room, output, output_step, log_sums);
   }
 }
 
@@ -210,11 +227,12 @@ struct BackwardRoom {  // of one thread; "across": transposed
 void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const float* log_sums, int64_t length,
                   int64_t size, BackwardRoom& room) {
   for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count), offset = first * size / 2;
-    pair_rows(query, first, count, padded, size, room.queries.data() + offset);
-    pair_columns(query, first, count, padded, size, room.queries_across.data() + offset);
-    pair_rows(grad, first, count, padded, size, room.grads.data() + offset);
-    pair_columns(grad, first, count, padded, size, room.grads_across.data() + offset);
+    const Block block(first, length);
+    const int64_t offset = first * size / 2;
+    pair_rows(query, block, size, room.queries.data() + offset);
+    pair_columns(query, block, size, room.queries_across.data() + offset);
+    pair_rows(grad, block, size, room.grads.data() + offset);
+    pair_columns(grad, block, size, room.grads_across.data() + offset);
   }
   for (int64_t token = 0; token < length; ++token) {
     const Half *a = output.at(token), *b = grad.at(token);
@@ -230,7 +248,7 @@ void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const
 }
 
 // One row of scores and gradients of weights (keys × queries): the weights and the gradients of the scores.
-// Queries before `first_seen` do not see the key. Returns through `score_grads` what is rounded.
+// Queries before `first_seen` do not see the key. Returns the latter as they are stored.
 inline Words score_gradient(const float* scores, const float* weight_grads, const float* log_sums, const float* dots,
                             float scale, int64_t first_seen, Half* weights, Half* score_grads) {
   const Ints is_seen = kLane >= static_cast<int32_t>(first_seen);
@@ -264,49 +282,54 @@ void score_gradients(int64_t num_keys, int64_t columns, const float* log_sums, c
 void write_query_gradients(int64_t length, int64_t size, float scale, const BackwardRoom& room, Half* query_grad,
                            int64_t step) {
   for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first), columns = rounded_up(count);
-    for (int64_t row = 0; row < count; ++row) {
+    const Block block(first, length);
+    for (int64_t row = 0; row < block.count; ++row) {
       const float* across = room.query_grad_across.data() + first * size + row;
       for (int64_t i = 0; i < size; i += kLanes) {
         Floats values;
-        for (int64_t lane = 0; lane < kLanes; ++lane) values[lane] = across[(i + lane) * columns];
+        for (int64_t lane = 0; lane < kLanes; ++lane) values[lane] = across[(i + lane) * block.padded];
         store_halves(query_grad + (first + row) * step + i, rounded(values * scale));
       }
     }
   }
 }
 
+// What the queries from `asking` on give to the gradients of a block of keys and values, and these to theirs.
+void backward_block(const Rows& keys, const Rows& values, const Block& block, int64_t asking, int64_t length,
+                    int64_t size, float score_scale, BackwardRoom& room) {
+  const int64_t rows = block.padded, columns = Block(asking, length).padded, offset = asking * size / 2;
+  const bool is_diagonal = asking == block.first;
+  product(rows, columns, size, keys.data, keys.step, room.queries_across.data() + offset, room.scores.data(), columns,
+          false);
+  product(rows, columns, size, values.data, values.step, room.grads_across.data() + offset, room.weight_grads.data(),
+          columns, false);
+  score_gradients(rows, columns, room.log_sums.data() + asking, room.dots.data() + asking, score_scale, is_diagonal,
+                  room);
+  product(rows, size, columns, room.weights.data(), columns, room.grads.data() + offset, room.value_block.data(), size,
+          !is_diagonal);
+  product(rows, size, columns, room.score_grads.data(), columns, room.queries.data() + offset, room.key_block.data(),
+          size, !is_diagonal);
+  product(size, columns, rows, room.keys_left.data(), rows, room.score_grad_pairs.data(),
+          room.query_grad_across.data() + asking * size, columns, block.first > 0);
+}
+
 // Gradients of query (bfloat16), key and value (float32 of this query head; rows of `size`).
+// Args: scale: of query · key; score_scale: the same for powers of 2.
 void backward_head(const Rows& query, const Rows& key, const Rows& value, const Rows& output, const Rows& grad,
                    const float* log_sums, Half* query_grad, int64_t query_grad_step, float* key_grad,
                    float* value_grad, int64_t length, int64_t size, float scale, float score_scale,
                    BackwardRoom& room) {
   pack_queries(query, output, grad, log_sums, length, size, room);
-  float *key_block = room.key_block.data(), *value_block = room.value_block.data();
   for (int64_t first = 0; first < length; first += kBlock) {
-    const int64_t count = std::min(kBlock, length - first), padded = rounded_up(count);
-    const Rows keys = left_rows(key, first, count, padded, size, room.key_copy.data());
-    const Rows values = left_rows(value, first, count, padded, size, room.value_copy.data());
-    pair_columns(key, first, count, padded, size, room.keys_across.data());
-    unpair(room.keys_across.data(), size, padded, room.keys_left.data());
-    for (int64_t asking = first; asking < length; asking += kBlock) {
-      const int64_t columns = rounded_up(std::min(kBlock, length - asking)), offset = asking * size / 2;
-      const bool is_first = asking == first;
-      product(padded, columns, size, keys.data, keys.step, room.queries_across.data() + offset, room.scores.data(),
-              columns, false);
-      product(padded, columns, size, values.data, values.step, room.grads_across.data() + offset,
-              room.weight_grads.data(), columns, false);
-      score_gradients(padded, columns, room.log_sums.data() + asking, room.dots.data() + asking, score_scale, is_first,
-                      room);
-      product(padded, size, columns, room.weights.data(), columns, room.grads.data() + offset, value_block, size,
-              !is_first);
-      product(padded, size, columns, room.score_grads.data(), columns, room.queries.data() + offset, key_block, size,
-              !is_first);
-      product(size, columns, padded, room.keys_left.data(), padded, room.score_grad_pairs.data(),
-              room.query_grad_across.data() + asking * size, columns, first > 0);
-    }
-    for (int64_t i = 0; i < count * size; ++i) key_grad[first * size + i] = key_block[i] * scale;
-    std::memcpy(value_grad + first * size, value_block, 4 * count * size);
+    const Block block(first, length);
+    const Rows keys = left_rows(key, block, size, room.key_copy.data());
+    const Rows values = left_rows(value, block, size, room.value_copy.data());
+    pair_columns(key, block, size, room.keys_across.data());
+    unpair(room.keys_across.data(), size, block.padded, room.keys_left.data());
+    for (int64_t asking = first; asking < length; asking += kBlock)
+      backward_block(keys, values, block, asking, length, size, score_scale, room);
+    for (int64_t i = 0; i < block.count * size; ++i) key_grad[first * size + i] = room.key_block[i] * scale;
+    std::memcpy(value_grad + first * size, room.value_block.data(), 4 * block.count * size);
   }
   write_query_gradients(length, size, scale, room, query_grad, query_grad_step);
 }
@@ -354,8 +377,8 @@ int attention_is_supported() {
 }
 
 // output: (heads, T, D) bfloat16; log_sums: (heads, T) float32, to the base 2.
-void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value, const Tensor3* output,
-             float* log_sums) {
+void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
+                       const Tensor3* output, float* log_sums) {
   const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
   const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
 #pragma omp parallel num_threads(sizes->num_threads)
@@ -376,8 +399,8 @@ void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* 
 
 // query_grad: (heads, T, D) bfloat16; key_grad, value_grad: (heads, T, D) float32, contiguous, one for each query head.
 void attention_backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
-              const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
-              float* key_grad, float* value_grad) {
+                        const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
+                        float* key_grad, float* value_grad) {
   const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
   const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
 #pragma omp parallel num_threads(sizes->num_threads)

@@ -7,13 +7,19 @@ stands under the lock of our build folder, so a file of torch's that is found un
 from __future__ import annotations
 
 import functools
+import importlib.util
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openrlhf.utils.build_folder import sole_builder
+
+
+_STAMP_NAME = "openrlhf_made_with"
 
 
 @contextmanager
@@ -23,10 +29,44 @@ def sole_compiler(*operators: str) -> Iterator[None]:
     with sole_builder() as folder:
         for stale in folder.glob("*/lock"):
             stale.unlink(missing_ok=True)
-        missing = [name for name in operators if not (folder / name / f"{name}.so").is_file()]
+        to_build = [folder / name for name in operators if not _load_built(folder / name)]
+        missing = [place.name for place in to_build if not _library_in(place).is_file()]
         if missing:
             print(f"compiling DeepSpeed's {', '.join(missing)} (once; a minute or two) in {folder}", flush=True)
         yield
+        for place in to_build:
+            if _library_in(place).is_file():
+                (place / _STAMP_NAME).write_text(_made_with())
+
+
+def _load_built(place: Path) -> bool:
+    """Loads an operator that was built with these very versions: torch would first run compiler and ninja for 0.2 s.
+
+    On the CPU alone; with CUDA the GPU counts too, and torch knows more of it.
+    """
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    library, stamp = _library_in(place), place / _STAMP_NAME
+    if torch.cuda.is_available() or not (library.is_file() and stamp.is_file() and stamp.read_text() == _made_with()):
+        return False
+    if place.name not in OpBuilder._loaded_ops:
+        spec = importlib.util.spec_from_file_location(place.name, library)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        OpBuilder._loaded_ops[place.name] = module
+    return True
+
+
+def _library_in(place: Path) -> Path:
+    return place / f"{place.name}.so"
+
+
+def _made_with() -> str:
+    import deepspeed
+
+    return f"DeepSpeed {deepspeed.__version__}, torch {torch.__version__}"
 
 
 def compile_for_communication() -> None:

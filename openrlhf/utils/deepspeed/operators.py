@@ -18,7 +18,6 @@ import torch
 
 from openrlhf.utils.build_folder import sole_builder
 
-
 _STAMP_NAME = "openrlhf_made_with"
 
 

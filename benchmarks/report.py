@@ -202,7 +202,9 @@ def _draw_panel(axis: Any, result: Result, key: str, unit: str) -> None:
         axis.errorbar(place, middle, [[middle - least], [greatest - middle]], color="black", capsize=3, linewidth=1)
         values = [scale * run[key] for run in result["runs"] if run["contestant"] == name and key in run]
         axis.scatter([place] * len(values), values, s=7, color="black", zorder=3)
-        axis.annotate(f"{middle:,.3g}" if middle < 1000 else f"{middle:,.0f}", (place, middle), fontsize=7, ha="left")
+        text = f"{middle:,.3g}" if middle < 1000 else f"{middle:,.0f}"
+        axis.annotate(text, (place, greatest), (0, 4), textcoords="offset points", fontsize=7, ha="center")
+    axis.margins(y=0.12)
     axis.set_xticks(range(len(names)), [NAMES[name].replace(", ", ",\n") for name in names], fontsize=7)
     axis.set_title(f"({result['case']}) {result['title']}: {unit}", fontsize=8)
     axis.tick_params(axis="y", labelsize=7)

@@ -19,16 +19,16 @@ class TiedEmbedding(nn.Embedding):
     """Takes the place of plain embeddings whose weight a `LogProbHead` has too. For the CPU; elsewhere torch works."""
 
     _rows: _Rows
-    _hook: Any
+    _hooked_id: int | None  # of the weight with our hook; a copy of the model has another weight, without it
     _head_holder: tuple[nn.Module]  # a tuple: as an attribute of its own the head would become a child
 
     @staticmethod
     def install(embedding: Any, head: nn.Module) -> None:
-        """Does nothing where the two are not tied, are frozen, or are more than a plain table and a plain head."""
+        """Does nothing where the two are not tied, or are more than a plain table and a plain head."""
         is_plain = type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
         if is_plain and embedding.weight is getattr(head, "weight", None):
             embedding.__class__ = TiedEmbedding  # it stays the module that others may hold
-            embedding._rows, embedding._hook, embedding._head_holder = [], None, (head,)
+            embedding._rows, embedding._hooked_id, embedding._head_holder = [], None, (head,)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., H) of token ids (...)."""
@@ -37,8 +37,9 @@ class TiedEmbedding(nn.Embedding):
         if not (is_tied and weight.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(ids)
         assert not self._rows, "the last backward pass reached the embeddings but not the head that shares their weight"
-        if self._hook is None:
-            self._hook = weight.register_hook(self._add_rows)
+        if self._hooked_id != id(weight):
+            weight.register_hook(self._add_rows)
+            self._hooked_id = id(weight)
         return _Lookup.apply(weight, ids, self._rows)
 
     def _add_rows(self, gradient: Tensor | None) -> Tensor | None:

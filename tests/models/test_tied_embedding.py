@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -63,6 +65,13 @@ def test_several_micro_batches_add_up():
     model.zero_grad()
     sum(model.loss(ids) for ids in batches).backward()  # all in one pass
     assert_close(model.embedding.weight.grad, gradient(plain, *batches), 1e-14, "gradient of one pass")
+
+
+def test_a_copy_of_a_trained_model_trains_too():
+    model = Tied(torch.float64)
+    expected = gradient(model, draw_ids()).clone()
+    assert_close(gradient(copy.deepcopy(model), draw_ids()), expected, 1e-14, "gradient of the copy")
+    assert_close(gradient(model, draw_ids()), expected, 1e-14, "gradient")
 
 
 def test_in_half_precision_a_tokens_rows_are_summed_in_float32():

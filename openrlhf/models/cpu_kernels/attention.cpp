@@ -336,11 +336,10 @@ void backward_head(const Rows& query, const Rows& key, const Rows& value, const 
 
 // --- what Python calls -----------------------------------------------------------------------------------------------
 
-int64_t longest_of(const int64_t* starts, int64_t num_samples) {
-  int64_t longest = 0;
-  for (int64_t i = 0; i < num_samples; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
-  return longest;
-}
+struct Task {  // one head of one sample, whose first token in the pack is `first`
+  int64_t head, group, first, length;
+  Task of_key() const { return {head / group, group, first, length}; }
+};
 
 }  // namespace
 
@@ -349,6 +348,8 @@ extern "C" {
 struct Tensor3 {  // (heads, T, D) by strides in elements; D's is 1
   Half* data;
   int64_t head_step, token_step;
+  Half* place(const Task& task) const { return data + task.head * head_step + task.first * token_step; }
+  Rows rows(const Task& task) const { return {place(task), token_step}; }
 };
 
 struct Sizes {
@@ -357,10 +358,26 @@ struct Sizes {
   float scale;
   int num_threads;
 };
-
-static Rows rows_of(const Tensor3& tensor, int64_t head, int64_t first) {
-  return {tensor.data + head * tensor.head_step + first * tensor.token_step, tensor.token_step};
 }
+
+// Every head of every sample once, over the threads; a thread has one room for all its tasks.
+template <typename Room, typename Work>
+static void for_each_head(const Sizes& sizes, const Work& work) {
+  int64_t longest = 0;
+  for (int64_t i = 0; i < sizes.num_samples; ++i) longest = std::max(longest, sizes.starts[i + 1] - sizes.starts[i]);
+#pragma omp parallel num_threads(sizes.num_threads)
+  {
+    Room room(longest, sizes.head_size);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < sizes.num_samples * sizes.num_heads; ++task) {
+      const int64_t* start = sizes.starts + task / sizes.num_heads;
+      work(Task{task % sizes.num_heads, sizes.num_heads / sizes.num_key_heads, start[0], start[1] - start[0]}, room);
+    }
+    at::native::cpublas::brgemm_release();
+  }
+}
+
+extern "C" {
 
 // Whether this processor's products take bfloat16 in pairs: tried on numbers whose product is known.
 int attention_is_supported() {
@@ -379,45 +396,24 @@ int attention_is_supported() {
 // output: (heads, T, D) bfloat16; log_sums: (heads, T) float32, to the base 2.
 void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
                        const Tensor3* output, float* log_sums) {
-  const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
-  const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
-#pragma omp parallel num_threads(sizes->num_threads)
-  {
-    ForwardRoom room(longest, size);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sizes->num_samples * sizes->num_heads; ++task) {
-      const int64_t sample = task / sizes->num_heads, head = task % sizes->num_heads;
-      const int64_t first = sizes->starts[sample];
-      forward_head(rows_of(*query, head, first), rows_of(*key, head / group, first),
-                   rows_of(*value, head / group, first), const_cast<Half*>(rows_of(*output, head, first).data),
-                   output->token_step, log_sums + head * sizes->num_tokens + first,
-                   sizes->starts[sample + 1] - first, size, sizes->scale * kLog2E, room);
-    }
-    at::native::cpublas::brgemm_release();
-  }
+  for_each_head<ForwardRoom>(*sizes, [&](const Task& task, ForwardRoom& room) {
+    forward_head(query->rows(task), key->rows(task.of_key()), value->rows(task.of_key()), output->place(task),
+                 output->token_step, log_sums + task.head * sizes->num_tokens + task.first, task.length,
+                 sizes->head_size, sizes->scale * kLog2E, room);
+  });
 }
 
 // query_grad: (heads, T, D) bfloat16; key_grad, value_grad: (heads, T, D) float32, contiguous, one for each query head.
 void attention_backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
                         const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
                         float* key_grad, float* value_grad) {
-  const int64_t group = sizes->num_heads / sizes->num_key_heads, size = sizes->head_size;
-  const int64_t longest = longest_of(sizes->starts, sizes->num_samples);
-#pragma omp parallel num_threads(sizes->num_threads)
-  {
-    BackwardRoom room(longest, size);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sizes->num_samples * sizes->num_heads; ++task) {
-      const int64_t sample = task / sizes->num_heads, head = task % sizes->num_heads;
-      const int64_t first = sizes->starts[sample], place = head * sizes->num_tokens + first;
-      backward_head(rows_of(*query, head, first), rows_of(*key, head / group, first),
-                    rows_of(*value, head / group, first), rows_of(*output, head, first), rows_of(*grad, head, first),
-                    log_sums + place, const_cast<Half*>(rows_of(*query_grad, head, first).data),
-                    query_grad->token_step, key_grad + place * size, value_grad + place * size,
-                    sizes->starts[sample + 1] - first, size, sizes->scale, sizes->scale * kLog2E, room);
-    }
-    at::native::cpublas::brgemm_release();
-  }
+  for_each_head<BackwardRoom>(*sizes, [&](const Task& task, BackwardRoom& room) {
+    const int64_t place = task.head * sizes->num_tokens + task.first, size = sizes->head_size;
+    backward_head(query->rows(task), key->rows(task.of_key()), value->rows(task.of_key()), output->rows(task),
+                  grad->rows(task), log_sums + place, query_grad->place(task), query_grad->token_step,
+                  key_grad + place * size, value_grad + place * size, task.length, size, sizes->scale,
+                  sizes->scale * kLog2E, room);
+  });
 }
 
 }  // extern "C"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openrlhf.models.cpu_kernels.library import load_library
+from openrlhf.models.cpu_kernels.compiled import load_library
 
 _LARGEST_HEAD_SIZE = 256
 _LANES = 16  # numbers of a vector of the kernel
@@ -36,7 +37,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale
     output = query.new_empty(num_tokens, num_heads, head_size).transpose(0, 1)
     log_sums = torch.empty(num_heads, num_tokens)
     tensors = map(_Tensor3.of, (query, key, value, output))
-    _kernels().attention_forward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr())
+    _library().attention_forward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr())
     return output, log_sums
 
 
@@ -56,7 +57,7 @@ def backward(
     by_query_head = [torch.empty(query.shape) for _ in range(2)]  # float32, contiguous
     tensors = map(_Tensor3.of, (query, key, value, output, grad))
     places = (_Tensor3.of(grad_query), *(part.data_ptr() for part in by_query_head))
-    _kernels().attention_backward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr(), *places)
+    _library().attention_backward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr(), *places)
     grad_key, grad_value = (part.unflatten(0, (key.shape[0], -1)).sum(1).to(key.dtype) for part in by_query_head)
     return grad_query, grad_key, grad_value
 
@@ -97,15 +98,9 @@ class _Sizes(ctypes.Structure):
 # --- the library
 
 
-def _kernels() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None, "ask computes() first"
-    return library
-
-
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """None where there is none, or where the processor has no products of bfloat16."""
+def _library() -> Any:
+    """None where there is none, or the processor has no products of bfloat16: ask `computes` first."""
     library = load_library()
     if library is None or not library.attention_is_supported():
         return None

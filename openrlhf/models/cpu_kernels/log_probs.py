@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openrlhf.models.cpu_kernels.library import load_library
+from openrlhf.models.cpu_kernels.compiled import load_library
 
 
 def computes(logits: Tensor) -> bool:
@@ -31,7 +32,7 @@ class RunningSums:
     def fold(self, rows: slice, columns: slice, logits: Tensor) -> None:
         """Args: logits: (rows, columns); left as they are."""
         floats = (part[rows].data_ptr() for part in (self._tops, self._sums, self.target_logits))
-        _kernels().log_probs_fold(_Tile.of(logits, self._target_ids[rows], columns), *floats)
+        _library().log_probs_fold(_Tile.of(logits, self._target_ids[rows], columns), *floats)
 
 
 def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: slice, grads: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: 
         log_sum_exp, target_ids, grads: (rows,).
     """
     sums, grads = (part.float().contiguous() for part in (log_sum_exp, grads))
-    _kernels().log_probs_gradient(_Tile.of(logits, target_ids, columns), sums.data_ptr(), grads.data_ptr())
+    _library().log_probs_gradient(_Tile.of(logits, target_ids, columns), sums.data_ptr(), grads.data_ptr())
     return logits
 
 
@@ -65,14 +66,9 @@ class _Tile(ctypes.Structure):
         return cls(logits.data_ptr(), target_ids.data_ptr(), *logits.shape, columns.start, torch.get_num_threads())
 
 
-def _kernels() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None, "ask computes() first"
-    return library
-
-
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> Any:
+    """None where there is none: ask `computes` first."""
     library = load_library()
     if library is not None:
         tile, floats = ctypes.POINTER(_Tile), ctypes.c_void_p

@@ -12,7 +12,7 @@ import pytest
 LOAD = """
 import logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-from openrlhf.models.cpu_kernels.library import load_library
+from openrlhf.models.cpu_kernels.compiled import load_library
 print(load_library() is not None)
 """
 

@@ -7,6 +7,7 @@ from it. What runs in a rank is the command itself, from `run_command` on; the f
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -66,10 +67,11 @@ class Job:
             time.sleep(0.01)
 
     def send(self, number: signal.Signals, rank: int) -> None:
-        """A signal to a rank that may have ended already."""
+        """A signal to a rank that may have ended already, or ends while it is sent."""
         process = self.ranks[rank]
         if process.is_alive() and process.pid:
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, number)
 
     def kill(self, ranks: Sequence[int]) -> None:
         for rank in ranks:

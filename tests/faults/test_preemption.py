@@ -69,7 +69,8 @@ def test_a_storm_of_signals_loses_nothing(bench, tmp_path):
             job.send((signal.SIGTERM, signal.SIGUSR1)[number % 2], number // 2 % 2)
             time.sleep(0.15)
         codes = job.wait(SECONDS_FOR_A_RUN)
-        assert set(codes or ()) <= {EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST}, (codes, job.words_said()[-3000:])
+        assert codes is not None, job.words_said()[-3000:]
+        assert set(codes) <= {EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST}, (codes, job.words_said()[-3000:])
     with Job(bench.words(LAYOUT, out), 2, tmp_path / "log") as job:
         assert job.wait(SECONDS_FOR_A_RUN) == [0, 0], job.words_said()[-3000:]
     assert differences(outcome_of(out), bench.unbroken(LAYOUT), is_same_layout=True) == []

@@ -82,11 +82,12 @@ def test_in_half_precision_a_tokens_rows_are_summed_in_float32():
     assert (ours - exact).norm() < (torchs - exact).norm()
 
 
-def test_no_second_table_is_made():
-    model = Tied(torch.float32)
+@pytest.mark.parametrize(("takes_place", "num_tables"), [(False, 1), (True, 0)])
+def test_no_second_table_is_made(takes_place, num_tables):
+    model = Tied(torch.float32, takes_place=takes_place)
     with torch.profiler.profile() as seen:
         gradient(model, draw_ids())
-    assert not [event.name for event in seen.events() if "embedding_dense_backward" in event.name]
+    assert [event.name for event in seen.events()].count("aten::embedding_dense_backward") == num_tables
 
 
 def test_frozen_weights_and_evaluation_are_left_to_torch():

@@ -343,8 +343,6 @@ struct Task {  // one head of one sample, whose first token in the pack is `firs
 
 }  // namespace
 
-extern "C" {
-
 struct Tensor3 {  // (heads, T, D) by strides in elements; D's is 1
   Half* data;
   int64_t head_step, token_step;
@@ -358,7 +356,6 @@ struct Sizes {
   float scale;
   int num_threads;
 };
-}
 
 // Every head of every sample once, over the threads; a thread has one room for all its tasks.
 template <typename Room, typename Work>

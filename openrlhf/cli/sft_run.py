@@ -12,6 +12,7 @@ from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run
 from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.cli.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.cli.garbage import keeping_all
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
@@ -120,10 +121,12 @@ class SFTRun:
 
     def build(self) -> None:
         config, strategy = self.config, self.strategy
-        actor = self._actor()
-        optimizer = strategy.create_optimizer(actor)
-        schedule = ScheduleSettings(config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio)
-        actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
+        with keeping_all():  # DeepSpeed, whose engine comes next, searches for garbage several times
+            actor = self._actor()
+            optimizer = strategy.create_optimizer(actor)
+            horizon = ScheduleSettings(config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio)
+            scheduler = build_schedule(optimizer, horizon)
+        actor, optimizer, scheduler = strategy.prepare((actor, optimizer, scheduler))
         self.trainer = SFTTrainer(
             actor,
             strategy,

@@ -19,9 +19,10 @@ import transformers.optimization  # noqa: F401
 from deepspeed.accelerator import get_accelerator
 
 import openrlhf.cli.sft_run  # noqa: F401
-from openrlhf.utils.deepspeed.operators import compile_for_communication, sole_compiler
+from openrlhf.utils.deepspeed.operators import compiled_for_communication, sole_compiler
 
 torch.set_num_threads(1)
-compile_for_communication()
+with compiled_for_communication():
+    pass
 with sole_compiler("fused_adam"):
     get_accelerator().create_op_builder("FusedAdamBuilder").load(verbose=False)

@@ -42,6 +42,21 @@ for name in ("arch", "vendor_id_raw"):
 for flag in ("avx2", "avx512f", "sve"):
     assert (flag in ours["flags"]) == (flag in told["flags"]), flag
 """
+JOIN = """
+import os
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+from datetime import timedelta
+from unittest.mock import patch
+import deepspeed
+from deepspeed.ops.op_builder.cpu import AsyncIOBuilder
+from openrlhf.utils.deepspeed.launch import join_ranks
+with patch.object(AsyncIOBuilder, "is_compatible", return_value=False) as tried:
+    join_ranks(timedelta(seconds=60))
+assert not tried.called, "another operator was tried"
+from deepspeed.comm import comm
+assert comm.cdb.shm_comm_op is not None, "DeepSpeed does not use its operator"
+assert "async_io" in deepspeed.ops.__compatible_ops__, "DeepSpeed's own list did not come back"
+"""
 KEEP_ALL = """
 import gc
 from openrlhf.cli.garbage import keeping_all
@@ -68,6 +83,7 @@ SCRIPTS = {
     "muon_compiles_late": COUNT_CALLS,
     "muon_loads_no_compiler": IMPORT_MUON,
     "processor_is_asked_once": ASK_PROCESSOR,
+    "joining_tries_its_own_operator_alone": JOIN,
     "modules_are_not_searched": KEEP_ALL,
     "no_search_at_the_end": END_AT_ONCE,
 }

@@ -10,7 +10,7 @@ import torch
 
 from openrlhf.parallel.joining import joining_ranks
 from openrlhf.utils.build_folder import keep_builds_apart
-from openrlhf.utils.deepspeed.operators import compile_for_communication
+from openrlhf.utils.deepspeed.operators import compiled_for_communication
 from openrlhf.utils.deepspeed.restart_store import store_of_this_start
 
 
@@ -22,10 +22,15 @@ def join_ranks(timeout: timedelta) -> torch.device:
     """
     _stand_alone_if_not_launched()
     keep_builds_apart()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        _share_cores_among_ranks()
-        compile_for_communication()
+    if torch.cuda.is_available():
+        return _join(timeout)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _share_cores_among_ranks()
+    with compiled_for_communication():
+        return _join(timeout)
+
+
+def _join(timeout: timedelta) -> torch.device:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -68,14 +68,27 @@ def _made_with() -> str:
     return f"DeepSpeed {deepspeed.__version__}, torch {torch.__version__}"
 
 
-def compile_for_communication() -> None:
-    """What DeepSpeed's communication on the CPU compiles when ranks join, done before anybody waits for anybody."""
+@contextmanager
+def compiled_for_communication() -> Iterator[None]:
+    """What DeepSpeed's communication on the CPU compiles when ranks join, done before anybody waits for anybody.
+
+    While it lasts DeepSpeed is told that this operator works here. To learn that, it would try all it has, one of them
+    by a run of the compiler.
+    """
+    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not builder.is_compatible():
+        yield
+        return
     with sole_compiler("deepspeed_shm_comm"):
-        builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-        if builder is not None and builder.is_compatible():
-            builder.load(verbose=False)
+        builder.load(verbose=False)
+    deepspeed.ops.__compatible_ops__ = {builder.NAME: True}
+    try:
+        yield
+    finally:
+        del deepspeed.ops.__compatible_ops__
 
 
 def _ask_processor_once() -> None:

@@ -57,7 +57,7 @@ class Ours:
         **watching: Any,
     ) -> ProcessRun:
         """Args:
-        settings: flags without their dashes, over the job's own; None leaves a flag out.
+        settings: as `our_words` takes them, and `ranks`.
         name: of the folder that the run writes to; emptied first unless `keep_output`.
         cache_dir: of prepared data; None: the work folder's, shared by all runs.
         watching: for `run_process`.
@@ -66,27 +66,7 @@ class Ours:
         if not keep_output:
             shutil.rmtree(out, ignore_errors=True)
         ranks = int(settings.get("ranks", 1))
-        flags = {
-            "model.model_name_or_path": job.model,
-            "data.dataset": job.rows,
-            "data.max_len": job.max_len,
-            "data.cache_dir": cache_dir or self._work / "cache",
-            "data.num_processors": job.num_threads,
-            "ds.param_dtype": job.precision,
-            "train.batch_size": job.batch_size,
-            "train.micro_batch_size": job.micro_batch_size,
-            "train.max_epochs": 1,
-            "adam.lr": LEARNING_RATE,
-            "ckpt.output_dir": out,
-            "ckpt.path": out / "checkpoints",
-            **{key: value for key, value in settings.items() if key != "ranks"},
-        }
-        words = [
-            word
-            for flag, value in flags.items()
-            if value is not None
-            for word in ([f"--{flag}"] if value is True else [f"--{flag}", str(value)])
-        ]
+        words = our_words(job, settings, out, cache_dir or self._work / "cache")
         env = {
             "OMP_NUM_THREADS": str(max(1, job.num_threads // ranks)),
             "PYTHONPATH": str(ROOT),
@@ -95,6 +75,31 @@ class Ours:
         }
         log = self._work / "logs" / f"{name}.txt"
         return run_process([*_launcher(ranks), *words], out / "metrics.jsonl", log, env, **watching)
+
+
+def our_words(job: Job, settings: Settings, out: Path, cache_dir: Path) -> list[str]:
+    """The words of our command line. `settings`: flags over the job's own; None leaves a flag out."""
+    flags = {
+        "model.model_name_or_path": job.model,
+        "data.dataset": job.rows,
+        "data.max_len": job.max_len,
+        "data.cache_dir": cache_dir,
+        "data.num_processors": job.num_threads,
+        "ds.param_dtype": job.precision,
+        "train.batch_size": job.batch_size,
+        "train.micro_batch_size": job.micro_batch_size,
+        "train.max_epochs": 1,
+        "adam.lr": LEARNING_RATE,
+        "ckpt.output_dir": out,
+        "ckpt.path": out / "checkpoints",
+        **{key: value for key, value in settings.items() if key != "ranks"},
+    }
+    return [
+        word
+        for flag, value in flags.items()
+        if value is not None
+        for word in ([f"--{flag}"] if value is True else [f"--{flag}", str(value)])
+    ]
 
 
 def _launcher(ranks: int) -> list[str]:

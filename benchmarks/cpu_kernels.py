@@ -19,6 +19,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import machine
+from benchmarks.materials import shape_of
 from benchmarks.measures import write_json
 from openrlhf.models.attention.causal_pack import attend_pack
 from openrlhf.models.cpu_kernels import attention, log_probs
@@ -31,8 +32,8 @@ PACKS = {
     "2 samples of 1,024 tokens": [1_024] * 2,
     "1 sample of 4,096 tokens": [4_096],
 }
-NUM_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 6, 2, 64  # of case (a)'s model
-NUM_TARGETS, HIDDEN_SIZE, VOCAB_SIZE = 2_692, 384, 16_384  # of one of its steps
+SHAPE = shape_of("small")  # case (a)'s
+NUM_TARGETS = 2_692  # of one of its steps
 
 
 def main() -> None:
@@ -40,30 +41,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     torch.set_num_threads(parser.parse_args().threads)
     torch.manual_seed(0)
-    found: dict[str, Any] = {"machine": machine.hardware(), "num_threads": torch.get_num_threads()}
-    for way, module in {"ours": None, "torch": attention}.items():
-        for name, lengths in PACKS.items():
-            found.setdefault("attention", {}).setdefault(name, {})[way] = _without(module, partial(_attention, lengths))
-    for way, module in {"ours": None, "torch": log_probs}.items():
-        found.setdefault("head", {})[way] = {"milliseconds": _without(module, lambda: _milliseconds(_head()))}
+    found = {
+        "machine": machine.hardware(),
+        "num_threads": torch.get_num_threads(),
+        "attention": {name: both_ways(attention, partial(attention_times, pack)) for name, pack in PACKS.items()},
+        "head": both_ways(log_probs, head_times),
+    }
     write_json(RESULT, found)
     print(RESULT.read_text())
 
 
-def _without(module: Any, measure: Callable[[], Any]) -> Any:
-    """What `measure` finds where `module` has no kernel."""
-    if module is None:
-        return measure()
+def both_ways(module: Any, measure: Callable[[], Any]) -> dict[str, Any]:
+    """What `measure` finds with the kernel of `module` and without it."""
+    return {"ours": measure(), "torch": without_kernel(module, measure)}
+
+
+def without_kernel(module: Any, measure: Callable[[], Any]) -> Any:
     with patch.object(module, "_library", lambda: None):
         return measure()
 
 
-def _attention(lengths: list[int]) -> dict[str, float]:
-    shape = (sum(lengths), HEAD_SIZE)
+def attention_times(lengths: list[int]) -> dict[str, float]:
     query, key, value = (
-        torch.randn(heads, *shape).bfloat16().requires_grad_() for heads in (NUM_HEADS, NUM_KEY_HEADS, NUM_KEY_HEADS)
+        torch.randn(num_heads, sum(lengths), SHAPE.head_dim).bfloat16().requires_grad_()
+        for num_heads in (SHAPE.num_attention_heads, SHAPE.num_key_value_heads, SHAPE.num_key_value_heads)
     )
-    grad = torch.randn(sum(lengths), NUM_HEADS, HEAD_SIZE).bfloat16()
+    grad = torch.randn(sum(lengths), SHAPE.num_attention_heads, SHAPE.head_dim).bfloat16()
     output = attend_pack(query, key, value, lengths, None)
     return {
         "forward_milliseconds": _milliseconds(lambda: attend_pack(query, key, value, lengths, None)),
@@ -71,13 +74,15 @@ def _attention(lengths: list[int]) -> dict[str, float]:
     }
 
 
-def _head() -> Callable[[], Any]:
-    hidden = torch.randn(NUM_TARGETS, HIDDEN_SIZE).bfloat16().requires_grad_()
-    weight = (0.05 * torch.randn(VOCAB_SIZE, HIDDEN_SIZE)).bfloat16().requires_grad_()
-    target_ids, weights = torch.randint(0, VOCAB_SIZE, (NUM_TARGETS,)), torch.full((NUM_TARGETS,), 1 / NUM_TARGETS)
-    return lambda: torch.autograd.grad(
-        weighted_log_probs(hidden, weight, None, target_ids, weights)[1], (hidden, weight)
-    )
+def head_times() -> dict[str, float]:
+    hidden = torch.randn(NUM_TARGETS, SHAPE.hidden_size).bfloat16().requires_grad_()
+    weight = (0.05 * torch.randn(SHAPE.vocab_size, SHAPE.hidden_size)).bfloat16().requires_grad_()
+    target_ids, weights = torch.randint(SHAPE.vocab_size, (NUM_TARGETS,)), torch.full((NUM_TARGETS,), 1 / NUM_TARGETS)
+
+    def forward_and_backward() -> object:
+        return torch.autograd.grad(weighted_log_probs(hidden, weight, None, target_ids, weights)[1], (hidden, weight))
+
+    return {"milliseconds": _milliseconds(forward_and_backward)}
 
 
 def _milliseconds(work: Callable[[], Any]) -> float:
@@ -87,7 +92,7 @@ def _milliseconds(work: Callable[[], Any]) -> float:
         began = time.perf_counter()
         work()
         times.append(1_000 * (time.perf_counter() - began))
-    return round(median(times), 1)
+    return float(f"{median(times):.3g}")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from benchmarks import report
+from benchmarks import cpu_kernels, report
 from benchmarks.cases import CASES, quick_form
 from benchmarks.flops import model_flops, plain_flops
 from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
 from benchmarks.measures import WrongTokens, speed_of, stalls_of
 from benchmarks.process import ContestantFailed, ProcessRun, run_process
+from benchmarks.step_profile import shares_by_kind
+from openrlhf.models.cpu_kernels import attention
 
 
 def facts(num_tokens: int) -> RowFacts:
@@ -137,3 +141,24 @@ def test_the_readme_holds_the_newest_table_alone(tmp_path):
     assert "ours `ds.packing_samples=True`; TRL, defaults no setting." in text
     assert "1,000" not in text
     assert (tmp_path / "speed.png").stat().st_size > 1_000
+
+
+def test_a_kernel_is_measured_with_and_without():
+    """The way without must not go through the kernel, else the comparison is of one thing with itself."""
+    with patch.object(attention, "forward", wraps=attention.forward) as kernel:
+        assert cpu_kernels.attention_times([5, 9])["forward_milliseconds"] > 0
+        num_calls = kernel.call_count
+        assert cpu_kernels.without_kernel(attention, lambda: cpu_kernels.attention_times([5, 9]))
+    assert num_calls > 0 or attention._library() is None
+    assert kernel.call_count == num_calls
+
+
+def test_shares_of_a_step_by_kind():
+    milliseconds = Counter({"aten::mm": 60.0, "_ByOurKernelBackward": 25.0, "aten::copy_": 10.0, "unheard of": 5.0})
+    shares = shares_by_kind(milliseconds)
+    assert shares == {
+        "products of matrices": 0.6,
+        "attention": 0.25,
+        "copies, casts, filling": 0.1,
+        "the rest": 0.05,
+    }

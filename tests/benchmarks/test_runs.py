@@ -36,6 +36,23 @@ def test_one_case_quickly(work):
     assert (work / "results" / "speed.png").is_file()
 
 
+PROFILE = """
+import sys
+from pathlib import Path
+from benchmarks.cases import CASES, quick_form
+from benchmarks.step_profile import profile
+from dataclasses import replace
+case = quick_form(CASES["a"])
+case = replace(case, material=replace(case.material, num_rows=2 * case.batch_size), num_threads=1)
+print("entries:", *profile(case, Path(sys.argv[1])))
+"""
+
+
+def test_the_profile_sees_a_step(work):
+    names = call([sys.executable, "-c", PROFILE, str(work)], OMP_NUM_THREADS="1").rpartition("entries:")[2].split()
+    assert {"aten::mm", "_WeightedLogProbs"} <= set(names)
+
+
 def test_the_gpu_script_on_the_cpu(work):
     env = {"GPU_BENCH_TOY": "1", "TRL_PYTHON": "none", "GPU_BENCH_OUT": str(work / "gpu"), "PYTHON": sys.executable}
     call(["bash", "benchmarks/gpu.sh", "--work", str(work)], **env)

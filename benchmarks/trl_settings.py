@@ -23,19 +23,23 @@ RESULTS = Path(__file__).parent / "results"
 BASE = {"gradient_checkpointing": False}
 SINGLE = {**BASE, "per_device_train_batch_size": 1}
 GROUPED = {"train_sampling_strategy": "group_by_length"}
+IN_PAIRS = {**BASE, **GROUPED, "per_device_train_batch_size": 2}
 PACKED = {**SINGLE, "packing": True}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "no checkpointing": BASE,
     "no checkpointing, micro-batch 1": SINGLE,
-    "no checkpointing, micro-batch 2, grouped by length": {**BASE, **GROUPED, "per_device_train_batch_size": 2},
+    "no checkpointing, micro-batch 2, grouped by length": IN_PAIRS,
     "no checkpointing, packed (bfd) to 512": {**PACKED, "max_length": 512, "gradient_accumulation_steps": 10},
+    "no checkpointing, packed (bfd) to 448": {**PACKED, "max_length": 448, "gradient_accumulation_steps": 11},
     "no checkpointing, packed (bfd) to 1,024": {**PACKED, "max_length": 1024, "gradient_accumulation_steps": 5},
     "no checkpointing, padding free": {**BASE, "padding_free": True, "max_length": None},
     "no checkpointing, grouped by length": {**BASE, **GROUPED},
+    "no checkpointing, micro-batch 4, grouped by length": {**BASE, **GROUPED, "per_device_train_batch_size": 4},
     "no checkpointing, micro-batch 4": {**BASE, "per_device_train_batch_size": 4},
     "no checkpointing, micro-batch 32": {**BASE, "per_device_train_batch_size": 32},
     "no checkpointing, micro-batch 1, compiled": {**SINGLE, "torch_compile": True},
+    "no checkpointing, micro-batch 2, grouped by length, compiled": {**IN_PAIRS, "torch_compile": True},
     "no checkpointing, eager attention": {**BASE, "model_init_kwargs": {"attn_implementation": "eager"}},
     "no checkpointing, micro-batch 1, bf16 weights": {**SINGLE, "model_init_kwargs": {"dtype": "bfloat16"}},
 }

@@ -146,7 +146,13 @@ _TABLES = {
     ),
     "start": _times_table({"seconds_to_first_step": "launch to first step"}),
     "resume": _times_table({"seconds_to_first_step": "launch to first step"}),
-    "saving": _times_table({"stall_seconds": "loop stands still", "lost_seconds_a_save": "lost a save, in all"}),
+    "saving": _times_table(
+        {
+            "first_stall_seconds": "loop stands still, first save",
+            "later_stall_seconds": "loop stands still, a later one",
+            "lost_seconds_a_save": "lost a save, in all",
+        }
+    ),
 }
 
 
@@ -170,7 +176,7 @@ _SHOWN = {
     "preparation": ("cold_seconds_to_first_step", "s, cold"),
     "start": ("seconds_to_first_step", "s"),
     "resume": ("seconds_to_first_step", "s"),
-    "saving": ("stall_seconds", "s"),
+    "saving": ("first_stall_seconds", "s, first save"),
 }
 
 

@@ -2,7 +2,8 @@
 
 Runs each candidate below once on the case's rows, prints tokens/s (by the clock, and by processor time, which says more
 where the machine is not quiet), peak memory and how far its loss is from ours, and writes
-benchmarks/results/trl_settings_<case>.json. A candidate whose loss differs is no candidate.
+benchmarks/results/trl_settings_<case>.json. A setting whose loss differs is out: that is for the reader
+to see.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Memory for the copy that a save writes from: taken once and kept, as fresh memory takes longer than the copying."""
 
+import contextlib
 import mmap
 
 import torch
@@ -34,7 +35,7 @@ class CopyRoom:
 
 
 def _new_memory(size_bytes: int) -> Tensor:
-    memory = mmap.mmap(-1, size_bytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # four times as fast at the first touch
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # what is shared gets no huge pages
+    with contextlib.suppress(AttributeError, OSError):  # systems without
+        memory.madvise(mmap.MADV_HUGEPAGE)  # several times as fast at the first touch
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -19,6 +19,7 @@ from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.limits import check_positions
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.tracking import draw_training_curves, print_start_table
 from openrlhf.tracking.open_tracker import METRICS_FILE
 from openrlhf.trainer import SFTTrainer
@@ -84,13 +85,17 @@ class SFTRun:
             )
             return False
         self._check_same_run(self._found)
-        if self._found.progress.finished and is_exported(ckpt.output_dir):
+        if self._found.progress.finished and self._is_exported():
             self.strategy.print(
                 f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. "
                 "Nothing is done."
             )
             return True
         return False
+
+    def _is_exported(self) -> bool:
+        """Rank 0 has written the model; its folder need not be seen by other machines."""
+        return gather_objects(is_exported(self.config.ckpt.output_dir), self.strategy.groups.control)[0]
 
     def _check_same_run(self, found: FoundCheckpoint) -> None:
         """What can be compared before the model is built, so that a finished run is not taken for another one."""

@@ -6,6 +6,7 @@ adds the two up. Here the rows of a token are summed in float32 and go straight 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class TiedEmbedding(nn.Embedding):
     """Takes the place of plain embeddings whose weight a `LogProbHead` has too. For the CPU; elsewhere torch works."""
 
     _rows: _Rows
-    _hooked_id: int | None  # of the weight with our hook; a copy of the model has another weight, without it
+    _hooked_id: int | None  # of the weight with our hook; another weight may take its place
     _head_holder: tuple[nn.Module]  # a tuple: as an attribute of its own the head would become a child
 
     @staticmethod
@@ -42,10 +43,19 @@ class TiedEmbedding(nn.Embedding):
             self._hooked_id = id(weight)
         return _Lookup.apply(weight, ids, self._rows)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Embedding:
+        """Plain embeddings: nobody can tell here whether the head is copied with them."""
+        plain = nn.Embedding.__new__(nn.Embedding)
+        memo[id(self)] = plain
+        own = set(TiedEmbedding.__annotations__)
+        plain.__dict__.update({name: deepcopy(part, memo) for name, part in vars(self).items() if name not in own})
+        return plain
+
     def _add_rows(self, gradient: Tensor | None) -> Tensor | None:
         """Called with the head's gradient (V, H) once all that used the weight has had its turn."""
         if gradient is None:  # the head had no part in the loss; autograd takes no gradient from here then
             return None
+        gradient = gradient.contiguous()  # an expanded one cannot be added to
         for ids, rows in self._rows:
             if self.padding_idx is not None:
                 rows = rows * (ids != self.padding_idx)[:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,20 @@ def keep_builds_apart() -> None:
         environment = hashlib.blake2b(f"{sys.prefix} {torch.__version__}".encode(), digest_size=6).hexdigest()
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         os.environ["TORCH_EXTENSIONS_DIR"] = str(cache / "torch_extensions" / f"openrlhf-{environment}")
+
+
+def builds_are_for() -> str:
+    """What decides whether code that was compiled here runs: this torch, this Python, this kind of processor.
+
+    Machines of several kinds may share a home. The processor's features are as Linux lists them for the first core.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    digest = hashlib.blake2b(features.encode(), digest_size=6).hexdigest()
+    return f"torch {torch.__version__}, Python {sys.version_info.major}.{sys.version_info.minor}, processor {digest}"
 
 
 @contextmanager

@@ -40,11 +40,12 @@ def test_speed_refuses_a_pass_that_misses_tokens():
 
 
 def test_a_stall_is_what_a_step_after_a_save_takes_longer():
-    # steps of 1 s; saves after steps 3 and 6 hold the loop for 0.5 s, and the step after that is slowed by 0.25 s
-    ends = [10.0, 11.0, 12.0, 13.5, 14.75, 15.75, 17.25, 18.5]
+    # steps of 1 s; saves after steps 3 and 6 hold the loop for 0.75 s and 0.5 s, and slow the step after by 0.25 s
+    ends = [10.0, 11.0, 12.0, 13.75, 15.0, 16.0, 17.5, 18.75]
     figures = stalls_of(ends, save_every=3)
-    assert figures["stall_seconds"] == pytest.approx(0.5)
-    assert figures["lost_seconds_a_save"] == pytest.approx(0.75)
+    assert figures["first_stall_seconds"] == pytest.approx(0.75)
+    assert figures["later_stall_seconds"] == pytest.approx(0.5)
+    assert figures["lost_seconds_a_save"] == pytest.approx(0.875)
 
 
 def test_operations_of_a_shape_by_hand():

@@ -74,6 +74,18 @@ def test_a_long_sample():
     assert_as_exact_as_torch(parts, grad, lengths)
 
 
+def test_the_default_dtype_of_torch_changes_nothing():
+    """The kernel writes float32, whatever a new tensor of torch's would hold."""
+    parts, grad = draw([5, 70], torch.bfloat16)
+    expected, expected_grads = run(causal_pack.attend_pack, parts, grad, [5, 70])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, grads = run(causal_pack.attend_pack, parts, grad, [5, 70])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip((found, *grads), (expected, *expected_grads), strict=True))
+
+
 @pytest.mark.parametrize("head_size", [24, 264])
 def test_heads_that_the_kernel_does_not_take(head_size):
     parts, grad = draw([5, 40], torch.bfloat16, head_size=head_size)

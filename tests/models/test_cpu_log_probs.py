@@ -74,6 +74,18 @@ def test_what_is_no_number_is_not_hidden(value):
     assert log_sum_exp.isfinite().tolist() == [row != 3 for row in range(NUM_ROWS)]
 
 
+def test_the_default_dtype_of_torch_changes_nothing():
+    """The kernel writes float32, whatever a new tensor of torch's would hold."""
+    logits, target_ids, _ = draw_logits(100)
+    expected = fold_in_tiles(logits, target_ids, 64).log_sum_exp
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = fold_in_tiles(logits, target_ids, 64).log_sum_exp
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_the_head_gives_what_it_gives_without_the_kernel(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (

@@ -74,6 +74,23 @@ def test_a_copy_of_a_trained_model_trains_too():
     assert_close(gradient(model, draw_ids()), expected, 1e-14, "gradient")
 
 
+def test_embeddings_copied_alone_have_a_gradient_of_their_own():
+    model = Tied(torch.float64)
+    gradient(model, draw_ids())
+    alone = copy.deepcopy(model.embedding)
+    alone.zero_grad()
+    for _ in range(2):
+        alone(draw_ids()).sum().backward()
+    assert alone.weight.grad.sum() == 2 * draw_ids().numel() * HIDDEN
+    assert alone.weight is not model.embedding.weight
+
+
+def test_a_gradient_that_is_one_number_for_all_is_added_to():
+    model = Tied(torch.float64)
+    (model.embedding(draw_ids()).sum() + model.head.weight.sum()).backward()
+    assert model.embedding.weight.grad.sum() == (draw_ids().numel() + VOCAB) * HIDDEN
+
+
 def test_in_half_precision_a_tokens_rows_are_summed_in_float32():
     ids = draw_ids().repeat(8, 1)
     exact = gradient(Tied(torch.bfloat16, takes_place=False).double(), ids)

@@ -20,6 +20,14 @@ BUGS = [
         ("tests/checkpoint/test_copy_room.py::test_copies_stand_alone",),
     ),
     Bug(
+        "memory_of_a_save_taken_anew",
+        "the loop stands still several times as long at every save",
+        "checkpoint/copy_room.py",
+        "if len(self._memory) < needed_bytes:",
+        "if needed_bytes:",
+        ("tests/checkpoint/test_copy_room.py::test_the_memory_is_kept_and_grows",),
+    ),
+    Bug(
         "latest_written_before_the_rename",
         "after a kill `latest` names a checkpoint that is not there",
         "checkpoint/store.py",

@@ -1,7 +1,7 @@
 """Plain causal attention of a pack on the CPU as one node of the graph; sample by sample, forward and backward.
 
-In bfloat16 our own kernel computes it where the processor has products of bfloat16; else torch's, which takes more than
-twice as long (benchmarks/LOG.md). Neither keeps anything of the size of the scores.
+In bfloat16 our own kernel computes it where the processor has products of bfloat16; else torch's, which takes two to
+four times as long (benchmarks/LOG.md). Neither keeps anything of the size of the scores.
 
 Shapes: T tokens of the pack, L of one sample, A query heads, K key heads (A = K * G), D head size.
 """

@@ -35,7 +35,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale
     """
     num_heads, num_tokens, head_size = query.shape
     output = query.new_empty(num_tokens, num_heads, head_size).transpose(0, 1)
-    log_sums = torch.empty(num_heads, num_tokens)
+    log_sums = torch.empty(num_heads, num_tokens, dtype=torch.float32)
     tensors = map(_Tensor3.of, (query, key, value, output))
     _library().attention_forward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr())
     return output, log_sums
@@ -54,7 +54,7 @@ def backward(
     """Gradients of query, key and value, from that of the output, (A, T, D), and what `forward` returned."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     grad_query = torch.empty_like(query)
-    by_query_head = [torch.empty(query.shape) for _ in range(2)]  # float32, contiguous
+    by_query_head = [torch.empty(query.shape, dtype=torch.float32) for _ in range(2)]
     tensors = map(_Tensor3.of, (query, key, value, output, grad))
     places = (_Tensor3.of(grad_query), *(part.data_ptr() for part in by_query_head))
     _library().attention_backward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr(), *places)

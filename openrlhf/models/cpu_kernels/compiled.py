@@ -7,13 +7,13 @@ import functools
 import hashlib
 import logging
 import os
-import platform
+import shlex
 import subprocess
 from pathlib import Path
 
 import torch
 
-from openrlhf.utils.build_folder import sole_builder
+from openrlhf.utils.build_folder import builds_are_for, sole_builder
 
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -39,7 +39,7 @@ def _compiled() -> Path:
     """The library's file. Its name tells the sources, torch and the processor that it was made of and for."""
     sources = sorted(_HERE.glob("*.cpp"))
     texts = [path.read_text() for path in (*sources, *_HERE.glob("*.h"))]
-    made_of = "\0".join([*texts, *_COMPILE, torch.__version__, _processor()])
+    made_of = "\0".join([*texts, *_COMPILE, builds_are_for()])
     name = f"openrlhf_cpu_{hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()}"
     with sole_builder() as folder:
         library = folder / f"{name}.so"
@@ -50,12 +50,12 @@ def _compiled() -> Path:
 
 
 def _build(sources: list[Path], library: Path) -> None:
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
     objects = [library.with_name(f"{library.stem}_{path.stem}.o") for path in sources]
     for path, compiled in zip(sources, objects, strict=True):
-        _run(compiler, *_COMPILE, f"-I{_TORCH / 'include'}", "-c", str(path), "-o", str(compiled))
+        _run(*compiler, *_COMPILE, f"-I{_TORCH / 'include'}", "-c", str(path), "-o", str(compiled))
     unfinished = library.with_suffix(".part")
-    _run(compiler, *map(str, objects), *_LINK, "-o", str(unfinished))
+    _run(*compiler, *map(str, objects), *_LINK, "-o", str(unfinished))
     unfinished.replace(library)
     for compiled in objects:
         compiled.unlink()
@@ -63,12 +63,3 @@ def _build(sources: list[Path], library: Path) -> None:
 
 def _run(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True, text=True)
-
-
-def _processor() -> str:
-    """What decides which instructions `-march=native` takes; as Linux lists it for the first core."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

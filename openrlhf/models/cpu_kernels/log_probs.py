@@ -22,8 +22,8 @@ class RunningSums:
 
     def __init__(self, target_ids: Tensor):
         self._target_ids = target_ids
-        self._tops = torch.full(target_ids.shape, -torch.inf)
-        self._sums, self.target_logits = torch.zeros(2, *target_ids.shape)
+        self._tops = torch.full(target_ids.shape, -torch.inf, dtype=torch.float32)
+        self._sums, self.target_logits = torch.zeros(2, *target_ids.shape, dtype=torch.float32)
 
     @property
     def log_sum_exp(self) -> Tensor:

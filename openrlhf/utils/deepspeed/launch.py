@@ -59,8 +59,13 @@ def _stand_alone_if_not_launched() -> None:
 def _share_cores_among_ranks() -> None:
     """Without this every rank would start a thread for every core of the machine, and all would wait for each other."""
     if "OMP_NUM_THREADS" not in os.environ:
-        num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_ranks))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _num_local_ranks()))
+
+
+def _num_local_ranks() -> int:
+    """As torchrun names it, as DeepSpeed's launcher does; else all ranks are taken to be on this machine."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return next(int(os.environ[name]) for name in names if os.environ.get(name))
 
 
 def _device() -> torch.device:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from openrlhf.utils.build_folder import sole_builder
+from openrlhf.utils.build_folder import builds_are_for, sole_builder
 
 _STAMP_NAME = "openrlhf_made_with"
 
@@ -39,7 +39,7 @@ def sole_compiler(*operators: str) -> Iterator[None]:
 
 
 def _load_built(place: Path) -> bool:
-    """Loads an operator that was built with these very versions: torch would first run compiler and ninja for 0.2 s.
+    """Loads an operator that was built with these very versions for this processor: torch would run ninja, for 0.2 s.
 
     On the CPU alone; with CUDA the GPU counts too, and torch knows more of it.
     """
@@ -65,7 +65,7 @@ def _library_in(place: Path) -> Path:
 def _made_with() -> str:
     import deepspeed
 
-    return f"DeepSpeed {deepspeed.__version__}, torch {torch.__version__}"
+    return f"DeepSpeed {deepspeed.__version__}, {builds_are_for()}"
 
 
 @contextmanager

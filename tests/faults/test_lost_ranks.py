@@ -15,7 +15,14 @@ from tests.faults.jobs import Job
 
 HANG_SECONDS = 3.0
 SECONDS_TO_END = HANG_SECONDS + 12.0  # a loaded machine beats late
-DOING = r"micro-batch \d+ of step \d+; samples \S+rows\.jsonl:\d+, \S+rows\.jsonl:\d+|update of step \d+|step \d+"
+DOING = "|".join(
+    (
+        r"micro-batch \d+ of step \d+; samples \S+rows\.jsonl:\d+, \S+rows\.jsonl:\d+",
+        r"(counting the tokens|update) of step \d+",
+        r"reading the next samples",
+        r"evaluation, window \d+",
+    )
+)
 
 
 @pytest.mark.parametrize("lost", [0, 1])

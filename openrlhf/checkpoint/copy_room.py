@@ -1,8 +1,5 @@
 """Memory for the copy that a save writes from: taken once and kept, as fresh memory takes longer than the copying."""
 
-import contextlib
-import mmap
-
 import torch
 from torch import Tensor
 
@@ -21,7 +18,7 @@ class CopyRoom:
         self._used_bytes = 0
         if len(self._memory) < needed_bytes:
             self._memory = torch.empty(0, dtype=torch.uint8)  # before there is twice as much
-            self._memory = _new_memory(needed_bytes)
+            self._memory = torch.empty(needed_bytes, dtype=torch.uint8)
 
     def copy_of(self, tensor: Tensor) -> Tensor:
         """A copy of the same shape and dtype; in memory of its own where the room does not suffice."""
@@ -32,10 +29,3 @@ class CopyRoom:
         self._used_bytes += -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         copy = self._memory[begin : begin + size_bytes].view(tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor.detach())
-
-
-def _new_memory(size_bytes: int) -> Tensor:
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # what is shared gets no huge pages
-    with contextlib.suppress(AttributeError, OSError):  # systems without
-        memory.madvise(mmap.MADV_HUGEPAGE)  # several times as fast at the first touch
-    return torch.frombuffer(memory, dtype=torch.uint8)

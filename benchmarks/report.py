@@ -63,19 +63,21 @@ def markdown(found: list[Result], heading: bool = True) -> str:
 
 
 def _where(found: list[Result]) -> str:
-    """Each machine and commit once: results may come from several calls."""
-    sentences = []
+    """The machine, and which cases are of which commit: results may come from several calls."""
+    cases_by_machine: dict[str, dict[str, str]] = {}
     for result in found:
         hardware, versions, commit = result["machine"], result["versions"], result["commit"]
-        other = versions["trl"] or {}
-        sentence = (
+        machine = (
             f"{hardware['processor']}, {hardware['cores']} cores, {result['settings']['num_threads']} threads, bf16; "
-            f"torch {versions['ours']['torch']}, TRL {other.get('trl', 'not run')}, commit {commit['commit'][:10]}"
-            + (" with changes" if commit["package_is_changed"] else "")
-            + "."
+            f"torch {versions['ours']['torch']}, TRL {(versions['trl'] or {}).get('trl', 'not run')}"
         )
-        if sentence not in sentences:
-            sentences.append(sentence)
+        name = commit["commit"][:10] + (" with changes" if commit["package_is_changed"] else "")
+        cases = cases_by_machine.setdefault(machine, {})
+        cases[name] = f"{cases.get(name, '')}({result['case']})"
+    sentences = [
+        f"{machine}; {', '.join(f'{cases} at commit {commit}' for commit, cases in by_commit.items())}."
+        for machine, by_commit in cases_by_machine.items()
+    ]
     return " ".join(sentences) + " Medians, with the least and the greatest of all runs; ours and TRL in turn."
 
 

@@ -144,6 +144,14 @@ def test_the_readme_holds_the_newest_table_alone(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 1_000
 
 
+def test_it_is_said_which_case_is_of_which_commit():
+    one, other, third = (a_result(1.0) | {"case": case} for case in "abc")
+    other["commit"] = {"commit": "fedcba9876543210", "package_is_changed": True}
+    assert "TRL 1; (a)(c) at commit 0123456789, (b) at commit fedcba9876 with changes." in report.markdown(
+        [one, other, third]
+    )
+
+
 def test_a_kernel_is_measured_with_and_without():
     """The way without must not go through the kernel, else the comparison is of one thing with itself."""
     with patch.object(attention, "forward", wraps=attention.forward) as kernel:

@@ -18,7 +18,7 @@ SECONDS_TO_END = HANG_SECONDS + 12.0  # a loaded machine beats late
 DOING = "|".join(
     (
         r"micro-batch \d+ of step \d+; samples \S+rows\.jsonl:\d+, \S+rows\.jsonl:\d+",
-        r"(counting the tokens|update) of step \d+",
+        r"(counting the tokens of|update of|save after) step \d+",
         r"reading the next samples",
         r"evaluation, window \d+",
     )

@@ -23,7 +23,7 @@ from benchmarks.materials import shape_of
 from benchmarks.measures import write_json
 from openrlhf.models.attention.causal_pack import attend_pack
 from openrlhf.models.cpu_kernels import attention, log_probs
-from openrlhf.models.target_log_probs import weighted_log_probs
+from openrlhf.models.head.target_log_probs import weighted_log_probs
 
 RESULT = Path(__file__).parent / "results/cpu_kernels.json"
 NUM_REPEATS = 15

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.materials import shape_of
-from openrlhf.models.target_log_probs import target_log_probs
+from openrlhf.models.head.target_log_probs import target_log_probs
 
 NUM_REPEATS = 5
 

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from openrlhf.checkpoint.agreement import problems_of_all_ranks, this_rank
 from openrlhf.checkpoint.durable import flush_file, flush_folder
 from openrlhf.checkpoint.fault_points import fault_point
-from openrlhf.checkpoint.gathering import by_block, model_dtype, whole_weights
 from openrlhf.checkpoint.generation_settings import generation_config_for
 from openrlhf.checkpoint.shards import INDEX_NAME, ShardWriter
 from openrlhf.checkpoint.tensor_file import write_tensors
+from openrlhf.engine.gathering import by_block, model_dtype, whole_weights
 from openrlhf.errors import UserError
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9

@@ -28,7 +28,7 @@ _UNKNOWN = ""  # of a checkpoint from before there was such a field, and of a sc
 class RunIdentity:
     """Facts of a run without which its next step would be another one. All values fit into JSON.
 
-    The last four are compared where both sides know them; see `openrlhf.trainer.run_identity` for how they are made.
+    The last four are compared where both sides know them; see `openrlhf.run.run_identity` for how they are made.
     """
 
     data_fingerprint: str

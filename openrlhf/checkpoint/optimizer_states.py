@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openrlhf.checkpoint.copy_room import CopyRoom
-from openrlhf.checkpoint.fragments import (
+from openrlhf.engine.fragments import (
     MUON_MOMENTUM,
     Fragment,
     base_optimizer,

@@ -21,7 +21,6 @@ from torch import Tensor
 from openrlhf.checkpoint.copy_room import CopyRoom
 from openrlhf.checkpoint.durable import write_json, write_text
 from openrlhf.checkpoint.fault_points import fault_point
-from openrlhf.checkpoint.fragments import base_optimizer
 from openrlhf.checkpoint.manifest import FileRecord, record_of
 from openrlhf.checkpoint.optimizer_states import OptimizerStates, copy_optimizer_states, load_optimizer_states
 from openrlhf.checkpoint.progress import TrainingProgress
@@ -33,6 +32,7 @@ from openrlhf.checkpoint.random_states import (
     write_random_states,
 )
 from openrlhf.checkpoint.tensor_file import write_tensors
+from openrlhf.engine.fragments import base_optimizer
 from openrlhf.errors import UserError
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")

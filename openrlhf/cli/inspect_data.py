@@ -30,10 +30,10 @@ def inspect(config: SFTConfig, html: Path | None, num_shown: int) -> None:
     """Prepares the data as a training would (and leaves it in the cache for it), and shows it."""
     from rich.console import Console
 
-    from openrlhf.cli.builders import build_tokenizer, build_train_data
     from openrlhf.inspection.page import write_page
     from openrlhf.inspection.statistics import statistics_of
     from openrlhf.inspection.terminal import show
+    from openrlhf.run.builders import build_tokenizer, build_train_data
 
     tokenizer = build_tokenizer(config)
     dataset = build_train_data(config, tokenizer)

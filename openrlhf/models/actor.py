@@ -21,12 +21,12 @@ from openrlhf.models.adapters import add_lora
 from openrlhf.models.attention import check_causal, check_packable, choose_attention
 from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.compiled_layers import compile_layers
-from openrlhf.models.head_probe import probe_head
+from openrlhf.models.head.head_probe import probe_head
+from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.liger import apply_liger_kernels
 from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
-from openrlhf.models.log_prob_head import LogProbHead
 from openrlhf.models.moe import num_experts_per_token
-from openrlhf.models.tied_embedding import TiedEmbedding
 from openrlhf.models.token_scorer import TokenScorer
 
 logger = logging.getLogger(__name__)

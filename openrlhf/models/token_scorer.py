@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
-from openrlhf.models.log_prob_head import LogProbHead
+from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
 
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
 from openrlhf.models import Actor
+from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.tracking import WeightedSums
 from openrlhf.trainer.window_step import AuxLossSettings, score
-from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 
 @dataclass(frozen=True)

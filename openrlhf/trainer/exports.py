@@ -11,7 +11,7 @@ from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import gather_objects
-from openrlhf.utils.deepspeed import DeepspeedStrategy
+from openrlhf.strategy import DeepspeedStrategy
 
 BYTES_OF_A_WEIGHT = 4  # the most: float32
 

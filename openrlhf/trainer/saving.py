@@ -13,8 +13,8 @@ from openrlhf.config.settings import CkptConfig
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
+from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.exports import ExportsAlongTheWay
-from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 
 class SavesFailed(RunStopped):
@@ -27,7 +27,7 @@ class Saver:
     Args:
         checkpoints: writes training checkpoints; None: none are written.
         exports: saves the model in Hugging Face form along the way; None: not wanted.
-        recipe: see `openrlhf.trainer.recipe`.
+        recipe: see `openrlhf.run.recipe`.
     """
 
     def __init__(

@@ -15,17 +15,17 @@ from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
+from openrlhf.run.recipe import recipe_of
+from openrlhf.run.run_files import open_run_tracker
+from openrlhf.run.run_identity import run_identity
+from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.tracking import StepRecord, Tracker
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.exports import ExportsAlongTheWay
 from openrlhf.trainer.numbers_watch import NumbersWatch
-from openrlhf.trainer.recipe import recipe_of
-from openrlhf.trainer.run_files import open_run_tracker
-from openrlhf.trainer.run_identity import run_identity
 from openrlhf.trainer.saving import Saver
 from openrlhf.trainer.signals import Preempted, PreemptionRequest
 from openrlhf.trainer.window_step import AuxLossSettings, StepResult, WindowStep
-from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 
 class SFTTrainer:

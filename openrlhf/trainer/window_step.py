@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
+from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.models import Actor, TargetScores
 from openrlhf.parallel.collectives import gather_objects
+from openrlhf.parallel.random_streams import seed_micro_step
+from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.tracking import WeightedSums
-from openrlhf.utils.deepspeed import DeepspeedStrategy
-from openrlhf.utils.deepspeed.step_guard import StepOutcome
-from openrlhf.utils.random_streams import seed_micro_step
 
 AuxLossScope = Literal["micro_batch", "global"]
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from openrlhf.config import from_namespace
 
 if TYPE_CHECKING:
-    from openrlhf.utils.deepspeed import DeepspeedStrategy
+    from openrlhf.strategy import DeepspeedStrategy
 
 
 def get_strategy(args: Any) -> DeepspeedStrategy:
     """The strategy that `args` ask for: any object with the names of the command line, nested or flat."""
-    from openrlhf.utils.deepspeed.build import strategy_of
+    from openrlhf.strategy.build import strategy_of
 
     return strategy_of(from_namespace(args), args)
 

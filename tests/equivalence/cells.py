@@ -76,7 +76,7 @@ class Run:
 
 def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     """The curve, with the whole weights on rank 0; None on other ranks."""
-    from openrlhf.checkpoint.gathering import whole_weights
+    from openrlhf.engine.gathering import whole_weights
 
     run = prepare_run(recipe, layout)
     results = run.train(0, recipe.num_steps)
@@ -90,12 +90,12 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
 
 def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     """Everything up to the first step, on this rank."""
+    from openrlhf.engine.engine_config import EngineSettings
+    from openrlhf.engine.optimizers import AdamSettings
+    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
     from openrlhf.models import Actor
+    from openrlhf.strategy.strategy import DeepspeedStrategy
     from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
-    from openrlhf.utils.deepspeed.engine_config import EngineSettings
-    from openrlhf.utils.deepspeed.optimizers import AdamSettings
-    from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
-    from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
 
     strategy = DeepspeedStrategy(
         train_batch_size=recipe.batch_size,

@@ -18,8 +18,8 @@ import transformers.models.qwen3.modeling_qwen3
 import transformers.optimization  # noqa: F401
 from deepspeed.accelerator import get_accelerator
 
-import openrlhf.cli.sft_run  # noqa: F401
-from openrlhf.utils.deepspeed.operators import compiled_for_communication, sole_compiler
+import openrlhf.run.sft_run  # noqa: F401
+from openrlhf.engine.operators import compiled_for_communication, sole_compiler
 
 torch.set_num_threads(1)
 with compiled_for_communication():

@@ -7,7 +7,7 @@ import torch
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.models.log_prob_head import LogProbHead
+from openrlhf.models.head.log_prob_head import LogProbHead
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, gradients, make_samples, reference_log_probs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.models.cpu_kernels import log_probs as cpu_log_probs
-from openrlhf.models.target_log_probs import weighted_log_probs
+from openrlhf.models.head.target_log_probs import weighted_log_probs
 
 NUM_ROWS = 21
 pytestmark = pytest.mark.skipif(

@@ -39,7 +39,7 @@ def test_ring_of_two_ranks_on_one_gpu(two_ranks, dtype):
 
 
 def test_tiles_on_the_gpu_equal_full_logits():
-    from openrlhf.models.target_log_probs import target_log_probs
+    from openrlhf.models.head.target_log_probs import target_log_probs
 
     hidden = torch.randn(300, 64, device="cuda", requires_grad=True)
     weight = torch.randn(5000, 64, device="cuda", requires_grad=True)

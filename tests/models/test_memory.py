@@ -13,8 +13,8 @@ FULL_LOGITS_BYTES = 4 * NUM_TARGETS * VOCAB
 
 MEASURE = f"""
 import sys, torch
-from openrlhf.models.log_prob_head import LogProbHead
-from openrlhf.models.logit_transform import LogitTransform
+from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.models.head.logit_transform import LogitTransform
 
 def memory_bytes(field):  # VmRSS: in use, VmHWM: its peak; of this process alone, as getrusage's is not after a fork
     with open("/proc/self/status") as file:

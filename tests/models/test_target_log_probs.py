@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.models.logit_transform import LogitTransform
-from openrlhf.models.target_log_probs import target_log_probs, weighted_log_probs
+from openrlhf.models.head.logit_transform import LogitTransform
+from openrlhf.models.head.target_log_probs import target_log_probs, weighted_log_probs
 from tests.models.batches import assert_close
 
 TRANSFORMS = [
@@ -64,7 +64,7 @@ def test_tile_sizes(tile_bytes):
 
 
 def test_several_rows_of_tiles(monkeypatch):
-    monkeypatch.setattr("openrlhf.models.target_log_probs._MAX_TILE_ROWS", 10)
+    monkeypatch.setattr("openrlhf.models.head.target_log_probs._MAX_TILE_ROWS", 10)
     assert_equal_to_full_logits(inputs(), LogitTransform(), 1, 1e-13)
 
 
@@ -96,7 +96,7 @@ def test_a_frozen_weight_gets_no_gradient():
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("tile_rows", [10, 4096])
 def test_the_weighted_sum_has_the_gradients_of_its_log_probs(monkeypatch, kept_bytes, transform, tile_rows):
-    monkeypatch.setattr("openrlhf.models.target_log_probs._MAX_TILE_ROWS", tile_rows)
+    monkeypatch.setattr("openrlhf.models.head.target_log_probs._MAX_TILE_ROWS", tile_rows)
     tensors, weights = inputs(), torch.linspace(0, 1, NUM_TARGETS, dtype=torch.float64)
     plain = by_full_logits(**tensors, transform=transform)
     log_probs, weighted_sum = weighted_log_probs(

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from openrlhf.models import Actor
-from openrlhf.models.log_prob_head import LogProbHead
-from openrlhf.models.logit_transform import PLAIN
-from openrlhf.models.tied_embedding import TiedEmbedding
+from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.models.head.logit_transform import PLAIN
+from openrlhf.models.head.tied_embedding import TiedEmbedding
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples
 

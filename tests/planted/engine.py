@@ -5,31 +5,31 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _STRATEGY = "tests/strategy/test_strategy.py"
-_GUARD = "tests/strategy/test_step_guard.py"
-_SCHEDULES = "tests/strategy/test_schedules.py"
+_GUARD = "tests/engine/test_step_guard.py"
+_SCHEDULES = "tests/engine/test_schedules.py"
 _ADD_UP = "tests/strategy/test_ranks_add_up.py::test_two_ranks_compute_the_step_of_a_plain_loop"
 
 BUGS = [
     Bug(
         "micro_batches_overwrite_the_sum",
         "of a window's micro-batches the last one alone is trained",
-        "utils/deepspeed/bf16_gradients.py",
+        "engine/patches/bf16_gradients.py",
         "into.add_(piece)",
         "into.copy_(piece)",
-        ("tests/strategy/test_bf16_gradients.py::test_micro_batches_add_up_in_float32",),
+        ("tests/engine/test_bf16_gradients.py::test_micro_batches_add_up_in_float32",),
     ),
     Bug(
         "ranks_sum_instead_of_mean",
         "gradients grow with the number of ranks",
-        "utils/deepspeed/bf16_gradients.py",
+        "engine/patches/bf16_gradients.py",
         "tensor.mul_(1.0 / num_ranks)",
         "pass",
-        ("tests/strategy/test_bf16_gradients.py::test_ranks_get_their_mean",),
+        ("tests/engine/test_bf16_gradients.py::test_ranks_get_their_mean",),
     ),
     Bug(
         "averaging_not_undone",
         "gradients shrink with the number of ranks",
-        "utils/deepspeed/strategy.py",
+        "strategy/strategy.py",
         "backward(loss_share * self._num_engine_data_ranks)",
         "backward(loss_share)",
         (_ADD_UP,),
@@ -37,7 +37,7 @@ BUGS = [
     Bug(
         "order_depends_on_ranks",
         "another number of ranks trains other samples in each step",
-        "utils/deepspeed/strategy.py",
+        "strategy/strategy.py",
         "StepSchedule(len(dataset), self.train_batch_size, self.seed, shuffle)",
         "StepSchedule(len(dataset), self.train_batch_size, self.seed + self.groups.data_size, shuffle)",
         ("tests/strategy/test_data_order.py::test_steps_hold_the_same_samples_on_any_ranks_in_any_layout",),
@@ -45,7 +45,7 @@ BUGS = [
     Bug(
         "norms_decay",
         "weight decay shrinks norms and biases",
-        "utils/deepspeed/optimizers.py",
+        "engine/optimizers.py",
         "if isinstance(child, EMBEDDING_TYPES) or _num_dims(parameter) < 2",
         "if isinstance(child, EMBEDDING_TYPES)",
         (f"{_STRATEGY}::test_decay_is_for_matrices_alone",),
@@ -53,7 +53,7 @@ BUGS = [
     Bug(
         "decay_lost",
         "--adam.weight_decay does nothing",
-        "utils/deepspeed/optimizers.py",
+        "engine/optimizers.py",
         "if id(p) not in undecayed], weight_decay=weight_decay),",
         "if id(p) not in undecayed], weight_decay=0.0 * weight_decay),",
         (f"{_STRATEGY}::test_decay_is_for_matrices_alone",),
@@ -61,7 +61,7 @@ BUGS = [
     Bug(
         "warm_up_too_short",
         "the warm-up is a tenth of what was asked for",
-        "utils/deepspeed/schedules.py",
+        "engine/schedules.py",
         "math.ceil(self.num_training_steps * self.warmup_ratio)",
         "math.ceil(self.num_training_steps * self.warmup_ratio / 10)",
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),
@@ -69,7 +69,7 @@ BUGS = [
     Bug(
         "least_rate_ignored",
         "--min_lr_ratio does nothing: the last steps train nothing",
-        "utils/deepspeed/schedules.py",
+        "engine/schedules.py",
         'specific = {"min_lr_rate": settings.min_lr_ratio}',
         'specific = {"min_lr_rate": 0.0}',
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),
@@ -77,7 +77,7 @@ BUGS = [
     Bug(
         "gradients_not_clipped",
         "--max_norm does nothing",
-        "utils/deepspeed/engine_config.py",
+        "engine/engine_config.py",
         '"gradient_clipping": settings.max_norm if is_training else 0.0,',
         '"gradient_clipping": 0.0,',
         (f"{_SCHEDULES}::test_gradients_are_clipped_at_the_users_norm",),
@@ -85,7 +85,7 @@ BUGS = [
     Bug(
         "loss_scale_fixed",
         "small fp16 gradients vanish",
-        "utils/deepspeed/engine_config.py",
+        "engine/engine_config.py",
         '"loss_scale": 0,',
         '"loss_scale": 1,',
         (f"{_SCHEDULES}::test_fp16_finds_its_loss_scale_by_itself",),
@@ -93,7 +93,7 @@ BUGS = [
     Bug(
         "gradients_summed_in_half_precision",
         "the sum of a window's gradients depends on how it was cut",
-        "utils/deepspeed/engine_config.py",
+        "engine/engine_config.py",
         'return None if settings.zero_stage == 0 else "fp32"',
         "return None",
         (f"{_STRATEGY}::test_gradients_add_up_in_float32_where_deepspeed_can",),
@@ -101,7 +101,7 @@ BUGS = [
     Bug(
         "non_finite_step_applied",
         "one infinite gradient destroys the weights",
-        "utils/deepspeed/step_guard.py",
+        "engine/step_guard.py",
         "if not math.isfinite(grad_norm):",
         "if math.isnan(grad_norm) and self._max_spike:",
         (f"{_GUARD}::test_a_step_that_is_not_finite_is_held_back",),
@@ -109,7 +109,7 @@ BUGS = [
     Bug(
         "spike_guard_off_by_its_factor",
         "the guard holds back every step above the usual norm",
-        "utils/deepspeed/step_guard.py",
+        "engine/step_guard.py",
         "if grad_norm > self._max_spike * usual:",
         "if grad_norm > usual:",
         (f"{_GUARD}::test_a_spike_is_what_exceeds_the_factor_times_the_usual_norm",),
@@ -117,7 +117,7 @@ BUGS = [
     Bug(
         "spike_guard_judges_at_once",
         "the first steps of a run, whose norms vary, are held back",
-        "utils/deepspeed/step_guard.py",
+        "engine/step_guard.py",
         "len(self._recent_norms) >= STEPS_BEFORE_SPIKES_COUNT:",
         "len(self._recent_norms) >= 1:",
         (f"{_GUARD}::test_before_there_is_a_history_nothing_is_a_spike",),
@@ -125,7 +125,7 @@ BUGS = [
     Bug(
         "spikes_become_usual",
         "after some spikes the guard lets them pass",
-        "utils/deepspeed/step_guard.py",
+        "engine/step_guard.py",
         'deque(state["recent_norms"], maxlen=HISTORY_STEPS)',
         "deque(maxlen=HISTORY_STEPS)",
         (f"{_GUARD}::test_the_history_goes_on_after_a_resume",),

@@ -12,7 +12,7 @@ BUGS = [
     Bug(
         "soft_cap_not_applied",
         "Gemma's logits are not soft-capped",
-        "models/logit_transform.py",
+        "models/head/logit_transform.py",
         "return head_output.mul_(self.scale / self.cap).tanh_().mul_(self.cap / self.temperature)",
         "return head_output.mul_(self.scale / self.temperature)",
         (f"{_TILES}::test_transforms",),
@@ -20,7 +20,7 @@ BUGS = [
     Bug(
         "soft_cap_without_slope",
         "gradients of soft-capped logits are too large",
-        "models/logit_transform.py",
+        "models/head/logit_transform.py",
         "return (logits * (self.temperature / self.cap)).square_().neg_().add_(1.0).mul_(steepest)",
         "return steepest",
         (f"{_TILES}::test_transforms",),
@@ -44,7 +44,7 @@ BUGS = [
     Bug(
         "tile_without_its_maximum",
         "large logits overflow: the loss is infinite",
-        "models/target_log_probs.py",
+        "models/head/target_log_probs.py",
         "highest = logits.amax(1, keepdim=True)",
         "highest = torch.zeros_like(logits[:, :1])",
         (f"{_TILES}::test_huge_logits_stay_finite",),
@@ -52,7 +52,7 @@ BUGS = [
     Bug(
         "last_tile_alone_is_summed",
         "the softmax runs over a part of the vocabulary",
-        "models/target_log_probs.py",
+        "models/head/target_log_probs.py",
         "torch.logaddexp(self.log_sum_exp[rows], _log_sum_exp_(logits))",
         "_log_sum_exp_(logits)",
         (f"{_TILES}::test_tile_sizes",),
@@ -60,7 +60,7 @@ BUGS = [
     Bug(
         "log_probs_summed_in_half_precision",
         "log-probs of a bf16 model have three digits",
-        "models/target_log_probs.py",
+        "models/head/target_log_probs.py",
         "return self.transform.apply_(output.to(torch.promote_types(output.dtype, torch.float32), copy=copy))",
         "return self.transform.apply_(output.clone())",
         ("tests/models/test_tile_precision.py::test_the_sum_over_the_vocabulary_is_taken_in_float32",),
@@ -68,7 +68,7 @@ BUGS = [
     Bug(
         "tiles_kept_unscaled",
         "the weighted sum forgets what it was multiplied by: the loss scale, the number of ranks",
-        "models/target_log_probs.py",
+        "models/head/target_log_probs.py",
         "gradient.mul_(grads[1])",
         "gradient",
         (f"{_TILES}::test_the_weighted_sum_has_the_gradients_of_its_log_probs",),
@@ -76,7 +76,7 @@ BUGS = [
     Bug(
         "kept_tiles_are_overwritten",
         "float32 logits that are kept for their gradient are exponentiated in place",
-        "models/target_log_probs.py",
+        "models/head/target_log_probs.py",
         "logits = self._head.logits(output, copy=self._outputs_are_kept)",
         "logits = self._head.logits(output, copy=False)",
         (f"{_TILES}::test_both_forms_give_the_same_bits",),
@@ -100,7 +100,7 @@ BUGS = [
     Bug(
         "tied_rows_count_twice",
         "with tied embeddings the last micro-batch's tokens count again in each later one",
-        "models/tied_embedding.py",
+        "models/head/tied_embedding.py",
         "        self._rows.clear()\n",
         "",
         ("tests/models/test_tied_embedding.py::test_several_micro_batches_add_up",),
@@ -108,7 +108,7 @@ BUGS = [
     Bug(
         "tied_padding_is_trained",
         "with tied embeddings the padding token is trained, though the model says that it is not",
-        "models/tied_embedding.py",
+        "models/head/tied_embedding.py",
         "if self.padding_idx is not None:",
         "if False:",
         ("tests/models/test_tied_embedding.py::test_the_gradient_is_torchs",),
@@ -133,7 +133,7 @@ BUGS = [
     Bug(
         "head_unties_the_embeddings",
         "tied embeddings drift apart in training",
-        "models/log_prob_head.py",
+        "models/head/log_prob_head.py",
         "self.weight = head.weight",
         "self.weight = nn.Parameter(head.weight.detach().clone())",
         ("tests/models/test_loading.py::test_tied_weights_stay_tied_and_the_saved_model_is_plain",),

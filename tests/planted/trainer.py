@@ -67,7 +67,7 @@ BUGS = [
     Bug(
         "dropout_the_same_every_step",
         "every step drops the same units",
-        "utils/random_streams.py",
+        "parallel/random_streams.py",
         'f"{seed}/{optimizer_step}/{micro_step}/{rank}"',
         'f"{seed}/{micro_step}/{rank}"',
         (f"{_STEP}::test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before",),
@@ -75,7 +75,7 @@ BUGS = [
     Bug(
         "dropout_the_same_every_micro_step",
         "all micro-batches of a step drop the same units",
-        "utils/random_streams.py",
+        "parallel/random_streams.py",
         'f"{seed}/{optimizer_step}/{micro_step}/{rank}"',
         'f"{seed}/{optimizer_step}/{rank}"',
         (f"{_STEP}::test_micro_steps_of_a_window_drop_different_things",),
@@ -115,10 +115,10 @@ BUGS = [
     Bug(
         "horizon_of_one_epoch",
         "the learning rate is at its least after one epoch of three",
-        "cli/sft_run.py",
+        "run/sft_run.py",
         "self.config.train.batch_size) * self.config.train.max_epochs",
         "self.config.train.batch_size)",
-        ("tests/strategy/test_schedules.py::test_the_horizon_of_a_run_is_all_its_epochs",),
+        ("tests/engine/test_schedules.py::test_the_horizon_of_a_run_is_all_its_epochs",),
     ),
     Bug(
         "padded_share_says_no_padding",

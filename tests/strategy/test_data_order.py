@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from openrlhf.parallel.groups import alone
-from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
+from openrlhf.strategy.strategy import DeepspeedStrategy
 
 ROWS = [(torch.tensor([5, 6, 7]), torch.ones(3), torch.ones(3))] * 20
 

@@ -11,10 +11,10 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     """Loss and gradient norm of one step over rows of unlike lengths, on this pool's ranks."""
     import torch
 
+    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
     from openrlhf.models import Actor
+    from openrlhf.strategy.strategy import DeepspeedStrategy
     from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
-    from openrlhf.utils.deepspeed.schedules import ScheduleSettings, build_schedule
-    from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
     from tests.helpers.tiny_models import tiny_model
     from tests.trainer.plain_engine import make_rows
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from openrlhf.engine.engine_config import EngineSettings, engine_config
+from openrlhf.engine.optimizers import decay_groups
 from openrlhf.models.limits import cpu_computes_fp16
-from openrlhf.utils.deepspeed.engine_config import EngineSettings, engine_config
-from openrlhf.utils.deepspeed.optimizers import decay_groups
 from tests.helpers.tiny_models import tiny_model
 from tests.strategy import cases
 

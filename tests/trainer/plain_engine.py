@@ -10,8 +10,8 @@ import torch
 from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, TokenBudget
 from openrlhf.models import Actor
 from openrlhf.parallel.groups import alone
+from openrlhf.strategy.strategy import DeepspeedStrategy
 from openrlhf.trainer.window_step import AuxLossSettings, StepResult, WindowStep
-from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
 from tests.helpers.tiny_models import tiny_model
 
 Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

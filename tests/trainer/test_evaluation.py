@@ -7,8 +7,8 @@ import torch
 
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.models import Actor
+from openrlhf.strategy.strategy import DeepspeedStrategy
 from openrlhf.trainer.evaluation import evaluate
-from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
 from tests.helpers.tiny_models import tiny_model
 from tests.trainer.plain_engine import Recipe, make_loader, make_rows
 from tests.trainer.test_window_step import plain_loop

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.utils.build_folder import builds_are_for, sole_builder
+from openrlhf.build_folder import builds_are_for, sole_builder
 
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent

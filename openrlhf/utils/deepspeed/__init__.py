@@ -1,5 +1,5 @@
-"""The engine: DeepSpeed's configuration, its averaging (undone in one place), its optimizers."""
+"""OpenRLHF's import path of the strategy."""
 
-from openrlhf.utils.deepspeed.strategy import DeepspeedStrategy
+from openrlhf.strategy import DeepspeedStrategy
 
 __all__ = ["DeepspeedStrategy"]

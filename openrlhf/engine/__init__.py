@@ -1,0 +1,1 @@
+"""All that knows DeepSpeed: configuration, engine, optimizers, parameters; its patches stand in `patches/`."""

@@ -1,0 +1,111 @@
+"""Optimizers: AdamW through DeepSpeed (on the CPU where offloaded) and Muon; decay on the right parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from openrlhf.engine.operators import sole_compiler
+from openrlhf.engine.patches.cpu_adam_steps import make_steps_independent
+
+EMBEDDING_TYPES = (nn.Embedding,)
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    lr: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class MuonSettings:
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for hidden matrices; AdamW for everything else."""
+
+    lr: float = 0.02
+    momentum: float = 0.95
+
+
+def build_adamw(module: nn.Module, settings: AdamSettings, offload: bool) -> torch.optim.Optimizer:
+    """DeepSpeed's FusedAdam, or its CPU Adam where the optimizer's state is offloaded; both decouple the decay."""
+    options: dict[str, Any] = dict(lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    groups = decay_groups(module, settings.weight_decay)
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        with sole_compiler("cpu_adam"):
+            optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    else:
+        from deepspeed.ops.adam import FusedAdam
+
+        with sole_compiler("fused_adam"):
+            optimizer = FusedAdam(groups, adam_w_mode=True, **options)
+    make_steps_independent(optimizer)
+    return optimizer
+
+
+def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> torch.optim.Optimizer:
+    """DeepSpeed's Muon on the matrices of hidden layers; embeddings, head, biases and norms take AdamW."""
+    from deepspeed.ops.adam import FusedAdam
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    hidden_matrices = _hidden_matrices(module)
+    for parameter in module.parameters():
+        parameter.use_muon = id(parameter) in hidden_matrices  # type: ignore[attr-defined]  # DeepSpeed's mark
+    groups: list[dict[str, Any]] = []
+    for group in decay_groups(module, adam.weight_decay):
+        decay = group["weight_decay"]
+        matrices = [p for p in group["params"] if p.use_muon]
+        others = [p for p in group["params"] if not p.use_muon]
+        if matrices:
+            groups.append(dict(params=matrices, use_muon=True, lr=muon.lr, momentum=muon.momentum, weight_decay=decay))
+        if others:
+            groups.append(
+                dict(params=others, use_muon=False, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=decay)
+            )
+    with sole_compiler("fused_adam"):
+        optimizer = MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
+    if optimizer.aux_optimizer is not None:
+        make_steps_independent(optimizer.aux_optimizer)
+    return optimizer
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; biases, norms and embeddings do not."""
+    undecayed = {
+        id(parameter)
+        for child in module.modules()
+        for parameter in child.parameters(recurse=False)
+        if isinstance(child, EMBEDDING_TYPES) or _num_dims(parameter) < 2
+    }
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        dict(params=[p for p in trainable if id(p) not in undecayed], weight_decay=weight_decay),
+        dict(params=[p for p in trainable if id(p) in undecayed], weight_decay=0.0),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _hidden_matrices(module: nn.Module) -> set[int]:
+    """ids of the 2-D weights that are neither an embedding nor the head (whose rows are the vocabulary)."""
+    vocabulary = {child.num_embeddings for child in module.modules() if isinstance(child, EMBEDDING_TYPES)}
+    return {
+        id(parameter)
+        for child in module.modules()
+        if not isinstance(child, EMBEDDING_TYPES)
+        for parameter in child.parameters(recurse=False)
+        if _num_dims(parameter) == 2 and _shape(parameter)[0] not in vocabulary
+    }
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The whole shape, also of a parameter that ZeRO-3 has partitioned."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _num_dims(parameter: nn.Parameter) -> int:
+    return len(_shape(parameter))

@@ -1,0 +1,1 @@
+"""Changes to how DeepSpeed, transformers and torch behave: a file each."""

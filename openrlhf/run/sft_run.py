@@ -1,0 +1,219 @@
+"""The parts of a run of supervised fine-tuning, put together in the order in which they can fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openrlhf.checkpoint.checkpointer import FoundCheckpoint
+from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
+from openrlhf.checkpoint.export import is_exported
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run
+from openrlhf.checkpoint.manifest import saved_identity
+from openrlhf.cli.garbage import keeping_all
+from openrlhf.config import SFTConfig, as_namespace, write_resolved
+from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.datasets.sft_dataset import SFTDataset
+from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from openrlhf.models.limits import check_positions
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.run.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.run.recipe import changes_in_words, recipe_of
+from openrlhf.run.run_summary import summarize_run
+from openrlhf.strategy.build import strategy_of
+from openrlhf.tracking import draw_training_curves, print_start_table
+from openrlhf.tracking.open_tracker import METRICS_FILE
+from openrlhf.trainer import SFTTrainer
+
+CURVES_FILE = "training_curves.png"
+
+
+class SFTRun:
+    """A run: its configuration, data, strategy, trainer."""
+
+    def __init__(self, config: SFTConfig, tokenizer: Any, train_data: SFTDataset, eval_data: SFTDataset | None):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.train_data = train_data
+        self.eval_data = eval_data
+        self.strategy = strategy_of(config)
+        self.consumed_samples = 0
+        self._found: FoundCheckpoint | None = None
+
+    @classmethod
+    def prepare_data(cls, config: SFTConfig) -> SFTRun:
+        """Before ranks are joined: nobody waits in a collective for a tokenizer."""
+        tokenizer = build_tokenizer(config)
+        model_config = check_layout(config)
+        run = cls(config, tokenizer, build_train_data(config, tokenizer), build_eval_data(config, tokenizer))
+        for dataset in (run.train_data, run.eval_data):
+            if dataset is not None:
+                longest = int(dataset.num_tokens.argmax())
+                check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
+        return run
+
+    def join_ranks(self) -> None:
+        self.strategy.setup_distributed()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-len(self.train_data) // self.config.train.batch_size) * self.config.train.max_epochs
+
+    # --- going on ------------------------------------------------------------------------------------------------
+
+    def has_finished(self) -> bool:
+        """Looks for the checkpoint to go on from. True where that run has finished and its model is exported."""
+        ckpt = self.config.ckpt
+        checkpointer = self.strategy.desk.checkpointer(ckpt.path, ckpt.max_num, ckpt.max_mem, ckpt.background_save)
+        if not ckpt.load_enable:
+            self._set_earlier_run_aside(checkpointer)
+            return False
+        self._found, problems = checkpointer.find()
+        for problem in problems:
+            self.strategy.print(f"warning: {problem}")
+        if self._found is None:
+            if checkpointer.store.candidates():
+                raise UserError(
+                    f"no whole checkpoint is left in {ckpt.path}. Give another --ckpt.path to start anew.", *problems
+                )
+            self.strategy.print(
+                f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
+            )
+            return False
+        self._check_same_run(self._found)
+        if self._found.progress.finished and self._is_exported():
+            self.strategy.print(
+                f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. "
+                "Nothing is done."
+            )
+            return True
+        return False
+
+    def _is_exported(self) -> bool:
+        """Rank 0 has written the model; its folder need not be seen by other machines."""
+        return gather_objects(is_exported(self.config.ckpt.output_dir), self.strategy.groups.control)[0]
+
+    def _check_same_run(self, found: FoundCheckpoint) -> None:
+        """What can be compared before the model is built, so that a finished run is not taken for another one."""
+        saved = RunIdentity.from_dict(saved_identity(found.path))
+        now = replace(
+            saved,
+            data_fingerprint=self.train_data.fingerprint,
+            num_samples=len(self.train_data),
+            seed=self.config.train.seed,
+            batch_size=self.config.train.batch_size,
+            loss_reduction=self.config.train.loss_reduction,
+            schedule_num_steps=self.num_steps,
+            optimizer=self.config.optim,
+            param_dtype=self.config.ds.param_dtype,
+        )
+        check_same_run(saved, now, str(found.path), self.config.ckpt.allow_mismatch)
+
+    def _set_earlier_run_aside(self, checkpointer: Any) -> None:
+        """A new run among another's checkpoints would one day resume from the wrong one."""
+        moved_to = set_earlier_run_aside(checkpointer.store, self.strategy.groups.control)
+        if moved_to:
+            self.strategy.print(
+                f"{self.config.ckpt.path} holds checkpoints of an earlier run: they are in {moved_to} now. "
+                "(--ckpt.load_enable goes on with a run.)"
+            )
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        config, strategy = self.config, self.strategy
+        with keeping_all():  # DeepSpeed, whose engine comes next, searches for garbage several times
+            actor = self._actor()
+            optimizer = strategy.create_optimizer(actor)
+            horizon = ScheduleSettings(config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio)
+            scheduler = build_schedule(optimizer, horizon)
+        actor, optimizer, scheduler = strategy.prepare((actor, optimizer, scheduler))
+        self.trainer = SFTTrainer(
+            actor,
+            strategy,
+            optimizer,
+            self._loader(self.train_data, shuffle=True),
+            self._loader(self.eval_data, shuffle=False) if self.eval_data is not None else None,
+            scheduler,
+            max_norm=config.max_norm,
+            pretrain_mode=config.model.pretrain_mode_enable,
+            batch_size=config.train.batch_size,
+            max_epochs=config.train.max_epochs,
+            tokenizer=self.tokenizer,
+            save_hf_ckpt=config.ckpt.save_hf,
+            disable_ds_ckpt=config.ckpt.disable_ds,
+        )
+
+    def _actor(self) -> Actor:
+        model, ds = self.config.model, self.config.ds
+        actor = Actor(
+            model.model_name_or_path,
+            attn_implementation=ds.attn_implementation,
+            param_dtype=ds.param_dtype,
+            load_in_4bit=ds.load_in_4bit,
+            lora_rank=ds.lora.rank,
+            lora_alpha=ds.lora.alpha,
+            lora_dropout=ds.lora.dropout,
+            target_modules=ds.lora.target_modules,
+            ds_config=self.strategy.get_ds_train_config(),
+            packing_samples=ds.packing_samples,
+            use_liger_kernel=ds.use_liger_kernel,
+            ring_attn_size=ds.ring_attn_size,
+            ring_head_stride=ds.ring_head_stride,
+            trust_remote_code=model.trust_remote_code,
+        )
+        if model.gradient_checkpointing_enable:
+            actor.gradient_checkpointing_enable({"use_reentrant": model.gradient_checkpointing_reentrant})
+        if model.compile_layers:
+            actor.compile_layers()
+        return actor
+
+    def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
+        return self.strategy.setup_dataloader(
+            dataset,
+            self.config.train.micro_batch_size,
+            shuffle=shuffle,
+            collate_fn=dataset.collate_fn,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint that was found."""
+        if self._found is None:
+            return
+        path, states = self.strategy.load_found(
+            self.trainer.model,
+            self.config.ckpt.path,
+            self._found,
+            identity=self.trainer.identity(self.num_steps),
+            allow_mismatch=self.config.ckpt.allow_mismatch,
+        )
+        self.consumed_samples = states["consumed_samples"]
+        self.strategy.print(f"going on from {path}: {self.consumed_samples:,} samples are trained.")
+        for sentence in changes_in_words(self.strategy.restored_recipe, recipe_of(self.config)):
+            self.strategy.print(f"warning: {sentence}")
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        if self.strategy.is_rank_0():
+            write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
+            print_start_table(
+                summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
+            )
+        self.trainer.fit(as_namespace(self.config), self.consumed_samples)
+
+    def export(self) -> None:
+        """The model in Hugging Face form, and the picture of how it came about."""
+        output_dir = Path(self.config.ckpt.output_dir)
+        with self.strategy.watchdog.long_phase("exporting the model"):
+            self.strategy.save_model(
+                self.trainer.model, self.tokenizer, str(output_dir), max_shard_size=self.config.ckpt.export_shard_size
+            )
+        if self.strategy.is_rank_0():
+            draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
+            self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")

@@ -1,0 +1,1 @@
+"""Ranks that watch each other: connections, heartbeats, and the verdict which rank is lost."""

@@ -1,0 +1,44 @@
+"""One horizon for the whole run: the learning rate warms up once and falls to its least at the last step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openrlhf.config.schema import build
+from openrlhf.engine.engine_config import EngineSettings, engine_config
+from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+from openrlhf.run.sft_run import SFTRun
+
+
+def rates(num_steps: int, warmup_ratio: float) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, ScheduleSettings("cosine_with_min_lr", num_steps, warmup_ratio, 0.1))
+    found = []
+    for _ in range(num_steps + 1):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_it_warms_up_once_and_never_rises_again():
+    found = rates(num_steps=40, warmup_ratio=0.1)
+    assert found[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert found[4:] == sorted(found[4:], reverse=True)
+    assert found[-1] == pytest.approx(0.1)
+
+
+def test_the_horizon_of_a_run_is_all_its_epochs():
+    config = build({"train.batch_size": 4, "train.max_epochs": 3, "model.model_name_or_path": "x", "data.dataset": "y"})
+    assert SFTRun(config, tokenizer=None, train_data=[None] * 22, eval_data=None).num_steps == 18
+
+
+def test_gradients_are_clipped_at_the_users_norm():
+    assert engine_config(EngineSettings(max_norm=0.7))["gradient_clipping"] == 0.7
+
+
+def test_fp16_finds_its_loss_scale_by_itself():
+    scale = engine_config(EngineSettings(param_dtype="fp16"))["fp16"]
+    assert scale["enabled"]
+    assert scale["loss_scale"] == 0, "0 is DeepSpeed's word for a scale that follows the gradients"

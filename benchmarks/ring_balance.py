@@ -120,13 +120,13 @@ def activation_bytes(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
     """Bytes that this rank's forward pass keeps for its backward pass, the weights not counted; runs in a rank."""
     import torch.distributed as dist
 
-    from openrlhf.batching.micro_batch import Sample, make_micro_batch
+    from openrlhf.batching import TokenSequence, Unit, make_micro_batch
     from openrlhf.models import Actor
     from tests.helpers.tiny_models import tiny_model
 
     rank, size = dist.get_rank(), dist.get_world_size()
     actor = Actor(tiny_model(**MODEL), packing_samples=True, ring_attn_size=size)
-    rows = [Sample(ids, mask, "") for ids, mask in samples]
+    rows = [Unit((TokenSequence(ids, mask),), "") for ids, mask in samples]
     micro_batch = make_micro_batch(rows, packed=True, pad_token_id=0).share(rank, size)
     weights = {parameter.untyped_storage().data_ptr() for parameter in actor.parameters()}
     kept: dict[int, tuple[int, torch.Tensor]] = {}

@@ -1,7 +1,7 @@
-"""Which rank computes which samples of a window, in which micro-batch.
+"""The layout of a step window: the rank and the micro-batch that compute each of its units.
 
 Every rank computes the same layout from the same lengths, so all ranks run the same number of micro-batches and
-collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places in the window, maybe empty.
+collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places of units in the window, maybe empty.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from openrlhf.batching.unit import UnitLengths
 from openrlhf.errors import UserError
 
 Layout = list[list[tuple[int, ...]]]
@@ -18,17 +19,17 @@ Layout = list[list[tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class FixedSize:
-    """At most `micro_batch_size` samples a micro-batch; samples of like length stand together, to pad little."""
+    """At most `micro_batch_size` units a micro-batch; units of like length stand together, to pad little."""
 
     micro_batch_size: int
 
-    def __call__(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
-        """Args: lengths_tokens: one a sample of the window. Returns: see the module's head."""
-        longest_first = _longest_first(lengths_tokens)
-        samples_a_micro_step = self.micro_batch_size * num_data_ranks
+    def __call__(self, units: Sequence[UnitLengths], num_data_ranks: int) -> Layout:
+        """Args: units: the lengths of each unit of the window. Returns: see the module's head."""
+        longest_first = _longest_first([max(lengths) for lengths in units])
+        units_a_micro_step = self.micro_batch_size * num_data_ranks
         layout = []
-        for start in range(0, len(longest_first), samples_a_micro_step):
-            places = longest_first[start : start + samples_a_micro_step]
+        for start in range(0, len(longest_first), units_a_micro_step):
+            places = longest_first[start : start + units_a_micro_step]
             layout.append([tuple(places[rank::num_data_ranks]) for rank in range(num_data_ranks)])
         return layout
 
@@ -40,28 +41,29 @@ class TokenBudget:
     max_tokens: int
     packed: bool
 
-    def __call__(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
-        """Args: lengths_tokens: one a sample of the window. Returns: see the module's head.
+    def __call__(self, units: Sequence[UnitLengths], num_data_ranks: int) -> Layout:
+        """Args: units: the lengths of each unit of the window. Returns: see the module's head.
 
-        Raises UserError where one sample alone is longer than the budget.
+        Raises UserError where one unit alone is longer than the budget.
         """
-        if max(lengths_tokens) > self.max_tokens:
+        largest = max(self._size_alone(lengths) for lengths in units)
+        if largest > self.max_tokens:
             raise UserError(
-                f"a sample of {max(lengths_tokens)} tokens does not fit --train.max_tokens_per_micro_batch "
+                f"a sample of {largest} tokens does not fit --train.max_tokens_per_micro_batch "
                 f"{self.max_tokens}: raise the budget, or lower --data.max_len."
             )
-        num_micro_steps = self._fewest_micro_steps(lengths_tokens, num_data_ranks)
-        bins = self._fill(lengths_tokens, num_micro_steps * num_data_ranks)
-        while bins is None:
+        tokens = [sum(lengths) for lengths in units]
+        num_micro_steps = max(1, -(-sum(tokens) // (self.max_tokens * num_data_ranks)))
+        while (bins := self._fill(units, tokens, num_micro_steps * num_data_ranks)) is None:
             num_micro_steps += 1
-            bins = self._fill(lengths_tokens, num_micro_steps * num_data_ranks)
-        return _deal(bins, lengths_tokens, num_data_ranks)
+        return _deal(bins, tokens, num_data_ranks)
 
-    def _fewest_micro_steps(self, lengths_tokens: Sequence[int], num_data_ranks: int) -> int:
-        return max(1, -(-sum(lengths_tokens) // (self.max_tokens * num_data_ranks)))
+    def _size_alone(self, lengths: UnitLengths) -> int:
+        return sum(lengths) if self.packed else max(lengths) * len(lengths)
 
-    def _fill(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        return (self._fill_packed if self.packed else self._fill_padded)(lengths_tokens, num_bins)
+    def _fill(self, units: Sequence[UnitLengths], tokens: list[int], num_bins: int) -> list[list[int]] | None:
+        """Places of the units in each bin; None where so few bins do not hold them all."""
+        return self._fill_packed(tokens, num_bins) if self.packed else self._fill_padded(units, num_bins)
 
     def _fill_packed(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
         """Balanced where that holds the budget, else as tight as can be; None where neither does."""
@@ -92,13 +94,16 @@ class TokenBudget:
             insort(rooms, (room - lengths_tokens[place], number))
         return bins
 
-    def _fill_padded(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        """Longest first, a bin as wide as its first sample and as high as the budget allows."""
+    def _fill_padded(self, units: Sequence[UnitLengths], num_bins: int) -> list[list[int]] | None:
+        """Longest first, a bin as wide as its first unit's longest sequence and as high as the budget allows."""
         bins: list[list[int]] = []
-        for place in _longest_first(lengths_tokens):
-            if not bins or (len(bins[-1]) + 1) * lengths_tokens[bins[-1][0]] > self.max_tokens:
+        width = height = 0
+        for place in _longest_first([max(lengths) for lengths in units]):
+            if not bins or (height + len(units[place])) * width > self.max_tokens:
                 bins.append([])
+                width, height = max(units[place]), 0
             bins[-1].append(place)
+            height += len(units[place])
         if len(bins) > num_bins:
             return None
         return bins + [[] for _ in range(num_bins - len(bins))]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching.layout import FixedSize, Layout, TokenBudget
-from openrlhf.batching.micro_batch import LossReduction, MicroBatch, Sample, make_micro_batch, samples_of_batch
+from openrlhf.batching.micro_batch import LossReduction, MicroBatch, make_micro_batch, units_of_batch
 from openrlhf.batching.prefetch import prefetched
 from openrlhf.batching.schedule import StepSchedule, WindowRows
+from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import max_over
@@ -21,7 +22,11 @@ from openrlhf.parallel.groups import ProcessGroups
 
 
 class RowSource(Protocol):
-    """A data set of rows `(input_ids, attention_mask, loss_mask)`, each (L,) or (1, L)."""
+    """A data set of rows `(input_ids, attention_mask, loss_mask)`, each (L,) or (1, L).
+
+    It may also have `num_tokens` (the length of each row), `sample_name(row)` and `row_weight(row)`. A data set whose
+    rows are several sequences has `unit(row)`, a Unit, and `unit_lengths(row)` in place of all these.
+    """
 
     def __len__(self) -> int: ...
 
@@ -72,7 +77,7 @@ class StepWindowLoader:
         micro_batches = []
         for places_of_ranks in self._layout_of(window):
             rows = [int(window.rows[place]) for place in places_of_ranks[self.groups.data_rank]]
-            micro_batch = make_micro_batch([self._sample(row) for row in rows], **vars(self.micro_batch_format))
+            micro_batch = make_micro_batch([self._unit(row) for row in rows], **vars(self.micro_batch_format))
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
         return StepWindow(window.epoch, micro_batches)
 
@@ -81,16 +86,23 @@ class StepWindowLoader:
         return len(self._layout_of(self.schedule.window(0, window_number)))
 
     def _layout_of(self, window: WindowRows) -> Layout:
-        return self.layout([self._length(int(row)) for row in window.rows], self.groups.data_size)
+        return self.layout([self._lengths(int(row)) for row in window.rows], self.groups.data_size)
 
-    def _length(self, row: int) -> int:
-        return int(self._lengths_tokens[row] if self._lengths_tokens is not None else self.dataset[row][0].numel())
+    def _lengths(self, row: int) -> UnitLengths:
+        if hasattr(self.dataset, "unit_lengths"):
+            return self.dataset.unit_lengths(row)
+        if self._lengths_tokens is not None:
+            return (int(self._lengths_tokens[row]),)
+        return (self.dataset[row][0].numel(),)
 
-    def _sample(self, row: int) -> Sample:
+    def _unit(self, row: int) -> Unit:
+        if hasattr(self.dataset, "unit"):
+            return self.dataset.unit(row)
         input_ids, attention_mask, loss_mask = (torch.as_tensor(part).flatten() for part in self.dataset[row][:3])
         is_token = attention_mask.bool()
-        name_of = getattr(self.dataset, "sample_name", "row {}".format)
-        return Sample(input_ids[is_token], loss_mask[is_token], name_of(row))
+        name = self.dataset.sample_name(row) if hasattr(self.dataset, "sample_name") else f"row {row}"
+        weight = self.dataset.row_weight(row) if hasattr(self.dataset, "row_weight") else 1.0
+        return Unit((TokenSequence(input_ids[is_token], loss_mask[is_token]),), name, weight)
 
     def __iter__(self) -> Iterator[Any]:
         for window in self.schedule.windows(max_epochs=1):
@@ -110,11 +122,13 @@ def windows_of_foreign_loader(
     groups: ProcessGroups,
     max_epochs: int,
     skip_windows: int = 0,
+    all_targets: bool = False,
 ) -> Iterator[StepWindow]:
     """Step windows of a DataLoader of the user's own: `num_micro_batches` batches each, an epoch's last maybe fewer.
 
     The loader gives this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S). Ranks may
-    have unlike numbers of batches: the shorter ones compute without targets until all are through.
+    have unlike numbers of batches: the shorter ones compute without targets until all are through. With `all_targets`
+    every token counts, whatever the loss mask says.
     """
     for epoch in range(max_epochs):
         _set_epoch(batches, epoch)
@@ -127,15 +141,15 @@ def windows_of_foreign_loader(
             if skip_windows > 0:
                 skip_windows -= 1
                 continue
-            yield StepWindow(epoch, _micro_batches(taken, num_taken_longest, micro_batch_format, groups))
+            yield StepWindow(epoch, _micro_batches(taken, num_taken_longest, micro_batch_format, groups, all_targets))
 
 
 def _micro_batches(
-    batches: list[Any], number: int, micro_batch_format: MicroBatchFormat, groups: ProcessGroups
+    batches: list[Any], number: int, micro_batch_format: MicroBatchFormat, groups: ProcessGroups, all_targets: bool
 ) -> list[MicroBatch]:
-    samples = [samples_of_batch(batch, f"micro-batch {place}") for place, batch in enumerate(batches)]
-    samples += [[] for _ in range(number - len(batches))]
-    made = (make_micro_batch(some, **vars(micro_batch_format)) for some in samples)
+    units = [units_of_batch(batch, f"micro-batch {place}", all_targets) for place, batch in enumerate(batches)]
+    units += [[] for _ in range(number - len(batches))]
+    made = (make_micro_batch(some, **vars(micro_batch_format)) for some in units)
     return [one.share(groups.sequence_rank, groups.sequence_size) for one in made]
 
 

@@ -1,6 +1,6 @@
-"""Samples → the tensors of one micro-batch. The one place where the loss mask is shifted against the tokens.
+"""Units → the tensors of one micro-batch. The one place where the loss mask is shifted against the tokens.
 
-Shapes: B batch, S sequence (padded), T packed tokens, N target tokens.
+Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, U units.
 """
 
 from __future__ import annotations
@@ -12,18 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.parallel.sequence_shares import sequence_share
 
 LossReduction = Literal["token", "sample"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row of a data set: token ids and the loss mask (`loss_mask[t]`: the log-prob of token t+1 counts)."""
-
-    input_ids: Tensor  # (L,) int64
-    loss_mask: Tensor  # (L,) any number; its last entry counts for nothing
-    name: str  # where the sample stands, for messages
 
 
 @dataclass(frozen=True)
@@ -33,15 +25,24 @@ class MicroBatch:
     input_ids: Tensor  # (B, S), or (1, T) packed
     position_ids: Tensor  # the same shape
     attention_mask: Tensor | None  # (B, S) int64, 1 for a token of a sample; None when packed
-    cu_seqlens: Tensor | None  # (samples + 1,) int32 borders of the whole pack; None when padded
-    max_seqlen: int | None  # longest sample of the pack; None when padded
+    cu_seqlens: Tensor | None  # (sequences + 1,) int32 borders of the whole pack; None when padded
+    max_seqlen: int | None  # longest sequence of the pack; None when padded
     target_index: Tensor  # (N,) int64: place in the flattened input whose hidden state predicts the target
     target_ids: Tensor  # (N,) int64
     target_weights: Tensor  # (N,) float32: the weight of -log p in the loss
-    sample_names: tuple[str, ...]
-    num_tokens: int  # padding not counted; of the whole micro-batch, also when shared by a ring
-    num_target_tokens: int  # likewise
-    target_weight_sum: float  # likewise
+    target_sequence: Tensor  # (N,) int64: the sequence of the micro-batch that the target belongs to
+    unit_numbers: dict[str, Tensor]  # (U,) float32 each, see Unit.numbers
+    # The rest speaks of the whole micro-batch, also where a ring shares it.
+    unit_names: tuple[str, ...]
+    sequences_of_units: tuple[int, ...]  # how many sequences each unit has; they stand in the order of the units
+    num_tokens: int  # padding not counted
+    num_target_tokens: int
+    target_weight_sum: float
+    unit_weight_sum: float
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(self.sequences_of_units)
 
     def to(self, device: torch.device | str) -> MicroBatch:
         moved: dict[str, Any] = {
@@ -49,7 +50,8 @@ class MicroBatch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+        numbers = {name: value.to(device, non_blocking=True) for name, value in self.unit_numbers.items()}
+        return replace(self, **moved, unit_numbers=numbers)
 
     def share(self, ring_rank: int, ring_size: int) -> MicroBatch:
         """This rank's share of a packed micro-batch: its tokens, and the targets that they predict."""
@@ -68,47 +70,70 @@ class MicroBatch:
             target_index=target_index[is_mine],
             target_ids=self.target_ids[is_mine],
             target_weights=self.target_weights[is_mine],
+            target_sequence=self.target_sequence[is_mine],
         )
 
 
 def make_micro_batch(
-    samples: Sequence[Sample], packed: bool, pad_token_id: int, loss_reduction: LossReduction = "token"
+    units: Sequence[Unit], packed: bool, pad_token_id: int, loss_reduction: LossReduction = "token"
 ) -> MicroBatch:
-    """One micro-batch of `samples`; of none, one with two tokens and no target, so that collectives still match."""
-    tokens = [sample.input_ids for sample in samples] or [torch.full((2,), pad_token_id, dtype=torch.long)]
+    """One micro-batch of `units`; of none, one with two tokens and no target, so that collectives still match."""
+    sequences = [(sequence, unit.weight) for unit in units for sequence in unit.sequences]
+    tokens = [sequence.input_ids for sequence, _ in sequences] or [torch.full((2,), pad_token_id, dtype=torch.long)]
     lengths = [len(ids) for ids in tokens]
     starts = _starts(lengths) if packed else [row * max(lengths) for row in range(len(tokens))]
-    targets = [_targets(sample, start, loss_reduction) for sample, start in zip(samples, starts, strict=False)]
+    targets = [
+        _targets(sequence, start, weight if loss_reduction == "sample" else None)
+        for (sequence, weight), start in zip(sequences, starts, strict=False)
+    ]
+    num_targets = [len(index) for index, _, _ in targets]
     return MicroBatch(
         **(_packed_inputs(tokens, lengths) if packed else _padded_inputs(tokens, lengths, pad_token_id)),
         target_index=_cat([index for index, _, _ in targets], torch.long),
         target_ids=_cat([ids for _, ids, _ in targets], torch.long),
         target_weights=_cat([weights for _, _, weights in targets], torch.float32),
-        sample_names=tuple(sample.name for sample in samples),
-        num_tokens=sum(len(sample.input_ids) for sample in samples),
-        num_target_tokens=sum(len(index) for index, _, _ in targets),
+        target_sequence=torch.arange(len(targets)).repeat_interleave(torch.tensor(num_targets, dtype=torch.long)),
+        unit_numbers=_unit_numbers(units),
+        unit_names=tuple(unit.name for unit in units),
+        sequences_of_units=tuple(len(unit.sequences) for unit in units),
+        num_tokens=sum(len(sequence.input_ids) for sequence, _ in sequences),
+        num_target_tokens=sum(num_targets),
         target_weight_sum=float(sum(weights.double().sum() for _, _, weights in targets)),
+        unit_weight_sum=sum(unit.weight for unit in units),
     )
 
 
-def samples_of_batch(batch: Sequence[Tensor], name: str) -> list[Sample]:
-    """The samples, without padding, of `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S)."""
+def units_of_batch(batch: Sequence[Tensor], name: str, all_targets: bool = False) -> list[Unit]:
+    """One unit a row, without padding, of `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S).
+
+    Args: all_targets: every token counts, whatever the loss mask says.
+    """
     input_ids, attention_mask, loss_mask = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in batch[:3])
-    samples = []
+    units = []
     for row in range(len(input_ids)):
         is_token = attention_mask[row].bool()
-        samples.append(Sample(input_ids[row][is_token], loss_mask[row][is_token], f"{name}, row {row}"))
-    return samples
+        mask = loss_mask[row][is_token]
+        sequence = TokenSequence(input_ids[row][is_token], torch.ones_like(mask) if all_targets else mask)
+        units.append(Unit((sequence,), f"{name}, row {row}"))
+    return units
 
 
-def _targets(sample: Sample, start: int, loss_reduction: LossReduction) -> tuple[Tensor, Tensor, Tensor]:
-    """(index, ids, weights) of the targets of a sample whose first token stands at `start` of the flattened input."""
-    counts = sample.loss_mask[:-1]
+def _targets(sequence: TokenSequence, start: int, sum_of_weights: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(index, ids, weights) of the targets of a sequence whose first token stands at `start` of the flattened input.
+
+    Args: sum_of_weights: what the weights shall add up to; None: they are the numbers of the loss mask.
+    """
+    counts = sequence.loss_mask[:-1]
     place = counts.nonzero().flatten()
     weights = counts[place].to(torch.float32)
-    if loss_reduction == "sample" and len(weights):
-        weights = weights / weights.sum()
-    return place + start, sample.input_ids[place + 1], weights
+    if sum_of_weights is not None and len(weights):
+        weights = weights / weights.sum() * sum_of_weights
+    return place + start, sequence.input_ids[place + 1], weights
+
+
+def _unit_numbers(units: Sequence[Unit]) -> dict[str, Tensor]:
+    names = units[0].numbers if units else ()
+    return {name: torch.tensor([unit.numbers[name] for unit in units], dtype=torch.float32) for name in names}
 
 
 def _padded_inputs(tokens: list[Tensor], lengths: list[int], pad_token_id: int) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,10 @@ from openrlhf.parallel.groups import ProcessGroups
 class WindowCounts:
     """Counts of a whole step window, over all ranks."""
 
-    num_samples_global: int
+    num_units_global: int
     num_tokens_global: int
     num_target_tokens_global: int
-    target_weight_sum_global: float  # the one divisor of the loss
+    divisor: float  # of the window's loss: the sum of what its objective weighs
     num_tokens_of_micro_step_global: tuple[int, ...]
 
 
@@ -31,23 +32,27 @@ class StepWindow:
     micro_batches: list[MicroBatch]  # as many on every rank
 
     @property
-    def sample_names(self) -> list[str]:
-        return [name for micro_batch in self.micro_batches for name in micro_batch.sample_names]
+    def unit_names(self) -> list[str]:
+        return [name for micro_batch in self.micro_batches for name in micro_batch.unit_names]
 
-    def count(self, groups: ProcessGroups) -> WindowCounts:
-        """The counts over all ranks: one small reduction, on the CPU."""
-        sums = self._local_sums()
+    def count(self, groups: ProcessGroups, weight_of: Callable[[MicroBatch], float]) -> WindowCounts:
+        """The counts over all ranks: one small reduction, on the CPU.
+
+        Args: weight_of: what a micro-batch adds to the divisor, of the whole micro-batch also where a ring shares it.
+        """
+        sums = self._local_sums(weight_of)
         if groups.sequence_rank or groups.tensor_rank:
-            sums.zero_()  # the ranks of a ring, and of a tensor-parallel group, hold the same samples, which count once
-        samples, targets, weight, *tokens = sum_over(sums, groups.control).tolist()
+            sums.zero_()  # the ranks of a ring, and of a tensor-parallel group, hold the same units, which count once
+        units, targets, divisor, *tokens = sum_over(sums, groups.control).tolist()
         tokens_of_micro_step = tuple(int(number) for number in tokens)
-        return WindowCounts(int(samples), sum(tokens_of_micro_step), int(targets), weight, tokens_of_micro_step)
+        # A window of a loader of the user's own may have no target at all; its loss is 0 whatever it is divided by.
+        return WindowCounts(int(units), sum(tokens_of_micro_step), int(targets), divisor or 1.0, tokens_of_micro_step)
 
-    def _local_sums(self) -> Tensor:
+    def _local_sums(self, weight_of: Callable[[MicroBatch], float]) -> Tensor:
         sums = [
-            len(self.sample_names),
+            len(self.unit_names),
             sum(one.num_target_tokens for one in self.micro_batches),
-            sum(one.target_weight_sum for one in self.micro_batches),
+            sum(weight_of(one) for one in self.micro_batches),
             *(one.num_tokens for one in self.micro_batches),
         ]
         return torch.tensor(sums, dtype=torch.float64)

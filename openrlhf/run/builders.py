@@ -1,4 +1,4 @@
-"""The typed configuration → the parts of a run, each with the few values that it takes."""
+"""The parts of a run, each built from the groups of settings that it takes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from openrlhf.config import SFTConfig
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.models import Actor
 from openrlhf.models.attention import choose_attention
 from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import load_config
 from openrlhf.models.tensor_parallel import check_tensor_parallel
+from openrlhf.objectives import objective_named
+from openrlhf.trainer.callbacks.standard import callbacks_named
 
 
 def build_tokenizer(config: SFTConfig) -> Any:
@@ -39,6 +42,12 @@ def data_settings(config: SFTConfig) -> DataSettings:
         max_bad_rows=data.max_bad_rows,
         pretrain_mode=config.model.pretrain_mode_enable,
     )
+
+
+def check_plug_ins(config: SFTConfig) -> None:
+    """Raises UserError where an objective or a callback that the settings name cannot be found."""
+    objective_named(config.train.loss)
+    callbacks_named(config.train.callbacks)
 
 
 def check_layout(config: SFTConfig) -> PretrainedConfig:
@@ -82,3 +91,29 @@ def build_eval_data(config: SFTConfig, tokenizer: Any) -> SFTDataset | None:
         num_processors=config.data.num_processors,
         cache_dir=config.data.cache_dir,
     )
+
+
+def build_actor(config: SFTConfig, ds_config: dict[str, Any]) -> Actor:
+    """The model that is trained, before any engine holds it."""
+    model, ds = config.model, config.ds
+    actor = Actor(
+        model.model_name_or_path,
+        attn_implementation=ds.attn_implementation,
+        param_dtype=ds.param_dtype,
+        load_in_4bit=ds.load_in_4bit,
+        lora_rank=ds.lora.rank,
+        lora_alpha=ds.lora.alpha,
+        lora_dropout=ds.lora.dropout,
+        target_modules=ds.lora.target_modules,
+        ds_config=ds_config,
+        packing_samples=ds.packing_samples,
+        use_liger_kernel=ds.use_liger_kernel,
+        ring_attn_size=ds.ring_attn_size,
+        ring_head_stride=ds.ring_head_stride,
+        trust_remote_code=model.trust_remote_code,
+    )
+    if model.gradient_checkpointing_enable:
+        actor.gradient_checkpointing_enable({"use_reentrant": model.gradient_checkpointing_reentrant})
+    if model.compile_layers:
+        actor.compile_layers()
+    return actor

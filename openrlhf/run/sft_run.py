@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run
-from openrlhf.checkpoint.manifest import saved_identity
-from openrlhf.cli.garbage import keeping_all
-from openrlhf.config import SFTConfig, as_namespace, write_resolved
+from openrlhf.checkpoint.identity import check_same_run, saved_run_identity
+from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
-from openrlhf.engine.schedules import ScheduleSettings, build_schedule
-from openrlhf.errors import UserError
-from openrlhf.models import Actor
+from openrlhf.engine.schedules import build_schedule
 from openrlhf.models.limits import check_positions
 from openrlhf.parallel.collectives import gather_objects
-from openrlhf.run.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
-from openrlhf.run.recipe import changes_in_words, recipe_of
+from openrlhf.run.builders import (
+    build_actor,
+    build_eval_data,
+    build_tokenizer,
+    build_train_data,
+    check_layout,
+    check_plug_ins,
+)
 from openrlhf.run.run_summary import summarize_run
-from openrlhf.strategy.build import strategy_of
-from openrlhf.tracking import draw_training_curves, print_start_table
-from openrlhf.tracking.open_tracker import METRICS_FILE
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.checkpoints import load_found, newest
+from openrlhf.tracking import METRICS_FILE, draw_training_curves, print_start_table
 from openrlhf.trainer import SFTTrainer
 
 CURVES_FILE = "training_curves.png"
@@ -39,13 +40,14 @@ class SFTRun:
         self.tokenizer = tokenizer
         self.train_data = train_data
         self.eval_data = eval_data
-        self.strategy = strategy_of(config)
+        self.strategy = DeepspeedStrategy.of(config)
         self.consumed_samples = 0
         self._found: FoundCheckpoint | None = None
 
     @classmethod
     def prepare_data(cls, config: SFTConfig) -> SFTRun:
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
+        check_plug_ins(config)
         tokenizer = build_tokenizer(config)
         model_config = check_layout(config)
         run = cls(config, tokenizer, build_train_data(config, tokenizer), build_eval_data(config, tokenizer))
@@ -61,57 +63,38 @@ class SFTRun:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return -(-len(self.train_data) // self.config.train.batch_size) * self.config.train.max_epochs
+        train = self.config.train
+        num_steps = -(-len(self.train_data) // train.batch_size) * train.max_epochs
+        return num_steps if train.max_steps is None else min(num_steps, train.max_steps)
 
     # --- going on ------------------------------------------------------------------------------------------------
 
     def has_finished(self) -> bool:
         """Looks for the checkpoint to go on from. True where that run has finished and its model is exported."""
         ckpt = self.config.ckpt
-        checkpointer = self.strategy.desk.checkpointer(ckpt.path, ckpt.max_num, ckpt.max_mem, ckpt.background_save)
+        checkpointer = self.strategy.checkpointers.of(ckpt.path)
         if not ckpt.load_enable:
             self._set_earlier_run_aside(checkpointer)
             return False
-        self._found, problems = checkpointer.find()
-        for problem in problems:
-            self.strategy.print(f"warning: {problem}")
+        self._found = newest(checkpointer, self.strategy.print)
         if self._found is None:
-            if checkpointer.store.candidates():
-                raise UserError(
-                    f"no whole checkpoint is left in {ckpt.path}. Give another --ckpt.path to start anew.", *problems
-                )
             self.strategy.print(
                 f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
             )
             return False
-        self._check_same_run(self._found)
-        if self._found.progress.finished and self._is_exported():
-            self.strategy.print(
-                f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. "
-                "Nothing is done."
-            )
-            return True
-        return False
+        # What can be compared before the model is built, so that a finished run is not taken for another one.
+        saved, now = saved_run_identity(self._found.path), self._identity_before_the_model()
+        check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
+        if not (self._found.progress.finished and self._is_exported()):
+            return False
+        self.strategy.print(
+            f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."
+        )
+        return True
 
     def _is_exported(self) -> bool:
         """Rank 0 has written the model; its folder need not be seen by other machines."""
         return gather_objects(is_exported(self.config.ckpt.output_dir), self.strategy.groups.control)[0]
-
-    def _check_same_run(self, found: FoundCheckpoint) -> None:
-        """What can be compared before the model is built, so that a finished run is not taken for another one."""
-        saved = RunIdentity.from_dict(saved_identity(found.path))
-        now = replace(
-            saved,
-            data_fingerprint=self.train_data.fingerprint,
-            num_samples=len(self.train_data),
-            seed=self.config.train.seed,
-            batch_size=self.config.train.batch_size,
-            loss_reduction=self.config.train.loss_reduction,
-            schedule_num_steps=self.num_steps,
-            optimizer=self.config.optim,
-            param_dtype=self.config.ds.param_dtype,
-        )
-        check_same_run(saved, now, str(found.path), self.config.ckpt.allow_mismatch)
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:
         """A new run among another's checkpoints would one day resume from the wrong one."""
@@ -126,11 +109,11 @@ class SFTRun:
 
     def build(self) -> None:
         config, strategy = self.config, self.strategy
-        with keeping_all():  # DeepSpeed, whose engine comes next, searches for garbage several times
-            actor = self._actor()
-            optimizer = strategy.create_optimizer(actor)
-            horizon = ScheduleSettings(config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio)
-            scheduler = build_schedule(optimizer, horizon)
+        actor = build_actor(config, strategy.get_ds_train_config())
+        optimizer = strategy.create_optimizer(actor)
+        scheduler = build_schedule(
+            optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
+        )
         actor, optimizer, scheduler = strategy.prepare((actor, optimizer, scheduler))
         self.trainer = SFTTrainer(
             actor,
@@ -148,30 +131,6 @@ class SFTRun:
             disable_ds_ckpt=config.ckpt.disable_ds,
         )
 
-    def _actor(self) -> Actor:
-        model, ds = self.config.model, self.config.ds
-        actor = Actor(
-            model.model_name_or_path,
-            attn_implementation=ds.attn_implementation,
-            param_dtype=ds.param_dtype,
-            load_in_4bit=ds.load_in_4bit,
-            lora_rank=ds.lora.rank,
-            lora_alpha=ds.lora.alpha,
-            lora_dropout=ds.lora.dropout,
-            target_modules=ds.lora.target_modules,
-            ds_config=self.strategy.get_ds_train_config(),
-            packing_samples=ds.packing_samples,
-            use_liger_kernel=ds.use_liger_kernel,
-            ring_attn_size=ds.ring_attn_size,
-            ring_head_stride=ds.ring_head_stride,
-            trust_remote_code=model.trust_remote_code,
-        )
-        if model.gradient_checkpointing_enable:
-            actor.gradient_checkpointing_enable({"use_reentrant": model.gradient_checkpointing_reentrant})
-        if model.compile_layers:
-            actor.compile_layers()
-        return actor
-
     def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
         return self.strategy.setup_dataloader(
             dataset,
@@ -185,17 +144,16 @@ class SFTRun:
         """Goes on from the checkpoint that was found."""
         if self._found is None:
             return
-        path, states = self.strategy.load_found(
-            self.trainer.model,
-            self.config.ckpt.path,
+        states = load_found(
+            self.strategy.checkpointers.of(self.config.ckpt.path),
+            self.trainer.trained,
             self._found,
-            identity=self.trainer.identity(self.num_steps),
-            allow_mismatch=self.config.ckpt.allow_mismatch,
+            self.trainer.identity(self.config, self.num_steps),
+            self.config.ckpt.allow_mismatch,
+            self.strategy.print,
         )
         self.consumed_samples = states["consumed_samples"]
-        self.strategy.print(f"going on from {path}: {self.consumed_samples:,} samples are trained.")
-        for sentence in changes_in_words(self.strategy.restored_recipe, recipe_of(self.config)):
-            self.strategy.print(f"warning: {sentence}")
+        self.strategy.print(f"going on from {self._found.path}: {self.consumed_samples:,} samples are trained.")
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -205,7 +163,7 @@ class SFTRun:
             print_start_table(
                 summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
             )
-        self.trainer.fit(as_namespace(self.config), self.consumed_samples)
+        self.trainer.fit(self.config, self.consumed_samples)
 
     def export(self) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""

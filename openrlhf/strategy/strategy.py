@@ -1,9 +1,8 @@
-"""DeepspeedStrategy: ranks, engine, optimizer step. The trainer's one way to DeepSpeed."""
+"""DeepspeedStrategy: ranks, loaders, engine, checkpoints, behind OpenRLHF's method names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,111 +10,101 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, TokenBudget
-from openrlhf.batching.micro_batch import LossReduction
-from openrlhf.checkpoint.checkpointer import FoundCheckpoint
+from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity
-from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.engine.engine_config import EngineSettings, engine_config
-from openrlhf.engine.engines import (
-    Trainable,
-    attach_evaluation_engine,
-    attach_training_engine,
-    engine_of,
-)
+from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, TrainConfig, as_namespace
+from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
-from openrlhf.engine.optimizers import AdamSettings, MuonSettings, build_adamw, build_muon
-from openrlhf.engine.schedules import ScheduleSettings, build_schedule
-from openrlhf.engine.step_guard import StepGuard, StepOutcome
-from openrlhf.errors import UserError
-from openrlhf.parallel.collectives import gather_objects, sum_over
+from openrlhf.engine.optimizers import build_adamw, build_muon
+from openrlhf.engine.parameters import model_shape
+from openrlhf.engine.schedules import build_schedule
+from openrlhf.engine.step_guard import StepGuard
+from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import seed_everything
-from openrlhf.strategy.checkpoints import CheckpointDesk, states_for_script
+from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
 from openrlhf.watchdog.joining import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
+_CFG_OF_OPTIMIZER = ("lr", "betas", "eps", "weight_decay")
+_CFG_OF_SCHEDULE = ("lr_scheduler", "num_training_steps", "lr_warmup_ratio", "min_lr_ratio")
+
 
 class DeepspeedStrategy:
-    """Ranks, engine and optimizer step.
+    """What a script asks of the engine room. `DeepspeedStrategy.of(config)` takes all of it from a configuration.
 
     Args:
-        seed: of every random number.
-        full_determinism: deterministic kernels only.
-        max_norm, zero_stage, param_dtype: shorthands for fields of `engine`.
-        train_batch_size: samples an optimizer step, over all ranks.
-        micro_train_batch_size: samples a micro-batch, of one rank.
-        engine: everything DeepSpeed is told.
-        muon: None for AdamW alone.
-        max_tokens_per_micro_batch: tokens a rank computes at once, in place of `micro_train_batch_size`.
-        max_grad_norm_spike: see StepGuard.
-        comm_timeout: how long a rank waits for the others before the run ends.
-        hang_timeout: how long a rank may be silent or stuck before the watchdog ends the run.
+        seed, full_determinism, micro_train_batch_size, train_batch_size: shorthands for settings of `train`.
+        zero_stage, param_dtype: shorthands for settings of `ds`.
+        max_norm: gradients are clipped at that global norm; 0: they are not.
         args: kept as `strategy.args` for scripts; nothing here reads it.
+        train, ds, adam, muon: the groups of settings; muon None: AdamW alone.
     """
 
     def __init__(
         self,
-        seed: int = 42,
-        full_determinism: bool = False,
-        max_norm: float | None = None,
-        micro_train_batch_size: int = 1,
-        train_batch_size: int = 1,
+        seed: int | None = None,
+        full_determinism: bool | None = None,
+        max_norm: float = 1.0,
+        micro_train_batch_size: int | None = None,
+        train_batch_size: int | None = None,
         zero_stage: int | None = None,
         param_dtype: str | None = None,
         args: Any = None,
         *,
-        engine: EngineSettings | None = None,
-        adam: AdamSettings | None = None,
-        muon: MuonSettings | None = None,
-        ring_attn_size: int = 1,
-        packing_samples: bool = False,
-        max_tokens_per_micro_batch: int | None = None,
-        loss_reduction: LossReduction = "token",
-        max_grad_norm_spike: float | None = None,
-        comm_timeout: timedelta = timedelta(minutes=30),
-        hang_timeout: timedelta = timedelta(minutes=10),
+        train: TrainConfig = TrainConfig(batch_size=1, micro_batch_size=1),
+        ds: DeepspeedConfig = DeepspeedConfig(),
+        adam: AdamConfig = AdamConfig(),
+        muon: MuonConfig | None = None,
     ):
         self.args = args
-        self.seed = seed
-        self.full_determinism = full_determinism
-        self.train_batch_size = train_batch_size
-        self.micro_train_batch_size = micro_train_batch_size
-        self.engine_settings = _with(
-            engine or EngineSettings(), max_norm=max_norm, zero_stage=zero_stage, param_dtype=param_dtype
+        self.max_norm = max_norm
+        self.train = _with(
+            train,
+            seed=seed,
+            full_determinism_enable=full_determinism,
+            micro_batch_size=micro_train_batch_size,
+            batch_size=train_batch_size,
         )
-        self.adam, self.muon = adam or AdamSettings(), muon
-        self.ring_attn_size = ring_attn_size
-        self.packing_samples = packing_samples
-        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
-        self.loss_reduction: LossReduction = loss_reduction
-        self.comm_timeout = comm_timeout
-        self.hang_timeout = hang_timeout
+        self.ds = _with(ds, zero_stage=zero_stage, param_dtype=param_dtype)
+        self.adam, self.muon = adam, muon
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()
-        self.guard = StepGuard(max_grad_norm_spike)
-        self.restored_progress: TrainingProgress | None = None
-        self.restored_recipe: dict[str, Any] = {}  # see `openrlhf.run.recipe`
-        self._schedulers: dict[int, Any] = {}  # by id of the model that `prepare` was given
         self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
+
+    @classmethod
+    def of(cls, config: SFTConfig, args: Any = None) -> DeepspeedStrategy:
+        """The strategy of a configuration. `strategy.args` is `args` where the caller has its own."""
+        return cls(
+            max_norm=config.max_norm,
+            args=as_namespace(config) if args is None else args,
+            train=config.train,
+            ds=config.ds,
+            adam=config.adam,
+            muon=config.muon if config.optim == "muon" else None,
+        )
 
     # --- ranks ---------------------------------------------------------------------------------------------------
 
     def setup_distributed(self, timeout: timedelta | None = None) -> None:
         """Joins the ranks, makes the process groups, seeds every generator. Call it first."""
-        timeout = timeout or self.comm_timeout
+        timeout = timeout or timedelta(minutes=self.train.comm_timeout_minutes)
         self.device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
-            self.groups = make_process_groups(self.ring_attn_size, self.engine_settings.tensor_parallel_size, timeout)
+            self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout)
         seed_everything(self.seed)
-        if self.full_determinism:
+        if self.train.full_determinism_enable:
             torch.use_deterministic_algorithms(True)
-        self.watchdog = Watchdog(
-            self.groups.rank, self.groups.world_size, self.groups.control, self.hang_timeout.total_seconds()
-        )
-        self.desk = CheckpointDesk(self.groups, timeout.total_seconds())
+        hang_seconds = 60 * self.train.hang_timeout_minutes
+        self.watchdog = Watchdog(self.groups.rank, self.groups.world_size, self.groups.control, hang_seconds)
+        self.checkpointers = Checkpointers(self.groups, timeout.total_seconds())
+
+    @property
+    def seed(self) -> int:
+        return self.train.seed
 
     def get_rank(self) -> int:
         return self.groups.rank
@@ -135,7 +124,7 @@ class DeepspeedStrategy:
     @property
     def accumulated_gradient(self) -> int:
         """Micro-batches a rank computes for one step, where each holds `micro_train_batch_size` samples."""
-        return max(1, self.train_batch_size // (self.micro_train_batch_size * self.groups.data_size))
+        return max(1, self.train.batch_size // (self.train.micro_batch_size * self.groups.data_size))
 
     # --- data ----------------------------------------------------------------------------------------------------
 
@@ -156,32 +145,29 @@ class DeepspeedStrategy:
         """
         if pad_token_id is None:
             pad_token_id = getattr(getattr(dataset, "tokenizer", None), "pad_token_id", None) or 0
-        layout = (
-            TokenBudget(self.max_tokens_per_micro_batch * self.ring_attn_size, self.packing_samples)
-            if self.max_tokens_per_micro_batch
-            else FixedSize(batch_size)
-        )
         return StepWindowLoader(
             dataset,
-            StepSchedule(len(dataset), self.train_batch_size, self.seed, shuffle),
-            layout,
+            StepSchedule(len(dataset), self.train.batch_size, self.seed, shuffle),
+            layout_of(
+                batch_size, self.train.max_tokens_per_micro_batch, self.ds.ring_attn_size, self.ds.packing_samples
+            ),
             self.micro_batch_format(pad_token_id),
             self.groups,
             collate_fn,
         )
 
     def micro_batch_format(self, pad_token_id: int) -> MicroBatchFormat:
-        return MicroBatchFormat(pad_token_id, self.packing_samples, self.loss_reduction)
+        return MicroBatchFormat(pad_token_id, self.ds.packing_samples, self.train.loss_reduction)
 
     # --- engine --------------------------------------------------------------------------------------------------
 
     def get_ds_train_config(self, is_actor: bool = True) -> dict[str, Any]:
         """DeepSpeed's configuration for training."""
-        return engine_config(self.engine_settings) | {"train_batch_size": self.world_size}
+        return engine_config(self.ds, self.max_norm) | {"train_batch_size": self.world_size}
 
     def get_ds_eval_config(self) -> dict[str, Any]:
         """DeepSpeed's configuration for a model that is only evaluated."""
-        return engine_config(self.engine_settings, is_training=False) | {"train_batch_size": self.world_size}
+        return engine_config(self.ds, self.max_norm, is_training=False) | {"train_batch_size": self.world_size}
 
     def create_optimizer(
         self,
@@ -193,10 +179,10 @@ class DeepspeedStrategy:
     ) -> torch.optim.Optimizer:
         """DeepSpeed's fused AdamW, its CPU Adam when offloaded, or Muon where the strategy was built for it."""
         adam = _with(self.adam, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-        module = _module_of(model)
+        module = getattr(model, "trainable_module", model)
         if self.muon:
             return build_muon(module, self.muon, adam)
-        return build_adamw(module, adam, offload=self.engine_settings.adam_offload)
+        return build_adamw(module, adam, offload=self.ds.adam_offload)
 
     def prepare(self, *models: Any) -> Any:
         """Puts DeepSpeed's engine under each model; one result for one argument, else a tuple.
@@ -210,56 +196,30 @@ class DeepspeedStrategy:
 
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
-            attach_evaluation_engine(argument, self.get_ds_eval_config(), self.device)
+            prepare_evaluation(argument, self.get_ds_eval_config(), self.device)
             return argument
-        if len(argument) == 2:
-            return self._prepare_train(*self._optimizer_and_schedule(*argument))
-        return self._prepare_train(*argument)
-
-    def _optimizer_and_schedule(self, model: Any, cfg: Any) -> tuple[Any, Any, Any]:
-        given = cfg if isinstance(cfg, dict) else vars(cfg)
-        optimizer = self.create_optimizer(model, **{k: given.get(k) for k in ("lr", "betas", "eps", "weight_decay")})
-        schedule = _with(
-            ScheduleSettings(),
-            name=given.get("lr_scheduler"),
-            num_training_steps=given.get("num_training_steps"),
-            warmup_ratio=given.get("lr_warmup_ratio"),
-            min_lr_ratio=given.get("min_lr_ratio"),
+        model, *rest = argument
+        optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
+        trained = prepare_training(
+            model,
+            optimizer,
+            scheduler,
+            self.get_ds_train_config(),
+            self.device,
+            StepGuard(self.train.max_grad_norm_spike),
+            num_ranks_averaged=self.groups.world_size // self.groups.tensor_size,
+            tensor_group=self.groups.tensor,
+            say=self.print,
         )
-        return model, optimizer, build_schedule(optimizer, schedule)
+        return model, trained.optimizer, scheduler
 
-    def _prepare_train(self, model: Trainable, optimizer: Any, scheduler: Any) -> tuple[Any, Any, Any]:
-        config = self.get_ds_train_config()
-        engine_optimizer = attach_training_engine(model, optimizer, config, self.device, self.print)
-        self._schedulers[id(model)] = scheduler
-        return model, engine_optimizer, scheduler
+    def _optimizer_and_schedule(self, model: Any, cfg: Any) -> tuple[Any, Any]:
+        given = cfg if isinstance(cfg, dict) else vars(cfg)
+        optimizer = self.create_optimizer(model, **{name: given.get(name) for name in _CFG_OF_OPTIMIZER})
+        schedule = {name: given[name] for name in _CFG_OF_SCHEDULE if given.get(name) is not None}
+        return optimizer, build_schedule(optimizer, **schedule)
 
-    @property
-    def _num_engine_data_ranks(self) -> int:
-        """Ranks over which DeepSpeed averages gradients: all that hold the same share of the weights."""
-        return self.groups.world_size // self.groups.tensor_size
-
-    # --- a step --------------------------------------------------------------------------------------------------
-
-    def backward_share(self, loss_share: Tensor, model: Trainable) -> None:
-        """Backward of this micro-batch's share of the step's loss: its summed loss over the *window's* divisor.
-
-        DeepSpeed averages gradients over ranks; the shares of all ranks must add up instead. This is the one place that
-        undoes the averaging. Say `with strategy.micro_batch(model, is_last)` around forward and backward.
-        """
-        engine_of(model).backward(loss_share * self._num_engine_data_ranks)
-
-    @contextmanager
-    def micro_batch(self, model: Trainable, is_last: bool) -> Iterator[None]:
-        """Around one forward and backward pass; gradients are reduced over ranks in a window's last one."""
-        engine_of(model).set_gradient_accumulation_boundary(is_last)
-        yield
-
-    def apply_step(self, model: Trainable, scheduler: Any) -> StepOutcome:
-        """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""
-        outcome = self.guard.step(engine_of(model), self.groups.tensor)
-        scheduler.step()
-        return outcome
+    # --- a loop of the user's own --------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, model: Trainable, optimizer: Any = None, **kwargs: Any) -> None:
         """Backward of a mean loss, in a loop of the user's own.
@@ -268,16 +228,15 @@ class DeepspeedStrategy:
         """
         self._num_backwards += 1
         is_last = self._num_backwards % self.accumulated_gradient == 0
-        engine = engine_of(model)
-        engine.set_gradient_accumulation_boundary(is_last)
-        engine.backward(loss / self.accumulated_gradient)
+        with _trained(model).micro_batch(is_last):
+            _trained(model).engine.backward(loss / self.accumulated_gradient)
 
     def optimizer_step(
         self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any
     ) -> None:
         """After each `backward` of a loop of the user's own: an update after every `accumulated_gradient`-th."""
         if self._num_backwards % self.accumulated_gradient == 0:
-            self.apply_step(model, scheduler)
+            _trained(model).step()
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -294,54 +253,40 @@ class DeepspeedStrategy:
         """Writes a training checkpoint `save_dir/<tag>`, tag being `global_step<N>`, and rotates older ones.
 
         Args:
-            max_mem: GiB that the kept ones may take.
+            max_num, max_mem: how many are kept, and the GiB that they may take; the limits of the latest call hold.
             client_state: JSON values, `consumed_samples` among them; `load_ckpt` gives it back.
         """
-        engine = engine_of(model)
-        self.desk.checkpointer(save_dir, max_num, max_mem, in_background=False)
-        tag = tag or f"global_step{engine.global_steps}"
-        self.desk.save_now(save_dir, engine, self._schedulers[id(model)], tag, client_state or {})
+        trained = _trained(model)
+        checkpointer = self.checkpointers.of(save_dir, max_num, max_mem, in_background=False)
+        identity = RunIdentity.of_script(model_shape(trained.engine.module))
+        save_by_name(
+            checkpointer, trained, identity, tag or f"global_step{trained.engine.global_steps}", client_state or {}
+        )
 
     def load_ckpt(
         self,
         model: Trainable,
         load_dir: str,
         tag: str | None = None,
+        *,
+        identity: RunIdentity | None = None,
+        allow_mismatch: bool = False,
         **kwargs: Any,
     ) -> tuple[str | None, dict[str, Any]]:
         """Goes on from the newest whole checkpoint below `load_dir`, whatever layout wrote it.
 
+        Args: identity: of the run that goes on, to be compared with the checkpoint's; None: nothing is compared.
+
         Returns: its path and the client states, with `consumed_samples`; (None, {}) where there is none.
-        Raises UserError where there are checkpoints but none is whole.
+        Raises UserError where there are checkpoints but none is whole, or where it is of another run and
+            `allow_mismatch` does not say to go on.
         """
-        found, problems = self.desk.checkpointer(load_dir).find()
-        for problem in problems:
-            self.print(problem)
-        if found is None and self.desk.checkpointer(load_dir).store.candidates():
-            raise UserError(f"no whole checkpoint is left in {load_dir}:", *problems)
+        checkpointer = self.checkpointers.of(load_dir)
+        found = newest(checkpointer, self.print)
         if found is None:
             return None, {}
-        return self.load_found(model, load_dir, found)
-
-    def load_found(
-        self,
-        model: Trainable,
-        load_dir: str,
-        found: FoundCheckpoint,
-        identity: RunIdentity | None = None,
-        allow_mismatch: bool = False,
-    ) -> tuple[str, dict[str, Any]]:
-        """Goes on from a checkpoint that is known to be whole.
-
-        Raises UserError where `identity` says that it is of another run, and `allow_mismatch` does not say to go on.
-        """
-        engine, scheduler = engine_of(model), self._schedulers[id(model)]
-        progress, state = self.desk.load(load_dir, found, engine, scheduler, identity, allow_mismatch)
-        self.restored_progress = progress
-        self.restored_recipe = state.get("recipe", {})
-        if "guard" in state:
-            self.guard.load_state_dict(state["guard"])
-        return str(found.path), states_for_script(progress, state)
+        states = load_found(checkpointer, _trained(model), found, identity, allow_mismatch, self.print)
+        return str(found.path), states
 
     def save_model(
         self, model: Any, tokenizer: Any, output_dir: str, max_shard_size: int | str = "5GB", **kwargs: Any
@@ -380,9 +325,10 @@ class DeepspeedStrategy:
         )
         return gathered.to(data.device) if isinstance(data, Tensor) else gathered
 
-    def sum_over_loss_ranks(self, sums: Tensor) -> Tensor:
-        """Partial sums of the step's loss, added up over the ranks that hold its parts (in place)."""
-        return sum_over(sums, self.groups.loss)
+
+def _trained(model: Trainable) -> TrainedModel:
+    assert model.trained is not None, "strategy.prepare comes before training"
+    return model.trained
 
 
 def _with(settings: Any, **changes: Any) -> Any:
@@ -392,7 +338,3 @@ def _with(settings: Any, **changes: Any) -> Any:
 
 def _on_host(data: Any) -> Tensor:
     return data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(data, dtype=torch.float64)
-
-
-def _module_of(model: Any) -> nn.Module:
-    return getattr(model, "trainable_module", model)

@@ -1,5 +1,7 @@
-"""The loop: step windows in, a trained model out."""
+"""The loop, its step, and the callbacks around it."""
 
+from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.sft_trainer import SFTTrainer
+from openrlhf.trainer.trainer import Trainer
 
-__all__ = ["SFTTrainer"]
+__all__ = ["Callback", "SFTTrainer", "Trainer"]

@@ -1,63 +1,48 @@
-"""Evaluation: every row once, weighted by tokens, whatever the layout."""
+"""Evaluation: every row once, by the objective of the training, whatever the layout."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
+from openrlhf.batching import StepWindow
 from openrlhf.models import Actor
+from openrlhf.objectives import Objective, Scorer
+from openrlhf.parallel.collectives import sum_over
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.tracking import WeightedSums
-from openrlhf.trainer.window_step import AuxLossSettings, score
+from openrlhf.trainer.step import add_metrics, means_over_ranks, metric_sums
 
-
-@dataclass(frozen=True)
-class EvalResult:
-    """The same on every rank."""
-
-    loss: float  # sum of -log p over all target tokens / their number
-    num_target_tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+_PREFIX = "eval_"
 
 
 def evaluate(
-    model: Actor, loader: StepWindowLoader | Iterable[Any], strategy: DeepspeedStrategy, pad_token_id: int
-) -> EvalResult:
-    """The loss over all rows of `loader`. Leaves the model in training mode if it was."""
+    model: Actor,
+    windows: Iterable[StepWindow],
+    strategy: DeepspeedStrategy,
+    objective: Objective,
+    with_entropy: bool = False,
+) -> dict[str, float]:
+    """`eval_loss` and the other metrics over all rows of `windows`; the same on every rank.
+
+    Leaves the model in training mode if it was.
+    """
     was_training = model.training
     model.eval()
-    sums = WeightedSums(("loss",), strategy.device)
+    sums = metric_sums(objective, strategy.device, with_entropy)
+    num_targets = torch.zeros(1, dtype=torch.float64)
+    shown = tqdm(windows, desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True)
     with torch.no_grad():
-        windows = tqdm(
-            _windows(loader, strategy, pad_token_id),
-            desc="evaluation",
-            leave=False,
-            disable=None if strategy.is_rank_0() else True,
-        )
-        for number, window in enumerate(windows, start=1):
+        for number, window in enumerate(shown, start=1):
             strategy.watchdog.note(f"evaluation, window {number}")
             for micro_batch in window.micro_batches:
-                scores = score(model, micro_batch.to(strategy.device), strategy, AuxLossSettings())
-                sums.add("loss", -scores.log_probs.double().sum(), len(micro_batch.target_ids))
+                on_device = micro_batch.to(strategy.device)
+                scorer = Scorer(model, on_device, strategy.groups, with_entropy=with_entropy)
+                add_metrics(sums, objective.loss(scorer, on_device, divisor=1.0), scorer)
+                num_targets += len(micro_batch.target_ids)
     model.train(was_training)
-    total, count = strategy.sum_over_loss_ranks(sums.as_tensor())[0].tolist()
-    return EvalResult(total / count if count else math.nan, int(count))
-
-
-def _windows(
-    loader: StepWindowLoader | Iterable[Any], strategy: DeepspeedStrategy, pad_token_id: int
-) -> Iterator[StepWindow]:
-    if isinstance(loader, StepWindowLoader):
-        return loader.windows(max_epochs=1)
-    return windows_of_foreign_loader(
-        loader, 1, strategy.micro_batch_format(pad_token_id), strategy.groups, max_epochs=1
-    )
+    means = means_over_ranks(sums, strategy)
+    metrics = means | objective.derived(means)
+    total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
+    return {_PREFIX + name: value for name, value in metrics.items()} | {f"{_PREFIX}num_target_tokens": total}

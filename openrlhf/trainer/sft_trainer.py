@@ -1,46 +1,40 @@
-"""SFTTrainer: supervised fine-tuning as a list of events."""
+"""SFTTrainer: the face of the loop with OpenRLHF's signature."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
+from openrlhf.batching import StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity
-from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.parallel.collectives import any_rank
-from openrlhf.run.recipe import recipe_of
-from openrlhf.run.run_files import open_run_tracker
-from openrlhf.run.run_identity import run_identity
+from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, objective_named
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.tracking import StepRecord, Tracker
-from openrlhf.trainer.evaluation import evaluate
-from openrlhf.trainer.exports import ExportsAlongTheWay
-from openrlhf.trainer.numbers_watch import NumbersWatch
-from openrlhf.trainer.saving import Saver
-from openrlhf.trainer.signals import Preempted, PreemptionRequest
-from openrlhf.trainer.window_step import AuxLossSettings, StepResult, WindowStep
+from openrlhf.trainer.callbacks import Callback
+from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
+from openrlhf.trainer.trainer import Trainer
 
 
-class SFTTrainer:
-    """Trains an Actor on step windows.
+class SFTTrainer(Trainer):
+    """Supervised fine-tuning of an Actor on step windows.
 
     Args:
-        model, optim, scheduler: what `strategy.prepare` gave back.
+        model, optim, scheduler: what `strategy.prepare` gave back; the model knows the other two.
         train_dataloader: what `strategy.setup_dataloader` gave, or any iterable of this rank's micro-batches
             `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S).
         eval_dataloader: likewise, or None.
-        max_norm, pretrain_mode: part of OpenRLHF's interface; the strategy clips, the data set makes the masks.
+        max_norm: the strategy clips; another value than the strategy's is an error.
+        pretrain_mode: every token of a loader of the user's own is a target; a data set of ours must say the same.
         batch_size: samples an optimizer step, over all ranks; cuts a loader of the user's own into steps.
         max_epochs: passes over the data.
         tokenizer: saved with the model; its padding token fills rows.
         save_hf_ckpt, disable_ds_ckpt: what each save writes.
+        callbacks: the user's own.
+        objective: what is minimised; None: what `--train.loss` names.
+
+    Raises UserError where `max_norm` or `pretrain_mode` contradicts the strategy or the data set.
     """
 
     def __init__(
@@ -51,215 +45,80 @@ class SFTTrainer:
         train_dataloader: StepWindowLoader | Iterable[Any],
         eval_dataloader: StepWindowLoader | Iterable[Any] | None,
         scheduler: Any,
-        max_norm: float = 1,
+        max_norm: float | None = None,
         pretrain_mode: bool = False,
         batch_size: int = 1,
         max_epochs: int = 2,
         tokenizer: Any = None,
         save_hf_ckpt: bool = False,
         disable_ds_ckpt: bool = False,
+        *,
+        callbacks: Sequence[Callback] = (),
+        objective: Objective | None = None,
     ):
-        self.model = model
-        self.strategy = strategy
+        _check_max_norm(max_norm, strategy)
+        _check_pretrain_mode(pretrain_mode, train_dataloader)
+        super().__init__(
+            model,
+            strategy,
+            train_dataloader,
+            eval_dataloader,
+            objective or SFTObjective(),
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+            all_targets=pretrain_mode,
+        )
         self.optimizer = optim
-        self.train_dataloader = train_dataloader
-        self.eval_dataloader = eval_dataloader
         self.scheduler = scheduler
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.tokenizer = tokenizer
         self.save_hf_ckpt = save_hf_ckpt
         self.disable_ds_ckpt = disable_ds_ckpt
-        self.progress = TrainingProgress()
+        self._has_own_objective = objective is not None
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Trains to the end of the last epoch.
 
         Args:
-            args: any object with the names of the command line, nested or flat; what is missing takes its default.
+            args: a configuration, or any object with the names of the command line, nested or flat; a missing name has
+                its default.
             consumed_samples: where the data stream stands (0, or what `strategy.load_ckpt` gave back).
             num_update_steps_per_epoch: for the time left; needed by nothing else.
 
         Raises:
             Preempted: SIGTERM or SIGUSR1 came; the run has saved.
-            NumbersWentWrong: several steps in a row were not finite.
+            NonFiniteSteps: several steps in a row were not finite.
+            CallbackFailed: a callback of the user's own raised.
         """
-        config = from_namespace(args)
-        self.progress = self._progress_at(consumed_samples)
-        num_steps = self._num_steps(num_update_steps_per_epoch)
-        step = WindowStep(
-            self.model,
-            self.strategy,
-            self.scheduler,
+        config = args if isinstance(args, SFTConfig) else from_namespace(SFTConfig, args)
+        if not self._has_own_objective:
+            self.objective = objective_named(config.train.loss)
+        steps_per_epoch = self.steps_per_epoch or num_update_steps_per_epoch or 0
+        num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
+        resume_step = self.num_steps_before(consumed_samples)
+        self.run(
+            callbacks_named(config.train.callbacks),
+            standard_callbacks(self, config, num_steps, resume_step, self.identity(config, num_steps)),
+            consumed_samples,
+            config.train.max_steps,
             AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
-        )
-        watch = NumbersWatch(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16")
-        saver = self._saver(config, num_steps)
-        self.model.train()
-        open_tracker = open_run_tracker(
-            config, num_steps, self.progress.optimizer_step, is_rank_0=self.strategy.is_rank_0()
-        )
-        with PreemptionRequest() as preemption, open_tracker as tracker, saver:
-            began_at = time.perf_counter()
-            for window in self._windows(consumed_samples):
-                result = step.run(window, self.progress.optimizer_step, began_at)
-                self._advance(window, result)
-                self._report(tracker, result)
-                self._look_at_numbers(watch, result)
-                if self._eval_is_due(config):
-                    self._evaluate(tracker)
-                self._save_if_due(saver, preemption)
-                self.strategy.watchdog.note("reading the next samples")
-                began_at = time.perf_counter()
-            self._finish(tracker, saver)
-
-    # --- events --------------------------------------------------------------------------------------------------
-
-    def _advance(self, window: StepWindow, result: StepResult) -> None:
-        done = self.progress
-        self.progress = replace(
-            done,
-            optimizer_step=done.optimizer_step + 1,
-            epoch=window.epoch,
-            consumed_samples=done.consumed_samples + result.counts.num_samples_global,
-            consumed_tokens=done.consumed_tokens + result.counts.num_tokens_global,
-            consumed_target_tokens=done.consumed_target_tokens + result.counts.num_target_tokens_global,
+            config.logger.entropy,
         )
 
-    def _report(self, tracker: Tracker, result: StepResult) -> None:
-        record: StepRecord = {
-            "global_step": self.progress.optimizer_step,
-            "epoch": self.progress.epoch,
-            "loss": result.loss,
-            "lr": result.lr,
-            "grad_norm": result.outcome.grad_norm,
-            "num_tokens": result.counts.num_tokens_global,
-            "num_target_tokens": result.counts.num_target_tokens_global,
-            "consumed_samples": self.progress.consumed_samples,
-            "tokens_per_second": result.counts.num_tokens_global / result.seconds,
-            "step_seconds": result.seconds,
-        }
-        if result.aux_loss is not None:
-            record["aux_loss"] = result.aux_loss
-        tracker.log_step(record)
 
-    def _look_at_numbers(self, watch: NumbersWatch, result: StepResult) -> None:
-        message = watch.look_at(result, self.progress.optimizer_step)
-        if message:
-            self.strategy.print(message)
-
-    def _eval_is_due(self, config: SFTConfig) -> bool:
-        every = config.eval.steps
-        return self.eval_dataloader is not None and every > 0 and self.progress.optimizer_step % every == 0
-
-    def _evaluate(self, tracker: Tracker) -> None:
-        assert self.eval_dataloader is not None
-        result = evaluate(self.model, self.eval_dataloader, self.strategy, self.pad_token_id)
-        tracker.log_eval(
-            {
-                "global_step": self.progress.optimizer_step,
-                "eval_loss": result.loss,
-                "eval_perplexity": result.perplexity,
-                "eval_num_target_tokens": result.num_target_tokens,
-            }
-        )
-        best = self.progress.best_eval_loss
-        self.progress = replace(self.progress, last_eval_loss=result.loss, last_eval_step=self.progress.optimizer_step)
-        if math.isfinite(result.loss) and (best is None or result.loss < best):
-            self.progress = replace(
-                self.progress, best_eval_loss=result.loss, best_eval_step=self.progress.optimizer_step
-            )
-
-    def _save_if_due(self, saver: Saver, preemption: PreemptionRequest) -> None:
-        must_leave = any_rank(preemption.is_made, self.strategy.groups.control)
-        if must_leave or saver.is_due(self.progress.optimizer_step):
-            saver.save(self.progress, self._eval_loss_here)
-        if must_leave:
-            saver.wait()
-            what = "saved" if saver.writes_checkpoints else "no training checkpoint is written (--ckpt.disable_ds)"
-            self.strategy.print(f"asked to leave after step {self.progress.optimizer_step}: {what}.")
-            raise Preempted
-
-    def _finish(self, tracker: Tracker, saver: Saver) -> None:
-        if self.eval_dataloader is not None and self.progress.last_eval_step != self.progress.optimizer_step:
-            self._evaluate(tracker)
-        self.progress = replace(self.progress, finished=True)
-        saver.save_at_end(self.progress, self._eval_loss_here)
-
-    # --- where the run stands ------------------------------------------------------------------------------------
-
-    @property
-    def _eval_loss_here(self) -> float | None:
-        """The evaluation loss of the present weights, where they were evaluated."""
-        return self.progress.last_eval_loss if self.progress.last_eval_step == self.progress.optimizer_step else None
-
-    @property
-    def pad_token_id(self) -> int:
-        return getattr(self.tokenizer, "pad_token_id", None) or 0
-
-    def _saver(self, config: SFTConfig, num_steps: int) -> Saver:
-        checkpointer = self.strategy.desk.checkpointer(
-            config.ckpt.path, config.ckpt.max_num, config.ckpt.max_mem, config.ckpt.background_save
-        )
-        return Saver(
-            self.strategy,
-            self.model,
-            self.scheduler,
-            self.identity(num_steps),
-            None if self.disable_ds_ckpt else checkpointer,
-            self._exports(config) if self.save_hf_ckpt else None,
-            config.ckpt,
-            recipe_of(config),
+def _check_max_norm(max_norm: float | None, strategy: DeepspeedStrategy) -> None:
+    if max_norm is not None and max_norm != strategy.max_norm:
+        raise UserError(
+            f"SFTTrainer(max_norm={max_norm:g}) contradicts the strategy, which clips gradients at "
+            f"{strategy.max_norm:g} (--max_norm). Give both the same value, or leave the trainer's out."
         )
 
-    def _exports(self, config: SFTConfig) -> ExportsAlongTheWay:
-        store = CheckpointStore(config.ckpt.path, max_num=config.ckpt.max_num, suffix=EXPORT_SUFFIX)
-        return ExportsAlongTheWay(self.strategy, self.model, self.tokenizer, store, config.ckpt.export_shard_size)
 
-    def identity(self, num_steps: int) -> RunIdentity:
-        """What a checkpoint of this run is recognised by."""
-        return run_identity(
-            self.train_dataloader,
-            self.model.trainable_module,
-            self.tokenizer,
-            model=self.model.model,
-            optimizer="adam" if self.strategy.muon is None else "muon",
-            param_dtype=self.strategy.engine_settings.param_dtype,
-            seed=self.strategy.seed,
-            batch_size=self.batch_size,
-            loss_reduction=self.strategy.loss_reduction,
-            num_steps=num_steps,
-        )
-
-    def _progress_at(self, consumed_samples: int) -> TrainingProgress:
-        restored = self.strategy.restored_progress
-        if restored is not None and restored.consumed_samples == consumed_samples:
-            return restored
-        return TrainingProgress(
-            optimizer_step=self._num_steps_before(consumed_samples), consumed_samples=consumed_samples
-        )
-
-    def _num_steps_before(self, consumed_samples: int) -> int:
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            return self.train_dataloader.schedule.num_steps_before(consumed_samples)
-        return consumed_samples // self.batch_size
-
-    def _num_steps(self, num_update_steps_per_epoch: int | None) -> int:
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            num_update_steps_per_epoch = self.train_dataloader.schedule.steps_per_epoch
-        if num_update_steps_per_epoch is None:
-            num_batches = len(self.train_dataloader) if isinstance(self.train_dataloader, Sized) else 0
-            num_update_steps_per_epoch = -(-num_batches // self.strategy.accumulated_gradient)
-        return num_update_steps_per_epoch * self.max_epochs
-
-    def _windows(self, consumed_samples: int) -> Iterator[StepWindow]:
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            return self.train_dataloader.windows(consumed_samples, self.max_epochs)
-        return windows_of_foreign_loader(
-            self.train_dataloader,
-            self.strategy.accumulated_gradient,
-            self.strategy.micro_batch_format(self.pad_token_id),
-            self.strategy.groups,
-            self.max_epochs,
-            skip_windows=self.progress.optimizer_step,
+def _check_pretrain_mode(pretrain_mode: bool, dataloader: StepWindowLoader | Iterable[Any]) -> None:
+    """A data set of ours has made its masks already."""
+    made_so = getattr(getattr(dataloader, "dataset", None), "pretrain_mode", pretrain_mode)
+    if made_so != pretrain_mode:
+        raise UserError(
+            f"SFTTrainer(pretrain_mode={pretrain_mode}) contradicts its data set, which was made with "
+            f"pretrain_mode={made_so}: its loss masks hold. Give both the same value."
         )

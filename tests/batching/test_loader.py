@@ -42,11 +42,11 @@ def test_a_rank_without_samples_computes_as_many_micro_batches():
 
 
 def test_ranks_share_the_samples_of_a_step():
-    whole = [sorted(window.sample_names) for window in loader(9, alone()).windows(max_epochs=2)]
+    whole = [sorted(window.unit_names) for window in loader(9, alone()).windows(max_epochs=2)]
     for size in (2, 3):
         of_ranks = [list(loader(9, rank_of(rank, size)).windows(max_epochs=2)) for rank in range(size)]
         steps = zip(*of_ranks, strict=True)
-        shared = [sorted(name for window in step for name in window.sample_names) for step in steps]
+        shared = [sorted(name for window in step for name in window.unit_names) for step in steps]
         assert shared == whole
 
 

@@ -2,15 +2,17 @@
 
 import torch
 
-from openrlhf.batching.micro_batch import Sample, make_micro_batch, samples_of_batch
+from openrlhf.batching.micro_batch import make_micro_batch, units_of_batch
+from openrlhf.batching.unit import TokenSequence, Unit
 
 
-def sample(ids, mask, name="a row"):
-    return Sample(torch.tensor(ids), torch.tensor(mask), name)
+def sequence(ids, mask):
+    return TokenSequence(torch.tensor(ids), torch.tensor(mask))
 
 
-FIRST = sample([10, 11, 12, 13], [0, 1, 1, 1])  # targets 12, 13; the last mask entry counts for nothing
-SECOND = sample([20, 21], [1, 0])  # target 21
+LONG = sequence([10, 11, 12, 13], [0, 1, 1, 1])  # targets 12, 13; the last mask entry counts for nothing
+SHORT = sequence([20, 21], [1, 0])  # target 21
+FIRST, SECOND = Unit((LONG,), "a row"), Unit((SHORT,), "another row")
 
 
 def predicted_pairs(micro_batch):
@@ -41,6 +43,31 @@ def test_per_sample_mean_gives_each_sample_the_weight_one():
     assert batch.target_weight_sum == 2.0
 
 
+def test_a_rows_weight_is_what_its_weights_add_up_to_in_a_mean_of_rows():
+    weighted = Unit((sequence([10, 11, 12, 13], [0.0, 0.5, 1.5, 0.0]),), "a row", weight=3.0)
+    batch = make_micro_batch([weighted, SECOND], packed=True, pad_token_id=0, loss_reduction="sample")
+    assert batch.target_weights.tolist() == [0.75, 2.25, 1.0]
+    assert (batch.target_weight_sum, batch.unit_weight_sum, batch.num_target_tokens) == (4.0, 4.0, 3)
+    by_token = make_micro_batch([weighted, SECOND], packed=True, pad_token_id=0)
+    assert by_token.target_weights.tolist() == [0.5, 1.5, 1.0], "by tokens, the mask holds all that counts"
+
+
+def test_the_sequences_of_a_unit_stand_together_and_are_known_by_target():
+    pair = Unit((LONG, SHORT), "a pair", numbers={"margin": 0.5})
+    other = Unit((SHORT, LONG), "another pair", numbers={"margin": -1.0})
+    for packed in (False, True):
+        batch = make_micro_batch([pair, other], packed=packed, pad_token_id=0)
+        assert batch.target_sequence.tolist() == [0, 0, 1, 2, 3, 3]
+        assert (batch.sequences_of_units, batch.unit_names) == ((2, 2), ("a pair", "another pair"))
+        assert batch.unit_numbers["margin"].tolist() == [0.5, -1.0]
+    shares = [batch.share(rank, 2) for rank in (0, 1)]
+    assert sorted(int(one) for share in shares for one in share.target_sequence) == [0, 0, 1, 2, 3, 3]
+    for share in shares:
+        assert [(10, 20)[int(s) in (1, 2)] for s in share.target_sequence] == [
+            int(token) // 10 * 10 for token in share.target_ids
+        ], "a share's targets still know their sequences"
+
+
 def test_no_samples_make_a_batch_without_targets():
     for packed in (False, True):
         batch = make_micro_batch([], packed=packed, pad_token_id=0)
@@ -52,9 +79,17 @@ def test_a_foreign_batch_loses_its_padding_on_either_side():
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
     attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
     mask = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0]])
-    first, second = samples_of_batch([ids[:, None], attention[:, None], mask[:, None]], "batch 0")
+    (first,), (second,) = (
+        unit.sequences for unit in units_of_batch([ids[:, None], attention[:, None], mask[:, None]], "batch 0")
+    )
     assert (first.input_ids.tolist(), first.loss_mask.tolist()) == ([5, 6], [1, 0])
     assert (second.input_ids.tolist(), second.loss_mask.tolist()) == ([7, 8, 9], [0, 1, 1])
+
+
+def test_every_token_of_a_foreign_batch_is_a_target_where_that_is_asked_for():
+    ids, mask = torch.tensor([[7, 8, 9]]), torch.tensor([[0, 0, 1]])
+    (unit,) = units_of_batch([ids, torch.ones_like(ids), mask], "batch 0", all_targets=True)
+    assert unit.sequences[0].loss_mask.tolist() == [1, 1, 1]
 
 
 def test_ring_shares_hold_every_token_and_every_target_once():

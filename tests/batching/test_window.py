@@ -10,15 +10,15 @@ import torch
 
 def counts_on_this_rank(sequence_size: int):
     """Rank r holds r + 1 samples of 4 tokens and 2 targets; ranks of a ring hold the same sample."""
-    from openrlhf.batching import Sample, StepWindow, make_micro_batch
+    from openrlhf.batching import StepWindow, TokenSequence, Unit, make_micro_batch
     from openrlhf.parallel.groups import make_process_groups
 
     groups = make_process_groups(sequence_size, 1, timedelta(seconds=60))
-    sample = Sample(torch.tensor([5, 6, 7, 8]), torch.tensor([0, 1, 1, 0]), "a row")
-    micro_batch = make_micro_batch([sample] * (groups.data_rank + 1), packed=True, pad_token_id=0)
+    unit = Unit((TokenSequence(torch.tensor([5, 6, 7, 8]), torch.tensor([0, 1, 1, 0])),), "a row")
+    micro_batch = make_micro_batch([unit] * (groups.data_rank + 1), packed=True, pad_token_id=0)
     window = StepWindow(0, [micro_batch.share(groups.sequence_rank, groups.sequence_size)])
-    counts = window.count(groups)
-    return counts.num_samples_global, counts.num_tokens_global, counts.target_weight_sum_global
+    counts = window.count(groups, lambda batch: batch.target_weight_sum)
+    return counts.num_units_global, counts.num_tokens_global, counts.divisor
 
 
 @pytest.mark.parametrize(("sequence_size", "expected"), [(1, (3, 12, 6.0)), (2, (1, 4, 2.0))], ids=["data", "ring"])

@@ -1,22 +1,28 @@
-"""Steps whose numbers went wrong: every one is reported, and the run stops after several in a row."""
+"""The guard over steps whose numbers are not finite: each is told, and several in a row stop the run."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from openrlhf.exit_codes import RunStopped
-from openrlhf.trainer.window_step import StepResult
+from openrlhf.trainer.callbacks.callback import Callback
+from openrlhf.trainer.step import StepResult
 
-MAX_SAMPLES_SHOWN = 8
+if TYPE_CHECKING:
+    from openrlhf.trainer.trainer import Trainer
+
+MAX_MICRO_BATCHES_SHOWN = 8
 
 
-class NumbersWentWrong(RunStopped):
+class NonFiniteSteps(RunStopped):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
-class NumbersWatch:
+class NonFiniteGuard(Callback):
     """Counts non-finite steps in a row.
 
     Args:
-        max_in_a_row: raise NumbersWentWrong after that many.
+        max_in_a_row: the run stops after that many.
         ignores_overflow: fp16 lowers its loss scale on an overflowing gradient; only its loss then counts.
     """
 
@@ -25,10 +31,15 @@ class NumbersWatch:
         self._ignores_overflow = ignores_overflow
         self._num_in_a_row = 0
 
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        message = self.look_at(trainer.last_step, trainer.progress.optimizer_step)
+        if message:
+            trainer.strategy.print(message)
+
     def look_at(self, result: StepResult, optimizer_step: int) -> str | None:
         """What to tell people about this step, if anything.
 
-        Raises NumbersWentWrong with the last good step.
+        Raises NonFiniteSteps with the last good step.
         """
         if result.is_finite or (self._ignores_overflow and not result.suspects):
             self._num_in_a_row = 0
@@ -38,7 +49,7 @@ class NumbersWatch:
             return None
         message = _in_words(result, optimizer_step)
         if self._num_in_a_row >= self._max_in_a_row:
-            raise NumbersWentWrong(
+            raise NonFiniteSteps(
                 f"{message}\nThat is {self._num_in_a_row} steps in a row (--train.max_nonfinite_steps_in_a_row): "
                 f"it stops. The last good weights are those of step {optimizer_step - self._num_in_a_row}. Look at "
                 "the samples named above, or lower the learning rate."
@@ -47,9 +58,9 @@ class NumbersWatch:
 
 
 def _in_words(result: StepResult, optimizer_step: int) -> str:
-    what = f"step {optimizer_step}: loss {result.loss:.4g}, gradient norm {result.outcome.grad_norm:.4g}"
+    numbers = f"step {optimizer_step}: loss {result.loss:.4g}, gradient norm {result.outcome.grad_norm:.4g}"
     done = "applied" if result.outcome.is_applied else f"skipped on all ranks ({result.outcome.reason})"
-    suspects = result.suspects[:MAX_SAMPLES_SHOWN]
+    suspects = result.suspects[:MAX_MICRO_BATCHES_SHOWN]
     more = len(result.suspects) - len(suspects)
-    lines = [f"{what}; {done}.", *(f"  loss not finite on {line}" for line in suspects)]
+    lines = [f"{numbers}; {done}.", *(f"  loss not finite on {line}" for line in suspects)]
     return "\n".join([*lines, f"  and {more} more micro-batches"] if more else lines)

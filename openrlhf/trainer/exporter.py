@@ -16,7 +16,7 @@ from openrlhf.strategy import DeepspeedStrategy
 BYTES_OF_A_WEIGHT = 4  # the most: float32
 
 
-class ExportsAlongTheWay:
+class ExporterAlongTheWay:
     """Exports the model at a save; a failure is told and the run goes on."""
 
     def __init__(

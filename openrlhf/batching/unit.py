@@ -1,0 +1,32 @@
+"""A unit: the sequences that one row of a data set becomes. The batch size, the order and the progress count units.
+
+Supervised fine-tuning has one sequence a unit, a preference has two (the better answer first), a group has k. The
+sequences of a unit always stand in one micro-batch and, under a ring, with the same ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+UnitLengths = tuple[int, ...]  # tokens of each sequence of a unit
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids and the loss mask (`loss_mask[t]`: how much the log-prob of token t+1 counts)."""
+
+    input_ids: Tensor  # (L,) int64
+    loss_mask: Tensor  # (L,) any number; its last entry counts for nothing
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One row as the trainer sees it."""
+
+    sequences: tuple[TokenSequence, ...]
+    name: str  # where the row stands, for messages
+    weight: float = 1.0  # how much the unit counts where each unit counts alike (--train.loss_reduction sample)
+    numbers: Mapping[str, float] = field(default_factory=dict)  # of the unit, for its objective (a margin, say)

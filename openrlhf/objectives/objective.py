@@ -1,0 +1,83 @@
+"""An objective, and the registry in which each has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from openrlhf.batching import MicroBatch
+from openrlhf.errors import UserError
+from openrlhf.named_object import named_object
+from openrlhf.objectives.scorer import Scorer
+
+Amount = Tensor | float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one micro-batch adds to its step window."""
+
+    loss: Tensor  # scalar, with a gradient: the micro-batch's part of the window's loss
+    sums: dict[str, tuple[Amount, Amount]]  # by metric: a sum and the count that it is divided by, without gradients
+
+
+class Objective:
+    """What is minimised, as a sum over a step window that is divided once.
+
+    The window's loss is the sum of all micro-batches' shares, over all ranks. So a share divides by the divisor that it
+    is given, which is the sum of `weight` over the whole window, and never by something of the micro-batch's own: then
+    the loss does not depend on the layout.
+    """
+
+    metrics: tuple[str, ...] = ("loss",)  # names of the sums in a Share; `loss` is one of them
+
+    def weight(self, batch: MicroBatch) -> float:
+        """What a micro-batch adds to the window's divisor; of the whole micro-batch, also where a ring shares it."""
+        raise NotImplementedError
+
+    def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
+        """The micro-batch's share of the window's loss.
+
+        Args:
+            scorer: what the model says about the micro-batch; one of its methods runs the model, once.
+            batch: on the model's device; where a ring shares it, this rank's tokens.
+            divisor: the sum of `weight` over all micro-batches of the window on all ranks.
+        """
+        raise NotImplementedError
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """More metrics of an evaluation, worked out from the means of `metrics` over all its rows."""
+        return {}
+
+
+_REGISTRY: dict[str, Callable[[], Objective]] = {}
+_Class = TypeVar("_Class", bound=type[Objective])
+
+
+def register_objective(name: str) -> Callable[[_Class], _Class]:
+    """A class decorator that gives an objective the name by which `--train.loss` finds it."""
+
+    def register(objective: _Class) -> _Class:
+        assert name not in _REGISTRY, f"there is an objective named {name} already"
+        _REGISTRY[name] = objective
+        return objective
+
+    return register
+
+
+def objective_named(name: str) -> Objective:
+    """The objective of that name, or of `module:Name`, which is imported.
+
+    Raises UserError where there is none.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]()
+    if ":" not in name:
+        raise UserError(
+            f"--train.loss {name} is none of {', '.join(sorted(_REGISTRY))}. Give one of them, or module:Name for an "
+            "objective of your own."
+        )
+    return named_object(name, Objective, "--train.loss")()

@@ -1,0 +1,119 @@
+"""The small face of a model that objectives see.
+
+Shapes: N target tokens of this rank, Q sequences of the micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from openrlhf.batching import MicroBatch
+from openrlhf.models import Actor, TargetScores
+from openrlhf.parallel.collectives import sum_over
+from openrlhf.parallel.groups import ProcessGroups
+
+AuxLossScope = Literal["micro_batch", "global"]
+Weights = Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AuxLossSettings:
+    """The load-balancing loss of a mixture of experts."""
+
+    coef: float = 0.0
+    scope: AuxLossScope = "micro_batch"
+
+
+class Scorer:
+    """What the model says about one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
+
+    def __init__(
+        self,
+        model: Actor,
+        batch: MicroBatch,
+        groups: ProcessGroups,
+        aux_loss: AuxLossSettings = AuxLossSettings(),
+        with_entropy: bool = False,
+    ):
+        self._model = model
+        self._batch = batch
+        self._groups = groups
+        self._aux_loss = aux_loss
+        self._with_entropy = with_entropy
+        self._scores: TargetScores | None = None
+
+    @property
+    def scores(self) -> TargetScores:
+        """All that the forward pass has said."""
+        assert self._scores is not None, "the objective has not asked for log-probs"
+        return self._scores
+
+    def log_probs(self) -> Tensor:
+        """(N,) log-probs of this rank's targets, with gradients."""
+        return self._run(None).log_probs
+
+    def weighted_log_probs(self, weights: Weights) -> tuple[Tensor, Tensor]:
+        """The log-probs, without gradients, and their weighted sum, which has one. Faster than `log_probs`.
+
+        Args: weights: (N,) float32, or a function that gives them for the log-probs (N,); constants for the gradient.
+        """
+        scores = self._run(weights)
+        assert scores.weighted_sum is not None, "weights were given"
+        return scores.log_probs, scores.weighted_sum
+
+    def sequence_sums(self, of_targets: Tensor) -> Tensor:
+        """(Q,) the sum of `of_targets` (N,) over each sequence's targets; differentiable, over a ring too.
+
+        Every rank of a ring gets the whole sums. A loss or a count of whole sequences is multiplied by
+        `speaks_for_sequences`, so that the ring counts it once.
+        """
+        sums = of_targets.new_zeros(self._batch.num_sequences)
+        sums = sums.index_add(0, self._batch.target_sequence, of_targets)
+        return sums if self._groups.sequence is None else _SumOverRing.apply(sums, self._groups.sequence)
+
+    @property
+    def speaks_for_sequences(self) -> float:
+        """1.0 on the rank that counts losses of whole sequences, 0.0 on the other ranks of its ring."""
+        return float(self._groups.sequence_rank == 0)
+
+    def _run(self, weights: Weights | None) -> TargetScores:
+        assert self._scores is None, "a micro-batch takes one forward pass"
+        batch, groups = self._batch, self._groups
+        is_real_token = None
+        if not batch.unit_names:  # its tokens stand there for the collectives' sake: no expert's load counts them
+            is_real_token = torch.zeros_like(batch.input_ids.flatten(), dtype=torch.bool)
+        self._scores = self._model.score_targets(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            target_index=batch.target_index,
+            target_ids=batch.target_ids,
+            target_weights=weights,
+            sequence_group=groups.sequence,
+            with_aux_loss=self._aux_loss.coef != 0,
+            with_entropy=self._with_entropy,
+            is_real_token=is_real_token,
+            router_group=groups.loss if self._aux_loss.scope == "global" else groups.sequence,
+        )
+        return self._scores
+
+
+class _SumOverRing(torch.autograd.Function):
+    """Sums over the ranks of a ring. Backward: the gradients of all ranks add up, since each rank used the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return sum_over(sums.clone(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return sum_over(grads[0].contiguous().clone(), ctx.group), None

@@ -1,0 +1,118 @@
+"""Saving: training checkpoints, and the model in Hugging Face form along the way."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
+from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.config import CkptConfig
+from openrlhf.exit_codes import RunStopped
+from openrlhf.parallel.collectives import any_rank
+from openrlhf.trainer.callbacks.callback import Callback
+from openrlhf.trainer.exporter import ExporterAlongTheWay
+
+if TYPE_CHECKING:
+    from openrlhf.trainer.trainer import Trainer
+
+
+class SavesFailed(RunStopped):
+    """Several saves in a row failed: going on would train for nothing."""
+
+
+class Saving(Callback):
+    """Saves the run when it is due, and at its end.
+
+    Args:
+        checkpointer: writes training checkpoints; None: none are written.
+        exporter: writes the model in Hugging Face form at each save; None: it is not wanted.
+        ckpt: when to save, and how many failures in a row are too many.
+        identity: a checkpoint of this run is recognised by it.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer | None,
+        exporter: ExporterAlongTheWay | None,
+        ckpt: CkptConfig,
+        identity: RunIdentity,
+    ):
+        self._checkpointer = checkpointer
+        self._exporter = exporter
+        self._ckpt = ckpt
+        self._identity = identity
+        self._last_save_at = time.monotonic()
+
+    @property
+    def writes_checkpoints(self) -> bool:
+        return self._checkpointer is not None
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if trainer.take_save_request() or self._is_due(trainer):
+            self.save(trainer)
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        """The last checkpoint says that the run has finished; a run that saved nothing along the way has none."""
+        if self._ckpt.save_steps > 0 or self._ckpt.save_minutes is not None:
+            self.save(trainer)
+
+    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        if error is None or isinstance(error, RunStopped | SystemExit):
+            self.wait(trainer)
+        elif self._checkpointer is not None:  # after an error on one rank the others may not be there to agree with
+            self._checkpointer.abandon()
+
+    def save(self, trainer: Trainer) -> None:
+        """Begins a save; training may go on while it is written.
+
+        Raises SavesFailed after several failures in a row.
+        """
+        step = trainer.progress.optimizer_step
+        with trainer.strategy.watchdog.long_phase(f"save after step {step}"):
+            if self._checkpointer is not None:
+                self._look_at(self._save_checkpoint(self._checkpointer, trainer), trainer)
+            if self._exporter is not None:
+                for problem in self._exporter.export(step, trainer.eval_loss_here):
+                    trainer.strategy.print(f"warning: {problem}")
+        self._last_save_at = time.monotonic()
+        trainer.emit("on_save", str(_path_of(self._ckpt, step)))
+
+    def wait(self, trainer: Trainer) -> None:
+        """Until the save that was begun is on disk."""
+        if self._checkpointer is not None:
+            with trainer.strategy.watchdog.long_phase("waiting for the last save"):
+                report = self._checkpointer.wait()
+            self._look_at(report, trainer)
+
+    def _save_checkpoint(self, checkpointer: Checkpointer, trainer: Trainer) -> SaveReport:
+        trained = trainer.trained
+        client_state: dict[str, Any] = {"guard": trained.guard.state_dict()}
+        return checkpointer.save(
+            trained.engine, trainer.progress, self._identity, client_state, trainer.eval_loss_here, trained.scheduler
+        )
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """The same answer on every rank: rank 0's clock counts."""
+        every = self._ckpt.save_steps
+        if every > 0 and trainer.progress.optimizer_step % every == 0:
+            return True
+        if self._ckpt.save_minutes is None:
+            return False
+        is_late = time.monotonic() - self._last_save_at >= 60 * self._ckpt.save_minutes
+        return any_rank(is_late and trainer.strategy.is_rank_0(), trainer.strategy.groups.control)
+
+    def _look_at(self, report: SaveReport, trainer: Trainer) -> None:
+        for problem in report.problems:
+            trainer.strategy.print(f"warning: {problem}")
+        if report.num_failures_in_a_row >= self._ckpt.max_failed_saves_in_a_row:
+            raise SavesFailed(
+                f"{report.num_failures_in_a_row} saves in a row have failed (--ckpt.max_failed_saves_in_a_row): the "
+                "run stops; the last good checkpoint is intact."
+            )
+
+
+def _path_of(ckpt: CkptConfig, optimizer_step: int) -> Any:
+    store = CheckpointStore(ckpt.path)
+    return store.root / store.name_of(optimizer_step)

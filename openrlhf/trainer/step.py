@@ -1,0 +1,152 @@
+"""One optimizer step: the forward and backward passes of a window's micro-batches, then the update."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
+from openrlhf.engine.step_guard import StepOutcome
+from openrlhf.engine.trained_model import TrainedModel
+from openrlhf.models import Actor
+from openrlhf.objectives import AuxLossSettings, Objective, Scorer, Share
+from openrlhf.parallel.collectives import gather_objects, sum_over
+from openrlhf.parallel.random_streams import seed_micro_step
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.tracking import WeightedSums
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did; the same on every rank."""
+
+    metrics: dict[str, float]  # the objective's means, the common ones; `loss` is among them
+    lr: float
+    seconds: float
+    counts: WindowCounts
+    outcome: StepOutcome
+    suspects: tuple[str, ...] = ()  # ranks and rows whose loss was not finite
+
+    @property
+    def loss(self) -> float:
+        return self.metrics["loss"]
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.outcome.grad_norm)
+
+
+class WindowStep:
+    """Runs step windows on this rank, by an objective that it knows nothing of."""
+
+    def __init__(
+        self,
+        model: Actor,
+        trained: TrainedModel,
+        strategy: DeepspeedStrategy,
+        objective: Objective,
+        aux_loss: AuxLossSettings = AuxLossSettings(),
+        with_entropy: bool = False,
+    ):
+        self._model = model
+        self._trained = trained
+        self._strategy = strategy
+        self._objective = objective
+        self._aux_loss = aux_loss
+        self._with_entropy = with_entropy
+        self._is_first = True  # kernels may be compiled: that can take long
+
+    def run(self, window: StepWindow, optimizer_step: int, began_at: float | None = None) -> StepResult:
+        """Trains on one window.
+
+        Args:
+            optimizer_step: steps taken before this one; it decides the random numbers.
+            began_at: `time.perf_counter()` when the loop began to wait for this window; None: now.
+        """
+        began_at = time.perf_counter() if began_at is None else began_at
+        step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
+        watchdog.note(f"counting the tokens of {step_name}")
+        counts = window.count(self._strategy.groups, self._objective.weight)
+        lr = self._trained.scheduler.get_last_lr()[0]
+        sums = metric_sums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
+        losses = []
+        for micro_step, micro_batch in enumerate(window.micro_batches):
+            self._seed(optimizer_step, micro_step)
+            watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.unit_names, self._is_first)
+            is_last = micro_step == len(window.micro_batches) - 1
+            with self._trained.micro_batch(is_last):
+                losses.append(self._forward_and_backward(micro_batch, micro_step, counts, sums))
+        watchdog.note(f"update of {step_name}", is_long=self._is_first)
+        self._is_first = False
+        outcome = self._trained.step()
+        metrics = means_over_ranks(sums, self._strategy)
+        suspects = () if math.isfinite(metrics["loss"]) else self._suspects(window, losses)
+        return StepResult(metrics, lr, time.perf_counter() - began_at, counts, outcome, suspects)
+
+    def _forward_and_backward(
+        self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts, sums: WeightedSums
+    ) -> Tensor:
+        """One micro-batch's part of the step; returns its sum of the metric `loss`, on the device."""
+        on_device = micro_batch.to(self._strategy.device)
+        scorer = Scorer(self._model, on_device, self._strategy.groups, self._aux_loss, self._with_entropy)
+        share = self._objective.loss(scorer, on_device, counts.divisor)
+        add_metrics(sums, share, scorer)
+        loss_share, aux_loss = share.loss, scorer.scores.aux_loss
+        if aux_loss is not None:
+            aux_share = aux_loss * self._aux_weight(micro_batch, micro_step, counts)
+            sums.add("aux_loss", aux_share, 0)
+            loss_share = loss_share + self._aux_loss.coef * aux_share
+        self._trained.backward_share(loss_share)
+        return torch.as_tensor(share.sums["loss"][0])
+
+    def _aux_weight(self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts) -> float:
+        """The share of the window's tokens over which this auxiliary loss was taken."""
+        if self._aux_loss.scope == "global":
+            return counts.num_tokens_of_micro_step_global[micro_step] / counts.num_tokens_global
+        return micro_batch.num_tokens / counts.num_tokens_global
+
+    def _seed(self, optimizer_step: int, micro_step: int) -> None:
+        """Ranks of a tensor-parallel group compute the same tokens, and so must drop the same ones."""
+        groups = self._strategy.groups
+        seed_micro_step(self._strategy.seed, optimizer_step, micro_step, groups.rank // groups.tensor_size)
+
+    def _suspects(self, window: StepWindow, losses: list[Tensor]) -> tuple[str, ...]:
+        """The rows, by rank, of micro-batches that went wrong: asked for only when a step has."""
+        mine = [
+            f"rank {self._strategy.get_rank()}: {', '.join(micro_batch.unit_names)}"
+            for micro_batch, loss in zip(window.micro_batches, losses, strict=True)
+            if not bool(torch.isfinite(loss))
+        ]
+        return tuple(line for lines in gather_objects(mine, self._strategy.groups.control) for line in lines)
+
+
+# --- metrics of a step and of an evaluation ----------------------------------------------------------------------
+
+
+def metric_sums(
+    objective: Objective, device: torch.device, with_entropy: bool = False, with_aux_loss: bool = False
+) -> WeightedSums:
+    """Empty sums for the objective's metrics and those that every objective has."""
+    entropy = ("entropy",) if with_entropy else ()
+    aux_loss = ("aux_loss",) if with_aux_loss else ()
+    return WeightedSums((*objective.metrics, "token_accuracy", *entropy, *aux_loss), device)
+
+
+def add_metrics(sums: WeightedSums, share: Share, scorer: Scorer) -> None:
+    """Adds what a micro-batch has given: no wait for the device, no word to another rank."""
+    for name, (total, count) in share.sums.items():
+        sums.add(name, total, count)
+    scores = scorer.scores
+    sums.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
+    if scores.entropy is not None:
+        sums.add("entropy", scores.entropy.double().sum(), len(scores.entropy))
+
+
+def means_over_ranks(sums: WeightedSums, strategy: DeepspeedStrategy) -> dict[str, float]:
+    """Each metric's sum over its count, over all ranks that hold parts of the window; a mere sum where none counts."""
+    pairs = sum_over(sums.as_tensor(), strategy.groups.loss).tolist()
+    return {name: total / (count or 1.0) for name, (total, count) in zip(sums.names, pairs, strict=True)}

@@ -1,0 +1,296 @@
+"""The loop: step windows in, a trained model out. All that is not the step is a callback."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
+from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.engine.trained_model import TrainedModel
+from openrlhf.models import Actor
+from openrlhf.objectives import AuxLossSettings, Objective
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.trainer.callbacks import Callback, CallbackFailed
+from openrlhf.trainer.callbacks.callback import failures_told
+from openrlhf.trainer.evaluation import evaluate
+from openrlhf.trainer.step import StepResult, WindowStep
+
+
+class Trainer:
+    """Trains a model on step windows by an objective.
+
+    Args:
+        model: what `strategy.prepare` gave back.
+        train_dataloader: what `strategy.setup_dataloader` gave, or any iterable of this rank's micro-batches
+            `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S).
+        eval_dataloader: likewise, or None.
+        objective: what is minimised.
+        batch_size: units an optimizer step, over all ranks.
+        max_epochs: passes over the data.
+        tokenizer: saved with the model; its padding token fills rows.
+        callbacks: the user's own; they come before those of the house.
+        all_targets: every token of a loader of the user's own is a target, whatever its mask says.
+    """
+
+    def __init__(
+        self,
+        model: Actor,
+        strategy: DeepspeedStrategy,
+        train_dataloader: StepWindowLoader | Iterable[Any],
+        eval_dataloader: StepWindowLoader | Iterable[Any] | None,
+        objective: Objective,
+        *,
+        batch_size: int = 1,
+        max_epochs: int = 1,
+        tokenizer: Any = None,
+        callbacks: Sequence[Callback] = (),
+        all_targets: bool = False,
+    ):
+        self.model = model
+        self.strategy = strategy
+        self.train_dataloader = train_dataloader
+        self.eval_dataloader = eval_dataloader
+        self.objective = objective
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.tokenizer = tokenizer
+        self.progress = TrainingProgress()
+        self.last_step: StepResult
+        self._given_callbacks = self._users_callbacks = list(callbacks)
+        self._standard_callbacks: list[Callback] = []
+        self._all_targets = all_targets
+        self._with_entropy = False
+        self._logged: dict[str, float] = {}
+        self._is_save_requested = False
+        self._stop_reason: str | None = None
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        named_callbacks: Sequence[Callback],
+        standard_callbacks: Sequence[Callback],
+        consumed_samples: int = 0,
+        max_steps: int | None = None,
+        aux_loss: AuxLossSettings = AuxLossSettings(),
+        with_entropy: bool = False,
+    ) -> None:
+        """Trains from `consumed_samples` to the end of the last epoch, or until `max_steps` steps of the run are done.
+
+        Args:
+            named_callbacks: the user's own beside those given to the constructor.
+            standard_callbacks: those of the house, in their order; they come after the user's own.
+        """
+        self._with_entropy = with_entropy
+        self._users_callbacks = [*self._given_callbacks, *named_callbacks]
+        self._standard_callbacks = list(standard_callbacks)
+        self._stop_reason = None
+        self.progress = self._progress_at(consumed_samples)
+        step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
+        self.model.train()
+        with ExitStack() as exits:
+            for callback in (*self._users_callbacks, *self._standard_callbacks):
+                exits.push(self._exit_of(callback))
+            self.emit("on_run_begin")
+            for window, began_at in self._timed_windows(consumed_samples, max_steps):
+                self.last_step = step.run(window, self.progress.optimizer_step, began_at)
+                self._advance(window)
+                self.emit("on_step_end", self._record())
+                if self._stop_reason is not None:
+                    self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self._stop_reason}.")
+                    break
+            self.progress = replace(self.progress, finished=True)
+            self.emit("on_run_end")
+
+    def _timed_windows(self, consumed_samples: int, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
+        """The windows still to train, each with the moment at which the loop began to wait for it."""
+        windows = self._windows(consumed_samples)
+        while max_steps is None or self.progress.optimizer_step < max_steps:
+            self.strategy.watchdog.note("reading the next samples")
+            began_at = time.perf_counter()
+            window = next(windows, None)
+            if window is None:
+                return
+            yield window, began_at
+
+    def _advance(self, window: StepWindow) -> None:
+        done, counts = self.progress, self.last_step.counts
+        self.progress = replace(
+            done,
+            optimizer_step=done.optimizer_step + 1,
+            epoch=window.epoch,
+            consumed_samples=done.consumed_samples + counts.num_units_global,
+            consumed_tokens=done.consumed_tokens + counts.num_tokens_global,
+            consumed_target_tokens=done.consumed_target_tokens + counts.num_target_tokens_global,
+        )
+
+    def _record(self) -> dict[str, float]:
+        result = self.last_step
+        more = {name: value for name, value in result.metrics.items() if name != "loss"}
+        return {
+            "global_step": self.progress.optimizer_step,
+            "epoch": self.progress.epoch,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.outcome.grad_norm,
+            "num_tokens": result.counts.num_tokens_global,
+            "num_target_tokens": result.counts.num_target_tokens_global,
+            "consumed_samples": self.progress.consumed_samples,
+            "tokens_per_second": result.counts.num_tokens_global / result.seconds,
+            "step_seconds": result.seconds,
+            **more,
+        }
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def emit(self, event: str, *facts: Any) -> None:
+        """Hands an event to every callback, in order; all ranks call."""
+        failures: list[str] = []
+        for callback in self._users_callbacks:
+            with failures_told(callback, event, failures):
+                getattr(callback, event)(self, *facts)
+        if self._users_callbacks:
+            self._agree(failures)
+        for callback in self._standard_callbacks:
+            getattr(callback, event)(self, *facts)
+
+    def _agree(self, failures: list[str]) -> None:
+        """A callback may raise, or ask for something, on one rank only: then all ranks stop, or do it, together."""
+        of_ranks = gather_objects((failures, self._stop_reason, self._is_save_requested), self.strategy.groups.control)
+        lines = [f"rank {rank}: {line}" for rank, (lines, _, _) in enumerate(of_ranks) for line in lines]
+        if lines:
+            raise CallbackFailed("\n".join([*lines, "The run stops; its training checkpoints are intact."]))
+        self._stop_reason = next((reason for _, reason, _ in of_ranks if reason is not None), None)
+        self._is_save_requested = any(is_requested for _, _, is_requested in of_ranks)
+
+    def _exit_of(self, callback: Callback) -> Any:
+        def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+            callback.on_exit(self, error)
+
+        return leave
+
+    # --- for callbacks -------------------------------------------------------------------------------------------
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Adds numbers to the record that is written next, of a step or of an evaluation."""
+        self._logged |= metrics
+
+    def take_logged(self) -> dict[str, float]:
+        """What `log` was given since the last record."""
+        logged, self._logged = self._logged, {}
+        return logged
+
+    def request_save(self) -> None:
+        """Asks for a save at the end of this step."""
+        self._is_save_requested = True
+
+    def take_save_request(self) -> bool:
+        """Whether `request_save` was called since the last save."""
+        is_requested, self._is_save_requested = self._is_save_requested, False
+        return is_requested
+
+    def request_stop(self, reason: str) -> None:
+        """Asks for the end of the run after this step; its model is exported as at its usual end."""
+        self._stop_reason = reason
+
+    def evaluate(self, dataloader: StepWindowLoader | Iterable[Any] | None = None, steps: int = 0) -> dict[str, float]:
+        """Evaluates on all rows of `dataloader` (default: the run's own), and hands the record to the callbacks.
+
+        Args: steps: part of OpenRLHF's interface; the record has the run's own step.
+        """
+        dataloader = self.eval_dataloader if dataloader is None else dataloader
+        assert dataloader is not None, "there is nothing to evaluate on"
+        windows = self._windows_once(dataloader)
+        metrics = evaluate(self.model, windows, self.strategy, self.objective, self._with_entropy)
+        self._note_evaluation(metrics["eval_loss"])
+        record = {"global_step": self.progress.optimizer_step, **metrics}
+        self.emit("on_evaluate", record)
+        return record
+
+    def _note_evaluation(self, loss: float) -> None:
+        step, best = self.progress.optimizer_step, self.progress.best_eval_loss
+        is_best = math.isfinite(loss) and (best is None or loss < best)
+        self.progress = replace(
+            self.progress,
+            last_eval_loss=loss,
+            last_eval_step=step,
+            best_eval_loss=loss if is_best else best,
+            best_eval_step=step if is_best else self.progress.best_eval_step,
+            num_evals_since_best=0 if is_best else self.progress.num_evals_since_best + 1,
+        )
+
+    # --- where the run stands ------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The engine, optimizer, schedule and guard that `strategy.prepare` put under the model."""
+        assert self.model.trained is not None, "strategy.prepare comes before training"
+        return self.model.trained
+
+    @property
+    def eval_loss_here(self) -> float | None:
+        """The evaluation loss of the present weights, where they were evaluated."""
+        return self.progress.last_eval_loss if self.progress.last_eval_step == self.progress.optimizer_step else None
+
+    @property
+    def pad_token_id(self) -> int:
+        return getattr(self.tokenizer, "pad_token_id", None) or 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch; 0 where a loader of the user's own does not say how long it is."""
+        if isinstance(self.train_dataloader, StepWindowLoader):
+            return self.train_dataloader.schedule.steps_per_epoch
+        num_batches = len(self.train_dataloader) if isinstance(self.train_dataloader, Sized) else 0
+        return -(-num_batches // self.strategy.accumulated_gradient)
+
+    def _progress_at(self, consumed_samples: int) -> TrainingProgress:
+        restored = self.trained.restored_progress
+        if isinstance(restored, TrainingProgress) and restored.consumed_samples == consumed_samples:
+            return restored
+        return TrainingProgress(
+            optimizer_step=self.num_steps_before(consumed_samples), consumed_samples=consumed_samples
+        )
+
+    def num_steps_before(self, consumed_samples: int) -> int:
+        """Optimizer steps that were done when `consumed_samples` units had been trained."""
+        if isinstance(self.train_dataloader, StepWindowLoader):
+            return self.train_dataloader.schedule.num_steps_before(consumed_samples)
+        return consumed_samples // self.batch_size
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def _windows(self, consumed_samples: int) -> Iterator[StepWindow]:
+        if isinstance(self.train_dataloader, StepWindowLoader):
+            return self.train_dataloader.windows(consumed_samples, self.max_epochs)
+        return self._foreign_windows(
+            self.train_dataloader,
+            self.strategy.accumulated_gradient,
+            self.max_epochs,
+            skip_windows=self.progress.optimizer_step,
+        )
+
+    def _windows_once(self, dataloader: StepWindowLoader | Iterable[Any]) -> Iterator[StepWindow]:
+        if isinstance(dataloader, StepWindowLoader):
+            return dataloader.windows(max_epochs=1)
+        return self._foreign_windows(dataloader, 1, max_epochs=1)
+
+    def _foreign_windows(
+        self, batches: Iterable[Any], num_micro_batches: int, max_epochs: int, skip_windows: int = 0
+    ) -> Iterator[StepWindow]:
+        return windows_of_foreign_loader(
+            batches,
+            num_micro_batches,
+            self.strategy.micro_batch_format(self.pad_token_id),
+            self.strategy.groups,
+            max_epochs,
+            skip_windows,
+            self._all_targets,
+        )

@@ -1,7 +1,8 @@
 """The layout of a step window: the rank and the micro-batch that compute each of its units.
 
 Every rank computes the same layout from the same lengths, so all ranks run the same number of micro-batches and
-collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places of units in the window, maybe empty.
+collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places of units in the window, maybe
+empty.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The objectives: each says what is minimised and what it is divided by. One file an objective, one registry."""
 
 from openrlhf.objectives.objective import Objective, Share, objective_named, register_objective
-from openrlhf.objectives.scorer import AuxLossSettings, Scorer
+from openrlhf.objectives.scorer import NO_AUX_LOSS, AuxLossSettings, Scorer
 from openrlhf.objectives.sft import DFTObjective, SFTObjective
 
 __all__ = [
+    "NO_AUX_LOSS",
     "AuxLossSettings",
     "DFTObjective",
     "Objective",

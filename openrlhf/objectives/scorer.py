@@ -30,6 +30,9 @@ class AuxLossSettings:
     scope: AuxLossScope = "micro_batch"
 
 
+NO_AUX_LOSS = AuxLossSettings()
+
+
 class Scorer:
     """What the model says about one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
 
@@ -38,7 +41,7 @@ class Scorer:
         model: Actor,
         batch: MicroBatch,
         groups: ProcessGroups,
-        aux_loss: AuxLossSettings = AuxLossSettings(),
+        aux_loss: AuxLossSettings = NO_AUX_LOSS,
         with_entropy: bool = False,
     ):
         self._model = model

@@ -49,7 +49,7 @@ def summarize_run(
             num_ranks=strategy.world_size,
             zero_stage=config.ds.zero_stage,
             param_dtype=config.ds.param_dtype,
-            gradient_dtype=gradient_dtype(strategy.engine_settings),
+            gradient_dtype=gradient_dtype(strategy.ds),
             optimizer_numbers_per_weight=ADAM_NUMBERS_A_WEIGHT,
             optimizer_offload=config.ds.adam_offload,
         ),

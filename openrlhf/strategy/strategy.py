@@ -54,22 +54,22 @@ class DeepspeedStrategy:
         param_dtype: str | None = None,
         args: Any = None,
         *,
-        train: TrainConfig = TrainConfig(batch_size=1, micro_batch_size=1),
-        ds: DeepspeedConfig = DeepspeedConfig(),
-        adam: AdamConfig = AdamConfig(),
+        train: TrainConfig | None = None,
+        ds: DeepspeedConfig | None = None,
+        adam: AdamConfig | None = None,
         muon: MuonConfig | None = None,
     ):
         self.args = args
         self.max_norm = max_norm
         self.train = _with(
-            train,
+            train or TrainConfig(batch_size=1, micro_batch_size=1),
             seed=seed,
             full_determinism_enable=full_determinism,
             micro_batch_size=micro_train_batch_size,
             batch_size=train_batch_size,
         )
-        self.ds = _with(ds, zero_stage=zero_stage, param_dtype=param_dtype)
-        self.adam, self.muon = adam, muon
+        self.ds = _with(ds or DeepspeedConfig(), zero_stage=zero_stage, param_dtype=param_dtype)
+        self.adam, self.muon = adam or AdamConfig(), muon
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()

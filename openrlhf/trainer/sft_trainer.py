@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from openrlhf.batching import StepWindowLoader
-from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.errors import UserError
 from openrlhf.models import Actor

@@ -13,7 +13,7 @@ from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
-from openrlhf.objectives import AuxLossSettings, Objective, Scorer, Share
+from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer, Share
 from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
@@ -49,7 +49,7 @@ class WindowStep:
         trained: TrainedModel,
         strategy: DeepspeedStrategy,
         objective: Objective,
-        aux_loss: AuxLossSettings = AuxLossSettings(),
+        aux_loss: AuxLossSettings = NO_AUX_LOSS,
         with_entropy: bool = False,
     ):
         self._model = model

@@ -14,7 +14,7 @@ from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_l
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
-from openrlhf.objectives import AuxLossSettings, Objective
+from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback, CallbackFailed
@@ -79,7 +79,7 @@ class Trainer:
         standard_callbacks: Sequence[Callback],
         consumed_samples: int = 0,
         max_steps: int | None = None,
-        aux_loss: AuxLossSettings = AuxLossSettings(),
+        aux_loss: AuxLossSettings = NO_AUX_LOSS,
         with_entropy: bool = False,
     ) -> None:
         """Trains from `consumed_samples` to the end of the last epoch, or until `max_steps` steps of the run are done.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.equivalence.reference import Curve, Recipe, rows
+from tests.equivalence.reference import Curve, Recipe, rows, weights
 from tests.helpers.tiny_models import tiny_model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,13 +49,22 @@ class RowsInMemory:
 
     def __init__(self, recipe: Recipe):
         self._rows = rows(recipe)
+        self._weights = weights(recipe)
+        self._has_weights = recipe.has_weights
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int):
         ids, is_target = self._rows[index]
-        return ids, torch.ones_like(ids), torch.cat([is_target[1:], is_target.new_zeros(1)]).long()
+        mask = torch.cat([is_target[1:], is_target.new_zeros(1)]).long()
+        if self._has_weights:
+            row_weight, turn_weights = self._weights[index]
+            mask = (mask * torch.cat([turn_weights[1:], turn_weights.new_zeros(1)]) * row_weight).float()
+        return ids, torch.ones_like(ids), mask
+
+    def row_weight(self, index: int) -> float:
+        return self._weights[index][0]
 
 
 @dataclass
@@ -84,35 +93,36 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     run.actor.engine.destroy()
     if not run.strategy.is_rank_0():
         return None
-    aux_losses = [r.aux_loss for r in results if r.aux_loss is not None]
+    aux_losses = [r.metrics["aux_loss"] for r in results if "aux_loss" in r.metrics]
     return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights, aux_losses)
 
 
 def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     """Everything up to the first step, on this rank."""
-    from openrlhf.engine.engine_config import EngineSettings
-    from openrlhf.engine.optimizers import AdamSettings
-    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+    from openrlhf.config import AdamConfig, DeepspeedConfig, TrainConfig
+    from openrlhf.engine.schedules import build_schedule
     from openrlhf.models import Actor
-    from openrlhf.strategy.strategy import DeepspeedStrategy
-    from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
+    from openrlhf.objectives import AuxLossSettings, objective_named
+    from openrlhf.strategy import DeepspeedStrategy
+    from openrlhf.trainer.step import WindowStep
 
     strategy = DeepspeedStrategy(
-        train_batch_size=recipe.batch_size,
-        micro_train_batch_size=layout.micro_batch_size,
-        engine=EngineSettings(
+        max_norm=recipe.max_norm,
+        train=TrainConfig(
+            batch_size=recipe.batch_size,
+            micro_batch_size=layout.micro_batch_size,
+            max_tokens_per_micro_batch=layout.max_tokens,
+            loss_reduction=recipe.loss_reduction,
+        ),
+        ds=DeepspeedConfig(
             zero_stage=layout.zero_stage,
             param_dtype=layout.dtype,
-            max_norm=recipe.max_norm,
             adam_offload=layout.offload,
             tensor_parallel_size=layout.tensor_parallel,
-            pin_memory=False,
+            packing_samples=layout.packed,
+            ring_attn_size=layout.ring,
         ),
-        adam=AdamSettings(recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay),
-        packing_samples=layout.packed,
-        ring_attn_size=layout.ring,
-        max_tokens_per_micro_batch=layout.max_tokens,
-        loss_reduction=recipe.loss_reduction,
+        adam=AdamConfig(recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay),
     )
     strategy.setup_distributed()
     model = tiny_model(recipe.model_kind, dtype=_DTYPES[layout.dtype])
@@ -126,8 +136,9 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     num_epochs = math.ceil(recipe.num_steps / loader.schedule.steps_per_epoch)
     optimizer = strategy.create_optimizer(actor)
     horizon = num_epochs * loader.schedule.steps_per_epoch
-    schedule = ScheduleSettings("cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
-    actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
+    schedule = build_schedule(optimizer, "cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
+    strategy.prepare((actor, optimizer, schedule))
     actor.train()
-    step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope))
+    aux_loss = AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope)
+    step = WindowStep(actor, actor.trained, strategy, objective_named(recipe.loss), aux_loss)
     return Run(strategy, actor, lambda consumed_samples: loader.windows(consumed_samples, num_epochs), step)

@@ -31,6 +31,8 @@ class Cell:
 
     def __str__(self) -> str:
         reduction = "-sample_mean" if self.recipe.loss_reduction == "sample" else ""
+        reduction += "" if self.recipe.loss == "nll" else f"-{self.recipe.loss.rpartition(':')[2]}"
+        reduction += "-weighted" if self.recipe.has_weights else ""
         aux = f"-aux_over_{self.recipe.aux_loss_over}" if self.recipe.aux_loss_coef else ""
         return f"{self.ranks}ranks-{self.recipe.model_kind}-{self.layout}{reduction}{aux}"
 
@@ -90,6 +92,19 @@ SAMPLE_MEAN = [
     _cell(1, "llama", 2, micro_batch_size=2, recipe=dict(loss_reduction="sample")),
     _cell(2, "qwen3", 1, max_tokens=64, packed=True, recipe=dict(loss_reduction="sample")),
     _cell(2, "llama", 0, micro_batch_size=3, packed=True, ring=2, recipe=dict(loss_reduction="sample")),
+]
+
+# Other objectives, and rows and turns that weigh differently.
+_DFT, _OWN = dict(loss="dft"), dict(loss="examples.own_objective:FocalObjective")
+OBJECTIVES = [
+    _cell(1, "qwen3", 2, micro_batch_size=2, recipe=_DFT),
+    _cell(2, "llama", 3, max_tokens=64, packed=True, recipe=_DFT),
+    _cell(2, "gemma2", 1, micro_batch_size=3, packed=True, ring=2, checkpointing=True, recipe=_DFT),
+    _cell(1, "llama", 0, max_tokens=90, recipe=_OWN),
+    _cell(2, "qwen3", 3, max_tokens=48, packed=True, ring=2, recipe=_OWN),
+    _cell(1, "llama", 2, max_tokens=64, packed=True, recipe=dict(has_weights=True)),
+    _cell(2, "qwen3", 1, micro_batch_size=2, packed=True, ring=2, recipe=dict(has_weights=True)),
+    _cell(2, "llama", 2, micro_batch_size=3, recipe=dict(has_weights=True, loss_reduction="sample")),
 ]
 
 _OVER_WINDOW = dict(aux_loss_coef=0.02)

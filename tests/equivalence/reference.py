@@ -6,6 +6,7 @@ It shares no code with the package: no shift, no mask, no packing, no divisor, n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,18 @@ class Recipe:
     warmup_ratio: float = 0.1
     min_lr_ratio: float = 0.1
     loss_reduction: str = "token"
+    loss: str = "nll"  # a key of TOKEN_LOSSES
+    has_weights: bool = False  # rows and targets count differently
     aux_loss_coef: float = 0.0
     aux_loss_over: str = "window"  # the tokens that the load-balancing loss is taken over: "window" or "sample"
     has_bf16_weights: bool = False  # passes see the optimizer's weights rounded to bf16; sums are exact all the same
+
+
+TOKEN_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "nll": lambda log_probs: -log_probs,
+    "dft": lambda log_probs: -log_probs.exp().detach() * log_probs,
+    "examples.own_objective:FocalObjective": lambda log_probs: -((1 - log_probs.exp()) ** 2) * log_probs,
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,21 @@ def rows(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
     return made
 
 
+def weights(recipe: Recipe) -> list[tuple[float, Tensor]]:
+    """(row weight, weight of each token as a target), for each row; all 1 where the recipe has none."""
+    draw = torch.Generator().manual_seed(6)
+    made = []
+    for ids, _ in rows(recipe):
+        row = float(torch.rand((), generator=draw)) + 0.5 if recipe.has_weights else 1.0
+        turn = 0.5 + (torch.arange(len(ids)) % 2) if recipe.has_weights else torch.ones(len(ids))
+        made.append((row, turn.double()))
+    return made
+
+
 def train(model: nn.Module, recipe: Recipe) -> Curve:
     """Trains `model` (float64) on the rows in their own order, epoch after epoch."""
-    samples = rows(recipe)
+    samples = list(zip(rows(recipe), weights(recipe), strict=True))
+    token_loss = TOKEN_LOSSES[recipe.loss]
     masters = {p: p.detach().clone() for p in model.parameters()}
     decayed = [p for p in masters if p.ndim >= 2 and p is not model.get_input_embeddings().weight]
     others = [p for p in masters if not any(p is q for q in decayed)]
@@ -77,15 +99,24 @@ def train(model: nn.Module, recipe: Recipe) -> Curve:
         total = torch.zeros((), dtype=torch.float64)
         objective = torch.zeros((), dtype=torch.float64)
         routed = []
-        for ids, is_target in window:
+        divisor = 0.0
+        for (ids, is_target), (row_weight, turn_weights) in window:
             logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
             routed.append(routers.take())
             log_probs = logits.log_softmax(-1)
-            nll = torch.stack([-log_probs[t - 1, ids[t]] for t in range(1, len(ids)) if is_target[t]])
-            total = total + nll.sum()
-            objective = objective + (nll.sum() if recipe.loss_reduction == "token" else nll.mean())
-        num_targets = sum(int(is_target.sum()) for _, is_target in window)
-        objective = objective / (num_targets if recipe.loss_reduction == "token" else len(window))
+            losses_of_row = token_loss(
+                torch.stack([log_probs[t - 1, ids[t]] for t in range(1, len(ids)) if is_target[t]])
+            )
+            total = total + losses_of_row.sum()
+            counts = turn_weights[is_target]
+            if recipe.loss_reduction == "token":
+                objective = objective + row_weight * (counts * losses_of_row).sum()
+                divisor += row_weight * float(counts.sum())
+            else:
+                objective = objective + row_weight * (counts * losses_of_row).sum() / counts.sum()
+                divisor += row_weight
+        num_targets = sum(int(is_target.sum()) for (_, is_target), _ in window)
+        objective = objective / divisor
         if recipe.aux_loss_coef:
             aux_loss = _aux_loss(routed, model.config.num_experts_per_tok, recipe.aux_loss_over)
             aux_losses.append(aux_loss.item())
@@ -102,8 +133,8 @@ def train(model: nn.Module, recipe: Recipe) -> Curve:
             parameter.data.copy_(master.to(torch.bfloat16) if recipe.has_bf16_weights else master)
         losses.append(total.item() / num_targets)
         grad_norms.append(norm.item())
-    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
-    return Curve(losses, grad_norms, weights, aux_losses)
+    trained = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return Curve(losses, grad_norms, trained, aux_losses)
 
 
 class _Routers:

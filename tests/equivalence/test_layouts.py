@@ -10,7 +10,7 @@ import torch
 
 from tests.equivalence import matrix
 from tests.equivalence.cells import train_in_layout
-from tests.equivalence.matrix import AUX_LOSS, BF16, LAYOUTS, SAMPLE_MEAN, Cell
+from tests.equivalence.matrix import AUX_LOSS, BF16, LAYOUTS, OBJECTIVES, SAMPLE_MEAN, Cell
 from tests.equivalence.reference import Curve, Recipe, train
 from tests.helpers.tiny_models import tiny_model
 
@@ -66,6 +66,11 @@ def test_layout(cell, request):
 
 @pytest.mark.parametrize("cell", SAMPLE_MEAN, ids=str)
 def test_mean_over_samples(cell, request):
+    assert_same(run(cell, request), reference(cell.recipe))
+
+
+@pytest.mark.parametrize("cell", OBJECTIVES, ids=str)
+def test_other_objectives_and_weights(cell, request):
     assert_same(run(cell, request), reference(cell.recipe))
 
 

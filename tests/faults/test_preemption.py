@@ -10,7 +10,7 @@ import pytest
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, EXIT_CODE_RANK_LOST
 from openrlhf.tracking.metrics_file import read_records
-from openrlhf.trainer.signals import SECONDS_OF_ONE_REQUEST
+from openrlhf.trainer.callbacks.preemption import SECONDS_OF_ONE_REQUEST
 from tests.faults.bench import SECONDS_FOR_A_RUN, Layout, differences, outcome_of
 from tests.faults.breaks import Moment
 from tests.faults.jobs import Job

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
-_STEP = "tests/trainer/test_window_step.py"
+_STEP = "tests/trainer/test_step.py"
 _EVALUATION = "tests/trainer/test_evaluation.py"
 
 BUGS = [
     Bug(
         "mean_of_means",
         "targets of short micro-batches weigh more than those of long ones",
-        "trainer/window_step.py",
-        "divisor = counts.target_weight_sum_global or 1.0",
-        "divisor = on_device.target_weights.sum() * len(counts.num_tokens_of_micro_step_global)",
+        "trainer/step.py",
+        "self._objective.loss(scorer, on_device, counts.divisor)",
+        "self._objective.loss(scorer, on_device, "
+        "float(on_device.target_weights.sum()) * len(counts.num_tokens_of_micro_step_global))",
         (f"{_STEP}::test_a_window_equals_a_plain_loop[one by one]",),
     ),
     Bug(
         "loss_divided_by_all_tokens",
         "the logged loss is too low by the share of targets",
-        "trainer/window_step.py",
-        'means["loss"] / max(1, counts.num_target_tokens_global)',
-        'means["loss"] / max(1, counts.num_tokens_global)',
+        "objectives/sft.py",
+        '{"loss": (-log_probs.double().sum(), len(log_probs))}',
+        '{"loss": (-log_probs.double().sum(), batch.num_tokens)}',
         (f"{_STEP}::test_a_window_equals_a_plain_loop[all at once]",),
     ),
     Bug(
         "sample_weights_ignored",
         "--train.loss_reduction sample trains the mean of tokens",
-        "trainer/window_step.py",
-        "weights = on_device.target_weights / divisor",
-        "weights = torch.ones_like(on_device.target_weights) / divisor",
+        "objectives/sft.py",
+        "scorer.weighted_log_probs(batch.target_weights / divisor)",
+        "scorer.weighted_log_probs(batch.target_weights.sign() / divisor)",
         (f"{_STEP}::test_a_window_equals_a_plain_loop[mean of samples]",),
     ),
     Bug(
         "aux_loss_not_scaled",
         "the auxiliary loss grows with the number of micro-batches",
-        "trainer/window_step.py",
+        "trainer/step.py",
         "return micro_batch.num_tokens / counts.num_tokens_global",
         "return 1.0",
         (f"{_STEP}::test_the_aux_loss_of_equal_micro_batches_is_that_of_one",),
@@ -43,7 +44,7 @@ BUGS = [
     Bug(
         "aux_loss_shared_evenly",
         "short micro-batches balance the experts as much as long ones",
-        "trainer/window_step.py",
+        "trainer/step.py",
         "return micro_batch.num_tokens / counts.num_tokens_global",
         "return 1.0 / len(counts.num_tokens_of_micro_step_global)",
         (f"{_STEP}::test_a_micro_batchs_aux_loss_weighs_as_much_as_its_tokens",),
@@ -51,7 +52,7 @@ BUGS = [
     Bug(
         "aux_loss_without_coefficient",
         "--model.aux_loss_coef is taken for 1",
-        "trainer/window_step.py",
+        "trainer/step.py",
         "loss_share + self._aux_loss.coef * aux_share",
         "loss_share + aux_share",
         (f"{_STEP}::test_the_aux_losss_gradient_grows_with_its_coefficient",),
@@ -59,7 +60,7 @@ BUGS = [
     Bug(
         "dropout_not_seeded",
         "dropout after a resume is another one than in the unbroken run",
-        "trainer/window_step.py",
+        "trainer/step.py",
         "            self._seed(optimizer_step, micro_step)\n",
         "            pass\n",
         (f"{_STEP}::test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before",),
@@ -83,17 +84,17 @@ BUGS = [
     Bug(
         "evaluation_averages_batch_means",
         "eval_loss depends on how the rows were batched",
-        "trainer/evaluation.py",
-        'sums.add("loss", -scores.log_probs.double().sum(), len(micro_batch.target_ids))',
-        'sums.add("loss", -scores.log_probs.double().mean(), 1)',
+        "trainer/step.py",
+        "sums.add(name, total, count)",
+        "sums.add(name, total / count, 1)",
         (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
     ),
     Bug(
         "evaluation_counts_padding",
-        "eval_loss is too low where rows are padded",
+        "eval_num_target_tokens counts padding",
         "trainer/evaluation.py",
-        "len(micro_batch.target_ids))",
-        "micro_batch.input_ids.numel())",
+        "num_targets += len(micro_batch.target_ids)",
+        "num_targets += micro_batch.input_ids.numel()",
         (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
     ),
     Bug(
@@ -116,8 +117,8 @@ BUGS = [
         "horizon_of_one_epoch",
         "the learning rate is at its least after one epoch of three",
         "run/sft_run.py",
-        "self.config.train.batch_size) * self.config.train.max_epochs",
-        "self.config.train.batch_size)",
+        "train.batch_size) * train.max_epochs",
+        "train.batch_size)",
         ("tests/engine/test_schedules.py::test_the_horizon_of_a_run_is_all_its_epochs",),
     ),
     Bug(

@@ -144,13 +144,14 @@ def reduce_and_gather() -> dict[str, Any]:
 
 def losses_with(folder: str, dtype: str = "fp32", lora_rank: int = 0, **changes: Any) -> list[float]:
     """Ten steps on the same two rows, by the trainer's own step."""
-    from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
+    from openrlhf.objectives import SFTObjective
+    from openrlhf.trainer.step import WindowStep
 
     args = arguments(folder, param_dtype=dtype, **changes)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    strategy, actor, _, scheduler = prepared(args, dtype=dtypes[dtype], lora_rank=lora_rank)
+    strategy, actor, _, _ = prepared(args, dtype=dtypes[dtype], lora_rank=lora_rank)
     loader = strategy.setup_dataloader(rows()[:BATCH_SIZE], 2, shuffle=False, pad_token_id=0)
-    step = WindowStep(actor, strategy, scheduler, AuxLossSettings())
+    step = WindowStep(actor, actor.trained, strategy, SFTObjective())
     actor.train()
     return [
         step.run(window, number).loss

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import torch
 
+from openrlhf.config import TrainConfig
 from openrlhf.parallel.groups import alone
-from openrlhf.strategy.strategy import DeepspeedStrategy
+from openrlhf.strategy import DeepspeedStrategy
 
 ROWS = [(torch.tensor([5, 6, 7]), torch.ones(3), torch.ones(3))] * 20
 
 
 def steps(num_ranks: int, micro_batch_size: int, max_tokens: int | None = None, seed: int = 1) -> list[list[str]]:
     """Names of each step's samples, over all ranks, two epochs."""
-    strategy = DeepspeedStrategy(seed, train_batch_size=8, max_tokens_per_micro_batch=max_tokens)
+    strategy = DeepspeedStrategy(train=TrainConfig(seed=seed, batch_size=8, max_tokens_per_micro_batch=max_tokens))
     of_ranks = []
     for rank in range(num_ranks):
         strategy.groups = replace(alone(), rank=rank, world_size=num_ranks, data_rank=rank, data_size=num_ranks)

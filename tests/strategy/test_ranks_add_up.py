@@ -11,10 +11,11 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     """Loss and gradient norm of one step over rows of unlike lengths, on this pool's ranks."""
     import torch
 
-    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+    from openrlhf.engine.schedules import build_schedule
     from openrlhf.models import Actor
-    from openrlhf.strategy.strategy import DeepspeedStrategy
-    from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
+    from openrlhf.strategy import DeepspeedStrategy
+    from openrlhf.objectives import SFTObjective
+    from openrlhf.trainer.step import WindowStep
     from tests.helpers.tiny_models import tiny_model
     from tests.trainer.plain_engine import make_rows
 
@@ -23,16 +24,16 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     strategy.setup_distributed()
     actor = Actor(tiny_model("llama", torch.float32))
     optimizer = strategy.create_optimizer(actor)
-    actor, _, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, ScheduleSettings("constant"))))
+    strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     (window,) = strategy.setup_dataloader(rows, micro_batch_size, shuffle=False, pad_token_id=0).windows(max_epochs=1)
-    result = WindowStep(actor, strategy, scheduler, AuxLossSettings()).run(window, 0)
+    result = WindowStep(actor, actor.trained, strategy, SFTObjective()).run(window, 0)
     actor.engine.destroy()
     return result.loss, result.outcome.grad_norm
 
 
 def expected_step() -> tuple[float, float]:
     from tests.trainer.plain_engine import make_rows
-    from tests.trainer.test_window_step import plain_loop
+    from tests.trainer.test_step import plain_loop
 
     loss, gradients = plain_loop(make_rows((9, 3, 14, 5)), "token")
     return loss, math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, TokenBudget
+from openrlhf.engine.step_guard import StepGuard
+from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
+from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective
 from openrlhf.parallel.groups import alone
-from openrlhf.strategy.strategy import DeepspeedStrategy
-from openrlhf.trainer.window_step import AuxLossSettings, StepResult, WindowStep
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.trainer.step import StepResult, WindowStep
 from tests.helpers.tiny_models import tiny_model
 
 Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -47,6 +50,7 @@ class Recipe:
     packed: bool = False
     loss_reduction: str = "token"
     aux_loss: AuxLossSettings = AuxLossSettings()
+    objective: type[Objective] = SFTObjective
     config: tuple[tuple[str, Any], ...] = ()
 
 
@@ -69,15 +73,22 @@ def make_loader(rows: list[Row], recipe: Recipe, batch_size: int | None = None) 
     return StepWindowLoader(rows, schedule, recipe.layout, batch_format, alone())
 
 
+def trained_on_plain_torch(actor: Actor, lr: float = 0.0) -> TrainedModel:
+    """What `strategy.prepare` would make of the actor."""
+    engine = PlainEngine(actor.trainable_module, lr)
+    actor.attach_engine(engine)
+    schedule = torch.optim.lr_scheduler.ConstantLR(engine.optimizer, factor=1.0)
+    return TrainedModel(engine, engine.optimizer, schedule, StepGuard(), num_ranks_averaged=1, tensor_group=None)
+
+
 def run_window(
     rows: list[Row], recipe: Recipe = Recipe(), optimizer_step: int = 0
 ) -> tuple[StepResult, dict[str, torch.Tensor]]:
     """One step over all rows as one window: its result, and the gradient of every parameter."""
     model = tiny_model(recipe.kind, recipe.dtype, **dict(recipe.config))
     actor = Actor(model, "per_sample" if recipe.packed else "auto", packing_samples=recipe.packed).train()
-    engine = PlainEngine(actor.trainable_module)
-    actor.attach_engine(engine)
-    schedule = torch.optim.lr_scheduler.ConstantLR(engine.optimizer, factor=1.0)
+    trained = trained_on_plain_torch(actor)
     (window,) = make_loader(rows, recipe).windows(max_epochs=1)
-    result = WindowStep(actor, DeepspeedStrategy(), schedule, recipe.aux_loss).run(window, optimizer_step)
+    step = WindowStep(actor, trained, DeepspeedStrategy(), recipe.objective(), recipe.aux_loss)
+    result = step.run(window, optimizer_step)
     return result, {name: parameter.grad for name, parameter in actor.model.named_parameters()}

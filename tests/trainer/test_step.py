@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.batching import FixedSize, TokenBudget
-from openrlhf.trainer.window_step import AuxLossSettings
+from openrlhf.objectives import AuxLossSettings
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close
 from tests.trainer.plain_engine import Recipe, make_rows, run_window
@@ -39,7 +39,7 @@ def test_a_window_equals_a_plain_loop(layout):
     loss, gradients = plain_loop(rows, recipe.loss_reduction)
     result, found = run_window(rows, recipe)
     assert result.loss == pytest.approx(loss, rel=1e-12)
-    assert result.counts.num_samples_global == len(rows)
+    assert result.counts.num_units_global == len(rows)
     for name, gradient in gradients.items():
         assert_close(found[name], gradient, 1e-6, f"gradient of {name}")  # a target's weight is float32
 
@@ -47,15 +47,17 @@ def test_a_window_equals_a_plain_loop(layout):
 def test_the_aux_loss_of_equal_micro_batches_is_that_of_one():
     recipe = Recipe("mixtral", torch.float32, FixedSize(1), aux_loss=AuxLossSettings(coef=0.1))
     row = make_rows((9,))
-    assert run_window(row * 3, recipe)[0].aux_loss == pytest.approx(run_window(row, recipe)[0].aux_loss, rel=1e-6)
+    assert run_window(row * 3, recipe)[0].metrics["aux_loss"] == pytest.approx(
+        run_window(row, recipe)[0].metrics["aux_loss"], rel=1e-6
+    )
 
 
 def test_a_micro_batchs_aux_loss_weighs_as_much_as_its_tokens():
     recipe = Recipe("mixtral", torch.float32, FixedSize(1), aux_loss=AuxLossSettings(coef=0.1))
     short, long = make_rows((3, 12))
-    alone = [run_window([row], recipe)[0].aux_loss for row in (short, long)]
+    alone = [run_window([row], recipe)[0].metrics["aux_loss"] for row in (short, long)]
     expected = (3 * alone[0] + 12 * alone[1]) / 15
-    assert run_window([short, long], recipe)[0].aux_loss == pytest.approx(expected, rel=1e-6)
+    assert run_window([short, long], recipe)[0].metrics["aux_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_aux_losss_gradient_grows_with_its_coefficient():

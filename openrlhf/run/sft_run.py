@@ -12,7 +12,7 @@ from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run
 from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.cli.garbage import keeping_all
-from openrlhf.config import SFTConfig, as_namespace, write_resolved
+from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import ScheduleSettings, build_schedule
@@ -24,8 +24,7 @@ from openrlhf.run.builders import build_eval_data, build_tokenizer, build_train_
 from openrlhf.run.recipe import changes_in_words, recipe_of
 from openrlhf.run.run_summary import summarize_run
 from openrlhf.strategy.build import strategy_of
-from openrlhf.tracking import draw_training_curves, print_start_table
-from openrlhf.tracking.open_tracker import METRICS_FILE
+from openrlhf.tracking import METRICS_FILE, draw_training_curves, print_start_table
 from openrlhf.trainer import SFTTrainer
 
 CURVES_FILE = "training_curves.png"
@@ -205,7 +204,7 @@ class SFTRun:
             print_start_table(
                 summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
             )
-        self.trainer.fit(as_namespace(self.config), self.consumed_samples)
+        self.trainer.fit(self.config, self.consumed_samples)
 
     def export(self) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""

@@ -12,14 +12,13 @@ from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_l
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
-from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.config import SFTConfig, from_namespace, values_to_show
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.run.recipe import recipe_of
-from openrlhf.run.run_files import open_run_tracker
 from openrlhf.run.run_identity import run_identity
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.tracking import StepRecord, Tracker
+from openrlhf.tracking import Tracker, open_tracker
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.exports import ExportsAlongTheWay
 from openrlhf.trainer.numbers_watch import NumbersWatch
@@ -96,10 +95,7 @@ class SFTTrainer:
         watch = NumbersWatch(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16")
         saver = self._saver(config, num_steps)
         self.model.train()
-        open_tracker = open_run_tracker(
-            config, num_steps, self.progress.optimizer_step, is_rank_0=self.strategy.is_rank_0()
-        )
-        with PreemptionRequest() as preemption, open_tracker as tracker, saver:
+        with PreemptionRequest() as preemption, self._tracker(config, num_steps) as tracker, saver:
             began_at = time.perf_counter()
             for window in self._windows(consumed_samples):
                 result = step.run(window, self.progress.optimizer_step, began_at)
@@ -127,7 +123,7 @@ class SFTTrainer:
         )
 
     def _report(self, tracker: Tracker, result: StepResult) -> None:
-        record: StepRecord = {
+        record: dict[str, float] = {
             "global_step": self.progress.optimizer_step,
             "epoch": self.progress.epoch,
             "loss": result.loss,
@@ -196,6 +192,16 @@ class SFTTrainer:
     @property
     def pad_token_id(self) -> int:
         return getattr(self.tokenizer, "pad_token_id", None) or 0
+
+    def _tracker(self, config: SFTConfig, num_steps: int) -> Tracker:
+        return open_tracker(
+            config.logger,
+            config.ckpt.output_dir,
+            num_steps=num_steps,
+            is_rank_0=self.strategy.is_rank_0(),
+            resume_step=self.progress.optimizer_step or None,
+            shown_config=values_to_show(config),
+        )
 
     def _saver(self, config: SFTConfig, num_steps: int) -> Saver:
         checkpointer = self.strategy.desk.checkpointer(

@@ -64,7 +64,7 @@ def profile(case: Case, work: Path) -> Counter[str]:
     from torch.profiler import profile as watch
 
     from openrlhf.cli.train_sft import main as train
-    from openrlhf.trainer.window_step import WindowStep
+    from openrlhf.trainer.step import WindowStep
 
     run, watching = WindowStep.run, watch()
 

@@ -7,6 +7,7 @@ from openrlhf.config.checks import check_config
 from openrlhf.config.namespace import as_namespace, from_namespace
 from openrlhf.config.parse import parse_sft_config
 from openrlhf.config.resolved import write_resolved
+from openrlhf.config.schema import values_to_show
 from openrlhf.config.settings import (
     AdamConfig,
     CkptConfig,
@@ -39,5 +40,6 @@ __all__ = [
     "check_config",
     "from_namespace",
     "parse_sft_config",
+    "values_to_show",
     "write_resolved",
 ]

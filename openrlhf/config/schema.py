@@ -40,6 +40,11 @@ def values_of(config: SFTConfig) -> dict[str, Any]:
     return {name: functools.reduce(getattr, name.split("."), config) for name in settings()}
 
 
+def values_to_show(config: SFTConfig) -> dict[str, Any]:
+    """The same without the secrets."""
+    return {name: value for name, value in values_of(config).items() if not settings()[name].secret}
+
+
 def build(values: Mapping[str, Any]) -> SFTConfig:
     """Flat values by dotted name → configuration; what is not among them has its default."""
     return _build(SFTConfig, values, "")

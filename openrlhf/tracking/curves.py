@@ -1,4 +1,4 @@
-"""`training_curves.png`: loss, learning rate and gradient norm of a run, drawn from its `metrics.jsonl`."""
+"""`training_curves.png`: a run's loss, learning rate, gradient norm and token accuracy, drawn from `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, RED, INK, GRID = "#2f6db5", "#e07b1f", "#2f8f5b", "#b5403a", "#333a45", "#e3e6ea"
+BLUE, ORANGE, GREEN, RED, VIOLET = "#2f6db5", "#e07b1f", "#2f8f5b", "#b5403a", "#7a5aa6"
+INK, GRID = "#333a45", "#e3e6ea"
 STEPS_FROM_WHICH_TO_SMOOTH = 60
 
 Records = list[dict[str, Any]]
@@ -22,7 +23,8 @@ Records = list[dict[str, Any]]
 def draw_training_curves(metrics_jsonl: str | Path, png_path: str | Path) -> None:
     """Draws the records of `metrics_jsonl` into `png_path`, which appears whole or not at all.
 
-    Numbers that were not finite (null in the file) are gaps in the curve.
+    Numbers that were not finite (null in the file) are gaps in the curve. Token accuracy has a panel where the
+    file knows it; files of earlier versions do not.
 
     Raises:
         UserError: the file holds no step.
@@ -33,10 +35,13 @@ def draw_training_curves(metrics_jsonl: str | Path, png_path: str | Path) -> Non
     if not steps:
         raise UserError(f"{metrics_jsonl} holds no training step: there is nothing to draw.")
     figure = _new_figure()
-    loss, lr, grad_norm = _new_axes(figure)
+    has_accuracy = any("token_accuracy" in record for record in steps)
+    loss, lr, grad_norm, *accuracy = _new_axes(figure, num_small=3 if has_accuracy else 2)
     _draw_loss(loss, steps, evals)
     _draw(lr, "learning rate", GREEN, steps, "lr")
     _draw(grad_norm, "gradient norm", RED, steps, "grad_norm")
+    for axis in accuracy:
+        _draw_accuracy(axis, steps, evals)
     _save(figure, Path(png_path))
 
 
@@ -45,14 +50,16 @@ def _new_figure() -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5.2), dpi=130, layout="constrained", facecolor="white")
+    figure = Figure(dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _new_axes(figure: Figure) -> tuple[Axes, Axes, Axes]:
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.7, 1))
-    axes = (figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]))
+def _new_axes(figure: Figure, num_small: int) -> list[Axes]:
+    """A large panel on the left, and `num_small` small ones beside it, from top to bottom."""
+    figure.set_size_inches(11, 2.0 + 1.6 * num_small)
+    grid = figure.add_gridspec(num_small, 2, width_ratios=(1.7, 1))
+    axes = [figure.add_subplot(grid[:, 0]), *(figure.add_subplot(grid[row, 1]) for row in range(num_small))]
     for axis in axes:
         _dress(axis)
     return axes
@@ -70,25 +77,44 @@ def _dress(axis: Axes) -> None:
 
 
 def _draw_loss(axis: Axes, steps: Records, evals: Records) -> None:
-    where, losses = _series(steps, "loss")
-    smooth = len(losses) >= STEPS_FROM_WHICH_TO_SMOOTH
-    axis.plot(where, losses, color=BLUE, linewidth=1.4, alpha=0.3 if smooth else 1.0, label="train")
-    if smooth:
-        axis.plot(where, _moving_average(losses), color=BLUE, linewidth=1.8, label="train, moving average")
-    if evals:
-        marker = "o" if len(evals) <= 40 else ""
-        curve = _series(evals, "eval_loss")
-        axis.plot(*curve, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="eval")
-    axis.set_title("loss per target token", loc="left", color=INK, fontsize=11, fontweight="bold")
+    _draw_train(axis, BLUE, steps, "loss")
+    _draw_eval(axis, evals, "eval_loss")
+    _title(axis, "loss per target token")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
+def _draw_accuracy(axis: Axes, steps: Records, evals: Records) -> None:
+    _draw_train(axis, VIOLET, steps, "token_accuracy")
+    _draw_eval(axis, [record for record in evals if "eval_token_accuracy" in record], "eval_token_accuracy")
+    _title(axis, "token accuracy")
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
 def _draw(axis: Axes, title: str, color: str, steps: Records, key: str) -> None:
     axis.plot(*_series(steps, key), color=color, linewidth=1.2)
-    axis.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    _title(axis, title)
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_train(axis: Axes, color: str, steps: Records, key: str) -> None:
+    """The numbers of all steps; where they are many, pale and with a moving average on top."""
+    where, numbers = _series(steps, key)
+    smooth = len(numbers) >= STEPS_FROM_WHICH_TO_SMOOTH
+    axis.plot(where, numbers, color=color, linewidth=1.4, alpha=0.3 if smooth else 1.0, label="train")
+    if smooth:
+        axis.plot(where, _moving_average(numbers), color=color, linewidth=1.8, label="train, moving average")
+
+
+def _draw_eval(axis: Axes, evals: Records, key: str) -> None:
+    if evals:
+        marker = "o" if len(evals) <= 40 else ""
+        axis.plot(*_series(evals, key), color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="eval")
+
+
+def _title(axis: Axes, text: str) -> None:
+    axis.set_title(text, loc="left", color=INK, fontsize=11, fontweight="bold")
 
 
 def _series(records: Records, key: str) -> tuple[list[int], list[float]]:

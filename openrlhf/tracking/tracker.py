@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-from openrlhf.tracking.records import EvalRecord, StepRecord
-from openrlhf.tracking.sinks import Sink
+from openrlhf.config import LoggerConfig
+from openrlhf.tracking.console import console_sink
+from openrlhf.tracking.dashboards import TensorBoardSink, WandbSink
+from openrlhf.tracking.metrics_file import METRICS_FILE, JsonLinesSink
 
 logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes records of rank 0 to where people look.
+
+    A record is numbers by name, in the order of `metrics.jsonl`; `global_step`, the number of optimizer steps
+    done, is always among them. Names of an evaluation begin with `eval_`.
+    """
+
+    def log_step(self, record: Mapping[str, float]) -> None:
+        """An optimizer step is done."""
+
+    def log_eval(self, record: Mapping[str, float]) -> None:
+        """An evaluation is done."""
+
+    def close(self) -> None:
+        """Nothing follows; the sink writes now whatever still waits."""
 
 
 class Tracker:
@@ -23,9 +44,9 @@ class Tracker:
         self._every_step = list(every_step)
         self._slow = list(slow)
         self._logging_steps = logging_steps
-        self._not_told_yet: StepRecord | None = None
+        self._not_told_yet: Mapping[str, float] | None = None
 
-    def log_step(self, record: StepRecord) -> None:
+    def log_step(self, record: Mapping[str, float]) -> None:
         """An optimizer step is done."""
         for sink in self._every_step:
             sink.log_step(record)
@@ -33,7 +54,7 @@ class Tracker:
         if record["global_step"] % self._logging_steps == 0:
             self._tell_slow_sinks()
 
-    def log_eval(self, record: EvalRecord) -> None:
+    def log_eval(self, record: Mapping[str, float]) -> None:
         """An evaluation is done."""
         for sink in self._every_step:
             sink.log_eval(record)
@@ -64,3 +85,34 @@ class Tracker:
             except Exception:
                 logger.exception("%s failed and gets no more records; training goes on.", type(sink).__name__)
                 self._slow.remove(sink)
+
+
+def open_tracker(
+    settings: LoggerConfig,
+    output_dir: str | Path,
+    *,
+    num_steps: int,
+    is_rank_0: bool,
+    resume_step: int | None = None,
+    shown_config: Mapping[str, Any] | None = None,
+) -> Tracker:
+    """The tracker of a run; a silent one on all ranks but the first.
+
+    Args:
+        output_dir: `metrics.jsonl` and W&B's files go here.
+        num_steps: optimizer steps of the whole run, for the time left.
+        resume_step: optimizer step that the run goes on from; None for a new run.
+        shown_config: the settings that W&B shows; without secrets.
+
+    Raises:
+        UserError: a file cannot be written, a library is missing, W&B refuses.
+    """
+    if not is_rank_0:
+        return Tracker()
+    metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step)
+    slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
+    if settings.tensorboard_dir:
+        slow.append(TensorBoardSink(settings.tensorboard_dir, resume_step))
+    if settings.wandb.enable:
+        slow.append(WandbSink(output_dir, settings.wandb, shown_config, resume=resume_step is not None))
+    return Tracker([metrics], slow, settings.logging_steps)

@@ -2,7 +2,7 @@
 
 import io
 
-from openrlhf.tracking.sinks.console import BarSink, LineSink, console_sink
+from openrlhf.tracking.console import BarSink, LineSink, console_sink
 
 
 class Terminal(io.StringIO):
@@ -62,3 +62,13 @@ def test_an_moe_model_shows_its_auxiliary_loss(a_step):
     log = io.StringIO()
     console_sink(num_steps=1, stream=log).log_step(a_step(1, aux_loss=0.5))
     assert "aux_loss 0.5000" in log.getvalue()
+
+
+def test_token_accuracy_is_shown_where_a_record_has_it(a_step, an_eval):
+    log = io.StringIO()
+    sink = console_sink(num_steps=1, stream=log)
+    sink.log_step(a_step(1, token_accuracy=0.25))
+    sink.log_eval({**an_eval(1), "eval_token_accuracy": 0.75})
+    step, evaluation = log.getvalue().splitlines()
+    assert "tokens/s, token_accuracy 0.2500" in step
+    assert "token_accuracy 0.7500 over 77 target tokens" in evaluation

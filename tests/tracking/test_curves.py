@@ -16,13 +16,21 @@ def write_metrics(path, num_steps, a_step, an_eval):
     path.write_text("".join(map(to_line, [*records, an_eval(num_steps)])))
 
 
-def drawn_lines(monkeypatch, metrics, png):
-    """The lines of the loss panel by label, as (x, y)."""
+def drawn_panels(monkeypatch, metrics, png):
+    """Each panel's lines by title and by label, as (x, y)."""
     kept = []
     save = curves._save
     monkeypatch.setattr(curves, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
     draw_training_curves(metrics, png)
-    return {line.get_label(): line.get_data() for line in kept[0].axes[0].get_lines()}
+    return {
+        axis.get_title(loc="left"): {line.get_label(): line.get_data() for line in axis.get_lines()}
+        for axis in kept[0].axes
+    }
+
+
+def drawn_lines(monkeypatch, metrics, png):
+    """The lines of the loss panel."""
+    return drawn_panels(monkeypatch, metrics, png)["loss per target token"]
 
 
 def test_the_loss_panel_shows_train_and_eval_with_a_gap_where_not_finite(tmp_path, a_step, an_eval, monkeypatch):
@@ -49,6 +57,22 @@ def test_many_steps_get_an_average_that_does_not_lag(tmp_path, a_step, an_eval, 
     lines = drawn_lines(monkeypatch, metrics, tmp_path / "curves.png")
     average = lines["train, moving average"][1]
     assert [average[0], average[100], average[-1]] == pytest.approx([1.0, 101.0, 200.0])
+
+
+def test_token_accuracy_has_a_panel_where_the_file_knows_it(tmp_path, a_step, an_eval, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    records = [a_step(1), a_step(2, token_accuracy=0.5), an_eval(1), {**an_eval(2), "eval_token_accuracy": 0.25}]
+    metrics.write_text("".join(map(to_line, records)))
+    panel = drawn_panels(monkeypatch, metrics, tmp_path / "curves.png")["token accuracy"]
+    assert math.isnan(panel["train"][1][0])
+    assert panel["train"][1][1] == 0.5
+    assert panel["eval"] == ([2], [0.25])
+
+
+def test_a_file_that_knows_no_accuracy_has_three_panels(tmp_path, a_step, an_eval, monkeypatch):
+    write_metrics(tmp_path / "metrics.jsonl", 2, a_step, an_eval)
+    panels = drawn_panels(monkeypatch, tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert list(panels) == ["loss per target token", "learning rate", "gradient norm"]
 
 
 def test_a_file_without_steps_is_told(tmp_path, an_eval):

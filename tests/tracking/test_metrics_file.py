@@ -11,8 +11,7 @@ import textwrap
 import pytest
 
 from openrlhf.errors import UserError
-from openrlhf.tracking.metrics_file import read_records
-from openrlhf.tracking.sinks.jsonl import JsonLinesSink
+from openrlhf.tracking.metrics_file import JsonLinesSink, read_records
 
 
 def lines_of(path):
@@ -31,6 +30,13 @@ def test_a_record_is_in_the_file_before_the_next_one(tmp_path, a_step, an_eval):
     sink.log_eval(an_eval(1))
     assert lines_of(path) == [a_step(1), an_eval(1)]
     sink.close()
+
+
+def test_a_name_that_nobody_announced_follows_the_known_ones(tmp_path, a_step):
+    path = tmp_path / "metrics.jsonl"
+    JsonLinesSink(path).log_step(a_step(1, own_number=0.5))
+    (record,) = lines_of(path)
+    assert list(record.items()) == [*a_step(1).items(), ("own_number", 0.5)]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -122,7 +128,7 @@ def test_a_killed_process_tears_at_most_the_last_line(tmp_path, a_step):
     path = tmp_path / "metrics.jsonl"
     script = f"""
         import sys
-        from openrlhf.tracking.sinks.jsonl import JsonLinesSink
+        from openrlhf.tracking.metrics_file import JsonLinesSink
         sink = JsonLinesSink({str(path)!r})
         for step in range(1, 10**9):
             sink.log_step({a_step(1)!r} | {{"global_step": step}})

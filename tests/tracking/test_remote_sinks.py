@@ -8,7 +8,9 @@ import textwrap
 
 import pytest
 
-from openrlhf.tracking.sinks.tensorboard import TensorBoardSink
+from openrlhf.tracking.dashboards import TensorBoardSink
+from tests.helpers.workbench import flags, save_model, save_rows
+from tests.tracking.cases import run_with_words
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -43,13 +45,16 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
 
 
 WANDB_RUN = """
-    import sys
-    from openrlhf.tracking.sinks.wandb import WandbSink
-    folder, key, resume = sys.argv[1], sys.argv[2].removeprefix("--logger.wandb.key="), sys.argv[3]
-    settings = {"name": "first", "config": {"train.seed": 42}, "resume": resume == "resume"}
-    sink = WandbSink(folder, "trials", key=key, **settings)
-    assert sys.argv[2].endswith(key), "the program's own command line changed"
-    sink.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4})
+    import os, sys
+    from openrlhf.config import WandbConfig
+    from openrlhf.tracking.dashboards import WandbSink
+    folder, word, resume = sys.argv[1:]
+    key = word.removeprefix("--logger.wandb.key=")
+    settings = WandbConfig(enable=True, project="trials", name="first", key=key)
+    sink = WandbSink(folder, settings, {"train.seed": 42}, resume=resume == "resume")
+    assert sys.argv[2] == word, "the program's own command line changed"
+    assert os.environ["WANDB_API_KEY"] == key
+    sink.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4, "own_number": 7.0})
     sink.log_eval({"global_step": 1, "eval_loss": 1.25})
     sink.close()
 """
@@ -103,7 +108,8 @@ def logged(folder):
 
 def test_wandb_offline_keeps_the_run_on_disk(offline_run):
     rows = logged(offline_run[0])
-    assert any(row.get("train/loss") == 2.5 and row["global_step"] == 1 for row in rows), rows
+    step = {"train/loss": 2.5, "train/lr": 1e-4, "train/own_number": 7.0, "global_step": 1}
+    assert any(row.items() >= step.items() for row in rows), rows
     assert any(row.get("eval/loss") == 1.25 for row in rows), rows
 
 
@@ -120,3 +126,24 @@ def test_wandb_goes_on_with_the_same_run(offline_run):
     run_id = (folder / "out" / "wandb_run_id.txt").read_text()
     run_wandb_offline(folder, resume="resume")
     assert (folder / "out" / "wandb_run_id.txt").read_text() == run_id
+
+
+@pytest.fixture(scope="module")
+def run_with_key(tmp_path_factory, one_rank):
+    """The folder of a whole run whose command line holds a key; the key that W&B found, and what was printed."""
+    folder = tmp_path_factory.mktemp("run_with_key")
+    words = flags(save_model(folder / "model"), save_rows(folder / "rows.jsonl", 8), folder / "out")
+    words += ["--logger.wandb.enable", f"--logger.wandb.key={SECRET}"]
+    (answer,) = one_rank.run(run_with_words, words)
+    return folder, *answer
+
+
+def test_the_key_of_a_runs_command_line_reaches_wandb(run_with_key):
+    assert run_with_key[1] == SECRET
+
+
+def test_a_run_writes_its_key_nowhere(run_with_key):
+    folder, _, printed = run_with_key
+    assert list(folder.glob("out/wandb/offline-run-*/*.wandb")), "W&B did not run"
+    assert [path for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in printed

@@ -1,5 +1,6 @@
 """The tracker: who hears of which step."""
 
+from openrlhf.config import LoggerConfig
 from openrlhf.tracking import Tracker, open_tracker
 from openrlhf.tracking.metrics_file import read_records
 
@@ -55,13 +56,14 @@ def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
 
 
 def test_other_ranks_write_nothing(tmp_path, a_step):
-    with open_tracker(tmp_path / "out", num_steps=1, is_rank_0=False, tensorboard_dir=str(tmp_path)) as tracker:
+    settings = LoggerConfig(tensorboard_dir=str(tmp_path))
+    with open_tracker(settings, tmp_path / "out", num_steps=1, is_rank_0=False) as tracker:
         tracker.log_step(a_step(1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_hold_every_step_whatever_the_slow_sinks_hear(tmp_path, a_step, capsys):
-    with open_tracker(tmp_path, num_steps=5, is_rank_0=True, logging_steps=5) as tracker:
+    with open_tracker(LoggerConfig(logging_steps=5), tmp_path, num_steps=5, is_rank_0=True) as tracker:
         for step in range(1, 6):
             tracker.log_step(a_step(step))
     assert [record["global_step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -8,7 +8,7 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import CkptConfig, SFTConfig
 from openrlhf.named_object import named_object
-from openrlhf.tracking import open_run_tracker
+from openrlhf.tracking import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.callbacks.evaluating import EarlyStop, Evaluating
 from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard
@@ -31,7 +31,14 @@ def standard_callbacks(
         identity: a checkpoint of this run is recognised by it.
     """
     saving = _saving(trainer, config.ckpt, identity)
-    tracker = open_run_tracker(config, num_steps, resume_step, is_rank_0=trainer.strategy.is_rank_0())
+    tracker = open_tracker(
+        config.logger,
+        config.ckpt.output_dir,
+        num_steps=num_steps,
+        is_rank_0=trainer.strategy.is_rank_0(),
+        resume_step=resume_step or None,
+        shown_config=shown_values(config),
+    )
     callbacks: list[Callback] = [
         Tracking(tracker),
         NonFiniteGuard(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16"),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from tqdm import tqdm
-
-from openrlhf.tracking.records import EvalRecord, StepRecord
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -20,11 +19,11 @@ class BarSink:
         look = {"desc": "training", "unit": "step", "dynamic_ncols": True}
         self._bar = tqdm(total=num_steps, initial=first_step, file=stream, **look)
 
-    def log_step(self, record: StepRecord) -> None:
+    def log_step(self, record: Mapping[str, float]) -> None:
         self._bar.set_postfix_str(_numbers(record), refresh=False)
         self._bar.update(record["global_step"] - self._bar.n)
 
-    def log_eval(self, record: EvalRecord) -> None:
+    def log_eval(self, record: Mapping[str, float]) -> None:
         self._bar.write(_eval_line(record), file=self._bar.fp)
 
     def close(self) -> None:
@@ -48,7 +47,7 @@ class LineSink:
         self._started_at = time.monotonic()
         self._last_line_at = -float("inf")
 
-    def log_step(self, record: StepRecord) -> None:
+    def log_step(self, record: Mapping[str, float]) -> None:
         now = time.monotonic()
         step = record["global_step"]
         if step < self._num_steps and now - self._last_line_at < self._seconds_between_lines:
@@ -57,13 +56,13 @@ class LineSink:
         time_left = tqdm.format_interval(self._seconds_left(step, now))
         self._print(f"step {step}/{self._num_steps}  {_numbers(record)}, {time_left} left")
 
-    def log_eval(self, record: EvalRecord) -> None:
+    def log_eval(self, record: Mapping[str, float]) -> None:
         self._print(_eval_line(record))
 
     def close(self) -> None:
         self._stream.flush()
 
-    def _seconds_left(self, step: int, now: float) -> float:
+    def _seconds_left(self, step: float, now: float) -> float:
         seconds_a_step = (now - self._started_at) / max(step - self._first_step, 1)
         return seconds_a_step * (self._num_steps - step)
 
@@ -81,13 +80,17 @@ def console_sink(num_steps: int, first_step: int = 0, stream: TextIO | None = No
     return sink(num_steps, first_step, stream)
 
 
-def _numbers(record: StepRecord) -> str:
+def _numbers(record: Mapping[str, float]) -> str:
     text = f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
-    return text + (f", aux_loss {record['aux_loss']:.4f}" if "aux_loss" in record else "")
+    return text + _if_there(record, "token_accuracy", ".4f") + _if_there(record, "aux_loss", ".4f")
 
 
-def _eval_line(record: EvalRecord) -> str:
-    return (
-        f"evaluation after step {record['global_step']}: loss {record['eval_loss']:.4f}, "
-        f"perplexity {record['eval_perplexity']:.3f} over {record['eval_num_target_tokens']:,} target tokens"
-    )
+def _eval_line(record: Mapping[str, float]) -> str:
+    loss = f"evaluation after step {record['global_step']}: loss {record['eval_loss']:.4f}"
+    accuracy = _if_there(record, "eval_token_accuracy", ".4f")
+    num_targets = f" over {record['eval_num_target_tokens']:,} target tokens"
+    return loss + _if_there(record, "eval_perplexity", ".3f") + accuracy + num_targets
+
+
+def _if_there(record: Mapping[str, float], name: str, spec: str) -> str:
+    return f", {name.removeprefix('eval_')} {record[name]:{spec}}" if name in record else ""

@@ -18,22 +18,22 @@ def run(argv: list[str], env: dict[str, str] | None = None) -> None:
 def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) -> int:
     """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
     from openrlhf.cli.train_sft import main
-    from openrlhf.trainer.sft_trainer import SFTTrainer
+    from openrlhf.trainer.trainer import Trainer
 
-    report = SFTTrainer._report
+    advance = Trainer._advance
 
-    def report_and_signal(self: SFTTrainer, *args: Any) -> None:
-        report(self, *args)
+    def advance_and_signal(self: Trainer, *args: Any) -> None:
+        advance(self, *args)
         if self.progress.optimizer_step == optimizer_step and self.strategy.get_rank() == rank:
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    SFTTrainer._report = report_and_signal  # type: ignore[method-assign]
+    Trainer._advance = advance_and_signal  # type: ignore[method-assign]
     try:
         main(argv)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     finally:
-        SFTTrainer._report = report  # type: ignore[method-assign]
+        Trainer._advance = advance  # type: ignore[method-assign]
     return 0
 
 

@@ -1,0 +1,61 @@
+"""Callbacks of a user's own, for runs in the tests."""
+
+from __future__ import annotations
+
+import os
+
+from openrlhf.trainer import Callback, Trainer
+
+
+class Notes(Callback):
+    """Logs a number and notes the order of events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_run_begin(self, trainer: Trainer) -> None:
+        self.events.append("run begin")
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.events.append(f"step {metrics['global_step']}")
+        trainer.log({"twice_the_loss": 2 * metrics["loss"]})
+
+    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.events.append(f"evaluate {metrics['global_step']}")
+        trainer.log({"eval_mine": 7.0})
+
+    def on_save(self, trainer: Trainer, path: str) -> None:
+        self.events.append(f"save {os.path.basename(path)}")
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        self.events.append("run end")
+
+    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        self.events.append(f"exit {type(error).__name__}")
+        print(" | ".join(self.events), flush=True)
+
+
+class SaveAtStepTwo(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 2:
+            trainer.request_save()
+
+
+class StopAtStepThree(Callback):
+    """Asks on the last rank alone."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 3 and trainer.strategy.get_rank() == trainer.strategy.world_size - 1:
+            trainer.request_stop("three steps are enough")
+
+
+class RaisesAtStepThree(Callback):
+    """Raises on the last rank alone."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 3 and trainer.strategy.get_rank() == trainer.strategy.world_size - 1:
+            raise KeyError("no such thing")
+
+
+class NoCallback:
+    pass

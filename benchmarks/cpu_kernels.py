@@ -23,7 +23,7 @@ from benchmarks.materials import shape_of
 from benchmarks.measures import write_json
 from openrlhf.models.attention.causal_pack import attend_pack
 from openrlhf.models.cpu_kernels import attention, log_probs
-from openrlhf.models.head.target_log_probs import weighted_log_probs
+from openrlhf.models.head.log_prob_head import weighted_log_probs
 
 RESULT = Path(__file__).parent / "results/cpu_kernels.json"
 NUM_REPEATS = 15
@@ -80,7 +80,8 @@ def head_times() -> dict[str, float]:
     target_ids, weights = torch.randint(SHAPE.vocab_size, (NUM_TARGETS,)), torch.full((NUM_TARGETS,), 1 / NUM_TARGETS)
 
     def forward_and_backward() -> object:
-        return torch.autograd.grad(weighted_log_probs(hidden, weight, None, target_ids, weights)[1], (hidden, weight))
+        scores = weighted_log_probs(hidden, weight, None, target_ids, weights)
+        return torch.autograd.grad(scores.weighted_sum, (hidden, weight))
 
     return {"milliseconds": _milliseconds(forward_and_backward)}
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.materials import shape_of
-from openrlhf.models.head.target_log_probs import target_log_probs
+from openrlhf.models.head.log_prob_head import target_log_probs
 
 NUM_REPEATS = 5
 
@@ -30,7 +30,7 @@ def measure(model: str, num_targets: int) -> dict[str, Any]:
     targets = torch.randint(shape.vocab_size, (num_targets,), device=device)
     flops = 6 * num_targets * shape.head_parameters
     ways: dict[str, Callable[[], torch.Tensor]] = {
-        "ours": lambda: target_log_probs(hidden, weight, None, targets),
+        "ours": lambda: target_log_probs(hidden, weight, None, targets).log_probs,
         "all_logits": lambda: (hidden @ weight.t()).float().log_softmax(-1).gather(1, targets[:, None])[:, 0],
     }
     found: dict[str, Any] = {"model": model, "num_targets": num_targets, "device": device}

@@ -1,51 +1,28 @@
-"""The trained model as the rest of the library sees it: token ids in, per-token log-probs out.
+"""The trained model as the rest of the library sees it: OpenRLHF's constructor, and services of the Hugging Face model.
 
-Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, V vocabulary.
+How it scores a micro-batch stands in token_scorer.py; how it is loaded and made ready, in loading.py.
+
+Shapes: B batch, S sequence (padded).
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from openrlhf.errors import UserError
-from openrlhf.models.adapters import add_lora
-from openrlhf.models.attention import check_causal, check_packable, choose_attention
-from openrlhf.models.attention.ring_plan import make_ring
-from openrlhf.models.compiled_layers import compile_layers
-from openrlhf.models.head.head_probe import probe_head
-from openrlhf.models.head.log_prob_head import LogProbHead
-from openrlhf.models.head.tied_embedding import TiedEmbedding
-from openrlhf.models.liger import apply_liger_kernels
-from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
-from openrlhf.models.moe import num_experts_per_token
-from openrlhf.models.token_scorer import TokenScorer
-
-logger = logging.getLogger(__name__)
+from openrlhf.models.attention import choose_attention
+from openrlhf.models.layers import LoraSettings, compile_layers
+from openrlhf.models.loading import announce_zero3, prepare_causal_lm
+from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 
 
-@dataclass(frozen=True)
-class TargetScores:
-    """What the model says about a micro-batch's target tokens."""
-
-    log_probs: Tensor  # (N,) float32; float64 for a float64 model; without a gradient where weights were given
-    weighted_sum: Tensor | None  # scalar, sum of weight * log-prob; None where no weights were given
-    aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
-
-
-class Actor(nn.Module):
-    """A causal language model that scores tokens, alone or inside DeepSpeed's engine.
-
-    The engine wraps `trainable_module`; once `attach_engine` has been called, every forward pass goes through it.
-    """
+class Actor(ScoringModel):
+    """A causal language model, from a folder, a hub name or memory, that scores tokens and is trained."""
 
     def __init__(
         self,
@@ -82,70 +59,22 @@ class Actor(nn.Module):
         Raises:
             UserError: no model there, a package missing, or attention that cannot be packed.
         """
-        super().__init__()
-        self._engine: nn.Module | None = None
-        self._ring_head_stride = ring_head_stride
-        self._zero3_config = announce_zero3(ds_config)
-        attention = choose_attention(attn_implementation, _device_type(), packing_samples, ring_attn_size)
-        model: Any
-        if isinstance(pretrain_or_model, str):
-            config = load_config(pretrain_or_model, trust_remote_code)
-            if packing_samples and (model_class := causal_lm_class(config)):
-                check_packable(model_class, config)  # before the weights are read
-            model = load_causal_lm(
-                pretrain_or_model,
-                config=config,
-                param_dtype=param_dtype,
-                attn_implementation=attention,
-                load_in_4bit=load_in_4bit,
-                device_map=device_map,
-                trust_remote_code=trust_remote_code,
-            )
-        else:
-            model = pretrain_or_model
-            if attention is not None:
-                model.set_attn_implementation(attention)
-        if packing_samples:
-            check_packable(type(model), model.config)
-            check_causal(model)
-        if use_liger_kernel:
-            apply_liger_kernels(model)
-        _install_log_prob_head(model, temperature)
-        if lora_rank > 0:
-            model = add_lora(model, lora_rank, lora_alpha, lora_dropout, target_modules)
-        self.scorer = TokenScorer(model, temperature)
-        self._checkpoints_reentrantly = False
-
-    # --- what the strategy uses
-
-    @property
-    def model(self) -> Any:
-        """The Hugging Face model (PEFT's wrapper around it, with LoRA), an nn.Module."""
-        return self.scorer.model
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.scorer.base_model.config
-
-    @property
-    def trainable_module(self) -> nn.Module:
-        """The module to hand to DeepSpeed."""
-        return self.scorer
-
-    def attach_engine(self, engine: nn.Module) -> None:
-        """Sends every forward pass through `engine`, which wraps `trainable_module`."""
-        object.__setattr__(self, "_engine", engine)  # nn.Module would make the engine, and so itself, a child
-
-    @property
-    def engine(self) -> Any:
-        """What `attach_engine` was given; None before."""
-        return self._engine
-
-    @property
-    def is_mixture_of_experts(self) -> bool:
-        return num_experts_per_token(self.config) is not None
-
-    # --- log-probs
+        zero3_config = announce_zero3(ds_config)
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        model = prepare_causal_lm(
+            pretrain_or_model,
+            attn_implementation=choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size),
+            param_dtype=param_dtype,
+            load_in_4bit=load_in_4bit,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            is_packed=packing_samples,
+            use_liger_kernel=use_liger_kernel,
+            temperature=temperature,
+            lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
+        )
+        super().__init__(TokenScorer(model, temperature), ring_head_stride)
+        self._zero3_config = zero3_config  # transformers holds it weakly
 
     def forward(self, sequences: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Log-probs of each next token.
@@ -170,97 +99,6 @@ class Actor(nn.Module):
         log_probs = scores.log_probs.new_zeros(sequences.shape[0], sequences.shape[1] - 1)
         return log_probs.index_put((rows, places), scores.log_probs)
 
-    def score_targets(
-        self,
-        *,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        target_index: Tensor,
-        target_ids: Tensor,
-        target_weights: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        sequence_group: ProcessGroup | None = None,
-        with_aux_loss: bool = False,
-        is_real_token: Tensor | None = None,
-        router_group: ProcessGroup | None = None,
-    ) -> TargetScores:
-        """Log-probs of a micro-batch's target tokens.
-
-        Args:
-            input_ids: (B, S) padded, or (1, T) packed.
-            position_ids: the same shape; they restart at each sample of a pack.
-            target_index: (N,) places in the flattened input whose hidden states predict the targets; N may be 0: every
-                parameter is part of the graph all the same.
-            target_ids: (N,) token ids of the targets.
-            target_weights: (N,) float32, what each log-prob counts in the loss; known beforehand, they save a pass over
-                the vocabulary, and only their sum with the log-probs has a gradient. None: the log-probs have one.
-            attention_mask: (B, S) for a padded batch; None for a pack.
-            cu_seqlens: (num_samples + 1,) int32 borders of the samples of the whole pack; None for a padded batch.
-            max_seqlen: tokens in the pack's longest sample.
-            sequence_group: the ranks that share the pack; the inputs are then this rank's share (`sequence_share`), and
-                T its tokens.
-            with_aux_loss: compute the load-balancing loss of a model with experts.
-            is_real_token: (B*S,) or (T,), True for the tokens that the experts' loads count; None: those of
-                `attention_mask`, or all of a pack.
-            router_group: the ranks whose tokens are counted together for the experts' loads; None: this rank alone.
-        """
-        if with_aux_loss:
-            self._check_aux_loss()
-        if is_real_token is None and attention_mask is not None:
-            is_real_token = attention_mask.flatten().bool()
-        if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
-            input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
-            is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
-        log_probs, weighted_sum, aux_loss = self._run(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            target_index=target_index,
-            target_ids=target_ids,
-            target_weights=target_weights,
-            attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group, input_ids.device),
-            with_aux_loss=with_aux_loss,
-            is_real_token=is_real_token,
-            router_group=router_group,
-        )
-        return TargetScores(log_probs, weighted_sum, aux_loss)
-
-    def _check_aux_loss(self) -> None:
-        if not self.is_mixture_of_experts:
-            name = type(self.scorer.base_model).__name__
-            raise UserError(f"{name} has no experts to balance: set --model.aux_loss_coef 0.")
-        if self._checkpoints_reentrantly:
-            raise UserError(
-                "The auxiliary loss gets no gradient through reentrant gradient checkpointing. "
-                "Use the other kind (use_reentrant=False), or set --model.aux_loss_coef 0."
-            )
-
-    def _run(self, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.scorer(**inputs) if self._engine is None else self._engine(**inputs)
-
-    def _attention_kwargs(
-        self,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int | None,
-        sequence_group: ProcessGroup | None,
-        device: torch.device,
-    ) -> dict[str, Any]:
-        """The names that transformers' flash kernels and ours read the samples' borders from."""
-        if cu_seqlens is None:
-            return {}
-        if sequence_group is not None:
-            return {"ring": make_ring(sequence_group, cu_seqlens, self._ring_head_stride, device)}
-        return dict(
-            cu_seq_lens_q=cu_seqlens,
-            cu_seq_lens_k=cu_seqlens,
-            max_length_q=max_seqlen,
-            max_length_k=max_seqlen,
-        )
-
-    # --- the model's own services
-
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids, prompt included, by the Hugging Face model's `generate`."""
@@ -277,7 +115,7 @@ class Actor(nn.Module):
             self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
 
     def compile_layers(self) -> None:
-        """Lets torch.compile fuse the element-wise work of each layer (see models/compiled_layers.py)."""
+        """Lets torch.compile fuse the element-wise work of each layer (see models/layers.py)."""
         compile_layers(self.scorer.base_model)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -291,21 +129,6 @@ class Actor(nn.Module):
         total = sum(size for size, _ in sizes)
         trainable = sum(size for size, is_trainable in sizes if is_trainable)
         print(f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f}%)")
-
-
-def _device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
-    """Puts our head in the place of a simple one; leaves any other, with a line in the log."""
-    finding = probe_head(model)
-    if finding.transform is None:
-        logger.warning("%s: log-probs are computed from full logits: %s", type(model).__name__, finding.reason)
-        return
-    head = LogProbHead(model.get_output_embeddings(), replace(finding.transform, temperature=temperature))
-    model.set_output_embeddings(head)
-    TiedEmbedding.install(model.get_input_embeddings(), head)
 
 
 def _num_elements(parameter: nn.Parameter) -> int:

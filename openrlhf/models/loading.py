@@ -1,12 +1,15 @@
-"""A causal language model from a folder, a hub name or memory."""
+"""A causal language model from a folder, a hub name or memory, made ready for training: attention, head, adapters."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -16,8 +19,74 @@ from transformers import (
 )
 
 from openrlhf.errors import UserError
+from openrlhf.models.attention import check_causal, check_packable
+from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.models.head.probe import probe_head
+from openrlhf.models.head.tied_embedding import TiedEmbedding
+from openrlhf.models.layers import LoraSettings, add_lora, apply_liger_kernels
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_causal_lm(
+    pretrain_or_model: str | PreTrainedModel,
+    *,
+    attn_implementation: str | None,
+    param_dtype: str,
+    load_in_4bit: bool,
+    device_map: Any,
+    trust_remote_code: bool,
+    is_packed: bool,
+    use_liger_kernel: bool,
+    temperature: float,
+    lora: LoraSettings,
+) -> nn.Module:
+    """The model that an actor trains; arguments as of `Actor`.
+
+    Args:
+        attn_implementation: as `choose_attention` names it.
+        is_packed: the model will be given packs, and is refused if it could not keep their samples apart.
+
+    Returns:
+        A causal language model of transformers with our head where its own is plain; inside PEFT's wrapper with LoRA.
+    """
+    if isinstance(pretrain_or_model, str):
+        config = load_config(pretrain_or_model, trust_remote_code)
+        if is_packed and (model_class := causal_lm_class(config)):
+            check_packable(model_class, config)  # before the weights are read
+        model: Any = load_causal_lm(
+            pretrain_or_model,
+            config=config,
+            param_dtype=param_dtype,
+            attn_implementation=attn_implementation,
+            load_in_4bit=load_in_4bit,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        model = pretrain_or_model
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
+    if is_packed:
+        check_packable(type(model), model.config)
+        check_causal(model)
+    if use_liger_kernel:
+        apply_liger_kernels(model)
+    _install_log_prob_head(model, temperature)
+    return add_lora(model, lora) if lora.rank > 0 else model
+
+
+def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
+    """Puts our head in the place of a plain one; leaves any other, with a line in the log."""
+    finding = probe_head(model)
+    if finding.transform is None:
+        logger.warning("%s: log-probs are computed from full logits: %s", type(model).__name__, finding.reason)
+        return
+    head = LogProbHead(model.get_output_embeddings(), replace(finding.transform, temperature=temperature))
+    model.set_output_embeddings(head)
+    TiedEmbedding.install(model.get_input_embeddings(), head)
 
 
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:

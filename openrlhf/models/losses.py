@@ -1,4 +1,4 @@
-"""The loss of supervised fine-tuning, from the log-probs of target tokens."""
+"""A loss to call by oneself: the mean of -log p over the tokens of a mask."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
-def weighted_nll_sum(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weight * -log p: log_probs (N,), weights (N,) → a scalar, float32 at least; 0 for N = 0.
-
-    The caller divides it by the step window's divisor: a sum adds up over micro-batches and ranks, a mean does not.
-    """
-    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
-    return -(log_probs * weights).sum()
-
-
 class SFTLoss(nn.Module):
-    """The masked mean of -log p over one batch."""
+    """The masked mean of -log p over one batch.
+
+    The trainer does not call it: the SFT objective computes the same over a step window, whose sum of -log p on all
+    ranks and micro-batches is divided by the window's number of target tokens. A mean of the micro-batches' means would
+    weigh tokens of micro-batches with few targets too much.
+    """
 
     def forward(self, per_token_logps: Tensor, loss_mask: Tensor) -> Tensor:
         """Args: both of one shape, such as (B, S-1). A mask without any target gives 0, with gradients of 0.
 
         What stands where the mask is 0 counts for nothing, be it infinite or not a number.
+
+        Returns:
+            A scalar, float32 at least.
         """
         log_probs = per_token_logps.masked_fill(loss_mask == 0, 0.0)
-        return weighted_nll_sum(log_probs, loss_mask) / loss_mask.sum().clamp(min=1)
+        log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+        return -(log_probs * loss_mask).sum() / loss_mask.sum().clamp(min=1)

@@ -1,4 +1,7 @@
-"""The module that DeepSpeed's engine wraps: token ids in, log-probs of the target tokens and their sum out.
+"""The way of a micro-batch through a model: token ids in, log-probs of the target tokens and their sum out.
+
+It goes from `ScoringModel.score_targets` to `TokenScorer.forward`, through DeepSpeed's engine where there is one, and
+from there to the head (head/log_prob_head.py).
 
 Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, H hidden, V vocabulary.
 """
@@ -6,19 +9,162 @@ Shapes: B batch, S sequence (padded), T packed tokens, N target tokens, H hidden
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.errors import UserError
+from openrlhf.models.attention.ring_plan import make_ring
+from openrlhf.models.head.log_prob_head import HeadScores, LogProbHead, TargetWeights, scores_from_logits
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
 
 
+class TargetScores(NamedTuple):
+    """What the model says about a micro-batch's target tokens."""
+
+    log_probs: Tensor  # (N,) float32; float64 for a float64 model; without a gradient where weights were given
+    weighted_sum: Tensor | None  # scalar, sum of weight * log-prob; None where no weights were given
+    aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
+    is_likeliest: Tensor  # (N,) bool: no token has a greater logit, and none with a lower id an equal one
+    entropy: Tensor | None  # (N,) of the distribution that predicts the target, in nats; None if not asked for
+
+
+class ScoringModel(nn.Module):
+    """A causal language model that scores tokens, alone or inside DeepSpeed's engine.
+
+    The engine wraps `trainable_module`; once `attach_engine` has been called, every forward pass goes through it.
+    """
+
+    def __init__(self, scorer: TokenScorer, ring_head_stride: int):
+        """Args: ring_head_stride: as of `Actor`."""
+        super().__init__()
+        self.scorer = scorer
+        self._engine: nn.Module | None = None
+        self._ring_head_stride = ring_head_stride
+        self._checkpoints_reentrantly = False
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model (PEFT's wrapper around it, with LoRA), an nn.Module."""
+        return self.scorer.model
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.scorer.base_model.config
+
+    @property
+    def trainable_module(self) -> nn.Module:
+        """The module to hand to DeepSpeed."""
+        return self.scorer
+
+    def attach_engine(self, engine: nn.Module) -> None:
+        """Sends every forward pass through `engine`, which wraps `trainable_module`."""
+        object.__setattr__(self, "_engine", engine)  # nn.Module would make the engine, and so itself, a child
+
+    @property
+    def engine(self) -> Any:
+        """What `attach_engine` was given; None before."""
+        return self._engine
+
+    @property
+    def is_mixture_of_experts(self) -> bool:
+        return num_experts_per_token(self.config) is not None
+
+    def score_targets(
+        self,
+        *,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        target_index: Tensor,
+        target_ids: Tensor,
+        target_weights: TargetWeights | None = None,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        sequence_group: ProcessGroup | None = None,
+        with_aux_loss: bool = False,
+        is_real_token: Tensor | None = None,
+        router_group: ProcessGroup | None = None,
+        with_entropy: bool = False,
+    ) -> TargetScores:
+        """Log-probs of a micro-batch's target tokens.
+
+        Args:
+            input_ids: (B, S) padded, or (1, T) packed.
+            position_ids: the same shape; they restart at each sample of a pack.
+            target_index: (N,) places in the flattened input whose hidden states predict the targets; N may be 0: every
+                parameter is part of the graph all the same.
+            target_ids: (N,) token ids of the targets.
+            target_weights: what each log-prob counts in the loss. With weights, a pass over the vocabulary is saved,
+                and only the weighted sum has a gradient; None: the log-probs have one. A function of the log-probs is
+                not called where N is 0.
+            attention_mask: (B, S) for a padded batch; None for a pack.
+            cu_seqlens: (num_samples + 1,) int32 borders of the samples of the whole pack; None for a padded batch.
+            max_seqlen: tokens in the pack's longest sample.
+            sequence_group: the ranks that share the pack; the inputs are then this rank's `sequence_share` of T tokens.
+            with_aux_loss: compute the load-balancing loss of a model with experts.
+            is_real_token: (B*S,) or (T,), True for the tokens that the experts' loads count; None: those of
+                `attention_mask`, or all of a pack.
+            router_group: the ranks whose tokens are counted together for the experts' loads; None: this rank alone.
+            with_entropy: compute the entropy of the distribution that predicts each target.
+
+        Raises UserError for an auxiliary loss of a model without experts, or one that could have no gradient.
+        """
+        if with_aux_loss:
+            self._check_aux_loss()
+        run = self.scorer if self._engine is None else self._engine
+        return run(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            target_index=target_index,
+            target_ids=target_ids,
+            target_weights=target_weights,
+            attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group, input_ids.device),
+            with_aux_loss=with_aux_loss,
+            is_real_token=is_real_token,
+            router_group=router_group,
+            with_entropy=with_entropy,
+        )
+
+    def _check_aux_loss(self) -> None:
+        if not self.is_mixture_of_experts:
+            name = type(self.scorer.base_model).__name__
+            raise UserError(f"{name} has no experts to balance: set --model.aux_loss_coef 0.")
+        if self._checkpoints_reentrantly:
+            raise UserError(
+                "The auxiliary loss gets no gradient through reentrant gradient checkpointing. "
+                "Use the other kind (use_reentrant=False), or set --model.aux_loss_coef 0."
+            )
+
+    def _attention_kwargs(
+        self,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        sequence_group: ProcessGroup | None,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """The names that transformers' flash kernels and ours read the samples' borders from."""
+        if cu_seqlens is None:
+            return {}
+        if sequence_group is not None:
+            return {"ring": make_ring(sequence_group, cu_seqlens, self._ring_head_stride, device)}
+        return dict(
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+        )
+
+
 class TokenScorer(nn.Module):
-    """Holds the Hugging Face model and computes log-probs, at target tokens only where its head allows it."""
+    """The module that DeepSpeed's engine wraps; it holds the Hugging Face model.
+
+    Log-probs are computed at target tokens only, where the model's head allows it.
+    """
 
     def __init__(self, model: nn.Module, temperature: float):
         """Args: model: a causal language model of transformers, or one wrapped by PEFT."""
@@ -32,6 +178,10 @@ class TokenScorer(nn.Module):
         model: Any = self.model
         return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
+    @property
+    def _backbone(self) -> nn.Module:
+        return getattr(self.base_model, self.base_model.base_model_prefix)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -39,13 +189,19 @@ class TokenScorer(nn.Module):
         attention_mask: Tensor | None,
         target_index: Tensor,
         target_ids: Tensor,
-        target_weights: Tensor | None,
+        target_weights: TargetWeights | None,
         attention_kwargs: dict[str, Any],
         with_aux_loss: bool,
         is_real_token: Tensor | None,
         router_group: ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(log_probs (N,), weighted sum or None, aux_loss or None); arguments as of `Actor.score_targets`."""
+        with_entropy: bool,
+    ) -> TargetScores:
+        """Arguments as of `ScoringModel.score_targets`."""
+        if is_real_token is None and attention_mask is not None:
+            is_real_token = attention_mask.flatten().bool()
+        if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
+            input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
+            is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **attention_kwargs)
         if "position_ids" in inspect.signature(self._backbone.forward).parameters:
             inputs["position_ids"] = position_ids
@@ -56,29 +212,32 @@ class TokenScorer(nn.Module):
         num_targets = target_ids.shape[0]
         if num_targets == 0:
             target_index, target_ids = target_index.new_zeros(1), target_ids.new_zeros(1)
-            target_weights = None if target_weights is None else target_weights.new_zeros(1)
-        outputs, log_probs, weighted_sum = self._outputs_and_scores(inputs, target_index, target_ids, target_weights)
-        aux_loss = self._aux_loss(outputs, is_real_token, router_group) if with_aux_loss else None
-        return log_probs[:num_targets], weighted_sum, aux_loss
-
-    @property
-    def _backbone(self) -> nn.Module:
-        return getattr(self.base_model, self.base_model.base_model_prefix)
+            target_weights = None if target_weights is None else torch.zeros_like
+        outputs, scores = self._outputs_and_scores(inputs, target_index, target_ids, target_weights, with_entropy)
+        return TargetScores(
+            log_probs=scores.log_probs[:num_targets],
+            weighted_sum=scores.weighted_sum,
+            aux_loss=self._aux_loss(outputs, is_real_token, router_group) if with_aux_loss else None,
+            is_likeliest=scores.is_likeliest[:num_targets],
+            entropy=None if scores.entropy is None else scores.entropy[:num_targets],
+        )
 
     def _outputs_and_scores(
-        self, inputs: dict[str, Any], target_index: Tensor, target_ids: Tensor, target_weights: Tensor | None
-    ) -> tuple[Any, Tensor, Tensor | None]:
-        """The model's outputs, log-probs, and the weighted sum if there are weights."""
+        self,
+        inputs: dict[str, Any],
+        target_index: Tensor,
+        target_ids: Tensor,
+        target_weights: TargetWeights | None,
+        with_entropy: bool,
+    ) -> tuple[Any, HeadScores]:
+        """The model's outputs, and the scores by its head, or by all its logits where the head is not plain."""
         head = self.base_model.get_output_embeddings()
         if isinstance(head, LogProbHead):
             outputs = self._backbone(**inputs)
-            scores = head(outputs[0].flatten(0, 1)[target_index], target_ids, target_weights)
-            return outputs, *((scores, None) if target_weights is None else scores)
+            return outputs, head(outputs[0].flatten(0, 1)[target_index], target_ids, target_weights, with_entropy)
         outputs = self.base_model(**inputs)
         logits = outputs.logits.flatten(0, 1)[target_index]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
-        log_probs = logits.log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
-        return outputs, log_probs, None if target_weights is None else (log_probs * target_weights).sum()
+        return outputs, scores_from_logits(logits, target_ids, target_weights, with_entropy, self.temperature)
 
     def _aux_loss(self, outputs: Any, is_real_token: Tensor | None, router_group: ProcessGroup | None) -> Tensor:
         experts_per_token = num_experts_per_token(self.base_model.config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.models.cpu_kernels import log_probs as cpu_log_probs
-from openrlhf.models.head.target_log_probs import weighted_log_probs
+from openrlhf.models.head.log_prob_head import weighted_log_probs
 
 NUM_ROWS = 21
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ def draw_logits(num_columns, spread=3.0):
 
 
 def fold_in_tiles(logits, target_ids, width):
-    sums = cpu_log_probs.RunningSums(target_ids)
+    sums = cpu_log_probs.RunningStatistics(target_ids)
     for start in range(0, logits.shape[1], width):
         columns = slice(start, min(start + width, logits.shape[1]))
         sums.fold(slice(0, NUM_ROWS), columns, logits[:, columns].contiguous())
@@ -94,8 +94,8 @@ def test_the_head_gives_what_it_gives_without_the_kernel(monkeypatch):
     target_ids, weights = torch.randint(0, 1_001, (NUM_ROWS,)), torch.rand(NUM_ROWS)
 
     def run():
-        log_probs, weighted_sum = weighted_log_probs(hidden, weight, None, target_ids, weights)
-        return log_probs, *torch.autograd.grad(weighted_sum, (hidden, weight))
+        scores = weighted_log_probs(hidden, weight, None, target_ids, weights)
+        return scores.log_probs, *torch.autograd.grad(scores.weighted_sum, (hidden, weight))
 
     by_kernel = run()
     monkeypatch.setattr(cpu_log_probs, "_library", lambda: None)

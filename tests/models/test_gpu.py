@@ -39,12 +39,12 @@ def test_ring_of_two_ranks_on_one_gpu(two_ranks, dtype):
 
 
 def test_tiles_on_the_gpu_equal_full_logits():
-    from openrlhf.models.head.target_log_probs import target_log_probs
+    from openrlhf.models.head.log_prob_head import target_log_probs
 
     hidden = torch.randn(300, 64, device="cuda", requires_grad=True)
     weight = torch.randn(5000, 64, device="cuda", requires_grad=True)
     target_ids = torch.randint(0, 5000, (300,), device="cuda")
-    found = target_log_probs(hidden, weight, None, target_ids, tile_bytes=2**18)
+    found = target_log_probs(hidden, weight, None, target_ids, tile_bytes=2**18).log_probs
     expected = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
     assert_close(found.detach().cpu(), expected.detach().cpu(), 1e-4, "log-probs")
     found_grad = torch.autograd.grad(found.sum(), weight)[0]

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from openrlhf.models import Actor
-from openrlhf.models.head.head_probe import probe_head
-from openrlhf.models.head.logit_transform import LogitTransform
+from openrlhf.models.head.probe import probe_head
+from openrlhf.models.head.tiles import LogitTransform
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples, reference_log_probs
 

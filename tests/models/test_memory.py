@@ -14,7 +14,7 @@ FULL_LOGITS_BYTES = 4 * NUM_TARGETS * VOCAB
 MEASURE = f"""
 import sys, torch
 from openrlhf.models.head.log_prob_head import LogProbHead
-from openrlhf.models.head.logit_transform import LogitTransform
+from openrlhf.models.head.tiles import LogitTransform
 
 def memory_bytes(field):  # VmRSS: in use, VmHWM: its peak; of this process alone, as getrusage's is not after a fork
     with open("/proc/self/status") as file:
@@ -25,9 +25,9 @@ dtype = getattr(torch, sys.argv[1])
 head = LogProbHead(torch.nn.Linear({HIDDEN}, {VOCAB}, bias=False).to(dtype), LogitTransform())
 hidden = torch.randn({NUM_TARGETS}, {HIDDEN}, dtype=dtype, requires_grad=True)
 target_ids = torch.randint(0, {VOCAB}, ({NUM_TARGETS},))
-head(hidden[:8], target_ids[:8]).sum().backward()  # what torch allocates once
+head(hidden[:8], target_ids[:8]).log_probs.sum().backward()  # what torch allocates once
 before = memory_bytes('VmRSS')  # an earlier, higher peak would only make the result larger
-head(hidden, target_ids).sum().backward()
+head(hidden, target_ids).log_probs.sum().backward()
 print(memory_bytes('VmHWM') - before)
 """
 

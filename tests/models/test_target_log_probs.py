@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.models.head.logit_transform import LogitTransform
-from openrlhf.models.head.target_log_probs import target_log_probs, weighted_log_probs
+from openrlhf.models.head.log_prob_head import target_log_probs, weighted_log_probs
+from openrlhf.models.head.tiles import LogitTransform
 from tests.models.batches import assert_close
 
 TRANSFORMS = [
@@ -40,7 +40,7 @@ def by_full_logits(hidden, weight, bias, target_ids, transform):
 
 
 def assert_equal_to_full_logits(tensors, transform, tile_bytes, tolerance):
-    found = target_log_probs(**tensors, transform=transform, tile_bytes=tile_bytes)
+    found = target_log_probs(**tensors, transform=transform, tile_bytes=tile_bytes).log_probs
     expected = by_full_logits(**tensors, transform=transform)
     assert_close(found.detach(), expected.detach(), tolerance, "log-probs")
     sources = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
@@ -64,13 +64,13 @@ def test_tile_sizes(tile_bytes):
 
 
 def test_several_rows_of_tiles(monkeypatch):
-    monkeypatch.setattr("openrlhf.models.head.target_log_probs._MAX_TILE_ROWS", 10)
+    monkeypatch.setattr("openrlhf.models.head.tiles._MAX_TILE_ROWS", 10)
     assert_equal_to_full_logits(inputs(), LogitTransform(), 1, 1e-13)
 
 
 def test_half_precision_sums_in_float32():
     tensors = inputs(torch.bfloat16)
-    assert target_log_probs(**tensors, tile_bytes=1).dtype == torch.float32
+    assert target_log_probs(**tensors, tile_bytes=1).log_probs.dtype == torch.float32
     assert_equal_to_full_logits(tensors, LogitTransform(), 1, 0.02)
 
 
@@ -78,7 +78,7 @@ def test_huge_logits_stay_finite():
     tensors = inputs(torch.float32)
     with torch.no_grad():
         tensors["hidden"] *= 1e4
-    log_probs = target_log_probs(**tensors, tile_bytes=1)
+    log_probs = target_log_probs(**tensors, tile_bytes=1).log_probs
     log_probs.sum().backward()
     assert log_probs.isfinite().all()
     assert tensors["weight"].grad.isfinite().all()
@@ -87,7 +87,7 @@ def test_huge_logits_stay_finite():
 def test_a_frozen_weight_gets_no_gradient():
     tensors = inputs()
     tensors["weight"].requires_grad_(False)
-    target_log_probs(**tensors).sum().backward()
+    target_log_probs(**tensors).log_probs.sum().backward()
     assert tensors["weight"].grad is None
     assert tensors["hidden"].grad is not None
 
@@ -96,12 +96,13 @@ def test_a_frozen_weight_gets_no_gradient():
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("tile_rows", [10, 4096])
 def test_the_weighted_sum_has_the_gradients_of_its_log_probs(monkeypatch, kept_bytes, transform, tile_rows):
-    monkeypatch.setattr("openrlhf.models.head.target_log_probs._MAX_TILE_ROWS", tile_rows)
+    monkeypatch.setattr("openrlhf.models.head.tiles._MAX_TILE_ROWS", tile_rows)
     tensors, weights = inputs(), torch.linspace(0, 1, NUM_TARGETS, dtype=torch.float64)
     plain = by_full_logits(**tensors, transform=transform)
-    log_probs, weighted_sum = weighted_log_probs(
+    scores = weighted_log_probs(
         **tensors, target_weights=weights, transform=transform, tile_bytes=4 * NUM_TARGETS * 300, kept_bytes=kept_bytes
     )
+    log_probs, weighted_sum = scores.log_probs, scores.weighted_sum
     assert_close(log_probs, plain.detach(), 1e-13, "log-probs")
     assert_close(weighted_sum.detach(), (plain * weights).sum().detach(), 1e-13, "sum")
     sources = [tensors["hidden"], tensors["weight"], tensors["bias"]]
@@ -116,8 +117,9 @@ def test_the_weighted_sum_has_the_gradients_of_its_log_probs(monkeypatch, kept_b
 def test_both_forms_give_the_same_bits(dtype, kept_bytes):
     tensors, weights = inputs(dtype), torch.linspace(0, 1, NUM_TARGETS)
     sources = [tensors["hidden"], tensors["weight"], tensors["bias"]]
-    log_probs = target_log_probs(**tensors)
-    looked_at, weighted_sum = weighted_log_probs(**tensors, target_weights=weights, kept_bytes=kept_bytes)
+    log_probs = target_log_probs(**tensors).log_probs
+    scores = weighted_log_probs(**tensors, target_weights=weights, kept_bytes=kept_bytes)
+    looked_at, weighted_sum = scores.log_probs, scores.weighted_sum
     assert torch.equal(looked_at, log_probs.detach())
     assert not looked_at.requires_grad
     expected = torch.autograd.grad((log_probs * weights).sum(), sources)

@@ -10,8 +10,8 @@ from torch import nn
 
 from openrlhf.models import Actor
 from openrlhf.models.head.log_prob_head import LogProbHead
-from openrlhf.models.head.logit_transform import PLAIN
 from openrlhf.models.head.tied_embedding import TiedEmbedding
+from openrlhf.models.head.tiles import PLAIN
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples
 
@@ -35,7 +35,7 @@ class Tied(nn.Module):
     def loss(self, ids):
         hidden = torch.tanh(self.embedding(ids)).cumsum(1)
         weights = torch.linspace(0.1, 1, ids.numel())
-        return self.head(hidden.flatten(0, 1), ids.flatten(), weights)[1]
+        return self.head(hidden.flatten(0, 1), ids.flatten(), weights).weighted_sum
 
 
 def draw_ids(generator_seed=0):

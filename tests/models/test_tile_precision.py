@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.models.cpu_kernels import log_probs as cpu_log_probs
-from openrlhf.models.head.target_log_probs import target_log_probs
+from openrlhf.models.head.log_prob_head import target_log_probs
 
 
 @pytest.mark.parametrize("by", ["kernel", "torch"])
@@ -19,5 +19,5 @@ def test_the_sum_over_the_vocabulary_is_taken_in_float32(monkeypatch, by):
     target_ids = torch.randint(0, 3000, (20,), generator=draw)
     rounded_logits = (hidden @ weight.T).double()
     expected = rounded_logits.log_softmax(-1).gather(1, target_ids[:, None])[:, 0]
-    found = target_log_probs(hidden, weight, None, target_ids)
+    found = target_log_probs(hidden, weight, None, target_ids).log_probs
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)

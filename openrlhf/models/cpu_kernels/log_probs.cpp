@@ -1,5 +1,5 @@
-// What the log-probs of target tokens need of one tile of logits in bfloat16, in one pass over it: a running sum of
-// exponentials, and the gradient. Called by log_probs.py. A tile: some rows (target tokens) × some of the vocabulary.
+// One tile of logits in bfloat16, some rows (target tokens) × some of the vocabulary: its part of the log-sum-exp, of
+// the entropy and of the search for the likeliest token; and its gradient. Called by log_probs.py.
 
 #include <algorithm>
 #include <cmath>
@@ -25,10 +25,6 @@ inline float natural_power(float x) { return std::exp(x); }
 
 inline Floats natural_power(Floats x) { return power_of_2(x * kLog2E); }
 
-}  // namespace
-
-extern "C" {
-
 struct Tile {
   Half* logits;  // (rows, columns), contiguous
   const int64_t* target_ids;
@@ -36,26 +32,81 @@ struct Tile {
   int num_threads;
 };
 
-static bool has_target(const Tile& tile, int64_t row, int64_t* place) {
+bool has_target(const Tile& tile, int64_t row, int64_t* place) {
   *place = tile.target_ids[row] - tile.first_column;
   return *place >= 0 && *place < tile.columns;
 }
 
-// Adds the tile to each row's `sums`, of exp(logit - top), where `tops` are the greatest logits so far.
-void log_probs_fold(const Tile* tile, float* tops, float* sums, float* target_logits) {
+// What the tiles so far say about each row. Columns are folded in ascending order.
+struct Running {
+  float* tops;            // the greatest logit
+  float* sums;            // of exp(logit - top)
+  float* moments;         // of exp(logit - top) * (logit - top), for the entropy; null where nobody asks for it
+  float* target_logits;
+  bool* is_likeliest;     // whether the target has the greatest logit, and of equal ones the lowest id
+};
+
+// Whether one of the first `count` logits equals `top`.
+bool stands_before(const Half* logits, int64_t count, float top) {
+  for (int64_t i = 0; i < count; ++i)
+    if (load_some(logits + i, 1)[0] == top) return true;
+  return false;
+}
+
+// Takes the target of a row into account, whose greatest logit rises to `top` in this tile, or stays.
+inline void fold_target(const Tile& tile, const Running& running, int64_t row, float top) {
+  const Half* logits = tile.logits + row * tile.columns;
+  const bool rises = top > running.tops[row];
+  int64_t place;
+  const bool is_inside = has_target(tile, row, &place);
+  if (is_inside) running.target_logits[row] = load_some(logits + place, 1)[0];
+  if (rises) {
+    const bool is_greatest = is_inside && running.target_logits[row] == top;
+    running.is_likeliest[row] = is_greatest && !stands_before(logits, place, top);
+  }
+}
+
+// Takes the exponentials of a row into its sum, and into its moment if there is one.
+//
+// Sums and moments are relative to the greatest logit so far. Where that rises from t to t', with c = exp(t - t'):
+//   sum of exp(x - t')            = c * sum
+//   sum of exp(x - t') * (x - t') = c * (moment + sum * (t - t'))
+template <bool with_moment>
+inline void fold_exponentials(const Half* logits, int64_t columns, float top, const Running& running, int64_t row) {
+  const Floats lowest = all(-126.0f / kLog2E);  // below it `natural_power` stays as it is; missing lanes are -infinity
+  Floats total = {}, moment = {};
+  for (int64_t i = 0; i < columns; i += kLanes) {
+    const Floats difference = load_at(logits, i, columns) - top;
+    const Floats weight = natural_power(difference);
+    total += weight;
+    if (with_moment) moment += weight * (difference < lowest ? lowest : difference);
+  }
+  const float rise = running.tops[row] - top, correction = natural_power(rise);
+  if (with_moment) {
+    const float earlier = running.sums[row] > 0 ? running.moments[row] + running.sums[row] * rise : 0.0f;
+    running.moments[row] = earlier * correction + sum_of(moment);
+  }
+  running.sums[row] = running.sums[row] * correction + sum_of(total);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Adds the tile to what is known of each row, in two passes over its logits: the greatest, then the exponentials.
+void log_probs_fold(const Tile* tile, const Running* running) {
 #pragma omp parallel for schedule(static) num_threads(tile->num_threads)
   for (int64_t row = 0; row < tile->rows; ++row) {
     const Half* logits = tile->logits + row * tile->columns;
-    Floats highest = all(tops[row]);
+    Floats highest = all(running->tops[row]);
     for (int64_t i = 0; i < tile->columns; i += kLanes) highest = greater(highest, load_at(logits, i, tile->columns));
     const float top = greatest(highest);
-    Floats total = {};
-    for (int64_t i = 0; i < tile->columns; i += kLanes)
-      total += natural_power(load_at(logits, i, tile->columns) - top);
-    sums[row] = sums[row] * natural_power(tops[row] - top) + sum_of(total);
-    tops[row] = top;
-    int64_t place;
-    if (has_target(*tile, row, &place)) target_logits[row] = load_some(logits + place, 1)[0];
+    fold_target(*tile, *running, row, top);
+    if (running->moments)
+      fold_exponentials<true>(logits, tile->columns, top, *running, row);
+    else
+      fold_exponentials<false>(logits, tile->columns, top, *running, row);
+    running->tops[row] = top;
   }
 }
 

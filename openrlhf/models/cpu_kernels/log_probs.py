@@ -1,4 +1,4 @@
-"""One tile of logits in bfloat16 on the CPU: its part of the log-sum-exp, and its gradient (log_probs.cpp)."""
+"""One tile of logits in bfloat16 on the CPU: its part of each target's statistics, and its gradient (log_probs.cpp)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,31 @@ def computes(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and _library() is not None
 
 
-class RunningSums:
-    """Log-sum-exp and target logits of N rows, as tiles are folded in. All (N,) float32."""
+class RunningStatistics:
+    """What the columns folded in so far say about N rows; all (N,) float32. They come in ascending order."""
 
-    def __init__(self, target_ids: Tensor):
+    def __init__(self, target_ids: Tensor, with_entropy: bool = False):
         self._target_ids = target_ids
         self._tops = torch.full(target_ids.shape, -torch.inf, dtype=torch.float32)
-        self._sums, self.target_logits = torch.zeros(2, *target_ids.shape, dtype=torch.float32)
+        self._sums, self._moments, self.target_logits = torch.zeros(3, *target_ids.shape, dtype=torch.float32)
+        self._with_entropy = with_entropy
+        self.is_likeliest = torch.zeros(target_ids.shape, dtype=torch.bool)
 
     @property
     def log_sum_exp(self) -> Tensor:
         return self._tops + self._sums.log()
 
+    @property
+    def entropy(self) -> Tensor | None:
+        """In nats; None if not asked for."""
+        return self._sums.log() - self._moments / self._sums if self._with_entropy else None
+
     def fold(self, rows: slice, columns: slice, logits: Tensor) -> None:
         """Args: logits: (rows, columns); left as they are."""
-        floats = (part[rows].data_ptr() for part in (self._tops, self._sums, self.target_logits))
-        _library().log_probs_fold(_Tile.of(logits, self._target_ids[rows], columns), *floats)
+        parts = (self._tops, self._sums, self._moments, self.target_logits, self.is_likeliest)
+        tops, sums, moments, target_logits, is_likeliest = (part[rows].data_ptr() for part in parts)
+        running = _Running(tops, sums, moments if self._with_entropy else None, target_logits, is_likeliest)
+        _library().log_probs_fold(_Tile.of(logits, self._target_ids[rows], columns), running)
 
 
 def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: slice, grads: Tensor) -> Tensor:
@@ -66,13 +75,19 @@ class _Tile(ctypes.Structure):
         return cls(logits.data_ptr(), target_ids.data_ptr(), *logits.shape, columns.start, torch.get_num_threads())
 
 
+class _Running(ctypes.Structure):
+    """That of log_probs.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("tops", "sums", "moments", "target_logits", "is_likeliest"))
+
+
 @functools.cache
 def _library() -> Any:
     """None where there is none: ask `computes` first."""
     library = load_library()
     if library is not None:
         tile, floats = ctypes.POINTER(_Tile), ctypes.c_void_p
-        library.log_probs_fold.argtypes = (tile, floats, floats, floats)
+        library.log_probs_fold.argtypes = (tile, ctypes.POINTER(_Running))
         library.log_probs_gradient.argtypes = (tile, floats, floats)
         library.log_probs_fold.restype = library.log_probs_gradient.restype = None
     return library

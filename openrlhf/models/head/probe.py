@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from openrlhf.models.head.logit_transform import LogitTransform
+from openrlhf.models.head.tiles import LogitTransform
 
 _NUM_TOKENS = 3
 _HIDDEN_SIZE = 8

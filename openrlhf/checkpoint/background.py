@@ -1,8 +1,8 @@
-"""Work beside the training loop: one thread at a time, whose error is kept until somebody asks.
+"""The part of a save that runs beside the training loop, in threads.
 
-No collective runs in such a thread: it could meet one of training's in another order on another rank. Ranks
-tell the thread of rank 0 that their files are written by a small file each (`RankReport`); every other
-agreement between ranks is made by the main threads, in `checkpointer.py`.
+No collective runs in these threads: it could meet one of training's in another order on another rank. A rank tells
+rank 0 that its files are written by a small file in the staging folder (`RankReport`). Every other agreement between
+ranks is made by the main threads, in `checkpointer.py`.
 """
 
 import json
@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from openrlhf.checkpoint.durable import replace_text
+from openrlhf.atomic_file import replace_file
+from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord
 
 _POLL_SECONDS = 0.02
@@ -25,9 +26,9 @@ Result = TypeVar("Result")
 
 
 class BackgroundJob(Generic[Result]):
-    """A function running in a thread of its own, behind whatever else wants the processor.
+    """A function in a thread of low priority. Its error is kept until somebody waits for it.
 
-    The interpreter does not end before it.
+    The interpreter does not end before the thread.
     """
 
     def __init__(self, function: Callable[[], Result], name: str):
@@ -38,40 +39,108 @@ class BackgroundJob(Generic[Result]):
         self._thread.start()
 
     def _run(self) -> None:
-        _step_back()
+        _lower_priority()
         try:
             self._result = self._function()
-        except BaseException as error:  # kept, and given to whoever waits
+        except BaseException as error:  # given to the thread that waits
             self._error = error
 
     def wait(self) -> tuple[Result | None, str | None]:
-        """Wait for the end; the result, or what went wrong."""
+        """Wait for the end. Returns the result and the error in words; one of them is None."""
         self._thread.join()
         if self._error is not None:
             return None, f"{type(self._error).__name__}: {self._error}"
         return self._result, None
 
 
-def _step_back() -> None:
-    """Lets this thread take about a sixth of a core from threads that compute; of an idle one it takes all."""
+def _lower_priority() -> None:
+    """Beside threads that compute, this thread takes about a sixth of a core; of an idle core it takes all."""
     if sys.platform == "linux":  # elsewhere threads have no priority of their own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
+class PendingSave:
+    """A save that is being written.
+
+    Every rank has a thread that writes its files and then its report. Rank 0 has a second one that waits for the
+    reports of all ranks and puts the checkpoint in place.
+
+    Args:
+        staging: the folder that all ranks write into.
+        write: writes and flushes this rank's files.
+        put_in_place: makes a checkpoint of the folder, given the records of all files; returns problems of the
+            rotation.
+        discard: removes the folder.
+        timeout_seconds: for all ranks to have written their files.
+    """
+
+    def __init__(
+        self,
+        staging: Path,
+        rank: int,
+        num_ranks: int,
+        write: Callable[[], list[FileRecord]],
+        put_in_place: Callable[[list[FileRecord]], list[str]],
+        discard: Callable[[], None],
+        timeout_seconds: float,
+    ):
+        self.discard = discard
+        self._must_stop = threading.Event()
+
+        def write_and_report() -> None:
+            try:
+                records = write()
+            except Exception as error:
+                RankReport([], str(error)).write(staging, rank)
+                raise
+            RankReport(records).write(staging, rank)
+            fault_point("save.rank_done")
+
+        def finish() -> list[str]:
+            try:
+                records = collect_reports(staging, num_ranks, self._must_stop.is_set, timeout_seconds)
+                fault_point("save.all_ranks_done")
+                return put_in_place(records)
+            except Exception:
+                discard()
+                raise
+
+        self._writer = BackgroundJob(write_and_report, "checkpoint writer")
+        self._finisher = BackgroundJob(finish, "checkpoint finisher") if rank == 0 else None
+
+    def wait_for_own_files(self) -> str | None:
+        """Wait until this rank has written its files. Returns the problem, if there was one."""
+        return self._writer.wait()[1]
+
+    def wait_for_end(self) -> tuple[list[str], str | None]:
+        """Wait until the checkpoint is in place or has failed. On ranks other than 0, nothing is waited for.
+
+        Returns: problems of the rotation; the problem of the save, if there was one.
+        """
+        if self._finisher is None:
+            return [], None
+        rotation_problems, problem = self._finisher.wait()
+        return rotation_problems or [], problem
+
+    def stop(self) -> None:
+        """Another rank has failed: rank 0 stops waiting for reports that will not come."""
+        self._must_stop.set()
+
+
 @dataclass(frozen=True)
 class RankReport:
-    """What a rank leaves in the folder when its part of a save has ended: its files, or what went wrong."""
+    """The report of a rank whose part of a save has ended: the records of its files, or its problem."""
 
     records: list[FileRecord]
     problem: str | None = None
 
-    def leave(self, folder: Path, rank: int) -> None:
-        """Put the report there, whole or not at all."""
-        replace_text(_report_path(folder, rank), json.dumps(asdict(self)))
+    def write(self, folder: Path, rank: int) -> None:
+        """Put the report into `folder`, whole or not at all."""
+        replace_file(_report_path(folder, rank), json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path, rank: int) -> "RankReport | None":
-        """None while it is not there."""
+        """The report of `rank`; None while it is not there."""
         try:
             values = json.loads(_report_path(folder, rank).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -88,16 +157,14 @@ def collect_reports(
     the ranks that are missing).
     """
     reports: dict[int, RankReport] = {}
+    missing = list(range(num_ranks))
     deadline = time.monotonic() + timeout_seconds
-    while len(reports) < num_ranks:
-        for rank in set(range(num_ranks)) - reports.keys():
-            report = RankReport.read(folder, rank)
-            if report is not None:
-                reports[rank] = report
-        failed = {rank: report.problem for rank, report in reports.items() if report.problem}
+    while missing:
+        reports |= {rank: report for rank in missing if (report := RankReport.read(folder, rank))}
+        failed = [f"rank {rank}: {report.problem}" for rank, report in sorted(reports.items()) if report.problem]
         if failed:
-            raise OSError("; ".join(f"rank {rank}: {problem}" for rank, problem in sorted(failed.items())))
-        missing = sorted(set(range(num_ranks)) - reports.keys())
+            raise OSError("; ".join(failed))
+        missing = [rank for rank in range(num_ranks) if rank not in reports]
         if missing and must_stop():
             raise OSError("another rank could not write its part")
         if missing and time.monotonic() > deadline:
@@ -106,7 +173,7 @@ def collect_reports(
             time.sleep(_POLL_SECONDS)
     for rank in range(num_ranks):
         _report_path(folder, rank).unlink()
-    return [record for report in reports.values() for record in report.records]
+    return [record for _, report in sorted(reports.items()) for record in report.records]
 
 
 def _report_path(folder: Path, rank: int) -> Path:

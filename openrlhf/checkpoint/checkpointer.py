@@ -2,30 +2,27 @@
 
 A save on every rank, in this order:
 
-1. the save before it is waited for;
-2. rank 0 checks the free space and makes the folder aside; all agree that it could;
-3. every rank copies its share to the CPU — the loop waits for no more than this;
-4. in a thread, every rank writes and flushes its files and leaves a report;
-5. in a thread, rank 0 collects the reports, writes the manifest, renames, points `latest` there, rotates.
+1. The save before it is waited for.
+2. Rank 0 checks the free space and makes the staging folder; all agree that it could.
+3. Every rank copies its share to the CPU. The loop waits for no more than this.
+4. In a thread, every rank writes and flushes its files and leaves a report.
+5. In a thread, rank 0 collects the reports, writes the manifest, renames the folder, points `latest` there, rotates.
 
-Where a step fails on any rank, all ranks learn of it at 1 or 2 of the next save (or in `wait`), the folder
-aside is removed, the checkpoints before it are untouched, and nobody is left waiting. The folder must be
-shared by all ranks.
+Where a step fails on any rank, all ranks learn of it at 1 or 2 of the next save (or in `wait`), the staging folder is
+removed, the checkpoints before it are untouched, and no rank is left waiting. The folder must be shared by all ranks.
 """
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
-from openrlhf.checkpoint.agreement import from_all_ranks, num_ranks, problems_of_all_ranks, this_rank
-from openrlhf.checkpoint.background import BackgroundJob, RankReport, collect_reports
-from openrlhf.checkpoint.copy_room import CopyRoom
+from openrlhf.checkpoint.background import PendingSave
 from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.checkpoint.host_buffer import HostBuffer
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run
-from openrlhf.checkpoint.manifest import saved_identity, verify
+from openrlhf.checkpoint.manifest import FileRecord, saved_identity, verify
 from openrlhf.checkpoint.optimizer_states import size_bytes_to_save
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
@@ -37,8 +34,9 @@ from openrlhf.checkpoint.training_state import (
     read_progress,
     write_training_state,
 )
+from openrlhf.parallel.collectives import gather_objects, gather_problems, rank_in, size_of
 
-_SMALL_FILES_BYTES = 1 << 20  # randomness, JSON and headers of one rank
+_SMALL_FILES_BYTES = 1 << 20  # random states, JSON and headers of one rank
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class SaveReport:
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The checkpoint to go on from, and how far it is."""
+    """The checkpoint to go on from, and how far the run had come."""
 
     path: Path
     progress: TrainingProgress
@@ -67,26 +65,23 @@ class Checkpointer:
     def __init__(
         self,
         store: CheckpointStore,
-        group: dist.ProcessGroup | None = None,
+        group: ProcessGroup | None = None,
         in_background: bool = True,
         timeout_seconds: float = 1800.0,
     ):
         """Args:
-        group: gloo, of all ranks (None: the default group, which must be gloo). Its timeout should be above
-            `timeout_seconds`.
+        group: gloo, of all ranks; None: this rank alone. Its timeout should be above `timeout_seconds`.
         in_background: let training go on while files are written. Costs the memory of the copy, on the CPU.
         timeout_seconds: for all ranks to have written their files.
         """
         self.store = store
         self._group = group
+        self._rank, self._num_ranks = rank_in(group), size_of(group)
         self._in_background = in_background
         self._timeout_seconds = timeout_seconds
-        self._writing: BackgroundJob[None] | None = None
-        self._finishing: BackgroundJob[list[str]] | None = None
-        self._room = CopyRoom()
-        self._must_stop = threading.Event()
+        self._buffer = HostBuffer()
+        self._pending: PendingSave | None = None
         self._num_failures_in_a_row = 0
-        self._aside: Path | None = None  # the folder of the save that is being written
 
     def save(
         self,
@@ -97,7 +92,7 @@ class Checkpointer:
         eval_loss: float | None = None,
         scheduler: Any = None,
     ) -> SaveReport:
-        """Save the state after `progress.optimizer_step`; see the module's text for what is waited for.
+        """Save the state after `progress.optimizer_step`; the module's docstring says what is waited for.
 
         Args:
             client_state: the caller's own, of JSON values; `load` gives it back.
@@ -107,12 +102,12 @@ class Checkpointer:
         Raises nothing that the disk can cause: the report says it.
         """
         earlier = self.wait()
-        aside, problems = self._begin(engine, progress.optimizer_step)
-        if aside is None:
+        staging, problems = self._begin(engine, progress.optimizer_step)
+        if staging is None:
             self._num_failures_in_a_row += 1
             return SaveReport(earlier.problems + problems, self._num_failures_in_a_row)
         state, problem = self._copy(engine, progress, client_state, scheduler)
-        self._start(aside, state, problem, identity, eval_loss)
+        self._pending = self._start(staging, state, problem, identity, eval_loss)
         if self._in_background:
             return earlier
         now = self.wait()
@@ -120,46 +115,40 @@ class Checkpointer:
 
     def wait(self) -> SaveReport:
         """Wait until the last save is in place, or has failed."""
-        if self._writing is None:
+        pending = self._pending
+        if pending is None:
             return SaveReport((), self._num_failures_in_a_row)
-        _, problem = self._writing.wait()
-        problems = problems_of_all_ranks(problem, self._group)
-        rotation_problems: list[str] = []
+        # First the files of all ranks. If a rank has failed, rank 0 must not wait for that rank's report.
+        problems = gather_problems(pending.wait_for_own_files(), self._group)
         if problems:
-            self._must_stop.set()
-        if self._finishing is not None:
-            found, finishing_problem = self._finishing.wait()
-            rotation_problems = found or []
-            problems = problems or ((finishing_problem,) if finishing_problem else ())
-            if problems and self._aside is not None:
-                self.store.discard(self._aside)  # again: a rank may still have been writing when it was first removed
-        self._writing = self._finishing = None
-        problems, rotation_problems = from_all_ranks((problems, rotation_problems), self._group)[0]
+            pending.stop()
+        # Then rank 0's part. Its own problem counts where no rank had one: it follows from theirs otherwise.
+        rotation_problems, problem = pending.wait_for_end()
+        if problem and not problems:
+            problems = (problem,)
+        if problems and self._rank == 0:
+            pending.discard()  # once more: a rank may still have been writing when the folder was first removed
+        self._pending = None
+        problems, rotation_problems = gather_objects((problems, rotation_problems), self._group)[0]
         self._num_failures_in_a_row = self._num_failures_in_a_row + 1 if problems else 0
         return SaveReport((*problems, *rotation_problems), self._num_failures_in_a_row)
 
     def abandon(self) -> None:
         """Give up the save that is being written: another rank may be gone. No collective; the checkpoints stay."""
-        self._must_stop.set()
-        if self._finishing is not None:
-            self._finishing.wait()
+        if self._pending is not None:
+            self._pending.stop()
+            self._pending.wait_for_end()
 
     def find(self) -> tuple[FoundCheckpoint | None, list[str]]:
-        """The newest whole checkpoint, every byte verified, and what is wrong with the newer ones.
+        """The newest whole checkpoint, every byte verified, and the problems of the newer ones.
 
         Leftovers of a crash are cleaned first. The ranks divide the reading.
         """
-        rank, count = this_rank(self._group), num_ranks(self._group)
-        cleaned = self.store.clean_leftovers() if rank == 0 else []
-        candidates, notes = from_all_ranks((self.store.candidates(), cleaned), self._group)[0]
-        for path in candidates:
-            shares = from_all_ranks(verify(path, rank, count), self._group)
-            problems = list(dict.fromkeys(problem for share in shares for problem in share))
-            if not problems:
-                return FoundCheckpoint(path, read_progress(path)), notes
-            self.store.mark_damaged(path.name)
-            notes = notes + problems
-        return None, notes
+        cleaned = self.store.clean_leftovers() if self._rank == 0 else []
+        # The list of rank 0 counts: a shared folder may look different on another machine for a moment.
+        candidates, cleaned = gather_objects((self.store.candidates(), cleaned), self._group)[0]
+        path, problems = self.store.newest_whole(candidates, self._verify_together)
+        return FoundCheckpoint(path, read_progress(path)) if path else None, cleaned + problems
 
     def load(
         self,
@@ -175,81 +164,70 @@ class Checkpointer:
         """
         saved = RunIdentity.from_dict(saved_identity(found.path))
         check_same_run(saved, identity, str(found.path), allow_mismatch)
-        rank, count = this_rank(self._group), num_ranks(self._group)
-        return load_training_state(engine, found.path, rank, count, scheduler)
+        return load_training_state(engine, found.path, self._rank, self._num_ranks, scheduler)
+
+    def move_to_earlier_run(self) -> Path | None:
+        """For a new run in a folder with another run's checkpoints, lest one day the wrong run is resumed.
+
+        Returns: the folder `earlier_run_<n>` that they were moved to; None where there were none.
+        """
+        moved_to = self.store.move_to_earlier_run() if self._rank == 0 else None
+        return gather_objects(moved_to, self._group)[0]
 
     # --- the steps of a save ---
 
     def _begin(self, engine: Any, optimizer_step: int) -> tuple[Path | None, tuple[str, ...]]:
-        """Rank 0 makes the folder aside; None, and why, if it cannot."""
-        sizes_bytes = from_all_ranks(size_bytes_to_save(engine) + _SMALL_FILES_BYTES, self._group)
-        aside, problem = None, None
-        if this_rank(self._group) == 0:
+        """Rank 0 makes the staging folder. Returns it, or None and the problem; the same on all ranks."""
+        sizes_bytes = gather_objects(size_bytes_to_save(engine) + _SMALL_FILES_BYTES, self._group)
+        staging, problem = None, None
+        if self._rank == 0:
             try:
-                aside = self.store.begin(optimizer_step, sum(sizes_bytes))
+                staging = self.store.begin(optimizer_step, sum(sizes_bytes))
             except OSError as error:
                 problem = f"checkpoint of step {optimizer_step} not begun: {error}"
-        aside, problem = from_all_ranks((aside, problem), self._group)[0]
-        return aside, (problem,) if problem else ()
+        staging, problem = gather_objects((staging, problem), self._group)[0]
+        return staging, (problem,) if problem else ()
 
     def _copy(
         self, engine: Any, progress: TrainingProgress, client_state: dict[str, Any] | None, scheduler: Any
     ) -> tuple[TrainingState | None, str | None]:
-        rank, count = this_rank(self._group), num_ranks(self._group)
+        """This rank's copy of the state, or the problem, which the writer reports: no other rank is left waiting."""
+        rank, num_ranks = self._rank, self._num_ranks
         try:
-            state = copy_training_state(engine, progress, rank, count, self._room, client_state, scheduler)
+            state = copy_training_state(engine, progress, rank, num_ranks, self._buffer, client_state, scheduler)
             fault_point("save.copied")
             return state, None
-        except (RuntimeError, MemoryError, OSError) as error:  # the other ranks must not be left waiting
+        except (RuntimeError, MemoryError, OSError) as error:
             return None, f"the state could not be copied: {error}"
 
     def _start(
         self,
-        aside: Path,
+        staging: Path,
         state: TrainingState | None,
         problem: str | None,
         identity: RunIdentity,
         eval_loss: float | None,
-    ) -> None:
-        rank, count = this_rank(self._group), num_ranks(self._group)
-        self._must_stop = must_stop = threading.Event()
-        self._aside = aside
-        self._writing = BackgroundJob(lambda: _write(aside, state, problem, rank), "checkpoint writer")
-        if rank == 0:
-            self._finishing = BackgroundJob(
-                lambda: _finish(self.store, aside, count, must_stop, self._timeout_seconds, identity, eval_loss),
-                "checkpoint finisher",
-            )
+    ) -> PendingSave:
+        def write() -> list[FileRecord]:
+            if state is None:
+                raise OSError(problem)
+            return write_training_state(state, staging, self._rank)
 
+        def put_in_place(records: list[FileRecord]) -> list[str]:
+            _, rotation_problems = self.store.put_in_place(staging, records, identity.to_dict(), eval_loss)
+            return rotation_problems
 
-def _write(aside: Path, state: TrainingState | None, problem: str | None, rank: int) -> None:
-    """This rank's files and its report; runs in a thread."""
-    try:
-        if state is None:
-            raise OSError(problem)
-        records = write_training_state(state, aside, rank)
-    except Exception as error:
-        RankReport([], str(error)).leave(aside, rank)
-        raise
-    RankReport(records).leave(aside, rank)
-    fault_point("save.rank_done")
+        return PendingSave(
+            staging,
+            self._rank,
+            self._num_ranks,
+            write,
+            put_in_place,
+            lambda: self.store.discard(staging),
+            self._timeout_seconds,
+        )
 
-
-def _finish(
-    store: CheckpointStore,
-    aside: Path,
-    count: int,
-    must_stop: threading.Event,
-    timeout_seconds: float,
-    identity: RunIdentity,
-    eval_loss: float | None,
-) -> list[str]:
-    """Put in place what all ranks have written, in a thread of rank 0; returns problems of the rotation."""
-    try:
-        records = collect_reports(aside, count, must_stop.is_set, timeout_seconds)
-        fault_point("save.all_ranks_done")
-        _, problems = store.put_in_place(aside, records, identity.to_dict(), eval_loss)
-        return problems
-    except Exception:
-        store.discard(aside)
-        raise
+    def _verify_together(self, path: Path) -> list[str]:
+        """The problems of a checkpoint, the same on all ranks; each rank has read a part of the files."""
+        shares = gather_objects(verify(path, self._rank, self._num_ranks), self._group)
+        return list(dict.fromkeys(problem for share in shares for problem in share))

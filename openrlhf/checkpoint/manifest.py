@@ -1,15 +1,16 @@
-"""The list of a checkpoint's files with sizes and checksums: a folder without it is torn."""
+"""The list of a checkpoint's files with sizes and checksums. A folder without it is incomplete."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from openrlhf.checkpoint.durable import write_text
+from openrlhf.atomic_file import write_flushed
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
@@ -19,7 +20,7 @@ _NUM_THREADS = 4
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be to be whole."""
+    """Size and checksum of a whole file; `name` is relative to the checkpoint."""
 
     name: str
     size_bytes: int
@@ -63,7 +64,7 @@ def write_manifest(
         "identity": identity or {},
         "files": [asdict(record) for record in sorted(records, key=lambda record: record.name)],
     }
-    write_text(folder / MANIFEST_NAME, _with_checksum(content))
+    write_flushed(folder / MANIFEST_NAME, _with_checksum(content))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def saved_identity(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
-    """What is wrong with a checkpoint, one sentence a file; empty when it is whole. Extra files are ignored.
+    """The problems of a checkpoint, one sentence a file; empty when it is whole. Extra files are ignored.
 
     Args:
         share, num_shares: verify only every `num_shares`-th file from `share` on, so that ranks can divide
@@ -144,17 +145,11 @@ def _dump(content: dict[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what wrote the checkpoint, for whoever reads it later."""
+    """Versions of the packages that wrote the checkpoint, for people who read it later."""
     from openrlhf import __version__
 
-    packages = ("torch", "deepspeed", "transformers", "safetensors", "peft")
-    installed = {name: metadata.version(name) for name in packages if _is_installed(name)}
-    return {"openrlhf": __version__, **installed}
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    versions = {"openrlhf": __version__}
+    for package in ("torch", "deepspeed", "transformers", "safetensors", "peft"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

@@ -1,9 +1,8 @@
 """Master weights and optimizer state: to a file of each rank, and back on any number of ranks and ZeRO stage.
 
 A rank's file holds one flat tensor for each fragment and kind (`master`, `exp_avg`, …), named
-`<kind>|<parameter>`, and in its header where each fragment starts and how many steps each parameter has made.
-Loading looks up, for every stretch that a rank owns now, the stretches in all files that overlap it, and
-reads only those elements.
+`<kind>|<parameter>`. Its header says where each fragment starts in its parameter and how many steps each parameter
+has made. Nothing in it depends on the layout that wrote it.
 """
 
 import json
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from openrlhf.checkpoint.copy_room import CopyRoom
+from openrlhf.checkpoint.host_buffer import HostBuffer
 from openrlhf.engine.fragments import (
     MUON_MOMENTUM,
     Fragment,
@@ -30,24 +29,28 @@ MASTER = "master"
 _STEP = "step"
 _PADDING_BYTES = 2**20  # between the copies
 
+StateByHost = dict[Tensor, dict[str, Any]]
+"""The `state` of a torch optimizer, by the tensor that it optimizes."""
+
 
 @dataclass
 class OptimizerStates:
     """A rank's own copy of its fragments, on the CPU.
 
-    tensors: by `<kind>|<parameter>`, each `(numel,)`; starts: the first element of each, by the same key;
-    num_steps: updates each parameter has had; tensor_parallel_rank: whose shards of the parameters these are.
+    tensor_parallel_rank: the rank whose shards of the parameters these are.
+    tensors: by `<kind>|<parameter>`, each `(numel,)`.
+    starts: index in the flattened parameter of the first element of each tensor, by the same key.
+    shapes, num_steps: by parameter: its whole shape; the updates it has had.
     """
 
-    tensor_parallel_rank: int = 0
-
+    tensor_parallel_rank: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     num_steps: dict[str, float] = field(default_factory=dict)
 
     def header(self) -> dict[str, str]:
-        """What is not a tensor, for a safetensors header."""
+        """All but the tensors, for a safetensors header."""
         return {
             "tensor_parallel_rank": str(self.tensor_parallel_rank),
             "starts": json.dumps(self.starts),
@@ -56,22 +59,20 @@ class OptimizerStates:
         }
 
 
-def copy_optimizer_states(engine: Any, room: CopyRoom) -> OptimizerStates:
-    """A true copy of what this rank has to save, in `room`; training may go on while it is written. No collective.
-
-    What every rank has alike (ZeRO 0) is divided among the ranks.
-    """
-    room.clear(size_bytes_to_save(engine) + _PADDING_BYTES)
+def copy_optimizer_states(engine: Any, buffer: HostBuffer) -> OptimizerStates:
+    """A copy, in `buffer`, of all that this rank has to save; training may go on while it is written. No collective."""
+    buffer.reset(size_bytes_to_save(engine) + _PADDING_BYTES)
     states, steps = OptimizerStates(engine.checkpoint_mp_rank), _StepCounts(engine)
     rank = dist.get_rank(engine.seq_data_parallel_group)
     for index, fragment in enumerate(local_fragments(engine)):
+        # Under ZeRO 0 all ranks hold the same: they take turns, and each writes its part of the whole.
         if fragment.is_replicated and index % engine.seq_dp_world_size != rank:
             continue
         name = fragment.name
         states.shapes[name] = fragment.shape
         for kind, tensor in _tensors_of(fragment, steps.state).items():
             states.starts[f"{kind}|{name}"] = fragment.start
-            states.tensors[f"{kind}|{name}"] = room.copy_of(fragment.view_of(tensor))
+            states.tensors[f"{kind}|{name}"] = buffer.copy_of(fragment.view_of(tensor))
         num_steps = steps.of(fragment.host)
         if num_steps is not None:
             states.num_steps[name] = num_steps
@@ -79,7 +80,7 @@ def copy_optimizer_states(engine: Any, room: CopyRoom) -> OptimizerStates:
 
 
 def size_bytes_to_save(engine: Any) -> int:
-    """About what `copy_optimizer_states` will copy on this rank, in bytes."""
+    """About the bytes that `copy_optimizer_states` will copy on this rank."""
     state = base_optimizer(engine).state
     total_bytes = 0
     for fragment in local_fragments(engine):
@@ -95,28 +96,38 @@ def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
 
     Collective. Raises UserError where the files lack a parameter of this model, or hold it in another shape.
     """
+    # A fragment is a region of a flattened parameter, and it means the same in every layout. So loading in another
+    # layout is one lookup for each fragment that this rank owns now: which saved pieces of that parameter overlap it.
     saved = SavedFragments(files, engine.checkpoint_mp_rank)
     steps = _StepCounts(engine)
     fragments = local_fragments(engine)
     own_kinds = {(fragment.name, fragment.own_kind) for fragment in fragments}
     for fragment in fragments:
         saved.check_shape(fragment)
-        for kind in _kinds_in(fragment, saved.kinds_of(fragment.name), own_kinds):
-            host = _host_for(kind, fragment, saved, steps.state)
-            fragment.view_of(host).copy_(saved.read(kind, fragment))
+        for kind in saved.kinds_of(fragment.name):
+            # Muon's momentum of a parameter may have a fragment of its own (`own_kind`), beside the one of its master
+            # weights: each kind is loaded into the fragment that it belongs to, and only there.
+            is_of_own_fragment = (fragment.name, kind) in own_kinds
+            if kind == fragment.own_kind or (fragment.own_kind is None and not is_of_own_fragment):
+                host = _host_for(kind, fragment, saved, steps.state)
+                fragment.view_of(host).copy_(saved.read(kind, fragment))
     steps.set(fragments, saved.num_steps)
     spread_master_weights(engine)
 
 
 class SavedFragments:
-    """All fragments of a checkpoint, whatever layout wrote them; element ranges are read on demand."""
+    """All fragments of a checkpoint, whatever layout wrote them; element ranges are read on demand.
+
+    Attributes:
+        num_steps: updates that each parameter has had, by name.
+    """
 
     def __init__(self, files: Iterable[Path], tensor_parallel_rank: int = 0):
         from safetensors import safe_open
 
         self.num_steps: dict[str, float] = {}
         self._shapes: dict[str, list[int]] = {}
-        self._pieces: dict[str, list[tuple[int, Any]]] = {}  # by `<kind>|<parameter>`: start, lazy tensor
+        self._pieces: dict[str, dict[str, list[tuple[int, Any]]]] = {}  # by parameter and kind: start, lazy tensor
         self._open_files = []
         for path in sorted(files):
             file = safe_open(path, framework="pt")
@@ -128,19 +139,17 @@ class SavedFragments:
             self._shapes.update(json.loads(header["shapes"]))
             self.num_steps.update(json.loads(header["steps"]))
             for key in list(file.keys()):
-                self._pieces.setdefault(key, []).append((starts[key], file.get_slice(key)))
-        self._kinds: dict[str, list[str]] = {}
-        for key in self._pieces:
-            kind, _, name = key.partition("|")
-            self._kinds.setdefault(name, []).append(kind)
+                kind, _, name = key.partition("|")
+                pieces = self._pieces.setdefault(name, {}).setdefault(kind, [])
+                pieces.append((starts[key], file.get_slice(key)))
 
     def kinds_of(self, name: str) -> list[str]:
-        """What was saved of a parameter: `master` and the names of its optimizer state."""
-        return self._kinds[name]
+        """Kinds that were saved of a parameter: `master` and the names of its optimizer state."""
+        return list(self._pieces[name])
 
     def dtype_of(self, kind: str, name: str) -> torch.dtype:
         """As saved."""
-        _, piece = self._pieces[f"{kind}|{name}"][0]
+        _, piece = self._pieces[name][kind][0]
         return piece[0:0].dtype
 
     def check_shape(self, fragment: Fragment) -> None:
@@ -159,10 +168,15 @@ class SavedFragments:
 
     def read(self, kind: str, fragment: Fragment) -> Tensor:
         """The fragment's elements of that kind, `(numel,)`, put together from the pieces that hold them."""
+        # Example: a parameter of 10 elements, saved by two ranks as [0, 5) and [5, 10), wanted by the second of three
+        # ranks as [4, 8). Going through the pieces in order, `position` moves 4 → 5 → 8: from each piece comes the
+        # stretch between `position` and the end of the piece or of the fragment. Only those bytes are read.
         values = torch.empty(fragment.numel, dtype=self.dtype_of(kind, fragment.name))
         position, end = fragment.start, fragment.start + fragment.numel
-        for piece_start, piece in sorted(self._pieces[f"{kind}|{fragment.name}"], key=lambda pair: pair[0]):
+        for piece_start, piece in sorted(self._pieces[fragment.name][kind], key=lambda pair: pair[0]):
             piece_end = min(end, piece_start + piece.get_shape()[0])
+            # Pieces may repeat elements (each rank saves Muon's momentum of whole matrices): those behind `position`
+            # are passed over.
             if piece_start <= position < piece_end:
                 part = piece[position - piece_start : piece_end - piece_start]
                 values[position - fragment.start : piece_end - fragment.start] = part
@@ -180,7 +194,7 @@ class _StepCounts:
 
     def __init__(self, engine: Any):
         optimizer = base_optimizer(engine)
-        self.state = optimizer.state
+        self.state: StateByHost = optimizer.state
         self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
         self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         counts = [float(state[_STEP]) for state in self.state.values() if _STEP in state]
@@ -205,11 +219,14 @@ class _StepCounts:
             self.state[host][_STEP] = torch.tensor(count, device=device) if as_tensor else int(count)
 
 
-def _tensors_of(fragment: Fragment, state: dict[Tensor, dict[str, Any]]) -> dict[str, Tensor]:
-    """The host and everything in the optimizer's state that is shaped like it; or what lies in its own tensor."""
+def _tensors_of(fragment: Fragment, state: StateByHost) -> dict[str, Tensor]:
+    """By kind, the tensors that hold the fragment's elements: the host and the optimizer's state of its shape.
+
+    For a fragment with `own_kind` it is the one tensor of that kind, once there is one.
+    """
     of_host = state.get(fragment.host, {})
     if fragment.own_kind is not None:
-        return {fragment.own_kind: of_host[fragment.own_kind]} if fragment.own_kind in of_host else {}
+        return {kind: value for kind, value in of_host.items() if kind == fragment.own_kind}
     tensors = {MASTER: fragment.host}
     for kind, value in of_host.items():
         if kind == _STEP or (kind == MUON_MOMENTUM and value.shape != fragment.host.shape):
@@ -220,7 +237,7 @@ def _tensors_of(fragment: Fragment, state: dict[Tensor, dict[str, Any]]) -> dict
     return tensors
 
 
-def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: dict[Tensor, dict[str, Any]]) -> Tensor:
+def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: StateByHost) -> Tensor:
     """The tensor to load into; an optimizer that has made no step yet gets its state made here."""
     if kind == MASTER:
         return fragment.host
@@ -230,10 +247,3 @@ def _host_for(kind: str, fragment: Fragment, saved: SavedFragments, state: dict[
         dtype = saved.dtype_of(kind, fragment.name)
         of_host[kind] = torch.zeros(shape, dtype=dtype, device=fragment.host.device)
     return of_host[kind]
-
-
-def _kinds_in(fragment: Fragment, saved: list[str], own_kinds: set[tuple[str, str | None]]) -> list[str]:
-    """Which of the saved kinds belong into this fragment."""
-    if fragment.own_kind is not None:
-        return [kind for kind in saved if kind == fragment.own_kind]
-    return [kind for kind in saved if (fragment.name, kind) not in own_kinds]

@@ -4,10 +4,11 @@ On disk, below `root`:
 
     global_step<N>/            a checkpoint, with its manifest.json
     latest                     the name of the newest, for people and scripts; nothing here relies on it
-    best.json                  which checkpoint had the lowest evaluation loss, and that loss
-    .writing-global_step<N>/   being written, or left by a crash
+    best.json                  the name of the checkpoint with the lowest evaluation loss, and that loss
+    .writing-global_step<N>/   staging folder: being written, or left by a crash
     .replaced-global_step<N>/  an older checkpoint of the same name, until the new one is in place
-    .removing-global_step<N>/  on its way out
+    .removing-global_step<N>/  an old checkpoint that is being removed
+    earlier_run_<n>/           checkpoints of another run, moved away by a new one
 
 A store with `suffix="_hf"` keeps `global_step<N>_hf` beside them, counted and rotated apart.
 """
@@ -18,18 +19,19 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from openrlhf.checkpoint.durable import aside_of, flush_folder, replace_text
+from openrlhf.atomic_file import flush_to_disk, remove_leftovers, replace_file
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord, looks_whole, size_bytes_of, verify, write_manifest
 
 EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
-_SPARE_SPACE = 1.05  # file systems need a little more than the bytes they are given
+_SPACE_FACTOR = 1.05  # file systems need a little more than the bytes they are given
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,32 @@ class BestCheckpoint:
 
 
 class CheckpointStore:
-    """The checkpoints below `root`. One process (rank 0) changes it; any process may look."""
+    """The checkpoints below `root`. One process (rank 0) changes it; any process may read it."""
 
     def __init__(self, root: Path | str, max_num: int = 3, max_bytes: int | None = None, suffix: str = ""):
         """Args:
-        max_num: the newest so many are kept, and the best.
-        max_bytes: fewer are kept while they take more; the newest and the best always stay.
-        suffix: what follows the step in a folder's name.
+        max_num, max_bytes: see `set_limits`.
+        suffix: follows the step in a folder's name.
+        """
+        self.root = Path(root)
+        self.suffix = suffix
+        self._latest_path = self.root / f"latest{suffix}"
+        self._best_path = self.root / f"best{suffix}.json"
+        self._damaged: set[str] = set()  # names of checkpoints that look whole, but have other bytes than were written
+        self.set_limits(max_num, max_bytes)
+
+    def set_limits(self, max_num: int, max_bytes: int | None = None) -> None:
+        """Limits of what is kept, from the next rotation on.
+
+        Args:
+            max_num: the newest so many are kept, and the best.
+            max_bytes: fewer are kept while they take more; the newest and the best always stay.
         """
         assert max_num >= 1, "a store keeps at least the newest checkpoint"
-        self.root = Path(root)
         self.max_num = max_num
         self.max_bytes = max_bytes
-        self.suffix = suffix
-        self._damaged: set[str] = set()
 
-    # --- looking ---
+    # --- reading ---
 
     def name_of(self, optimizer_step: int) -> str:
         """Folder name of the checkpoint after an optimizer step."""
@@ -71,31 +83,33 @@ class CheckpointStore:
         """Folders named like checkpoints, newest first, whole or not."""
         if not self.root.is_dir():
             return []
-        named = [path for path in self.root.iterdir() if path.is_dir() and self.step_of(path.name) is not None]
-        return sorted(named, key=lambda path: self.step_of(path.name) or 0, reverse=True)
+        steps = {path: self.step_of(path.name) for path in self.root.iterdir() if path.is_dir()}
+        by_step = sorted((step, path) for path, step in steps.items() if step is not None)
+        return [path for _, path in reversed(by_step)]
 
     def whole(self) -> list[Path]:
         """Checkpoints that look whole (nothing is read but manifests), newest first."""
         return [path for path in self.candidates() if path.name not in self._damaged and looks_whole(path)]
 
-    def records(self) -> list[Path]:
-        """The small files that speak of the checkpoints here: the newest, the best."""
-        return [path for path in (self._latest_path, self._best_path) if path.is_file()]
+    def newest_whole(
+        self, candidates: list[Path] | None = None, problems_of: Callable[[Path], list[str]] = verify
+    ) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint of which every byte is right, and the problems of newer ones.
 
-    def newest_whole(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint of which every byte is right, and what is wrong with newer ones."""
+        Newer ones are remembered as damaged: rotation does not count them.
+
+        Args:
+            candidates: newest first; None: all that are here.
+            problems_of: verifies a checkpoint.
+        """
         problems: list[str] = []
-        for path in self.candidates():
-            found = verify(path)
+        for path in self.candidates() if candidates is None else candidates:
+            found = problems_of(path)
             if not found:
                 return path, problems
-            self.mark_damaged(path.name)
+            self._damaged.add(path.name)
             problems += found
         return None, problems
-
-    def mark_damaged(self, name: str) -> None:
-        """Remember that a checkpoint is damaged though it may look whole: rotation does not count it."""
-        self._damaged.add(name)
 
     def best(self) -> BestCheckpoint | None:
         """The best checkpoint by evaluation loss, as long as it is there."""
@@ -109,61 +123,97 @@ class CheckpointStore:
     # --- putting in place ---
 
     def begin(self, optimizer_step: int, size_bytes: int) -> Path:
-        """An empty folder aside to write a checkpoint into.
+        """An empty staging folder to write a checkpoint into.
 
-        Args: size_bytes: an estimate of what will be written.
+        Args: size_bytes: an estimate of the bytes that will be written.
 
         Raises OSError (ENOSPC) if the disk has no room for it, before anything is written.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        aside = self.root / f"{_WRITING}{self.name_of(optimizer_step)}"
-        if aside.exists():
-            shutil.rmtree(aside)
-        self._check_space(size_bytes)
-        aside.mkdir()
+        staging = self.root / f"{_WRITING}{self.name_of(optimizer_step)}"
+        if staging.exists():
+            shutil.rmtree(staging)
+        free_bytes = shutil.disk_usage(self.root).free
+        if free_bytes < size_bytes * _SPACE_FACTOR:
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free",
+                str(self.root),
+            )
+        staging.mkdir()
         fault_point("save.begun")
-        return aside
+        return staging
 
     def put_in_place(
         self,
-        aside: Path,
+        staging: Path,
         records: Iterable[FileRecord] | None = None,
         identity: dict[str, Any] | None = None,
         eval_loss: float | None = None,
     ) -> tuple[Path, list[str]]:
-        """Make what was written and flushed into `aside` the newest checkpoint, then remove what is too much.
+        """Make the newest checkpoint of the flushed files in `staging`, then remove what exceeds the limits.
 
         Args:
-            records: of the files in `aside`, where their checksums are known; None reads them.
+            records: of the files in `staging`, where their checksums are known; None reads them.
             eval_loss: at this step, if it was evaluated.
 
         Returns: the checkpoint, and problems of the rotation (the checkpoint is in place all the same).
         """
-        target = self.root / aside.name.removeprefix(_WRITING)
+        target = self.root / staging.name.removeprefix(_WRITING)
+        # A folder with a manifest is whole, so the manifest comes last, and all names are on the disk before the
+        # folder gets the name under which a resume looks for it.
         fault_point("save.before_manifest")
-        write_manifest(aside, records, identity)
+        write_manifest(staging, records, identity)
         fault_point("save.manifest_written")
-        flush_folder(aside)
+        flush_to_disk(staging)
         fault_point("save.folder_flushed")
-        self._rename_into_place(aside, target)
+        self._rename_into_place(staging, target)
         self._damaged.discard(target.name)
+        # Only a checkpoint that is in place is named as the latest or the best, and only then may older ones go.
         self._write_latest(target.name)
-        self._note_if_best(target.name, eval_loss)
+        self._write_if_best(target.name, eval_loss)
         return target, self._rotate(newest=target)
 
-    def discard(self, aside: Path) -> None:
-        """Remove what a failed save has left."""
-        shutil.rmtree(aside, ignore_errors=True)
+    def discard(self, staging: Path) -> None:
+        """Remove the staging folder of a failed save."""
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _rename_into_place(self, staging: Path, target: Path) -> None:
+        # A folder cannot be renamed over another. One of the same name is moved away first; after a crash between the
+        # two renames `clean_leftovers` brings it back.
+        replaced = self.root / f"{_REPLACED}{target.name}"
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(target, replaced)
+            fault_point("save.old_namesake_moved")
+        os.replace(staging, target)
+        flush_to_disk(self.root)
+        fault_point("save.renamed")
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _write_latest(self, name: str) -> None:
+        fault_point("save.latest_aside")
+        replace_file(self._latest_path, name)
+        fault_point("save.latest_renamed")
+
+    def _write_if_best(self, name: str, eval_loss: float | None) -> None:
+        best = self.best()
+        if eval_loss is None or not math.isfinite(eval_loss):
+            return
+        if best and best.name != name and best.eval_loss <= eval_loss:
+            return
+        replace_file(self._best_path, json.dumps(asdict(BestCheckpoint(name, eval_loss))) + "\n")
+        fault_point("save.best_renamed")
+
+    # --- leftovers, and other runs ---
 
     def clean_leftovers(self) -> list[str]:
-        """Remove what crashes have left, bring back what was moved but not replaced; say what was done."""
-        if not self.root.is_dir():
-            return []
+        """Remove leftovers of crashes, bring back a checkpoint that was moved but not replaced; says what was done."""
         done = []
-        for path in sorted(self.root.iterdir()):
-            prefix = next((p for p in (_WRITING, _REPLACED, _REMOVING) if path.name.startswith(p)), None)
-            name = path.name.removeprefix(prefix or "")
-            if prefix is None or not path.is_dir() or self.step_of(name) is None:
+        for path in sorted(self.root.glob(".*-*")):
+            prefix = next((p for p in (_WRITING, _REPLACED, _REMOVING) if path.name.startswith(p)), "")
+            name = path.name.removeprefix(prefix)
+            if not path.is_dir() or self.step_of(name) is None:
                 continue
             if prefix == _REPLACED and not (self.root / name).exists():
                 os.replace(path, self.root / name)
@@ -172,94 +222,67 @@ class CheckpointStore:
                 shutil.rmtree(path)
                 done.append(f"removed {path}, left by an interrupted run")
         for path in (self._latest_path, self._best_path):
-            aside_of(path).unlink(missing_ok=True)
+            remove_leftovers(path)
         return done
 
-    @property
-    def _latest_path(self) -> Path:
-        return self.root / f"latest{self.suffix}"
-
-    @property
-    def _best_path(self) -> Path:
-        return self.root / f"best{self.suffix}.json"
-
-    def _check_space(self, size_bytes: int) -> None:
-        free_bytes = shutil.disk_usage(self.root).free
-        if free_bytes < size_bytes * _SPARE_SPACE:
-            raise OSError(
-                errno.ENOSPC,
-                f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free",
-                str(self.root),
-            )
-
-    def _rename_into_place(self, aside: Path, target: Path) -> None:
-        replaced = self.root / f"{_REPLACED}{target.name}"
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(target, replaced)
-            fault_point("save.old_namesake_moved")
-        os.replace(aside, target)
-        flush_folder(self.root)
-        fault_point("save.renamed")
-        shutil.rmtree(replaced, ignore_errors=True)
-
-    def _write_latest(self, name: str) -> None:
-        fault_point("save.latest_aside")
-        replace_text(self._latest_path, name)
-        fault_point("save.latest_renamed")
-
-    def _note_if_best(self, name: str, eval_loss: float | None) -> None:
-        best = self.best()
-        if eval_loss is None or not math.isfinite(eval_loss):
-            return
-        if best and best.name != name and best.eval_loss <= eval_loss:
-            return
-        replace_text(self._best_path, json.dumps(asdict(BestCheckpoint(name, eval_loss))) + "\n")
-        fault_point("save.best_renamed")
+    def move_to_earlier_run(self) -> Path | None:
+        """Move all checkpoints and exported models into a new folder `earlier_run_<n>`; None where there are none."""
+        moving: list[Path] = []
+        for store in (self, CheckpointStore(self.root, suffix=EXPORT_SUFFIX)):
+            store.clean_leftovers()
+            moving += [*store.candidates(), *filter(Path.is_file, (store._latest_path, store._best_path))]
+        if not any(path.is_dir() for path in moving):
+            return None
+        names = (self.root / f"earlier_run_{number}" for number in count(1))
+        folder = next(path for path in names if not path.exists())
+        folder.mkdir()
+        for path in moving:
+            os.replace(path, folder / path.name)
+        flush_to_disk(self.root)
+        return folder
 
     # --- rotation ---
 
     def _rotate(self, newest: Path) -> list[str]:
-        """Remove what is beyond the limits; an error is only told: the new checkpoint is in place."""
+        """Remove what exceeds the limits. An error is only reported: the new checkpoint is in place."""
         fault_point("save.before_rotation")
         try:
-            surplus = self._surplus(newest)
-            for path in surplus:
+            for path in self._surplus(newest):
                 self._remove(path)
         except OSError as error:
             return [f"an old checkpoint could not be removed: {error}"]
         return []
 
     def _surplus(self, newest: Path) -> list[Path]:
-        """What rotation removes, oldest first: damaged ones before the newest, what exceeds the limits."""
+        """The checkpoints that rotation removes, oldest first."""
+        # Whole checkpoints alone count against the limits: a damaged one must not push out one that can be resumed
+        # from. The one just written counts first, even where one of a higher step is there (of an earlier attempt).
         whole = self.whole()
-        newest_step = self.step_of(newest.name) or 0
-        damaged = [p for p in self.candidates() if p not in whole and (self.step_of(p.name) or 0) < newest_step]
+        ordered = [newest, *(path for path in whole if path != newest)]
         best = self.best()
         keep_always = {newest.name, best.name if best else newest.name}
-        # The one just written counts first even where a checkpoint of a higher step is still about.
-        ordered = [newest, *(path for path in whole if path != newest)]
-        surplus = [path for path in ordered[self.max_num :] if path.name not in keep_always]
+        kept = [path for index, path in enumerate(ordered) if index < self.max_num or path.name in keep_always]
+        # By bytes, the oldest goes first.
         if self.max_bytes is not None:
-            surplus += self._beyond_bytes([path for path in ordered if path not in surplus], keep_always)
-        return sorted(damaged + surplus, key=lambda path: self.step_of(path.name) or 0)
+            sizes_bytes = {path: size_bytes_of(path) for path in kept}
+            for path in reversed(kept.copy()):
+                total_bytes = sum(sizes_bytes[other] for other in kept)
+                if total_bytes > self.max_bytes and path.name not in keep_always:
+                    kept.remove(path)
+        # A damaged checkpoint goes once there is a newer whole one; one of a higher step is left alone.
+        older = [path for path in self.candidates() if self._step(path) < self._step(newest)]
+        damaged = [path for path in older if path not in whole]
+        return sorted([*damaged, *(path for path in ordered if path not in kept)], key=self._step)
 
-    def _beyond_bytes(self, kept: list[Path], keep_always: set[str]) -> list[Path]:
-        assert self.max_bytes is not None
-        sizes = {path: size_bytes_of(path) for path in kept}
-        total_bytes, surplus = sum(sizes.values()), []
-        for path in reversed(kept):
-            if total_bytes > self.max_bytes and path.name not in keep_always:
-                surplus.append(path)
-                total_bytes -= sizes[path]
-        return surplus
+    def _step(self, path: Path) -> int:
+        return self.step_of(path.name) or 0
 
     def _remove(self, path: Path) -> None:
-        """Take the name away first: a checkpoint half removed must not look like one."""
-        doomed = self.root / f"{_REMOVING}{path.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(path, doomed)
-        flush_folder(self.root)
+        """Take the name away first: a checkpoint that is half removed must not look like one."""
+        removing = self.root / f"{_REMOVING}{path.name}"
+        shutil.rmtree(removing, ignore_errors=True)
+        os.replace(path, removing)
+        flush_to_disk(self.root)
         fault_point("save.moved_for_removal")
-        shutil.rmtree(doomed)
+        shutil.rmtree(removing)
         fault_point("save.removed")

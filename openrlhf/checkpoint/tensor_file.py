@@ -1,4 +1,4 @@
-"""Writing tensors as safetensors in one stream: checksummed on the way, flushed, without a second copy."""
+"""Safetensors files, written in one stream: checksummed on the way, flushed, without a second copy in memory."""
 
 import json
 import os
@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from openrlhf.checkpoint.manifest import FileRecord, new_checksum
+from openrlhf.atomic_file import write_flushed
+from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.checkpoint.manifest import FileRecord, checksum_of, new_checksum
 
+INDEX_NAME = "model.safetensors.index.json"
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -24,11 +28,12 @@ _DTYPE_NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _HEADER_ALIGNMENT_BYTES = 8
+_MODEL_METADATA = {"format": "pt"}  # transformers asks for it
 
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     at_half: Callable[[], None] = lambda: None,
     before_flush: Callable[[], None] = lambda: None,
@@ -43,6 +48,9 @@ def write_tensors(
 
     Returns: the file's record, with the checksum of the bytes that were meant to be written.
     """
+    # The file is the length of the header (8 bytes), the header in JSON, then the elements of one tensor after another.
+    # Each piece goes into the checksum and into the file at once, so the checksum is of what was meant: a disk that
+    # stores other bytes is found when the file is read back. A tensor's bytes are handed over as they lie in memory.
     checksum = new_checksum()
     with open(path, "wb") as file:
 
@@ -63,16 +71,11 @@ def write_tensors(
     return FileRecord(path.name, size_bytes, checksum.hexdigest())
 
 
-def size_bytes_of_tensors(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of the elements alone, without the header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> bytes:
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + tensor.nbytes
         entries[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -84,5 +87,81 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | N
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class ShardWriter:
+    """The weights of a Hugging Face model as shards. A shard is written as soon as it is full: one at most is held."""
+
+    def __init__(self, folder: Path, max_shard_bytes: int):
+        self._folder = folder
+        self._max_shard_bytes = max_shard_bytes
+        self._held: dict[str, Tensor] = {}
+        # Of the shards written: the tensors are on the meta device, shape and dtype alone.
+        self._shards: list[tuple[FileRecord, dict[str, Tensor]]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor on the CPU. Raises ValueError for one without elements."""
+        if tensor.numel() == 0:
+            raise ValueError(f"weight {name} has no elements (shape {tuple(tensor.shape)}); it was not gathered")
+        if self._held and _size_bytes(self._held) + tensor.nbytes > self._max_shard_bytes:
+            self._write_held()
+        self._held[name] = tensor
+
+    def finish(self) -> None:
+        """Write the last shard, give the shards their names, write the index, read everything back.
+
+        Raises OSError if the bytes on the disk are not those that were written.
+        """
+        if self._held:
+            self._write_held()
+        self._name_shards()
+        for record, tensors in self._shards:
+            _read_back(self._folder, record, tensors)
+
+    def _write_held(self) -> None:
+        path = self._folder / f"part-{len(self._shards):05d}.safetensors"
+        record = write_tensors(
+            path, self._held, _MODEL_METADATA, at_half=lambda: fault_point("export.half_of_shard_written")
+        )
+        self._shards.append((record, {name: tensor.to("meta") for name, tensor in self._held.items()}))
+        self._held = {}
+        fault_point("export.shard_written")
+
+    def _name_shards(self) -> None:
+        """Names say how many shards there are, which is known at the end alone."""
+        count = len(self._shards)
+        named, weight_map, total_bytes = [], {}, 0
+        for index, (record, tensors) in enumerate(self._shards):
+            name = f"model-{index + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+            os.replace(self._folder / record.name, self._folder / name)
+            named.append((FileRecord(name, record.size_bytes, record.blake2b), tensors))
+            weight_map.update(dict.fromkeys(tensors, name))
+            total_bytes += _size_bytes(tensors)
+        self._shards = named
+        if count > 1:
+            index_text = json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2)
+            write_flushed(self._folder / INDEX_NAME, index_text + "\n")
+
+
+def _size_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the elements alone, without the header."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _read_back(folder: Path, record: FileRecord, tensors: dict[str, Tensor]) -> None:
+    """Raise OSError unless names, shapes, dtypes and every byte of a shard are as they were written."""
+    from safetensors import safe_open
+
+    path = folder / record.name
+    with safe_open(path, framework="pt") as file:
+        found = set(file.keys())
+        if found != tensors.keys():
+            raise OSError(f"{path} does not hold the weights that were written: {found ^ tensors.keys()}")
+        for name, meant in tensors.items():
+            there = file.get_tensor(name)
+            if there.shape != meant.shape or there.dtype != meant.dtype:
+                raise OSError(f"{path}: {name} is {there.dtype} {tuple(there.shape)}, was {meant.dtype} {meant.shape}")
+    if path.stat().st_size != record.size_bytes or checksum_of(path) != record.blake2b:
+        raise OSError(f"{path} does not have the bytes that were written")

@@ -1,4 +1,4 @@
-"""All that a run is made of, to a folder and back: weights, optimizer, schedule, counters, randomness.
+"""The whole state of a run, to a folder and back: weights, optimizer, schedule, counters, random generators.
 
 Each rank writes two files, rank 0 three more:
 
@@ -12,32 +12,32 @@ Parameters that are not trained are not here: they come from the model that the 
 """
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from torch import Tensor
 
-from openrlhf.checkpoint.copy_room import CopyRoom
-from openrlhf.checkpoint.durable import write_json, write_text
+from openrlhf.atomic_file import write_flushed
 from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.checkpoint.host_buffer import HostBuffer
 from openrlhf.checkpoint.manifest import FileRecord, record_of
 from openrlhf.checkpoint.optimizer_states import OptimizerStates, copy_optimizer_states, load_optimizer_states
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.random_states import (
-    RandomStates,
-    capture_random_states,
-    read_random_states,
-    restore_random_states,
-    write_random_states,
-)
 from openrlhf.checkpoint.tensor_file import write_tensors
 from openrlhf.engine.fragments import base_optimizer
 from openrlhf.errors import UserError
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 _LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+_OPTIMIZER_NAME, _RANDOM_NAME = "optim_states_rank{:05d}.safetensors", "random_rank{:05d}.safetensors"
 _STATE_NAME, _PROGRESS_NAME, _BUFFERS_NAME = "training_state.json", "progress.json", "buffers.safetensors"
+
+RandomStates = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors, and JSON for values that are not tensors; both by generator."""
 
 
 @dataclass
@@ -46,12 +46,12 @@ class TrainingState:
 
     optimizer_states: OptimizerStates
     random_states: RandomStates
-    rest: "RestOfState | None"  # rank 0 alone
+    common: "CommonState | None"  # on rank 0 alone
 
 
 @dataclass
-class RestOfState:
-    """What rank 0 writes for all."""
+class CommonState:
+    """The part that is the same on all ranks; rank 0 writes it."""
 
     buffers: dict[str, Tensor]
     values: dict[str, Any]
@@ -60,7 +60,7 @@ class RestOfState:
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What a checkpoint gives back to the trainer; the engine and the random generators are set already.
+    """The part of a checkpoint for the trainer; the engine and the random generators are set already.
 
     `is_random_restored` is False on another number of ranks: their generators cannot go on where they were.
     """
@@ -76,29 +76,29 @@ def copy_training_state(
     progress: TrainingProgress,
     rank: int,
     num_ranks: int,
-    room: CopyRoom,
+    buffer: HostBuffer,
     client_state: dict[str, Any] | None = None,
     scheduler: Any = None,
 ) -> TrainingState:
-    """Copy to the CPU what this rank will write. No collective.
+    """Copy to the CPU all that this rank will write. No collective.
 
     Args:
-        room: for the copies; the last ones in it are given up.
+        buffer: for the copies; those of the last save are discarded.
         client_state: the caller's own, of JSON values.
         scheduler: if the engine does not hold it.
     """
-    rest = None
+    common = None
     if rank == 0:
         values = _values_of(engine, num_ranks, scheduler or engine.lr_scheduler, client_state or {})
-        rest = RestOfState(_copy_buffers(engine.module), values, progress)
-    return TrainingState(copy_optimizer_states(engine, room), capture_random_states(), rest)
+        common = CommonState(_copy_buffers(engine.module), values, progress)
+    return TrainingState(copy_optimizer_states(engine, buffer), capture_random_states(), common)
 
 
 def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[FileRecord]:
     """Write and flush this rank's files; needs neither the engine nor other ranks."""
     records = [
         write_tensors(
-            folder / _optimizer_file_name(rank),
+            folder / _OPTIMIZER_NAME.format(rank),
             state.optimizer_states.tensors,
             state.optimizer_states.header(),
             at_half=lambda: fault_point("save.half_of_tensors_written"),
@@ -106,10 +106,14 @@ def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[
         )
     ]
     fault_point("save.tensors_flushed")
-    records.append(write_random_states(folder / _random_file_name(rank), state.random_states))
+    records.append(write_random_states(folder / _RANDOM_NAME.format(rank), state.random_states))
     fault_point("save.random_states_written")
-    if state.rest is not None:
-        records += _write_rest(state.rest, folder)
+    if state.common is not None:
+        values = json.dumps(state.common.values, indent=2, ensure_ascii=False) + "\n"
+        for name, text in ((_STATE_NAME, values), (_PROGRESS_NAME, state.common.progress.to_json())):
+            write_flushed(folder / name, text)
+            records.append(record_of(folder / name, folder))
+        records.append(write_tensors(folder / _BUFFERS_NAME, state.common.buffers))
     return records
 
 
@@ -119,13 +123,18 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
     Collective. Raises UserError where the model is another one, or tensor parallelism has another size.
     """
     values = json.loads((folder / _STATE_NAME).read_text(encoding="utf-8"))
-    _check_tensor_parallel_size(values["tensor_parallel_size"], _tensor_parallel_size(engine))
-    load_optimizer_states(engine, folder.glob(_optimizer_file_name("*")))
+    saved_size, size = values["tensor_parallel_size"], int(engine.mp_world_size)
+    if saved_size != size:
+        raise UserError(
+            f"The checkpoint was saved with --ds.tensor_parallel_size {saved_size}, this run has {size}. "
+            f"Resume with {saved_size}, or start a new run from the exported model."
+        )
+    load_optimizer_states(engine, folder.glob("optim_states_rank*.safetensors"))
     _load_buffers(engine.module, folder / _BUFFERS_NAME)
     _restore_values(engine, values, scheduler or engine.lr_scheduler)
     is_same_layout = values["num_ranks"] == num_ranks
     if is_same_layout:
-        restore_random_states(read_random_states(folder / _random_file_name(rank)))
+        restore_random_states(read_random_states(folder / _RANDOM_NAME.format(rank)))
     return LoadedState(folder, read_progress(folder), values["client_state"], is_same_layout)
 
 
@@ -134,35 +143,17 @@ def read_progress(folder: Path) -> TrainingProgress:
     return TrainingProgress.from_json((folder / _PROGRESS_NAME).read_text(encoding="utf-8"))
 
 
-def _optimizer_file_name(rank: int | str) -> str:
-    return (
-        f"optim_states_rank{rank:05d}.safetensors" if isinstance(rank, int) else f"optim_states_rank{rank}.safetensors"
-    )
-
-
-def _random_file_name(rank: int) -> str:
-    return f"random_rank{rank:05d}.safetensors"
-
-
-def _write_rest(rest: RestOfState, folder: Path) -> list[FileRecord]:
-    write_json(folder / _STATE_NAME, rest.values)
-    write_text(folder / _PROGRESS_NAME, rest.progress.to_json())
-    return [
-        record_of(folder / _STATE_NAME, folder),
-        record_of(folder / _PROGRESS_NAME, folder),
-        write_tensors(folder / _BUFFERS_NAME, rest.buffers),
-    ]
+# --- counters, schedule, loss scale ---
 
 
 def _values_of(engine: Any, num_ranks: int, scheduler: Any, client_state: dict[str, Any]) -> dict[str, Any]:
+    scaler = _loss_scaler(engine)
     return {
         "num_ranks": num_ranks,
         "zero_stage": int(engine.zero_optimization_stage()),
-        "tensor_parallel_size": _tensor_parallel_size(engine),
+        "tensor_parallel_size": int(engine.mp_world_size),
         "counters": {name: getattr(engine, name) for name in _COUNTERS},
-        "loss_scale": {name: value for name, value in vars(_loss_scaler(engine)).items() if name in _LOSS_SCALE}
-        if _loss_scaler(engine)
-        else {},
+        "loss_scale": {name: value for name, value in vars(scaler).items() if name in _LOSS_SCALE} if scaler else {},
         "scheduler": _json_part(scheduler.state_dict()) if scheduler else {},
         "learning_rates": [float(group["lr"]) for group in base_optimizer(engine).param_groups],
         "client_state": client_state,
@@ -191,7 +182,7 @@ def _loss_scaler(engine: Any) -> Any:
 
 
 def _json_part(values: dict[str, Any]) -> dict[str, Any]:
-    """The entries that JSON holds exactly; a schedule's functions are made anew by whoever resumes."""
+    """The entries that JSON holds exactly; a schedule's functions are made anew by the run that resumes."""
     return {name: value for name, value in values.items() if _is_json(value)}
 
 
@@ -201,12 +192,15 @@ def _is_json(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _copy_buffers(module: Any) -> dict[str, Tensor]:
+# --- buffers of the model ---
+
+
+def _copy_buffers(module: torch.nn.Module) -> dict[str, Tensor]:
     persistent = module.state_dict(keep_vars=True).keys()
     return {name: buffer.detach().to("cpu", copy=True) for name, buffer in module.named_buffers() if name in persistent}
 
 
-def _load_buffers(module: Any, path: Path) -> None:
+def _load_buffers(module: torch.nn.Module, path: Path) -> None:
     from safetensors.torch import load_file
 
     saved = load_file(path)
@@ -215,13 +209,47 @@ def _load_buffers(module: Any, path: Path) -> None:
             buffer.data.copy_(saved[name])
 
 
-def _tensor_parallel_size(engine: Any) -> int:
-    return int(engine.mp_world_size)
+# --- random generators of one rank ---
 
 
-def _check_tensor_parallel_size(saved: int, now: int) -> None:
-    if saved != now:
-        raise UserError(
-            f"The checkpoint was saved with --ds.tensor_parallel_size {saved}, this run has {now}. "
-            f"Resume with {saved}, or start a new run from the exported model."
-        )
+def capture_random_states() -> RandomStates:
+    """States of torch (CPU and the current CUDA device), numpy and Python."""
+    numpy_state = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is meant
+    python_version, python_words, python_gauss = random.getstate()
+    tensors = {
+        "torch_cpu": torch.get_rng_state(),
+        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype("int64")),
+        "python": torch.tensor(python_words, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        tensors["torch_cuda"] = torch.cuda.get_rng_state()
+    rest = {
+        "numpy": json.dumps([numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]]),
+        "python": json.dumps([python_version, python_gauss]),
+    }
+    return tensors, rest
+
+
+def restore_random_states(states: RandomStates) -> None:
+    """Inverse of `capture_random_states`. A CUDA state is left alone where there is no CUDA."""
+    tensors, rest = states
+    python_version, python_gauss = json.loads(rest["python"])
+    torch.set_rng_state(tensors["torch_cpu"])
+    numpy_keys = tensors["numpy"].numpy().astype("uint32")
+    numpy.random.set_state(("MT19937", numpy_keys, *json.loads(rest["numpy"])))  # noqa: NPY002
+    random.setstate((python_version, tuple(tensors["python"].tolist()), python_gauss))
+    if "torch_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["torch_cuda"])
+
+
+def write_random_states(path: Path, states: RandomStates) -> FileRecord:
+    """Write and flush."""
+    return write_tensors(path, *states)
+
+
+def read_random_states(path: Path) -> RandomStates:
+    """Inverse of `write_random_states`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from openrlhf.atomic_file import replace_file
 from openrlhf.config.schema import settings, values_of
 from openrlhf.config.settings import SFTConfig
 
@@ -17,22 +16,14 @@ _HEADER = f"# Every setting of this run. Again: deepspeed --module openrlhf.cli.
 
 
 def write_resolved(config: SFTConfig, path: str | Path) -> None:
-    """Writes every setting but the secrets, aside first and then by rename; makes the folder if need be.
+    """Writes every setting but the secrets, in one atomic move; makes the folder if need be.
 
     Raises:
         OSError: the folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = _HEADER + yaml.safe_dump(_nested(config), sort_keys=False, width=110)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as aside:
-        aside.write(text)
-        aside.flush()
-        os.fsync(aside.fileno())
-    os.chmod(aside.name, 0o644)
-    os.replace(aside.name, path)
+    replace_file(path, _HEADER + yaml.safe_dump(_nested(config), sort_keys=False, width=110))
 
 
 def _nested(config: SFTConfig) -> dict[str, Any]:

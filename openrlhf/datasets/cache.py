@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from openrlhf.atomic_file import replace_file
 from openrlhf.errors import UserError
 
 POLL_SECONDS = 0.2
@@ -82,7 +83,7 @@ def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> No
             shutil.rmtree(folder)
         aside.rename(folder)
     except UserError as error:
-        _write_durably(failure, json.dumps(error.problems))
+        replace_file(failure, json.dumps(error.problems))
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -177,9 +178,3 @@ def _modified_ns(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _write_durably(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

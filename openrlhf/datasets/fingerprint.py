@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from openrlhf.atomic_file import replace_file
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sources import Source
 from openrlhf.datasets.tokenization.chat_template import template_text
@@ -58,6 +58,4 @@ def known_hashes(cache_dir: Path) -> dict[str, str]:
 
 
 def _write_known(cache_dir: Path, known: dict[str, str]) -> None:
-    aside = cache_dir / f"{KNOWN_HASHES}.{uuid.uuid4().hex[:8]}"
-    aside.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    aside.replace(cache_dir / KNOWN_HASHES)
+    replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf.atomic_file import replace_file
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.inspection.facts import facts_of
 from openrlhf.inspection.pieces import pieces_of
@@ -35,7 +36,7 @@ def write_page(path: Path, dataset: SFTDataset, tokenizer: Any, statistics: Stat
     }
     frame = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame.replace("/*CONTENT*/null", _as_script(content)), encoding="utf-8")
+    replace_file(path, frame.replace("/*CONTENT*/null", _as_script(content)))
 
 
 def _row(dataset: SFTDataset, tokenizer: Any, number: int) -> dict[str, Any]:

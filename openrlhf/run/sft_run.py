@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
-from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import check_same_run, saved_run_identity
 from openrlhf.config import SFTConfig, write_resolved
@@ -98,7 +97,7 @@ class SFTRun:
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:
         """A new run among another's checkpoints would one day resume from the wrong one."""
-        moved_to = set_earlier_run_aside(checkpointer.store, self.strategy.groups.control)
+        moved_to = checkpointer.move_to_earlier_run()
         if moved_to:
             self.strategy.print(
                 f"{self.config.ckpt.path} holds checkpoints of an earlier run: they are in {moved_to} now. "

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.atomic_file import replacing
 from openrlhf.errors import UserError
 from openrlhf.tracking.metrics_file import read_records
 
@@ -137,6 +138,5 @@ def _mean_of_finite(numbers: list[float]) -> float:
 
 def _save(figure: Figure, png_path: Path) -> None:
     png_path.parent.mkdir(parents=True, exist_ok=True)
-    aside = png_path.with_name(f".{png_path.name}.writing")
-    figure.savefig(aside, format="png")
-    aside.replace(png_path)
+    with replacing(png_path) as temporary:
+        figure.savefig(temporary, format="png")

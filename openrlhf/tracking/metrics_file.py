@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openrlhf.atomic_file import replace_file
 from openrlhf.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -105,12 +105,7 @@ def cut_back_to_step(path: Path, optimizer_step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [record for record in read_records(path) if record["global_step"] <= optimizer_step]
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(to_line(record) for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    replace_file(path, "".join(to_line(record) for record in kept))
     return kept
 
 

@@ -102,10 +102,10 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
     """Master weights, moments and step counts, whole, gathered from all ranks; and the model's weights."""
     import deepspeed
 
-    from openrlhf.checkpoint.copy_room import CopyRoom
+    from openrlhf.checkpoint.host_buffer import HostBuffer
     from openrlhf.checkpoint.optimizer_states import copy_optimizer_states
 
-    mine = copy_optimizer_states(engine, CopyRoom())
+    mine = copy_optimizer_states(engine, HostBuffer())
     by_rank: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, (mine.tensors, mine.starts, mine.shapes, mine.num_steps))
     whole: dict[str, Tensor] = {}
@@ -126,7 +126,7 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
 
 def save_by_hand(engine: Any, folder: str) -> None:
     """All ranks write a training state, without a store."""
-    from openrlhf.checkpoint.copy_room import CopyRoom
+    from openrlhf.checkpoint.host_buffer import HostBuffer
     from openrlhf.checkpoint.progress import TrainingProgress
     from openrlhf.checkpoint.training_state import copy_training_state, write_training_state
 
@@ -135,7 +135,7 @@ def save_by_hand(engine: Any, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     dist.barrier()
     progress, num_ranks = TrainingProgress(optimizer_step=3), dist.get_world_size()
-    state = copy_training_state(engine, progress, rank, num_ranks, CopyRoom(), {"a": [1]})
+    state = copy_training_state(engine, progress, rank, num_ranks, HostBuffer(), {"a": [1]})
     write_training_state(state, Path(folder), rank)
     dist.barrier()
 

@@ -23,7 +23,7 @@ IDENTITY = RunIdentity("d", 100, 42, 8, "m", "t", "tokens", 300)
 
 
 def _checkpointer(root: str) -> Checkpointer:
-    return Checkpointer(CheckpointStore(root, max_num=3))
+    return Checkpointer(CheckpointStore(root, max_num=3), dist.group.WORLD)
 
 
 def _save(checkpointer: Checkpointer, engine: Any, step: int) -> SaveReport:
@@ -156,7 +156,7 @@ def train_and_export(stage: int, kind: str, folder: str) -> bool:
     engine.step()
     with torch.no_grad():
         meant = engine(rows).logits.clone()
-    export_model(engine.module, None, folder, max_shard_bytes=100_000)
+    export_model(engine.module, None, folder, dist.group.WORLD, max_shard_bytes=100_000)
     again = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         is_same = torch.equal(again(rows).logits, meant)
@@ -170,7 +170,7 @@ def error_of_exporting_to_a_full_disk(folder: str) -> str:
     engine = _language_model_engine(3, "qwen3")
     with_fault(0, "export.half_of_shard_written")
     try:
-        export_model(engine.module, None, folder, max_shard_bytes=100_000)
+        export_model(engine.module, None, folder, dist.group.WORLD, max_shard_bytes=100_000)
     except UserError as error:
         return str(error)
     finally:

@@ -11,8 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.checkpoint import fault_points
-from openrlhf.checkpoint.export import export_model, is_exported
-from openrlhf.checkpoint.generation_settings import end_token_ids
+from openrlhf.checkpoint.export import end_token_ids, export_model, is_exported
 from openrlhf.errors import UserError
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -122,7 +121,7 @@ def test_a_weight_without_elements_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import openrlhf.checkpoint.shards as shards
+    import openrlhf.checkpoint.tensor_file as tensor_file
 
     def write_and_flip(path: Path, *args: object, **kwargs: object) -> object:
         record = write_tensors(path, *args, **kwargs)  # type: ignore[arg-type]
@@ -131,8 +130,8 @@ def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, mon
         path.write_bytes(content)
         return record
 
-    write_tensors = shards.write_tensors
-    monkeypatch.setattr(shards, "write_tensors", write_and_flip)
+    write_tensors = tensor_file.write_tensors
+    monkeypatch.setattr(tensor_file, "write_tensors", write_and_flip)
     with pytest.raises(UserError, match="does not have the bytes that were written"):
         export_model(tiny_model("llama"), None, tmp_path)
     assert not is_exported(tmp_path)

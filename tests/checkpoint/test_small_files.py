@@ -10,7 +10,7 @@ import torch
 
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, differences, model_shape_fingerprint
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.random_states import (
+from openrlhf.checkpoint.training_state import (
     capture_random_states,
     read_random_states,
     restore_random_states,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf.checkpoint.store import BestCheckpoint, CheckpointStore
+from openrlhf.checkpoint.store import EXPORT_SUFFIX, BestCheckpoint, CheckpointStore
 
 
 def _save(store: CheckpointStore, step: int, eval_loss: float | None = None, text: str = "weights") -> Path:
@@ -53,6 +53,35 @@ def test_bytes_that_fit_stay(tmp_path: Path) -> None:
     for step in (2, 3, 4):
         _save(store, step)
     assert _steps(store) == [4, 3]
+
+
+def test_limits_given_later_count_from_the_next_save_on(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, max_num=3)
+    for step in (1, 2, 3):
+        _save(store, step)
+    store.set_limits(max_num=2)
+    assert _steps(store) == [3, 2, 1]
+    _save(store, 4)
+    assert _steps(store) == [4, 3]
+    store.set_limits(max_num=9, max_bytes=1)
+    _save(store, 5)
+    assert _steps(store) == [5]
+    store.set_limits(max_num=9)
+    _save(store, 6)
+    assert _steps(store) == [6, 5]
+
+
+def test_checkpoints_of_an_earlier_run_move_with_all_that_speaks_of_them(tmp_path: Path) -> None:
+    store, models = CheckpointStore(tmp_path), CheckpointStore(tmp_path, suffix=EXPORT_SUFFIX)
+    assert store.move_to_earlier_run() is None
+    for number in (1, 2):
+        _save(store, 1, eval_loss=2.0)
+        _save(models, 1)
+        (tmp_path / "metrics.jsonl").touch()
+        assert store.move_to_earlier_run() == tmp_path / f"earlier_run_{number}"
+        names = {path.name for path in (tmp_path / f"earlier_run_{number}").iterdir()}
+        assert names == {"global_step1", "global_step1_hf", "latest", "latest_hf", "best.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"earlier_run_1", "earlier_run_2", "metrics.jsonl"}
 
 
 def test_best_stays_with_its_loss_also_for_the_next_process(tmp_path: Path) -> None:
@@ -130,7 +159,7 @@ def test_leftovers_of_a_crash_are_cleaned_and_nothing_else(tmp_path: Path) -> No
         ".writing-mine",
     ):
         (tmp_path / name).mkdir()
-    (tmp_path / ".writing-latest").write_text("glob")
+    (tmp_path / ".writing-latest.0a1b2c3d").write_text("glob")
     assert len(store.clean_leftovers()) == 2
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"global_step1", "latest", ".writing-global_step2_hf", ".writing-mine"}

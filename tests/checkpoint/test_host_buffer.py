@@ -1,4 +1,4 @@
-"""The memory that a save writes from: true copies, kept from save to save; and the writer's place behind training."""
+"""Copies in the host buffer stand alone; its memory is kept from save to save; the writer has low priority."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openrlhf.checkpoint.background import BackgroundJob
-from openrlhf.checkpoint.copy_room import CopyRoom
+from openrlhf.checkpoint.host_buffer import HostBuffer
 
 TENSORS = [
     torch.arange(7, dtype=torch.float32),
@@ -22,10 +22,10 @@ TENSORS = [
 
 
 def test_copies_stand_alone():
-    room = CopyRoom()
-    room.clear(2**16)
+    buffer = HostBuffer()
+    buffer.reset(2**16)
     originals = [tensor.clone() for tensor in TENSORS]
-    copies = [room.copy_of(tensor) for tensor in originals]
+    copies = [buffer.copy_of(tensor) for tensor in originals]
     for original in originals:
         original.fill_(99)
     for copy, tensor in zip(copies, TENSORS, strict=True):
@@ -34,26 +34,26 @@ def test_copies_stand_alone():
 
 
 def test_the_memory_is_kept_and_grows():
-    room = CopyRoom()
+    buffer = HostBuffer()
     taken = []
     for needed_bytes in (1000, 1000, 500, 2**20, 1000):
-        room.clear(needed_bytes)
-        assert torch.equal(room.copy_of(torch.ones(needed_bytes // 4)), torch.ones(needed_bytes // 4))
-        taken.append(room._memory)
+        buffer.reset(needed_bytes)
+        assert torch.equal(buffer.copy_of(torch.ones(needed_bytes // 4)), torch.ones(needed_bytes // 4))
+        taken.append(buffer._memory)
     assert taken[0] is taken[1] is taken[2]
     assert taken[3] is taken[4]
     assert [len(memory) for memory in taken] == [1000, 1000, 1000, 2**20, 2**20]
 
 
-def test_what_does_not_fit_is_copied_all_the_same():
-    room = CopyRoom()
-    room.clear(100)
-    copies = [room.copy_of(torch.full((20,), float(i))) for i in range(3)]
+def test_a_tensor_that_does_not_fit_has_memory_of_its_own():
+    buffer = HostBuffer()
+    buffer.reset(100)
+    copies = [buffer.copy_of(torch.full((20,), float(i))) for i in range(3)]
     assert [copy[0].item() for copy in copies] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
-def test_a_background_job_stands_back_and_training_does_not():
+def test_a_background_job_has_low_priority_and_training_has_not():
     def niceness():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 

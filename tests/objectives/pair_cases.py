@@ -25,7 +25,9 @@ class PairObjective(Objective):
         losses = -torch.nn.functional.logsigmoid(BETA * (better - worse) - margin) * scorer.speaks_for_sequences
         count = len(better) * scorer.speaks_for_sequences
         accuracy = (better > worse).sum() * scorer.speaks_for_sequences
-        return Share(losses.sum() / divisor, {"loss": (losses.detach().double().sum(), count), "accuracy": (accuracy, count)})
+        return Share(
+            losses.sum() / divisor, {"loss": (losses.detach().double().sum(), count), "accuracy": (accuracy, count)}
+        )
 
 
 class Pairs:

@@ -1,0 +1,110 @@
+"""Callbacks of the user's own, in whole runs: order of events, open metrics, requests, and what happens if one raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.workbench import eval_lines, flags, save_model, save_rows, step_lines
+from tests.runs.cases import run, run_as_command, said_by_run
+
+MINE = "tests.trainer.callbacks"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("callbacks")
+    save_rows(folder / "rows.jsonl", 12)
+    save_rows(folder / "held_out.jsonl", 5, seed=1)
+    save_model(folder / "model")
+    return folder
+
+
+def argv(bench: Path, out: str, **changes) -> list[str]:
+    """Three steps an epoch, two epochs."""
+    settings = dict(train__max_epochs=2, eval__dataset=bench / "held_out.jsonl", eval__steps=2) | changes
+    return flags(bench / "model", bench / "rows.jsonl", bench / out, **settings)
+
+
+def test_events_come_in_order_and_numbers_reach_the_records(one_rank, bench):
+    words = argv(bench, "notes", train__callbacks=f"{MINE}:Notes", ckpt__save_steps=4)
+    (said,) = one_rank.run(said_by_run, words)
+    assert (
+        "run begin | step 1 | step 2 | evaluate 2 | step 3 | step 4 | evaluate 4 | save global_step4 | step 5 | step 6 "
+        "| evaluate 6 | save global_step6 | run end | exit NoneType" in said
+    )
+    lines = step_lines(bench / "notes")
+    assert [line["twice_the_loss"] for line in lines] == [2 * line["loss"] for line in lines]
+    assert [line["eval_mine"] for line in eval_lines(bench / "notes")] == [7.0] * 3
+
+
+def test_the_examples_callback_smooths_the_loss(one_rank, bench):
+    one_rank.run(run, argv(bench, "smoothed", train__callbacks="examples.own_callback:SmoothedLoss"))
+    lines = step_lines(bench / "smoothed")
+    weights = [0.9 ** (len(lines) - 1 - place) for place in range(len(lines))]
+    mean = sum(w * line["loss"] for w, line in zip(weights, lines, strict=True)) / sum(weights)
+    assert lines[-1]["smoothed_loss"] == pytest.approx(mean)
+
+
+def test_a_requested_save_is_made_at_that_step(one_rank, bench):
+    one_rank.run(run, argv(bench, "saved", train__callbacks=f"{MINE}:SaveAtStepTwo"))
+    assert (bench / "saved/checkpoints/global_step2/manifest.json").is_file()
+
+
+def test_one_ranks_wish_to_stop_ends_the_run_on_all_with_its_model(two_ranks, bench):
+    said, _ = two_ranks.run(said_by_run, argv(bench, "stopped", train__callbacks=f"{MINE}:StopAtStepThree"))
+    assert "stopped after step 3: three steps are enough." in said
+    assert len(step_lines(bench / "stopped")) == 3
+    assert eval_lines(bench / "stopped")[-1]["global_step"] == 3, "its end is evaluated as any other"
+    assert (bench / "stopped/model.safetensors").is_file()
+
+
+def test_a_callback_that_raises_on_one_rank_is_named_and_ends_the_run_in_order(two_ranks, bench):
+    words = argv(bench, "raised", train__callbacks=f"{MINE}:RaisesAtStepThree", ckpt__save_steps=2)
+    for code, errors in two_ranks.run(run_as_command, words):
+        assert code == 3
+        assert "rank 1: the callback RaisesAtStepThree raised in on_step_end: KeyError: 'no such thing'" in errors
+        assert "tests/trainer/callbacks.py:" in errors
+    assert (bench / "raised/checkpoints/global_step2/manifest.json").is_file()
+    assert not (bench / "raised/config.json").exists(), "a run that failed exports no model"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{MINE}:Missing", "cannot be imported: module 'tests.trainer.callbacks' has no attribute 'Missing'"),
+        (f"{MINE}:NoCallback", "is no Callback: make it a subclass of openrlhf's Callback"),
+    ],
+)
+def test_a_callback_that_is_none_is_refused_before_data_are_prepared(one_rank, bench, name, message):
+    ((code, errors),) = one_rank.run(run_as_command, argv(bench, "refused", train__callbacks=name))
+    assert code == 2
+    assert message in errors
+    assert not (bench / "refused").exists()
+
+
+def test_max_steps_ends_the_run_and_its_schedule(one_rank, bench):
+    one_rank.run(run, argv(bench, "short", train__max_steps=4, lr_scheduler="linear", lr_warmup_ratio=0.0))
+    rates = [line["lr"] for line in step_lines(bench / "short")]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4]), "the rate falls to zero over four steps"
+
+
+def test_early_stop_after_evaluations_without_a_new_best(one_rank, bench):
+    changes = dict(train__early_stop_patience=2, eval__steps=1, adam__lr=10.0, lr_scheduler="constant")
+    (said,) = one_rank.run(said_by_run, argv(bench, "early", **changes))
+    losses = [line["eval_loss"] for line in eval_lines(bench / "early")]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 6, losses
+    assert "2 evaluations without a new best (--train.early_stop_patience 2)" in said
+
+
+def test_entropy_is_logged_on_request_and_accuracy_always(one_rank, bench):
+    one_rank.run(run, argv(bench, "entropy", logger__entropy=True))
+    one_rank.run(run, argv(bench, "plain"))
+    assert all(0 < line["entropy"] < 10 for line in step_lines(bench / "entropy"))
+    assert all(0 <= line["token_accuracy"] <= 1 for line in step_lines(bench / "plain"))
+    assert all("entropy" not in line for line in step_lines(bench / "plain"))
+    assert [line["loss"] for line in step_lines(bench / "entropy")] == [
+        line["loss"] for line in step_lines(bench / "plain")
+    ]

@@ -77,7 +77,7 @@ class Checkpointer:
         self.store = store
         self._group = group
         self._rank, self._num_ranks = rank_in(group), size_of(group)
-        self._in_background = in_background
+        self.in_background = in_background
         self._timeout_seconds = timeout_seconds
         self._buffer = HostBuffer()
         self._pending: PendingSave | None = None
@@ -108,7 +108,7 @@ class Checkpointer:
             return SaveReport(earlier.problems + problems, self._num_failures_in_a_row)
         state, problem = self._copy(engine, progress, client_state, scheduler)
         self._pending = self._start(staging, state, problem, identity, eval_loss)
-        if self._in_background:
+        if self.in_background:
             return earlier
         now = self.wait()
         return SaveReport(earlier.problems + now.problems, now.num_failures_in_a_row)

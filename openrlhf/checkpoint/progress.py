@@ -22,6 +22,7 @@ class TrainingProgress:
     last_eval_step: int | None = None
     best_eval_loss: float | None = None
     best_eval_step: int | None = None
+    num_evals_since_best: int = 0
     finished: bool = False
 
     def to_json(self) -> str:
@@ -30,10 +31,13 @@ class TrainingProgress:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainingProgress":
-        """Inverse of `to_json`. Raises UserError where the text is of another version of this library."""
+        """Inverse of `to_json`; a field that an older version did not store has its default.
+
+        Raises UserError where the text is of a later version of this library.
+        """
         values = json.loads(text)
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
+        if not set(values) <= known:
             raise UserError(
                 f"The stored progress has the fields {sorted(values)}, this version knows {sorted(known)}. "
                 "Resume with the version of openrlhf that wrote the checkpoint (its manifest.json names it)."

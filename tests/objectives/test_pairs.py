@@ -16,7 +16,7 @@ from tests.objectives.pair_cases import BATCH_SIZE, BETA, NUM_PAIRS, NUM_STEPS, 
 def float64_curve() -> list[tuple[float, float, float]]:
     """One pair at a time, plain torch."""
     pairs, model = Pairs(), tiny_model("llama", torch.float64)
-    decayed = [p for p in model.parameters()]
+    decayed = list(model.parameters())
     optimizer = torch.optim.AdamW(decayed, lr=1e-3, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
     results, order = [], list(range(NUM_PAIRS)) * 2
     starts = [0, 4, 8, 10, 14]

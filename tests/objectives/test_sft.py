@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from openrlhf.batching import FixedSize, TokenBudget
+from openrlhf.errors import UserError
 from openrlhf.models import SFTLoss
 from openrlhf.objectives import DFTObjective, Objective, SFTObjective, objective_named, register_objective
-from openrlhf.errors import UserError
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close
 from tests.trainer.plain_engine import Recipe, make_rows, run_window

@@ -13,8 +13,8 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
 
     from openrlhf.engine.schedules import build_schedule
     from openrlhf.models import Actor
-    from openrlhf.strategy import DeepspeedStrategy
     from openrlhf.objectives import SFTObjective
+    from openrlhf.strategy import DeepspeedStrategy
     from openrlhf.trainer.step import WindowStep
     from tests.helpers.tiny_models import tiny_model
     from tests.trainer.plain_engine import make_rows

@@ -1,4 +1,4 @@
-"""Callbacks of the user's own, in whole runs: order of events, open metrics, requests, and what happens if one raises."""
+"""Callbacks of the user's own, in whole runs: order of events, open metrics, requests, and one that raises."""
 
 from __future__ import annotations
 

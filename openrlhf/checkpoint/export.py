@@ -21,7 +21,7 @@ from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.generation_settings import generation_config_for
 from openrlhf.checkpoint.shards import INDEX_NAME, ShardWriter
 from openrlhf.checkpoint.tensor_file import write_tensors
-from openrlhf.engine.gathering import by_block, model_dtype, whole_weights
+from openrlhf.engine.parameters import by_block, model_dtype, whole_weights
 from openrlhf.errors import UserError
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9

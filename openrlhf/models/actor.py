@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.engine.parameters import whole_numel
 from openrlhf.errors import UserError
 from openrlhf.models.adapters import add_lora
 from openrlhf.models.attention import check_causal, check_packable, choose_attention
@@ -26,7 +27,8 @@ from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.liger import apply_liger_kernels
 from openrlhf.models.loading import announce_zero3, causal_lm_class, load_causal_lm, load_config
-from openrlhf.models.moe import num_experts_per_token
+from openrlhf.models.moe import expert_leaf_modules, num_experts_per_token
+from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import TokenScorer
 
 logger = logging.getLogger(__name__)
@@ -140,6 +142,15 @@ class Actor(nn.Module):
     def engine(self) -> Any:
         """What `attach_engine` was given; None before."""
         return self._engine
+
+    def zero3_leaf_modules(self) -> list[type[nn.Module]]:
+        """Classes of the modules that hold experts."""
+        return expert_leaf_modules(self.scorer)
+
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """How `size` ranks share each layer, by a pattern of its name. Raises UserError where they cannot."""
+        check_tensor_parallel(self.config, size)
+        return tensor_parallel_plan(self.scorer, self.model)
 
     @property
     def is_mixture_of_experts(self) -> bool:
@@ -287,7 +298,7 @@ class Actor(nn.Module):
             self.model.gradient_checkpointing_disable()
 
     def print_trainable_parameters(self) -> None:
-        sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in self.parameters()]
+        sizes = [(whole_numel(parameter), parameter.requires_grad) for parameter in self.parameters()]
         total = sum(size for size, _ in sizes)
         trainable = sum(size for size, is_trainable in sizes if is_trainable)
         print(f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f}%)")
@@ -306,8 +317,3 @@ def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
     head = LogProbHead(model.get_output_embeddings(), replace(finding.transform, temperature=temperature))
     model.set_output_embeddings(head)
     TiedEmbedding.install(model.get_input_embeddings(), head)
-
-
-def _num_elements(parameter: nn.Parameter) -> int:
-    """Also of a parameter that ZeRO-3 holds in shards."""
-    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

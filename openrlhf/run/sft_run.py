@@ -11,11 +11,10 @@ from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run
 from openrlhf.checkpoint.manifest import saved_identity
-from openrlhf.cli.garbage import keeping_all
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.sft_dataset import SFTDataset
-from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+from openrlhf.engine.schedules import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.limits import check_positions
@@ -126,11 +125,11 @@ class SFTRun:
 
     def build(self) -> None:
         config, strategy = self.config, self.strategy
-        with keeping_all():  # DeepSpeed, whose engine comes next, searches for garbage several times
-            actor = self._actor()
-            optimizer = strategy.create_optimizer(actor)
-            horizon = ScheduleSettings(config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio)
-            scheduler = build_schedule(optimizer, horizon)
+        actor = self._actor()
+        optimizer = strategy.create_optimizer(actor)
+        scheduler = build_schedule(
+            optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
+        )
         actor, optimizer, scheduler = strategy.prepare((actor, optimizer, scheduler))
         self.trainer = SFTTrainer(
             actor,

@@ -11,7 +11,7 @@ from openrlhf.checkpoint.identity import RunIdentity, model_shape_fingerprint
 from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
-from openrlhf.engine.tensor_shards import whole_shape
+from openrlhf.engine.parameters import whole_shape
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
 

@@ -17,17 +17,13 @@ from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.engine.engine_config import EngineSettings, engine_config
-from openrlhf.engine.engines import (
-    Trainable,
-    attach_evaluation_engine,
-    attach_training_engine,
-    engine_of,
-)
+from openrlhf.config.settings import AdamConfig, DeepspeedConfig, MuonConfig
+from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
-from openrlhf.engine.optimizers import AdamSettings, MuonSettings, build_adamw, build_muon
-from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+from openrlhf.engine.optimizers import build_adamw, build_muon
+from openrlhf.engine.schedules import build_schedule
 from openrlhf.engine.step_guard import StepGuard, StepOutcome
+from openrlhf.engine.trained_model import Trainable, TrainedModel, engine_of, prepare_evaluation, prepare_training
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
@@ -43,7 +39,8 @@ class DeepspeedStrategy:
     Args:
         seed: of every random number.
         full_determinism: deterministic kernels only.
-        max_norm, zero_stage, param_dtype: shorthands for fields of `engine`.
+        max_norm: the global gradient norm is clipped to that; 0: not at all.
+        zero_stage, param_dtype: shorthands for fields of `engine`.
         train_batch_size: samples an optimizer step, over all ranks.
         micro_train_batch_size: samples a micro-batch, of one rank.
         engine: everything DeepSpeed is told.
@@ -59,16 +56,16 @@ class DeepspeedStrategy:
         self,
         seed: int = 42,
         full_determinism: bool = False,
-        max_norm: float | None = None,
+        max_norm: float = 1.0,
         micro_train_batch_size: int = 1,
         train_batch_size: int = 1,
         zero_stage: int | None = None,
         param_dtype: str | None = None,
         args: Any = None,
         *,
-        engine: EngineSettings | None = None,
-        adam: AdamSettings | None = None,
-        muon: MuonSettings | None = None,
+        engine: DeepspeedConfig | None = None,
+        adam: AdamConfig | None = None,
+        muon: MuonConfig | None = None,
         ring_attn_size: int = 1,
         packing_samples: bool = False,
         max_tokens_per_micro_batch: int | None = None,
@@ -82,10 +79,9 @@ class DeepspeedStrategy:
         self.full_determinism = full_determinism
         self.train_batch_size = train_batch_size
         self.micro_train_batch_size = micro_train_batch_size
-        self.engine_settings = _with(
-            engine or EngineSettings(), max_norm=max_norm, zero_stage=zero_stage, param_dtype=param_dtype
-        )
-        self.adam, self.muon = adam or AdamSettings(), muon
+        self.engine_settings = _with(engine or DeepspeedConfig(), zero_stage=zero_stage, param_dtype=param_dtype)
+        self.max_norm = max_norm
+        self.adam, self.muon = adam or AdamConfig(), muon
         self.ring_attn_size = ring_attn_size
         self.packing_samples = packing_samples
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
@@ -98,7 +94,7 @@ class DeepspeedStrategy:
         self.guard = StepGuard(max_grad_norm_spike)
         self.restored_progress: TrainingProgress | None = None
         self.restored_recipe: dict[str, Any] = {}  # see `openrlhf.run.recipe`
-        self._schedulers: dict[int, Any] = {}  # by id of the model that `prepare` was given
+        self._trained_models: dict[int, TrainedModel] = {}  # by id of the model that `prepare` was given
         self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
 
     # --- ranks ---------------------------------------------------------------------------------------------------
@@ -177,11 +173,11 @@ class DeepspeedStrategy:
 
     def get_ds_train_config(self, is_actor: bool = True) -> dict[str, Any]:
         """DeepSpeed's configuration for training."""
-        return engine_config(self.engine_settings) | {"train_batch_size": self.world_size}
+        return self._engine_config(is_training=True) | {"train_batch_size": self.world_size}
 
     def get_ds_eval_config(self) -> dict[str, Any]:
         """DeepSpeed's configuration for a model that is only evaluated."""
-        return engine_config(self.engine_settings, is_training=False) | {"train_batch_size": self.world_size}
+        return self._engine_config(is_training=False) | {"train_batch_size": self.world_size}
 
     def create_optimizer(
         self,
@@ -210,7 +206,7 @@ class DeepspeedStrategy:
 
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
-            attach_evaluation_engine(argument, self.get_ds_eval_config(), self.device)
+            prepare_evaluation(argument, self.get_ds_eval_config(), self.device)
             return argument
         if len(argument) == 2:
             return self._prepare_train(*self._optimizer_and_schedule(*argument))
@@ -219,20 +215,33 @@ class DeepspeedStrategy:
     def _optimizer_and_schedule(self, model: Any, cfg: Any) -> tuple[Any, Any, Any]:
         given = cfg if isinstance(cfg, dict) else vars(cfg)
         optimizer = self.create_optimizer(model, **{k: given.get(k) for k in ("lr", "betas", "eps", "weight_decay")})
-        schedule = _with(
-            ScheduleSettings(),
-            name=given.get("lr_scheduler"),
-            num_training_steps=given.get("num_training_steps"),
-            warmup_ratio=given.get("lr_warmup_ratio"),
-            min_lr_ratio=given.get("min_lr_ratio"),
+        names = dict(
+            name="lr_scheduler",
+            num_training_steps="num_training_steps",
+            warmup_ratio="lr_warmup_ratio",
+            min_lr_ratio="min_lr_ratio",
         )
-        return model, optimizer, build_schedule(optimizer, schedule)
+        horizon = {name: given[theirs] for name, theirs in names.items() if given.get(theirs) is not None}
+        return model, optimizer, build_schedule(optimizer, **horizon)
 
     def _prepare_train(self, model: Trainable, optimizer: Any, scheduler: Any) -> tuple[Any, Any, Any]:
         config = self.get_ds_train_config()
-        engine_optimizer = attach_training_engine(model, optimizer, config, self.device, self.print)
-        self._schedulers[id(model)] = scheduler
-        return model, engine_optimizer, scheduler
+        trained = prepare_training(
+            model,
+            optimizer,
+            scheduler,
+            config,
+            self.device,
+            self.guard,
+            self._num_engine_data_ranks,
+            self.groups.tensor,
+            self.print,
+        )
+        self._trained_models[id(model)] = trained
+        return model, trained.optimizer, scheduler
+
+    def _engine_config(self, is_training: bool) -> dict[str, Any]:
+        return engine_config(self.engine_settings, self.max_norm, torch.cuda.is_available(), is_training)
 
     @property
     def _num_engine_data_ranks(self) -> int:
@@ -247,19 +256,20 @@ class DeepspeedStrategy:
         DeepSpeed averages gradients over ranks; the shares of all ranks must add up instead. This is the one place that
         undoes the averaging. Say `with strategy.micro_batch(model, is_last)` around forward and backward.
         """
-        engine_of(model).backward(loss_share * self._num_engine_data_ranks)
+        self._training(model).backward_share(loss_share)
 
     @contextmanager
     def micro_batch(self, model: Trainable, is_last: bool) -> Iterator[None]:
         """Around one forward and backward pass; gradients are reduced over ranks in a window's last one."""
-        engine_of(model).set_gradient_accumulation_boundary(is_last)
-        yield
+        with self._training(model).micro_batch(is_last):
+            yield
 
     def apply_step(self, model: Trainable, scheduler: Any) -> StepOutcome:
         """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""
-        outcome = self.guard.step(engine_of(model), self.groups.tensor)
-        scheduler.step()
-        return outcome
+        return self._training(model, scheduler).step()
+
+    def _training(self, model: Trainable, scheduler: Any = None) -> TrainedModel:
+        return TrainedModel(engine_of(model), scheduler, self.guard, self._num_engine_data_ranks, self.groups.tensor)
 
     def backward(self, loss: Tensor, model: Trainable, optimizer: Any = None, **kwargs: Any) -> None:
         """Backward of a mean loss, in a loop of the user's own.
@@ -300,7 +310,7 @@ class DeepspeedStrategy:
         engine = engine_of(model)
         self.desk.checkpointer(save_dir, max_num, max_mem, in_background=False)
         tag = tag or f"global_step{engine.global_steps}"
-        self.desk.save_now(save_dir, engine, self._schedulers[id(model)], tag, client_state or {})
+        self.desk.save_now(save_dir, engine, self._trained_models[id(model)].scheduler, tag, client_state or {})
 
     def load_ckpt(
         self,
@@ -335,7 +345,7 @@ class DeepspeedStrategy:
 
         Raises UserError where `identity` says that it is of another run, and `allow_mismatch` does not say to go on.
         """
-        engine, scheduler = engine_of(model), self._schedulers[id(model)]
+        engine, scheduler = engine_of(model), self._trained_models[id(model)].scheduler
         progress, state = self.desk.load(load_dir, found, engine, scheduler, identity, allow_mismatch)
         self.restored_progress = progress
         self.restored_recipe = state.get("recipe", {})

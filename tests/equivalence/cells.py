@@ -76,7 +76,7 @@ class Run:
 
 def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     """The curve, with the whole weights on rank 0; None on other ranks."""
-    from openrlhf.engine.gathering import whole_weights
+    from openrlhf.engine.parameters import whole_weights
 
     run = prepare_run(recipe, layout)
     results = run.train(0, recipe.num_steps)
@@ -90,9 +90,8 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
 
 def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     """Everything up to the first step, on this rank."""
-    from openrlhf.engine.engine_config import EngineSettings
-    from openrlhf.engine.optimizers import AdamSettings
-    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+    from openrlhf.config import AdamConfig, DeepspeedConfig
+    from openrlhf.engine.schedules import build_schedule
     from openrlhf.models import Actor
     from openrlhf.strategy.strategy import DeepspeedStrategy
     from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
@@ -100,15 +99,14 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     strategy = DeepspeedStrategy(
         train_batch_size=recipe.batch_size,
         micro_train_batch_size=layout.micro_batch_size,
-        engine=EngineSettings(
+        max_norm=recipe.max_norm,
+        engine=DeepspeedConfig(
             zero_stage=layout.zero_stage,
             param_dtype=layout.dtype,
-            max_norm=recipe.max_norm,
             adam_offload=layout.offload,
             tensor_parallel_size=layout.tensor_parallel,
-            pin_memory=False,
         ),
-        adam=AdamSettings(recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay),
+        adam=AdamConfig(recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay),
         packing_samples=layout.packed,
         ring_attn_size=layout.ring,
         max_tokens_per_micro_batch=layout.max_tokens,
@@ -126,8 +124,8 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     num_epochs = math.ceil(recipe.num_steps / loader.schedule.steps_per_epoch)
     optimizer = strategy.create_optimizer(actor)
     horizon = num_epochs * loader.schedule.steps_per_epoch
-    schedule = ScheduleSettings("cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
-    actor, optimizer, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, schedule)))
+    schedule = build_schedule(optimizer, "cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
+    actor, optimizer, scheduler = strategy.prepare((actor, optimizer, schedule))
     actor.train()
     step = WindowStep(actor, strategy, scheduler, AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope))
     return Run(strategy, actor, lambda consumed_samples: loader.windows(consumed_samples, num_epochs), step)

@@ -11,7 +11,7 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     """Loss and gradient norm of one step over rows of unlike lengths, on this pool's ranks."""
     import torch
 
-    from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+    from openrlhf.engine.schedules import build_schedule
     from openrlhf.models import Actor
     from openrlhf.strategy.strategy import DeepspeedStrategy
     from openrlhf.trainer.window_step import AuxLossSettings, WindowStep
@@ -23,7 +23,7 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     strategy.setup_distributed()
     actor = Actor(tiny_model("llama", torch.float32))
     optimizer = strategy.create_optimizer(actor)
-    actor, _, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, ScheduleSettings("constant"))))
+    actor, _, scheduler = strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     (window,) = strategy.setup_dataloader(rows, micro_batch_size, shuffle=False, pad_token_id=0).windows(max_epochs=1)
     result = WindowStep(actor, strategy, scheduler, AuxLossSettings()).run(window, 0)
     actor.engine.destroy()

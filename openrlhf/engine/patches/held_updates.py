@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import Any
 
 from openrlhf.engine.patches.patch import Patch
 
@@ -26,14 +25,14 @@ PATCH = Patch("held_updates", "deepspeed", "0.19", applies_to_others=True, witho
 
 
 @contextmanager
-def updates_only_if(optimizer: torch.optim.Optimizer, is_allowed: Callable[[], bool]) -> Iterator[None]:
+def updates_only_if(optimizer: Any, is_allowed: Callable[[], bool]) -> Iterator[None]:
     """While it lasts, `optimizer.step` does nothing unless `is_allowed()`."""
     if not PATCH.is_on():
         yield
         return
     own_step = optimizer.step
-    optimizer.step = lambda *args, **kwargs: own_step(*args, **kwargs) if is_allowed() else None  # type: ignore[method-assign]
+    optimizer.step = lambda *args, **kwargs: own_step(*args, **kwargs) if is_allowed() else None
     try:
         yield
     finally:
-        optimizer.step = own_step  # type: ignore[method-assign]
+        optimizer.step = own_step

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.tensor_file import INDEX_NAME, ShardWriter, write_tensors
-from openrlhf.engine.gathering import by_block, model_dtype, whole_weights
+from openrlhf.engine.parameters import by_block, model_dtype, whole_weights
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_problems, rank_in
 

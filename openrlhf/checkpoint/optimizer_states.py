@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from openrlhf.checkpoint.host_buffer import HostBuffer
+from openrlhf.engine.engine_state import data_rank_and_size, tensor_parallel_rank
 from openrlhf.engine.fragments import (
     MUON_MOMENTUM,
+    STEP,
     Fragment,
+    StepCounts,
     base_optimizer,
     local_fragments,
     spread_master_weights,
@@ -26,7 +28,6 @@ from openrlhf.engine.fragments import (
 from openrlhf.errors import UserError
 
 MASTER = "master"
-_STEP = "step"
 _PADDING_BYTES = 2**20  # between the copies
 
 StateByHost = dict[Tensor, dict[str, Any]]
@@ -62,11 +63,11 @@ class OptimizerStates:
 def copy_optimizer_states(engine: Any, buffer: HostBuffer) -> OptimizerStates:
     """A copy, in `buffer`, of all that this rank has to save; training may go on while it is written. No collective."""
     buffer.reset(size_bytes_to_save(engine) + _PADDING_BYTES)
-    states, steps = OptimizerStates(engine.checkpoint_mp_rank), _StepCounts(engine)
-    rank = dist.get_rank(engine.seq_data_parallel_group)
+    states, steps = OptimizerStates(tensor_parallel_rank(engine)), StepCounts(engine)
+    rank, num_ranks = data_rank_and_size(engine)
     for index, fragment in enumerate(local_fragments(engine)):
         # Under ZeRO 0 all ranks hold the same: they take turns, and each writes its part of the whole.
-        if fragment.is_replicated and index % engine.seq_dp_world_size != rank:
+        if fragment.is_replicated and index % num_ranks != rank:
             continue
         name = fragment.name
         states.shapes[name] = fragment.shape
@@ -81,12 +82,12 @@ def copy_optimizer_states(engine: Any, buffer: HostBuffer) -> OptimizerStates:
 
 def size_bytes_to_save(engine: Any) -> int:
     """About the bytes that `copy_optimizer_states` will copy on this rank."""
-    state = base_optimizer(engine).state
+    state, (_, num_ranks) = base_optimizer(engine).state, data_rank_and_size(engine)
     total_bytes = 0
     for fragment in local_fragments(engine):
         tensors = _tensors_of(fragment, state).values()
         size_bytes = fragment.numel * sum(tensor.element_size() for tensor in tensors)
-        total_bytes += size_bytes // engine.seq_dp_world_size if fragment.is_replicated else size_bytes
+        total_bytes += size_bytes // num_ranks if fragment.is_replicated else size_bytes
     return total_bytes
 
 
@@ -98,8 +99,8 @@ def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
     """
     # A fragment is a region of a flattened parameter, and it means the same in every layout. So loading in another
     # layout is one lookup for each fragment that this rank owns now: which saved pieces of that parameter overlap it.
-    saved = SavedFragments(files, engine.checkpoint_mp_rank)
-    steps = _StepCounts(engine)
+    saved = SavedFragments(files, tensor_parallel_rank(engine))
+    steps = StepCounts(engine)
     fragments = local_fragments(engine)
     own_kinds = {(fragment.name, fragment.own_kind) for fragment in fragments}
     for fragment in fragments:
@@ -185,40 +186,6 @@ class SavedFragments:
         return values
 
 
-class _StepCounts:
-    """How many updates a host tensor has had, though every optimizer keeps the count in another form.
-
-    torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam
-    counts for the last tensor of a group only: there the highest count is everyone's.
-    """
-
-    def __init__(self, engine: Any):
-        optimizer = base_optimizer(engine)
-        self.state: StateByHost = optimizer.state
-        self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
-        self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        counts = [float(state[_STEP]) for state in self.state.values() if _STEP in state]
-        self._highest = max(counts, default=None)
-
-    def of(self, host: Tensor) -> float | None:
-        count = self.state.get(host, {}).get(_STEP)
-        if count is None:
-            return None
-        return float(count) if self._counts_in_tensors else self._highest
-
-    def set(self, fragments: list[Fragment], num_steps: dict[str, float]) -> None:
-        """Give each host the highest count of the parameters that lie in it."""
-        counts: dict[Tensor, float] = {}
-        for fragment in fragments:
-            if fragment.name in num_steps:
-                count = num_steps[fragment.name]
-                counts[fragment.host] = max(count, counts.get(fragment.host, count))
-        for host, count in counts.items():
-            device = host.device if self._counts_on_device else "cpu"
-            as_tensor = self._counts_in_tensors
-            self.state[host][_STEP] = torch.tensor(count, device=device) if as_tensor else int(count)
-
-
 def _tensors_of(fragment: Fragment, state: StateByHost) -> dict[str, Tensor]:
     """By kind, the tensors that hold the fragment's elements: the host and the optimizer's state of its shape.
 
@@ -229,7 +196,7 @@ def _tensors_of(fragment: Fragment, state: StateByHost) -> dict[str, Tensor]:
         return {kind: value for kind, value in of_host.items() if kind == fragment.own_kind}
     tensors = {MASTER: fragment.host}
     for kind, value in of_host.items():
-        if kind == _STEP or (kind == MUON_MOMENTUM and value.shape != fragment.host.shape):
+        if kind == STEP or (kind == MUON_MOMENTUM and value.shape != fragment.host.shape):
             continue
         fits = torch.is_tensor(value) and value.shape == fragment.host.shape
         assert fits, f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"

@@ -28,11 +28,18 @@ from openrlhf.checkpoint.manifest import FileRecord, record_of
 from openrlhf.checkpoint.optimizer_states import OptimizerStates, copy_optimizer_states, load_optimizer_states
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.tensor_file import write_tensors
-from openrlhf.engine.fragments import base_optimizer
+from openrlhf.engine.engine_state import (
+    counters_of,
+    learning_rates_of,
+    loss_scale_of,
+    set_counters,
+    set_learning_rates,
+    set_loss_scale,
+    tensor_parallel_size,
+    zero_stage_of,
+)
 from openrlhf.errors import UserError
 
-_COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
-_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _OPTIMIZER_NAME, _RANDOM_NAME = "optim_states_rank{:05d}.safetensors", "random_rank{:05d}.safetensors"
 _STATE_NAME, _PROGRESS_NAME, _BUFFERS_NAME = "training_state.json", "progress.json", "buffers.safetensors"
 
@@ -123,7 +130,7 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
     Collective. Raises UserError where the model is another one, or tensor parallelism has another size.
     """
     values = json.loads((folder / _STATE_NAME).read_text(encoding="utf-8"))
-    saved_size, size = values["tensor_parallel_size"], int(engine.mp_world_size)
+    saved_size, size = values["tensor_parallel_size"], tensor_parallel_size(engine)
     if saved_size != size:
         raise UserError(
             f"The checkpoint was saved with --ds.tensor_parallel_size {saved_size}, this run has {size}. "
@@ -147,38 +154,24 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 
 def _values_of(engine: Any, num_ranks: int, scheduler: Any, client_state: dict[str, Any]) -> dict[str, Any]:
-    scaler = _loss_scaler(engine)
     return {
         "num_ranks": num_ranks,
-        "zero_stage": int(engine.zero_optimization_stage()),
-        "tensor_parallel_size": int(engine.mp_world_size),
-        "counters": {name: getattr(engine, name) for name in _COUNTERS},
-        "loss_scale": {name: value for name, value in vars(scaler).items() if name in _LOSS_SCALE} if scaler else {},
+        "zero_stage": zero_stage_of(engine),
+        "tensor_parallel_size": tensor_parallel_size(engine),
+        "counters": counters_of(engine),
+        "loss_scale": loss_scale_of(engine),
         "scheduler": _json_part(scheduler.state_dict()) if scheduler else {},
-        "learning_rates": [float(group["lr"]) for group in base_optimizer(engine).param_groups],
+        "learning_rates": learning_rates_of(engine),
         "client_state": client_state,
     }
 
 
 def _restore_values(engine: Any, values: dict[str, Any], scheduler: Any) -> None:
-    for name, value in values["counters"].items():
-        setattr(engine, name, value)
-    scaler = _loss_scaler(engine)
-    for name, value in values["loss_scale"].items():
-        if scaler and hasattr(scaler, name):
-            setattr(scaler, name, value)
+    set_counters(engine, values["counters"])
+    set_loss_scale(engine, values["loss_scale"])
     if scheduler and values["scheduler"]:
         scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
-        for group, learning_rate in zip(base_optimizer(engine).param_groups, values["learning_rates"], strict=True):
-            group["lr"] = learning_rate
-
-
-def _loss_scaler(engine: Any) -> Any:
-    """The object that holds a dynamic loss scale (fp16), None elsewhere."""
-    if not engine.fp16_enabled():
-        return None
-    optimizer = engine.optimizer
-    return optimizer.loss_scaler if hasattr(optimizer, "loss_scaler") else optimizer.loss_scale_config
+        set_learning_rates(engine, values["learning_rates"])
 
 
 def _json_part(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openrlhf.cli.entry import leave_when_asked, run_command
-from openrlhf.cli.garbage import end_without_search, keeping_all
 from openrlhf.config import SFTConfig, parse_sft_config
 
 
@@ -16,8 +15,7 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: SFTConfig) -> None:
     """One run, from data to exported model."""
-    with keeping_all():
-        from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
+    from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
 
     run = SFTRun.prepare_data(config)
     run.join_ranks()
@@ -32,5 +30,4 @@ def train(config: SFTConfig) -> None:
 
 if __name__ == "__main__":
     leave_when_asked()
-    end_without_search()
     run_command(main)

@@ -1,10 +1,20 @@
 """Where DeepSpeed keeps the optimizer's side of each parameter on this rank, for every ZeRO stage.
 
-The optimizer's float32 master weights, and its state beside them, lie in tensors that hold many parameters,
-one or a part of one. A `Fragment` names one stretch: these elements of that parameter are here. Saving copies
-from fragments, loading copies into them, and neither knows a ZeRO stage.
+The optimizer's float32 master weights, and its state beside them, lie in tensors that hold many parameters, one or a
+part of one. A `Fragment` names one stretch: these elements of that parameter are here. Saving copies from fragments,
+loading copies into them, and neither knows a ZeRO stage.
 
-This file alone reads DeepSpeed's inner structures (0.19).
+    parameters   a (12 elements)                      b (6 elements)
+                 [ 0  1  2  3  4  5  6  7  8  9 10 11 ][ 0  1  2  3  4  5 ]
+    ZeRO 1, 2    |<---- host of rank 0 ---->|<----- host of rank 1 ------>|
+                 rank 0: a, start 0, numel 9, host_start 0
+                 rank 1: a, start 9, numel 3, host_start 0; b, start 0, numel 6, host_start 3
+    ZeRO 3       each parameter is cut by itself
+                 rank 0: a, start 0, numel 6, host_start 0; b, start 0, numel 3, host_start 6
+                 rank 1: a, start 6, numel 6, host_start 0; b, start 3, numel 3, host_start 6
+    ZeRO 0       each rank has all of both, and `is_replicated` says so
+
+The kind of DeepSpeed's optimizer is told by the attributes that only it has.
 """
 
 from collections.abc import Iterator
@@ -16,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 MUON_MOMENTUM = "momentum_buffer"
+STEP = "step"  # how many updates there were, in an optimizer's state
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,40 @@ def local_fragments(engine: Any) -> list[Fragment]:
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed wraps, whose `state` is keyed by `Fragment.host`."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+class StepCounts:
+    """How many updates a host tensor has had, though every optimizer keeps the count in another form.
+
+    torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam
+    counts for the last tensor of a group only: there the highest count is everyone's.
+    """
+
+    def __init__(self, engine: Any):
+        optimizer = base_optimizer(engine)
+        self.state: dict[Tensor, dict[str, Any]] = optimizer.state
+        self._counts_in_tensors = type(optimizer).__module__.startswith("torch.optim")
+        self._counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        counts = [float(state[STEP]) for state in self.state.values() if STEP in state]
+        self._highest = max(counts, default=None)
+
+    def of(self, host: Tensor) -> float | None:
+        count = self.state.get(host, {}).get(STEP)
+        if count is None:
+            return None
+        return float(count) if self._counts_in_tensors else self._highest
+
+    def set(self, fragments: list[Fragment], num_steps: dict[str, float]) -> None:
+        """Give each host the highest count of the parameters that lie in it."""
+        counts: dict[Tensor, float] = {}
+        for fragment in fragments:
+            if fragment.name in num_steps:
+                count = num_steps[fragment.name]
+                counts[fragment.host] = max(count, counts.get(fragment.host, count))
+        for host, count in counts.items():
+            device = host.device if self._counts_on_device else "cpu"
+            as_tensor = self._counts_in_tensors
+            self.state[host][STEP] = torch.tensor(count, device=device) if as_tensor else int(count)
 
 
 @torch.no_grad()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from openrlhf.build_folder import keep_builds_apart
-from openrlhf.engine.operators import compiled_for_communication
-from openrlhf.engine.restart_store import store_of_this_start
+from openrlhf.engine.operators import compile_for_communication
 from openrlhf.watchdog.joining import joining_ranks
+
+_SECONDS_BETWEEN_LOOKS = 0.02
 
 
 def join_ranks(timeout: timedelta) -> torch.device:
@@ -22,15 +27,10 @@ def join_ranks(timeout: timedelta) -> torch.device:
     """
     _stand_alone_if_not_launched()
     keep_builds_apart()
-    if torch.cuda.is_available():
-        return _join(timeout)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _share_cores_among_ranks()
-    with compiled_for_communication():
-        return _join(timeout)
-
-
-def _join(timeout: timedelta) -> torch.device:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _share_cores_among_ranks()
+        compile_for_communication()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -38,7 +38,7 @@ def _join(timeout: timedelta) -> torch.device:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     backend = get_accelerator().communication_backend_name()
     with joining_ranks(world_size):
-        store = store_of_this_start(timeout)
+        store = _store_of_this_start(timeout)
         if store is not None:
             torch.distributed.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timeout
@@ -80,3 +80,67 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+# --- after a restart by torchrun -------------------------------------------------------------------------------------
+#
+# torchrun keeps one key-value store over all its restarts, and torch.distributed leaves the ranks' addresses in it
+# under the same names each time (https://github.com/pytorch/pytorch/issues/135712). A rank that is quicker than its
+# peer would read the address of the peer that died, and fail to connect. So the ranks of each start agree on a name of
+# their own first, and keep their keys under it. The restart count is no such name: an agent counts for itself, and one
+# that was started anew begins at 0.
+
+
+def _store_of_this_start(timeout: timedelta) -> PrefixStore | None:
+    """The store for torch.distributed under torchrun; None elsewhere, where every start has a new store."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    return PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
+
+
+def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that is the same on all ranks, and was never used before.
+
+    Rank 0 makes the name. The store may hold keys of earlier starts, so no fixed key can carry the name to the others:
+
+    1. Each other rank r makes a random word and writes it to `hello/r`, over the word of an earlier start.
+    2. Rank 0 looks at `hello/r` again and again. It writes the name to `welcome/<word>` for every word that it finds
+       there, also for a word of a rank that died.
+    3. Rank r waits for `welcome/<its own word>`: an answer to an earlier word stands under another key.
+    4. Rank r writes `<name>/joined/r`, and rank 0 goes on to the next rank: a word of a dead rank is never taken for
+       its successor's arrival.
+
+    Raises TimeoutError where a rank does not come.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        return _welcome_all(store, world_size, deadline)
+    word = uuid.uuid4().hex
+    store.set(f"hello/{rank}", word)
+    _wait(lambda: store.check([f"welcome/{word}"]), deadline, "rank 0 has not answered")
+    name = store.get(f"welcome/{word}").decode()
+    store.set(f"{name}/joined/{rank}", "")
+    return name
+
+
+def _welcome_all(store: Store, world_size: int, deadline: float) -> str:
+    name = f"start-{uuid.uuid4().hex}"
+    for rank in range(1, world_size):
+
+        def has_joined(rank: int = rank) -> bool:
+            if store.check([f"hello/{rank}"]):
+                store.set(f"welcome/{store.get(f'hello/{rank}').decode()}", name)
+            return store.check([f"{name}/joined/{rank}"])
+
+        _wait(has_joined, deadline, f"rank {rank} has not come")
+    return name
+
+
+def _wait(is_so: Callable[[], bool], deadline: float, otherwise: str) -> None:
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{otherwise}: is that rank's process still running?")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from openrlhf.config.settings import AdamConfig, MuonConfig
 from openrlhf.engine.operators import sole_compiler
+from openrlhf.engine.parameters import whole_shape
 from openrlhf.engine.patches.cpu_adam_steps import make_steps_independent
 
 EMBEDDING_TYPES = (nn.Embedding,)
 
 
-@dataclass(frozen=True)
-class AdamSettings:
-    lr: float = 5e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-
-@dataclass(frozen=True)
-class MuonSettings:
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for hidden matrices; AdamW for everything else."""
-
-    lr: float = 0.02
-    momentum: float = 0.95
-
-
-def build_adamw(module: nn.Module, settings: AdamSettings, offload: bool) -> torch.optim.Optimizer:
+def build_adamw(module: nn.Module, adam: AdamConfig, offload: bool) -> torch.optim.Optimizer:
     """DeepSpeed's FusedAdam, or its CPU Adam where the optimizer's state is offloaded; both decouple the decay."""
-    options: dict[str, Any] = dict(lr=settings.lr, betas=settings.betas, eps=settings.eps)
-    groups = decay_groups(module, settings.weight_decay)
+    options: dict[str, Any] = dict(lr=adam.lr, betas=adam.betas, eps=adam.eps)
+    groups = decay_groups(module, adam.weight_decay)
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -48,8 +33,11 @@ def build_adamw(module: nn.Module, settings: AdamSettings, offload: bool) -> tor
     return optimizer
 
 
-def build_muon(module: nn.Module, muon: MuonSettings, adam: AdamSettings) -> torch.optim.Optimizer:
-    """DeepSpeed's Muon on the matrices of hidden layers; embeddings, head, biases and norms take AdamW."""
+def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.optim.Optimizer:
+    """DeepSpeed's Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) on the matrices of hidden layers.
+
+    Embeddings, head, biases and norms take AdamW.
+    """
     from deepspeed.ops.adam import FusedAdam
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
@@ -80,7 +68,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         id(parameter)
         for child in module.modules()
         for parameter in child.parameters(recurse=False)
-        if isinstance(child, EMBEDDING_TYPES) or _num_dims(parameter) < 2
+        if isinstance(child, EMBEDDING_TYPES) or len(whole_shape(parameter)) < 2
     }
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -98,14 +86,5 @@ def _hidden_matrices(module: nn.Module) -> set[int]:
         for child in module.modules()
         if not isinstance(child, EMBEDDING_TYPES)
         for parameter in child.parameters(recurse=False)
-        if _num_dims(parameter) == 2 and _shape(parameter)[0] not in vocabulary
+        if len(whole_shape(parameter)) == 2 and whole_shape(parameter)[0] not in vocabulary
     }
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The whole shape, also of a parameter that ZeRO-3 has partitioned."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _num_dims(parameter: nn.Parameter) -> int:
-    return len(_shape(parameter))

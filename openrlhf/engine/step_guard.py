@@ -1,16 +1,22 @@
-"""The gradient norm of a step, and the veto on a step that would do harm.
+"""The gradient norm of a step, and the guard that holds back an update that would do harm.
 
-DeepSpeed itself holds back the update where the norm is not finite (fp16; bf16 with `check_grad_overflow`; ZeRO 3),
-but not in fp32, and it never says so. The guard stands before the optimizer's own step,
-so the same rule holds in every stage.
+How a step goes. DeepSpeed's `engine.step` brings the gradients together, takes their global norm, clips, and calls the
+base optimizer's own `step` (ZeRO 3 calls it once for each sub-group of parameters). Three cases decide where the guard
+learns the norm:
+
+1. Without ZeRO in fp32 DeepSpeed wraps no optimizer and keeps no norm: the guard takes it before `engine.step` clips.
+2. Elsewhere DeepSpeed has the norm when it calls the base optimizer. The guard stands right there (see
+   `patches/held_updates.py`): at the first call of a step it judges the norm, and all calls of the step obey.
+3. Where DeepSpeed itself finds a norm that is not finite, it never calls the optimizer. The guard sees that after the
+   step, by a judgement that was not asked for.
+
+The norm is a number that all ranks have alike, so all ranks judge alike without a further collective.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -19,11 +25,13 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from openrlhf.engine.tensor_shards import is_shared_out
+from openrlhf.engine.parameters import is_shared_out
+from openrlhf.engine.patches import held_updates
 from openrlhf.parallel.collectives import sum_over
 
 HISTORY_STEPS = 64
 STEPS_BEFORE_SPIKES_COUNT = 16
+NOT_FINITE = "the gradient norm is not finite"
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class StepOutcome:
 
 class StepGuard:
     """Holds back the update of a step whose gradient norm is not finite, or spikes above its recent history.
+
+    A model in training has one of its own: the history is that model's.
 
     Args:
         max_spike: hold back a step whose norm exceeds this times the median of the last 64 applied ones; None: never.
@@ -52,34 +62,33 @@ class StepGuard:
         Args:
             tensor_group: the ranks that share the weights of a layer (tensor parallelism).
         """
-        is_plain = engine.optimizer is engine.basic_optimizer  # ZeRO 0 in fp32: nobody else takes the norm
+        is_plain = engine.optimizer is engine.basic_optimizer  # case 1: nobody else takes the norm
         norm_before = _whole_grad_norm(engine.module, tensor_group) if is_plain else None
-        verdict = _Verdict()
+        outcome: StepOutcome | None = None
 
-        def allows() -> bool:
-            if verdict.is_open:
-                verdict.close(*self._judge(norm_before if norm_before is not None else _norm_of(engine)))
-            return verdict.is_allowed
+        def is_allowed() -> bool:
+            nonlocal outcome
+            if outcome is None:
+                outcome = self._judge(_norm_of(engine) if norm_before is None else norm_before)
+            return outcome.is_applied
 
-        with _guarded(engine.basic_optimizer, allows):
+        with held_updates.updates_only_if(engine.basic_optimizer, is_allowed):
             engine.step()
-        if verdict.is_open:  # DeepSpeed itself never came to the update
-            verdict.close(_norm_of(engine), "the gradient norm is not finite")
-        if verdict.is_allowed:
-            self._recent_norms.append(verdict.grad_norm)
-        return StepOutcome(verdict.grad_norm, verdict.is_allowed, verdict.reason)
+        if outcome is None:
+            outcome = _outcome_of_deepspeed(engine, norm_before)
+        if outcome.is_applied:
+            self._recent_norms.append(outcome.grad_norm)
+        return outcome
 
-    def _judge(self, grad_norm: float) -> tuple[float, str]:
+    def _judge(self, grad_norm: float) -> StepOutcome:
         if not math.isfinite(grad_norm):
-            return grad_norm, "the gradient norm is not finite"
+            return StepOutcome(grad_norm, False, NOT_FINITE)
         if self._max_spike is not None and len(self._recent_norms) >= STEPS_BEFORE_SPIKES_COUNT:
             usual = median(self._recent_norms)
             if grad_norm > self._max_spike * usual:
-                return (
-                    grad_norm,
-                    f"the gradient norm {grad_norm:.4g} is over {self._max_spike:g} times the usual {usual:.4g}",
-                )
-        return grad_norm, ""
+                limit = f"{self._max_spike:g} times the usual {usual:.4g}"
+                return StepOutcome(grad_norm, False, f"the gradient norm {grad_norm:.4g} is over {limit}")
+        return StepOutcome(grad_norm, True)
 
     def state_dict(self) -> dict[str, list[float]]:
         return {"recent_norms": list(self._recent_norms)}
@@ -88,32 +97,11 @@ class StepGuard:
         self._recent_norms = deque(state["recent_norms"], maxlen=HISTORY_STEPS)
 
 
-class _Verdict:
-    """Made once a step, however often DeepSpeed calls the optimizer (ZeRO 3: once a sub-group)."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self.grad_norm = math.nan
-        self.reason = ""
-
-    def close(self, grad_norm: float, reason: str) -> None:
-        self.is_open = False
-        self.grad_norm, self.reason = grad_norm, reason
-
-    @property
-    def is_allowed(self) -> bool:
-        return not self.reason
-
-
-@contextmanager
-def _guarded(optimizer: Any, allows: Callable[[], bool]) -> Iterator[None]:
-    """While it lasts, `optimizer.step` does nothing unless `allows()`."""
-    own_step = optimizer.step
-    optimizer.step = lambda *args, **kwargs: own_step(*args, **kwargs) if allows() else None
-    try:
-        yield
-    finally:
-        optimizer.step = own_step
+def _outcome_of_deepspeed(engine: Any, norm_before: float | None) -> StepOutcome:
+    """The guard was not asked: DeepSpeed did not come to the update (case 3), or the patches are switched off."""
+    grad_norm = _norm_of(engine) if norm_before is None else norm_before
+    is_applied = not held_updates.PATCH.is_on() and bool(engine.was_step_applied())
+    return StepOutcome(grad_norm, is_applied, "" if is_applied else NOT_FINITE)
 
 
 def _norm_of(engine: Any) -> float:
@@ -121,7 +109,7 @@ def _norm_of(engine: Any) -> float:
 
 
 def _whole_grad_norm(module: torch.nn.Module, tensor_group: ProcessGroup | None) -> float:
-    """Where ZeRO partitions nothing (stage 0 in fp32): of gradients that every rank holds, and of those shared out."""
+    """Of gradients that every rank holds whole, and of those whose parameters are shared out: their squares add up."""
     trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
     square_here = _square_norm([parameter.grad for parameter in trained if is_shared_out(parameter)])
     square_everywhere = _square_norm([parameter.grad for parameter in trained if not is_shared_out(parameter)])

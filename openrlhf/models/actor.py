@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from openrlhf.engine.parameters import whole_numel
 from openrlhf.models.attention import choose_attention
 from openrlhf.models.layers import LoraSettings, compile_layers
 from openrlhf.models.loading import announce_zero3, prepare_causal_lm
+from openrlhf.models.moe import expert_leaf_modules
+from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 
 
@@ -99,6 +102,19 @@ class Actor(ScoringModel):
         log_probs = scores.log_probs.new_zeros(sequences.shape[0], sequences.shape[1] - 1)
         return log_probs.index_put((rows, places), scores.log_probs)
 
+    # --- what the engine asks
+
+    def zero3_leaf_modules(self) -> list[type[nn.Module]]:
+        """Classes of the modules that hold experts."""
+        return expert_leaf_modules(self.scorer)
+
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """How `size` ranks share each layer, by a pattern of its name. Raises UserError where they cannot."""
+        check_tensor_parallel(self.config, size)
+        return tensor_parallel_plan(self.scorer, self.model)
+
+    # --- the model's own services
+
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids, prompt included, by the Hugging Face model's `generate`."""
@@ -125,12 +141,9 @@ class Actor(ScoringModel):
             self.model.gradient_checkpointing_disable()
 
     def print_trainable_parameters(self) -> None:
-        sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in self.parameters()]
+        sizes = [(whole_numel(parameter), parameter.requires_grad) for parameter in self.parameters()]
         total = sum(size for size, _ in sizes)
         trainable = sum(size for size, is_trainable in sizes if is_trainable)
         print(f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f}%)")
 
 
-def _num_elements(parameter: nn.Parameter) -> int:
-    """Also of a parameter that ZeRO-3 holds in shards."""
-    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

@@ -1,4 +1,4 @@
-"""Which weights tensor parallelism shares out: transformers' plan for a model, in the words of DeepSpeed's AutoTP.
+"""The weights that tensor parallelism shares out: transformers' plan for a model.
 
 Attention and MLP are shared by heads and by inner features. Embeddings, head, norms, routers and experts stay whole on
 every rank: each then computes the same log-probs, and no collective is needed behind the last layer.
@@ -7,7 +7,6 @@ every rank: each then computes the same log-probs, and no collective is needed b
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,9 +14,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from openrlhf.errors import UserError
 
 FLAG = "--ds.tensor_parallel_size"
-_BY_ROWS_OF_OUTPUT, _BY_COLUMNS_OF_INPUT = "colwise", "rowwise"
-_WHOLE_WITH_PARTIAL_GRADIENTS = "replicated_with_grad_allreduce"  # a norm that each rank applies to its own heads
-_KNOWN_STYLES = {_BY_ROWS_OF_OUTPUT: "column", _BY_COLUMNS_OF_INPUT: "row", _WHOLE_WITH_PARTIAL_GRADIENTS: "skip"}
+_KNOWN_STYLES = {
+    "colwise",  # each rank has rows of the weight, and computes a part of the output
+    "rowwise",  # each rank has columns of the weight, and takes a part of the input
+    "replicated_with_grad_allreduce",  # a norm that each rank applies to its own heads: whole, with partial gradients
+}
 _STAYS_WHOLE = re.compile(r"(^|\.)(experts|embed_tokens|lm_head)(\.|$)")
 
 
@@ -35,7 +36,7 @@ def check_tensor_parallel(config: PretrainedConfig, size: int) -> None:
     for name, number in heads.items():
         if number is not None and number % size:
             raise UserError(f"{FLAG} {size} does not divide the model's {name}, {number}: each rank takes whole heads.")
-    unknown = sorted(set(_plan_of(text_config).values()) - _KNOWN_STYLES.keys())
+    unknown = sorted(set(_plan_of(text_config).values()) - _KNOWN_STYLES)
     if unknown:
         raise UserError(
             f"a {text_config.model_type} model is shared out in ways that {FLAG} does not know ({', '.join(unknown)}): "
@@ -43,25 +44,19 @@ def check_tensor_parallel(config: PretrainedConfig, size: int) -> None:
         )
 
 
-def partition_config(module: nn.Module, model: PreTrainedModel) -> dict[str, Any]:
-    """What DeepSpeed is to share out of `module`, which holds `model`: its setting `tensor_parallel.partition_config`.
+def tensor_parallel_plan(module: nn.Module, model: PreTrainedModel) -> dict[str, str]:
+    """How each layer of `module`, which holds `model`, is shared: by a pattern of layers' names, transformers' style.
 
-    Raises UserError where a module that is shared out has weights beside its layers, which DeepSpeed would leave whole.
+    Raises UserError where a module that is shared out has weights beside its layers, which would stay whole.
     """
-    specs = []
+    plan = {}
     for pattern, style in _plan_of(model.config.get_text_config()).items():
         layer = r".*\." + re.escape(pattern).replace(r"\*", r"\d+")
         for name, _ in module.named_modules():
             if re.fullmatch(layer, name):
                 _refuse_loose_weights(model, module.get_submodule(name.rpartition(".")[0]))
-        specs.append(
-            dict(
-                patterns=[layer + r"\.weight$"],
-                partition_type=_KNOWN_STYLES[style],
-                grad_allreduce=style == _WHOLE_WITH_PARTIAL_GRADIENTS,
-            )
-        )
-    return dict(use_default_specs=False, layer_specs=specs)
+        plan[layer] = style
+    return plan
 
 
 def _refuse_loose_weights(model: PreTrainedModel, parent: nn.Module) -> None:

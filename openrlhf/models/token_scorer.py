@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.head.log_prob_head import HeadScores, LogProbHead, TargetWeights, scores_from_logits
@@ -42,6 +43,7 @@ class ScoringModel(nn.Module):
         """Args: ring_head_stride: as of `Actor`."""
         super().__init__()
         self.scorer = scorer
+        self.trained: TrainedModel | None = None  # engine, schedule and guard, once it is prepared for training
         self._engine: nn.Module | None = None
         self._ring_head_stride = ring_head_stride
         self._checkpoints_reentrantly = False

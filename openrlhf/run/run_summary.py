@@ -10,6 +10,7 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.engine_config import gradient_dtype
+from openrlhf.engine.parameters import whole_numel
 from openrlhf.tracking import RunSummary, estimate_memory
 from openrlhf.trainer.sft_trainer import SFTTrainer
 
@@ -62,5 +63,5 @@ def summarize_run(
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """(all, trained) elements, whole also where ZeRO-3 holds parts."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    sizes = [(whole_numel(p), p.requires_grad) for p in module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)

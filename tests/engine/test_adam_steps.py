@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from openrlhf.engine.optimizers import AdamSettings, build_adamw
+from openrlhf.config import AdamConfig
+from openrlhf.engine.optimizers import build_adamw
 
 NUM_STEPS = 40
 
@@ -16,13 +17,13 @@ NUM_STEPS = 40
 def test_a_resumed_optimizer_updates_as_the_old_one(offload):
     torch.manual_seed(0)
     module = torch.nn.Linear(40, 10)
-    optimizer = build_adamw(module, AdamSettings(lr=1e-2), offload)
+    optimizer = build_adamw(module, AdamConfig(lr=1e-2), offload)
     for step in range(NUM_STEPS):
         if step == 11:
             other_module = copy.deepcopy(module)
             state = copy.deepcopy(optimizer.state_dict())
         update(module, optimizer, step)
-    other = build_adamw(other_module, AdamSettings(lr=1e-2), offload)
+    other = build_adamw(other_module, AdamConfig(lr=1e-2), offload)
     other.load_state_dict(state)
     for step in range(11, NUM_STEPS):
         update(other_module, other, step)

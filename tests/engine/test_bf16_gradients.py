@@ -62,13 +62,17 @@ def losses_and_calls(folder, is_replaced):
     """Losses of ten bf16 steps under ZeRO 1, and how often each of our ways was taken."""
     from unittest.mock import patch
 
-    from openrlhf.engine import engines
+    from openrlhf.engine import trained_model
     from tests.strategy import cases
 
     with (
         patch.object(bf16_gradients, "_add_gradient", wraps=bf16_gradients._add_gradient) as adding,
         patch.object(bf16_gradients, "_average", wraps=bf16_gradients._average) as averaging,
-        patch.object(engines, "spare_copies", bf16_gradients.spare_copies if is_replaced else lambda engine: None),
+        patch.object(
+            trained_model,
+            "add_without_copies",
+            bf16_gradients.add_without_copies if is_replaced else lambda engine: None,
+        ),
     ):
         losses = cases.losses_with(folder, dtype="bf16", zero_stage=1)
     return losses, adding.call_count, averaging.call_count

@@ -53,12 +53,13 @@ def test_a_folder_of_the_users_own_is_left_alone(monkeypatch):
 
 BUILD_ADAM = """
 import sys, torch
-from openrlhf.engine.optimizers import AdamSettings, build_adamw
+from openrlhf.config import AdamConfig
+from openrlhf.engine.optimizers import build_adamw
 if sys.argv[1] == "without ninja":
     import torch.utils.cpp_extension as extension
     extension.load = lambda *words, **named: sys.exit("ninja was run")
 model = torch.nn.Linear(3, 2)
-optimizer = build_adamw(model, AdamSettings(lr=0.1), offload=True)
+optimizer = build_adamw(model, AdamConfig(lr=0.1), offload=True)
 model(torch.ones(1, 3)).sum().backward()
 before = model.weight.detach().clone()
 optimizer.step()
@@ -75,7 +76,7 @@ def build_adam(how):
 def test_what_was_built_with_these_versions_is_loaded_at_once():
     assert build_adam("as always") == (0, ANY)
     assert build_adam("without ninja") == (0, ANY)
-    stamp = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "cpu_adam" / operators._STAMP_NAME
+    stamp = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "cpu_adam" / operators.STAMP_NAME
     made_with = stamp.read_text()
     try:
         for other in ("another DeepSpeed", made_with.replace("processor ", "processor of another kind ")):

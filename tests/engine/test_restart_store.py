@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from openrlhf.engine.restart_store import name_of_this_start
+from openrlhf.engine.launch import name_of_this_start
 
 NUM_RANKS = 3
 TIMEOUT = timedelta(seconds=20)

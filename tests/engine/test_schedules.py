@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from openrlhf.config import DeepspeedConfig
 from openrlhf.config.schema import build
-from openrlhf.engine.engine_config import EngineSettings, engine_config
-from openrlhf.engine.schedules import ScheduleSettings, build_schedule
+from openrlhf.engine.engine_config import engine_config
+from openrlhf.engine.schedules import build_schedule
 from openrlhf.run.sft_run import SFTRun
 
 
 def rates(num_steps: int, warmup_ratio: float) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = build_schedule(optimizer, ScheduleSettings("cosine_with_min_lr", num_steps, warmup_ratio, 0.1))
+    schedule = build_schedule(optimizer, "cosine_with_min_lr", num_steps, warmup_ratio, 0.1)
     found = []
     for _ in range(num_steps + 1):
         found.append(schedule.get_last_lr()[0])
@@ -35,10 +36,10 @@ def test_the_horizon_of_a_run_is_all_its_epochs():
 
 
 def test_gradients_are_clipped_at_the_users_norm():
-    assert engine_config(EngineSettings(max_norm=0.7))["gradient_clipping"] == 0.7
+    assert engine_config(DeepspeedConfig(), max_norm=0.7, pin_memory=False)["gradient_clipping"] == 0.7
 
 
 def test_fp16_finds_its_loss_scale_by_itself():
-    scale = engine_config(EngineSettings(param_dtype="fp16"))["fp16"]
+    scale = engine_config(DeepspeedConfig(param_dtype="fp16"), max_norm=1.0, pin_memory=False)["fp16"]
     assert scale["enabled"]
     assert scale["loss_scale"] == 0, "0 is DeepSpeed's word for a scale that follows the gradients"

@@ -26,7 +26,7 @@ class Resumed:
 
 def names_of_parameters_held(recipe: Recipe, layout: Layout) -> tuple[list[str], list[str]]:
     """Names of those held in part, and of those held whole."""
-    from openrlhf.engine.tensor_shards import is_shared_out, whole_shape
+    from openrlhf.engine.parameters import is_shared_out, whole_shape
 
     run = prepare_run(recipe, layout)
     in_part, whole = [], []
@@ -94,7 +94,7 @@ def _train_and_save(run: Run, folder: Path) -> int:
 
 
 def _weights(run: Run) -> Weights:
-    from openrlhf.engine.gathering import whole_weights
+    from openrlhf.engine.parameters import whole_weights
 
     is_rank_0 = run.strategy.is_rank_0()
     return {name: value for name, value in whole_weights(run.actor.model, is_rank_0) if value is not None}

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from openrlhf.errors import UserError
-from openrlhf.models.tensor_parallel import check_tensor_parallel, partition_config
+from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import TokenScorer
 from tests.equivalence import tensor_parallel_cases as cases
 from tests.equivalence.cells import Layout, train_in_layout
@@ -101,4 +101,4 @@ def test_weights_beside_the_layers_are_refused():
     model = tiny_model("gpt_oss")
     model.config.base_model_tp_plan = {"layers.*.self_attn.q_proj": "colwise"}
     with pytest.raises(UserError, match="has sinks in its GptOssAttention, which"):
-        partition_config(TokenScorer(model, 1.0), model)
+        tensor_parallel_plan(TokenScorer(model, 1.0), model)

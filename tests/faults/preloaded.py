@@ -19,10 +19,9 @@ import transformers.optimization  # noqa: F401
 from deepspeed.accelerator import get_accelerator
 
 import openrlhf.run.sft_run  # noqa: F401
-from openrlhf.engine.operators import compiled_for_communication, sole_compiler
+from openrlhf.engine.operators import compile_for_communication, sole_compiler
 
 torch.set_num_threads(1)
-with compiled_for_communication():
-    pass
+compile_for_communication()
 with sole_compiler("fused_adam"):
     get_accelerator().create_op_builder("FusedAdamBuilder").load(verbose=False)

@@ -78,7 +78,7 @@ def trained_on_plain_torch(actor: Actor, lr: float = 0.0) -> TrainedModel:
     engine = PlainEngine(actor.trainable_module, lr)
     actor.attach_engine(engine)
     schedule = torch.optim.lr_scheduler.ConstantLR(engine.optimizer, factor=1.0)
-    return TrainedModel(engine, engine.optimizer, schedule, StepGuard(), num_ranks_averaged=1, tensor_group=None)
+    return TrainedModel(engine, schedule, StepGuard())
 
 
 def run_window(

@@ -1,1 +1,35 @@
-"""Changes to how DeepSpeed, transformers and torch behave: a file each."""
+"""Changes to how DeepSpeed behaves: one file a patch, with its reason and the issue upstream.
+
+`OPENRLHF_PATCHES=off` in the environment switches all of them off, to see whether a fault is ours or the library's; it
+is no way to train (see the third column). Each patch names the versions that it was made for. With another version it
+is left out, or applied unverified, and one line on rank 0 says so. `tests/engine/test_patches.py` runs the library
+unpatched, and fails once the reason of a patch is gone.
+
+| patch | of | switched off |
+| --- | --- | --- |
+| bf16_gradients | one method each of BF16_Optimizer and the engine, of these objects alone | same numbers, slower |
+| built_operators | DeepSpeed's table of loaded operators | a start takes 2 s longer |
+| cpu_adam_steps | the Adam operators on the CPU: one call more | a resume may differ in the last bit |
+| held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
+in 16 bits without ZeRO Adam counts a step too many |
+| tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
+
+Elsewhere the package only reads or calls parts of other libraries that they do not document. A change of theirs raises
+an error there, or fails a test.
+
+| place | reads or calls |
+| --- | --- |
+| engine/fragments.py | DeepSpeed's optimizers: groups, flat tensors, positions, `_hp_mapping` |
+| engine/engine_state.py | DeepSpeed's engine: counters, loss scale, groups of ranks |
+| engine/parameters.py | parameters of ZeRO-3 (`ds_id`, `ds_shape`, `ds_numel`) and of AutoTP |
+| engine/step_guard.py | `_global_grad_norm` of DeepSpeed's optimizers |
+| engine/optimizers.py | DeepSpeed's Muon, and its mark `use_muon` on parameters |
+| engine/launch.py | torchrun's `TORCHELASTIC_USE_AGENT_STORE` |
+| engine/operators.py | the `lock` of torch's builds |
+| models/attention/causal_pack.py, ring_kernels.py | torch's flash operators on the CPU and CUDA |
+| models/attention/packable.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn` |
+| models/head/, models/layers.py | `_modules` of a copy of the model; the class of a model's own embeddings; \
+transformers' `_no_split_modules` |
+| models/limits.py | torch's `mkldnn._is_mkldnn_fp16_supported` |
+| run/run_summary.py | transformers' `_attn_implementation` |
+"""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openrlhf.engine.parameters import is_partitioned
+
 _Rows = list[tuple[Tensor, Tensor]]  # token ids (N,) and gradients (N, H) that are to be added
 
 
@@ -34,7 +36,7 @@ class TiedEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """(..., H) of token ids (...)."""
         weight = self.weight
-        is_tied = self._head_holder[0].weight is weight and not hasattr(weight, "ds_id")  # ZeRO 3 cuts gradients up
+        is_tied = self._head_holder[0].weight is weight and not is_partitioned(weight)  # ZeRO 3 cuts gradients up
         if not (is_tied and weight.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(ids)
         assert not self._rows, "the last backward pass reached the embeddings but not the head that shares their weight"

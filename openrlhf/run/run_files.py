@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openrlhf.config import SFTConfig
-from openrlhf.config.schema import settings, values_of
+from openrlhf.config.schema import shown_values
 from openrlhf.tracking import Tracker, WandbSettings, open_tracker
 
 
@@ -18,5 +18,5 @@ def open_run_tracker(config: SFTConfig, num_steps: int, optimizer_step: int, is_
         logging_steps=config.logger.logging_steps,
         tensorboard_dir=config.logger.tensorboard_dir,
         wandb=WandbSettings(wandb.project, wandb.name, wandb.group, wandb.org, wandb.key) if wandb.enable else None,
-        shown_config={name: value for name, value in values_of(config).items() if not settings()[name].secret},
+        shown_config=shown_values(config),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, TokenBudget
+from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
 from openrlhf.batching.micro_batch import LossReduction
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import export_model
@@ -156,11 +156,7 @@ class DeepspeedStrategy:
         """
         if pad_token_id is None:
             pad_token_id = getattr(getattr(dataset, "tokenizer", None), "pad_token_id", None) or 0
-        layout = (
-            TokenBudget(self.max_tokens_per_micro_batch * self.ring_attn_size, self.packing_samples)
-            if self.max_tokens_per_micro_batch
-            else FixedSize(batch_size)
-        )
+        layout = layout_of(batch_size, self.max_tokens_per_micro_batch, self.ring_attn_size, self.packing_samples)
         return StepWindowLoader(
             dataset,
             StepSchedule(len(dataset), self.train_batch_size, self.seed, shuffle),

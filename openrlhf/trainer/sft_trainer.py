@@ -84,7 +84,7 @@ class SFTTrainer:
             Preempted: SIGTERM or SIGUSR1 came; the run has saved.
             NumbersWentWrong: several steps in a row were not finite.
         """
-        config = from_namespace(args)
+        config = from_namespace(SFTConfig, args)
         self.progress = self._progress_at(consumed_samples)
         num_steps = self._num_steps(num_update_steps_per_epoch)
         step = WindowStep(

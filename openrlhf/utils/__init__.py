@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.config import from_namespace
+from openrlhf.config import SFTConfig, from_namespace
 
 if TYPE_CHECKING:
     from openrlhf.strategy import DeepspeedStrategy
@@ -14,7 +14,7 @@ def get_strategy(args: Any) -> DeepspeedStrategy:
     """The strategy that `args` ask for: any object with the names of the command line, nested or flat."""
     from openrlhf.strategy.build import strategy_of
 
-    return strategy_of(from_namespace(args), args)
+    return strategy_of(from_namespace(SFTConfig, args), args)
 
 
 def get_tokenizer(

@@ -1,63 +1,58 @@
-"""What makes a run the same run: what a checkpoint is compared with before training goes on from it."""
+"""The identity of a live run, for `openrlhf.checkpoint.identity` to compare with a checkpoint's."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from openrlhf.batching import StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity
-from openrlhf.strategy.checkpoints import shape_of
+from openrlhf.config.schema import Root, settings, values_of
 
-NO_ADAPTER = "none"
 _BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
 
 
 def run_identity(
-    train_dataloader: Any,
-    module: Any,
-    tokenizer: Any,
+    config: Root,
     *,
-    model: Any,
-    optimizer: str,
-    param_dtype: str,
-    seed: int,
-    batch_size: int,
-    loss_reduction: str,
-    num_steps: int,
+    data_fingerprint: str | None = None,
+    num_samples: int | None = None,
+    model_shape: str | None = None,
+    tokenizer_fingerprint: str | None = None,
+    horizon_steps: int | None = None,
+    base_model: str | None = None,
 ) -> RunIdentity:
-    """The identity of a run; of a DataLoader of the user's own nothing is known but its name.
+    """The identity of a run with that configuration. A fact that is None is not known (yet), and not compared.
 
-    Args:
-        module: what DeepSpeed wraps; `model`: the transformers or peft model in it.
-        optimizer, param_dtype: as --optim and --ds.param_dtype name them.
+    Args: see `RunIdentity`.
     """
-    is_ours = isinstance(train_dataloader, StepWindowLoader)
+    table, values = settings(type(config)), values_of(config)
+    by_rule: dict[str, dict[str, Any]] = {"must_match": {}, "kept": {}, "taken": {}, "free": {}}
+    for name, value in values.items():
+        if not _is_idle(name, values):
+            by_rule[table[name].resume][name] = list(value) if isinstance(value, tuple) else value  # as JSON holds it
     return RunIdentity(
-        data_fingerprint=getattr(train_dataloader.dataset, "fingerprint", "unknown") if is_ours else "unknown",
-        num_samples=len(train_dataloader.dataset) if is_ours else -1,
-        seed=seed,
-        batch_size=batch_size,
-        model_shape=shape_of(module),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        loss_reduction=loss_reduction,
-        schedule_num_steps=num_steps,
-        optimizer=optimizer,
-        param_dtype=param_dtype,
-        adapter=adapter_in_words(model),
-        base_model=base_model_fingerprint(model.config.name_or_path) if hasattr(model, "peft_config") else NO_ADAPTER,
+        by_rule["must_match"],
+        by_rule["kept"],
+        by_rule["taken"],
+        data_fingerprint,
+        num_samples,
+        model_shape,
+        tokenizer_fingerprint,
+        horizon_steps,
+        base_model,
     )
 
 
-def adapter_in_words(model: Any) -> str:
-    """What decides how much adapters say; their places are part of the model's shape."""
-    if not hasattr(model, "peft_config"):
-        return NO_ADAPTER
-    (config,) = model.peft_config.values()
-    base = " on 4 bits" if getattr(model, "is_loaded_in_4bit", False) else ""
-    return f"rank {config.r}, alpha {config.lora_alpha}, dropout {config.lora_dropout}{base}"
+def _is_idle(name: str, values: dict[str, Any]) -> bool:
+    """Whether another setting makes this one do nothing: its value then says nothing of the run."""
+    if name.startswith("muon."):
+        return values["optim"] != "muon"
+    if name in ("ds.lora.alpha", "ds.lora.dropout"):
+        return values["ds.lora.rank"] == 0
+    if name == "model.aux_loss_scope":
+        return values["model.aux_loss_coef"] == 0
+    return name == "eval.split" and values["eval.dataset"] is None
 
 
 def base_model_fingerprint(name_or_path: str) -> str:
@@ -77,11 +72,3 @@ def base_model_fingerprint(name_or_path: str) -> str:
                 file.seek(max(0, size_bytes - _BLOCK_BYTES) * number // (_BLOCKS_A_FILE - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Of vocabulary, special tokens and chat template; empty without a tokenizer."""
-    if tokenizer is None:
-        return ""
-    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

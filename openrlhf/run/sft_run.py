@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.earlier_run import set_earlier_run_aside
 from openrlhf.checkpoint.export import is_exported
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run
-from openrlhf.checkpoint.manifest import saved_identity
+from openrlhf.checkpoint.identity import check_same_run, read_identity
 from openrlhf.cli.garbage import keeping_all
 from openrlhf.config import SFTConfig, as_namespace, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import ScheduleSettings, build_schedule
 from openrlhf.errors import UserError
@@ -21,7 +20,7 @@ from openrlhf.models import Actor
 from openrlhf.models.limits import check_positions
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import build_eval_data, build_tokenizer, build_train_data, check_layout
-from openrlhf.run.recipe import changes_in_words, recipe_of
+from openrlhf.run.run_identity import run_identity
 from openrlhf.run.run_summary import summarize_run
 from openrlhf.strategy.build import strategy_of
 from openrlhf.tracking import draw_training_curves, print_start_table
@@ -99,19 +98,14 @@ class SFTRun:
 
     def _check_same_run(self, found: FoundCheckpoint) -> None:
         """What can be compared before the model is built, so that a finished run is not taken for another one."""
-        saved = RunIdentity.from_dict(saved_identity(found.path))
-        now = replace(
-            saved,
+        now = run_identity(
+            self.config,
             data_fingerprint=self.train_data.fingerprint,
             num_samples=len(self.train_data),
-            seed=self.config.train.seed,
-            batch_size=self.config.train.batch_size,
-            loss_reduction=self.config.train.loss_reduction,
-            schedule_num_steps=self.num_steps,
-            optimizer=self.config.optim,
-            param_dtype=self.config.ds.param_dtype,
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            horizon_steps=self.num_steps,
         )
-        check_same_run(saved, now, str(found.path), self.config.ckpt.allow_mismatch)
+        check_same_run(read_identity(found.path), now, str(found.path), self.config.ckpt.allow_mismatch)
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:
         """A new run among another's checkpoints would one day resume from the wrong one."""
@@ -185,16 +179,15 @@ class SFTRun:
         """Goes on from the checkpoint that was found."""
         if self._found is None:
             return
+        saved, allow_mismatch = read_identity(self._found.path), self.config.ckpt.allow_mismatch
+        now = self.trainer.identity(self.config, self.num_steps)
+        told = check_same_run(saved, now, str(self._found.path), allow_mismatch)
         path, states = self.strategy.load_found(
-            self.trainer.model,
-            self.config.ckpt.path,
-            self._found,
-            identity=self.trainer.identity(self.num_steps),
-            allow_mismatch=self.config.ckpt.allow_mismatch,
+            self.trainer.model, self.config.ckpt.path, self._found, identity=now, allow_mismatch=allow_mismatch
         )
         self.consumed_samples = states["consumed_samples"]
         self.strategy.print(f"going on from {path}: {self.consumed_samples:,} samples are trained.")
-        for sentence in changes_in_words(self.strategy.restored_recipe, recipe_of(self.config)):
+        for sentence in told:
             self.strategy.print(f"warning: {sentence}")
 
     # --- running -------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class CheckpointDesk:
             )
         consumed_samples = int(client_state.get("consumed_samples", 0))
         progress = TrainingProgress(optimizer_step=optimizer_step, consumed_samples=consumed_samples)
-        identity = RunIdentity("", 0, 0, 0, shape_of(engine.module), "", "", 0)  # a script says nothing of its data
+        identity = RunIdentity(model_shape=shape_of(engine.module))  # a script says nothing of its settings
         report = checkpointer.save(engine, progress, identity, {"script": client_state}, scheduler=scheduler)
         report = checkpointer.wait() if not report.problems else report
         if report.problems:

@@ -97,7 +97,6 @@ class DeepspeedStrategy:
         self.watchdog = Watchdog()
         self.guard = StepGuard(max_grad_norm_spike)
         self.restored_progress: TrainingProgress | None = None
-        self.restored_recipe: dict[str, Any] = {}  # see `openrlhf.run.recipe`
         self._schedulers: dict[int, Any] = {}  # by id of the model that `prepare` was given
         self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
 
@@ -334,7 +333,6 @@ class DeepspeedStrategy:
         engine, scheduler = engine_of(model), self._schedulers[id(model)]
         progress, state = self.desk.load(load_dir, found, engine, scheduler, identity, allow_mismatch)
         self.restored_progress = progress
-        self.restored_recipe = state.get("recipe", {})
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
         return str(found.path), states_for_script(progress, state)

@@ -27,7 +27,6 @@ class Saver:
     Args:
         checkpoints: writes training checkpoints; None: none are written.
         exports: saves the model in Hugging Face form along the way; None: not wanted.
-        recipe: see `openrlhf.run.recipe`.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class Saver:
         checkpoints: Checkpointer | None,
         exports: ExportsAlongTheWay | None,
         schedule: CkptConfig,
-        recipe: dict[str, Any],
     ):
         self._strategy = strategy
         self._model = model
@@ -48,7 +46,6 @@ class Saver:
         self._checkpoints = checkpoints
         self._exports = exports
         self._schedule = schedule
-        self._recipe = recipe
         self._last_save = time.monotonic()
 
     def is_due(self, optimizer_step: int) -> bool:
@@ -75,7 +72,7 @@ class Saver:
         Raises SavesFailed after several failures in a row.
         """
         if self._checkpoints is not None:
-            client_state = {"guard": self._strategy.guard.state_dict(), "recipe": self._recipe}
+            client_state = {"guard": self._strategy.guard.state_dict()}
             with self._strategy.watchdog.long_phase(f"save after step {progress.optimizer_step}"):
                 report = self._checkpoints.save(
                     self._model.engine, progress, self._identity, client_state, eval_loss, self._scheduler

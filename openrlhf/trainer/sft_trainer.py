@@ -13,12 +13,13 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import any_rank
-from openrlhf.run.recipe import recipe_of
 from openrlhf.run.run_files import open_run_tracker
-from openrlhf.run.run_identity import run_identity
+from openrlhf.run.run_identity import base_model_fingerprint, run_identity
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.checkpoints import shape_of
 from openrlhf.tracking import StepRecord, Tracker
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.exports import ExportsAlongTheWay
@@ -205,30 +206,28 @@ class SFTTrainer:
             self.strategy,
             self.model,
             self.scheduler,
-            self.identity(num_steps),
+            self.identity(config, num_steps),
             None if self.disable_ds_ckpt else checkpointer,
             self._exports(config) if self.save_hf_ckpt else None,
             config.ckpt,
-            recipe_of(config),
         )
 
     def _exports(self, config: SFTConfig) -> ExportsAlongTheWay:
         store = CheckpointStore(config.ckpt.path, max_num=config.ckpt.max_num, suffix=EXPORT_SUFFIX)
         return ExportsAlongTheWay(self.strategy, self.model, self.tokenizer, store, config.ckpt.export_shard_size)
 
-    def identity(self, num_steps: int) -> RunIdentity:
-        """What a checkpoint of this run is recognised by."""
+    def identity(self, config: SFTConfig, num_steps: int) -> RunIdentity:
+        """What a checkpoint of this run is recognised by; of a loader of the user's own no data is known."""
+        model = self.model.model
+        data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
         return run_identity(
-            self.train_dataloader,
-            self.model.trainable_module,
-            self.tokenizer,
-            model=self.model.model,
-            optimizer="adam" if self.strategy.muon is None else "muon",
-            param_dtype=self.strategy.engine_settings.param_dtype,
-            seed=self.strategy.seed,
-            batch_size=self.batch_size,
-            loss_reduction=self.strategy.loss_reduction,
-            num_steps=num_steps,
+            config,
+            data_fingerprint=getattr(data, "fingerprint", "unknown"),
+            num_samples=-1 if data is None else len(data),
+            model_shape=shape_of(self.model.trainable_module),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            horizon_steps=num_steps,
+            base_model=base_model_fingerprint(model.config.name_or_path) if hasattr(model, "peft_config") else None,
         )
 
     def _progress_at(self, consumed_samples: int) -> TrainingProgress:

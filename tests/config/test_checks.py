@@ -131,17 +131,13 @@ def test_four_bits_need_adapters_and_whole_weights(values, problem, monkeypatch)
     assert any(problem in sentence for sentence in found)
 
 
-@pytest.mark.parametrize(
-    ("has_cuda", "zero_stage", "problems"),
-    [(False, 2, ["compiles for CUDA devices"]), (True, 2, []), (True, 0, ["needs --ds.zero_stage 1, 2 or 3"])],
-)
-def test_the_compiler_is_refused_where_it_cannot_work(good_flags, monkeypatch, has_cuda, zero_stage, problems):
+@pytest.mark.parametrize(("has_cuda", "num_problems"), [(False, 1), (True, 0)], ids=["CPU", "CUDA"])
+def test_the_compiler_is_refused_where_there_is_no_cuda_device(good_flags, monkeypatch, has_cuda, num_problems):
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
     flags = dict(zip(("model.model_name_or_path", "data.dataset"), good_flags[1::2], strict=True))
-    config = build(SFTConfig, flags | {"ds.deepcompile": True, "ds.zero_stage": zero_stage})
-    found = check_config(config, world_size=1)
-    assert len(found) == len(problems)
-    assert all(words in problem for words, problem in zip(problems, found, strict=True))
+    found = check_config(build(SFTConfig, flags | {"ds.deepcompile": True}), world_size=1)
+    assert len(found) == num_problems
+    assert all("--ds.deepcompile" in problem for problem in found)
 
 
 @pytest.mark.parametrize("template", ["{}", "{{}} {}", "{0}", "{}{}", "{", "{x}", "none", "{{}}"])

@@ -70,7 +70,7 @@ BUGS = [
         "config/checks.py",
         "if not torch.cuda.is_available():",
         "if False:",
-        ("tests/config/test_checks.py::test_the_compiler_is_refused_where_it_cannot_work",),
+        ("tests/config/test_checks.py::test_the_compiler_is_refused_where_there_is_no_cuda_device",),
     ),
     Bug(
         "fewer_samples_than_ranks_accepted",

@@ -192,6 +192,13 @@ def test_settings_that_may_change_are_said_to_be_taken_or_ignored(one_rank, benc
     assert min(rates[5:]) == pytest.approx(0.5 * 1e-3, rel=0.05), "the checkpoint's rate, the new floor"
 
 
+def test_allowed_differences_are_told(one_rank, bench):
+    stopped_run(one_rank, bench, "allowed")
+    changes = dict(ds__zero_stage=0, ckpt__load_enable=True, train__seed=7, ckpt__allow_mismatch=True)
+    said = one_rank.run(said_by_run, argv(bench, "allowed", "qwen3", **changes))[0]
+    assert "--train.seed differs: 42 in the checkpoint, 7 now; --ckpt.allow_mismatch goes on" in said
+
+
 def stopped_run(one_rank, bench: Path, out: str, **changes) -> None:
     """Stopped after step 5, once for all tests that go on from it."""
     if not (bench / out / "checkpoints").exists():

@@ -4,7 +4,7 @@ order.py (row at a place of an epoch) → schedule.py (rows of a step) → unit.
 (micro-batches of each rank) → micro_batch.py (tensors) → loader.py (step windows, built beside the training)
 """
 
-from openrlhf.batching.layout import FixedSize, TokenBudget
+from openrlhf.batching.layout import FixedSize, TokenBudget, layout_of
 from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader, windows_of_foreign_loader
 from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch
 from openrlhf.batching.schedule import StepSchedule
@@ -23,6 +23,7 @@ __all__ = [
     "Unit",
     "UnitLengths",
     "WindowCounts",
+    "layout_of",
     "make_micro_batch",
     "windows_of_foreign_loader",
 ]

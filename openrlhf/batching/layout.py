@@ -110,6 +110,20 @@ class TokenBudget:
         return bins + [[] for _ in range(num_bins - len(bins))]
 
 
+def layout_of(
+    micro_batch_size: int, max_tokens_per_micro_batch: int | None, ring_attn_size: int, packed: bool
+) -> FixedSize | TokenBudget:
+    """The layout that the settings of a run ask for.
+
+    Args:
+        max_tokens_per_micro_batch: tokens a rank computes at once. The ranks of a ring share a micro-batch, so that it
+            holds as many tokens from each of them. None: micro-batches of `micro_batch_size` samples.
+    """
+    if max_tokens_per_micro_batch is None:
+        return FixedSize(micro_batch_size)
+    return TokenBudget(max_tokens_per_micro_batch * ring_attn_size, packed)
+
+
 def _longest_first(lengths_tokens: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths_tokens)), key=lambda place: (-lengths_tokens[place], place))
 

@@ -1,87 +1,190 @@
-"""What must agree between a checkpoint and the run that wants to go on from it."""
+"""The identity of a run: what must agree between a checkpoint and the run that wants to go on from it."""
+
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.errors import UserError
 
-_IN_WORDS = {
+_FACTS_IN_WORDS = {
     "data_fingerprint": "the training data",
     "num_samples": "the number of training samples",
-    "seed": "the seed (--train.seed)",
-    "batch_size": "the global batch size in samples (--train.batch_size)",
     "model_shape": "the names or shapes of the model's parameters",
     "tokenizer_fingerprint": "the tokenizer",
-    "loss_reduction": "how the loss is reduced",
-    "schedule_num_steps": "the horizon of the learning rate schedule in optimizer steps",
-    "optimizer": "the optimizer (--optim)",
-    "param_dtype": "the type of the weights (--ds.param_dtype)",
-    "adapter": "the adapters (--ds.lora.*, --ds.load_in_4bit)",
+    "horizon_steps": "the horizon of the learning rate schedule in optimizer steps (--train.max_epochs, "
+    "--train.max_steps)",
     "base_model": "the model under the adapters (--model.model_name_or_path)",
 }
-_UNKNOWN = ""  # of a checkpoint from before there was such a field, and of a script that does not say
+_MISSING = object()
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Facts of a run without which its next step would be another one. All values fit into JSON.
+    """Settings and facts of a run by which it is recognised. All values fit into JSON.
 
-    The last four are compared where both sides know them; see `openrlhf.run.run_identity` for how they are made.
+    `openrlhf.run.run_identity` gathers it; a script that has no configuration knows the model's shape alone.
+
+    Attributes:
+        must_match, kept, taken: values of settings by flag, each under the rule that the setting was declared with
+            (see `openrlhf.config.schema.setting`).
+        data_fingerprint, num_samples: of the training data.
+        model_shape: see `model_shape_fingerprint`.
+        tokenizer_fingerprint: of vocabulary, special tokens and chat template.
+        horizon_steps: optimizer steps of the whole run.
+        base_model: fingerprint of the weights under adapters.
+            None in any of these: not known, and compared with nothing.
     """
 
-    data_fingerprint: str
-    num_samples: int
-    seed: int
-    batch_size: int
-    model_shape: str
-    tokenizer_fingerprint: str
-    loss_reduction: str
-    schedule_num_steps: int
-    optimizer: str = _UNKNOWN
-    param_dtype: str = _UNKNOWN
-    adapter: str = _UNKNOWN
-    base_model: str = _UNKNOWN
+    must_match: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    taken: dict[str, Any] = field(default_factory=dict)
+    data_fingerprint: str | None = None
+    num_samples: int | None = None
+    model_shape: str | None = None
+    tokenizer_fingerprint: str | None = None
+    horizon_steps: int | None = None
+    base_model: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All values of settings by flag, whatever their rule."""
+        return {**self.must_match, **self.kept, **self.taken}
 
     def to_dict(self) -> dict[str, Any]:
         """Field name to value."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunIdentity":
-        """Inverse of `to_dict`."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+    def from_dict(cls, values: dict[str, Any], recipe: dict[str, Any] | None = None) -> RunIdentity:
+        """Inverse of `to_dict`; also reads checkpoints from before a setting had a rule for a resume.
+
+        Args:
+            recipe: values by flag of the settings that a resume might change, which such a checkpoint holds apart.
+        """
+        if values and "must_match" not in values:
+            return _from_older(values, recipe or {})
+        return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
 
-def differences(saved: RunIdentity, now: RunIdentity) -> list[str]:
-    """One sentence for each fact in which the two runs differ; empty when it is the same run."""
-    sentences = []
-    for field in fields(RunIdentity):
-        before, here = getattr(saved, field.name), getattr(now, field.name)
-        is_known = field.default != _UNKNOWN or _UNKNOWN not in (before, here)
-        if is_known and before != here:
-            sentences.append(f"{_IN_WORDS[field.name]} differs: {before} in the checkpoint, {here} now")
-    return sentences
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of two runs in words: those that make it another run, and those that the user is only told."""
+
+    refused: list[str]
+    told: list[str]
+
+
+def compare(saved: RunIdentity, now: RunIdentity) -> Comparison:
+    """The differences of two runs, a sentence each. What only one of them knows is not compared.
+
+    The rule that `now` has for a setting counts, whatever it was when the checkpoint was made.
+    """
+    different = [(f"--{flag}", before, here) for flag, before, here in _changed(saved, now.must_match)]
+    for name, words in _FACTS_IN_WORDS.items():
+        before, here = getattr(saved, name), getattr(now, name)
+        if None not in (before, here) and before != here:
+            different.append((words, before, here))
+    refused = [f"{words} differs: {before} in the checkpoint, {here} now" for words, before, here in different]
+    kept = [
+        f"--{flag} {here} is ignored: the checkpoint's {before} stays. "
+        "(To use it, start another run from the exported model.)"
+        for flag, before, here in _changed(saved, now.kept)
+    ]
+    taken = [
+        f"--{flag} {here} is taken from here on; the checkpoint was made with {before}."
+        for flag, before, here in _changed(saved, now.taken)
+    ]
+    return Comparison(refused, kept + taken)
 
 
 def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False) -> list[str]:
-    """Raise UserError if `checkpoint` belongs to another run, unless the user means it.
+    """Raises UserError if `checkpoint` belongs to another run, unless the user means it.
 
-    Returns: the differences, which the caller reports when they are allowed.
+    Returns: sentences to tell the user, the differences that `allow_mismatch` allows among them.
     """
-    found = differences(saved, now)
-    if found and not allow_mismatch:
+    found = compare(saved, now)
+    if found.refused and not allow_mismatch:
         raise UserError(
             f"The checkpoint {checkpoint} belongs to another run:",
-            *(f"  {sentence}" for sentence in found),
+            *(f"  {sentence}" for sentence in found.refused),
             "Restore the setting, or start a new run with another --ckpt.path, or pass --ckpt.allow_mismatch "
             "to go on all the same.",
         )
-    return found
+    return [f"{sentence}; --ckpt.allow_mismatch goes on all the same." for sentence in found.refused] + found.told
+
+
+def read_identity(checkpoint: Path) -> RunIdentity:
+    """The identity that a checkpoint holds. Raises OSError or ValueError where it cannot be read."""
+    values = saved_identity(checkpoint)
+    if "must_match" in values:
+        return RunIdentity.from_dict(values)
+    state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
+    return RunIdentity.from_dict(values, state["client_state"].get("recipe"))
 
 
 def model_shape_fingerprint(named_shapes: Iterable[tuple[str, Iterable[int]]]) -> str:
     """Hash of parameter names and full (unpartitioned) shapes, in any order."""
     lines = sorted(f"{name} {tuple(int(size) for size in shape)}" for name, shape in named_shapes)
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _changed(saved: RunIdentity, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(flag, value in the checkpoint, value now) of each setting whose two values are known and differ."""
+    before = saved.settings
+    for flag, here in settings.items():
+        if before.get(flag, _MISSING) not in (_MISSING, here):
+            yield flag, before[flag], here
+
+
+# --- checkpoints from before a setting had a rule for a resume -----------------------------------------------
+
+_OLDER_SETTINGS = {
+    "seed": "train.seed",
+    "batch_size": "train.batch_size",
+    "loss_reduction": "train.loss_reduction",
+    "optimizer": "optim",
+    "param_dtype": "ds.param_dtype",
+}
+_OLDER_ADAPTER = re.compile(r"rank (\d+), alpha (\d+), dropout ([^ ]+)( on 4 bits)?")
+_OLDER_NO_ADAPTER = "none"
+
+
+def _from_older(values: dict[str, Any], recipe: dict[str, Any]) -> RunIdentity:
+    """An empty text meant not known; a checkpoint of a script knew the model's shape alone."""
+    known = {name: value for name, value in values.items() if value != ""}
+    if "data_fingerprint" not in known:
+        return RunIdentity(model_shape=known["model_shape"])
+    settings = {flag: known[name] for name, flag in _OLDER_SETTINGS.items() if name in known}
+    base_model = known.get("base_model")
+    return RunIdentity(
+        must_match=settings | _older_adapter(known.get("adapter")),
+        taken=recipe,
+        data_fingerprint=known["data_fingerprint"],
+        num_samples=known["num_samples"],
+        model_shape=known["model_shape"],
+        tokenizer_fingerprint=values["tokenizer_fingerprint"],
+        horizon_steps=known["schedule_num_steps"],
+        base_model=None if base_model == _OLDER_NO_ADAPTER else base_model,
+    )
+
+
+def _older_adapter(words: str | None) -> dict[str, Any]:
+    if words == _OLDER_NO_ADAPTER:
+        return {"ds.lora.rank": 0, "ds.load_in_4bit": False}
+    found = _OLDER_ADAPTER.fullmatch(words or "")
+    if found is None:
+        return {}
+    rank, alpha, dropout, on_4_bits = found.groups()
+    return {
+        "ds.lora.rank": int(rank),
+        "ds.lora.alpha": int(alpha),
+        "ds.lora.dropout": float(dropout),
+        "ds.load_in_4bit": on_4_bits is not None,
+    }

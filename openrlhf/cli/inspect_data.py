@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openrlhf.cli.entry import run_command
-from openrlhf.config import SFTConfig, parse_sft_config
-from openrlhf.errors import UserError
+from openrlhf.config import InspectConfig, parse_config
 
 if TYPE_CHECKING:
     from openrlhf.inspection.statistics import Batching
 
-DEFAULT_NUM_SHOWN = 4
-
 
 def main(argv: Sequence[str]) -> None:
-    words, html = _take(list(argv), "--html")
-    words, show = _take(words, "--show")
-    inspect(parse_sft_config(words, trains=False), None if html is None else Path(html), _count(show))
+    inspect(parse_config(InspectConfig, argv))
 
 
-def inspect(config: SFTConfig, html: Path | None, num_shown: int) -> None:
+def inspect(config: InspectConfig) -> None:
     """Prepares the data as a training would (and leaves it in the cache for it), and shows it."""
     from rich.console import Console
 
@@ -39,46 +34,28 @@ def inspect(config: SFTConfig, html: Path | None, num_shown: int) -> None:
     dataset = build_train_data(config, tokenizer)
     statistics = statistics_of(dataset, _batching(config))
     console = Console(highlight=False)
-    show(console, dataset, tokenizer, statistics, num_shown)
-    if html is not None:
-        write_page(html, dataset, tokenizer, statistics)
-        console.print(f"wrote {html}", soft_wrap=True)
+    show(console, dataset, tokenizer, statistics, config.show)
+    if config.html is not None:
+        write_page(Path(config.html), dataset, tokenizer, statistics)
+        console.print(f"wrote {config.html}", soft_wrap=True)
 
 
-def _batching(config: SFTConfig) -> Batching:
-    from openrlhf.batching import FixedSize, TokenBudget
+def _batching(config: InspectConfig) -> Batching:
+    from openrlhf.batching import layout_of
     from openrlhf.inspection.statistics import Batching
 
-    budget, packed = config.train.max_tokens_per_micro_batch, config.ds.packing_samples
+    train, ds = config.train, config.ds
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     return Batching(
-        batch_size=config.train.batch_size,
-        layout=TokenBudget(budget, packed) if budget else FixedSize(config.train.micro_batch_size),
-        packed=packed,
-        num_data_ranks=max(1, world_size // (config.ds.ring_attn_size * config.ds.tensor_parallel_size)),
+        batch_size=train.batch_size,
+        layout=layout_of(
+            train.micro_batch_size, train.max_tokens_per_micro_batch, ds.ring_attn_size, ds.packing_samples
+        ),
+        packed=ds.packing_samples,
+        num_data_ranks=max(1, world_size // (ds.ring_attn_size * ds.tensor_parallel_size)),
         seed=config.train.seed,
         max_epochs=config.train.max_epochs,
     )
-
-
-def _take(words: list[str], flag: str) -> tuple[list[str], str | None]:
-    """The words without a flag of this command's own, and its value."""
-    for place, word in enumerate(words):
-        if word.startswith(f"{flag}="):
-            return words[:place] + words[place + 1 :], word.partition("=")[2]
-        if word == flag:
-            if place + 1 == len(words):
-                raise UserError(f"{flag} needs a value.")
-            return words[:place] + words[place + 2 :], words[place + 1]
-    return words, None
-
-
-def _count(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_NUM_SHOWN
-    if not text.isdigit():
-        raise UserError(f"--show {text!r}: give how many rows to show.")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openrlhf.cli.entry import leave_when_asked, run_command
-from openrlhf.config import SFTConfig, parse_sft_config
+from openrlhf.config import SFTConfig, parse_config
 
 
 def main(argv: Sequence[str]) -> None:
-    config = parse_sft_config(argv)
+    config = parse_config(SFTConfig, argv)
     train(config)
 
 

@@ -1,35 +1,42 @@
-"""What a configuration cannot mean: each check yields sentences with flags, finding and remedy."""
+"""Checks and notices of the settings of a training, for roots to list.
+
+A check yields problems: sentences with flags, finding and remedy. A notice yields sentences about settings that are
+right, and that the user should know something of.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from openrlhf.config.data_rules import template_problems
 from openrlhf.config.disk import data_sources, model_folder, output_folders
-from openrlhf.config.settings import SFTConfig
+from openrlhf.config.schema import Check, Notice, Root
+from openrlhf.config.settings import TrainingConfig
 
-Check = Callable[[SFTConfig, int], Iterator[str]]
+_CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 
-def check_config(config: SFTConfig, world_size: int, trains: bool = True) -> list[str]:
-    """All problems of a configuration on that many ranks, in words; the file system is looked at too.
-
-    Args: trains: False for a command that neither loads weights nor writes a model.
-    """
-    checks = _CHECKS + (_CHECKS_OF_TRAINING if trains else ())
-    return [problem for check in checks for problem in check(config, world_size)]
+def check_config(config: Root, world_size: int) -> list[str]:
+    """All problems of a configuration on that many ranks, in words; the file system is looked at too."""
+    return [problem for check in config.command.checks for problem in check(config, world_size)]
 
 
-def _needed(config: SFTConfig, world_size: int) -> Iterator[str]:
+def notices_of(config: Root) -> list[str]:
+    """All that the user is told once at the start, in words."""
+    return [sentence for notice in config.command.notices for sentence in notice(config)]
+
+
+def _needed(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if not config.model.model_name_or_path:
         yield "--model.model_name_or_path is missing: give the folder of a model, or its name on the hub."
     if not config.data.dataset:
         yield "--data.dataset is missing: give a file, a folder or the name of a data set on the hub."
 
 
-def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _ranks(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     ranks_a_sample = ds.ring_attn_size * ds.tensor_parallel_size
     if world_size % ranks_a_sample:
@@ -47,12 +54,12 @@ def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _ring(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _ring(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.ring_attn_size > 1 and not config.ds.packing_samples:
         yield f"--ds.ring_attn_size {config.ds.ring_attn_size} shares a packed row: add --ds.packing_samples."
 
 
-def _tokens_of_a_micro_batch(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _tokens_of_a_micro_batch(config: TrainingConfig, world_size: int) -> Iterator[str]:
     budget = config.train.max_tokens_per_micro_batch
     room = (budget or 0) * config.ds.ring_attn_size
     if budget and room < config.data.max_len:
@@ -62,7 +69,7 @@ def _tokens_of_a_micro_batch(config: SFTConfig, world_size: int) -> Iterator[str
         )
 
 
-def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
         yield (
@@ -77,7 +84,7 @@ def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
 
 
-def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size == 1:
         return
@@ -90,12 +97,12 @@ def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"{flag} leaves a rank parts of matrices, of which --optim muon needs the whole; leave one of them out."
 
 
-def _muon(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _muon(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.optim == "muon" and config.ds.adam_offload:
         yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
 
 
-def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if not ds.load_in_4bit:
         return
@@ -107,19 +114,28 @@ def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
 
 
-def _liger(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _liger(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.use_liger_kernel and not importlib.util.find_spec("liger_kernel"):
         yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
 
 
-def _compiled_layers(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _compiled_layers(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if config.model.compile_layers and (ds.zero_stage == 3 or ds.tensor_parallel_size > 1):
         flag = "--ds.zero_stage 3" if ds.zero_stage == 3 else f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
         yield f"--model.compile_layers needs weights that are whole on every rank: it does not go with {flag}."
 
 
-def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _compiler(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    if not config.ds.deepcompile:
+        return
+    import torch  # here alone: no other check needs it, and it takes seconds to load
+
+    if not torch.cuda.is_available():
+        yield "--ds.deepcompile compiles for CUDA devices, and this machine has none; leave it out."
+
+
+def _what_is_trained(config: TrainingConfig, world_size: int) -> Iterator[str]:
     data = config.data
     if config.model.pretrain_mode_enable and data.apply_chat_template:
         yield (
@@ -130,12 +146,11 @@ def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--data.multiturn means --data.targets all_turns, but --data.targets {data.targets} is given."
 
 
-def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
     template = config.data.input_template
     if template is None:
         return
-    if template.count("{}") != 1:
-        yield (f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'.")
+    yield from template_problems(template)
     if "\\n" in template:
         yield (
             f"--data.input_template {template!r} holds a backslash and an n, not a line break; "
@@ -143,7 +158,7 @@ def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.data.dataset_probs is None:
         return
     words = config.data.dataset_probs.split(",")
@@ -157,12 +172,29 @@ def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
 
 
-def _evaluation(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.eval.steps > 0 and not config.eval.dataset:
         yield f"--eval.steps {config.eval.steps} has nothing to evaluate: add --eval.dataset or leave it out."
 
 
-def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _early_stop(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    patience = config.train.early_stop_patience
+    if patience is not None and not (config.eval.dataset and config.eval.steps > 0):
+        yield (
+            f"--train.early_stop_patience {patience} counts evaluations along the way: add --eval.dataset and "
+            "--eval.steps, or leave it out."
+        )
+
+
+def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    if config.train.callbacks is None:
+        return
+    for name in (part.strip() for part in config.train.callbacks.split(",")):
+        if not _CALLBACK.fullmatch(name):
+            yield f"--train.callbacks: {name!r} must be module:Name, as in my_package.callbacks:Sampler."
+
+
+def _saving(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ckpt = config.ckpt
     saves = ckpt.save_steps > 0 or ckpt.save_minutes is not None
     if ckpt.save_hf and not saves:
@@ -177,7 +209,20 @@ def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-_CHECKS: tuple[Check, ...] = (
+def _key(config: TrainingConfig) -> Iterator[str]:
+    if config.logger.wandb.key:
+        yield (
+            "warning: a key in the command line or a file can be read by others; set WANDB_API_KEY in the "
+            "environment in place of --logger.wandb.key. The key is not written to any log or file."
+        )
+
+
+def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
+    if config.ds.use_universal_ckpt:
+        yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
+
+
+COMMON_CHECKS: tuple[Check, ...] = (
     _needed,
     _ranks,
     _ring,
@@ -192,7 +237,10 @@ _CHECKS: tuple[Check, ...] = (
     _template,
     _probabilities,
     _evaluation,
+    _early_stop,
+    _callbacks,
     _saving,
     data_sources,
 )
-_CHECKS_OF_TRAINING: tuple[Check, ...] = (model_folder, output_folders)
+CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, _compiler, model_folder, output_folders)
+COMMON_NOTICES: tuple[Notice, ...] = (_key, _universal_checkpoint)

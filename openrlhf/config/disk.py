@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from openrlhf.config.settings import SFTConfig
+from openrlhf.config.data_rules import has_data_suffix
+from openrlhf.config.settings import TrainingConfig
 
-_DATA_FILE = re.compile(r"\.(json|jsonl|csv|tsv|parquet|arrow|txt)(\.(gz|zst|bz2|xz))?$")
 
-
-def model_folder(config: SFTConfig, world_size: int) -> Iterator[str]:
+def model_folder(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """A model folder that is not there, or holds none."""
     yield from _model_folder(config.model.model_name_or_path)
 
 
-def data_sources(config: SFTConfig, world_size: int) -> Iterator[str]:
+def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """Data files that are not there."""
     for flag, names in (
         ("--data.dataset", config.data.dataset),
@@ -54,7 +52,7 @@ def _data_source(flag: str, name: str) -> Iterator[str]:
     if path.exists():
         if subfolder and not (path / subfolder).exists():
             yield f"{flag} {name}: the folder {source} holds no {subfolder}."
-    elif _looks_local(source) or _DATA_FILE.search(source):
+    elif _looks_local(source) or has_data_suffix(source):
         yield f"{flag} {name} does not exist. {_where_it_ends(path)}"
 
 
@@ -77,7 +75,7 @@ def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
 
 
-def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
+def output_folders(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """Folders that cannot be written, or whose writing would destroy the model to start from."""
     ckpt = config.ckpt
     yield from _writable("--ckpt.output_dir", ckpt.output_dir)

@@ -9,38 +9,40 @@ from rich.table import Table
 from rich.text import Text
 
 from openrlhf.config.kinds import choices
-from openrlhf.config.schema import Setting, groups, settings
+from openrlhf.config.schema import Root, Setting, groups, settings, synonyms
 
-_INTRODUCTION = """\
-Supervised fine-tuning.
-
-  deepspeed --module openrlhf.cli.train_sft FLAGS
-  deepspeed --module openrlhf.cli.train_sft @ run.toml FLAGS
-
+_FILES_AND_VALUES = """\
 A file (TOML or YAML, also --config FILE) gives the same names, nested or dotted; flags win over it.
-A switch without a value is true; `none` takes back an optional value. The flat names of OpenRLHF up to 0.9
-(--pretrain, --train_batch_size, ...) are taken too.
+A switch without a value is true; `none` takes back an optional value.
 """
 
 
-def print_help(console: Console | None = None) -> None:
+def print_help(root: type[Root], console: Console | None = None) -> None:
     """Prints every setting with its default, group by group."""
     console = console or Console()
-    console.print(Text(_INTRODUCTION))
-    for prefix, about in groups().items():
-        console.print(Text.assemble((prefix, "bold cyan"), "  " if prefix else "", (about, "bold")))
-        console.print(_group_table(prefix))
-        console.print()
+    console.print(Text(_introduction(root)))
+    for prefix, about in groups(root).items():
+        table = _group_table([row for row in settings(root).values() if row.name.rpartition(".")[0] == prefix])
+        if table.row_count:
+            console.print(Text.assemble((prefix, "bold cyan"), "  " if prefix else "", (about, "bold")))
+            console.print(table)
+            console.print()
 
 
-def _group_table(prefix: str) -> Table:
+def _introduction(root: type[Root]) -> str:
+    title, usage = root.command.title, root.command.usage
+    text = f"{title}\n\n  {usage} FLAGS\n  {usage} @ run.toml FLAGS\n\n{_FILES_AND_VALUES}"
+    old_names = [f"--{name}" for name in synonyms(root).renamed if "." not in name]
+    return text + (f"The flat names of OpenRLHF up to 0.9 are taken too ({old_names[0]}, ...).\n" if old_names else "")
+
+
+def _group_table(rows: list[Setting]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(style="green", overflow="fold", max_width=24)
     table.add_column()
-    for row in settings().values():
-        if row.name.rpartition(".")[0] == prefix:
-            table.add_row(Text("--" + row.name), Text(_show(row.default)), Text(_help_of(row)))
+    for row in rows:
+        table.add_row(Text("--" + row.name), Text(_show(row.default)), Text(_help_of(row)))
     return table
 
 

@@ -7,34 +7,32 @@ from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.config.parse import read_given
-from openrlhf.config.schema import build, settings, values_of
-from openrlhf.config.settings import SFTConfig
+from openrlhf.config.schema import Root, RootT, build, settings, shown_values, synonyms
 from openrlhf.config.sources import Given
-from openrlhf.config.synonyms import RENAMED, SWITCHES
 from openrlhf.errors import UserError
 
 _ABSENT = object()
 
 
-def as_namespace(config: SFTConfig) -> argparse.Namespace:
+def as_namespace(config: Root) -> argparse.Namespace:
     """Config → namespace with nested names (`args.data.input_key`) and flat old ones (`args.input_key`).
 
     Secrets are None there. Changing one of the two names does not change the other.
     """
-    values = values_of(config)
+    root, shown = type(config), shown_values(config)
     args = argparse.Namespace()
-    for row in settings().values():
-        _put(args, row.name, None if row.secret else values[row.name])
-    for old, name in RENAMED.items():
-        if "." not in old:
-            setattr(args, old, values[name])
-    for old, (name, on, _) in SWITCHES.items():
-        setattr(args, old, values[name] == on)
-    args.use_wandb = config.logger.wandb.enable
+    for name in settings(root):
+        _put(args, name, shown.get(name))
+    other = synonyms(root)
+    flat = {old: shown.get(name) for old, name in other.renamed.items() if "." not in old}
+    flat |= {old: shown[name] == on for old, (name, on, _) in other.switches.items()}
+    flat |= {old: shown[name] for old, (name, _) in other.keyed.items()}
+    for old, value in flat.items():
+        setattr(args, old, value)
     return args
 
 
-def from_namespace(args: Any) -> SFTConfig:
+def from_namespace(root: type[RootT], args: Any) -> RootT:
     """Any object with some of the names, nested or flat → configuration; what is missing has its default.
 
     None counts as missing. A nested name wins over its flat one. No file is looked at.
@@ -42,15 +40,15 @@ def from_namespace(args: Any) -> SFTConfig:
     Raises:
         UserError: with every value that cannot be.
     """
-    reading = read_given(list(_given_by(args)))
+    reading = read_given(root, list(_given_by(root, args)))
     if reading.problems:
         raise UserError(*reading.problems)
-    return build(reading.values)
+    return build(root, reading.values)
 
 
-def _given_by(args: Any) -> Iterator[Given]:
-    """What wins comes last."""
-    for name in (*SWITCHES, "use_wandb", *RENAMED, *settings()):
+def _given_by(root: type[Root], args: Any) -> Iterator[Given]:
+    """The name that wins comes last."""
+    for name in (*synonyms(root), *settings(root)):
         value = _get(args, name)
         if value is not _ABSENT and value is not None:
             yield Given(name, value, f"args.{name}")

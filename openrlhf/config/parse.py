@@ -1,4 +1,4 @@
-"""Command line → SFTConfig, with all problems of the configuration in one error."""
+"""Command line → configuration, with all its problems in one error."""
 
 from __future__ import annotations
 
@@ -10,61 +10,63 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from openrlhf.config.checks import check_config
+from openrlhf.config.checks import check_config, notices_of
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
-from openrlhf.config.schema import Setting, build, groups, settings
-from openrlhf.config.settings import SFTConfig
+from openrlhf.config.schema import Root, RootT, Setting, build, groups, settings, synonyms
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
-from openrlhf.config.synonyms import RENAMED, SWITCHES, resolve
 from openrlhf.errors import UserError
+
+_IGNORED = ("local_rank",)  # a launcher adds it, and the environment says it too
 
 
 @dataclasses.dataclass
 class _Reading:
-    """What has been read so far; `doubtful` are settings that the user meant to give, and that are wrong."""
+    """Values by dotted name, and problems in words; `doubtful` are settings that the user meant to give, wrongly."""
 
+    root: type[Root]
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     doubtful: set[str] = dataclasses.field(default_factory=set)
 
 
-def parse_sft_config(argv: Sequence[str], trains: bool = True) -> SFTConfig:
+def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
     """Words of the command line, without the program's name → configuration, checked for this many ranks.
 
-    `--help` prints the table of all settings and ends the program with code 0.
-
-    Args:
-        trains: False for a command that neither loads weights nor writes a model.
+    `--help` prints the table of all settings and ends the program with code 0. Rank 0 prints the notices to stderr.
 
     Raises:
         UserError: with every problem of flags, files, values and their combination.
     """
     if any(word in ("-h", "--help") for word in argv):
-        print_help()
+        print_help(root)
         raise SystemExit(0)
     given, file_problems = read_argv(argv)
-    reading = read_given(given)
-    config = build(reading.values)
+    reading = read_given(root, given)
+    config = build(root, reading.values)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     consequences = [
-        problem for problem in check_config(config, world_size, trains) if not _names_any(problem, reading.doubtful)
+        problem for problem in check_config(config, world_size) if not _names_any(problem, reading.doubtful)
     ]
     if problems := file_problems + reading.problems + ([] if file_problems else consequences):
         raise UserError(*problems)
-    _warn_about_secrets(reading.values)
+    if os.environ.get("RANK", "0") == "0":
+        for sentence in notices_of(config):
+            print(sentence, file=sys.stderr)
     return config
 
 
-def read_given(given: Sequence[Given]) -> _Reading:
+def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
     """Names and values as given → values by dotted name, problems in words. The last of a name wins."""
-    reading = _Reading()
-    table = settings()
+    reading = _Reading(root)
+    table, other_names = settings(root), synonyms(root)
     for item in given:
-        for name, value in resolve(item.name, item.value):
+        if item.name in _IGNORED:
+            continue
+        for name, value in other_names.resolve(item.name, item.value):
             if name in table:
                 _read_one(reading, table[name], value, item.where)
-            elif not (name in groups() and value is None):  # a group that a YAML file leaves empty
+            elif not (name in groups(root) and value is None):  # a group that a YAML file leaves empty
                 _report_unknown(reading, item)
     return reading
 
@@ -83,36 +85,24 @@ def _report_unknown(reading: _Reading, item: Given) -> None:
     if not item.name:
         reading.problems.append(f"{item.value!r} belongs to no flag. Quote a value with spaces; see --help.")
         return
-    if item.name in groups():
-        reading.problems.append(f"{item.where} is a group of settings, such as {_example_of(item.name)}.")
+    if item.name in groups(reading.root):
+        example = next(name for name in settings(reading.root) if name.startswith(item.name + "."))
+        reading.problems.append(f"{item.where} is a group of settings, such as {example}.")
         return
-    near = nearest_name(item.name)
+    near = _nearest_name(reading.root, item.name)
     dashes = "--" if item.where.startswith("-") else ""
     remedy = f" Did you mean {dashes}{near}?" if near else " See --help for all."
     reading.problems.append(f"{item.where} is unknown.{remedy}")
-    reading.doubtful.update(name for name, _ in resolve(near, None))
+    reading.doubtful.update(name for name, _ in synonyms(reading.root).resolve(near, None))
 
 
-def nearest_name(name: str) -> str:
+def _nearest_name(root: type[Root], name: str) -> str:
     """The known name nearest to a misspelt one; '' where none is near."""
-    known = [*settings(), *RENAMED, *SWITCHES, CONFIG_FLAG]
-    same_ending = [full for full in settings() if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    known = [*settings(root), *synonyms(root), CONFIG_FLAG]
+    same_ending = [full for full in settings(root) if full.rpartition(".")[2] == name.rpartition(".")[2]]
     near = difflib.get_close_matches(name, same_ending, n=1, cutoff=0.3) or difflib.get_close_matches(name, known, n=1)
     return near[0] if near else ""
 
 
-def _example_of(group: str) -> str:
-    return next(name for name in settings() if name.startswith(group + "."))
-
-
 def _names_any(problem: str, names: set[str]) -> bool:
     return any(re.search(rf"--{re.escape(name)}(?![\w.]*\w)", problem) for name in names)
-
-
-def _warn_about_secrets(values: dict[str, Any]) -> None:
-    if values.get("logger.wandb.key") and os.environ.get("RANK", "0") == "0":
-        print(
-            "warning: a key in the command line or a file can be read by others; set WANDB_API_KEY in the "
-            "environment in place of --logger.wandb.key. The key is not written to any log or file.",
-            file=sys.stderr,
-        )

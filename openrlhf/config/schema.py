@@ -1,4 +1,7 @@
-"""The settings as one flat table, dotted name → setting, and the way back to the dataclasses."""
+"""How a root of settings is declared and read: a frozen dataclass of groups as one flat table, dotted name → setting.
+
+Nothing here knows a particular command. A root names its settings, its checks and its other names; see `Root`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,64 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from openrlhf.config.settings import SFTConfig
+from openrlhf.config.synonyms import Synonyms
+
+Resume = Literal["must_match", "kept", "taken", "free"]
+Check = Callable[[Any, int], Iterator[str]]
+Notice = Callable[[Any], Iterator[str]]
+
+
+def setting(default: Any, help: str, *, resume: Resume, secret: bool = False) -> Any:
+    """A field of a group, declared once.
+
+    Args:
+        resume: the rule for a run that goes on from a checkpoint with another value.
+            `must_match`: it is another run, and refused, unless --ckpt.allow_mismatch is given.
+            `kept`: the checkpoint's value stays, and the user is told.
+            `taken`: the new value holds from here on, and the user is told.
+            `free`: the new value holds and nothing is said, since the training computes the same with any value
+            (paths, logging, layout), or since a fact of the run covers it (the data's fingerprint, the horizon).
+        secret: left out of every file, namespace, message and repr.
+    """
+    metadata = {"help": help, "resume": resume, "secret": secret}
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Facts of a root's command beside its settings.
+
+    Attributes:
+        title: first line of `--help`.
+        usage: the command without its flags.
+        synonyms: other names; those of settings that the root lacks are left out.
+        checks: each takes the configuration and the number of ranks, and yields problems as sentences.
+        notices: each takes the configuration and yields sentences that the user is told once at the start.
+    """
+
+    title: str = ""
+    usage: str = ""
+    synonyms: Synonyms = Synonyms()
+    checks: tuple[Check, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Root:
+    """Base of a command's settings. A subclass declares its fields: groups, and settings of the top level.
+
+    A group is a frozen dataclass whose fields are groups or are made by `setting`. The docstring of a root or a group
+    is its headline in `--help`.
+    """
+
+    command: ClassVar[Command] = Command()
+
+
+RootT = typing.TypeVar("RootT", bound=Root)
+_F = typing.TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,58 +77,76 @@ class Setting:
     kind: Any
     default: Any
     help: str
+    resume: Resume
     secret: bool
 
 
-@functools.cache
-def settings() -> Mapping[str, Setting]:
+def _cached(function: _F) -> _F:
+    """functools.cache with the function's own signature: mypy takes a dataclass's type for not hashable."""
+    return typing.cast(_F, functools.cache(function))
+
+
+@_cached
+def settings(root: type[Root]) -> Mapping[str, Setting]:
     """All settings by dotted name, in the order of the dataclasses."""
-    return types.MappingProxyType({row.name: row for row in _walk(SFTConfig, "")})
+    return types.MappingProxyType({row.name: row for row in _walk(root, "")})
 
 
-@functools.cache
-def groups() -> Mapping[str, str]:
-    """Dotted prefix of each group ('' for the top) → what it is about."""
-    return types.MappingProxyType(dict(_walk_groups(SFTConfig, "")))
+@_cached
+def groups(root: type[Root]) -> Mapping[str, str]:
+    """Dotted prefix of each group ('' for the top) → its headline."""
+    return types.MappingProxyType(dict(_walk_groups(root, "")))
 
 
-def values_of(config: SFTConfig) -> dict[str, Any]:
+@_cached
+def synonyms(root: type[Root]) -> Synonyms:
+    """The other names of the settings that the root has."""
+    return root.command.synonyms.restricted_to(settings(root))
+
+
+def values_of(config: Root) -> dict[str, Any]:
     """The configuration as a flat dict by dotted name, secrets included."""
-    return {name: functools.reduce(getattr, name.split("."), config) for name in settings()}
+    return {name: functools.reduce(getattr, name.split("."), config) for name in settings(type(config))}
 
 
-def values_to_show(config: SFTConfig) -> dict[str, Any]:
-    """The same without the secrets."""
-    return {name: value for name, value in values_of(config).items() if not settings()[name].secret}
+def shown_values(config: Root) -> dict[str, Any]:
+    """The configuration as a flat dict by dotted name, without the secrets: for files, logs and trackers."""
+    return {name: value for name, value in values_of(config).items() if not settings(type(config))[name].secret}
 
 
-def build(values: Mapping[str, Any]) -> SFTConfig:
-    """Flat values by dotted name → configuration; what is not among them has its default."""
-    return _build(SFTConfig, values, "")
+def build(root: type[RootT], values: Mapping[str, Any]) -> RootT:
+    """Flat values by dotted name → configuration; a setting that is not among them has its default."""
+    return _build(root, values, "")
+
+
+def _fields(group: type) -> Iterator[tuple[dataclasses.Field[Any], Any, bool]]:
+    """(field, its type, whether it is a group) for each field of a group."""
+    kinds = typing.get_type_hints(group, include_extras=True)
+    for field in dataclasses.fields(group):
+        kind = kinds[field.name]
+        yield field, kind, dataclasses.is_dataclass(kind)
 
 
 def _walk(group: type, prefix: str) -> Iterator[Setting]:
-    kinds = typing.get_type_hints(group, include_extras=True)
-    for field in dataclasses.fields(group):
-        name, kind = prefix + field.name, kinds[field.name]
-        if dataclasses.is_dataclass(kind):
-            yield from _walk(typing.cast(type, kind), name + ".")
+    for field, kind, is_group in _fields(group):
+        if is_group:
+            yield from _walk(kind, f"{prefix}{field.name}.")
         else:
-            yield Setting(name, kind, field.default, field.metadata["help"], field.metadata["secret"])
+            yield Setting(prefix + field.name, kind, field.default, **field.metadata)
 
 
 def _walk_groups(group: type, prefix: str) -> Iterator[tuple[str, str]]:
     yield prefix.rstrip("."), group.__doc__ or ""
-    for name, kind in typing.get_type_hints(group).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _walk_groups(typing.cast(type, kind), f"{prefix}{name}.")
+    for field, kind, is_group in _fields(group):
+        if is_group:
+            yield from _walk_groups(kind, f"{prefix}{field.name}.")
 
 
 def _build(group: type, values: Mapping[str, Any], prefix: str) -> Any:
     given = {}
-    for name, kind in typing.get_type_hints(group).items():
-        if dataclasses.is_dataclass(kind):
-            given[name] = _build(typing.cast(type, kind), values, f"{prefix}{name}.")
-        elif prefix + name in values:
-            given[name] = values[prefix + name]
+    for field, kind, is_group in _fields(group):
+        if is_group:
+            given[field.name] = _build(kind, values, f"{prefix}{field.name}.")
+        elif prefix + field.name in values:
+            given[field.name] = values[prefix + field.name]
     return group(**given)

@@ -1,9 +1,14 @@
-"""Every setting of a run: name, type, default and help, a dataclass for each group."""
+"""Every setting of a training: name, type, rule of a resume, default and help, a dataclass for each group.
+
+The rules, `must_match`, `kept`, `taken` and `free`, are those of `openrlhf.config.schema.setting`. The settings of the
+training data are free, since the fingerprint of the data is compared and covers them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Literal
 
 from openrlhf.config.kinds import (
     BelowOne,
@@ -17,6 +22,7 @@ from openrlhf.config.kinds import (
     Size,
     WholeNumber,
 )
+from openrlhf.config.schema import Root, setting
 
 Scheduler = Literal[
     "linear",
@@ -31,87 +37,93 @@ Scheduler = Literal[
 ]
 
 
-def setting(default: Any, help: str, *, secret: bool = False) -> Any:
-    """A field with its help. A secret is left out of every file, namespace, message and repr."""
-    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
+must_match = functools.partial(setting, resume="must_match")
+kept = functools.partial(setting, resume="kept")
+taken = functools.partial(setting, resume="taken")
+free = functools.partial(setting, resume="free")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The model that is trained."""
 
-    model_name_or_path: str = setting("", "folder of a Hugging Face model, or its name on the hub (needed)")
-    gradient_checkpointing_enable: bool = setting(False, "recompute activations in the backward pass: less memory")
-    gradient_checkpointing_reentrant: bool = setting(False, "use torch's reentrant form of checkpointing")
-    compile_layers: bool = setting(False, "fuse each layer's element-wise work: faster steps, a minute more at start")
-    aux_loss_coef: Number = setting(0.0, "weight of the load-balancing loss of a mixture of experts; 0 is off")
-    aux_loss_scope: Literal["micro_batch", "global"] = setting(
-        "micro_batch",
-        "where expert loads are counted: in each micro-batch, or over all ranks of a micro-step",
+    model_name_or_path: str = free("", "folder of a Hugging Face model, or its name on the hub (needed)")
+    gradient_checkpointing_enable: bool = free(False, "recompute activations in the backward pass: less memory")
+    gradient_checkpointing_reentrant: bool = free(False, "use torch's reentrant form of checkpointing")
+    compile_layers: bool = free(False, "fuse each layer's element-wise work: faster steps, a minute more at start")
+    aux_loss_coef: Number = taken(0.0, "weight of the load-balancing loss of a mixture of experts; 0 is off")
+    aux_loss_scope: Literal["micro_batch", "global"] = taken(
+        "micro_batch", "where expert loads are counted: in each micro-batch, or over all ranks of a micro-step"
     )
-    pretrain_mode_enable: bool = setting(False, "continued pre-training: plain text, every token is a target")
-    trust_remote_code: bool = setting(False, "run Python code that comes with the model or tokenizer")
+    pretrain_mode_enable: bool = free(False, "continued pre-training: plain text, every token is a target")
+    trust_remote_code: bool = free(False, "run Python code that comes with the model or tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained on, and how rows become tokens."""
 
-    dataset: str = setting("", "files, folders or hub names, by commas; path@subfolder for a subfolder (needed)")
-    dataset_probs: str | None = setting(None, "share of each data set, by commas; without it all rows are used once")
-    dataset_split: str = setting("train", "split of a data set that has several")
-    max_samples: PositiveCount | None = setting(None, "use at most that many rows")
-    max_len: PositiveCount = setting(2048, "longest sample, in tokens")
-    format: str = setting("auto", "shape of the rows; auto finds it by their columns")
-    input_key: str | None = setting(None, "column of the input, the text or the messages; found by format if not given")
-    output_key: str | None = setting(None, "column of the answer; found by format if not given")
-    input_template: str | None = setting(
-        None, "text around the input, which stands at {}, as in 'User: {}\\nAssistant: '"
-    )
-    apply_chat_template: bool = setting(False, "render rows by the tokenizer's chat template")
-    tokenizer_chat_template: str | None = setting(None, "chat template in place of the tokenizer's; chatml is built in")
-    multiturn: bool = setting(False, "train on every turn of the assistant, not on the last one alone")
-    targets: Literal["all_turns", "last_turn", "completion", "everything"] | None = setting(
+    dataset: str = free("", "files, folders or hub names, by commas; path@subfolder for a subfolder (needed)")
+    dataset_probs: str | None = free(None, "share of each data set, by commas; without it all rows are used once")
+    dataset_split: str = free("train", "split of a data set that has several")
+    max_samples: PositiveCount | None = free(None, "use at most that many rows")
+    max_len: PositiveCount = free(2048, "longest sample, in tokens")
+    format: str = free("auto", "shape of the rows; auto finds it by their columns")
+    input_key: str | None = free(None, "column of the input, the text or the messages; found by format if not given")
+    output_key: str | None = free(None, "column of the answer; found by format if not given")
+    input_template: str | None = free(None, "text around the input, which stands at {}, as in 'User: {}\\nAssistant: '")
+    apply_chat_template: bool = free(False, "render rows by the tokenizer's chat template")
+    tokenizer_chat_template: str | None = free(None, "chat template in place of the tokenizer's; chatml is built in")
+    multiturn: bool = free(False, "train on every turn of the assistant, not on the last one alone")
+    targets: Literal["all_turns", "last_turn", "completion", "everything"] | None = free(
         None, "which tokens are trained on; none means all_turns with multiturn, last_turn without"
     )
-    overlong: Literal["drop", "truncate", "error"] = setting("drop", "what happens to a sample longer than max_len")
-    max_bad_rows: Count = setting(0, "go on with up to that many rows left out because they cannot be read")
-    cache_dir: str | None = setting(
+    overlong: Literal["drop", "truncate", "error"] = free("drop", "what happens to a sample longer than max_len")
+    max_bad_rows: Count = free(0, "go on with up to that many rows left out because they cannot be read")
+    cache_dir: str | None = free(
         None, "folder of prepared data; none means $OPENRLHF_CACHE, else ~/.cache/openrlhf/datasets"
     )
-    num_processors: PositiveCount = setting(8, "processes that tokenize")
+    num_processors: PositiveCount = free(8, "processes that tokenize")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on rows that are not trained on."""
 
-    dataset: str | None = setting(None, "like data.dataset; evaluated at the end, and every eval.steps")
-    split: str = setting("train", "split of eval.dataset (a plain file has the split train)")
-    steps: EverySteps = setting(-1, "evaluate every that many optimizer steps; -1: at the end alone")
+    dataset: str | None = taken(None, "like data.dataset; evaluated at the end, and every eval.steps")
+    split: str = taken("train", "split of eval.dataset (a plain file has the split train)")
+    steps: EverySteps = free(-1, "evaluate every that many optimizer steps; -1: at the end alone")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How many samples make a step, for how long, and when to stop."""
 
-    batch_size: PositiveCount = setting(128, "samples an optimizer step, over all ranks")
-    micro_batch_size: PositiveCount = setting(8, "samples a rank computes at once")
-    max_tokens_per_micro_batch: PositiveCount | None = setting(
+    batch_size: PositiveCount = must_match(128, "samples an optimizer step, over all ranks")
+    micro_batch_size: PositiveCount = free(8, "samples a rank computes at once")
+    max_tokens_per_micro_batch: PositiveCount | None = free(
         None, "cut micro-batches by tokens, balanced over ranks, in place of micro_batch_size"
     )
-    max_epochs: PositiveCount = setting(2, "times that every sample is trained on")
-    loss_reduction: Literal["token", "sample"] = setting(
+    max_epochs: PositiveCount = free(2, "times that every sample is trained on")
+    max_steps: PositiveCount | None = free(None, "optimizer steps at most; the schedule ends there")
+    loss: Literal["nll", "dft"] = must_match(
+        "nll", "nll: -log p of each target; dft: that times the target's own p, held constant (arXiv 2508.05629)"
+    )
+    loss_reduction: Literal["token", "sample"] = must_match(
         "token", "mean over the step's target tokens, or over its samples"
     )
-    seed: WholeNumber = setting(42, "decides the order of samples and every random number")
-    full_determinism_enable: bool = setting(False, "deterministic kernels: slower, the same to the bit")
-    max_nonfinite_steps_in_a_row: PositiveCount = setting(3, "stop after that many steps with a loss that is no number")
-    max_grad_norm_spike: FactorAboveOne | None = setting(
+    seed: WholeNumber = must_match(42, "decides the order of samples and every random number")
+    full_determinism_enable: bool = free(False, "deterministic kernels: slower, the same to the bit")
+    early_stop_patience: PositiveCount | None = taken(
+        None, "end the run after that many evaluations without a new lowest eval_loss"
+    )
+    callbacks: str | None = taken(None, "callbacks of your own: module:Name, several by commas")
+    max_nonfinite_steps_in_a_row: PositiveCount = free(3, "stop after that many steps with a loss that is no number")
+    max_grad_norm_spike: FactorAboveOne | None = taken(
         None, "skip a step whose gradient norm is that many times its recent median"
     )
-    comm_timeout_minutes: PositiveNumber = setting(30.0, "end the run when ranks have waited that long for each other")
-    hang_timeout_minutes: PositiveNumber = setting(
+    comm_timeout_minutes: PositiveNumber = free(30.0, "end the run when ranks have waited that long for each other")
+    hang_timeout_minutes: PositiveNumber = free(
         10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
     )
 
@@ -120,33 +132,31 @@ class TrainConfig:
 class LoraConfig:
     """Low-rank adapters."""
 
-    rank: Count = setting(0, "rank of the adapters; 0 trains the whole model")
-    alpha: PositiveCount = setting(16, "scale of the adapters")
-    dropout: BelowOne = setting(0.0, "dropout before the adapters")
-    target_modules: tuple[str, ...] = setting(("all-linear",), "names of the modules that get an adapter")
+    rank: Count = must_match(0, "rank of the adapters; 0 trains the whole model")
+    alpha: PositiveCount = must_match(16, "scale of the adapters")
+    dropout: BelowOne = must_match(0.0, "dropout before the adapters")
+    target_modules: tuple[str, ...] = free(("all-linear",), "names of the modules that get an adapter")
 
 
 @dataclasses.dataclass(frozen=True)
 class DeepspeedConfig:
     """Precision, memory and how the work is split over ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] = setting(2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights")
-    param_dtype: Literal["bf16", "fp16", "fp32"] = setting("bf16", "type of weights and activations")
-    attn_implementation: str = setting("auto", "attention back end; auto picks the best that is installed")
-    packing_samples: bool = setting(False, "no padding: samples of a micro-batch stand in one row, each on its own")
-    ring_attn_size: PositiveCount = setting(1, "ranks that share one packed row")
-    ring_head_stride: PositiveCount = setting(
-        1, "key-value heads a ring sends at once: more is faster, and more memory"
-    )
-    tensor_parallel_size: PositiveCount = setting(1, "ranks that share each weight matrix")
-    adam_offload: bool = setting(False, "keep the optimizer in the host's memory")
-    zpg: PositiveCount = setting(1, "ZeRO-3: ranks of a node that hold a second copy of the weights")
-    overlap_comm: bool = setting(False, "send gradients during the backward pass")
-    grad_accum_dtype: Literal["bf16", "fp16", "fp32"] | None = setting(None, "type in which gradients add up")
-    use_liger_kernel: bool = setting(False, "Liger's fused kernels (GPU; extra liger)")
-    load_in_4bit: bool = setting(False, "hold the frozen base in 4 bits, for adapters (GPU; bitsandbytes)")
-    use_universal_ckpt: bool = setting(False, "load DeepSpeed's universal form of a checkpoint")
-    deepcompile: bool = setting(False, "DeepSpeed's compiler")
+    zero_stage: Literal[0, 1, 2, 3] = free(2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights")
+    param_dtype: Literal["bf16", "fp16", "fp32"] = must_match("bf16", "type of weights and activations")
+    attn_implementation: str = free("auto", "attention back end; auto picks the best that is installed")
+    packing_samples: bool = free(False, "no padding: samples of a micro-batch stand in one row, each on its own")
+    ring_attn_size: PositiveCount = free(1, "ranks that share one packed row")
+    ring_head_stride: PositiveCount = free(1, "key-value heads a ring sends at once: more is faster, and more memory")
+    tensor_parallel_size: PositiveCount = free(1, "ranks that share each weight matrix")
+    adam_offload: bool = free(False, "keep the optimizer in the host's memory")
+    zpg: PositiveCount = free(1, "ZeRO-3: ranks of a node that hold a second copy of the weights")
+    overlap_comm: bool = free(False, "send gradients during the backward pass")
+    grad_accum_dtype: Literal["bf16", "fp16", "fp32"] | None = taken(None, "type in which gradients add up")
+    use_liger_kernel: bool = free(False, "Liger's fused kernels (GPU; extra liger)")
+    load_in_4bit: bool = must_match(False, "hold the frozen base in 4 bits, for adapters (GPU; bitsandbytes)")
+    use_universal_ckpt: bool = free(False, "taken for OpenRLHF's sake: every checkpoint here loads on any layout")
+    deepcompile: bool = free(False, "compile forward and backward with DeepSpeed's compiler (CUDA; ZeRO 1 to 3)")
     lora: LoraConfig = LoraConfig()
 
 
@@ -154,72 +164,73 @@ class DeepspeedConfig:
 class AdamConfig:
     """AdamW."""
 
-    lr: PositiveNumber = setting(5e-6, "highest learning rate")
-    betas: tuple[BelowOne, BelowOne] = setting((0.9, 0.95), "decay of the two moments")
-    eps: PositiveNumber = setting(1e-8, "added to the root of the second moment")
-    weight_decay: Number = setting(0.0, "decay of weight matrices (norms and biases have none)")
+    lr: PositiveNumber = kept(5e-6, "highest learning rate")
+    betas: tuple[BelowOne, BelowOne] = taken((0.9, 0.95), "decay of the two moments")
+    eps: PositiveNumber = taken(1e-8, "added to the root of the second moment")
+    weight_decay: Number = taken(0.0, "decay of weight matrices (norms and biases have none)")
 
 
 @dataclasses.dataclass(frozen=True)
 class MuonConfig:
     """Muon, for weight matrices; what is left is trained by AdamW with its own settings."""
 
-    lr: PositiveNumber = setting(0.02, "highest learning rate of weight matrices")
-    momentum: BelowOne = setting(0.95, "momentum")
+    lr: PositiveNumber = kept(0.02, "highest learning rate of weight matrices")
+    momentum: BelowOne = taken(0.95, "momentum")
 
 
 @dataclasses.dataclass(frozen=True)
 class CkptConfig:
     """What is saved, where, how often; and going on with a run."""
 
-    output_dir: str = setting("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
-    path: str = setting("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
-    save_steps: EverySteps = setting(-1, "save every that many optimizer steps; -1: not by steps")
-    save_minutes: PositiveNumber | None = setting(None, "save every that many minutes, beside save_steps")
-    save_hf: bool = setting(False, "at each save export the model in Hugging Face form too")
-    disable_ds: bool = setting(False, "save no training checkpoints")
-    max_num: PositiveCount = setting(3, "training checkpoints kept")
-    max_mem: PositiveNumber = setting(1e8, "size of the kept checkpoints, in GiB")
-    load_enable: bool = setting(False, "go on from the newest whole checkpoint in ckpt.path")
-    allow_mismatch: bool = setting(
+    output_dir: str = free("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
+    path: str = free("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
+    save_steps: EverySteps = free(-1, "save every that many optimizer steps; -1: not by steps")
+    save_minutes: PositiveNumber | None = free(None, "save every that many minutes, beside save_steps")
+    save_hf: bool = free(False, "at each save export the model in Hugging Face form too")
+    disable_ds: bool = free(False, "save no training checkpoints")
+    max_num: PositiveCount = free(3, "training checkpoints kept")
+    max_mem: PositiveNumber = free(1e8, "size of the kept checkpoints, in GiB")
+    load_enable: bool = free(False, "go on from the newest whole checkpoint in ckpt.path")
+    allow_mismatch: bool = free(
         False,
-        "go on although data, seed, batch size, model, tokenizer, optimizer or dtype differ from the checkpoint's",
+        "go on although data, seed, batch size, loss, model, tokenizer, optimizer or dtype are not the checkpoint's",
     )
-    export_shard_size: Size = setting("5GB", "largest file of the exported model")
-    background_save: bool = setting(True, "write checkpoints beside the training")
-    max_failed_saves_in_a_row: PositiveCount = setting(3, "stop when that many saves have failed one after another")
+    export_shard_size: Size = free("5GB", "largest file of the exported model")
+    background_save: bool = free(True, "write checkpoints beside the training")
+    max_failed_saves_in_a_row: PositiveCount = free(3, "stop when that many saves have failed one after another")
 
 
 @dataclasses.dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases. The key belongs in the environment: WANDB_API_KEY."""
 
-    enable: bool = setting(False, "log to Weights & Biases")
-    project: str = setting("openrlhf_train_sft", "project")
-    name: str | None = setting(None, "name of the run")
-    group: str | None = setting(None, "group of runs")
-    org: str | None = setting(None, "organisation or user")
-    key: str | None = setting(None, "taken with a warning, never written; use WANDB_API_KEY instead", secret=True)
+    enable: bool = free(False, "log to Weights & Biases")
+    project: str = free("openrlhf_train_sft", "project")
+    name: str | None = free(None, "name of the run")
+    group: str | None = free(None, "group of runs")
+    org: str | None = free(None, "organisation or user")
+    key: str | None = free(None, "taken with a warning, never written; use WANDB_API_KEY instead", secret=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggerConfig:
     """What is shown while training."""
 
-    logging_steps: PositiveCount = setting(1, "console, TensorBoard and W&B every that many optimizer steps")
-    tensorboard_dir: str | None = setting(None, "folder for TensorBoard")
+    logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
+    tensorboard_dir: str | None = free(None, "folder for TensorBoard")
+    entropy: bool = free(False, "log the mean entropy of the predictions at target tokens")
     wandb: WandbConfig = WandbConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig:
+class TrainingConfig(Root):
     """Optimizer, schedule and clipping."""
 
-    optim: Literal["adam", "muon"] = setting("adam", "optimizer")
-    lr_scheduler: Scheduler = setting("cosine_with_min_lr", "how the learning rate goes over the whole run")
-    lr_warmup_ratio: Fraction = setting(0.03, "share of the steps in which the learning rate rises")
-    min_lr_ratio: Fraction = setting(0.1, "lowest learning rate, as a share of the highest")
-    max_norm: Number = setting(1.0, "clip the global gradient norm to that; 0 is off")
+    optim: Literal["adam", "muon"] = must_match("adam", "optimizer")
+    lr_scheduler: Scheduler = taken("cosine_with_min_lr", "how the learning rate goes over the whole run")
+    lr_warmup_ratio: Fraction = taken(0.03, "share of the steps in which the learning rate rises")
+    min_lr_ratio: Fraction = taken(0.1, "lowest learning rate, as a share of the highest")
+    max_norm: Number = taken(1.0, "clip the global gradient norm to that; 0 is off")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()

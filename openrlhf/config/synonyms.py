@@ -2,10 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Other name → dotted name; the value stays as it is.
-RENAMED = {
+TRUE_WORDS = ("true", "1", "yes", "on")
+FALSE_WORDS = ("false", "0", "no", "off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Synonyms:
+    """Other names of settings, by other name.
+
+    Attributes:
+        renamed: dotted name; the value stays as it is.
+        switches: (dotted name, its value when the switch is on, its value when it is off).
+        keyed: (dotted name of a switch, dotted name of a secret): a switch that takes the secret as its value.
+    """
+
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    switches: Mapping[str, tuple[str, Any, Any]] = dataclasses.field(default_factory=dict)
+    keyed: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        """The other names, those of switches first."""
+        return iter((*self.switches, *self.keyed, *self.renamed))
+
+    def __or__(self, more: Synonyms) -> Synonyms:
+        """Both; of a name that both have, the right one holds."""
+        return Synonyms(*({**left, **right} for left, right in zip(self._tables, more._tables, strict=True)))
+
+    def without(self, *names: str) -> Synonyms:
+        """All but these other names."""
+        return Synonyms(*({old: new for old, new in table.items() if old not in names} for table in self._tables))
+
+    def restricted_to(self, settings: Collection[str]) -> Synonyms:
+        """Those that mean settings among `settings`, dotted names, alone."""
+        lacking = [old for old in self if any(name not in settings for name, _ in self.resolve(old, None))]
+        return self.without(*lacking)
+
+    def resolve(self, name: str, value: Any) -> list[tuple[str, Any]]:
+        """A name and its value → the settings that they mean, by dotted name. An unknown name stays as it is."""
+        if name in self.switches:
+            target, on, off = self.switches[name]
+            switch = _as_switch(value)
+            return [(target, value if switch is None else on if switch else off)]
+        if name in self.keyed:
+            target, secret = self.keyed[name]
+            switch = _as_switch(value)
+            return [(target, True), (secret, value)] if switch is None else [(target, switch)]
+        return [(self.renamed.get(name, name), value)]
+
+    @property
+    def _tables(self) -> tuple[Mapping[str, Any], ...]:
+        return self.renamed, self.switches, self.keyed
+
+
+def _as_switch(value: Any) -> bool | None:
+    """True or False for the words that say so, None for any other value."""
+    word = str(value).lower()
+    return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+
+
+_RENAMED = {
     "pretrain": "model.model_name_or_path",
     "gradient_checkpointing": "model.gradient_checkpointing_enable",
     "gradient_checkpointing_use_reentrant": "model.gradient_checkpointing_reentrant",
@@ -74,45 +133,11 @@ RENAMED = {
     "logger.wandb.run_name": "logger.wandb.name",
 }
 
-# Flat switch → the setting, and what it stands for when on and when off.
-SWITCHES = {
-    "bf16": ("ds.param_dtype", "bf16", "fp32"),
-    "flash_attn": ("ds.attn_implementation", "flash_attention_2", "auto"),
-}
-
-# What a launcher adds and the environment says too.
-IGNORED = ("local_rank",)
-
-TRUE_WORDS = ("true", "1", "yes", "on")
-FALSE_WORDS = ("false", "0", "no", "off")
-
-
-def resolve(name: str, value: Any) -> list[tuple[str, Any]]:
-    """A name and its value → the settings that they mean, by dotted name. An unknown name stays as it is."""
-    if name in IGNORED:
-        return []
-    if name in SWITCHES:
-        return [_resolve_switch(name, value)]
-    if name == "use_wandb":
-        return _resolve_use_wandb(value)
-    return [(RENAMED.get(name, name), value)]
-
-
-def _resolve_switch(name: str, value: Any) -> tuple[str, Any]:
-    target, on, off = SWITCHES[name]
-    switch = _as_switch(value)
-    return target, value if switch is None else on if switch else off
-
-
-def _resolve_use_wandb(value: Any) -> list[tuple[str, Any]]:
-    """`--use_wandb` was a switch that took the key."""
-    switch = _as_switch(value)
-    if isinstance(switch, bool):
-        return [("logger.wandb.enable", switch)]
-    return [("logger.wandb.enable", True), ("logger.wandb.key", value)]
-
-
-def _as_switch(value: Any) -> bool | None:
-    """True or False for the words that say so, None for any other value."""
-    word = str(value).lower()
-    return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+COMMON_SYNONYMS = Synonyms(
+    renamed=_RENAMED,
+    switches={
+        "bf16": ("ds.param_dtype", "bf16", "fp32"),
+        "flash_attn": ("ds.attn_implementation", "flash_attention_2", "auto"),
+    },
+    keyed={"use_wandb": ("logger.wandb.enable", "logger.wandb.key")},
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,18 @@ def data_fingerprint(
         _write_known(cache_dir, known)
     settings_values = asdict(settings) | {"tokenizer_chat_template": template_text(tokenizer, settings)}
     del settings_values["max_bad_rows"]  # decides whether a run stops, never what a sample is
-    return hash_of([CODE_VERSION, tables, tokenizer_fingerprint(tokenizer), settings_values, selection])
+    return hash_of([CODE_VERSION, tables, _splitting_fingerprint(tokenizer), settings_values, selection])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Of vocabulary, special tokens and chat template; empty without a tokenizer. Checkpoints hold it."""
+    if tokenizer is None:
+        return ""
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+    return blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _splitting_fingerprint(tokenizer: Any) -> str:
     """Hash of everything that decides how a tokenizer splits text; its padding does not."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None

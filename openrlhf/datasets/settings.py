@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from openrlhf.config.data_rules import template_problems
 from openrlhf.errors import UserError
 
 TARGET_CHOICES = ("all_turns", "last_turn", "completion", "everything")
@@ -58,7 +59,7 @@ class DataSettings:
         if self.max_bad_rows < 0:
             yield f"--data.max_bad_rows is {self.max_bad_rows}: give 0 or more."
         if self.input_template is not None:
-            yield from _template_problems(self.input_template)
+            yield from template_problems(self.input_template)
 
     @property
     def target_choice(self) -> str:
@@ -66,16 +67,3 @@ class DataSettings:
         if self.pretrain_mode:
             return "everything"
         return self.targets or ("all_turns" if self.multiturn else "last_turn")
-
-
-def _template_problems(template: str) -> Iterator[str]:
-    try:
-        filled = template.format("\x00")
-    except (IndexError, KeyError, ValueError) as error:
-        yield (
-            f"--data.input_template {template!r} cannot be filled ({type(error).__name__}: {error}): "
-            "it takes one {} for the prompt; write other braces twice, as {{ and }}."
-        )
-        return
-    if "\x00" not in filled:
-        yield f"--data.input_template {template!r} has no {{}}: the prompt would be left out."

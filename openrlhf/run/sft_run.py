@@ -7,9 +7,10 @@ from typing import Any
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_exported
-from openrlhf.checkpoint.identity import check_same_run, saved_run_identity
+from openrlhf.checkpoint.identity import check_same_run, read_identity
 from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import build_schedule
 from openrlhf.models.limits import check_positions
@@ -27,6 +28,7 @@ from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
 from openrlhf.tracking import METRICS_FILE, draw_training_curves, print_start_table
 from openrlhf.trainer import SFTTrainer
+from openrlhf.trainer.run_identity import run_identity
 
 CURVES_FILE = "training_curves.png"
 
@@ -82,8 +84,14 @@ class SFTRun:
             )
             return False
         # What can be compared before the model is built, so that a finished run is not taken for another one.
-        saved, now = saved_run_identity(self._found.path), self._identity_before_the_model()
-        check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
+        now = run_identity(
+            self.config,
+            data_fingerprint=self.train_data.fingerprint,
+            num_samples=len(self.train_data),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            horizon_steps=self.num_steps,
+        )
+        check_same_run(read_identity(self._found.path), now, str(self._found.path), ckpt.allow_mismatch)
         if not (self._found.progress.finished and self._is_exported()):
             return False
         self.strategy.print(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, FoundCheckpoint
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run, saved_run_identity
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run, read_identity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.engine.trained_model import TrainedModel
@@ -88,7 +88,7 @@ def load_found(
     Raises UserError where the checkpoint is of another run, and `allow_mismatch` does not say to go on.
     """
     if identity is not None:
-        for sentence in check_same_run(saved_run_identity(found.path), identity, str(found.path), allow_mismatch):
+        for sentence in check_same_run(read_identity(found.path), identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler)
     trained.restored_progress = loaded.progress

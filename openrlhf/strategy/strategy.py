@@ -17,7 +17,7 @@ from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, 
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon
-from openrlhf.engine.parameters import model_shape
+from openrlhf.checkpoint.identity import model_shape_fingerprint
 from openrlhf.engine.schedules import build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
@@ -29,7 +29,12 @@ from openrlhf.watchdog.joining import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
 _CFG_OF_OPTIMIZER = ("lr", "betas", "eps", "weight_decay")
-_CFG_OF_SCHEDULE = ("lr_scheduler", "num_training_steps", "lr_warmup_ratio", "min_lr_ratio")
+_CFG_OF_SCHEDULE = {  # by the name in a script's cfg, that of `build_schedule`
+    "lr_scheduler": "name",
+    "num_training_steps": "num_training_steps",
+    "lr_warmup_ratio": "warmup_ratio",
+    "min_lr_ratio": "min_lr_ratio",
+}
 
 
 class DeepspeedStrategy:
@@ -216,7 +221,7 @@ class DeepspeedStrategy:
     def _optimizer_and_schedule(self, model: Any, cfg: Any) -> tuple[Any, Any]:
         given = cfg if isinstance(cfg, dict) else vars(cfg)
         optimizer = self.create_optimizer(model, **{name: given.get(name) for name in _CFG_OF_OPTIMIZER})
-        schedule = {name: given[name] for name in _CFG_OF_SCHEDULE if given.get(name) is not None}
+        schedule = {ours: given[name] for name, ours in _CFG_OF_SCHEDULE.items() if given.get(name) is not None}
         return optimizer, build_schedule(optimizer, **schedule)
 
     # --- a loop of the user's own --------------------------------------------------------------------------------
@@ -258,7 +263,7 @@ class DeepspeedStrategy:
         """
         trained = _trained(model)
         checkpointer = self.checkpointers.of(save_dir, max_num, max_mem, in_background=False)
-        identity = RunIdentity.of_script(model_shape(trained.engine.module))
+        identity = RunIdentity(model_shape=model_shape(trained.engine.module))  # a script says nothing of its settings
         save_by_name(
             checkpointer, trained, identity, tag or f"global_step{trained.engine.global_steps}", client_state or {}
         )

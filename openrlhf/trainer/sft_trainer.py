@@ -11,8 +11,10 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, objective_named
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
+from openrlhf.trainer.run_identity import base_model_fingerprint, model_shape, run_identity
 from openrlhf.trainer.trainer import Trainer
 
 
@@ -102,6 +104,21 @@ class SFTTrainer(Trainer):
             config.train.max_steps,
             AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
             config.logger.entropy,
+        )
+
+
+    def identity(self, config: SFTConfig, num_steps: int) -> RunIdentity:
+        """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
+        model = self.model.model
+        data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
+        return run_identity(
+            config,
+            data_fingerprint=getattr(data, "fingerprint", "unknown"),
+            num_samples=-1 if data is None else len(data),
+            model_shape=model_shape(self.model.trainable_module),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            horizon_steps=num_steps,
+            base_model=base_model_fingerprint(model.config.name_or_path) if hasattr(model, "peft_config") else None,
         )
 
 

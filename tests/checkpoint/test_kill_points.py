@@ -18,7 +18,7 @@ from openrlhf.checkpoint.manifest import verify, write_manifest
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 
-IDENTITY = RunIdentity("d", 100, 42, 8, "m", "t", "tokens", 300)
+IDENTITY = RunIdentity({"train.seed": 42}, data_fingerprint="d", num_samples=100, model_shape="m")
 
 
 class OneRankEngine(SimpleNamespace):

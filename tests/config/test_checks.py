@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from openrlhf.config import check_config, parse_sft_config
+from openrlhf.config import SFTConfig, check_config, parse_config
 from openrlhf.config.schema import build
+from openrlhf.datasets.settings import DataSettings
 from openrlhf.errors import UserError
 
 COMBINATIONS = [
@@ -31,15 +32,23 @@ COMBINATIONS = [
     ("--data.multiturn --data.targets last_turn", 1, "--data.multiturn means --data.targets all_turns"),
     ("--data.input_template Question:", 1, "must hold the place of the input"),
     ("--data.input_template {}{}", 1, "must hold the place of the input"),
+    ("--data.input_template {input}", 1, "must hold the place of the input"),
+    ("--data.input_template {", 1, "must hold the place of the input"),
     ("--data.input_template {}\\n", 1, "holds a backslash and an n"),
     ("--data.dataset_probs 0.5,0.5", 1, "gives 2 numbers, but --data.dataset names 1"),
     ("--data.dataset_probs some", 1, "must be numbers above 0"),
     ("--data.dataset_probs 0", 1, "must be numbers above 0"),
     ("--eval.steps 5", 1, "add --eval.dataset"),
+    ("--train.early_stop_patience 2", 1, "add --eval.dataset and --eval.steps"),
+    ("--train.early_stop_patience 2 --eval.dataset ./rows.jsonl", 1, "add --eval.dataset and --eval.steps"),
+    ("--train.callbacks my_package.Sampler", 1, "'my_package.Sampler' must be module:Name"),
+    ("--train.callbacks a:B,", 1, "'' must be module:Name"),
     ("--ckpt.save_hf", 1, "add --ckpt.save_steps"),
     ("--ckpt.disable_ds --ckpt.save_steps 5", 1, "leave it out, or add --ckpt.save_hf"),
     ("--data.dataset ./gone.jsonl", 1, "--data.dataset ./gone.jsonl does not exist"),
     ("--data.dataset gone.jsonl.gz", 1, "--data.dataset gone.jsonl.gz does not exist"),
+    ("--data.dataset gone.ndjson", 1, "--data.dataset gone.ndjson does not exist"),
+    ("--data.dataset gone.csv.bz2", 1, "--data.dataset gone.csv.bz2 does not exist"),
     ("--data.dataset ./rows.jsonl,./gone.parquet", 1, "./gone.parquet does not exist"),
     ("--data.dataset ./model@sub", 1, "the folder ./model holds no sub"),
     ("--eval.dataset ~/gone-for-good", 1, "--eval.dataset ~/gone-for-good does not exist"),
@@ -59,7 +68,7 @@ COMBINATIONS = [
 def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags, world_size, problem):
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     with pytest.raises(UserError) as caught:
-        parse_sft_config(good_flags + flags.split(" "))
+        parse_config(SFTConfig, good_flags + flags.split(" "))
     (found,) = caught.value.problems
     assert problem in found
 
@@ -78,15 +87,18 @@ def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags
         ("--model.model_name_or_path gpt2", 1),
         ("--ckpt.save_hf --ckpt.save_steps 5 --ckpt.disable_ds", 1),
         ("--eval.steps 5 --eval.dataset ./rows.jsonl", 1),
+        ("--eval.steps 5 --eval.dataset ./rows.jsonl --train.early_stop_patience 2", 1),
+        ("--train.callbacks my_package.mine:Sampler,other:Outer.Inner", 1),
+        ("--data.input_template {{json}}{}", 1),
     ],
 )
 def test_what_can_be_is_not_refused(good_flags, monkeypatch, flags, world_size):
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
-    parse_sft_config(good_flags + flags.split(" "))
+    parse_config(SFTConfig, good_flags + flags.split(" "))
 
 
 def test_what_every_run_needs_is_asked_for():
-    found = check_config(build({}), world_size=1)
+    found = check_config(build(SFTConfig, {}), world_size=1)
     assert [problem.split(" is missing")[0] for problem in found] == [
         "--model.model_name_or_path",
         "--data.dataset",
@@ -97,7 +109,7 @@ def test_an_adapter_is_named_as_such(good_flags, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="merge it into its base"):
-        parse_sft_config([*good_flags, "--model.model_name_or_path", "adapter"])
+        parse_config(SFTConfig, [*good_flags, "--model.model_name_or_path", "adapter"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +118,7 @@ def test_an_adapter_is_named_as_such(good_flags, tmp_path):
 def test_a_missing_package_is_named_with_its_install_line(flag, package, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else object())
     values = {flag: True, "ds.lora.rank": 4}
-    assert any("pip install" in problem for problem in check_config(build(values), world_size=1))
+    assert any("pip install" in problem for problem in check_config(build(SFTConfig, values), world_size=1))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +127,32 @@ def test_a_missing_package_is_named_with_its_install_line(flag, package, monkeyp
 )
 def test_four_bits_need_adapters_and_whole_weights(values, problem, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    found = check_config(build({"ds.load_in_4bit": True, **values}), world_size=1)
+    found = check_config(build(SFTConfig, {"ds.load_in_4bit": True, **values}), world_size=1)
     assert any(problem in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(("has_cuda", "num_problems"), [(False, 1), (True, 0)], ids=["CPU", "CUDA"])
+def test_the_compiler_is_refused_where_there_is_no_cuda_device(good_flags, monkeypatch, has_cuda, num_problems):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+    flags = dict(zip(("model.model_name_or_path", "data.dataset"), good_flags[1::2], strict=True))
+    found = check_config(build(SFTConfig, flags | {"ds.deepcompile": True}), world_size=1)
+    assert len(found) == num_problems
+    assert all("--ds.deepcompile" in problem for problem in found)
+
+
+@pytest.mark.parametrize("template", ["{}", "{{}} {}", "{0}", "{}{}", "{", "{x}", "none", "{{}}"])
+def test_a_template_is_right_for_the_flags_where_it_is_right_for_the_data(good_flags, template):
+    flags = dict(zip(("model.model_name_or_path", "data.dataset"), good_flags[1::2], strict=True))
+    is_refused = bool(check_config(build(SFTConfig, flags | {"data.input_template": template}), world_size=1))
+    try:
+        DataSettings(input_template=template)
+    except UserError:
+        assert is_refused
+    else:
+        assert not is_refused
 
 
 def test_checks_write_nothing(good_flags, tmp_path):
     before = sorted(os.listdir(tmp_path))
-    parse_sft_config([*good_flags, "--ckpt.output_dir", "new/out", "--ckpt.path", "new/ckpt"])
+    parse_config(SFTConfig, [*good_flags, "--ckpt.output_dir", "new/out", "--ckpt.path", "new/ckpt"])
     assert sorted(os.listdir(tmp_path)) == before

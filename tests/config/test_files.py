@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from openrlhf.config import SFTConfig, parse_sft_config, write_resolved
+from openrlhf.config import SFTConfig, parse_config, write_resolved
 from openrlhf.config.parse import read_given
 from openrlhf.config.schema import build, settings
 from openrlhf.config.sources import read_config_file
@@ -36,16 +36,16 @@ eval:
 
 
 def read_back(path) -> SFTConfig:
-    reading = read_given(read_config_file(str(path)))
+    reading = read_given(SFTConfig, read_config_file(str(path)))
     assert reading.problems == []
-    return build(reading.values)
+    return build(SFTConfig, reading.values)
 
 
 @pytest.mark.parametrize(("name", "text"), [("run.toml", TOML), ("run.yaml", YAML)])
 @pytest.mark.parametrize("form", ["@ {}", "@{}", "--config {}", "--config={}"])
 def test_names_are_nested_or_dotted(good_flags, tmp_path, name, text, form):
     (tmp_path / name).write_text(text)
-    config = parse_sft_config(good_flags + form.format(name).split())
+    config = parse_config(SFTConfig, good_flags + form.format(name).split())
     assert (config.optim, config.train.batch_size, config.ds.lora.rank) == ("muon", 16, 4)
     assert config.ds.packing_samples
     assert config.adam.betas == (0.8, 0.9)
@@ -53,19 +53,19 @@ def test_names_are_nested_or_dotted(good_flags, tmp_path, name, text, form):
 
 def test_a_flag_wins_over_the_file_wherever_it_stands(good_flags, tmp_path):
     (tmp_path / "run.toml").write_text("[train]\nbatch_size = 16\nseed = 7\n")
-    config = parse_sft_config([*good_flags, "--train.batch_size", "32", "@", "run.toml"])
+    config = parse_config(SFTConfig, [*good_flags, "--train.batch_size", "32", "@", "run.toml"])
     assert (config.train.batch_size, config.train.seed) == (32, 7)
 
 
 def test_the_later_of_two_files_wins(good_flags, tmp_path):
     (tmp_path / "a.toml").write_text("max_norm = 1.5\n")
     (tmp_path / "b.yaml").write_text("max_norm: 2.5\n")
-    assert parse_sft_config([*good_flags, "@a.toml", "@b.yaml"]).max_norm == 2.5
+    assert parse_config(SFTConfig, [*good_flags, "@a.toml", "@b.yaml"]).max_norm == 2.5
 
 
 def test_a_file_ends_the_values_of_a_flag(good_flags, tmp_path):
     (tmp_path / "run.toml").write_text("max_norm = 2\n")
-    config = parse_sft_config([*good_flags, "--ds.packing_samples", "@", "run.toml"])
+    config = parse_config(SFTConfig, [*good_flags, "--ds.packing_samples", "@", "run.toml"])
     assert config.ds.packing_samples
     assert config.max_norm == 2
 
@@ -90,14 +90,14 @@ def test_a_file_ends_the_values_of_a_flag(good_flags, tmp_path):
 def test_a_wrong_file_is_one_problem_that_names_it(good_flags, tmp_path, name, text, problem):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as caught:
-        parse_sft_config([*good_flags, "@", name])
+        parse_config(SFTConfig, [*good_flags, "@", name])
     (found,) = caught.value.problems
     assert problem in found
 
 
 def test_a_folder_in_place_of_a_file_is_a_problem(good_flags):
     with pytest.raises(UserError, match="cannot be read"):
-        parse_sft_config([*good_flags, "@", "model"])
+        parse_config(SFTConfig, [*good_flags, "@", "model"])
 
 
 def test_defaults_read_back_the_same(tmp_path):
@@ -108,11 +108,11 @@ def test_defaults_read_back_the_same(tmp_path):
 def test_every_setting_but_secrets_is_written(tmp_path):
     write_resolved(SFTConfig(), tmp_path / "run.yaml")
     written = {given.name for given in read_config_file(str(tmp_path / "run.yaml"))}
-    assert written == {row.name for row in settings().values() if not row.secret}
+    assert written == {row.name for row in settings(SFTConfig).values() if not row.secret}
 
 
 def test_a_secret_is_not_written(tmp_path):
-    config = build({"logger.wandb.key": "s3cret", "logger.wandb.name": "run"})
+    config = build(SFTConfig, {"logger.wandb.key": "s3cret", "logger.wandb.name": "run"})
     write_resolved(config, tmp_path / "run.yaml")
     assert "s3cret" not in (tmp_path / "run.yaml").read_text()
     assert read_back(tmp_path / "run.yaml").logger.wandb.name == "run"
@@ -139,6 +139,7 @@ _text = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: te
 )
 def test_any_configuration_reads_back_the_same(tmp_path, template, name, lr, seed, modules, packing, minutes):
     config = build(
+        SFTConfig,
         {
             "data.input_template": template,
             "logger.wandb.project": name,
@@ -147,7 +148,7 @@ def test_any_configuration_reads_back_the_same(tmp_path, template, name, lr, see
             "ds.lora.target_modules": tuple(modules),
             "ds.packing_samples": packing,
             "ckpt.save_minutes": minutes,
-        }
+        },
     )
     write_resolved(config, tmp_path / "run.yaml")
     assert dataclasses.asdict(read_back(tmp_path / "run.yaml")) == dataclasses.asdict(config)

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf.config import SFTConfig, as_namespace, from_namespace, parse_sft_config
+from openrlhf.config import SFTConfig, as_namespace, from_namespace, parse_config
 from openrlhf.config.schema import build, settings
-from openrlhf.config.synonyms import RENAMED, SWITCHES
+from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.errors import UserError
 
 
 def test_every_synonym_stands_for_a_setting_and_hides_none():
-    targets = [*RENAMED.values(), *(name for name, _, _ in SWITCHES.values())]
-    assert [name for name in targets if name not in settings()] == []
-    assert [old for old in [*RENAMED, *SWITCHES] if old in settings()] == []
+    targets = [name for old in COMMON_SYNONYMS for name, _ in COMMON_SYNONYMS.resolve(old, None)]
+    assert [name for name in targets if name not in settings(SFTConfig)] == []
+    assert [old for old in COMMON_SYNONYMS if old in settings(SFTConfig)] == []
 
 
 def test_a_command_line_of_openrlhf_0_9_is_read(good_flags):
@@ -29,8 +29,9 @@ def test_a_command_line_of_openrlhf_0_9_is_read(good_flags):
         "--max_ckpt_mem 100 --l2 0.1 --lora_rank 8 --target_modules q_proj v_proj "
         "--use_tensorboard ./board --max_samples 500000 --local_rank=1"
     )
-    config = parse_sft_config(old.split())
+    config = parse_config(SFTConfig, old.split())
     assert config == build(
+        SFTConfig,
         {
             "ckpt.output_dir": "./out",
             "logger.logging_steps": 2,
@@ -55,29 +56,32 @@ def test_a_command_line_of_openrlhf_0_9_is_read(good_flags):
             "ds.lora.target_modules": ("q_proj", "v_proj"),
             "logger.tensorboard_dir": "./board",
             "data.max_samples": 500000,
-        }
+        },
     )
 
 
 def test_an_old_switch_can_be_off(good_flags):
-    assert parse_sft_config([*good_flags, "--bf16", "false"]).ds.param_dtype == "fp32"
+    assert parse_config(SFTConfig, [*good_flags, "--bf16", "false"]).ds.param_dtype == "fp32"
     with pytest.raises(UserError, match="--bf16 is 'fp64'"):
-        parse_sft_config([*good_flags, "--bf16", "fp64"])
+        parse_config(SFTConfig, [*good_flags, "--bf16", "fp64"])
 
 
 def test_use_wandb_is_a_switch_that_takes_a_key(good_flags):
-    assert parse_sft_config([*good_flags, "--use_wandb"]).logger.wandb.enable
-    with_key = parse_sft_config([*good_flags, "--use_wandb", "s3cret"]).logger.wandb
+    assert parse_config(SFTConfig, [*good_flags, "--use_wandb"]).logger.wandb.enable
+    with_key = parse_config(SFTConfig, [*good_flags, "--use_wandb", "s3cret"]).logger.wandb
     assert (with_key.enable, with_key.key) == (True, "s3cret")
 
 
 def test_old_and_new_names_of_one_setting_are_one_name(good_flags):
-    assert parse_sft_config([*good_flags, "--seed", "1", "--train.seed", "2"]).train.seed == 2
-    assert parse_sft_config([*good_flags, "--train.seed", "2", "--seed", "1"]).train.seed == 1
+    assert parse_config(SFTConfig, [*good_flags, "--seed", "1", "--train.seed", "2"]).train.seed == 2
+    assert parse_config(SFTConfig, [*good_flags, "--train.seed", "2", "--seed", "1"]).train.seed == 1
 
 
 def test_a_namespace_has_nested_and_flat_names():
-    config = build({"data.input_key": "q", "train.batch_size": 4, "ds.lora.rank": 2, "model.model_name_or_path": "m"})
+    config = build(
+        SFTConfig,
+        {"data.input_key": "q", "train.batch_size": 4, "ds.lora.rank": 2, "model.model_name_or_path": "m"},
+    )
     args = as_namespace(config)
     assert (args.data.input_key, args.input_key) == ("q", "q")
     assert (args.train.batch_size, args.train_batch_size) == (4, 4)
@@ -86,15 +90,15 @@ def test_a_namespace_has_nested_and_flat_names():
 
 
 def test_a_namespace_holds_no_secret():
-    args = as_namespace(build({"logger.wandb.key": "s3cret"}))
+    args = as_namespace(build(SFTConfig, {"logger.wandb.key": "s3cret"}))
     assert "s3cret" not in repr(args)
 
 
 def test_a_namespace_goes_back_to_the_same_configuration():
-    config = build({"data.max_len": 77, "ds.param_dtype": "fp32", "adam.betas": (0.5, 0.6), "optim": "muon"})
-    assert from_namespace(as_namespace(config)) == config
-    assert from_namespace(config) == config
-    assert from_namespace(Namespace()) == SFTConfig()
+    config = build(SFTConfig, {"data.max_len": 77, "ds.param_dtype": "fp32", "adam.betas": (0.5, 0.6), "optim": "muon"})
+    assert from_namespace(SFTConfig, as_namespace(config)) == config
+    assert from_namespace(SFTConfig, config) == config
+    assert from_namespace(SFTConfig, Namespace()) == SFTConfig()
 
 
 def test_any_object_with_some_of_the_names_will_do():
@@ -105,18 +109,20 @@ def test_any_object_with_some_of_the_names_will_do():
         use_wandb=None,
         unrelated=object(),
     )
-    assert from_namespace(args) == build({"data.input_key": "q", "train.batch_size": 4, "ds.param_dtype": "fp32"})
+    assert from_namespace(SFTConfig, args) == build(
+        SFTConfig, {"data.input_key": "q", "train.batch_size": 4, "ds.param_dtype": "fp32"}
+    )
 
 
 def test_a_nested_name_wins_over_its_flat_one():
     args = SimpleNamespace(max_len=1, data=SimpleNamespace(max_len=2))
-    assert from_namespace(args).data.max_len == 2
+    assert from_namespace(SFTConfig, args).data.max_len == 2
 
 
 def test_a_flat_word_with_the_name_of_a_group_is_no_group():
-    assert from_namespace(SimpleNamespace(data="rows.jsonl", eval="x")) == SFTConfig()
+    assert from_namespace(SFTConfig, SimpleNamespace(data="rows.jsonl", eval="x")) == SFTConfig()
 
 
 def test_a_wrong_value_in_a_namespace_is_named():
     with pytest.raises(UserError, match=r"args\.train_batch_size is 'x'"):
-        from_namespace(SimpleNamespace(train_batch_size="x"))
+        from_namespace(SFTConfig, SimpleNamespace(train_batch_size="x"))

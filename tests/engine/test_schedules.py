@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.config import DeepspeedConfig
+from openrlhf.config import DeepspeedConfig, SFTConfig
 from openrlhf.config.schema import build
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.schedules import build_schedule
@@ -31,7 +31,8 @@ def test_it_warms_up_once_and_never_rises_again():
 
 
 def test_the_horizon_of_a_run_is_all_its_epochs():
-    config = build({"train.batch_size": 4, "train.max_epochs": 3, "model.model_name_or_path": "x", "data.dataset": "y"})
+    values = {"train.batch_size": 4, "train.max_epochs": 3, "model.model_name_or_path": "x", "data.dataset": "y"}
+    config = build(SFTConfig, values)
     assert SFTRun(config, tokenizer=None, train_data=[None] * 22, eval_data=None).num_steps == 18
 
 

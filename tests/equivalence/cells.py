@@ -85,7 +85,7 @@ class Run:
 
 def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
     """The curve, with the whole weights on rank 0; None on other ranks."""
-    from openrlhf.engine.gathering import whole_weights
+    from openrlhf.engine.parameters import whole_weights
 
     run = prepare_run(recipe, layout)
     results = run.train(0, recipe.num_steps)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from openrlhf.config import parse_sft_config
+from openrlhf.config import SFTConfig, parse_config
 
 ONES = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: SIM905
@@ -89,6 +89,6 @@ def test_the_run_file_is_a_whole_configuration(quickstart_data, examples, monkey
     (quickstart_data / "untrained" / "config.json").write_text("{}")
     monkeypatch.chdir(quickstart_data)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    config = parse_sft_config(["@", str(examples / "quickstart" / "run.toml")])
+    config = parse_config(SFTConfig, ["@", str(examples / "quickstart" / "run.toml")])
     assert config.ckpt.output_dir == "trained"
     assert config.eval.dataset == "held_out.jsonl"

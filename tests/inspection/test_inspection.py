@@ -14,6 +14,8 @@ from rich.console import Console
 
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.cli import inspect_data
+from openrlhf.config import InspectConfig
+from openrlhf.config.schema import build
 from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
@@ -144,6 +146,11 @@ def test_the_command_takes_the_flags_of_training(tmp_path: Path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_refuses_a_count_that_is_none(tmp_path: Path):
-    with pytest.raises(UserError, match="--show 'many'"):
+def test_the_command_refuses_a_count_that_is_no_number(tmp_path: Path):
+    with pytest.raises(UserError, match="--show is 'many'"):
         inspect_data.main([*flags(tmp_path), "--show", "many"])
+
+
+def test_the_token_budget_is_that_of_all_ranks_of_a_ring():
+    values = {"train.max_tokens_per_micro_batch": 100, "ds.ring_attn_size": 4, "ds.packing_samples": True}
+    assert inspect_data._batching(build(InspectConfig, values)).layout == TokenBudget(400, packed=True)

@@ -153,4 +153,12 @@ BUGS = [
         "if groups.tensor_rank:",
         ("tests/batching/test_window.py::test_counts_are_of_all_ranks_and_a_ring_counts_once",),
     ),
+    Bug(
+        "token_budget_forgets_the_ring",
+        "a ring's micro-batches hold a share of the tokens that its ranks have room for; inspect_data shows others",
+        "batching/layout.py",
+        "TokenBudget(max_tokens_per_micro_batch * ring_attn_size, packed)",
+        "TokenBudget(max_tokens_per_micro_batch, packed)",
+        ("tests/inspection/test_inspection.py::test_the_token_budget_is_that_of_all_ranks_of_a_ring",),
+    ),
 ]

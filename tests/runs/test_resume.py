@@ -164,7 +164,10 @@ def test_what_makes_the_next_step_another_one_is_refused(one_rank, bench, change
         one_rank.run(run, argv(bench, "other-step", "qwen3", ds__zero_stage=0, ckpt__load_enable=True, **changes))
 
 
-@pytest.mark.parametrize(("changed", "words"), [("alpha", "alpha 16.*alpha 32"), ("base", "the model under the")])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [("alpha", "alpha differs: 16 in the checkpoint, 32"), ("base", "the model under the")],
+)
 def test_other_adapters_or_another_base_are_refused(one_rank, bench, changed, words):
     lora = dict(ds__zero_stage=0, ds__lora__rank=2)
     stopped_run(one_rank, bench, "adapters", **lora)
@@ -187,6 +190,13 @@ def test_settings_that_may_change_are_said_to_be_taken_or_ignored(one_rank, benc
     assert "--min_lr_ratio 0.5 is taken from here on; the checkpoint was made with 0.1" in said
     rates = [line["lr"] for line in step_lines(bench / out)]
     assert min(rates[5:]) == pytest.approx(0.5 * 1e-3, rel=0.05), "the checkpoint's rate, the new floor"
+
+
+def test_allowed_differences_are_told(one_rank, bench):
+    stopped_run(one_rank, bench, "allowed")
+    changes = dict(ds__zero_stage=0, ckpt__load_enable=True, train__seed=7, ckpt__allow_mismatch=True)
+    said = one_rank.run(said_by_run, argv(bench, "allowed", "qwen3", **changes))[0]
+    assert "--train.seed differs: 42 in the checkpoint, 7 now; --ckpt.allow_mismatch goes on" in said
 
 
 def stopped_run(one_rank, bench: Path, out: str, **changes) -> None:

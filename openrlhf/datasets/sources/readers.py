@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from openrlhf.config.data_rules import COMPRESSIONS, KIND_OF_SUFFIX, FileKind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,
@@ -28,7 +29,6 @@ from openrlhf.datasets.sources.blocks import (
 )
 from openrlhf.errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
 WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
 
 
@@ -217,16 +217,15 @@ def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[
     return taken
 
 
-READERS: dict[str, Callable[[Path], Iterator[Block]]] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".txt": read_text,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
+_READERS: dict[FileKind, Callable[[Path], Iterator[Block]]] = {
+    "json_lines": read_jsonl,
+    "json": read_json,
+    "table": read_csv,
+    "text": read_text,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
 }
+READERS = {suffix: _READERS[kind] for suffix, kind in KIND_OF_SUFFIX.items()}
 
 
 def reader_for(path: Path) -> Callable[[Path], Iterator[Block]] | None:

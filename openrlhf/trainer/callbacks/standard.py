@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
-from openrlhf.config import CkptConfig, SFTConfig
+from openrlhf.config import CkptConfig, SFTConfig, shown_values
 from openrlhf.named_object import named_object
 from openrlhf.tracking import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback

@@ -1,0 +1,74 @@
+"""The identity of a live run, for `openrlhf.checkpoint.identity` to compare with a checkpoint's."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.config.schema import Root, settings, values_of
+
+_BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
+
+
+def run_identity(
+    config: Root,
+    *,
+    data_fingerprint: str | None = None,
+    num_samples: int | None = None,
+    model_shape: str | None = None,
+    tokenizer_fingerprint: str | None = None,
+    horizon_steps: int | None = None,
+    base_model: str | None = None,
+) -> RunIdentity:
+    """The identity of a run with that configuration. A fact that is None is not known (yet), and not compared.
+
+    Args: see `RunIdentity`.
+    """
+    table, values = settings(type(config)), values_of(config)
+    by_rule: dict[str, dict[str, Any]] = {"must_match": {}, "kept": {}, "taken": {}, "free": {}}
+    for name, value in values.items():
+        if not _is_idle(name, values):
+            by_rule[table[name].resume][name] = list(value) if isinstance(value, tuple) else value  # as JSON holds it
+    return RunIdentity(
+        by_rule["must_match"],
+        by_rule["kept"],
+        by_rule["taken"],
+        data_fingerprint,
+        num_samples,
+        model_shape,
+        tokenizer_fingerprint,
+        horizon_steps,
+        base_model,
+    )
+
+
+def _is_idle(name: str, values: dict[str, Any]) -> bool:
+    """Whether another setting makes this one do nothing: its value then says nothing of the run."""
+    if name.startswith("muon."):
+        return values["optim"] != "muon"
+    if name in ("ds.lora.alpha", "ds.lora.dropout"):
+        return values["ds.lora.rank"] == 0
+    if name == "model.aux_loss_scope":
+        return values["model.aux_loss_coef"] == 0
+    return name == "eval.split" and values["eval.dataset"] is None
+
+
+def base_model_fingerprint(name_or_path: str) -> str:
+    """Of weights that no checkpoint holds: of each file its size and 16 blocks. A name on the hub stands for itself.
+
+    A folder may move. Not all is read, since training on from other weights changes every one of them.
+    """
+    files = sorted(Path(name_or_path).glob("*.safetensors")) or sorted(Path(name_or_path).glob("*.bin"))
+    if not files:
+        return name_or_path
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        size_bytes = path.stat().st_size
+        digest.update(str(size_bytes).encode())
+        with path.open("rb") as file:
+            for number in range(_BLOCKS_A_FILE):
+                file.seek(max(0, size_bytes - _BLOCK_BYTES) * number // (_BLOCKS_A_FILE - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()

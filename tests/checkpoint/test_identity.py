@@ -1,0 +1,233 @@
+"""A checkpoint is recognised by settings and facts; each difference is refused or told in a sentence with its flag."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openrlhf.checkpoint.identity import (
+    RunIdentity,
+    check_same_run,
+    compare,
+    model_shape_fingerprint,
+    read_identity,
+)
+from openrlhf.checkpoint.manifest import write_manifest
+from openrlhf.config import SFTConfig
+from openrlhf.config.roots import ROOTS
+from openrlhf.config.schema import build, settings
+from openrlhf.errors import UserError
+from openrlhf.run.run_identity import base_model_fingerprint, run_identity
+
+FACTS: dict[str, Any] = dict(
+    data_fingerprint="d1", num_samples=100, model_shape="m1", tokenizer_fingerprint="t1", horizon_steps=300,
+    base_model="b1",
+)  # fmt: skip
+# As commit 063792e wrote them: the identity in manifest.json, and the recipe in training_state.json.
+OLDER = {
+    "data_fingerprint": "d1", "num_samples": 100, "seed": 42, "batch_size": 8, "model_shape": "m1",
+    "tokenizer_fingerprint": "t1", "loss_reduction": "token", "schedule_num_steps": 300, "optimizer": "adam",
+    "param_dtype": "bf16", "adapter": "none", "base_model": "none",
+}  # fmt: skip
+OLDER_RECIPE = {
+    "adam.lr": 0.001, "adam.betas": [0.9, 0.95], "adam.eps": 1e-08, "adam.weight_decay": 0.0, "max_norm": 1.0,
+    "lr_scheduler": "cosine_with_min_lr", "lr_warmup_ratio": 0.03, "min_lr_ratio": 0.1,
+}  # fmt: skip
+OLDER_SCRIPT = OLDER | {
+    "data_fingerprint": "", "num_samples": 0, "seed": 0, "batch_size": 0, "tokenizer_fingerprint": "",
+    "loss_reduction": "", "schedule_num_steps": 0, "optimizer": "", "param_dtype": "", "adapter": "", "base_model": "",
+}  # fmt: skip
+SAME_SETTINGS = {"train.batch_size": 8, "adam.lr": 0.001}
+
+
+def identity(**values: Any) -> RunIdentity:
+    """Of SFTConfig with those settings, `__` standing for the dot, and the facts above."""
+    given = SAME_SETTINGS | {name.replace("__", "."): value for name, value in values.items()}
+    return run_identity(build(SFTConfig, given), **FACTS)
+
+
+def test_an_identity_comes_back_from_json_the_same() -> None:
+    now = identity(adam__betas=(0.8, 0.9), ds__lora__rank=2, train__max_grad_norm_spike=None)
+    assert RunIdentity.from_dict(json.loads(json.dumps(now.to_dict()))) == now
+    assert check_same_run(now, now, "x") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(train__seed=43), "--train.seed differs: 42 in the checkpoint, 43 now"),
+        (dict(train__batch_size=16), "--train.batch_size differs: 8"),
+        (dict(train__loss="dft"), "--train.loss differs: nll"),
+        (dict(train__loss_reduction="sample"), "--train.loss_reduction differs: token"),
+        (dict(optim="muon"), "--optim differs: adam"),
+        (dict(ds__param_dtype="fp32"), "--ds.param_dtype differs: bf16"),
+        (dict(ds__lora__rank=4), "--ds.lora.rank differs: 0"),
+        (dict(ds__load_in_4bit=True), "--ds.load_in_4bit differs: False"),
+    ],
+)
+def test_a_setting_that_makes_it_another_run_is_refused(changes: dict, words: str) -> None:
+    found = compare(identity(), identity(**changes))
+    assert len(found.refused) == 1
+    assert words in found.refused[0]
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "words"),
+    [
+        ("data_fingerprint", "d2", "the training data"),
+        ("num_samples", 99, "the number of training samples"),
+        ("model_shape", "m2", "model's parameters"),
+        ("tokenizer_fingerprint", "t2", "the tokenizer"),
+        ("horizon_steps", 301, "schedule.*--train.max_epochs, --train.max_steps"),
+        ("base_model", "b2", "--model.model_name_or_path"),
+    ],
+)
+def test_a_fact_that_makes_it_another_run_is_refused(fact: str, value: object, words: str) -> None:
+    now = replace(identity(), **{fact: value})
+    with pytest.raises(UserError, match=words) as raised:
+        check_same_run(identity(), now, "here/global_step3")
+    assert "--ckpt.allow_mismatch" in str(raised.value)
+    assert "here/global_step3" in str(raised.value)
+
+
+def test_all_differences_are_refused_at_once() -> None:
+    now = replace(identity(train__seed=1, ds__param_dtype="fp32"), num_samples=99)
+    assert len(compare(identity(), now).refused) == 3
+
+
+def test_who_means_it_goes_on_and_is_told_each_difference() -> None:
+    now = identity(train__seed=1, max_norm=2.0)
+    seed, norm = check_same_run(identity(), now, "x", allow_mismatch=True)
+    assert "--train.seed differs: 42 in the checkpoint, 1 now" in seed
+    assert "--ckpt.allow_mismatch" in seed
+    assert "--max_norm 2.0 is taken from here on" in norm
+
+
+def test_a_kept_setting_is_told_to_be_ignored() -> None:
+    (told,) = check_same_run(identity(), identity(adam__lr=1e-5), "x")
+    assert "--adam.lr 1e-05 is ignored: the checkpoint's 0.001 stays" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(adam__betas=(0.8, 0.9)), "--adam.betas [0.8, 0.9] is taken from here on; the checkpoint was made with"),
+        (dict(model__aux_loss_coef=0.1), "--model.aux_loss_coef 0.1 is taken"),
+        (dict(train__max_grad_norm_spike=3.0), "--train.max_grad_norm_spike 3.0 is taken"),
+        (dict(train__callbacks="a:B"), "--train.callbacks a:B is taken"),
+        (dict(ds__grad_accum_dtype="fp32"), "--ds.grad_accum_dtype fp32 is taken"),
+        (dict(eval__dataset="x.jsonl"), "--eval.dataset x.jsonl is taken"),
+    ],
+)
+def test_a_setting_that_changes_the_training_from_here_on_is_told(changes: dict, words: str) -> None:
+    (told,) = check_same_run(identity(), identity(**changes), "x")
+    assert words in told
+
+
+def test_layout_paths_and_logging_change_without_a_word() -> None:
+    changes = dict(
+        ds__zero_stage=3, ds__ring_attn_size=2, ds__packing_samples=True, train__micro_batch_size=1,
+        train__max_tokens_per_micro_batch=4096, ckpt__path="elsewhere", logger__logging_steps=9,
+    )  # fmt: skip
+    assert check_same_run(identity(), identity(**changes), "x") == []
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(muon__lr=1.0), dict(muon__momentum=0.5), dict(ds__lora__alpha=32), dict(eval__split="test")]
+)
+def test_a_setting_that_does_nothing_in_this_run_is_not_compared(changes: dict) -> None:
+    assert check_same_run(identity(), identity(**changes), "x") == []
+
+
+def test_settings_of_muon_and_of_adapters_are_compared_where_they_act() -> None:
+    assert len(check_same_run(identity(optim="muon"), identity(optim="muon", muon__lr=1.0), "x")) == 1
+    assert compare(identity(ds__lora__rank=2), identity(ds__lora__rank=2, ds__lora__alpha=32)).refused != []
+
+
+def test_a_script_without_a_configuration_is_recognised_by_the_model_alone() -> None:
+    script = RunIdentity(model_shape="m1")
+    assert check_same_run(script, identity(), "x") == check_same_run(identity(), script, "x") == []
+    assert len(compare(RunIdentity(model_shape="m2"), identity()).refused) == 1
+
+
+def test_a_secret_is_in_no_identity() -> None:
+    for root in ROOTS:
+        secret = {row.name for row in settings(root).values() if row.secret}
+        assert secret.isdisjoint(run_identity(build(root, {})).settings)
+
+
+def older_folder(tmp_path: Path, values: dict, client_state: dict) -> Path:
+    (tmp_path / "training_state.json").write_text(json.dumps({"num_ranks": 1, "client_state": client_state}))
+    write_manifest(tmp_path, identity=values)
+    return tmp_path
+
+
+def test_the_same_run_goes_on_from_an_older_checkpoint_without_a_word(tmp_path: Path) -> None:
+    saved = read_identity(older_folder(tmp_path, OLDER, {"guard": {}, "recipe": OLDER_RECIPE}))
+    assert check_same_run(saved, replace(identity(), base_model=None), "x") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("data_fingerprint", "d2", "training data"),
+        ("num_samples", 99, "number of training samples"),
+        ("seed", 43, "--train.seed"),
+        ("batch_size", 16, "--train.batch_size"),
+        ("model_shape", "m2", "model's parameters"),
+        ("tokenizer_fingerprint", "t2", "tokenizer"),
+        ("loss_reduction", "sample", "--train.loss_reduction"),
+        ("schedule_num_steps", 301, "schedule"),
+        ("optimizer", "muon", "--optim"),
+        ("param_dtype", "fp32", "--ds.param_dtype"),
+        ("adapter", "rank 8, alpha 16, dropout 0.0", "--ds.lora.rank"),
+        ("base_model", "b2", "--model.model_name_or_path"),
+    ],
+)
+def test_each_difference_from_an_older_checkpoint_is_refused(name: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_same_run(RunIdentity.from_dict(OLDER | {name: value}), identity(), "x")
+
+
+def test_adapters_of_an_older_checkpoint_are_read_from_their_words() -> None:
+    saved = RunIdentity.from_dict(OLDER | {"adapter": "rank 8, alpha 16, dropout 0.05 on 4 bits"})
+    lora = dict(ds__lora__rank=8, ds__lora__dropout=0.05, ds__load_in_4bit=True)
+    assert compare(saved, identity(**lora)).refused == []
+    assert "alpha differs: 16 in the checkpoint, 32" in compare(saved, identity(**lora, ds__lora__alpha=32)).refused[0]
+
+
+def test_the_recipe_of_an_older_checkpoint_is_compared(tmp_path: Path) -> None:
+    saved = read_identity(older_folder(tmp_path, OLDER, {"recipe": OLDER_RECIPE}))
+    now = replace(identity(adam__lr=1e-5, adam__weight_decay=0.1), base_model=None)
+    ignored, taken = check_same_run(saved, now, "x")
+    assert "--adam.lr 1e-05 is ignored: the checkpoint's 0.001 stays" in ignored
+    assert "--adam.weight_decay 0.1 is taken from here on; the checkpoint was made with 0.0" in taken
+
+
+def test_fields_that_an_older_checkpoint_lacks_are_not_compared() -> None:
+    values = {name: value for name, value in OLDER.items() if name not in ("optimizer", "param_dtype", "adapter")}
+    now = replace(identity(optim="muon", ds__param_dtype="fp32", ds__lora__rank=2), base_model=None)
+    assert check_same_run(RunIdentity.from_dict(values), now, "x") == []
+
+
+def test_an_older_checkpoint_of_a_script_is_recognised_by_the_model_alone() -> None:
+    assert RunIdentity.from_dict(OLDER_SCRIPT) == RunIdentity(model_shape="m1")
+
+
+def test_model_shape_sees_names_and_shapes_not_order() -> None:
+    shapes = [("a", (2, 3)), ("b", (4,))]
+    assert model_shape_fingerprint(shapes) == model_shape_fingerprint(shapes[::-1])
+    assert model_shape_fingerprint(shapes) != model_shape_fingerprint([("a", (3, 2)), ("b", (4,))])
+
+
+def test_other_weights_under_adapters_have_another_fingerprint(tmp_path: Path) -> None:
+    for name, content in (("one", b"a" * 999), ("same", b"a" * 999), ("other", b"a" * 998 + b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    one, same, other = (base_model_fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
+    assert base_model_fingerprint("org/name") == "org/name"

@@ -11,7 +11,7 @@ import torch
 from openrlhf.build_folder import keep_builds_apart
 from openrlhf.engine.operators import compiled_for_communication
 from openrlhf.engine.restart_store import store_of_this_start
-from openrlhf.watchdog.joining import joining_ranks
+from openrlhf.watchdog.connections import joining_ranks
 
 
 def join_ranks(timeout: timedelta) -> torch.device:

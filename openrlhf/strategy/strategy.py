@@ -33,7 +33,7 @@ from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import seed_everything
 from openrlhf.strategy.checkpoints import CheckpointDesk, states_for_script
-from openrlhf.watchdog.joining import joining_ranks
+from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
 

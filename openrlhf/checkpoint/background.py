@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from openrlhf.atomic_file import replace_file
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord
+from openrlhf.checkpoint.store import CheckpointStore
 
 _POLL_SECONDS = 0.02
 _NICENESS = 7
@@ -66,25 +67,24 @@ class PendingSave:
     reports of all ranks and puts the checkpoint in place.
 
     Args:
-        staging: the folder that all ranks write into.
+        staging: the folder of `store` that all ranks write into.
         write: writes and flushes this rank's files.
-        put_in_place: makes a checkpoint of the folder, given the records of all files; returns problems of the
-            rotation.
-        discard: removes the folder.
+        put_in_place: makes the newest checkpoint of `staging`, given the records of all files; see
+            `CheckpointStore.put_in_place`.
         timeout_seconds: for all ranks to have written their files.
     """
 
     def __init__(
         self,
+        store: CheckpointStore,
         staging: Path,
         rank: int,
         num_ranks: int,
         write: Callable[[], list[FileRecord]],
-        put_in_place: Callable[[list[FileRecord]], list[str]],
-        discard: Callable[[], None],
+        put_in_place: Callable[[Path, list[FileRecord]], tuple[Path, list[str]]],
         timeout_seconds: float,
     ):
-        self.discard = discard
+        self._store, self._staging = store, staging
         self._must_stop = threading.Event()
 
         def write_and_report() -> None:
@@ -100,10 +100,11 @@ class PendingSave:
             try:
                 records = collect_reports(staging, num_ranks, self._must_stop.is_set, timeout_seconds)
                 fault_point("save.all_ranks_done")
-                return put_in_place(records)
+                _, rotation_problems = put_in_place(staging, records)
             except Exception:
-                discard()
+                self.discard()
                 raise
+            return rotation_problems
 
         self._writer = BackgroundJob(write_and_report, "checkpoint writer")
         self._finisher = BackgroundJob(finish, "checkpoint finisher") if rank == 0 else None
@@ -125,6 +126,10 @@ class PendingSave:
     def stop(self) -> None:
         """Another rank has failed: rank 0 stops waiting for reports that will not come."""
         self._must_stop.set()
+
+    def discard(self) -> None:
+        """Remove all that was written. Called again once all ranks have stopped writing."""
+        self._store.discard(self._staging)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.checkpoint.fault_points import fault_point
@@ -26,32 +27,18 @@ _NICENESS = 7
 Result = TypeVar("Result")
 
 
-class BackgroundJob(Generic[Result]):
-    """A function in a thread of low priority. Its error is kept until somebody waits for it.
+def in_background(function: Callable[[], Result], name: str) -> Future[Result]:
+    """Runs the function in a thread of low priority. The interpreter does not end before the thread."""
+    executor = ThreadPoolExecutor(1, name, initializer=_lower_priority)
+    future = executor.submit(function)
+    executor.shutdown(wait=False)  # the thread ends with the function
+    return future
 
-    The interpreter does not end before the thread.
-    """
 
-    def __init__(self, function: Callable[[], Result], name: str):
-        self._function = function
-        self._result: Result | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name)
-        self._thread.start()
-
-    def _run(self) -> None:
-        _lower_priority()
-        try:
-            self._result = self._function()
-        except BaseException as error:  # given to the thread that waits
-            self._error = error
-
-    def wait(self) -> tuple[Result | None, str | None]:
-        """Wait for the end. Returns the result and the error in words; one of them is None."""
-        self._thread.join()
-        if self._error is not None:
-            return None, f"{type(self._error).__name__}: {self._error}"
-        return self._result, None
+def problem_of(future: Future[Any]) -> str | None:
+    """Waits for the end; the error in words, None where there was none."""
+    error = future.exception()
+    return f"{type(error).__name__}: {error}" if error else None
 
 
 def _lower_priority() -> None:
@@ -106,12 +93,12 @@ class PendingSave:
                 raise
             return rotation_problems
 
-        self._writer = BackgroundJob(write_and_report, "checkpoint writer")
-        self._finisher = BackgroundJob(finish, "checkpoint finisher") if rank == 0 else None
+        self._writer = in_background(write_and_report, "checkpoint writer")
+        self._finisher = in_background(finish, "checkpoint finisher") if rank == 0 else None
 
     def wait_for_own_files(self) -> str | None:
         """Wait until this rank has written its files. Returns the problem, if there was one."""
-        return self._writer.wait()[1]
+        return problem_of(self._writer)
 
     def wait_for_end(self) -> tuple[list[str], str | None]:
         """Wait until the checkpoint is in place or has failed. On ranks other than 0, nothing is waited for.
@@ -120,8 +107,8 @@ class PendingSave:
         """
         if self._finisher is None:
             return [], None
-        rotation_problems, problem = self._finisher.wait()
-        return rotation_problems or [], problem
+        problem = problem_of(self._finisher)
+        return [] if problem else self._finisher.result(), problem
 
     def stop(self) -> None:
         """Another rank has failed: rank 0 stops waiting for reports that will not come."""

@@ -213,7 +213,7 @@ class Checkpointer:
         try:
             state = copy_training_state(engine, progress, rank, num_ranks, self._buffer, client_state, scheduler)
             fault_point("save.copied")
-        except (RuntimeError, MemoryError, OSError) as error:
+        except (RuntimeError, MemoryError, OSError, TypeError, ValueError) as error:  # the last two are of JSON
             return partial(_fail, f"the state could not be copied: {error}")
         return partial(write_training_state, state, staging, rank)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from openrlhf.checkpoint.background import BackgroundJob, PendingSave, RankReport, collect_reports
+from openrlhf.checkpoint.background import PendingSave, RankReport, collect_reports, in_background, problem_of
 from openrlhf.checkpoint.checkpointer import Checkpointer
 from openrlhf.checkpoint.manifest import FileRecord
 from openrlhf.checkpoint.store import CheckpointStore
@@ -19,8 +19,8 @@ def fail():
 
 
 def test_an_error_in_the_thread_reaches_the_thread_that_waits():
-    assert BackgroundJob(fail, "job").wait() == (None, "OSError: the disk is full")
-    assert BackgroundJob(lambda: 3, "job").wait() == (3, None)
+    assert problem_of(in_background(fail, "job")) == "OSError: the disk is full"
+    assert problem_of(in_background(lambda: 3, "job")) is None
 
 
 def test_records_of_all_ranks_are_collected_and_no_report_stays(tmp_path):

@@ -119,6 +119,16 @@ def test_a_disk_full_at_any_point_is_reported_and_the_next_save_works(point: str
     assert _in_child(work, f"{point}:{nth}:disk_full") == 0
 
 
+def test_a_client_state_that_json_cannot_hold_is_reported(tmp_path: Path) -> None:
+    def work() -> None:
+        checkpointer = Checkpointer(CheckpointStore(tmp_path), in_background=False)
+        progress = TrainingProgress(optimizer_step=1)
+        report = checkpointer.save(OneRankEngine(1), progress, IDENTITY, client_state={"names": {"a", "b"}})
+        _expect(len(report.problems) == 1 and "not JSON serializable" in report.problems[0])
+
+    assert _in_child(work) == 0
+
+
 def test_every_file_with_a_flipped_bit_is_found(tmp_path: Path) -> None:
     assert _in_child(lambda: _save_steps(tmp_path, (1, 2))) == 0
     files = [path for path in (tmp_path / "global_step2").rglob("*") if path.is_file()]

@@ -10,12 +10,8 @@ import torch
 
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, differences, model_shape_fingerprint
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.training_state import (
-    capture_random_states,
-    read_random_states,
-    restore_random_states,
-    write_random_states,
-)
+from openrlhf.checkpoint.tensor_file import write_tensors
+from openrlhf.checkpoint.training_state import capture_random_states, read_random_states, restore_random_states
 from openrlhf.errors import UserError
 
 IDENTITY = RunIdentity("d1", 100, 42, 8, "m1", "t1", "tokens", 300, "adam", "bf16", "none", "none")
@@ -80,7 +76,7 @@ def test_model_shape_sees_names_and_shapes_not_order() -> None:
 def test_random_streams_go_on_where_they_were(tmp_path: Path) -> None:
     random.gauss(0, 1)  # leaves a second value waiting, which belongs to the state
     numpy.random.randn()  # noqa: NPY002 - the global generator is what is saved
-    write_random_states(tmp_path / "random", capture_random_states())
+    write_tensors(tmp_path / "random", *capture_random_states())
     before = _draw()
     restore_random_states(read_random_states(tmp_path / "random"))
     assert _draw() == before

@@ -42,7 +42,7 @@ _SMALL_FILES_BYTES = 1 << 20  # random states, JSON and headers of one rank
 
 @dataclass(frozen=True)
 class SaveReport:
-    """How the saves that have ended went; the same on all ranks.
+    """Outcome of the saves that have ended; the same on all ranks.
 
     problems: of failed saves, and of rotations, since the last report.
     num_failures_in_a_row: 0 after a good save.

@@ -186,10 +186,10 @@ class SavedFragments:
 
 
 class _StepCounts:
-    """How many updates a host tensor has had, though every optimizer keeps the count in another form.
+    """The number of updates of each host tensor. Every optimizer keeps it in another form.
 
     torch's optimizers count in a tensor for each host. DeepSpeed's count in an integer, and its fused Adam
-    counts for the last tensor of a group only: there the highest count is everyone's.
+    counts for the last tensor of a group only: the highest count is that of all tensors there.
     """
 
     def __init__(self, engine: Any):

@@ -133,7 +133,7 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """How far the run had come at a checkpoint, without an engine."""
+    """The progress of the run at a checkpoint; needs no engine."""
     return TrainingProgress.from_json((folder / _PROGRESS_NAME).read_text(encoding="utf-8"))
 
 

@@ -22,7 +22,7 @@ IDENTITY = RunIdentity("d", 100, 42, 8, "m", "t", "tokens", 300)
 
 
 class OneRankEngine(SimpleNamespace):
-    """What a DeepSpeed engine of stage 0 in float32 offers, without the seconds of importing DeepSpeed."""
+    """The interface of a DeepSpeed engine of stage 0 in float32, without the seconds of importing DeepSpeed."""
 
     def __init__(self, value: float) -> None:
         module = torch.nn.Linear(40, 10)

@@ -72,29 +72,31 @@ class PendingSave:
         timeout_seconds: float,
     ):
         self._store, self._staging = store, staging
+        self._rank, self._num_ranks = rank, num_ranks
+        self._write, self._put_in_place = write, put_in_place
+        self._timeout_seconds = timeout_seconds
         self._must_stop = threading.Event()
+        self._writer = in_background(self._write_and_report, "checkpoint writer")
+        self._finisher = in_background(self._finish, "checkpoint finisher") if rank == 0 else None
 
-        def write_and_report() -> None:
-            try:
-                records = write()
-            except Exception as error:
-                RankReport([], str(error)).write(staging, rank)
-                raise
-            RankReport(records).write(staging, rank)
-            fault_point("save.rank_done")
+    def _write_and_report(self) -> None:
+        try:
+            records = self._write()
+        except Exception as error:
+            RankReport([], str(error)).write(self._staging, self._rank)
+            raise
+        RankReport(records).write(self._staging, self._rank)
+        fault_point("save.rank_done")
 
-        def finish() -> list[str]:
-            try:
-                records = collect_reports(staging, num_ranks, self._must_stop.is_set, timeout_seconds)
-                fault_point("save.all_ranks_done")
-                _, rotation_problems = put_in_place(staging, records)
-            except Exception:
-                self.discard()
-                raise
-            return rotation_problems
-
-        self._writer = in_background(write_and_report, "checkpoint writer")
-        self._finisher = in_background(finish, "checkpoint finisher") if rank == 0 else None
+    def _finish(self) -> list[str]:
+        try:
+            records = collect_reports(self._staging, self._num_ranks, self._must_stop.is_set, self._timeout_seconds)
+            fault_point("save.all_ranks_done")
+            _, rotation_problems = self._put_in_place(self._staging, records)
+        except Exception:
+            self.discard()
+            raise
+        return rotation_problems
 
     def wait_for_own_files(self) -> str | None:
         """Wait until this rank has written its files. Returns the problem, if there was one."""

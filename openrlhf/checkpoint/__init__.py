@@ -1,1 +1,1 @@
-"""What is on disk: training checkpoints and exported models."""
+"""Training checkpoints and exported models on disk."""

@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord
+from openrlhf.checkpoint.store import CheckpointStore
 
 _POLL_SECONDS = 0.02
 _NICENESS = 7
@@ -25,32 +27,18 @@ _NICENESS = 7
 Result = TypeVar("Result")
 
 
-class BackgroundJob(Generic[Result]):
-    """A function in a thread of low priority. Its error is kept until somebody waits for it.
+def in_background(function: Callable[[], Result], name: str) -> Future[Result]:
+    """Runs the function in a thread of low priority. The interpreter does not end before the thread."""
+    executor = ThreadPoolExecutor(1, name, initializer=_lower_priority)
+    future = executor.submit(function)
+    executor.shutdown(wait=False)  # the thread ends with the function
+    return future
 
-    The interpreter does not end before the thread.
-    """
 
-    def __init__(self, function: Callable[[], Result], name: str):
-        self._function = function
-        self._result: Result | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name)
-        self._thread.start()
-
-    def _run(self) -> None:
-        _lower_priority()
-        try:
-            self._result = self._function()
-        except BaseException as error:  # given to the thread that waits
-            self._error = error
-
-    def wait(self) -> tuple[Result | None, str | None]:
-        """Wait for the end. Returns the result and the error in words; one of them is None."""
-        self._thread.join()
-        if self._error is not None:
-            return None, f"{type(self._error).__name__}: {self._error}"
-        return self._result, None
+def problem_of(future: Future[Any]) -> str | None:
+    """Waits for the end; the error in words, None where there was none."""
+    error = future.exception()
+    return f"{type(error).__name__}: {error}" if error else None
 
 
 def _lower_priority() -> None:
@@ -66,51 +54,53 @@ class PendingSave:
     reports of all ranks and puts the checkpoint in place.
 
     Args:
-        staging: the folder that all ranks write into.
+        staging: the folder of `store` that all ranks write into.
         write: writes and flushes this rank's files.
-        put_in_place: makes a checkpoint of the folder, given the records of all files; returns problems of the
-            rotation.
-        discard: removes the folder.
+        put_in_place: makes the newest checkpoint of `staging`, given the records of all files; see
+            `CheckpointStore.put_in_place`.
         timeout_seconds: for all ranks to have written their files.
     """
 
     def __init__(
         self,
+        store: CheckpointStore,
         staging: Path,
         rank: int,
         num_ranks: int,
         write: Callable[[], list[FileRecord]],
-        put_in_place: Callable[[list[FileRecord]], list[str]],
-        discard: Callable[[], None],
+        put_in_place: Callable[[Path, list[FileRecord]], tuple[Path, list[str]]],
         timeout_seconds: float,
     ):
-        self.discard = discard
+        self._store, self._staging = store, staging
+        self._rank, self._num_ranks = rank, num_ranks
+        self._write, self._put_in_place = write, put_in_place
+        self._timeout_seconds = timeout_seconds
         self._must_stop = threading.Event()
+        self._writer = in_background(self._write_and_report, "checkpoint writer")
+        self._finisher = in_background(self._finish, "checkpoint finisher") if rank == 0 else None
 
-        def write_and_report() -> None:
-            try:
-                records = write()
-            except Exception as error:
-                RankReport([], str(error)).write(staging, rank)
-                raise
-            RankReport(records).write(staging, rank)
-            fault_point("save.rank_done")
+    def _write_and_report(self) -> None:
+        try:
+            records = self._write()
+        except Exception as error:
+            RankReport([], str(error)).write(self._staging, self._rank)
+            raise
+        RankReport(records).write(self._staging, self._rank)
+        fault_point("save.rank_done")
 
-        def finish() -> list[str]:
-            try:
-                records = collect_reports(staging, num_ranks, self._must_stop.is_set, timeout_seconds)
-                fault_point("save.all_ranks_done")
-                return put_in_place(records)
-            except Exception:
-                discard()
-                raise
-
-        self._writer = BackgroundJob(write_and_report, "checkpoint writer")
-        self._finisher = BackgroundJob(finish, "checkpoint finisher") if rank == 0 else None
+    def _finish(self) -> list[str]:
+        try:
+            records = collect_reports(self._staging, self._num_ranks, self._must_stop.is_set, self._timeout_seconds)
+            fault_point("save.all_ranks_done")
+            _, rotation_problems = self._put_in_place(self._staging, records)
+        except Exception:
+            self.discard()
+            raise
+        return rotation_problems
 
     def wait_for_own_files(self) -> str | None:
         """Wait until this rank has written its files. Returns the problem, if there was one."""
-        return self._writer.wait()[1]
+        return problem_of(self._writer)
 
     def wait_for_end(self) -> tuple[list[str], str | None]:
         """Wait until the checkpoint is in place or has failed. On ranks other than 0, nothing is waited for.
@@ -119,12 +109,16 @@ class PendingSave:
         """
         if self._finisher is None:
             return [], None
-        rotation_problems, problem = self._finisher.wait()
-        return rotation_problems or [], problem
+        problem = problem_of(self._finisher)
+        return [] if problem else self._finisher.result(), problem
 
     def stop(self) -> None:
         """Another rank has failed: rank 0 stops waiting for reports that will not come."""
         self._must_stop.set()
+
+    def discard(self) -> None:
+        """Remove all that was written. Called again once all ranks have stopped writing."""
+        self._store.discard(self._staging)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ Where a step fails on any rank, all ranks learn of it at 1 or 2 of the next save
 removed, the checkpoints before it are untouched, and no rank is left waiting. The folder must be shared by all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.checkpoint.training_state import (
     LoadedState,
-    TrainingState,
     copy_training_state,
     load_training_state,
     read_progress,
@@ -41,7 +42,7 @@ _SMALL_FILES_BYTES = 1 << 20  # random states, JSON and headers of one rank
 
 @dataclass(frozen=True)
 class SaveReport:
-    """How the saves that have ended went; the same on all ranks.
+    """Outcome of the saves that have ended; the same on all ranks.
 
     problems: of failed saves, and of rotations, since the last report.
     num_failures_in_a_row: 0 after a good save.
@@ -106,8 +107,15 @@ class Checkpointer:
         if staging is None:
             self._num_failures_in_a_row += 1
             return SaveReport(earlier.problems + problems, self._num_failures_in_a_row)
-        state, problem = self._copy(engine, progress, client_state, scheduler)
-        self._pending = self._start(staging, state, problem, identity, eval_loss)
+        self._pending = PendingSave(
+            self.store,
+            staging,
+            self._rank,
+            self._num_ranks,
+            write=self._copy(staging, engine, progress, client_state, scheduler),
+            put_in_place=partial(self.store.put_in_place, identity=identity.to_dict(), eval_loss=eval_loss),
+            timeout_seconds=self._timeout_seconds,
+        )
         if self.in_background:
             return earlier
         now = self.wait()
@@ -189,45 +197,31 @@ class Checkpointer:
         return staging, (problem,) if problem else ()
 
     def _copy(
-        self, engine: Any, progress: TrainingProgress, client_state: dict[str, Any] | None, scheduler: Any
-    ) -> tuple[TrainingState | None, str | None]:
-        """This rank's copy of the state, or the problem, which the writer reports: no other rank is left waiting."""
+        self,
+        staging: Path,
+        engine: Any,
+        progress: TrainingProgress,
+        client_state: dict[str, Any] | None,
+        scheduler: Any,
+    ) -> Callable[[], list[FileRecord]]:
+        """Copies the state of this rank. Returns a function that writes the copy into `staging`.
+
+        Where the copy fails, that function raises OSError: the other ranks, which have a copy, hear of it as of any
+        rank that cannot write, and none is left waiting.
+        """
         rank, num_ranks = self._rank, self._num_ranks
         try:
             state = copy_training_state(engine, progress, rank, num_ranks, self._buffer, client_state, scheduler)
             fault_point("save.copied")
-            return state, None
-        except (RuntimeError, MemoryError, OSError) as error:
-            return None, f"the state could not be copied: {error}"
-
-    def _start(
-        self,
-        staging: Path,
-        state: TrainingState | None,
-        problem: str | None,
-        identity: RunIdentity,
-        eval_loss: float | None,
-    ) -> PendingSave:
-        def write() -> list[FileRecord]:
-            if state is None:
-                raise OSError(problem)
-            return write_training_state(state, staging, self._rank)
-
-        def put_in_place(records: list[FileRecord]) -> list[str]:
-            _, rotation_problems = self.store.put_in_place(staging, records, identity.to_dict(), eval_loss)
-            return rotation_problems
-
-        return PendingSave(
-            staging,
-            self._rank,
-            self._num_ranks,
-            write,
-            put_in_place,
-            lambda: self.store.discard(staging),
-            self._timeout_seconds,
-        )
+        except (RuntimeError, MemoryError, OSError, TypeError, ValueError) as error:  # the last two are of JSON
+            return partial(_fail, f"the state could not be copied: {error}")
+        return partial(write_training_state, state, staging, rank)
 
     def _verify_together(self, path: Path) -> list[str]:
         """The problems of a checkpoint, the same on all ranks; each rank has read a part of the files."""
         shares = gather_objects(verify(path, self._rank, self._num_ranks), self._group)
         return list(dict.fromkeys(problem for share in shares for problem in share))
+
+
+def _fail(problem: str) -> list[FileRecord]:
+    raise OSError(problem)

@@ -63,7 +63,7 @@ def export_model(
 
 
 def is_exported(folder: Path | str) -> bool:
-    """Whether a whole model is in the folder: the configuration comes last."""
+    """True where a whole model is in the folder: the configuration comes last."""
     return (Path(folder) / _CONFIG_NAME).is_file() or (Path(folder) / _ADAPTER_CONFIG_NAME).is_file()
 
 

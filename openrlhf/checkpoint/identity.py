@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from openrlhf.checkpoint.manifest import saved_identity
+from openrlhf.engine.parameters import whole_shape
 from openrlhf.errors import UserError
 
 _FACTS_IN_WORDS = {
@@ -29,7 +32,7 @@ _MISSING = object()
 class RunIdentity:
     """Settings and facts of a run by which it is recognised. All values fit into JSON.
 
-    `openrlhf.run.run_identity` gathers it; a script that has no configuration knows the model's shape alone.
+    `openrlhf.trainer.run_identity` gathers it; a script that has no configuration knows the model's shape alone.
 
     Attributes:
         must_match, kept, taken: values of settings by flag, each under the rule that the setting was declared with
@@ -127,6 +130,11 @@ def read_identity(checkpoint: Path) -> RunIdentity:
         return RunIdentity.from_dict(values)
     state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
     return RunIdentity.from_dict(values, state["client_state"].get("recipe"))
+
+
+def model_shape(module: nn.Module) -> str:
+    """The fingerprint of a module's parameters, the same where ranks hold parts of them."""
+    return model_shape_fingerprint((name, whole_shape(p)) for name, p in module.named_parameters())
 
 
 def model_shape_fingerprint(named_shapes: Iterable[tuple[str, Iterable[int]]]) -> str:

@@ -1,4 +1,4 @@
-"""How far a run has come: stored, never worked out again by division."""
+"""The progress of a run: stored, never worked out again by division."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,7 @@ from openrlhf.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands after an optimizer step.
+    """The progress of a run after an optimizer step.
 
     `consumed_samples` counts over the whole run, all epochs; so do the tokens.
     """

@@ -53,16 +53,9 @@ class TrainingState:
 
     optimizer_states: OptimizerStates
     random_states: RandomStates
-    common: "CommonState | None"  # on rank 0 alone
-
-
-@dataclass
-class CommonState:
-    """The part that is the same on all ranks; rank 0 writes it."""
-
-    buffers: dict[str, Tensor]
-    values: dict[str, Any]
-    progress: TrainingProgress
+    # The same on all ranks, and written by rank 0 alone; None and empty on the others.
+    buffers: dict[str, Tensor] | None
+    json_files: dict[str, str]  # name to content
 
 
 @dataclass(frozen=True)
@@ -94,11 +87,13 @@ def copy_training_state(
         client_state: the caller's own, of JSON values.
         scheduler: if the engine does not hold it.
     """
-    common = None
+    buffers, json_files = None, {}
     if rank == 0:
+        buffers = _copy_buffers(engine.module)
         values = _values_of(engine, num_ranks, scheduler or engine.lr_scheduler, client_state or {})
-        common = CommonState(_copy_buffers(engine.module), values, progress)
-    return TrainingState(copy_optimizer_states(engine, buffer), capture_random_states(), common)
+        values_text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        json_files = {_STATE_NAME: values_text, _PROGRESS_NAME: progress.to_json()}
+    return TrainingState(copy_optimizer_states(engine, buffer), capture_random_states(), buffers, json_files)
 
 
 def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[FileRecord]:
@@ -113,14 +108,13 @@ def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[
         )
     ]
     fault_point("save.tensors_flushed")
-    records.append(write_random_states(folder / _RANDOM_NAME.format(rank), state.random_states))
+    records.append(write_tensors(folder / _RANDOM_NAME.format(rank), *state.random_states))
     fault_point("save.random_states_written")
-    if state.common is not None:
-        values = json.dumps(state.common.values, indent=2, ensure_ascii=False) + "\n"
-        for name, text in ((_STATE_NAME, values), (_PROGRESS_NAME, state.common.progress.to_json())):
-            write_flushed(folder / name, text)
-            records.append(record_of(folder / name, folder))
-        records.append(write_tensors(folder / _BUFFERS_NAME, state.common.buffers))
+    for name, text in state.json_files.items():
+        write_flushed(folder / name, text)
+        records.append(record_of(folder / name, folder))
+    if state.buffers is not None:
+        records.append(write_tensors(folder / _BUFFERS_NAME, state.buffers))
     return records
 
 
@@ -146,7 +140,7 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """How far the run had come at a checkpoint, without an engine."""
+    """The progress of the run at a checkpoint; needs no engine."""
     return TrainingProgress.from_json((folder / _PROGRESS_NAME).read_text(encoding="utf-8"))
 
 
@@ -235,13 +229,8 @@ def restore_random_states(states: RandomStates) -> None:
         torch.cuda.set_rng_state(tensors["torch_cuda"])
 
 
-def write_random_states(path: Path, states: RandomStates) -> FileRecord:
-    """Write and flush."""
-    return write_tensors(path, *states)
-
-
 def read_random_states(path: Path) -> RandomStates:
-    """Inverse of `write_random_states`."""
+    """From a file written by `write_tensors(path, *states)`."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from openrlhf.build_folder import keep_builds_apart
 from openrlhf.engine.operators import compile_for_communication
-from openrlhf.watchdog.joining import joining_ranks
+from openrlhf.watchdog.connections import joining_ranks
 
 _SECONDS_BETWEEN_LOOKS = 0.02
 

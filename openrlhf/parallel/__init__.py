@@ -1,1 +1,1 @@
-"""Who talks to whom: process groups named by their job, collectives, the shares of a ring. Needs torch alone."""
+"""Process groups named by their job, collectives, the shares of a ring. Needs torch alone."""

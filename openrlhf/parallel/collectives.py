@@ -31,7 +31,7 @@ def max_over(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def any_rank(condition: bool, group: ProcessGroup | None) -> bool:
-    """Whether `condition` holds on any rank of `group` (a gloo group: the flag lives on the CPU)."""
+    """True where `condition` holds on any rank of `group` (a gloo group: the flag lives on the CPU)."""
     return bool(max_over(torch.tensor(int(condition)), group))
 
 

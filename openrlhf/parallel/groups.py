@@ -20,6 +20,8 @@ from torch.distributed import ProcessGroup
 
 @dataclass(frozen=True)
 class ProcessGroups:
+    """The place of this rank in each kind of group, the sizes of the groups, and the groups; None: this rank alone."""
+
     rank: int
     world_size: int
     data_rank: int
@@ -28,7 +30,7 @@ class ProcessGroups:
     sequence_size: int
     tensor_rank: int
     tensor_size: int
-    data: ProcessGroup | None  # None: this rank alone
+    data: ProcessGroup | None
     sequence: ProcessGroup | None
     tensor: ProcessGroup | None
     loss: ProcessGroup | None
@@ -36,6 +38,7 @@ class ProcessGroups:
 
     @property
     def loss_size(self) -> int:
+        """Number of ranks whose partial sums add up."""
         return self.data_size * self.sequence_size
 
 
@@ -75,7 +78,7 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
 
 
 def _mine(rank_lists: list[list[int]], rank: int) -> ProcessGroup | None:
-    """Makes all the groups (a collective call); the one that holds `rank`, None where each holds one rank."""
+    """Makes all the groups (a collective call). Returns the one that holds `rank`; None where each holds one rank."""
     if len(rank_lists[0]) == 1:
         return None
     groups = [(ranks, dist.new_group(ranks)) for ranks in rank_lists]

@@ -1,4 +1,4 @@
-"""How the tokens of a pack are shared by the ranks of a sequence group: pure functions of lengths.
+"""Shares of a pack's tokens that the ranks of a sequence group hold: pure functions of lengths.
 
 Every sample is shared by itself, in a zigzag: it is cut in 2N chunks (N ranks), and rank r holds chunks r and
 2N-1-r. Causal attention costs more the later a token stands, so each rank gets an early and a late chunk and all ranks

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
 from openrlhf.checkpoint.export import export_model
-from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, TrainConfig, as_namespace
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon
-from openrlhf.checkpoint.identity import model_shape_fingerprint
 from openrlhf.engine.schedules import build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
@@ -25,7 +24,7 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import seed_everything
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
-from openrlhf.watchdog.joining import joining_ranks
+from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
 _CFG_OF_OPTIMIZER = ("lr", "betas", "eps", "weight_decay")

@@ -1,1 +1,1 @@
-"""Ranks that watch each other: connections, heartbeats, and the verdict which rank is lost."""
+"""Ranks that watch each other: heartbeats over connections of their own, and the failure detector."""

@@ -1,6 +1,7 @@
 """Short JSON messages between the processes of a job, over TCP connections of their own: no collective, no thread.
 
-Rank 0 is connected with every other rank. Nobody waits for anybody: what does not fit into a socket's buffer is lost.
+Rank 0 is connected with every other rank. A sender never waits: a message that does not fit into a socket's buffer is
+lost.
 """
 
 from __future__ import annotations
@@ -11,22 +12,45 @@ import json
 import secrets
 import selectors
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed import ProcessGroup
 
+from openrlhf.exit_codes import RankLost
 from openrlhf.parallel.collectives import gather_objects
 
 SECONDS_TO_CONNECT = 30.0
 _TOKEN_BYTES = 16
 
+Message = dict[str, Any]
 
-class PeerLines:
+
+@contextmanager
+def joining_ranks(world_size: int) -> Iterator[None]:
+    """Around code that connects this rank with the others, before the watchdog runs.
+
+    Raises RankLost in place of errors of networks and collectives (torch's are RuntimeErrors), if there are others.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if world_size == 1:
+            raise
+        raise RankLost(
+            "A rank has left, or cannot be reached, and not all ranks had joined yet. Look for what the other ranks "
+            f"said, and start the run again. Here the connection failed with: {error}"
+        ) from error
+
+
+class PeerConnections:
     """The open connections of this process, by the rank at the other end."""
 
     def __init__(self, sockets: dict[int, socket.socket]):
-        self._selector = selectors.DefaultSelector()
+        self._sockets = dict(sockets)
         self._unread = dict.fromkeys(sockets, b"")
+        self._selector = selectors.DefaultSelector()
         for rank, connection in sockets.items():
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ, rank)
@@ -34,33 +58,36 @@ class PeerLines:
     @property
     def ranks(self) -> list[int]:
         """The ranks at the other ends."""
-        return [key.data for key in self._selector.get_map().values()]
+        return list(self._sockets)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """To every peer. One that is gone is noticed by `receive`; one that does not read loses lines."""
+    def send(self, message: Message) -> None:
+        """To every peer. `receive` notices a peer that is gone; a peer that does not read loses messages."""
         line = json.dumps(message).encode() + b"\n"
-        for key in list(self._selector.get_map().values()):
+        for connection in list(self._sockets.values()):  # a copy: another thread may be in `receive`
             with contextlib.suppress(OSError):
-                key.fileobj.send(line)  # type: ignore[union-attr]
+                connection.send(line)
 
-    def receive(self, seconds: float) -> tuple[list[tuple[int, dict[str, Any]]], list[int]]:
-        """Waits until something comes, at most that long: (messages by rank, ranks whose connection has ended)."""
-        messages: list[tuple[int, dict[str, Any]]] = []
+    def receive(self, seconds: float) -> tuple[list[tuple[int, Message]], list[int]]:
+        """Waits at most `seconds` until something comes.
+
+        Returns: messages, each with the rank that sent it; ranks whose connection has ended.
+        """
+        messages: list[tuple[int, Message]] = []
         ended = []
         for key, _ in self._selector.select(seconds):
-            connection, rank = key.fileobj, key.data
-            data = _read(connection)  # type: ignore[arg-type]
+            rank = key.data
+            data = _read(self._sockets[rank])
             *lines, self._unread[rank] = (self._unread[rank] + data).split(b"\n")
             messages += [(rank, message) for line in lines if (message := _parsed(line))]
             if not data:
                 ended.append(rank)
-                self._selector.unregister(connection)
-                connection.close()  # type: ignore[union-attr]
+                self._selector.unregister(key.fileobj)
+                self._sockets.pop(rank).close()
         return messages, ended
 
     def close(self) -> None:
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
+        for connection in self._sockets.values():
+            connection.close()
         self._selector.close()
 
 
@@ -71,7 +98,7 @@ def _read(connection: socket.socket) -> bytes:
         return b""
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> Message | None:
     """None for a line that was cut because the peer's buffer was full."""
     try:
         return json.loads(line)
@@ -79,26 +106,28 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def connect_peers(rank: int, world_size: int, control: ProcessGroup | None, master_address: str) -> PeerLines:
+def connect_peers(rank: int, world_size: int, control: ProcessGroup | None, master_address: str) -> PeerConnections:
     """Connects rank 0 with every other rank; all ranks call. Raises OSError where a connection cannot be made.
 
     Args:
+        control: a group of all ranks; rank 0 tells its port and a secret over it.
         master_address: where the others reach the machine of rank 0.
     """
     if world_size == 1:
-        return PeerLines({})
+        return PeerConnections({})
     server = socket.create_server(("", 0), backlog=world_size) if rank == 0 else None
     mine = (server.getsockname()[1], secrets.token_hex(_TOKEN_BYTES)) if server else None
     port, token = gather_objects(mine, control)[0]
     if server is None:
         connection = socket.create_connection((master_address, port), timeout=SECONDS_TO_CONNECT)
         connection.sendall(f"{token}{rank:08d}".encode())
-        return PeerLines({0: connection})
+        return PeerConnections({0: connection})
     with server:
-        return PeerLines(_accept(server, world_size, token))
+        return PeerConnections(_accept(server, world_size, token))
 
 
 def _accept(server: socket.socket, world_size: int, token: str) -> dict[int, socket.socket]:
+    """Connections of all other ranks. One that does not begin with the secret is a stranger's, and is closed."""
     server.settimeout(SECONDS_TO_CONNECT)
     sockets: dict[int, socket.socket] = {}
     while len(sockets) < world_size - 1:

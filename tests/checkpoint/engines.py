@@ -178,7 +178,7 @@ def train_on_unbroken(stage: int, dtype: str, folder: str, with_dropout: bool) -
 
 
 def error_of_loading_a_wider_model(stage: int, folder: str) -> str:
-    """What loading into a model of another shape says."""
+    """The message of loading into a model of another shape."""
     from openrlhf.errors import UserError
 
     try:

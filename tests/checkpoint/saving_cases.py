@@ -1,4 +1,4 @@
-"""What the ranks do in test_checkpointer.py."""
+"""Functions that the ranks run in test_checkpointer.py."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def error_of_resuming_with_another_seed(root: str) -> str:
 
 
 def train_and_export(stage: int, kind: str, folder: str) -> bool:
-    """Whether plain transformers computes with the exported model what the engine computes."""
+    """True where plain transformers computes the same with the exported model as the engine."""
     from transformers import AutoModelForCausalLM
 
     from openrlhf.checkpoint.export import export_model

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from openrlhf.checkpoint.background import BackgroundJob, PendingSave, RankReport, collect_reports
+from openrlhf.checkpoint.background import PendingSave, RankReport, collect_reports, in_background, problem_of
 from openrlhf.checkpoint.checkpointer import Checkpointer
 from openrlhf.checkpoint.manifest import FileRecord
 from openrlhf.checkpoint.store import CheckpointStore
@@ -19,8 +19,8 @@ def fail():
 
 
 def test_an_error_in_the_thread_reaches_the_thread_that_waits():
-    assert BackgroundJob(fail, "job").wait() == (None, "OSError: the disk is full")
-    assert BackgroundJob(lambda: 3, "job").wait() == (3, None)
+    assert problem_of(in_background(fail, "job")) == "OSError: the disk is full"
+    assert problem_of(in_background(lambda: 3, "job")) is None
 
 
 def test_records_of_all_ranks_are_collected_and_no_report_stays(tmp_path):
@@ -38,12 +38,19 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
 
 
 def test_the_problem_of_a_rank_ends_the_save_and_removes_the_folder(tmp_path):
-    discarded = []
-    RankReport([], "no space").write(tmp_path, 1)
-    save = PendingSave(tmp_path, 0, 2, lambda: RECORDS, lambda records: [], lambda: discarded.append(True), 10.0)
-    assert save.wait_for_own_files() is None
+    store = CheckpointStore(tmp_path)
+    staging = store.begin(1, size_bytes=1)
+    RankReport([], "no space").write(staging, 1)
+
+    def write_for_long():
+        while staging.exists():
+            time.sleep(0.01)
+        return RECORDS
+
+    save = PendingSave(store, staging, 0, 2, write_for_long, store.put_in_place, timeout_seconds=10.0)
     assert save.wait_for_end() == ([], "OSError: rank 1: no space")
-    assert discarded == [True]
+    assert "FileNotFoundError" in save.wait_for_own_files()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rank_that_fails_without_a_report_is_not_waited_for(tmp_path, monkeypatch):
@@ -51,9 +58,7 @@ def test_a_rank_that_fails_without_a_report_is_not_waited_for(tmp_path, monkeypa
     staging = store.begin(1, size_bytes=1)
     checkpointer = Checkpointer(store)
     monkeypatch.setattr(RankReport, "write", lambda *_: None)
-    checkpointer._pending = PendingSave(
-        staging, 0, 2, fail, lambda records: [], lambda: store.discard(staging), timeout_seconds=5.0
-    )
+    checkpointer._pending = PendingSave(store, staging, 0, 2, fail, store.put_in_place, timeout_seconds=5.0)
     start = time.monotonic()
     report = checkpointer.wait()
     assert time.monotonic() - start < 2.0

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from openrlhf.checkpoint.background import BackgroundJob
+from openrlhf.checkpoint.background import in_background
 from openrlhf.checkpoint.host_buffer import HostBuffer
 
 TENSORS = [
@@ -58,7 +58,5 @@ def test_a_background_job_has_low_priority_and_training_has_not():
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = niceness()
-    of_job, problem = BackgroundJob(niceness, "job").wait()
-    assert problem is None
-    assert of_job > before
+    assert in_background(niceness, "job").result() > before
     assert niceness() == before

@@ -22,7 +22,7 @@ IDENTITY = RunIdentity({"train.seed": 42}, data_fingerprint="d", num_samples=100
 
 
 class OneRankEngine(SimpleNamespace):
-    """What a DeepSpeed engine of stage 0 in float32 offers, without the seconds of importing DeepSpeed."""
+    """The interface of a DeepSpeed engine of stage 0 in float32, without the seconds of importing DeepSpeed."""
 
     def __init__(self, value: float) -> None:
         module = torch.nn.Linear(40, 10)
@@ -117,6 +117,16 @@ def test_a_disk_full_at_any_point_is_reported_and_the_next_save_works(point: str
 
     nth = 2 if point in ("save.best_renamed", "save.latest_aside", "save.latest_renamed") else 1
     assert _in_child(work, f"{point}:{nth}:disk_full") == 0
+
+
+def test_a_client_state_that_json_cannot_hold_is_reported(tmp_path: Path) -> None:
+    def work() -> None:
+        checkpointer = Checkpointer(CheckpointStore(tmp_path), in_background=False)
+        progress = TrainingProgress(optimizer_step=1)
+        report = checkpointer.save(OneRankEngine(1), progress, IDENTITY, client_state={"names": {"a", "b"}})
+        _expect(len(report.problems) == 1 and "not JSON serializable" in report.problems[0])
+
+    assert _in_child(work) == 0
 
 
 def test_every_file_with_a_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -36,6 +36,6 @@ def test_the_newer_is_in_place_before_the_older_goes(saved_under_watch: list) ->
 
 
 def _save(store: CheckpointStore, step: int) -> None:
-    aside = store.begin(step, size_bytes=10)
-    (aside / "weights").write_text("weights")
-    store.put_in_place(aside)
+    staging = store.begin(step, size_bytes=10)
+    (staging / "weights").write_text("weights")
+    store.put_in_place(staging)

@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from openrlhf.checkpoint.progress import TrainingProgress
-from openrlhf.checkpoint.training_state import (
-    capture_random_states,
-    read_random_states,
-    restore_random_states,
-    write_random_states,
-)
+from openrlhf.checkpoint.tensor_file import write_tensors
+from openrlhf.checkpoint.training_state import capture_random_states, read_random_states, restore_random_states
 from openrlhf.errors import UserError
 
 
@@ -30,7 +26,7 @@ def test_progress_of_another_version_is_said() -> None:
 def test_random_streams_go_on_where_they_were(tmp_path: Path) -> None:
     random.gauss(0, 1)  # leaves a second value waiting, which belongs to the state
     numpy.random.randn()  # noqa: NPY002 - the global generator is what is saved
-    write_random_states(tmp_path / "random", capture_random_states())
+    write_tensors(tmp_path / "random", *capture_random_states())
     before = _draw()
     restore_random_states(read_random_states(tmp_path / "random"))
     assert _draw() == before

@@ -10,9 +10,9 @@ from openrlhf.checkpoint.store import EXPORT_SUFFIX, BestCheckpoint, CheckpointS
 
 
 def _save(store: CheckpointStore, step: int, eval_loss: float | None = None, text: str = "weights") -> Path:
-    aside = store.begin(step, size_bytes=10)
-    (aside / "weights").write_text(text)
-    path, problems = store.put_in_place(aside, eval_loss=eval_loss)
+    staging = store.begin(step, size_bytes=10)
+    (staging / "weights").write_text(text)
+    path, problems = store.put_in_place(staging, eval_loss=eval_loss)
     assert problems == []
     return path
 
@@ -184,8 +184,8 @@ def test_a_broken_best_file_counts_as_none(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
     store = CheckpointStore(tmp_path, max_num=1)
     for step, eval_loss in ((1, 0.5), (2, float("nan")), (3, 0.9)):
-        aside = store.begin(step, size_bytes=1)
-        (aside / "weights").write_text(str(step))
-        store.put_in_place(aside, eval_loss=eval_loss)
+        staging = store.begin(step, size_bytes=1)
+        (staging / "weights").write_text(str(step))
+        store.put_in_place(staging, eval_loss=eval_loss)
     assert store.best().name == "global_step1"
     assert (tmp_path / "global_step1").is_dir()

@@ -1,4 +1,4 @@
-"""What the runs train on, how they are laid out, and what an unbroken run leaves."""
+"""Data and layouts of the runs, and the results of an unbroken run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WALL_CLOCK = ("tokens_per_second", "step_seconds")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is laid out over ranks."""
+    """The layout of a run over ranks."""
 
     num_ranks: int
     zero_stage: int
@@ -38,7 +38,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a complete run leaves."""
+    """The results of a complete run."""
 
     records: list[dict[str, Any]]  # of metrics.jsonl, without the wall clock
     weights: dict[str, torch.Tensor]

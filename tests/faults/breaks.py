@@ -53,7 +53,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Break:
-    """What is done to one launch.
+    """The things done to one launch.
 
     fault_point: asked of `rank` by the environment ("" for none).
     ranks_killed: SIGKILL to these at `moment`.

@@ -27,7 +27,7 @@ _KILLED = -9
 
 @dataclass
 class Account:
-    """What was done to a run, and what was wrong with what came of it."""
+    """The faults of a run, counted, and the problems of its results."""
 
     name: str
     num_launches: int = 0
@@ -77,7 +77,7 @@ class BrokenRun:
     # --- a launch --------------------------------------------------------------------------------------------------
 
     def _launch(self, make) -> bool:
-        """Whether the run is complete now."""
+        """True where the run is complete now."""
         account, layout = self.account, self._rng.choice(self._layouts)
         fault = make(self._rng, layout.num_ranks) if make else None
         damaged = self._damage_newest() if fault and self._rng.random() < 0.15 else None
@@ -132,7 +132,7 @@ class BrokenRun:
         return None
 
     def _check_disk(self, allow_loss: bool) -> None:
-        """What the next launch will find, by the means by which it looks."""
+        """Checks what the next launch will find, by the means by which it looks."""
         store = CheckpointStore(self._store.root)
         store.clean_leftovers()  # brings back what was moved, to be replaced by its like, when the kill came
         path, _ = store.newest_whole()

@@ -80,7 +80,7 @@ def run_campaign(folder: Path, num_faults: int, seed: int, num_at_a_time: int = 
 
 
 def _broken_run(bench: Bench, folder: Path, seed: int, number: int) -> tuple[Account, Path, random.Random]:
-    """What came of it, where it is, and the random stream that made its faults."""
+    """A run's account, its folder, and the random stream that made its faults."""
     layouts = (*SAME_LAYOUT, *BY_TURNS)[number % len(SAME_LAYOUT + BY_TURNS)]
     out, rng = folder / f"run{number:04d}", random.Random(f"{seed} {number}")
     return BrokenRun(bench, layouts, out, rng).run(FAULTS_A_RUN, FAULTS_AT_THE_END_OF_A_RUN), out, rng

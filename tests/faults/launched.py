@@ -69,7 +69,7 @@ class Launched:
         return found
 
     def have_ranks_left(self, seconds: float) -> bool:
-        """Whether all ranks end within that long."""
+        """True where all ranks end within that long."""
         deadline = time.monotonic() + seconds
         while self.ranks() and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_LOOKS)

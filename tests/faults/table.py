@@ -1,4 +1,4 @@
-"""What a campaign did and what came of it, for people and as data."""
+"""The faults of a campaign and their results, for people and as data."""
 
 from __future__ import annotations
 

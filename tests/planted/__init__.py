@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.planted import attention, batching, checkpoint, config, datasets, engine, models, tracking, trainer
+from tests.planted import attention, batching, checkpoint, config, datasets, engine, models, tracking, trainer, watchdog
 from tests.planted.bug import Bug
 
-ROOMS = (batching, datasets, models, attention, engine, trainer, checkpoint, tracking, config)
+ROOMS = (batching, datasets, models, attention, engine, trainer, checkpoint, watchdog, tracking, config)
 
 
 def bugs_of_rooms() -> list[Bug]:

@@ -9,7 +9,7 @@ import pytest
 from openrlhf.cli.entry import run_command
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_RANK_LOST, RankLost
-from openrlhf.watchdog.joining import joining_ranks
+from openrlhf.watchdog.connections import joining_ranks
 
 
 def fail_to_join(error: Exception, world_size: int = 2) -> None:

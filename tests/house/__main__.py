@@ -20,6 +20,8 @@ from tests.house.way import LEAVES, WAY
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.write:
+        table.write_table()
     print(table.table())
     _print_list("rules broken", rules_broken())
     if arguments.list:
@@ -29,8 +31,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, RankPool(1) as ranks:
             (traced,) = ranks.run(files_of_one_step, Path(folder))
         _print_list("one step runs through", [f"{file}  ({_kind(file)})" for file in sorted(traced)])
-    if arguments.write:
-        table.write_table()
 
 
 def rules_broken() -> list[str]:

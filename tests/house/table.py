@@ -23,21 +23,13 @@ def table() -> str:
 
 def _counted() -> list[tuple[str, str]]:
     """(measure, its figure)."""
+    longest, num_long = measures.longest_function(), len(measures.long_functions())
     return [
-        (
-            "files / lines to follow one optimizer step from `train_sft` (`tests/house/way.py`)",
-            _pair(measures.way_of_a_step()),
-        ),
-        (
-            "files / lines that the step runs through besides: leaves whose name says what they do",
-            _pair(measures.leaves_of_a_step()),
-        ),
-        ("code lines of the package: no comments, docstrings, blanks", f"{measures.code_lines():,}"),
+        ("files / lines to follow one optimizer step from `train_sft`", _pair(measures.way_of_a_step())),
+        ("files / lines that the step runs through besides, as leaves", _pair(measures.leaves_of_a_step())),
+        ("code lines: no comments, docstrings, blanks", f"{measures.code_lines():,}"),
         ("modules with exactly one importer", f"{len(measures.modules_with_one_importer())}"),
-        (
-            f"longest function / functions over {measures.LONGEST_FUNCTION} lines",
-            f"{measures.longest_function()} / {len(measures.long_functions())}",
-        ),
+        (f"longest function / functions over {measures.LONGEST_FUNCTION} lines", f"{longest} / {num_long}"),
         (f"files of code over {measures.LONGEST_FILE} lines", f"{len(measures.long_files())}"),
         ("places outside `engine/` that patch or read the insides of another library", _places()),
         ("uses of `Any`", f"{measures.num_any()}"),

@@ -130,12 +130,25 @@ def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--data.multiturn means --data.targets all_turns, but --data.targets {data.targets} is given."
 
 
+def input_template_problems(template: str) -> Iterator[str]:
+    """A template that `str.format` cannot fill with one text, or that leaves it out."""
+    try:
+        filled = template.format("\x00")
+    except (IndexError, KeyError, ValueError) as error:
+        yield (
+            f"--data.input_template {template!r} cannot be filled ({type(error).__name__}: {error}): "
+            "it must hold the place of the input, {}, once; write other braces twice, as {{ and }}."
+        )
+        return
+    if "\x00" not in filled:
+        yield f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'."
+
+
 def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
     template = config.data.input_template
     if template is None:
         return
-    if template.count("{}") != 1:
-        yield (f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'.")
+    yield from input_template_problems(template)
     if "\\n" in template:
         yield (
             f"--data.input_template {template!r} holds a backslash and an n, not a line break; "

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.cli import inspect_data
-from openrlhf.datasets.settings import DataSettings
+from openrlhf.config import DataConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
 from openrlhf.inspection.page import write_page
@@ -39,7 +39,7 @@ def rows(count: int) -> list[dict]:
 def dataset(tmp_path: Path) -> SFTDataset:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
-    return prepare_sft_dataset(str(path), TOKENIZER, DataSettings(), cache_dir=tmp_path / "cache")
+    return prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
 
 
 def batching(layout: FixedSize | TokenBudget, packed: bool = False) -> Batching:

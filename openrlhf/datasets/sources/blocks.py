@@ -15,12 +15,12 @@ MAX_ROWS = 512
 MAX_BYTES = 1 << 20
 
 
-class Block(Protocol):
+class SourceBlock(Protocol):
     """Some consecutive rows of one file."""
 
     @property
     def numbers(self) -> list[int]:
-        """Where each row is: its line in a text file, else its number, from 1."""
+        """The place of each row: its line in a text file, else its number, from 1."""
 
     def rows(self) -> Iterator[Row | BadRow]:
         """The rows, in the order of `numbers`; BadRow for one that cannot be read."""

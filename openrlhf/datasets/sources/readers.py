@@ -14,21 +14,21 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from openrlhf.config.data_suffixes import data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,
     MAX_ROWS,
     ArrowBlock,
-    Block,
     LineBlock,
     RowBlock,
+    SourceBlock,
     TextBlock,
     checked_row,
     without_nulls,
 )
 from openrlhf.errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
 WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
 
 
@@ -43,7 +43,7 @@ def open_binary(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Iterator[Block]:
+def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Iterator[SourceBlock]:
     """Blocks of the file's lines that are not blank."""
     numbers: list[int] = []
     lines: list[bytes] = []
@@ -63,15 +63,15 @@ def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Ite
         yield block_type(numbers, lines)
 
 
-def read_jsonl(path: Path) -> Iterator[Block]:
+def read_jsonl(path: Path) -> Iterator[SourceBlock]:
     return read_lines(path, LineBlock)
 
 
-def read_text(path: Path) -> Iterator[Block]:
+def read_text(path: Path) -> Iterator[SourceBlock]:
     return read_lines(path, TextBlock)
 
 
-def read_json(path: Path) -> Iterator[Block]:
+def read_json(path: Path) -> Iterator[SourceBlock]:
     """A list of rows, or an object that wraps one (`{"data": […]}`); an object a line is read as JSONL."""
     with open_binary(path) as file:
         begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
@@ -110,7 +110,7 @@ def _rows_of(path: Path, data: bytes) -> list[Any]:
     return rows
 
 
-def read_csv(path: Path) -> Iterator[Block]:
+def read_csv(path: Path) -> Iterator[SourceBlock]:
     """Rows of a CSV file with a header; a `.tsv` file has tabs between its columns."""
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
@@ -145,12 +145,12 @@ def _csv_row(row: dict) -> Row | BadRow:
     return row
 
 
-def read_parquet(path: Path) -> Iterator[Block]:
+def read_parquet(path: Path) -> Iterator[SourceBlock]:
     with parquet.ParquetFile(path) as file:
         yield from _arrow_blocks(file.iter_batches(batch_size=MAX_ROWS))
 
 
-def read_arrow(path: Path) -> Iterator[Block]:
+def read_arrow(path: Path) -> Iterator[SourceBlock]:
     """An Arrow file, or the stream that `datasets` writes under the same suffix."""
     with pa.memory_map(str(path)) as source:
         try:
@@ -161,7 +161,7 @@ def read_arrow(path: Path) -> Iterator[Block]:
         yield from _arrow_blocks(file.get_batch(index) for index in range(file.num_record_batches))
 
 
-def read_dataset(dataset: Any) -> Iterator[Block]:
+def read_dataset(dataset: Any) -> Iterator[SourceBlock]:
     """Rows of a `datasets.Dataset`."""
     plain = dataset.with_format(None)
     nested = {name for name, feature in dataset.features.items() if _is_struct(feature)}
@@ -182,12 +182,12 @@ def _is_struct(feature: Any) -> bool:
     return inner is not None and _is_struct(inner)
 
 
-def read_objects(rows: Any) -> Iterator[Block]:
+def read_objects(rows: Any) -> Iterator[SourceBlock]:
     """Rows of any sequence of dicts."""
     yield from _in_blocks(checked_row(row) for row in rows)
 
 
-def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Block]:
+def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
     number = 1
     for batch in batches:
         for start in range(0, batch.num_rows, MAX_ROWS):
@@ -196,7 +196,7 @@ def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Block]:
             number += part.num_rows
 
 
-def _in_blocks(rows: Iterator[Row | BadRow], numbers: list[int] | None = None) -> Iterator[Block]:
+def _in_blocks(rows: Iterator[Row | BadRow], numbers: list[int] | None = None) -> Iterator[SourceBlock]:
     """Blocks of rows; `numbers` grows as the rows are read, None: they are counted."""
     values: list[Row | BadRow] = []
     num_before = 0
@@ -217,19 +217,17 @@ def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[
     return taken
 
 
-READERS: dict[str, Callable[[Path], Iterator[Block]]] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".txt": read_text,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
+READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "text": read_text,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
 }
 
 
-def reader_for(path: Path) -> Callable[[Path], Iterator[Block]] | None:
+def reader_for(path: Path) -> Callable[[Path], Iterator[SourceBlock]] | None:
     """The reader for a file's suffix; None if there is none."""
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
-    return READERS.get(suffix.lower())
+    kind = data_file_kind(path)
+    return None if kind is None else READERS[kind]

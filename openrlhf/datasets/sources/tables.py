@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from openrlhf.datasets.samples import Row
-from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.blocks import SourceBlock
 from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader_for
 from openrlhf.errors import UserError
 
@@ -25,16 +25,16 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call the table."""
+        """The table's name in messages."""
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         """All rows, in order. Raises UserError if the table cannot be read."""
 
     def content_hash(self, known: dict[str, str]) -> str:
-        """Hash of what it holds. `known`: hashes by file state; new ones are added."""
+        """Hash of its content. `known`: hashes by file state; new ones are added."""
 
     def row_name(self, number: int) -> str:
-        """What messages call a row."""
+        """A row's name in messages."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FileTable:
     def name(self) -> str:
         return str(self.path)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         reader = reader_for(self.path)
         assert reader is not None, self.path
         before = self._state()
@@ -87,7 +87,7 @@ class DatasetTable:
     name: str
     dataset: Any
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         return read_dataset(self.dataset)
 
     def content_hash(self, known: dict[str, str]) -> str:
@@ -108,7 +108,7 @@ class ListTable:
     name: str
     rows: Any
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         return read_objects(self.rows)
 
     def content_hash(self, known: dict[str, str]) -> str:

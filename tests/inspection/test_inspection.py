@@ -147,3 +147,22 @@ def test_the_command_takes_the_flags_of_training(tmp_path: Path, capsys):
 def test_the_command_refuses_a_count_that_is_none(tmp_path: Path):
     with pytest.raises(UserError, match="--show 'many'"):
         inspect_data.main([*flags(tmp_path), "--show", "many"])
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_weights_can_be_told_in_the_terminal(tmp_path: Path, colours: bool):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "weight": 0.5}]
+    path = tmp_path / "weighted.jsonl"
+    path.write_text(json.dumps({"messages": messages, "weight": 0.2}) + "\n")
+    found = prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None)
+    statistics = statistics_of(found, Batching(1, FixedSize(1), False, num_data_ranks=1, seed=1, max_epochs=1))
+    show(console, found, TOKENIZER, statistics, num_rows=1)
+    assert "targets · weight 0.2" in out.getvalue()
+    assert ("×0.1" if colours else "⟦Ho<|im_end|>⟧×0.1") in out.getvalue()
+    assert "weighted other than 1" in out.getvalue()
+    page = tmp_path / "report.html"
+    write_page(page, found, TOKENIZER, statistics)
+    assert '"weight":0.2,' in page.read_text()
+    assert ",0.1,0]" in page.read_text()

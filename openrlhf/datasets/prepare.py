@@ -165,13 +165,11 @@ class _Preparation:
 
     def _check_one_format(self, names: list[str]) -> None:
         """The files of one source are of one shape."""
-        for number, source in enumerate(self.sources):
-            mine = [index for index, of in enumerate(self.source_of) if of == number]
-            other = next((index for index in mine if names[index] != names[mine[0]]), None)
-            if other is not None:
-                raise UserError(
-                    _mixed_shapes(source, self.tables[mine[0]], names[mine[0]], self.tables[other], names[other])
-                )
+        firsts: dict[int, tuple[Table, str]] = {}
+        for number, table, name in zip(self.source_of, self.tables, names, strict=True):
+            first, first_name = firsts.setdefault(number, (table, name))
+            if name != first_name:
+                raise UserError(_mixed_shapes(self.sources[number], first, first_name, table, name))
 
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
@@ -255,7 +253,7 @@ def _blocks(source: Source) -> Iterator[SourceBlock]:
 
 
 def _flags(rows: np.ndarray, start: int, size: int) -> list[bool]:
-    """Which of the rows `start` to `start + size` are among the chosen ones (sorted)."""
+    """For each row from `start` to `start + size`: whether it is among the chosen ones (sorted)."""
     first, last = np.searchsorted(rows, [start, start + size])
     flags = np.zeros(size, dtype=bool)
     flags[rows[first:last] - start] = True

@@ -97,13 +97,9 @@ def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_proce
 
 
 def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_workers: int) -> Iterator[BlockResult]:
-    first = next(tasks, None)
-    if first is None:
-        return
     ahead: deque[Future[BlockResult]] = deque()
     with _pool(num_workers, encode) as pool:
         try:
-            ahead.append(pool.submit(_encode_in_worker, first))
             for task in tasks:
                 ahead.append(pool.submit(_encode_in_worker, task))
                 if len(ahead) > 2 * num_workers:

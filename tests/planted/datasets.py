@@ -88,9 +88,9 @@ BUGS = [
     Bug(
         "untrained_messages_are_trained",
         "messages marked with train: false are trained",
-        _TURNS,
-        "chosen = [index for index in chosen if conversation.weights[index] > 0]",
-        "chosen = [index for index in chosen if index >= 0]",
+        "datasets/formats/chat.py",
+        'return 0.0 if raw.get("train") is False else weight',
+        "return weight",
         (f"{_FORMATS}::test_messages_marked_as_untrained_are_context_only",),
     ),
     Bug(

@@ -71,7 +71,7 @@ def _local_tables(path: Path, split: str) -> list[Table]:
     ]
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
-    return [FileTable(file) for file in _of_split(files, path, split)]
+    return [FileTable(str(file)) for file in _of_split(files, path, split)]
 
 
 def _file_table(path: Path) -> Table:
@@ -79,7 +79,7 @@ def _file_table(path: Path) -> Table:
         raise UserError(
             f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
         )
-    return FileTable(path)
+    return FileTable(str(path))
 
 
 def _saved_table(path: Path, split: str) -> Table:

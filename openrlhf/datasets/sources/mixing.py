@@ -35,7 +35,8 @@ def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | 
 
 
 def rows_to_take(num_rows: list[int], shares: list[Fraction]) -> list[int]:
-    """How many rows each source gives."""
+    """The number of rows that each source gives: the largest mix in these shares that repeats no row."""
+    # The source that runs out first limits the mix. Rows left by rounding down go to the largest remainders.
     total = min(math.floor(count / share) for count, share in zip(num_rows, shares, strict=True))
     exact = [share * total for share in shares]
     taken = [math.floor(share) for share in exact]
@@ -46,6 +47,6 @@ def rows_to_take(num_rows: list[int], shares: list[Fraction]) -> list[int]:
 
 
 def chosen_rows(num_rows: int, num_taken: int, seed: int, source_number: int) -> np.ndarray:
-    """Which rows (counted from 0) a source gives, in the order in which they stand in it, `(num_taken,)` int64."""
+    """The rows (counted from 0) that a source gives, in its own order, `(num_taken,)` int64."""
     generator = np.random.Generator(np.random.Philox(key=[seed, source_number]))
     return np.sort(generator.permutation(num_rows)[:num_taken])

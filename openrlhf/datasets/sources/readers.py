@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from openrlhf.datasets.sources.blocks import (
     LineBlock,
     RowBlock,
     SourceBlock,
-    TextBlock,
     checked_row,
+    json_row,
+    text_row,
     without_nulls,
 )
 from openrlhf.errors import UserError
@@ -43,7 +45,7 @@ def open_binary(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Iterator[SourceBlock]:
+def read_lines(path: Path, read: Callable[[bytes], Row | BadRow]) -> Iterator[SourceBlock]:
     """Blocks of the file's lines that are not blank."""
     numbers: list[int] = []
     lines: list[bytes] = []
@@ -57,18 +59,18 @@ def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Ite
             lines.append(line)
             size_bytes += len(line)
             if len(lines) >= MAX_ROWS or size_bytes >= MAX_BYTES:
-                yield block_type(numbers, lines)
+                yield LineBlock(numbers, lines, read)
                 numbers, lines, size_bytes = [], [], 0
     if lines:
-        yield block_type(numbers, lines)
+        yield LineBlock(numbers, lines, read)
 
 
 def read_jsonl(path: Path) -> Iterator[SourceBlock]:
-    return read_lines(path, LineBlock)
+    return read_lines(path, json_row)
 
 
 def read_text(path: Path) -> Iterator[SourceBlock]:
-    return read_lines(path, TextBlock)
+    return read_lines(path, text_row)
 
 
 def read_json(path: Path) -> Iterator[SourceBlock]:
@@ -82,7 +84,7 @@ def read_json(path: Path) -> Iterator[SourceBlock]:
             return
         file.seek(0)
         rows = _rows_of(path, file.read())
-    yield from _in_blocks(checked_row(row) for row in rows)
+    yield from read_objects(rows)
 
 
 def _json_or_none(line: bytes) -> Any:
@@ -117,21 +119,15 @@ def read_csv(path: Path) -> Iterator[SourceBlock]:
     with open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
-        yield from _in_blocks(*_csv_rows(path, reader))
+        yield from _in_blocks(_csv_rows(path, reader))
 
 
-def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[Iterator[Row | BadRow], list[int]]:
-    numbers: list[int] = []
-
-    def rows() -> Iterator[Row | BadRow]:
-        try:
-            for row in reader:
-                numbers.append(reader.line_num)
-                yield _csv_row(row)
-        except csv.Error as error:
-            raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
-
-    return rows(), numbers
+def _csv_rows(path: Path, reader: csv.DictReader) -> Iterator[tuple[int, Row | BadRow]]:
+    try:
+        for row in reader:
+            yield reader.line_num, _csv_row(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
 
 
 def _csv_row(row: dict) -> Row | BadRow:
@@ -184,7 +180,7 @@ def _is_struct(feature: Any) -> bool:
 
 def read_objects(rows: Any) -> Iterator[SourceBlock]:
     """Rows of any sequence of dicts."""
-    yield from _in_blocks(checked_row(row) for row in rows)
+    return _in_blocks(enumerate(map(checked_row, rows), start=1))
 
 
 def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
@@ -196,25 +192,9 @@ def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
             number += part.num_rows
 
 
-def _in_blocks(rows: Iterator[Row | BadRow], numbers: list[int] | None = None) -> Iterator[SourceBlock]:
-    """Blocks of rows; `numbers` grows as the rows are read, None: they are counted."""
-    values: list[Row | BadRow] = []
-    num_before = 0
-    for row in rows:
-        values.append(row)
-        if len(values) >= MAX_ROWS:
-            yield RowBlock(_numbers(numbers, num_before, len(values)), values)
-            num_before, values = num_before + len(values), []
-    if values:
-        yield RowBlock(_numbers(numbers, num_before, len(values)), values)
-
-
-def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[int]:
-    if numbers is None:
-        return list(range(num_before + 1, num_before + 1 + num_rows))
-    taken = numbers[:]
-    numbers.clear()
-    return taken
+def _in_blocks(numbered_rows: Iterator[tuple[int, Row | BadRow]]) -> Iterator[SourceBlock]:
+    while block := list(itertools.islice(numbered_rows, MAX_ROWS)):
+        yield RowBlock([number for number, _ in block], [row for _, row in block])
 
 
 READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {

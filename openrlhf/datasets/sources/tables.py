@@ -6,10 +6,11 @@ import gzip
 import itertools
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -20,32 +21,32 @@ from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader
 from openrlhf.errors import UserError
 
 
-class Table(Protocol):
-    """Rows with one name."""
+@dataclass(frozen=True)
+class Table(ABC):
+    """Rows with one name, by which messages call them."""
 
-    @property
-    def name(self) -> str:
-        """The table's name in messages."""
+    name: str
 
+    @abstractmethod
     def blocks(self) -> Iterator[SourceBlock]:
         """All rows, in order. Raises UserError if the table cannot be read."""
 
+    @abstractmethod
     def content_hash(self, known: dict[str, str]) -> str:
         """Hash of its content. `known`: hashes by file state; new ones are added."""
 
     def row_name(self, number: int) -> str:
         """A row's name in messages."""
+        return f"{self.name}, row {number}"
 
 
 @dataclass(frozen=True)
-class FileTable:
-    """A file of rows."""
-
-    path: Path
+class FileTable(Table):
+    """A file of rows; its name is its path."""
 
     @property
-    def name(self) -> str:
-        return str(self.path)
+    def path(self) -> Path:
+        return Path(self.name)
 
     def blocks(self) -> Iterator[SourceBlock]:
         reader = reader_for(self.path)
@@ -81,10 +82,9 @@ class FileTable:
 
 
 @dataclass(frozen=True)
-class DatasetTable:
+class DatasetTable(Table):
     """A loaded `datasets.Dataset`."""
 
-    name: str
     dataset: Any
 
     def blocks(self) -> Iterator[SourceBlock]:
@@ -97,15 +97,11 @@ class DatasetTable:
                 digest.update(_column_bytes(column))
         return digest.hexdigest()
 
-    def row_name(self, number: int) -> str:
-        return f"{self.name}, row {number}"
-
 
 @dataclass(frozen=True)
-class ListTable:
+class ListTable(Table):
     """A sequence of dicts."""
 
-    name: str
     rows: Any
 
     def blocks(self) -> Iterator[SourceBlock]:
@@ -116,9 +112,6 @@ class ListTable:
         for row in self.rows:
             digest.update(json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
-
-    def row_name(self, number: int) -> str:
-        return f"{self.name}, row {number}"
 
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:

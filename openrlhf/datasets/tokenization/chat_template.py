@@ -72,7 +72,7 @@ class ChatRenderer:
     def render(self, messages: list[Message], tools: list[Any] | None) -> MarkedRender:
         """The conversation's text with its parts.
 
-        Raises BadRow if the template refuses the conversation, or if the marks changed what it renders.
+        Raises BadRow if the template refuses the conversation, or if the marks change its text.
         """
         messages = self._for_template(messages)
         try:

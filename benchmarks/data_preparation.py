@@ -50,19 +50,21 @@ def _in_own_process(size: int, num_processors: int) -> dict:
 
 def measure(num_rows: int, num_processors: int) -> dict:
     """Prepares `num_rows` conversations once cold and once from the cache."""
-    from openrlhf.datasets import DataSettings, prepare_sft_dataset
+    from openrlhf.config import DataConfig
+    from openrlhf.datasets import prepare_sft_dataset
     from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
-    tokenizer, settings = tiny_tokenizer(CHATML), DataSettings(multiturn=True)
+    tokenizer = tiny_tokenizer(CHATML)
     with tempfile.TemporaryDirectory() as folder:
         path = write_rows(Path(folder) / "rows.jsonl", num_rows)
+        data = DataConfig(
+            dataset=str(path), multiturn=True, num_processors=num_processors, cache_dir=str(Path(folder) / "cache")
+        )
         before_bytes = peak_bytes(resource.RUSAGE_SELF)
         seconds, cpu_seconds, cpu_before = [], 0.0, used_cpu_seconds()
         for _ in range(2):
             start = time.monotonic()
-            dataset = prepare_sft_dataset(
-                str(path), tokenizer, settings, num_processors=num_processors, cache_dir=Path(folder) / "cache"
-            )
+            dataset = prepare_sft_dataset(data, tokenizer)
             seconds.append(time.monotonic() - start)
             cpu_seconds = cpu_seconds or used_cpu_seconds() - cpu_before
         return {

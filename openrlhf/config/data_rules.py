@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Literal
 
-FileKind = Literal["json_lines", "json", "table", "text", "parquet", "arrow"]
+# `openrlhf.datasets.sources.readers` has a reader for each kind.
+FileKind = Literal["jsonl", "json", "csv", "text", "parquet", "arrow"]
 
-KIND_OF_SUFFIX: dict[str, FileKind] = {
-    ".jsonl": "json_lines",
-    ".ndjson": "json_lines",
+DATA_SUFFIXES: dict[str, FileKind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".json": "json",
-    ".csv": "table",
-    ".tsv": "table",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".txt": "text",
     ".parquet": "parquet",
     ".arrow": "arrow",
@@ -23,9 +24,16 @@ COMPRESSIONS = (".gz", ".zst")
 _MARK = "\x00"
 
 
+def data_file_kind(name: str | PurePath) -> FileKind | None:
+    """The kind of a data file by its name, compressed or not; None for a name that is of no data file."""
+    path = PurePath(name)
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    return DATA_SUFFIXES.get(suffix.lower())
+
+
 def has_data_suffix(name: str) -> bool:
     """Whether a name ends like a data file, compressed (even in a way that cannot be read) or not."""
-    return any(suffix.lower() in KIND_OF_SUFFIX for suffix in PurePath(name).suffixes[-2:])
+    return any(suffix.lower() in DATA_SUFFIXES for suffix in PurePath(name).suffixes[-2:])
 
 
 def template_problems(template: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What prepared data depends on, as one key: rows, tokenizer, template, settings, this code's version."""
+"""Fingerprints of a tokenizer and of prepared data: rows, tokenizer, template, settings, this code's version."""
 
 from __future__ import annotations
 
@@ -11,31 +11,41 @@ from typing import Any
 import xxhash
 
 from openrlhf.atomic_file import replace_file
-from openrlhf.datasets.settings import DataSettings
+from openrlhf.config import DataConfig
 from openrlhf.datasets.sources import Source
 from openrlhf.datasets.tokenization.chat_template import template_text
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other ids or masks
+# They choose rows, which `selection` and the tables' content tell, or never change a sample.
+NOT_IN_THE_KEY = (
+    "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "cache_dir", "num_processors",
+)  # fmt: skip
 KNOWN_HASHES = "known_files.json"
 
 
 def data_fingerprint(
-    sources: list[Source], tokenizer: Any, settings: DataSettings, selection: dict[str, Any], cache_dir: Path
+    sources: list[Source],
+    tokenizer: Any,
+    data: DataConfig,
+    pretrain_mode: bool,
+    selection: dict[str, Any],
+    cache_dir: Path,
 ) -> str:
-    """The key of prepared data.
+    """The fingerprint of the samples that the rows of these sources become; checkpoints hold it.
 
     Args:
-        selection: what else decides which rows are taken (probabilities, seed, max_samples).
-        cache_dir: where hashes of files are remembered by size, time and inode, so that a big file is read once.
+        selection: the rows that are taken (probabilities, seed, max_samples).
+        cache_dir: holds hashes of files by size, time and inode, so that a big file is read once.
     """
     known = known_hashes(cache_dir)
     num_known = len(known)
     tables = [[table.name, table.content_hash(known)] for source in sources for table in source.tables]
     if len(known) > num_known:
         _write_known(cache_dir, known)
-    settings_values = asdict(settings) | {"tokenizer_chat_template": template_text(tokenizer, settings)}
-    del settings_values["max_bad_rows"]  # decides whether a run stops, never what a sample is
-    return hash_of([CODE_VERSION, tables, _splitting_fingerprint(tokenizer), settings_values, selection])
+    settings = {name: value for name, value in asdict(data).items() if name not in NOT_IN_THE_KEY}
+    settings["tokenizer_chat_template"] = template_text(tokenizer, data.tokenizer_chat_template)
+    settings["pretrain_mode"] = pretrain_mode
+    return hash_of([CODE_VERSION, tables, _splitting_hash(tokenizer), settings, selection])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -46,8 +56,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _splitting_fingerprint(tokenizer: Any) -> str:
-    """Hash of everything that decides how a tokenizer splits text; its padding does not."""
+def _splitting_hash(tokenizer: Any) -> str:
+    """Of all that decides how a tokenizer splits text: merges and normalizer too, which its fingerprint lacks."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None
     return hash_of([backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")])

@@ -15,7 +15,7 @@ def is_offline_by_choice() -> bool:
 
 @functools.cache
 def hub_can_be_asked() -> bool:
-    """False offline: by the user's word (`HF_HUB_OFFLINE`), or because the hub's name leads nowhere.
+    """False offline: as the user says (`HF_HUB_OFFLINE`), or because the hub's name has no address.
 
     Behind a proxy names need not be known here, so the client is left to find out.
     """

@@ -10,79 +10,81 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf.config import DataConfig
+from openrlhf.config.data_rules import template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
 from openrlhf.datasets.problems import FIRST_ROWS, BadRows
 from openrlhf.datasets.report import DataReport, SourceReport
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sources import Source, open_sources
-from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.blocks import SourceBlock
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
 from openrlhf.datasets.sources.tables import Table, first_row, first_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
+from openrlhf.datasets.tokenization.encoder import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
-from openrlhf.datasets.workers import BlockEncoder, Result, Task, encode_blocks
+from openrlhf.datasets.workers import BlockEncoder, BlockResult, EncodingTask, encode_blocks
 from openrlhf.errors import UserError
+
+FILE_FORMAT = 2  # raise it when `prepared` lays out its files in another way
 
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows of the sources are taken: all, a mix by weights, and no more than so many."""
+    """The rows of the sources that are taken: all, or a mix in shares, and no more than so many."""
 
-    weights: list[Fraction] | None = None
+    shares: list[Fraction] | None = None
     seed: int = 42
     max_samples: int | None = None
 
     def as_key(self) -> dict[str, Any]:
-        weights = None if self.weights is None else [str(weight) for weight in self.weights]
-        return {"weights": weights, "seed": self.seed if weights else None, "max_samples": self.max_samples}
+        shares = None if self.shares is None else [str(share) for share in self.shares]
+        return {"weights": shares, "seed": self.seed if shares else None, "max_samples": self.max_samples}
 
 
-def prepare_from_spec(
-    spec: str,
-    tokenizer: Any,
-    settings: DataSettings,
-    *,
-    split: str = "train",
-    probabilities: str | None = None,
-    seed: int = 42,
-    max_samples: int | None = None,
-    num_processors: int = 8,
-    cache_dir: str | Path | None = None,
-) -> PreparedSamples:
-    """Prepared samples of a data spec (see `sources.open_sources`); from the cache if nothing changed.
-
-    Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
-    """
-    sources = open_sources(spec, split)
-    choice = RowChoice(parse_probabilities(probabilities, len(sources)), seed, max_samples)
-    return prepare_sources(sources, tokenizer, settings, choice, num_processors, cache_dir)
+def prepare_from_config(data: DataConfig, tokenizer: Any, pretrain_mode: bool, seed: int) -> PreparedSamples:
+    """Prepared samples of `data.dataset` (see `sources.open_sources`); raises as `prepare_sources`."""
+    sources = open_sources(data.dataset, data.dataset_split)
+    shares = parse_probabilities(data.dataset_probs, len(sources))
+    return prepare_sources(sources, tokenizer, data, pretrain_mode, RowChoice(shares, seed, data.max_samples))
 
 
 def prepare_sources(
     sources: list[Source],
     tokenizer: Any,
-    settings: DataSettings,
+    data: DataConfig,
+    pretrain_mode: bool = False,
     choice: RowChoice = RowChoice(),
-    num_processors: int = 8,
-    cache_dir: str | Path | None = None,
 ) -> PreparedSamples:
-    """Prepared samples of opened sources; raises as `prepare_from_spec`."""
+    """Prepared samples of opened sources; from the cache if nothing changed.
+
+    Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
+    """
+    _check(data)
     prepare_special_tokens(tokenizer)
-    if settings.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
-        tokenizer.chat_template = resolve_chat_template(tokenizer, settings.tokenizer_chat_template)
-    folder = open_cache_dir(cache_dir)
-    key = data_fingerprint(sources, tokenizer, settings, choice.as_key(), folder)
+    if data.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
+        tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
+    folder = open_cache_dir(data.cache_dir)
+    fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, choice.as_key(), folder)
 
     def make(target: Path) -> None:
-        _Preparation(sources, tokenizer, settings, choice, key).run(target, num_processors)
+        _Preparation(sources, tokenizer, data, pretrain_mode, choice, fingerprint).run(target)
 
-    prepared, _ = prepared_folder(folder, key, make, is_whole)
+    prepared, _ = prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole)
     samples = PreparedSamples(prepared)
-    _check_bad_rows_again(samples.report, settings)
+    _check_bad_rows_again(samples.report, data)
     return samples
+
+
+def _check(data: DataConfig) -> None:
+    """Raises UserError of values that no command line has checked."""
+    problems = [] if data.max_len >= 2 else [f"--data.max_len is {data.max_len}: a sample needs two tokens at least."]
+    if data.input_template is not None:
+        problems += template_problems(data.input_template)
+    if problems:
+        raise UserError(*problems)
 
 
 @dataclass
@@ -91,24 +93,25 @@ class _Preparation:
 
     sources: list[Source]
     tokenizer: Any
-    settings: DataSettings
+    data: DataConfig
+    pretrain_mode: bool
     choice: RowChoice
-    key: str
+    fingerprint: str
     report: DataReport = field(default_factory=DataReport)
 
     def __post_init__(self) -> None:
         self.tables: list[Table] = [table for source in self.sources for table in source.tables]
         self.source_of = [number for number, source in enumerate(self.sources) for _ in source.tables]
         self.report.sources = [SourceReport(source.name) for source in self.sources]
-        self.bad_rows = BadRows(self.settings.max_bad_rows)
+        self.bad_rows = BadRows(self.data.max_bad_rows)
 
-    def run(self, folder: Path, num_processors: int) -> None:
+    def run(self, folder: Path) -> None:
         """Fills the folder."""
         formats = self._find_formats()
-        encode = BlockEncoder(self.tokenizer, self.settings)
+        encode = BlockEncoder(self.tokenizer, self.data, self.pretrain_mode)
         writer = SampleWriter(folder)
         try:
-            for result in encode_blocks(self._tasks(formats), encode, num_processors):
+            for result in encode_blocks(self._tasks(formats), encode, self.data.num_processors):
                 self._take(result, writer)
             self._finish()
         except BaseException:
@@ -135,14 +138,14 @@ class _Preparation:
     def _format_of(self, table: Table) -> str:
         row, number = first_row(table)
         if row is not None:
-            name = find_format(row, self.settings, table.row_name(number)).name
+            name = find_format(row, self.data, table.row_name(number), self.pretrain_mode).name
             return self._mask_convention(table) if name == "tokenized" and "loss_mask" in row else name
         self._tell_why_unreadable(table)
         raise UserError(f"{table.name} is empty: it holds no row.")
 
     def _mask_convention(self, table: Table) -> str:
-        """`tokenized` or `tokenized_by_token`; the user's word, else what the first rows' masks can only mean."""
-        if self.settings.format != "auto" or not tokenized.stand_beside_tokens(first_rows(table, FIRST_ROWS)):
+        """`tokenized` or `tokenized_by_token`: as the user says, else the one that the first rows' masks fit."""
+        if self.data.format != "auto" or not tokenized.stand_beside_tokens(first_rows(table, FIRST_ROWS)):
             return "tokenized"
         self.report.notes.append(
             f"{table.name}: loss_mask ends with 1, so entry t is taken to judge token t itself, not token t+1 "
@@ -162,17 +165,15 @@ class _Preparation:
 
     def _check_one_format(self, names: list[str]) -> None:
         """The files of one source are of one shape."""
-        for number, source in enumerate(self.sources):
-            mine = [index for index, of in enumerate(self.source_of) if of == number]
-            other = next((index for index in mine if names[index] != names[mine[0]]), None)
-            if other is not None:
-                raise UserError(
-                    _mixed_shapes(source, self.tables[mine[0]], names[mine[0]], self.tables[other], names[other])
-                )
+        firsts: dict[int, tuple[Table, str]] = {}
+        for number, table, name in zip(self.source_of, self.tables, names, strict=True):
+            first, first_name = firsts.setdefault(number, (table, name))
+            if name != first_name:
+                raise UserError(_mixed_shapes(self.sources[number], first, first_name, table, name))
 
-    def _tasks(self, formats: list[str]) -> Iterator[Task]:
+    def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
-        taken_rows = self._rows_by_weight()
+        taken_rows = self._rows_by_share()
         num_left = self.choice.max_samples
         position = [0] * len(self.sources)
         for number, table in enumerate(self.tables):
@@ -184,17 +185,17 @@ class _Preparation:
                 taken = None if taken_rows is None else _flags(taken_rows[source], position[source], size)
                 taken, num_left = _up_to(num_left, taken, size)
                 position[source] += size
-                yield Task(number, formats[number], block, taken)
+                yield EncodingTask(number, formats[number], block, taken)
 
-    def _rows_by_weight(self) -> list[np.ndarray] | None:
-        weights = self.choice.weights
-        if weights is None:
+    def _rows_by_share(self) -> list[np.ndarray] | None:
+        shares = self.choice.shares
+        if shares is None:
             return None
         counts = [sum(len(block.numbers) for block in _blocks(source)) for source in self.sources]
-        taken = rows_to_take(counts, weights)
+        taken = rows_to_take(counts, shares)
         return [chosen_rows(counts[i], taken[i], self.choice.seed, i) for i in range(len(counts))]
 
-    def _take(self, result: Result, writer: SampleWriter) -> None:
+    def _take(self, result: BlockResult, writer: SampleWriter) -> None:
         """Writes a block's samples and adds its counts."""
         source = self.report.sources[self.source_of[result.table]]
         source.num_rows += result.num_rows
@@ -204,16 +205,17 @@ class _Preparation:
         self.report.num_tokens += int(result.samples.lengths.sum())
         self.report.num_target_tokens += int(result.samples.num_targets.sum())
         self.report.num_cut += int(result.samples.was_cut.sum())
+        self.report.num_weighted += int(result.samples.is_weighted.sum())
         for reason, count in result.left_out.items():
             self.report.left_out[reason] = self.report.left_out.get(reason, 0) + count
         for number, reason in result.bad_rows:
             self.bad_rows.add(self.tables[result.table].row_name(number), reason)
         self.bad_rows.check(self.report.num_rows)
-        if self.report.turn_end_id is None and self.settings.target_choice != "everything":
+        if self.report.turn_end_id is None and target_choice(self.data, self.pretrain_mode) != "everything":
             self._note_turn_end(result)
         writer.append(result.samples, result.table, result.rows)
 
-    def _note_turn_end(self, result: Result) -> None:
+    def _note_turn_end(self, result: BlockResult) -> None:
         """The token that answers end with: a model stops there, so generation has to stop there."""
         whole = np.flatnonzero(~result.samples.was_cut)
         if not len(whole):
@@ -236,21 +238,22 @@ class _Preparation:
         self.report.num_bad_rows = self.bad_rows.count
         self.report.bad_rows = self.bad_rows.lines()
         if not self.report.num_samples:
-            raise UserError(_nothing_to_train(self.report, self.settings))
+            raise UserError(_nothing_to_train(self.report, self.data))
 
     def _meta(self) -> dict[str, Any]:
         return {
-            "fingerprint": self.key,
+            # Rows with weights were trained without them once: a run that did so is another run.
+            "fingerprint": f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint,
             "table_names": [table.row_name(0).removesuffix("0") for table in self.tables],
         }
 
 
-def _blocks(source: Source) -> Iterator[Block]:
+def _blocks(source: Source) -> Iterator[SourceBlock]:
     return (block for table in source.tables for block in table.blocks())
 
 
 def _flags(rows: np.ndarray, start: int, size: int) -> list[bool]:
-    """Which of the rows `start` to `start + size` are among the chosen ones (sorted)."""
+    """For each row from `start` to `start + size`: whether it is among the chosen ones (sorted)."""
     first, last = np.searchsorted(rows, [start, start + size])
     flags = np.zeros(size, dtype=bool)
     flags[rows[first:last] - start] = True
@@ -281,12 +284,12 @@ def _quoted(columns: set[str]) -> str:
     return ", ".join(repr(column) for column in sorted(columns)) or "nothing more"
 
 
-def _nothing_to_train(report: DataReport, settings: DataSettings) -> str:
+def _nothing_to_train(report: DataReport, data: DataConfig) -> str:
     reasons = [f"{count:,} {reason}" for reason, count in report.left_out.items()]
     if report.num_bad_rows:
         reasons.append(f"{report.num_bad_rows:,} unusable")
     told = "; ".join(reasons) or "there was none"
-    remedy = f" Raise --data.max_len (now {settings.max_len})." if _is_about_length(report) else ""
+    remedy = f" Raise --data.max_len (now {data.max_len})." if _is_about_length(report) else ""
     return f"None of the {report.num_rows:,} rows can be trained: {told}.{remedy}"
 
 
@@ -294,10 +297,10 @@ def _is_about_length(report: DataReport) -> bool:
     return any("max_len" in reason for reason in report.left_out)
 
 
-def _check_bad_rows_again(report: DataReport, settings: DataSettings) -> None:
+def _check_bad_rows_again(report: DataReport, data: DataConfig) -> None:
     """Prepared data that was made under a higher limit obeys the lower one of this run."""
-    if report.num_bad_rows > settings.max_bad_rows:
+    if report.num_bad_rows > data.max_bad_rows:
         raise UserError(
-            f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {settings.max_bad_rows}):",
+            f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {data.max_bad_rows}):",
             *report.bad_rows,
         )

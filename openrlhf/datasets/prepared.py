@@ -1,4 +1,7 @@
-"""Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory."""
+"""Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory.
+
+A sample's weights lie in `weights`, which is empty where every target of its block weighs 1.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ SCHEMA = pa.schema(
     [
         ("input_ids", pa.large_list(pa.int32())),
         ("loss_mask", pa.large_list(pa.uint8())),
+        ("weights", pa.large_list(pa.float32())),
+        ("row_weight", pa.float32()),
         ("table", pa.int32()),
         ("row", pa.int64()),
     ]
@@ -45,9 +50,13 @@ class SampleWriter:
         if not len(samples):
             return
         offsets = np.concatenate([[0], np.cumsum(samples.lengths, dtype=np.int64)])
+        has_weights = bool(samples.is_weighted.any())
+        weights = samples.loss_mask if has_weights else np.zeros(0, np.float32)
         columns = [
             pa.LargeListArray.from_arrays(offsets, samples.input_ids),
-            pa.LargeListArray.from_arrays(offsets, samples.loss_mask),
+            pa.LargeListArray.from_arrays(offsets, (samples.loss_mask > 0).astype(np.uint8)),
+            pa.LargeListArray.from_arrays(offsets if has_weights else np.zeros_like(offsets), weights),
+            pa.array(samples.row_weights),
             pa.array(np.full(len(samples), table, dtype=np.int32)),
             pa.array(rows, pa.int64()),
         ]
@@ -57,7 +66,7 @@ class SampleWriter:
         self._batch_sizes.append(len(samples))
 
     def close(self, report: DataReport, meta: dict[str, Any]) -> None:
-        """Ends the files and writes the report; `meta` is kept beside (table names, fingerprint)."""
+        """Ends the files and writes the report; `meta` (table names, fingerprint) is kept beside them."""
         self.abandon()
         report.write(self._folder / REPORT)
         sizes_bytes = {name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)}
@@ -103,12 +112,17 @@ class PreparedSamples:
     def sample(self, index: int) -> EncodedSample:
         """The sample's ids and mask, read-only views of the file."""
         batch, row = self._locate(index)
-        return EncodedSample(_values(batch.column(0), row, np.int32), _values(batch.column(1), row, np.uint8))
+        weights = _values(batch.column("weights"), row, np.float32)
+        return EncodedSample(
+            input_ids=_values(batch.column("input_ids"), row, np.int32),
+            loss_mask=weights if len(weights) else _values(batch.column("loss_mask"), row, np.uint8),
+            row_weight=batch.column("row_weight")[row].as_py(),
+        )
 
     def origin(self, index: int) -> tuple[int, int]:
-        """Which table the sample came from, and its row number there."""
+        """The table that the sample came from, and its row number there."""
         batch, row = self._locate(index)
-        return batch.column(2)[row].as_py(), batch.column(3)[row].as_py()
+        return batch.column("table")[row].as_py(), batch.column("row")[row].as_py()
 
     def _locate(self, index: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= index < len(self):
@@ -118,7 +132,9 @@ class PreparedSamples:
         return self._file.get_batch(number), index - start
 
 
-def _values(column: pa.LargeListArray, row: int, dtype: type[np.integer]) -> np.ndarray:
+def _values(column: pa.LargeListArray, row: int, dtype: type[np.number]) -> np.ndarray:
     values = column[row].values
+    if not len(values):
+        return np.zeros(0, dtype)
     data = np.frombuffer(values.buffers()[1], dtype=dtype)  # pyarrow's own to_numpy() loads pandas: 0.2 s of a start
     return data[values.offset : values.offset + len(values)]

@@ -1,4 +1,4 @@
-"""What became of the rows: counts that are kept beside the prepared samples and shown at the start of a run."""
+"""Counts of the rows and the samples made of them: kept beside the samples, shown at the start of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ class SourceReport:
 
 @dataclass
 class DataReport:
-    """Counts of a prepared data set; `left_out` and `bad_rows` go by reason."""
+    """Counts of a prepared data set; `left_out` and `bad_rows` go by reason.
+
+    `num_weighted` samples have a target that weighs other than 1.
+    """
 
     sources: list[SourceReport] = field(default_factory=list)
     num_samples: int = 0
     num_tokens: int = 0
     num_target_tokens: int = 0
     num_cut: int = 0
+    num_weighted: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     num_bad_rows: int = 0
     bad_rows: list[str] = field(default_factory=list)
@@ -61,6 +65,8 @@ class DataReport:
             lines.append(f"left out, unusable: {self.num_bad_rows:,}")
         if self.num_cut:
             lines.append(f"cut at max_len: {self.num_cut:,}")
+        if self.num_weighted:
+            lines.append(f"weighted other than 1: {self.num_weighted:,} samples")
         return lines + self.bad_rows + self.notes
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a row means (one of four small types), what it becomes (EncodedSample), and why it may not become anything."""
+"""The content of a row (one of four small types), the sample it becomes, and why it may become none."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Conversation:
     Attributes:
         messages: dicts with `role` and `content`, free of null values.
         tools: JSON schemas, or None.
-        trained: one bool a message; False where the row asks not to train it.
+        weights: of each message in the loss; 0: context only.
         num_prompt_messages: the completion begins here; None: after the last user message.
     """
 
     messages: list[Message]
     tools: list[Any] | None = None
-    trained: list[bool] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     num_prompt_messages: int | None = None
 
 
@@ -51,20 +51,29 @@ class TokenRow:
     loss_mask: list[int]
 
 
-Sample = PlainText | PromptAnswer | Conversation | TokenRow
+RowContent = PlainText | PromptAnswer | Conversation | TokenRow
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Token ids and the loss mask of one sample, each `(L,)`; `loss_mask[t]` judges token t+1, its last entry is 0."""
+    """Token ids and loss mask of one sample.
+
+    Attributes:
+        input_ids: `(L,)` int32.
+        loss_mask: `(L,)`; entry t judges token t+1, the last is 0. uint8, or float32 where a target weighs other than
+            1: then it holds the weights.
+        was_cut: the row was longer.
+        row_weight: the part of the weights that the row as a whole has.
+    """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
     was_cut: bool = False
+    row_weight: float = 1.0
 
     @property
-    def num_target_tokens(self) -> int:
-        return int(self.loss_mask.sum())
+    def is_weighted(self) -> bool:
+        return self.loss_mask.dtype == np.float32
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,19 @@ class SampleBlock:
     """N samples end to end: a few arrays go between processes, and to disk, faster than many.
 
     Attributes:
-        input_ids, loss_mask: of all samples, `(tokens,)` each.
+        input_ids, loss_mask: of all samples, `(tokens,)` each; the mask is float32 if any sample is weighted.
         lengths, num_targets: of each sample, `(N,)` int32.
-        was_cut: of each sample, `(N,)` bool.
+        row_weights: of each sample, `(N,)` float32.
+        was_cut, is_weighted: of each sample, `(N,)` bool.
     """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
     lengths: np.ndarray
     num_targets: np.ndarray
+    row_weights: np.ndarray
     was_cut: np.ndarray
+    is_weighted: np.ndarray
 
     @classmethod
     def of(cls, samples: list[EncodedSample]) -> SampleBlock:
@@ -89,10 +101,14 @@ class SampleBlock:
         lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
         loss_mask = _joined([sample.loss_mask for sample in samples], np.uint8)
         firsts = np.cumsum(lengths) - lengths
-        num_targets = np.add.reduceat(loss_mask, firsts, dtype=np.int32) if samples else np.zeros(0, np.int32)
-        was_cut = np.array([sample.was_cut for sample in samples], dtype=bool)
         return cls(
-            _joined([sample.input_ids for sample in samples], np.int32), loss_mask, lengths, num_targets, was_cut
+            input_ids=_joined([sample.input_ids for sample in samples], np.int32),
+            loss_mask=loss_mask,
+            lengths=lengths,
+            num_targets=np.add.reduceat(loss_mask > 0, firsts, dtype=np.int32) if samples else np.zeros(0, np.int32),
+            row_weights=np.array([sample.row_weight for sample in samples], dtype=np.float32),
+            was_cut=np.array([sample.was_cut for sample in samples], dtype=bool),
+            is_weighted=np.array([sample.is_weighted for sample in samples], dtype=bool),
         )
 
     def __len__(self) -> int:
@@ -101,7 +117,9 @@ class SampleBlock:
     def sample(self, index: int) -> EncodedSample:
         end = int(self.lengths[: index + 1].sum())
         place = slice(end - int(self.lengths[index]), end)
-        return EncodedSample(self.input_ids[place], self.loss_mask[place], bool(self.was_cut[index]))
+        return EncodedSample(
+            self.input_ids[place], self.loss_mask[place], bool(self.was_cut[index]), float(self.row_weights[index])
+        )
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

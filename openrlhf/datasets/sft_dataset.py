@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from openrlhf.datasets.prepare import prepare_from_spec, prepare_sources
+from openrlhf.config import DataConfig, SFTConfig, from_namespace
+from openrlhf.datasets.prepare import prepare_from_config, prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.tables import DatasetTable, ListTable
 
@@ -22,14 +21,16 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class SFTDataset(torch.utils.data.Dataset):
     """Rows as `(input_ids, attention_mask, loss_mask)`, each `(L,)` int64.
 
-    `loss_mask[t]` is 1 where the log-prob at index t, that of token t+1, counts; the last entry is 0. The samples lie
-    in an Arrow file that is read by page, so memory does not grow with their number.
+    `loss_mask[t]` is above 0 where the log-prob at index t, that of token t+1, counts; the last entry is 0. It is 1
+    there, unless rows or messages have a `weight`: then the mask of every sample is float32 and holds the weight of
+    each target, the row's times its message's. The samples lie in an Arrow file that is read by page, so memory does
+    not grow with their number.
 
     Attributes:
         num_tokens: length of each sample, `(len,)` int32.
-        num_target_tokens: number of targets of each sample, `(len,)` int32.
+        num_target_tokens: targets of each sample (their weight is above 0), `(len,)` int32.
         fingerprint: changes when the rows, the tokenizer, the template or a setting changes.
-        report: what became of the rows.
+        report: counts of the rows and of the samples made of them.
     """
 
     def __init__(
@@ -48,25 +49,18 @@ class SFTDataset(torch.utils.data.Dataset):
         Args:
             max_length: most tokens a sample may have.
             strategy: any object whose `args` hold `input_key`, `output_key`, `apply_chat_template` and
-                `tokenizer_chat_template` (and further names of `DataSettings`), flat or under `args.data`.
+                `tokenizer_chat_template` (and further names of `DataConfig`), flat or under `args.data`.
 
         Raises UserError if rows are unusable or none can be trained.
         """
-        given = _settings_in(strategy.args)
-        cache_dir = given.pop("cache_dir", None)
-        given.update(
+        data = replace(
+            from_namespace(SFTConfig, strategy.args).data,
             max_len=max_length,
             input_template=input_template,
-            pretrain_mode=pretrain_mode,
+            num_processors=num_processors,
             multiturn=multiturn,
         )
-        self._open(prepare_sources([_source(dataset)], tokenizer, DataSettings(**given),
-                                   num_processors=num_processors, cache_dir=cache_dir), tokenizer)  # fmt: skip
-
-    @classmethod
-    def from_spec(cls, spec: str, tokenizer: Any, settings: DataSettings, **choices: Any) -> SFTDataset:
-        """The data set of a spec such as `train.jsonl,more@folder`; `choices` as in `prepare.prepare_from_spec`."""
-        return cls.from_prepared(prepare_from_spec(spec, tokenizer, settings, **choices), tokenizer)
+        self._open(prepare_sources([_source(dataset)], tokenizer, data, pretrain_mode), tokenizer)
 
     @classmethod
     def from_prepared(cls, samples: PreparedSamples, tokenizer: Any) -> SFTDataset:
@@ -81,82 +75,50 @@ class SFTDataset(torch.utils.data.Dataset):
         self.num_target_tokens: np.ndarray = samples.num_target_tokens
         self.fingerprint: str = samples.fingerprint
         self.report: DataReport = samples.report
+        self._mask_dtype: type[np.number] = np.float32 if samples.report.num_weighted else np.int64
         self._pad_id: int = tokenizer.pad_token_id
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Tensors:
-        """`(input_ids, attention_mask, loss_mask)`, each `(L,)` int64."""
+        """`(input_ids, attention_mask, loss_mask)`, each `(L,)`."""
         sample = self.samples.sample(int(index))
         input_ids = torch.from_numpy(sample.input_ids.astype(np.int64))
-        loss_mask = torch.from_numpy(sample.loss_mask.astype(np.int64))
+        loss_mask = torch.from_numpy(sample.loss_mask.astype(self._mask_dtype))
         return input_ids, torch.ones_like(input_ids), loss_mask
 
+    def row_weight(self, index: int) -> float:
+        """The weight of the sample's row, 1 without one: the share of `loss_mask` that all its targets have."""
+        return self.samples.sample(int(index)).row_weight if self.report.num_weighted else 1.0
+
     def sample_name(self, index: int) -> str:
-        """Where the sample came from, for messages: file and line, or data set and row."""
+        """The place that the sample came from, for messages: file and line, or data set and row."""
         table, row = self.samples.origin(int(index))
         return f"{self.samples.table_names[table]}{row}"
 
     def collate_fn(self, items: list[Tensors]) -> Tensors:
         """Samples → `(input_ids, attention_mask, loss_mask)`, each `(B, S)`, padded on the right by length."""
-        longest = max(len(input_ids) for input_ids, _, _ in items)
-        shape = (len(items), longest)
-        batch = (
-            torch.full(shape, self._pad_id),
-            torch.zeros(shape, dtype=torch.int64),
-            torch.zeros(shape, dtype=torch.int64),
+        input_ids, attention_mask, loss_mask = (
+            torch.nn.utils.rnn.pad_sequence([item[part] for item in items], batch_first=True, padding_value=padding)
+            for part, padding in enumerate((self._pad_id, 0, 0))
         )
-        for row, tensors in enumerate(items):
-            for padded, values in zip(batch, tensors, strict=True):
-                padded[row, : len(values)] = values
-        return batch
+        return input_ids, attention_mask, loss_mask
 
 
-def prepare_sft_dataset(
-    spec: str,
-    tokenizer: Any,
-    settings: DataSettings,
-    *,
-    split: str = "train",
-    probabilities: str | None = None,
-    seed: int = 42,
-    max_samples: int | None = None,
-    num_processors: int = 8,
-    cache_dir: str | Path | None = None,
-) -> SFTDataset:
-    """The data set of a spec: a comma list of files, folders (`path@subfolder`), saved data sets or hub names.
+def prepare_sft_dataset(data: DataConfig, tokenizer: Any, *, pretrain_mode: bool = False, seed: int = 42) -> SFTDataset:
+    """The data set that `data.dataset` names: a comma list of files, folders, saved data sets or hub names.
 
     Args:
-        split: which split of a folder or hub data set.
-        probabilities: one number for each source, as `0.7,0.3`; None: all rows of all sources.
+        pretrain_mode: rows are plain text, every token after the first is a target.
         seed: draws the rows of a mix.
-        max_samples: takes no more rows than this.
-        num_processors: at most so many processes tokenize.
-        cache_dir: where prepared data is kept; None: the user's cache folder.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row can be trained.
     """
-    return SFTDataset.from_spec(
-        spec, tokenizer, settings, split=split, probabilities=probabilities, seed=seed, max_samples=max_samples,
-        num_processors=num_processors, cache_dir=cache_dir,
-    )  # fmt: skip
+    return SFTDataset.from_prepared(prepare_from_config(data, tokenizer, pretrain_mode, seed), tokenizer)
 
 
 def _source(dataset: Any) -> Source:
     is_dataset = hasattr(dataset, "with_format") and hasattr(dataset, "features")
     name = "the data set"
     return Source(name, [DatasetTable(name, dataset) if is_dataset else ListTable(name, dataset)])
-
-
-def _settings_in(args: Any) -> dict[str, Any]:
-    """The names of `DataSettings` that `args` has, nested (`args.data.input_key`) or flat (`args.input_key`)."""
-    nested = getattr(args, "data", None)
-    names = [each.name for each in fields(DataSettings)] + ["cache_dir"]
-    found = {}
-    for name in names:
-        for holder in (nested, args):
-            if hasattr(holder, name):
-                found[name] = getattr(holder, name)
-                break
-    return found

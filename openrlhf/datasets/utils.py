@@ -44,14 +44,14 @@ def blending_datasets(
     Raises UserError if a source is not there or cannot be read.
     """
     sources = open_sources(datasets, dataset_split)
-    weights = parse_probabilities(probabilities, len(sources))
+    shares = parse_probabilities(probabilities, len(sources))
     whole = [_rows_of(source, open_cache_dir(cache_dir)) for source in sources]
     counts = [len(rows) for rows in whole]
-    taken = counts if weights is None else rows_to_take(counts, weights)
-    if weights is not None:
+    taken = counts if shares is None else rows_to_take(counts, shares)
+    if shares is not None:
         whole = [rows.select(chosen_rows(counts[i], taken[i], seed, i)) for i, rows in enumerate(whole)]
     blended = _joined(whole)
-    if weights is not None:
+    if shares is not None:
         blended = blended.shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
     if max_count is not None:
         blended = blended.select(range(min(max_count, len(blended))))

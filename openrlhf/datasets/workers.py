@@ -10,28 +10,30 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS
+from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row, SampleBlock
-from openrlhf.datasets.settings import DataSettings
-from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.blocks import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 
+ZERO_WEIGHT = "weight 0"
 NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big one, need no other process
 
 
 @dataclass(frozen=True)
-class Task:
+class EncodingTask:
     """One block to encode: of which table, in which format, and which of its rows (None: all)."""
 
     table: int
     format_name: str
-    block: Block
+    block: SourceBlock
     taken: list[bool] | None = None
 
 
 @dataclass
-class Result:
-    """What became of a block's rows."""
+class BlockResult:
+    """The samples of a block's rows, and the reasons of those that became none."""
 
     table: int
     num_rows: int = 0
@@ -45,12 +47,12 @@ class Result:
 class BlockEncoder:
     """Rows of a block → encoded samples, with every failure kept in its place."""
 
-    def __init__(self, tokenizer: Any, settings: DataSettings):
-        self._settings = settings
-        self._encoder = SampleEncoder(tokenizer, settings)
+    def __init__(self, tokenizer: Any, data: DataConfig, pretrain_mode: bool):
+        self._data = data
+        self._encoder = SampleEncoder(tokenizer, data, pretrain_mode)
 
-    def __call__(self, task: Task) -> Result:
-        result, samples = Result(task.table), []
+    def __call__(self, task: EncodingTask) -> BlockResult:
+        result, samples = BlockResult(task.table), []
         read = FORMATS[task.format_name].read
         taken = task.taken or [True] * len(task.block.numbers)
         for number, row, is_taken in zip(task.block.numbers, task.block.rows(), taken, strict=True):
@@ -61,12 +63,15 @@ class BlockEncoder:
         result.samples = SampleBlock.of(samples)
         return result
 
-    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: Result) -> list[EncodedSample]:
+    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: BlockResult) -> list[EncodedSample]:
         """The row's sample, if it becomes one; else the reason is kept in `result`."""
         try:
             if isinstance(row, BadRow):
                 raise row
-            sample = self._encoder.encode(read(row, self._settings))
+            weight = row_weight(row, self._data)
+            if weight == 0:
+                raise LeftOut(ZERO_WEIGHT)
+            sample = self._encoder.encode(read(row, self._data), weight)
         except BadRow as problem:
             result.bad_rows.append((number, str(problem)))
         except LeftOut as reason:
@@ -77,7 +82,7 @@ class BlockEncoder:
         return []
 
 
-def encode_blocks(tasks: Iterator[Task], encode: BlockEncoder, num_processors: int) -> Iterator[Result]:
+def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_processors: int) -> Iterator[BlockResult]:
     """Results in the order of the tasks. At most `num_processors` processes, none for a small data set."""
     for _ in range(NUM_BLOCKS_INLINE):
         task = next(tasks, None)
@@ -91,14 +96,10 @@ def encode_blocks(tasks: Iterator[Task], encode: BlockEncoder, num_processors: i
         yield from _encode_in_pool(tasks, encode, num_workers)
 
 
-def _encode_in_pool(tasks: Iterator[Task], encode: BlockEncoder, num_workers: int) -> Iterator[Result]:
-    first = next(tasks, None)
-    if first is None:
-        return
-    ahead: deque[Future[Result]] = deque()
+def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_workers: int) -> Iterator[BlockResult]:
+    ahead: deque[Future[BlockResult]] = deque()
     with _pool(num_workers, encode) as pool:
         try:
-            ahead.append(pool.submit(_encode_in_worker, first))
             for task in tasks:
                 ahead.append(pool.submit(_encode_in_worker, task))
                 if len(ahead) > 2 * num_workers:
@@ -126,6 +127,6 @@ def _start_worker(encode: BlockEncoder) -> None:
     _worker_encoder = encode
 
 
-def _encode_in_worker(task: Task) -> Result:
+def _encode_in_worker(task: EncodingTask) -> BlockResult:
     assert _worker_encoder is not None
     return _worker_encoder(task)

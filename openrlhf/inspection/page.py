@@ -46,12 +46,18 @@ def _row(dataset: SFTDataset, tokenizer: Any, number: int) -> dict[str, Any]:
         "name": dataset.sample_name(number),
         "num_tokens": int(dataset.num_tokens[number]),
         "num_targets": int(dataset.num_target_tokens[number]),
+        "weight": _short(dataset.row_weight(number)),
         "is_cut": len(pieces) > MAX_PIECES,
         "pieces": [
-            [piece.text, piece.first, piece.token_ids, int(piece.is_target), int(piece.is_special)]
+            [piece.text, piece.first, piece.token_ids, _short(piece.weight), int(piece.is_special)]
             for piece in pieces[:MAX_PIECES]
         ],
     }
+
+
+def _short(weight: float) -> float:
+    """A float32 as people wrote it."""
+    return float(f"{weight:g}")
 
 
 def _as_script(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""A sample as pieces of text, each with its tokens and whether it is trained."""
+"""A sample as pieces of text, each with its tokens and its weight in the loss."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ class Piece:
     Attributes:
         first: index of its first token in the sample.
         token_ids: its tokens.
-        is_target: trained; index `first - 1` of the loss mask is 1.
+        weight: entry `first - 1` of the loss mask; above 0 the piece is trained.
         is_special: a special token, such as the end token.
     """
 
     text: str
     first: int
     token_ids: list[int]
-    is_target: bool
+    weight: float
     is_special: bool
+
+    @property
+    def is_target(self) -> bool:
+        return self.weight > 0
 
 
 def pieces_of(dataset: SFTDataset, tokenizer: Any, index: int) -> list[Piece]:
     """The pieces of a sample, in order."""
     input_ids, _, loss_mask = (tensor.tolist() for tensor in dataset[index])
-    targets = [0, *loss_mask[:-1]]
+    weights = [0, *loss_mask[:-1]]
     specials = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     pieces, start = [], 0
     while start < len(input_ids):
-        end = _end_of_character(tokenizer, input_ids, targets, start)
+        end = _end_of_character(tokenizer, input_ids, weights, start)
         ids = input_ids[start:end]
-        pieces.append(Piece(_text(tokenizer, ids), start, ids, bool(targets[start]), ids[0] in specials))
+        pieces.append(Piece(_text(tokenizer, ids), start, ids, weights[start], ids[0] in specials))
         start = end
     return pieces
 
 
-def _end_of_character(tokenizer: Any, ids: list[int], targets: list[int], start: int) -> int:
+def _end_of_character(tokenizer: Any, ids: list[int], weights: list[float], start: int) -> int:
     """The end of the shortest run of tokens that is whole text; one token if there is none."""
     for end in range(start + 1, min(start + MAX_TOKENS_A_CHARACTER, len(ids)) + 1):
-        if targets[end - 1] != targets[start]:
+        if weights[end - 1] != weights[start]:
             break
         if REPLACEMENT not in _text(tokenizer, ids[start:end]):
             return end

@@ -16,7 +16,7 @@ MAX_WINDOWS = 64  # layouts of so many steps, spread over the epoch, stand for a
 
 @dataclass(frozen=True)
 class Batching:
-    """How steps are made.
+    """The batch settings that steps are made by.
 
     Attributes:
         batch_size: samples an optimizer step, over all ranks.
@@ -35,7 +35,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a person wants to know before renting a machine; lengths are in tokens."""
+    """Numbers to know before a machine is rented; lengths are in tokens."""
 
     num_samples: int
     num_tokens: int

@@ -16,6 +16,7 @@ from openrlhf.inspection.pieces import Piece, pieces_of
 from openrlhf.inspection.statistics import Statistics
 
 TARGET, SPECIAL_TARGET, SPECIAL, CONTEXT = "bold green", "bold black on green", "magenta", "dim"
+WEIGHT = "yellow"
 VISIBLE = str.maketrans({"\t": "⇥", "\r": "␍", "\x00": "␀", "\x1b": "␛"})
 
 
@@ -54,19 +55,23 @@ def _legend() -> Text:
 
 def _show_sample(console: Console, dataset: SFTDataset, tokenizer: Any, number: int) -> None:
     tokens, targets = int(dataset.num_tokens[number]), int(dataset.num_target_tokens[number])
-    console.print(Text(f"── {dataset.sample_name(number)} · {tokens} tokens, {targets} targets", style="cyan"))
+    weight = dataset.row_weight(number)
+    note = "" if weight == 1 else f" · weight {weight:g}"
+    console.print(Text(f"── {dataset.sample_name(number)} · {tokens} tokens, {targets} targets{note}", style="cyan"))
     console.print(_text(pieces_of(dataset, tokenizer, number), has_colours=console.color_system is not None))
 
 
 def _text(pieces: list[Piece], has_colours: bool) -> Text:
-    """The sample's text; without colours, targets stand between ⟦ and ⟧."""
+    """The sample's text; without colours, targets stand between ⟦ and ⟧. Their weight follows, unless it is 1."""
     text = Text()
-    for is_target, run in itertools.groupby(pieces, key=lambda piece: piece.is_target):
-        opening, closing = ("⟦", "⟧") if is_target and not has_colours else ("", "")
+    for weight, run in itertools.groupby(pieces, key=lambda piece: piece.weight):
+        opening, closing = ("⟦", "⟧") if weight and not has_colours else ("", "")
         text.append(opening)
         for piece in run:
             text.append(piece.text.translate(VISIBLE).replace("\n", "⏎\n"), style=_style(piece))
         text.append(closing)
+        if weight not in (0, 1):
+            text.append(f"×{weight:g}", style=WEIGHT)
     return text
 
 

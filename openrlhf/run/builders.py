@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from openrlhf.config import SFTConfig
-from openrlhf.datasets.settings import DataSettings
-from openrlhf.datasets.sft_dataset import SFTDataset
+from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.models import Actor
 from openrlhf.models.attention import choose_attention
@@ -23,25 +23,6 @@ from openrlhf.trainer.callbacks.standard import callbacks_named
 def build_tokenizer(config: SFTConfig) -> Any:
     """The tokenizer saved with the model."""
     return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
-
-
-def data_settings(config: SFTConfig) -> DataSettings:
-    """How rows become samples, in training and in evaluation."""
-    data = config.data
-    return DataSettings(
-        input_key=data.input_key,
-        output_key=data.output_key,
-        input_template=data.input_template,
-        apply_chat_template=data.apply_chat_template,
-        tokenizer_chat_template=data.tokenizer_chat_template,
-        multiturn=data.multiturn,
-        format=data.format,
-        targets=data.targets,
-        max_len=data.max_len,
-        overlong=data.overlong,
-        max_bad_rows=data.max_bad_rows,
-        pretrain_mode=config.model.pretrain_mode_enable,
-    )
 
 
 def check_plug_ins(config: SFTConfig) -> None:
@@ -66,31 +47,23 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
 
 def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:
     """The samples to train on."""
-    return SFTDataset.from_spec(
-        config.data.dataset,
-        tokenizer,
-        data_settings(config),
-        split=config.data.dataset_split,
-        probabilities=config.data.dataset_probs,
-        seed=config.train.seed,
-        max_samples=config.data.max_samples,
-        num_processors=config.data.num_processors,
-        cache_dir=config.data.cache_dir,
+    return prepare_sft_dataset(
+        config.data, tokenizer, pretrain_mode=config.model.pretrain_mode_enable, seed=config.train.seed
     )
 
 
 def build_eval_data(config: SFTConfig, tokenizer: Any) -> SFTDataset | None:
-    """The samples to evaluate on, if the run has any."""
+    """The samples to evaluate on, if the run has any: all rows of their own data set, prepared as the others."""
     if not config.eval.dataset:
         return None
-    return SFTDataset.from_spec(
-        config.eval.dataset,
-        tokenizer,
-        data_settings(config),
-        split=config.eval.split,
-        num_processors=config.data.num_processors,
-        cache_dir=config.data.cache_dir,
+    data = replace(
+        config.data,
+        dataset=config.eval.dataset,
+        dataset_split=config.eval.split,
+        dataset_probs=None,
+        max_samples=None,
     )
+    return prepare_sft_dataset(data, tokenizer, pretrain_mode=config.model.pretrain_mode_enable)
 
 
 def build_actor(config: SFTConfig, ds_config: dict[str, Any]) -> Actor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openrlhf.datasets.settings import DataSettings
+from openrlhf.config import DataConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -19,17 +19,14 @@ Prepare = Callable[..., SFTDataset]
 
 @pytest.fixture
 def prepare(tmp_path: Path) -> Prepare:
-    """prepare(spec, **choices and settings) with question/answer columns, on a cache of its own."""
-    tokenizer = tiny_tokenizer(CHATML)
-    choices = {"split", "probabilities", "seed", "max_samples", "num_processors", "tokenizer"}
+    """prepare(spec, **settings of the data): its data set, on a cache of its own."""
+    usual_tokenizer = tiny_tokenizer(CHATML)
 
-    def call(spec: Any, **given: Any) -> SFTDataset:
-        chosen = {name: given.pop(name) for name in choices & set(given)}
-        settings = DataSettings(**given)
-        return prepare_sft_dataset(
-            str(spec), chosen.pop("tokenizer", tokenizer), settings, cache_dir=tmp_path / "cache",
-            **{"num_processors": 1, **chosen},
-        )  # fmt: skip
+    def call(
+        spec: Any, tokenizer: Any = usual_tokenizer, seed: int = 42, pretrain_mode: bool = False, **given: Any
+    ) -> SFTDataset:
+        data = DataConfig(dataset=str(spec), **{"num_processors": 1, "cache_dir": str(tmp_path / "cache"), **given})
+        return prepare_sft_dataset(data, tokenizer, pretrain_mode=pretrain_mode, seed=seed)
 
     return call
 

@@ -16,8 +16,7 @@ import torch
 from openrlhf.datasets import cache
 from openrlhf.datasets.cache import prepared_folder
 from openrlhf.datasets.prepared import SAMPLES
-from openrlhf.datasets.settings import DataSettings
-from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
 from tests.datasets.conftest import pairs, write_jsonl
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -133,15 +132,14 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):
 
 def test_several_processes_give_the_same_samples(tmp_path, prepare):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(2500))
-    tokenizer = tiny_tokenizer(CHATML)
     alone = prepare(path)
-    together = prepare_sft_dataset(str(path), tokenizer, DataSettings(), num_processors=3, cache_dir=tmp_path / "other")
+    together = prepare(path, num_processors=3, cache_dir=str(tmp_path / "other"))
     assert together.fingerprint == alone.fingerprint
     assert (together.samples.folder / SAMPLES).read_bytes() == (alone.samples.folder / SAMPLES).read_bytes()
 
 
 def strategy(tmp_path: Path, **names) -> SimpleNamespace:
-    return SimpleNamespace(args=SimpleNamespace(cache_dir=tmp_path / "cache", **names))
+    return SimpleNamespace(args=SimpleNamespace(cache_dir=str(tmp_path / "cache"), **names))
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from openrlhf.errors import UserError
 from tests.datasets.test_masks import trained_text
@@ -19,10 +20,10 @@ TOKENIZER = tiny_tokenizer(CHATML)
 ASK, SAY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}
 
 
-def encode(row: dict, tokenizer=TOKENIZER, **settings) -> EncodedSample:
-    chosen = DataSettings(**settings)
-    sample = find_format(row, chosen, "row 1").read(row, chosen)
-    return SampleEncoder(tokenizer, chosen).encode(sample)
+def encode(row: dict, tokenizer=TOKENIZER, pretrain_mode: bool = False, **settings) -> EncodedSample:
+    data = DataConfig(**settings)
+    content = find_format(row, data, "row 1", pretrain_mode).read(row, data)
+    return SampleEncoder(tokenizer, data, pretrain_mode).encode(content, row_weight(row, data))
 
 
 def text(sample: EncodedSample) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS
 from openrlhf.datasets.samples import EncodedSample
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from tests.helpers.chat_templates import FAMILIES, UNMARKED_ONLY, Family
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
-ALL_TURNS = DataSettings(multiturn=True, max_len=1_000_000)
-LAST_TURN = DataSettings(max_len=1_000_000)
+ALL_TURNS = DataConfig(multiturn=True, max_len=1_000_000)
+LAST_TURN = DataConfig(max_len=1_000_000)
 
 needs_shared_data = pytest.mark.skipif(not SHARED.exists(), reason="the real data (../shared/data) is not here")
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -29,7 +29,7 @@ CHAT = [
 ]
 
 
-def encode(row: dict, tokenizer, settings: DataSettings) -> EncodedSample:
+def encode(row: dict, tokenizer, settings: DataConfig) -> EncodedSample:
     return SampleEncoder(tokenizer, settings).encode(FORMATS["messages"].read(row, settings))
 
 
@@ -62,7 +62,7 @@ def test_last_turn_alone(family: Family, marked: bool):
 
 @pytest.mark.parametrize("family", UNMARKED_ONLY, ids=lambda family: family.name)
 @pytest.mark.parametrize("settings", [ALL_TURNS, LAST_TURN], ids=["all turns", "last turn"])
-def test_families_without_marks(family: Family, settings: DataSettings):
+def test_families_without_marks(family: Family, settings: DataConfig):
     tokenizer = family.tokenizer(marked=False)
     sample = encode({"messages": CHAT}, tokenizer, settings)
     assert trained_text(sample, tokenizer) == expected_text(family, CHAT, last_only=settings is LAST_TURN)

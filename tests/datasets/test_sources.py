@@ -78,7 +78,7 @@ def test_a_folder_gives_the_files_of_its_split(tmp_path: Path, prepare):
     write_jsonl(tmp_path / "d/train-1.jsonl", pairs(3))
     write_jsonl(tmp_path / "d/test.jsonl", pairs(1))
     assert len(prepare(tmp_path / "d")) == 5
-    assert len(prepare(tmp_path / "d", split="test")) == 1
+    assert len(prepare(tmp_path / "d", dataset_split="test")) == 1
 
 
 def test_a_subfolder_is_named_behind_an_at_sign(tmp_path: Path, prepare):
@@ -89,8 +89,8 @@ def test_a_subfolder_is_named_behind_an_at_sign(tmp_path: Path, prepare):
 def test_a_saved_dict_gives_its_split(tmp_path: Path, prepare, problems):
     parts = {"train": datasets.Dataset.from_list(pairs(3)), "test": datasets.Dataset.from_list(pairs(1))}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "d"))
-    assert len(prepare(tmp_path / "d", split="test")) == 1
-    assert "no split 'dev'; it has 'train', 'test'" in problems(tmp_path / "d", split="dev")
+    assert len(prepare(tmp_path / "d", dataset_split="test")) == 1
+    assert "no split 'dev'; it has 'train', 'test'" in problems(tmp_path / "d", dataset_split="dev")
 
 
 def test_a_hub_name_is_loaded_with_its_configuration(tmp_path: Path, prepare, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_hub_name_is_loaded_with_its_configuration(tmp_path: Path, prepare, mo
     monkeypatch.setattr(find, "hub_can_be_asked", lambda: True)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["main"])
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(prepare("owner/name@main", split="train[:5]")) == 5
+    assert len(prepare("owner/name@main", dataset_split="train[:5]")) == 5
     assert len(prepare("owner/name@folder")) == 5
     assert asked[0] == (("owner/name", "main"), {"split": "train[:5]"})
     assert asked[1] == (("owner/name",), {"data_dir": "folder", "split": "train"})
@@ -126,7 +126,7 @@ def test_a_mix_repeats_and_loses_no_row(tmp_path: Path, prepare):
         write_jsonl(tmp_path / "a.jsonl", pairs(40)),
         write_jsonl(tmp_path / "b.jsonl", pairs(1500, 100)),
     )
-    found = prepare(f"{first},{second}", probabilities="0.25,0.75")
+    found = prepare(f"{first},{second}", dataset_probs="0.25,0.75")
     assert [source.num_rows_taken for source in found.report.sources] == [40, 120]
     assert [source.num_rows for source in found.report.sources] == [40, 1500]
     assert len({found.sample_name(i) for i in range(len(found))}) == 160
@@ -136,7 +136,7 @@ def test_a_mix_depends_on_its_seed_alone(tmp_path: Path, prepare):
     spec = ",".join(str(write_jsonl(tmp_path / name, pairs(30))) for name in ("a.jsonl", "b.jsonl"))
     names = [
         [found.sample_name(i) for i in range(len(found))]
-        for found in (prepare(spec, probabilities="1,3", seed=seed) for seed in (1, 1, 2))
+        for found in (prepare(spec, dataset_probs="1,3", seed=seed) for seed in (1, 1, 2))
     ]
     assert names[0] == names[1] != names[2]
 

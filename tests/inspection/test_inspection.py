@@ -14,9 +14,8 @@ from rich.console import Console
 
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.cli import inspect_data
-from openrlhf.config import InspectConfig
+from openrlhf.config import DataConfig, InspectConfig
 from openrlhf.config.schema import build
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
 from openrlhf.inspection.page import write_page
@@ -41,7 +40,7 @@ def rows(count: int) -> list[dict]:
 def dataset(tmp_path: Path) -> SFTDataset:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
-    return prepare_sft_dataset(str(path), TOKENIZER, DataSettings(), cache_dir=tmp_path / "cache")
+    return prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
 
 
 def batching(layout: FixedSize | TokenBudget, packed: bool = False) -> Batching:
@@ -154,3 +153,22 @@ def test_the_command_refuses_a_count_that_is_no_number(tmp_path: Path):
 def test_the_token_budget_is_that_of_all_ranks_of_a_ring():
     values = {"train.max_tokens_per_micro_batch": 100, "ds.ring_attn_size": 4, "ds.packing_samples": True}
     assert inspect_data._batching(build(InspectConfig, values)).layout == TokenBudget(400, packed=True)
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_weights_can_be_told_in_the_terminal(tmp_path: Path, colours: bool):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "weight": 0.5}]
+    path = tmp_path / "weighted.jsonl"
+    path.write_text(json.dumps({"messages": messages, "weight": 0.2}) + "\n")
+    found = prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None)
+    statistics = statistics_of(found, Batching(1, FixedSize(1), False, num_data_ranks=1, seed=1, max_epochs=1))
+    show(console, found, TOKENIZER, statistics, num_rows=1)
+    assert "targets · weight 0.2" in out.getvalue()
+    assert ("×0.1" if colours else "⟦Ho<|im_end|>⟧×0.1") in out.getvalue()
+    assert "weighted other than 1" in out.getvalue()
+    page = tmp_path / "report.html"
+    write_page(page, found, TOKENIZER, statistics)
+    assert '"weight":0.2,' in page.read_text()
+    assert ",0.1,0]" in page.read_text()

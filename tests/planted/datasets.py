@@ -7,17 +7,18 @@ from tests.planted.bug import Bug
 _FORMATS = "tests/datasets/test_formats.py"
 _MASKS = "tests/datasets/test_masks.py"
 _CACHE = "tests/datasets/test_cache.py"
+_WEIGHTS = "tests/datasets/test_weights.py"
 _ENCODER = "datasets/tokenization/encoder.py"
 _WORDS = "datasets/tokenization/words.py"
-_SPANS = "datasets/tokenization/turn_spans.py"
+_TURNS = "datasets/tokenization/turns.py"
 
 BUGS = [
     Bug(
         "end_token_is_no_target",
         "the model never learns to stop",
         _ENCODER,
-        "targets[-1] = True  # the end token",
-        "targets[-1] = False  # the end token",
+        "targets[-1] = True",
+        "targets[-1] = False",
         (f"{_FORMATS}::test_a_row_becomes_its_text_and_targets[columns]",),
     ),
     Bug(
@@ -32,8 +33,8 @@ BUGS = [
         "first_answer_token_is_no_target",
         "the first token of each answer gets no loss",
         _ENCODER,
-        "targets |= (starts < span.end) & (ends > span.start)",
-        "targets |= (starts < span.end) & (starts > span.start)",
+        "targets[(starts < span.end) & (ends > span.start)] = weight",
+        "targets[(starts < span.end) & (starts > span.start)] = weight",
         (f"{_MASKS}::test_targets_are_what_the_assistant_says",),
     ),
     Bug(
@@ -55,7 +56,7 @@ BUGS = [
     Bug(
         "end_of_turn_is_no_target",
         "the model answers, and then goes on with the user's next turn",
-        _SPANS,
+        _TURNS,
         "end = region.start + len(said.rstrip())",
         'end = region.start + len(said.rstrip().removesuffix("<|im_end|>"))',
         (f"{_FORMATS}::test_a_row_becomes_its_text_and_targets[messages]",),
@@ -63,7 +64,7 @@ BUGS = [
     Bug(
         "user_turns_are_trained",
         "the model learns to ask the user's questions",
-        "datasets/tokenization/turn_choice.py",
+        _TURNS,
         'if message["role"] == "assistant"]\n    if not assistant',
         'if message["role"] in ("assistant", "user")]\n    if not assistant',
         (f"{_MASKS}::test_targets_are_what_the_assistant_says",),
@@ -71,7 +72,7 @@ BUGS = [
     Bug(
         "turn_header_is_trained",
         "the assistant's header is trained with its answer",
-        _SPANS,
+        _TURNS,
         "return region.start + position + len(head)",
         "return region.start + position",
         (f"{_MASKS}::test_targets_are_what_the_assistant_says",),
@@ -79,7 +80,7 @@ BUGS = [
     Bug(
         "last_turn_trains_all",
         "without --data.multiturn, earlier answers are trained too",
-        "datasets/tokenization/turn_choice.py",
+        _TURNS,
         "return assistant[-1:]",
         "return assistant",
         (f"{_MASKS}::test_last_turn_alone",),
@@ -87,9 +88,9 @@ BUGS = [
     Bug(
         "untrained_messages_are_trained",
         "messages marked with train: false are trained",
-        "datasets/tokenization/turn_choice.py",
-        "chosen = [index for index in chosen if conversation.trained[index]]",
-        "chosen = [index for index in chosen if index >= 0]",
+        "datasets/formats/chat.py",
+        'return 0.0 if raw.get("train") is False else weight',
+        "return weight",
         (f"{_FORMATS}::test_messages_marked_as_untrained_are_context_only",),
     ),
     Bug(
@@ -120,17 +121,16 @@ BUGS = [
         "cut_text_gets_an_end_token",
         "the model learns to stop in the middle of a sentence",
         _ENCODER,
-        "        if len(ids):\n            sample.loss_mask[-1] = 0\n",
-        "        if cut:\n            sample.input_ids[-1] = self._eos_id\n"
-        "        if len(ids):\n            sample.loss_mask[-1] = 0\n",
+        "ids, loss_mask = ids[:max_len], loss_mask[:max_len].copy()",
+        "ids, loss_mask = np.append(ids[: max_len - 1], self._eos_id) if cut else ids, loss_mask[:max_len].copy()",
         (f"{_CACHE}::test_overlong_samples",),
     ),
     Bug(
         "overlong_rows_are_cut_silently",
         "answers end in the middle though --data.overlong drop is the default",
         _ENCODER,
-        'if cut and self._settings.overlong != "truncate":',
-        'if cut and self._settings.overlong == "error":',
+        'if cut and self._data.overlong != "truncate":',
+        'if cut and self._data.overlong == "error":',
         (f"{_CACHE}::test_overlong_samples",),
     ),
     Bug(
@@ -153,8 +153,8 @@ BUGS = [
         "cache_key_without_template",
         "after a change of the chat template the run trains on what the old one rendered",
         "datasets/fingerprint.py",
-        'asdict(settings) | {"tokenizer_chat_template": template_text(tokenizer, settings)}',
-        'asdict(settings) | {"tokenizer_chat_template": None}',
+        'settings["tokenizer_chat_template"] = template_text(tokenizer, data.tokenizer_chat_template)',
+        'settings["tokenizer_chat_template"] = None',
         (f"{_CACHE}::test_the_fingerprint_sees_every_change",),
     ),
     Bug(
@@ -164,6 +164,54 @@ BUGS = [
         "[[table.name, table.content_hash(known)] for",
         "[[table.name] for",
         (f"{_CACHE}::test_the_fingerprint_sees_every_change",),
+    ),
+    Bug(
+        "row_weight_is_ignored",
+        "rows that should count half count whole",
+        "datasets/workers.py",
+        "self._encoder.encode(read(row, self._data), weight)",
+        "self._encoder.encode(read(row, self._data))",
+        (f"{_WEIGHTS}::test_one_weighted_row_makes_every_mask_a_float",),
+    ),
+    Bug(
+        "row_weight_replaces_turn_weights",
+        "a row with a weight trains all of its turns alike",
+        _ENCODER,
+        "loss_mask = loss_mask * np.float32(row_weight)",
+        "loss_mask = (loss_mask > 0) * np.float32(row_weight)",
+        (f"{_WEIGHTS}::test_a_token_weighs_its_rows_weight_times_its_turns",),
+    ),
+    Bug(
+        "turn_weights_of_another_message",
+        "each answer weighs as the first message of its conversation",
+        _ENCODER,
+        "(content.weights[turn], span) for turn, span in spans",
+        "(content.weights[0], span) for turn, span in spans",
+        (f"{_WEIGHTS}::test_a_token_weighs_its_rows_weight_times_its_turns",),
+    ),
+    Bug(
+        "weights_as_whole_numbers",
+        "weights below 1 train nothing",
+        "datasets/sft_dataset.py",
+        "np.float32 if samples.report.num_weighted else np.int64",
+        "np.int64",
+        (f"{_WEIGHTS}::test_one_weighted_row_makes_every_mask_a_float",),
+    ),
+    Bug(
+        "switch_taken_for_a_weight",
+        "a column weight of true and false leaves rows out in silence",
+        "datasets/formats/columns.py",
+        "return isinstance(value, Real) and not isinstance(value, bool)",
+        "return isinstance(value, Real)",
+        (f"{_WEIGHTS}::test_a_weight_that_is_none_is_refused",),
+    ),
+    Bug(
+        "content_taken_for_a_weight",
+        "rows whose answer stands in a column named weight are refused",
+        "datasets/formats/columns.py",
+        "return 1.0 if WEIGHT in (data.input_key, data.output_key) else",
+        "return 1.0 if WEIGHT in () else",
+        (f"{_WEIGHTS}::test_a_column_of_content_is_no_weight",),
     ),
     Bug(
         "mix_repeats_rows",

@@ -1,12 +1,17 @@
-"""Messages and tools as people write them → as chat templates read them."""
+"""The format of conversations: messages and tools as people write them → as chat templates read them.
+
+A conversation lies in `messages` (role/content), in ShareGPT's `conversations` (from/value), or in a named column.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from openrlhf.datasets.formats.columns import json_value, kind
+from openrlhf.config import DataConfig
+from openrlhf.datasets.formats.columns import WEIGHT, column, json_value, kind, weight_in
 from openrlhf.datasets.samples import BadRow, Conversation, Message, Row
 
+COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -21,7 +26,18 @@ ROLES = {
     "tool_call": "assistant",
 }
 CALL_ROLES = {"function_call", "tool_call"}
-TRAINING_KEYS = ("train", "weight")
+TRAINING_KEYS = ("train", WEIGHT)
+
+
+def fits(row: Row, data: DataConfig) -> bool:
+    if data.output_key is not None:
+        return False
+    return is_message_list(row.get(data.input_key or COLUMNS[0])) or any(name in row for name in COLUMNS)
+
+
+def read(row: Row, data: DataConfig) -> Conversation:
+    name = data.input_key if data.input_key in row else next((name for name in COLUMNS if name in row), None)
+    return conversation(column(row, name or data.input_key or COLUMNS[0]), row)
 
 
 def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = None) -> Conversation:
@@ -31,17 +47,17 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     """
     raw_messages = message_list(raw_messages)
     messages = [_message(raw, index) for index, raw in enumerate(raw_messages)]
-    trained = [_is_trained(raw) for raw in raw_messages]
-    return Conversation(messages, _tools(row), trained, num_prompt_messages)
+    weights = [_turn_weight(raw, index) for index, raw in enumerate(raw_messages)]
+    return Conversation(messages, _tools(row), weights, num_prompt_messages)
 
 
-def message_list(raw: Any, what: str = "messages") -> list[Any]:
+def message_list(raw: Any, where: str = "messages") -> list[Any]:
     """A list of messages given as such or as JSON text."""
-    raw = json_value(raw, what)
+    raw = json_value(raw, where)
     if not isinstance(raw, list):
-        raise BadRow(f"{what}: {kind(raw)} where a list of messages belongs")
+        raise BadRow(f"{where}: {kind(raw)} where a list of messages belongs")
     if not raw:
-        raise BadRow(f"{what}: an empty list")
+        raise BadRow(f"{where}: an empty list")
     return raw
 
 
@@ -118,9 +134,7 @@ def _tools(row: Row) -> list[Any] | None:
     return tools
 
 
-def _is_trained(raw: dict[str, Any]) -> bool:
-    """False where the message says `train: false` or `weight: 0`."""
-    weight = raw.get("weight")
-    if weight is not None and weight not in (0, 1):
-        raise BadRow(f"weight {weight!r}: a message is trained (1) or not (0)")
-    return raw.get("train") is not False and weight != 0
+def _turn_weight(raw: dict[str, Any], index: int) -> float:
+    """The message's weight in the loss, 0 where it says `train: false`."""
+    weight = weight_in(raw, f"message {index + 1}: its weight")
+    return 0.0 if raw.get("train") is False else weight

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from numbers import Real
 from typing import Any
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Row
+
+WEIGHT = "weight"
+LEAST_WEIGHT, MOST_WEIGHT = 1e-18, 1e18  # the product of a row's and a turn's weight is still a float32
 
 
 def column(row: Row, key: str) -> Any:
@@ -31,6 +36,33 @@ def answer_column(row: Row, key: str) -> str:
     return text
 
 
+def row_weight(row: Row, data: DataConfig) -> float:
+    """The row's weight in the loss: 1 without a column `weight`, or where that column holds the prompt or answer."""
+    return 1.0 if WEIGHT in (data.input_key, data.output_key) else weight_in(row, f"column {WEIGHT!r}")
+
+
+def weight_in(holder: dict[str, Any], where: str) -> float:
+    """The number under `weight`, 1 if there is none; raises BadRow unless it is 0 or above and finite.
+
+    Text that spells a number is refused: a column of text may mean anything.
+    """
+    value = holder.get(WEIGHT)
+    if value is None:
+        return 1.0
+    if not _is_number(value):
+        raise BadRow(
+            f"{where} holds {kind(value)} where a number belongs (it weighs targets in the loss): "
+            "write a number, 0 or above, or leave it out, which means 1"
+        )
+    if value != 0 and not LEAST_WEIGHT <= value <= MOST_WEIGHT:
+        raise BadRow(f"{where} is {value}: give 0, which leaves out, or a number from {LEAST_WEIGHT} to {MOST_WEIGHT}")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def json_value(value: Any, where: str) -> Any:
     """An object given as such or as JSON text; raises BadRow if the text is no JSON."""
     if not isinstance(value, str):
@@ -46,7 +78,7 @@ def names(row: Row) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in a user's words."""
+    """The kind of a value, in a user's words."""
     if value is None:
         return "nothing (null)"
     words = {

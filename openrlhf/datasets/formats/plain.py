@@ -1,13 +1,87 @@
-"""Putting a prompt into the user's template."""
+"""Formats of plain columns: a text; a prompt and its answer, under names of their own or of the user's choice.
+
+The content of a prompt or answer is text, or messages. Pairs of texts are a conversation if the user asks for a chat
+template, else they are joined as they are.
+"""
 
 from __future__ import annotations
 
-from openrlhf.datasets.samples import PromptAnswer
-from openrlhf.datasets.settings import DataSettings
+from typing import Any
+
+from openrlhf.config import DataConfig
+from openrlhf.datasets.formats.chat import conversation, is_message_list, message_list
+from openrlhf.datasets.formats.columns import answer_column, column, kind, text_column
+from openrlhf.datasets.samples import BadRow, Conversation, PlainText, PromptAnswer, Row
+
+TEXT = "text"
+PROMPT, COMPLETION = "prompt", "completion"
+INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 
 
-def prompt_answer(prompt: str, answer: str, settings: DataSettings) -> PromptAnswer:
-    """The pair that is trained without a chat template."""
-    if settings.input_template is not None:
-        prompt = settings.input_template.format(prompt)
-    return PromptAnswer(prompt, answer)
+def fits_text(row: Row, data: DataConfig) -> bool:
+    return data.output_key is None and TEXT in row
+
+
+def read_text(row: Row, data: DataConfig) -> PlainText:
+    """Text for continued pre-training, from the named column, else from `text`."""
+    key = data.input_key if data.input_key in row else None
+    return PlainText(answer_column(row, key or (TEXT if TEXT in row else data.input_key or TEXT)))
+
+
+def fits_input_output(row: Row, data: DataConfig) -> bool:
+    return data.output_key is not None
+
+
+def read_input_output(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+    """The columns that `--data.input_key` and `--data.output_key` name."""
+    return _prompt_and_answer(row, data, data.input_key or INPUT, data.output_key or OUTPUT)
+
+
+def fits_prompt_completion(row: Row, data: DataConfig) -> bool:
+    return data.output_key is None and {PROMPT, COMPLETION} <= set(row)
+
+
+def read_prompt_completion(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+    return _prompt_and_answer(row, data, PROMPT, COMPLETION)
+
+
+def fits_alpaca(row: Row, data: DataConfig) -> bool:
+    return data.output_key is None and {INSTRUCTION, OUTPUT} <= set(row)
+
+
+def read_alpaca(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+    """Alpaca's columns: `instruction`, an `input` that may be empty, and `output`."""
+    prompt, answer = text_column(row, INSTRUCTION), answer_column(row, OUTPUT)
+    if row.get(INPUT):
+        prompt = f"{prompt}\n\n{text_column(row, INPUT)}"
+    if data.apply_chat_template:
+        return _conversation(row, prompt, answer, INSTRUCTION, OUTPUT)
+    return _in_template(prompt, answer, data)
+
+
+def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: str) -> PromptAnswer | Conversation:
+    prompt, answer = column(row, prompt_key), column(row, answer_key)
+    if data.apply_chat_template or is_message_list(prompt) or is_message_list(answer):
+        return _conversation(row, prompt, answer, prompt_key, answer_key)
+    return _in_template(text_column(row, prompt_key), answer_column(row, answer_key), data)
+
+
+def _in_template(prompt: str, answer: str, data: DataConfig) -> PromptAnswer:
+    return PromptAnswer(prompt if data.input_template is None else data.input_template.format(prompt), answer)
+
+
+def _conversation(row: Row, prompt: Any, answer: Any, prompt_key: str, answer_key: str) -> Conversation:
+    before = _as_messages(prompt, "user", prompt_key)
+    after = _as_messages(answer, "assistant", answer_key)
+    return conversation(before + after, row, num_prompt_messages=len(before))
+
+
+def _as_messages(value: Any, role: str, key: str) -> list[Any]:
+    """Text as one message of the role; messages as they are."""
+    if isinstance(value, str):
+        if role == "assistant" and not value.strip():
+            raise BadRow(f"the answer in column {key!r} is empty")
+        return [{"role": role, "content": value}]
+    if isinstance(value, list):
+        return message_list(value, f"column {key!r}")
+    raise BadRow(f"column {key!r} holds {kind(value)} where text or messages belong")

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.formats.columns import kind, names
 from openrlhf.datasets.samples import BadRow, Row, TokenRow
-from openrlhf.datasets.settings import DataSettings
 
 NOT_A_TARGET = -100
 
 
-def fits(row: Row, settings: DataSettings) -> bool:
+def fits(row: Row, data: DataConfig) -> bool:
     return "input_ids" in row and ("labels" in row or "loss_mask" in row)
 
 
-def read(row: Row, settings: DataSettings) -> TokenRow:
+def read(row: Row, data: DataConfig) -> TokenRow:
     ids = _integers(row, "input_ids")
     if "labels" in row:
         labels = _same_length(row, "labels", ids)
@@ -34,9 +34,9 @@ def read(row: Row, settings: DataSettings) -> TokenRow:
     return TokenRow(ids, [*mask[:-1], 0])
 
 
-def read_by_token(row: Row, settings: DataSettings) -> TokenRow:
+def read_by_token(row: Row, data: DataConfig) -> TokenRow:
     if "labels" in row:
-        return read(row, settings)
+        return read(row, data)
     ids = _integers(row, "input_ids")
     return TokenRow(ids, _judging_next(_mask(row, ids)))
 

@@ -1,4 +1,4 @@
-"""Files → rows: finding what a spec means, reading it in blocks, mixing several sources."""
+"""Files → rows: finding the sources of a spec, reading them in blocks, mixing them."""
 
 from openrlhf.datasets.sources.find import Source, open_sources
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,12 +15,12 @@ MAX_ROWS = 512
 MAX_BYTES = 1 << 20
 
 
-class Block(Protocol):
+class SourceBlock(Protocol):
     """Some consecutive rows of one file."""
 
     @property
     def numbers(self) -> list[int]:
-        """Where each row is: its line in a text file, else its number, from 1."""
+        """The place of each row: its line in a text file, else its number, from 1."""
 
     def rows(self) -> Iterator[Row | BadRow]:
         """The rows, in the order of `numbers`; BadRow for one that cannot be read."""
@@ -28,24 +28,14 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class LineBlock:
-    """Lines of a JSONL file, blank ones left out."""
+    """Lines of a text file, blank ones left out; `read` makes a row of each (`json_row`, `text_row`)."""
 
     numbers: list[int]
     lines: list[bytes]
+    read: Callable[[bytes], Row | BadRow]
 
     def rows(self) -> Iterator[Row | BadRow]:
-        return (_json_row(line) for line in self.lines)
-
-
-@dataclass(frozen=True)
-class TextBlock:
-    """Lines of a text file, blank ones left out; each is a row with one column, `text`."""
-
-    numbers: list[int]
-    lines: list[bytes]
-
-    def rows(self) -> Iterator[Row | BadRow]:
-        return (_text_row(line) for line in self.lines)
+        return map(self.read, self.lines)
 
 
 @dataclass(frozen=True)
@@ -93,27 +83,30 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _json_row(line: bytes) -> Row | BadRow:
+def json_row(line: bytes) -> Row | BadRow:
+    """The object that a line of JSON holds."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        return checked_row(json.loads(line.decode("utf-8")))
     except json.JSONDecodeError as error:
         return BadRow(f"broken JSON: {error.msg} at character {error.pos + 1}")
     except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8: byte {line[error.start]:#04x} at byte {error.start + 1} of the line")
+        return _not_utf8(line, error)
     except RecursionError:
         return BadRow("its JSON is nested too deeply to be read")
-    return checked_row(row)
+
+
+def text_row(line: bytes) -> Row | BadRow:
+    """A line of text as a row with one column, `text`."""
+    try:
+        return {"text": line.decode("utf-8").rstrip("\r\n")}
+    except UnicodeDecodeError as error:
+        return _not_utf8(line, error)
 
 
 def checked_row(row: Any) -> Row | BadRow:
     """The row, if it is an object with columns."""
-    if not isinstance(row, dict):
-        return BadRow(f"{type(row).__name__} where an object with columns belongs")
-    return row
+    return row if isinstance(row, dict) else BadRow(f"{type(row).__name__} where an object with columns belongs")
 
 
-def _text_row(line: bytes) -> Row | BadRow:
-    try:
-        return {"text": line.decode("utf-8").rstrip("\r\n")}
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8: byte {line[error.start]:#04x} at byte {error.start + 1} of the line")
+def _not_utf8(line: bytes, error: UnicodeDecodeError) -> BadRow:
+    return BadRow(f"not UTF-8: byte {line[error.start]:#04x} at byte {error.start + 1} of the line")

@@ -1,4 +1,4 @@
-"""What a data spec means: files, folders, saved data sets or hub names, separated by commas."""
+"""The meaning of a data spec: files, folders, saved data sets or hub names, separated by commas."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf.config.data_rules import DATA_SUFFIXES, data_file_kind
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
-from openrlhf.datasets.sources.readers import READERS, reader_for
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
 from openrlhf.errors import UserError
 
@@ -67,17 +67,19 @@ def _local_tables(path: Path, split: str) -> list[Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return [_saved_table(path, split)]
     files = [
-        file for file in sorted(path.rglob("*")) if file.is_file() and reader_for(file) and not _hidden(file, path)
+        file for file in sorted(path.rglob("*")) if file.is_file() and data_file_kind(file) and not _hidden(file, path)
     ]
     if not files:
-        raise UserError(f"{path} holds no data file ({', '.join(READERS)}); it has {_listing(path)}.")
-    return [FileTable(file) for file in _of_split(files, path, split)]
+        raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
+    return [FileTable(str(file)) for file in _of_split(files, path, split)]
 
 
 def _file_table(path: Path) -> Table:
-    if reader_for(path) is None:
-        raise UserError(f"{path} is of an unknown kind: known are {', '.join(READERS)}, text ones also .gz and .zst.")
-    return FileTable(path)
+    if data_file_kind(path) is None:
+        raise UserError(
+            f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
+        )
+    return FileTable(str(path))
 
 
 def _saved_table(path: Path, split: str) -> Table:
@@ -143,7 +145,7 @@ def _load_from_hub(datasets: Any, name: str, part: str | None, split: str) -> An
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or reader_for(Path(name)) is not None or name.count("/") > 1
+    return name.startswith((".", "/", "~")) or data_file_kind(name) is not None or name.count("/") > 1
 
 
 def _nearest(path: Path) -> str:

@@ -17,29 +17,28 @@ from openrlhf.errors import UserError
 
 
 def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | None:
-    """Weights of the sources, summing to 1; None without probabilities.
+    """Shares of the sources, summing to 1; None without probabilities.
 
     Raises UserError unless there is one positive number for each source.
     """
     if not text:
         return None
     try:
-        weights = [Fraction(part.strip()) for part in text.split(",")]
+        shares = [Fraction(part.strip()) for part in text.split(",")]
     except (ValueError, ZeroDivisionError):
         raise UserError(f"--data.dataset_probs {text!r}: give one number for each source, as 0.7,0.3.") from None
-    if len(weights) != num_sources:
-        raise UserError(
-            f"--data.dataset_probs has {len(weights)} numbers for {num_sources} sources: give one for each."
-        )
-    if min(weights) <= 0:
+    if len(shares) != num_sources:
+        raise UserError(f"--data.dataset_probs has {len(shares)} numbers for {num_sources} sources: give one for each.")
+    if min(shares) <= 0:
         raise UserError(f"--data.dataset_probs {text!r}: every number must be above 0; leave the source out instead.")
-    return [weight / sum(weights) for weight in weights]
+    return [share / sum(shares) for share in shares]
 
 
-def rows_to_take(num_rows: list[int], weights: list[Fraction]) -> list[int]:
-    """How many rows each source gives."""
-    total = min(math.floor(count / weight) for count, weight in zip(num_rows, weights, strict=True))
-    exact = [weight * total for weight in weights]
+def rows_to_take(num_rows: list[int], shares: list[Fraction]) -> list[int]:
+    """The number of rows that each source gives: the largest mix in these shares that repeats no row."""
+    # The source that runs out first limits the mix. Rows left by rounding down go to the largest remainders.
+    total = min(math.floor(count / share) for count, share in zip(num_rows, shares, strict=True))
+    exact = [share * total for share in shares]
     taken = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (taken[i] - exact[i], i))
     for index in by_remainder[: total - sum(taken)]:
@@ -48,6 +47,6 @@ def rows_to_take(num_rows: list[int], weights: list[Fraction]) -> list[int]:
 
 
 def chosen_rows(num_rows: int, num_taken: int, seed: int, source_number: int) -> np.ndarray:
-    """Which rows (counted from 0) a source gives, in the order in which they stand in it, `(num_taken,)` int64."""
+    """The rows (counted from 0) that a source gives, in its own order, `(num_taken,)` int64."""
     generator = np.random.Generator(np.random.Philox(key=[seed, source_number]))
     return np.sort(generator.permutation(num_rows)[:num_taken])

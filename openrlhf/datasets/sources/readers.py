@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,17 +15,18 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from openrlhf.config.data_rules import COMPRESSIONS, KIND_OF_SUFFIX, FileKind
+from openrlhf.config.data_rules import FileKind, data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,
     MAX_ROWS,
     ArrowBlock,
-    Block,
     LineBlock,
     RowBlock,
-    TextBlock,
+    SourceBlock,
     checked_row,
+    json_row,
+    text_row,
     without_nulls,
 )
 from openrlhf.errors import UserError
@@ -43,7 +45,7 @@ def open_binary(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Iterator[Block]:
+def read_lines(path: Path, read: Callable[[bytes], Row | BadRow]) -> Iterator[SourceBlock]:
     """Blocks of the file's lines that are not blank."""
     numbers: list[int] = []
     lines: list[bytes] = []
@@ -57,21 +59,21 @@ def read_lines(path: Path, block_type: type[LineBlock] | type[TextBlock]) -> Ite
             lines.append(line)
             size_bytes += len(line)
             if len(lines) >= MAX_ROWS or size_bytes >= MAX_BYTES:
-                yield block_type(numbers, lines)
+                yield LineBlock(numbers, lines, read)
                 numbers, lines, size_bytes = [], [], 0
     if lines:
-        yield block_type(numbers, lines)
+        yield LineBlock(numbers, lines, read)
 
 
-def read_jsonl(path: Path) -> Iterator[Block]:
-    return read_lines(path, LineBlock)
+def read_jsonl(path: Path) -> Iterator[SourceBlock]:
+    return read_lines(path, json_row)
 
 
-def read_text(path: Path) -> Iterator[Block]:
-    return read_lines(path, TextBlock)
+def read_text(path: Path) -> Iterator[SourceBlock]:
+    return read_lines(path, text_row)
 
 
-def read_json(path: Path) -> Iterator[Block]:
+def read_json(path: Path) -> Iterator[SourceBlock]:
     """A list of rows, or an object that wraps one (`{"data": […]}`); an object a line is read as JSONL."""
     with open_binary(path) as file:
         begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
@@ -82,7 +84,7 @@ def read_json(path: Path) -> Iterator[Block]:
             return
         file.seek(0)
         rows = _rows_of(path, file.read())
-    yield from _in_blocks(checked_row(row) for row in rows)
+    yield from read_objects(rows)
 
 
 def _json_or_none(line: bytes) -> Any:
@@ -110,28 +112,22 @@ def _rows_of(path: Path, data: bytes) -> list[Any]:
     return rows
 
 
-def read_csv(path: Path) -> Iterator[Block]:
+def read_csv(path: Path) -> Iterator[SourceBlock]:
     """Rows of a CSV file with a header; a `.tsv` file has tabs between its columns."""
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
-        yield from _in_blocks(*_csv_rows(path, reader))
+        yield from _in_blocks(_csv_rows(path, reader))
 
 
-def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[Iterator[Row | BadRow], list[int]]:
-    numbers: list[int] = []
-
-    def rows() -> Iterator[Row | BadRow]:
-        try:
-            for row in reader:
-                numbers.append(reader.line_num)
-                yield _csv_row(row)
-        except csv.Error as error:
-            raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
-
-    return rows(), numbers
+def _csv_rows(path: Path, reader: csv.DictReader) -> Iterator[tuple[int, Row | BadRow]]:
+    try:
+        for row in reader:
+            yield reader.line_num, _csv_row(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
 
 
 def _csv_row(row: dict) -> Row | BadRow:
@@ -145,12 +141,12 @@ def _csv_row(row: dict) -> Row | BadRow:
     return row
 
 
-def read_parquet(path: Path) -> Iterator[Block]:
+def read_parquet(path: Path) -> Iterator[SourceBlock]:
     with parquet.ParquetFile(path) as file:
         yield from _arrow_blocks(file.iter_batches(batch_size=MAX_ROWS))
 
 
-def read_arrow(path: Path) -> Iterator[Block]:
+def read_arrow(path: Path) -> Iterator[SourceBlock]:
     """An Arrow file, or the stream that `datasets` writes under the same suffix."""
     with pa.memory_map(str(path)) as source:
         try:
@@ -161,7 +157,7 @@ def read_arrow(path: Path) -> Iterator[Block]:
         yield from _arrow_blocks(file.get_batch(index) for index in range(file.num_record_batches))
 
 
-def read_dataset(dataset: Any) -> Iterator[Block]:
+def read_dataset(dataset: Any) -> Iterator[SourceBlock]:
     """Rows of a `datasets.Dataset`."""
     plain = dataset.with_format(None)
     nested = {name for name, feature in dataset.features.items() if _is_struct(feature)}
@@ -182,12 +178,12 @@ def _is_struct(feature: Any) -> bool:
     return inner is not None and _is_struct(inner)
 
 
-def read_objects(rows: Any) -> Iterator[Block]:
+def read_objects(rows: Any) -> Iterator[SourceBlock]:
     """Rows of any sequence of dicts."""
-    yield from _in_blocks(checked_row(row) for row in rows)
+    return _in_blocks(enumerate(map(checked_row, rows), start=1))
 
 
-def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Block]:
+def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
     number = 1
     for batch in batches:
         for start in range(0, batch.num_rows, MAX_ROWS):
@@ -196,39 +192,22 @@ def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Block]:
             number += part.num_rows
 
 
-def _in_blocks(rows: Iterator[Row | BadRow], numbers: list[int] | None = None) -> Iterator[Block]:
-    """Blocks of rows; `numbers` grows as the rows are read, None: they are counted."""
-    values: list[Row | BadRow] = []
-    num_before = 0
-    for row in rows:
-        values.append(row)
-        if len(values) >= MAX_ROWS:
-            yield RowBlock(_numbers(numbers, num_before, len(values)), values)
-            num_before, values = num_before + len(values), []
-    if values:
-        yield RowBlock(_numbers(numbers, num_before, len(values)), values)
+def _in_blocks(numbered_rows: Iterator[tuple[int, Row | BadRow]]) -> Iterator[SourceBlock]:
+    while block := list(itertools.islice(numbered_rows, MAX_ROWS)):
+        yield RowBlock([number for number, _ in block], [row for _, row in block])
 
 
-def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[int]:
-    if numbers is None:
-        return list(range(num_before + 1, num_before + 1 + num_rows))
-    taken = numbers[:]
-    numbers.clear()
-    return taken
-
-
-_READERS: dict[FileKind, Callable[[Path], Iterator[Block]]] = {
-    "json_lines": read_jsonl,
+READERS: dict[FileKind, Callable[[Path], Iterator[SourceBlock]]] = {
+    "jsonl": read_jsonl,
     "json": read_json,
-    "table": read_csv,
+    "csv": read_csv,
     "text": read_text,
     "parquet": read_parquet,
     "arrow": read_arrow,
 }
-READERS = {suffix: _READERS[kind] for suffix, kind in KIND_OF_SUFFIX.items()}
 
 
-def reader_for(path: Path) -> Callable[[Path], Iterator[Block]] | None:
+def reader_for(path: Path) -> Callable[[Path], Iterator[SourceBlock]] | None:
     """The reader for a file's suffix; None if there is none."""
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
-    return READERS.get(suffix.lower())
+    kind = data_file_kind(path)
+    return None if kind is None else READERS[kind]

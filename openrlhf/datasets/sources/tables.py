@@ -6,48 +6,49 @@ import gzip
 import itertools
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import xxhash
 
 from openrlhf.datasets.samples import Row
-from openrlhf.datasets.sources.blocks import Block
+from openrlhf.datasets.sources.blocks import SourceBlock
 from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader_for
 from openrlhf.errors import UserError
 
 
-class Table(Protocol):
-    """Rows with one name."""
+@dataclass(frozen=True)
+class Table(ABC):
+    """Rows with one name, by which messages call them."""
 
-    @property
-    def name(self) -> str:
-        """What messages call the table."""
+    name: str
 
-    def blocks(self) -> Iterator[Block]:
+    @abstractmethod
+    def blocks(self) -> Iterator[SourceBlock]:
         """All rows, in order. Raises UserError if the table cannot be read."""
 
+    @abstractmethod
     def content_hash(self, known: dict[str, str]) -> str:
-        """Hash of what it holds. `known`: hashes by file state; new ones are added."""
+        """Hash of its content. `known`: hashes by file state; new ones are added."""
 
     def row_name(self, number: int) -> str:
-        """What messages call a row."""
+        """A row's name in messages."""
+        return f"{self.name}, row {number}"
 
 
 @dataclass(frozen=True)
-class FileTable:
-    """A file of rows."""
-
-    path: Path
+class FileTable(Table):
+    """A file of rows; its name is its path."""
 
     @property
-    def name(self) -> str:
-        return str(self.path)
+    def path(self) -> Path:
+        return Path(self.name)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         reader = reader_for(self.path)
         assert reader is not None, self.path
         before = self._state()
@@ -81,13 +82,12 @@ class FileTable:
 
 
 @dataclass(frozen=True)
-class DatasetTable:
+class DatasetTable(Table):
     """A loaded `datasets.Dataset`."""
 
-    name: str
     dataset: Any
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         return read_dataset(self.dataset)
 
     def content_hash(self, known: dict[str, str]) -> str:
@@ -97,18 +97,14 @@ class DatasetTable:
                 digest.update(_column_bytes(column))
         return digest.hexdigest()
 
-    def row_name(self, number: int) -> str:
-        return f"{self.name}, row {number}"
-
 
 @dataclass(frozen=True)
-class ListTable:
+class ListTable(Table):
     """A sequence of dicts."""
 
-    name: str
     rows: Any
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[SourceBlock]:
         return read_objects(self.rows)
 
     def content_hash(self, known: dict[str, str]) -> str:
@@ -116,9 +112,6 @@ class ListTable:
         for row in self.rows:
             digest.update(json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
-
-    def row_name(self, number: int) -> str:
-        return f"{self.name}, row {number}"
 
 
 def _column_bytes(column: pa.ChunkedArray) -> bytes:

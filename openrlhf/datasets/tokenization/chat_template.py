@@ -1,4 +1,4 @@
-"""Which chat template is used, how tool-call arguments reach it, and rendering with it as transformers does."""
+"""The chat template of a run, the form in which tool-call arguments reach it, and rendering as transformers does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from openrlhf.datasets.samples import BadRow, Message
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.tokenization.marked_template import MarkedRender, MarkedTemplate
 from openrlhf.errors import UserError
 
@@ -36,11 +35,9 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
     return template
 
 
-def template_text(tokenizer: Any, settings: DataSettings) -> str | None:
+def template_text(tokenizer: Any, given: str | None) -> str | None:
     """The template that conversations would be rendered with, None if there is none; for the cache key."""
-    if settings.tokenizer_chat_template is None and tokenizer.chat_template is None:
-        return None
-    return _template_text(tokenizer, settings.tokenizer_chat_template)
+    return None if given is None and tokenizer.chat_template is None else _template_text(tokenizer, given)
 
 
 def _template_text(tokenizer: Any, given: str | None) -> str:
@@ -75,7 +72,7 @@ class ChatRenderer:
     def render(self, messages: list[Message], tools: list[Any] | None) -> MarkedRender:
         """The conversation's text with its parts.
 
-        Raises BadRow if the template refuses the conversation, or if the marks changed what it renders.
+        Raises BadRow if the template refuses the conversation, or if the marks change its text.
         """
         messages = self._for_template(messages)
         try:
@@ -93,7 +90,7 @@ class ChatRenderer:
         return render
 
     def generation_prompt(self, messages: list[Message], tools: list[Any] | None, turn: int) -> str:
-        """What the template prints for the model to go on from, before message `turn` is said."""
+        """The text that the template prints for the model to go on from, before message `turn` is said."""
         if self._constant_prompt is not None:
             return self._constant_prompt
         messages = self._for_template(messages)
@@ -168,7 +165,7 @@ def _with_arguments_as_text(message: Message) -> Message:
 
 
 def _prompt_of(with_prompt: MarkedRender, without: MarkedRender) -> str:
-    """What is printed for the model to go on from: only then, or (some templates) always, after the messages."""
+    """The text printed for the model to go on from: only then, or (some templates) always, after the messages."""
     if with_prompt.text.startswith(without.text):
         return with_prompt.text[len(without.text) :] or without.text[without.loops_end :]
     if with_prompt.text[: with_prompt.loops_end] == without.text[: without.loops_end]:

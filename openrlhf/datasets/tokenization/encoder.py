@@ -1,4 +1,4 @@
-"""Samples → token ids and loss mask. Each text is tokenized once, as a whole; targets are found by offsets."""
+"""The content of a row → token ids and loss mask. Each text is tokenized once, as a whole; offsets tell its targets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import (
     BadRow,
     Conversation,
@@ -13,25 +14,30 @@ from openrlhf.datasets.samples import (
     LeftOut,
     PlainText,
     PromptAnswer,
-    Sample,
+    RowContent,
     TokenRow,
 )
-from openrlhf.datasets.settings import DataSettings
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
-from openrlhf.datasets.tokenization.marked_template import Span
+from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
-from openrlhf.datasets.tokenization.turn_choice import chosen_turns
-from openrlhf.datasets.tokenization.turn_spans import TurnSpans
+from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns
 from openrlhf.errors import UserError
 
 NO_TARGETS = "no target token"
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
 
 
-class SampleEncoder:
-    """Encodes samples with one tokenizer and one choice of settings."""
+def target_choice(data: DataConfig, pretrain_mode: bool) -> str:
+    """The tokens that are trained, as `--data.targets` names them, with the default resolved."""
+    if pretrain_mode:
+        return "everything"
+    return data.targets or ("all_turns" if data.multiturn else "last_turn")
 
-    def __init__(self, tokenizer: Any, settings: DataSettings):
+
+class SampleEncoder:
+    """Encodes rows with one tokenizer and one choice of settings."""
+
+    def __init__(self, tokenizer: Any, data: DataConfig, pretrain_mode: bool = False):
         """Raises UserError if the tokenizer gives no character offsets."""
         if not tokenizer.is_fast:
             raise UserError(
@@ -40,36 +46,40 @@ class SampleEncoder:
             )
         self._tokenizer = tokenizer
         self._texts = TextTokenizer(tokenizer)
-        self._settings = settings
+        self._data = data
+        self._targets = target_choice(data, pretrain_mode)
         self._eos_id: int = tokenizer.eos_token_id
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._renderer: ChatRenderer | None = None
 
-    def encode(self, sample: Sample) -> EncodedSample:
-        """Ids and mask of the sample, within `max_len`.
+    def encode(self, content: RowContent, row_weight: float = 1.0) -> EncodedSample:
+        """Ids and mask of a row, within `max_len`; each target weighs its turn's weight times `row_weight`.
 
         Raises BadRow if the row cannot be used, LeftOut if it does not become a sample.
         """
-        if isinstance(sample, Conversation):
-            ids, targets = self._conversation(sample)
-        elif isinstance(sample, PromptAnswer):
-            ids, targets = self._prompt_answer(sample)
-        elif isinstance(sample, PlainText):
-            ids, targets = self._plain_text(sample)
+        if isinstance(content, TokenRow):
+            ids = np.asarray(content.input_ids, dtype=np.int32)
+            return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
+        if isinstance(content, Conversation):
+            ids, targets = self._conversation(content)
+        elif isinstance(content, PromptAnswer):
+            ids, targets = self._prompt_answer(content)
         else:
-            return self._fit(*_token_row(sample))
-        return self._fit(ids, _judging_next(targets))
+            ids, targets = self._plain_text(content)
+        return self._fit(ids, _judging_next(targets), row_weight)
 
-    def _plain_text(self, sample: PlainText) -> tuple[np.ndarray, np.ndarray]:
-        tokens = self._tokenize(sample.text, add_special_tokens=True)
+    # Each of the next three gives the ids, (L,) int32, and the targets beside them, (L,): bool, or weights as float32.
+
+    def _plain_text(self, content: PlainText) -> tuple[np.ndarray, np.ndarray]:
+        tokens = self._tokenize(content.text, add_special_tokens=True)
         ids = self._with_end_token(tokens.ids[self._num_doubled_bos(tokens.ids) :])
         return ids, np.ones(len(ids), dtype=bool)
 
-    def _prompt_answer(self, sample: PromptAnswer) -> tuple[np.ndarray, np.ndarray]:
-        tokens = self._tokenize(sample.prompt + sample.answer, add_special_tokens=True)
+    def _prompt_answer(self, content: PromptAnswer) -> tuple[np.ndarray, np.ndarray]:
+        tokens = self._tokenize(content.prompt + content.answer, add_special_tokens=True)
         first = self._num_doubled_bos(tokens.ids)
         ids = self._with_end_token(tokens.ids[first:])
-        border = 0 if self._settings.target_choice == "everything" else len(sample.prompt)
+        border = 0 if self._targets == "everything" else len(content.prompt)
         targets = np.ones(len(ids), dtype=bool)
         targets[: len(tokens.ids) - first] = tokens.ending_behind(border)[first:]
         targets[-1] = True  # the end token, written by the text itself or by us
@@ -78,23 +88,24 @@ class SampleEncoder:
     def _with_end_token(self, ids: np.ndarray) -> np.ndarray:
         return ids if len(ids) and ids[-1] == self._eos_id else np.append(ids, np.int32(self._eos_id))
 
-    def _conversation(self, sample: Conversation) -> tuple[np.ndarray, np.ndarray]:
+    def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
         self._open_renderer()
         assert self._renderer is not None
-        render = self._renderer.render(sample.messages, sample.tools)
+        render = self._renderer.render(content.messages, content.tools)
         tokens = self._tokenize(render.text, add_special_tokens=False)
         first = self._num_doubled_bos(tokens.ids)
         ids = tokens.ids[first:]
-        if self._settings.target_choice == "everything":
+        if self._targets == "everything":
+            _check_no_weights(content)
             return ids, np.ones(len(ids), dtype=bool)
-        spans = self._spans.of(sample, render, chosen_turns(sample, self._settings.target_choice))
+        spans = self._spans.of(content, render, chosen_turns(content, self._targets))
         starts, ends = _starts_and_ends(tokens.offsets()[first:])
-        _check_borders(render.text, starts, ends, spans)
-        return ids, _overlapping(starts, ends, spans)
+        _check_borders(render.text, starts, ends, [span for _, span in spans])
+        return ids, _target_weights(starts, ends, [(content.weights[turn], span) for turn, span in spans])
 
     def _open_renderer(self) -> None:
         if self._renderer is None:
-            template = resolve_chat_template(self._tokenizer, self._settings.tokenizer_chat_template)
+            template = resolve_chat_template(self._tokenizer, self._data.tokenizer_chat_template)
             self._renderer = ChatRenderer(self._tokenizer, template)
             self._spans = TurnSpans(self._renderer, self._tokenizer)
 
@@ -110,8 +121,8 @@ class SampleEncoder:
                 f"the text holds half a surrogate pair ({text[error.start]!a} at character {error.start + 1}), "
                 "which is no valid Unicode: repair the row, or the program that wrote it"
             ) from None
-        hopeless = self._settings.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
-        if len(text) > hopeless and self._settings.overlong != "truncate":
+        hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
+        if len(text) > hopeless and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(text):,} characters")
 
     def _num_doubled_bos(self, ids: np.ndarray) -> int:
@@ -119,30 +130,32 @@ class SampleEncoder:
         bos = self._tokenizer.bos_token_id
         return int(bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos)
 
-    def _fit(self, ids: np.ndarray, loss_mask: np.ndarray) -> EncodedSample:
-        """Applies the policy for samples longer than `max_len`; leaves out what has no target token."""
-        max_len = self._settings.max_len
+    def _fit(self, ids: np.ndarray, loss_mask: np.ndarray, row_weight: float) -> EncodedSample:
+        """Applies the policy for samples longer than `max_len`; leaves out a row without a target token."""
+        max_len = self._data.max_len
         cut = len(ids) > max_len
-        if cut and self._settings.overlong != "truncate":
+        if cut and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(ids):,} tokens")
-        sample = EncodedSample(ids[:max_len], loss_mask[:max_len].copy(), was_cut=cut)
+        ids, loss_mask = ids[:max_len], loss_mask[:max_len].copy()
         if len(ids):
-            sample.loss_mask[-1] = 0
-        if not sample.loss_mask.any():
+            loss_mask[-1] = 0
+        if not loss_mask.any():
             raise LeftOut(f"{NO_TARGETS} within max_len" if cut else NO_TARGETS)
-        return sample
+        if row_weight != 1:
+            loss_mask = loss_mask * np.float32(row_weight)
+        return EncodedSample(ids, loss_mask, cut, row_weight)
 
     def _refuse_overlong(self, length: str) -> None:
-        if self._settings.overlong == "drop":
+        if self._data.overlong == "drop":
             raise LeftOut("longer than max_len")
         raise BadRow(
-            f"{length} do not fit into --data.max_len {self._settings.max_len}: raise it, "
+            f"{length} do not fit into --data.max_len {self._data.max_len}: raise it, "
             "or choose --data.overlong drop or truncate"
         )
 
 
 def _starts_and_ends(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the characters of each token begin and end, `(L,)` each.
+    """The places where the characters of each token begin and end, `(L,)` each.
 
     Some tokenizers trim white space out of their offsets: a token then begins where the one before it ended.
     """
@@ -150,21 +163,36 @@ def _starts_and_ends(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(starts, np.append(0, ends[:-1])), ends
 
 
-def _overlapping(starts: np.ndarray, ends: np.ndarray, spans: list[Span]) -> np.ndarray:
-    """True for each token that stands for at least one character of a span."""
-    targets = np.zeros(len(starts), dtype=bool)
-    for span in spans:
-        targets |= (starts < span.end) & (ends > span.start)
+def _target_weights(starts: np.ndarray, ends: np.ndarray, spans: list[tuple[float, CharSpan]]) -> np.ndarray:
+    """The weight of each token that stands for at least one character of a span; `(L,)` bool if all weigh 1.
+
+    A token that ends one span and begins the next is of the next: of the first it holds white space alone.
+    """
+    is_weighted = any(weight != 1 for weight, _ in spans)
+    targets = np.zeros(len(starts), dtype=np.float32 if is_weighted else bool)
+    for weight, span in spans:
+        targets[(starts < span.end) & (ends > span.start)] = weight
     return targets
 
 
-def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[Span]) -> None:
+def _check_no_weights(content: Conversation) -> None:
+    """Raises BadRow if messages have weights that would not count."""
+    for index, weight in enumerate(content.weights):
+        if weight not in (0, 1):
+            raise BadRow(
+                f"message {index + 1} has the weight {weight}, but with --data.targets everything the text is trained "
+                "as a whole: give the row a weight, or choose other targets"
+            )
+
+
+def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[CharSpan]) -> None:
     """A token over a span's border may hold white space of the other side, nothing else; raises BadRow."""
     for span in spans:
-        for border, outside in ((span.start, slice(None, span.start)), (span.end, slice(span.end, None))):
+        for border in (span.start, span.end):
             for token in np.flatnonzero((starts < border) & (ends > border)):
                 part = text[starts[token] : ends[token]]
-                other_side = part[: border - starts[token]] if outside.stop else part[border - starts[token] :]
+                inside = border - starts[token]  # characters of the token before the border
+                other_side = part[:inside] if border == span.start else part[inside:]
                 if other_side.strip():
                     raise BadRow(
                         f"the token {part!r} reaches over the border of what the assistant says, "
@@ -173,11 +201,7 @@ def _check_borders(text: str, starts: np.ndarray, ends: np.ndarray, spans: list[
 
 
 def _judging_next(targets: np.ndarray) -> np.ndarray:
-    """Which tokens are targets → the contract's loss mask, where index t judges token t+1."""
-    mask = np.zeros(len(targets), dtype=np.uint8)
+    """Targets beside their tokens → the contract's loss mask, where index t judges token t+1."""
+    mask = np.zeros(len(targets), dtype=np.uint8 if targets.dtype == bool else np.float32)
     mask[:-1] = targets[1:]
     return mask
-
-
-def _token_row(sample: TokenRow) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(sample.input_ids, dtype=np.int32), np.asarray(sample.loss_mask, dtype=np.uint8)

@@ -29,7 +29,7 @@ PER_ROW_NAMES = {"messages", "tools", "documents"}
 
 
 @dataclass(frozen=True)
-class Span:
+class CharSpan:
     """Characters `start` to `end` (end excluded) of a rendered text."""
 
     start: int
@@ -48,9 +48,9 @@ class MarkedRender:
     """
 
     text: str
-    regions: dict[int, list[Span]] = field(default_factory=dict)
+    regions: dict[int, list[CharSpan]] = field(default_factory=dict)
     loops_end: int = 0
-    generations: list[tuple[int | None, Span]] = field(default_factory=list)
+    generations: list[tuple[int | None, CharSpan]] = field(default_factory=list)
 
 
 class MarkedTemplate:
@@ -85,20 +85,22 @@ def _read_marks(marked: str) -> MarkedRender:
     pieces, length = [], 0
     owners: list[int | None] = []  # one entry per open loop: the message of its current round
     open_generation = 0
+    # The split gives text and kinds of marks in turn: L loop begins, E loop ends, M3 round of message 3 begins,
+    # G and H a generation block begins and ends. `length` counts the characters of the text without marks.
     for index, piece in enumerate(_MARK.split(marked)):
         if index % 2 == 0:
-            _note_region(render.regions, _owner(owners), Span(length, length + len(piece)), piece)
+            _note_region(render.regions, _owner(owners), CharSpan(length, length + len(piece)), piece)
             pieces.append(piece)
             length += len(piece)
         elif piece == "L":
             owners.append(None)
         elif piece == "E":
-            if owners.pop() is not None:
+            if owners.pop() is not None:  # a loop over something else than messages had no owner
                 render.loops_end = length
         elif piece == "G":
             open_generation = length
         elif piece == "H":
-            render.generations.append((_owner(owners), Span(open_generation, length)))
+            render.generations.append((_owner(owners), CharSpan(open_generation, length)))
         elif owners:
             owners[-1] = int(piece[1:])
     render.text = "".join(pieces)
@@ -111,12 +113,13 @@ def _owner(owners: list[int | None]) -> int | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _note_region(regions: dict[int, list[Span]], owner: int | None, span: Span, piece: str) -> None:
+def _note_region(regions: dict[int, list[CharSpan]], owner: int | None, span: CharSpan, piece: str) -> None:
+    """Adds a stretch of text to its message's; one that goes on where the last ended is joined to it."""
     if owner is None or not piece:
         return
     spans = regions.setdefault(owner, [])
     if spans and spans[-1].end == span.start:
-        spans[-1] = Span(spans[-1].start, span.end)
+        spans[-1] = CharSpan(spans[-1].start, span.end)
     else:
         spans.append(span)
 
@@ -150,7 +153,7 @@ def _mark_output(kind: str) -> nodes.Output:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates expect to find, as transformers documents it."""
+    """The filters and functions that transformers documents for chat templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
     )
@@ -180,6 +183,7 @@ def _prompt_is_constant(tree: nodes.Template) -> bool:
     True if each mention of `add_generation_prompt` is the whole test of an `if` whose branches read nothing that
     differs between rows. A False costs time, never exactness.
     """
+    # Inside a loop, a macro or another `if`, the test decides once for each row or not at all.
     mentions = [name for name in tree.find_all(nodes.Name) if name.name == "add_generation_prompt"]
     guards = [node for node in tree.find_all(nodes.If) if _tests_prompt_alone(node)]
     if not mentions or len(guards) != len(mentions) or _inside_loop_or_macro(tree, guards):

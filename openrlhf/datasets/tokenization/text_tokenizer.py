@@ -1,4 +1,4 @@
-"""Text → token ids, and where the characters of each token lie: by words where that is certain, else as a whole."""
+"""Text → token ids and their character offsets: by words where that is certain, else as a whole."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TokenizedText(Protocol):
         """`(L,)` int32."""
 
     def offsets(self) -> np.ndarray:
-        """Where the characters of each token begin and end, `(L, 2)` int64; an added special token has 0 and 0."""
+        """Begin and end of each token's characters, `(L, 2)` int64; an added special token has 0 and 0."""
 
     def ending_behind(self, position: int) -> np.ndarray:
-        """Which tokens end behind character `position`, `(L,)` bool."""
+        """True for each token that ends behind character `position`, `(L,)` bool."""
 
 
 class WholeText:
@@ -40,7 +40,7 @@ class WholeText:
 
 
 class TextTokenizer:
-    """What `tokenizer(text)` gives, untruncated and unpadded, in less time."""
+    """The ids and offsets of `tokenizer(text)`, untruncated and unpadded, in less time."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer

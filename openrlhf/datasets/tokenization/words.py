@@ -1,9 +1,14 @@
 """A byte-level tokenizer's words, each tokenized once: most words of a text were seen before.
 
-Such a tokenizer cuts a text into words by a regular expression, and then every word on its own. Cutting here, and
-asking the tokenizer about new words alone, gives the same ids and offsets in a third of the time. It is done only
-where it is certain to be the same: for expressions that are known (`KNOWN_PATTERNS`), and for texts of characters
-whose kind (letter, number, white space, neither) no version of Unicode disputes. All else goes to the tokenizer.
+Such a tokenizer first cuts a text into words by a regular expression, and then tokenizes every word on its own:
+
+    "Coffee, and tea."  →  "Coffee" "," " and" " tea" "."  →  ids of each, one after the other
+
+So the cut can be made here, and the tokenizer be asked about words that are new: the same ids and offsets in a third
+of the time. This is done only where the result is certain to be the same: for expressions that are known
+(`KNOWN_PATTERNS`), for tokenizers that do nothing else with words (`word_tokenizer_of`), and for texts of characters
+whose kind (letter, number, white space, neither) is the same in every version of Unicode. All other texts go to the
+tokenizer.
 """
 
 from __future__ import annotations
@@ -46,14 +51,15 @@ class WordTokens:
         self._words, self._tokens_by_word, self._added = words, tokens_by_word, added
 
     def ending_behind(self, position: int) -> np.ndarray:
-        """Which tokens end behind character `position`, `(L,)` bool."""
+        """True for each token that ends behind character `position`, `(L,)` bool."""
         last = len(self.ids) - self._added[1]
         ending = np.zeros(len(self.ids), dtype=bool)
         ending[self._first_ending_behind(position, last) : last] = True
         return ending
 
     def _first_ending_behind(self, position: int, last: int) -> int:
-        """The first of the words' tokens that ends there; `last` if none does. Ends never fall within words."""
+        """The first of the words' tokens that ends there; `last` if none does. Ends grow from token to token."""
+        # Words that end before the position are passed over by their lengths alone, without their offsets.
         ends = list(accumulate(map(len, self._words)))
         first = bisect_right(ends, position)
         token = self._added[0] + sum(map(len, map(self._tokens_by_word.__getitem__, self._words[:first])))
@@ -65,7 +71,7 @@ class WordTokens:
         return last
 
     def offsets(self) -> np.ndarray:
-        """Where the characters of each token begin and end, `(L, 2)`; added special tokens have 0 and 0."""
+        """Begin and end of each token's characters, `(L, 2)`; added special tokens have 0 and 0."""
         pairs = [(0, 0)] * self._added[0]
         begin = 0
         for word in self._words:
@@ -105,6 +111,7 @@ class WordTokenizer:
             words = self._cut.findall(text)
         else:
             words = []
+            # The pattern is one group, so the split gives text and added tokens in turn.
             for number, part in enumerate(self._plain.split(text)):
                 words += [part] if number % 2 else self._cut.findall(part)
         return words if sum(map(len, words)) == len(text) else None
@@ -120,7 +127,7 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
     def __missing__(self, word: str) -> tuple[int, ...]:
         encoding = self._backend.encode(word, add_special_tokens=False)
         ids = tuple(encoding.ids)
-        if len(word) <= MAX_WORD_CHARACTERS_KEPT:
+        if len(word) <= MAX_WORD_CHARACTERS_KEPT:  # a longer one seldom comes again
             if len(self) >= MAX_WORDS_KEPT:
                 self.clear()
                 self._offsets.clear()
@@ -128,7 +135,7 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
         return ids
 
     def offsets(self, word: str) -> list[tuple[int, int]]:
-        """Where each token of the word begins and ends in it."""
+        """Begin and end of each token within the word."""
         known = self._offsets.get(word)
         return known if known is not None else self._backend.encode(word, add_special_tokens=False).offsets
 
@@ -137,7 +144,11 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
 
 
 def word_tokenizer_of(backend: Tokenizer) -> WordTokenizer | None:
-    """The tokenizer by words, if `backend` is of a kind for which that is known to be the same."""
+    """The tokenizer by words; None unless every step of `backend` is known to treat each word on its own.
+
+    Its steps are: normalizer (NFC leaves safe characters as they are), pre-tokenizer (cuts words), model (words to
+    ids; without dropout, which would make it random), post-processor (puts special tokens around).
+    """
     pattern = _pattern_of(_as_json(backend.pre_tokenizer))
     normalizer = _as_json(backend.normalizer)["type"]
     if pattern not in KNOWN_PATTERNS or normalizer not in (None, "NFC") or backend.encode_special_tokens:
@@ -173,7 +184,10 @@ def _is_byte_level(step: dict[str, Any], use_regex: bool) -> bool:
 
 
 def _in_safe_characters(pattern: str) -> re.Pattern:
-    """The expression in Python's words, for safe characters alone."""
+    r"""The expression for Python's `re`, which has no `\p{L}`: such classes are written out, safe characters alone.
+
+    Within brackets a class is put as it is, elsewhere in brackets of its own.
+    """
     classes = {r"\p{L}": _LETTERS, r"\p{N}": _NUMBERS, r"\s": _SPACES}
     parts = re.split(r"(\[[^]]*\])", pattern.replace(r"\S", r"[^\s]"))
     for number, part in enumerate(parts):
@@ -184,11 +198,12 @@ def _in_safe_characters(pattern: str) -> re.Pattern:
 
 
 def _added_ids(backend: Tokenizer) -> tuple[list[int], list[int]] | None:
-    """What the tokenizer puts before and behind every text; None if that cannot be told."""
+    """Ids that the tokenizer puts before and behind every text; None if that cannot be told."""
     kind = _as_json(backend.post_processor)
     if not all(map(_treats_words_alike, kind.get("processors", [kind]))):
         return None
     whole, bare = (backend.encode("a", add_special_tokens=special).ids for special in (True, False))
+    # The ids with special tokens hold those without at one place: around it are the added ones.
     places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
     if len(places) != 1:
         return None
@@ -196,7 +211,7 @@ def _added_ids(backend: Tokenizer) -> tuple[list[int], list[int]] | None:
 
 
 def _treats_words_alike(step: dict[str, Any]) -> bool:
-    """Whether a step behind the model does with a text's first word what it does with every other."""
+    """Whether a step behind the model treats a text's first word as every other."""
     trims_first_in_its_own_way = step.get("trim_offsets") and step.get("add_prefix_space")
     is_known = step["type"] in (None, "ByteLevel", "TemplateProcessing", "RobertaProcessing")
     return is_known and not trims_first_in_its_own_way

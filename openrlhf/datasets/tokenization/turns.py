@@ -1,16 +1,67 @@
-"""Which characters of a rendered conversation the assistant says: one span (or more) for every assistant message."""
+"""The assistant messages of a conversation that are trained, and the characters that the assistant says in them.
+
+A conversation is rendered once, with marks that tell the message of each character (`marked_template.py`). So the
+region of a message is known; left to find is where in it the answer begins and ends:
+
+    region   <|im_start|>assistant⏎Hello!<|im_end|>⏎
+    answer                         Hello!<|im_end|>
+
+It begins behind the generation prompt, since a model goes on from there, and ends behind the closing token, which
+tells a model to stop. A template with `{% generation %}` blocks says both itself. A row is refused where either is
+not certain.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from openrlhf.datasets.samples import BadRow, Conversation
+from openrlhf.datasets.samples import BadRow, Conversation, LeftOut, Message
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer
-from openrlhf.datasets.tokenization.marked_template import MarkedRender, Span
+from openrlhf.datasets.tokenization.marked_template import CharSpan, MarkedRender
 
 _REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
 REMEDY = "Mark what the assistant says in the template with {% generation %}…{% endgeneration %}"
+
+
+def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
+    """Indices of the assistant messages that `choice` (a value of `--data.targets`) trains.
+
+    Raises LeftOut if there is none, BadRow if one of them says nothing.
+    """
+    messages = conversation.messages
+    assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not assistant:
+        raise LeftOut("no assistant turn")
+    chosen = _by_choice(conversation, assistant, choice)
+    chosen = [index for index in chosen if conversation.weights[index] > 0]
+    for index in chosen:
+        _check_not_empty(messages[index], index)
+    if not chosen:
+        raise LeftOut("no assistant turn to train")
+    return chosen
+
+
+def _by_choice(conversation: Conversation, assistant: list[int], choice: str) -> list[int]:
+    if choice == "last_turn":
+        return assistant[-1:]
+    if choice == "completion":
+        begin = _completion_begin(conversation)
+        return [index for index in assistant if index >= begin]
+    return assistant
+
+
+def _completion_begin(conversation: Conversation) -> int:
+    if conversation.num_prompt_messages is not None:
+        return conversation.num_prompt_messages
+    users = [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
+    return users[-1] + 1 if users else 0
+
+
+def _check_not_empty(message: Message, index: int) -> None:
+    says = any(message.get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
+    if not says and not message["content"].strip():
+        raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
 
 
 class TurnSpans:
@@ -21,8 +72,8 @@ class TurnSpans:
         self._eos = tokenizer.eos_token
         self._specials = sorted(_special_texts(tokenizer), key=len, reverse=True)
 
-    def of(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> list[Span]:
-        """Spans of the given assistant messages, closing token included, in the order of the text.
+    def of(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> list[tuple[int, CharSpan]]:
+        """(message, span) of what the given messages say, closing token included, in the order of the text.
 
         Raises BadRow naming the turn whose span cannot be found exactly.
         """
@@ -30,26 +81,26 @@ class TurnSpans:
             _check_calls(render, conversation.messages[turn], turn)
         if self._renderer.has_generation_marks:
             return self._marked_spans(render, turns)
-        return [self._span(conversation, render, turn) for turn in turns]
+        return [(turn, self._span(conversation, render, turn)) for turn in turns]
 
-    def _marked_spans(self, render: MarkedRender, turns: list[int]) -> list[Span]:
+    def _marked_spans(self, render: MarkedRender, turns: list[int]) -> list[tuple[int, CharSpan]]:
         wanted = set(turns)
-        owned = [(owner, span) for owner, span in render.generations if span.end > span.start]
-        if any(owner is None for owner, _ in owned):
+        blocks = [(owner, span) for owner, span in render.generations if span.end > span.start]
+        if any(owner is None for owner, _ in blocks):
             raise BadRow("a {% generation %} block stands outside of a plain loop over the messages")
-        return [self._up_to_closing(render, owner, span) for owner, span in owned if owner in wanted]
+        return [(turn, self._up_to_closing(render, turn, span)) for turn, span in blocks if turn in wanted]
 
-    def _up_to_closing(self, render: MarkedRender, turn: int, span: Span) -> Span:
+    def _up_to_closing(self, render: MarkedRender, turn: int, span: CharSpan) -> CharSpan:
         """A block that stops just short of its turn's closing token takes it in."""
         if self._ends_with_special(render.text[span.start : span.end]):
             return span
         region_end = max(region.end for region in render.regions[turn])
         closing = self._special_at(render.text, span.end)
         if closing and span.end + len(closing) <= max(region_end, span.end):
-            return Span(span.start, span.end + len(closing))
+            return CharSpan(span.start, span.end + len(closing))
         return span
 
-    def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> Span:
+    def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> CharSpan:
         region = _only_region(render, turn, is_last=turn == len(conversation.messages) - 1)
         message = conversation.messages[turn]
         _check_says(render.text[region.start : region.end], message, turn)
@@ -58,15 +109,18 @@ class TurnSpans:
         start = self._start(render.text, region, prompt, follows_assistant, turn)
         if start == region.start and not follows_assistant:
             self._check_no_header(render.text[start : region.end], message, turn)
-        return Span(start, self._end(render.text, region))
+        return CharSpan(start, self._end(render.text, region))
 
-    def _start(self, text: str, region: Span, prompt: str, follows_assistant: bool, turn: int) -> int:
-        """Where the model goes on from: behind what the template prints as generation prompt."""
+    def _start(self, text: str, region: CharSpan, prompt: str, follows_assistant: bool, turn: int) -> int:
+        """The place that the model goes on from: behind the text that the template prints as generation prompt."""
         said = text[region.start : region.end]
+        # The usual case: the region begins with the generation prompt, perhaps behind white space or a special token.
         for head in self._heads(prompt):
             position = said.find(head)
             if position >= 0 and self._is_filler(said[:position]):
                 return region.start + position + len(head)
+        # The prompt is printed before the region (at the end of the user's turn), or says nothing, or is not repeated
+        # for a second assistant message in a row: the whole region is the answer.
         if self._is_filler(prompt) or text[: region.start].endswith(prompt) or follows_assistant:
             return region.start
         raise BadRow(
@@ -74,7 +128,7 @@ class TurnSpans:
             f"({said[:40]!r}), so where the answer starts is not certain. {REMEDY}"
         )
 
-    def _check_no_header(self, said: str, message: dict, turn: int) -> None:
+    def _check_no_header(self, said: str, message: Message, turn: int) -> None:
         """Without a generation prompt, nothing tells a printed header from an answer; only reasoning may come first."""
         before = said.partition(message["content"].strip())[0] if message["content"].strip() else ""
         if before.strip() and not _REASONING_SCAFFOLD.match(before):
@@ -84,7 +138,10 @@ class TurnSpans:
             )
 
     def _heads(self, prompt: str) -> list[str]:
-        """The prompt, then what of it stands before an answer whose reasoning scaffold (`<think>`) is not printed."""
+        """Texts that may open a turn, longest first: the prompt, and the prompt cut before its reasoning scaffold.
+
+        A prompt may end with `<think>`; an answer without reasoning is then printed behind the text before it.
+        """
         ends = [match.start() for match in _REASONING_SCAFFOLD.finditer(prompt)]
         ends += [match.end() for match in re.finditer(r"\s+", prompt) if _REASONING_SCAFFOLD.match(prompt, match.end())]
         if not prompt.strip():
@@ -96,10 +153,11 @@ class TurnSpans:
             text = text.replace(special, "")
         return not text.strip()
 
-    def _end(self, text: str, region: Span) -> int:
-        """Behind the closing token; white space that the template prints after it is nobody's answer."""
+    def _end(self, text: str, region: CharSpan) -> int:
+        """The place behind the closing token; white space that the template prints after it is nobody's answer."""
         said = text[region.start : region.end]
         end = region.start + len(said.rstrip())
+        # Some templates print the end token once, behind the loop over messages: it closes the last answer.
         if not self._ends_with_special(said) and self._eos and text.startswith(self._eos, region.end):
             return region.end + len(self._eos)
         return end
@@ -116,18 +174,18 @@ def _special_texts(tokenizer: Any) -> set[str]:
     return {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
 
 
-def _only_region(render: MarkedRender, turn: int, is_last: bool) -> Span:
+def _only_region(render: MarkedRender, turn: int, is_last: bool) -> CharSpan:
     """The one stretch of text that a message was printed to; some templates print the last one after their loop."""
     regions = [span for span in render.regions.get(turn, []) if render.text[span.start : span.end].strip()]
     if not regions and is_last and render.text[render.loops_end :].strip():
-        return Span(render.loops_end, len(render.text))
+        return CharSpan(render.loops_end, len(render.text))
     if len(regions) == 1:
         return regions[0]
     found = "prints nothing for" if not regions else f"prints {len(regions)} separate pieces for"
     raise BadRow(f"turn {turn + 1}: the template {found} this message in a plain loop over the messages. {REMEDY}")
 
 
-def _check_calls(render: MarkedRender, message: dict, turn: int) -> None:
+def _check_calls(render: MarkedRender, message: Message, turn: int) -> None:
     """A template that knows no tool calls would teach the model to say nothing in their place."""
     printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
     printed = printed or render.text[render.loops_end :]
@@ -139,7 +197,7 @@ def _check_calls(render: MarkedRender, message: dict, turn: int) -> None:
             )
 
 
-def _check_says(region: str, message: dict, turn: int) -> None:
+def _check_says(region: str, message: Message, turn: int) -> None:
     """The region holds what the message says (or what is left of it when the template strips its reasoning)."""
     content = message["content"]
     if message.get("tool_calls") or not content.strip():

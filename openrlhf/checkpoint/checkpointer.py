@@ -23,8 +23,8 @@ from torch.distributed import ProcessGroup
 from openrlhf.checkpoint.background import PendingSave
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.host_buffer import HostBuffer
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run
-from openrlhf.checkpoint.manifest import FileRecord, saved_identity, verify
+from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.manifest import FileRecord, verify
 from openrlhf.checkpoint.optimizer_states import size_bytes_to_save
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
@@ -162,16 +162,12 @@ class Checkpointer:
         self,
         engine: Any,
         found: FoundCheckpoint,
-        identity: RunIdentity,
-        allow_mismatch: bool = False,
         scheduler: Any = None,
     ) -> LoadedState:
         """Go on from a checkpoint that `find` has found: the engine, schedule and random generators are set.
 
-        Raises UserError, naming `--ckpt.allow_mismatch`, if the checkpoint is of another run.
+        The caller compares the identities first (`identity.check_same_run`).
         """
-        saved = RunIdentity.from_dict(saved_identity(found.path))
-        check_same_run(saved, identity, str(found.path), allow_mismatch)
         return load_training_state(engine, found.path, self._rank, self._num_ranks, scheduler)
 
     def move_to_earlier_run(self) -> Path | None:

@@ -145,5 +145,3 @@ class Actor(ScoringModel):
         total = sum(size for size, _ in sizes)
         trainable = sum(size for size, is_trainable in sizes if is_trainable)
         print(f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f}%)")
-
-

@@ -19,8 +19,6 @@ class SFTObjective(Objective):
     the weights of a row's tokens add up to 1 (times the row's weight). The metric `loss` is the plain mean of -log p.
     """
 
-    metrics = ("loss",)
-
     def weight(self, batch: MicroBatch) -> float:
         return batch.target_weight_sum
 
@@ -40,7 +38,7 @@ class DFTObjective(SFTObjective):
     mean of -p log p, and `nll` the plain mean of -log p.
     """
 
-    metrics = ("loss", "nll")
+    metrics: tuple[str, ...] = ("loss", "nll")
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         weights = batch.target_weights / divisor
@@ -50,8 +48,10 @@ class DFTObjective(SFTObjective):
 
         log_probs, weighted_sum = scorer.weighted_log_probs(times_probability)
         exact = log_probs.double()
-        sums = {"loss": (-(exact.exp() * exact).sum(), len(exact)), "nll": (-exact.sum(), len(exact))}
-        return Share(-weighted_sum, sums)
+        return Share(
+            -weighted_sum,
+            {"loss": (-(exact.exp() * exact).sum(), len(exact)), "nll": (-exact.sum(), len(exact))},
+        )
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         return {"perplexity": _perplexity(means["nll"])}

@@ -167,11 +167,15 @@ class DeepspeedStrategy:
 
     def get_ds_train_config(self, is_actor: bool = True) -> dict[str, Any]:
         """DeepSpeed's configuration for training."""
-        return engine_config(self.ds, self.max_norm) | {"train_batch_size": self.world_size}
+        return self._engine_config(is_training=True)
 
     def get_ds_eval_config(self) -> dict[str, Any]:
         """DeepSpeed's configuration for a model that is only evaluated."""
-        return engine_config(self.ds, self.max_norm, is_training=False) | {"train_batch_size": self.world_size}
+        return self._engine_config(is_training=False)
+
+    def _engine_config(self, is_training: bool) -> dict[str, Any]:
+        config = engine_config(self.ds, self.max_norm, torch.cuda.is_available(), is_training)
+        return config | {"train_batch_size": self.world_size}
 
     def create_optimizer(
         self,
@@ -183,7 +187,7 @@ class DeepspeedStrategy:
     ) -> torch.optim.Optimizer:
         """DeepSpeed's fused AdamW, its CPU Adam when offloaded, or Muon where the strategy was built for it."""
         adam = _with(self.adam, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-        module = getattr(model, "trainable_module", model)
+        module: Any = getattr(model, "trainable_module", model)
         if self.muon:
             return build_muon(module, self.muon, adam)
         return build_adamw(module, adam, offload=self.ds.adam_offload)

@@ -17,6 +17,7 @@ class WeightedSums:
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device | str = "cpu"):
+        self.names = names
         self._row = {name: row for row, name in enumerate(names)}
         self._pairs = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
 

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from openrlhf.batching import StepWindowLoader
+from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, objective_named
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
-from openrlhf.trainer.run_identity import base_model_fingerprint, model_shape, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Trainer
 
 
@@ -105,7 +106,6 @@ class SFTTrainer(Trainer):
             AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
             config.logger.entropy,
         )
-
 
     def identity(self, config: SFTConfig, num_steps: int) -> RunIdentity:
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""

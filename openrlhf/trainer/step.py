@@ -71,7 +71,7 @@ class WindowStep:
         step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
         watchdog.note(f"counting the tokens of {step_name}")
         counts = window.count(self._strategy.groups, self._objective.weight)
-        lr = self._trained.scheduler.get_last_lr()[0]
+        lr = float(self._trained.scheduler.get_last_lr()[0])
         sums = metric_sums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
         losses = []
         for micro_step, micro_batch in enumerate(window.micro_batches):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from openrlhf.config.data_rules import template_problems
+from openrlhf.config.checks import input_template_problems
 from openrlhf.errors import UserError
 
 TARGET_CHOICES = ("all_turns", "last_turn", "completion", "everything")
@@ -59,7 +59,7 @@ class DataSettings:
         if self.max_bad_rows < 0:
             yield f"--data.max_bad_rows is {self.max_bad_rows}: give 0 or more."
         if self.input_template is not None:
-            yield from template_problems(self.input_template)
+            yield from input_template_problems(self.input_template)
 
     @property
     def target_choice(self) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf.config.data_suffixes import DATA_SUFFIXES
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
-from openrlhf.datasets.sources.readers import READERS, reader_for
+from openrlhf.datasets.sources.readers import reader_for
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
 from openrlhf.errors import UserError
 
@@ -70,13 +71,15 @@ def _local_tables(path: Path, split: str) -> list[Table]:
         file for file in sorted(path.rglob("*")) if file.is_file() and reader_for(file) and not _hidden(file, path)
     ]
     if not files:
-        raise UserError(f"{path} holds no data file ({', '.join(READERS)}); it has {_listing(path)}.")
+        raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
     return [FileTable(file) for file in _of_split(files, path, split)]
 
 
 def _file_table(path: Path) -> Table:
     if reader_for(path) is None:
-        raise UserError(f"{path} is of an unknown kind: known are {', '.join(READERS)}, text ones also .gz and .zst.")
+        raise UserError(
+            f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
+        )
     return FileTable(path)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from openrlhf.config.data_rules import COMPRESSIONS, KIND_OF_SUFFIX, FileKind
+from openrlhf.config.data_suffixes import data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,
@@ -217,18 +217,17 @@ def _numbers(numbers: list[int] | None, num_before: int, num_rows: int) -> list[
     return taken
 
 
-_READERS: dict[FileKind, Callable[[Path], Iterator[Block]]] = {
-    "json_lines": read_jsonl,
+READERS: dict[str, Callable[[Path], Iterator[Block]]] = {
+    "jsonl": read_jsonl,
     "json": read_json,
-    "table": read_csv,
+    "csv": read_csv,
     "text": read_text,
     "parquet": read_parquet,
     "arrow": read_arrow,
 }
-READERS = {suffix: _READERS[kind] for suffix, kind in KIND_OF_SUFFIX.items()}
 
 
 def reader_for(path: Path) -> Callable[[Path], Iterator[Block]] | None:
     """The reader for a file's suffix; None if there is none."""
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
-    return READERS.get(suffix.lower())
+    kind = data_file_kind(path)
+    return None if kind is None else READERS[kind]

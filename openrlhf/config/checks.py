@@ -10,12 +10,12 @@ import importlib.util
 import re
 from collections.abc import Iterator
 
-from openrlhf.config.data_rules import template_problems
 from openrlhf.config.disk import data_sources, model_folder, output_folders
 from openrlhf.config.schema import Check, Notice, Root
 from openrlhf.config.settings import TrainingConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_INPUT = "\x00"  # stands in no template
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 
@@ -146,11 +146,24 @@ def _what_is_trained(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield f"--data.multiturn means --data.targets all_turns, but --data.targets {data.targets} is given."
 
 
+def input_template_problems(template: str) -> Iterator[str]:
+    """Problems of a template for `str.format`, in which `{}` is the input's place and `{{` is a brace of the text."""
+    try:
+        is_in_place = template.format(_INPUT).count(_INPUT) == 1
+    except (IndexError, KeyError, ValueError, AttributeError):
+        is_in_place = False
+    if not is_in_place:
+        yield (
+            f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'; "
+            "a brace of the text itself is written twice, {{ or }}."
+        )
+
+
 def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
     template = config.data.input_template
     if template is None:
         return
-    yield from template_problems(template)
+    yield from input_template_problems(template)
     if "\\n" in template:
         yield (
             f"--data.input_template {template!r} holds a backslash and an n, not a line break; "

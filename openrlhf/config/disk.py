@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from openrlhf.config.data_rules import has_data_suffix
+from openrlhf.config.data_suffixes import data_file_kind
 from openrlhf.config.settings import TrainingConfig
 
 
@@ -52,8 +52,13 @@ def _data_source(flag: str, name: str) -> Iterator[str]:
     if path.exists():
         if subfolder and not (path / subfolder).exists():
             yield f"{flag} {name}: the folder {source} holds no {subfolder}."
-    elif _looks_local(source) or has_data_suffix(source):
+    elif _looks_local(source) or _is_named_like_data(source):
         yield f"{flag} {name} does not exist. {_where_it_ends(path)}"
+
+
+def _is_named_like_data(name: str) -> bool:
+    """Whether it ends like a data file, be it compressed in a way that cannot be read."""
+    return any(map(data_file_kind, (name, PurePath(name).stem)))
 
 
 def _looks_local(name: str) -> bool:

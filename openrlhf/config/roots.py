@@ -34,6 +34,7 @@ class InspectConfig(SFTConfig):
         "python -m openrlhf.cli.inspect_data",
         COMMON_SYNONYMS,
         COMMON_CHECKS,
+        COMMON_NOTICES,
     )
     html: str | None = setting(None, "file for the report as a page", resume="free")
     show: Count = setting(4, "samples shown in the terminal", resume="free")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.config.data_rules import template_problems
+from openrlhf.config.checks import input_template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
@@ -82,7 +82,7 @@ def _check(data: DataConfig) -> None:
     """Raises UserError of values that no command line has checked."""
     problems = [] if data.max_len >= 2 else [f"--data.max_len is {data.max_len}: a sample needs two tokens at least."]
     if data.input_template is not None:
-        problems += template_problems(data.input_template)
+        problems += input_template_problems(data.input_template)
     if problems:
         raise UserError(*problems)
 

@@ -89,7 +89,7 @@ def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags
         ("--eval.steps 5 --eval.dataset ./rows.jsonl", 1),
         ("--eval.steps 5 --eval.dataset ./rows.jsonl --train.early_stop_patience 2", 1),
         ("--train.callbacks my_package.mine:Sampler,other:Outer.Inner", 1),
-        ("--data.input_template {{json}}{}", 1),
+        ("--data.input_template {{}}{}", 1),
     ],
 )
 def test_what_can_be_is_not_refused(good_flags, monkeypatch, flags, world_size):

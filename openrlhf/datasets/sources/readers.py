@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from openrlhf.config.data_rules import FileKind, data_file_kind
+from openrlhf.config.data_suffixes import data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,
@@ -197,7 +197,7 @@ def _in_blocks(numbered_rows: Iterator[tuple[int, Row | BadRow]]) -> Iterator[So
         yield RowBlock([number for number, _ in block], [row for _, row in block])
 
 
-READERS: dict[FileKind, Callable[[Path], Iterator[SourceBlock]]] = {
+READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,

@@ -10,13 +10,13 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Every generator of the process."""
+    """Seeds every generator of the process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries draw from it)
     torch.manual_seed(seed)
 
 
 def seed_micro_step(seed: int, optimizer_step: int, micro_step: int, rank: int) -> None:
-    """The stream of dropout in one forward pass: the same after a resume as in an unbroken run."""
+    """Seeds the stream of dropout in one forward pass: the same after a resume as in an unbroken run."""
     digest = hashlib.blake2b(f"{seed}/{optimizer_step}/{micro_step}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)

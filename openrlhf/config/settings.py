@@ -106,8 +106,10 @@ class TrainConfig:
     )
     max_epochs: PositiveCount = free(2, "times that every sample is trained on")
     max_steps: PositiveCount | None = free(None, "optimizer steps at most; the schedule ends there")
-    loss: Literal["nll", "dft"] = must_match(
-        "nll", "nll: -log p of each target; dft: that times the target's own p, held constant (arXiv 2508.05629)"
+    loss: str = must_match(
+        "nll",
+        "objective. nll: -log p of each target; dft: that times the target's own p, held constant (arXiv 2508.05629); "
+        "module:Name: one of your own",
     )
     loss_reduction: Literal["token", "sample"] = must_match(
         "token", "mean over the step's target tokens, or over its samples"

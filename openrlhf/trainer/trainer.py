@@ -107,7 +107,8 @@ class Trainer:
                     self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self._stop_reason}.")
                     break
             self.progress = replace(self.progress, finished=True)
-            self.emit("on_run_end")
+            self._tell_standard("on_run_end")  # the last evaluation and the last save come first
+            self._tell_users("on_run_end")
 
     def _timed_windows(self, consumed_samples: int, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""
@@ -152,14 +153,20 @@ class Trainer:
 
     def emit(self, event: str, *facts: Any) -> None:
         """Hands an event to every callback, in order; all ranks call."""
+        self._tell_users(event, *facts)
+        self._tell_standard(event, *facts)
+
+    def _tell_standard(self, event: str, *facts: Any) -> None:
+        for callback in self._standard_callbacks:
+            getattr(callback, event)(self, *facts)
+
+    def _tell_users(self, event: str, *facts: Any) -> None:
         failures: list[str] = []
         for callback in self._users_callbacks:
             with failures_told(callback, event, failures):
                 getattr(callback, event)(self, *facts)
         if self._users_callbacks:
             self._agree(failures)
-        for callback in self._standard_callbacks:
-            getattr(callback, event)(self, *facts)
 
     def _agree(self, failures: list[str]) -> None:
         """A callback may raise, or ask for something, on one rank only: then all ranks stop, or do it, together."""

@@ -25,9 +25,10 @@ def test_it_trains_in_a_ring_under_zero3_and_resumes_to_the_bit(two_ranks, tmp_p
 
     two_ranks.run(run, argv("unbroken"))
     assert two_ranks.run(run_until_asked_to_leave, argv("stopped"), 3, 1) == [75, 75]
-    for code, errors in two_ranks.run(run_as_command, argv("stopped", ckpt__load_enable=True, train__loss="nll")):
-        assert code == 2, "another objective is another run"
-        assert f"--train.loss differs: {MINE} in the checkpoint, nll now" in errors
+    words = argv("stopped", ckpt__load_enable=True, train__loss="nll")
+    codes, errors = zip(*two_ranks.run(run_as_command, words), strict=True)
+    assert codes == (2, 2), "another objective is another run"
+    assert f"--train.loss differs: {MINE} in the checkpoint, nll now" in "".join(errors)
     two_ranks.run(run, argv("stopped", ckpt__load_enable=True))
     assert _numbers(tmp_path / "unbroken") == _numbers(tmp_path / "stopped")
     assert_same_tensors(tmp_path / "unbroken/model.safetensors", tmp_path / "stopped/model.safetensors")

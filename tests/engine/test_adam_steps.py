@@ -13,8 +13,8 @@ from openrlhf.engine.optimizers import build_adamw
 NUM_STEPS = 40
 
 
-@pytest.mark.parametrize("offload", [False, True], ids=["FusedAdam", "DeepSpeedCPUAdam"])
-def test_a_resumed_optimizer_updates_as_the_old_one(offload):
+def difference_after_a_resume(offload: bool) -> float:
+    """The largest difference of a weight between an unbroken run and one that was resumed after 11 steps."""
     torch.manual_seed(0)
     module = torch.nn.Linear(40, 10)
     optimizer = build_adamw(module, AdamConfig(lr=1e-2), offload)
@@ -27,7 +27,12 @@ def test_a_resumed_optimizer_updates_as_the_old_one(offload):
     other.load_state_dict(state)
     for step in range(11, NUM_STEPS):
         update(other_module, other, step)
-    assert torch.equal(module.weight, other_module.weight)
+    return float((module.weight - other_module.weight).detach().abs().max())
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["FusedAdam", "DeepSpeedCPUAdam"])
+def test_a_resumed_optimizer_updates_as_the_old_one(offload):
+    assert difference_after_a_resume(offload) == 0
 
 
 def update(module: torch.nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -147,7 +147,7 @@ BUGS = [
     Bug(
         "tied_weights_saved_twice",
         "the exported model holds its embeddings twice",
-        "engine/gathering.py",
+        "engine/parameters.py",
         "        yield next((name for name in names if name not in tied_names), names[0]), parameter",
         "        yield from ((name, parameter) for name in sorted(names, key=tied_names.__contains__))",
         (f"{_EXPORT}::test_tied_weights_are_written_once",),

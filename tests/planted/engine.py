@@ -1,4 +1,4 @@
-"""Bugs of the room utils/deepspeed/: averaging, optimizers, schedules, the guard."""
+"""Bugs of the room engine/: averaging, optimizers, schedules, the guard, patches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from tests.planted.bug import Bug
 _STRATEGY = "tests/strategy/test_strategy.py"
 _GUARD = "tests/engine/test_step_guard.py"
 _SCHEDULES = "tests/engine/test_schedules.py"
+_TRAINED = "tests/engine/test_trained_model.py"
+_PATCHES = "tests/engine/test_patches.py"
 _ADD_UP = "tests/strategy/test_ranks_add_up.py::test_two_ranks_compute_the_step_of_a_plain_loop"
 
 BUGS = [
@@ -29,10 +31,10 @@ BUGS = [
     Bug(
         "averaging_not_undone",
         "gradients shrink with the number of ranks",
-        "strategy/strategy.py",
-        "backward(loss_share * self._num_engine_data_ranks)",
+        "engine/trained_model.py",
+        "backward(loss_share * self.num_ranks_averaged)",
         "backward(loss_share)",
-        (_ADD_UP,),
+        (_ADD_UP, f"{_TRAINED}::test_the_share_of_a_loss_undoes_the_average_over_ranks"),
     ),
     Bug(
         "order_depends_on_ranks",
@@ -46,7 +48,7 @@ BUGS = [
         "norms_decay",
         "weight decay shrinks norms and biases",
         "engine/optimizers.py",
-        "if isinstance(child, EMBEDDING_TYPES) or _num_dims(parameter) < 2",
+        "if isinstance(child, EMBEDDING_TYPES) or len(whole_shape(parameter)) < 2",
         "if isinstance(child, EMBEDDING_TYPES)",
         (f"{_STRATEGY}::test_decay_is_for_matrices_alone",),
     ),
@@ -62,15 +64,15 @@ BUGS = [
         "warm_up_too_short",
         "the warm-up is a tenth of what was asked for",
         "engine/schedules.py",
-        "math.ceil(self.num_training_steps * self.warmup_ratio)",
-        "math.ceil(self.num_training_steps * self.warmup_ratio / 10)",
+        "math.ceil(num_training_steps * warmup_ratio)",
+        "math.ceil(num_training_steps * warmup_ratio / 10)",
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),
     ),
     Bug(
         "least_rate_ignored",
         "--min_lr_ratio does nothing: the last steps train nothing",
         "engine/schedules.py",
-        'specific = {"min_lr_rate": settings.min_lr_ratio}',
+        'specific = {"min_lr_rate": min_lr_ratio}',
         'specific = {"min_lr_rate": 0.0}',
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),
     ),
@@ -78,7 +80,7 @@ BUGS = [
         "gradients_not_clipped",
         "--max_norm does nothing",
         "engine/engine_config.py",
-        '"gradient_clipping": settings.max_norm if is_training else 0.0,',
+        '"gradient_clipping": max_norm if is_training else 0.0,',
         '"gradient_clipping": 0.0,',
         (f"{_SCHEDULES}::test_gradients_are_clipped_at_the_users_norm",),
     ),
@@ -94,7 +96,7 @@ BUGS = [
         "gradients_summed_in_half_precision",
         "the sum of a window's gradients depends on how it was cut",
         "engine/engine_config.py",
-        'return None if settings.zero_stage == 0 else "fp32"',
+        'return None if ds.zero_stage == 0 else "fp32"',
         "return None",
         (f"{_STRATEGY}::test_gradients_add_up_in_float32_where_deepspeed_can",),
     ),
@@ -121,6 +123,38 @@ BUGS = [
         "len(self._recent_norms) >= STEPS_BEFORE_SPIKES_COUNT:",
         "len(self._recent_norms) >= 1:",
         (f"{_GUARD}::test_before_there_is_a_history_nothing_is_a_spike",),
+    ),
+    Bug(
+        "deepcompile_does_nothing",
+        "--ds.deepcompile is accepted, and nothing is compiled",
+        "engine/trained_model.py",
+        "engine.compile()",
+        "pass",
+        (f"{_TRAINED}::test_deepcompile_compiles_the_engine",),
+    ),
+    Bug(
+        "schedule_waits_for_updates",
+        "a step that is held back stretches the schedule",
+        "engine/trained_model.py",
+        "self.scheduler.step()",
+        "self.scheduler.step() if outcome.is_applied else None",
+        (f"{_TRAINED}::test_the_schedule_goes_on_although_an_update_is_held_back",),
+    ),
+    Bug(
+        "patches_ignore_the_version",
+        "a patch of one version is applied to another, whose insides differ",
+        "engine/patches/patch.py",
+        "return self.applies_to_others",
+        "return True",
+        (f"{_PATCHES}::test_another_version_is_told_once",),
+    ),
+    Bug(
+        "patches_ignore_their_switch",
+        "OPENRLHF_PATCHES=off leaves patches on",
+        "engine/patches/patch.py",
+        'return value == "off"',
+        "return False",
+        (f"{_PATCHES}::test_one_variable_switches_all_off",),
     ),
     Bug(
         "spikes_become_usual",

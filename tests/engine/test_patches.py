@@ -1,0 +1,141 @@
+"""Patches are still needed, can be switched off together, and heed versions.
+
+A test named `test_…_is_still_needed` fails once the library no longer has the fault that a patch mends: the patch goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from openrlhf.engine.patches import patch as patch_module
+from openrlhf.engine.patches.patch import SWITCH, Patch
+from openrlhf.errors import UserError
+from tests.engine import unpatched
+from tests.engine.test_adam_steps import difference_after_a_resume
+from tests.engine.test_bf16_gradients import Sums
+from tests.engine.test_operators import build_adam
+from tests.helpers.ranks import RankPool
+
+
+@pytest.fixture(scope="module")
+def two_sharing_ranks():
+    """Ranks of their own: DeepSpeed keeps the tensor groups of a process for as long as it lives."""
+    with RankPool(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["FusedAdam", "DeepSpeedCPUAdam"])
+def test_cpu_adam_steps_is_still_needed(monkeypatch, offload):
+    monkeypatch.setenv(SWITCH, "off")
+    assert difference_after_a_resume(offload) > 0
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts tensors of float32 that are made of others, by their number of elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.numels = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.cat.default) and result.dtype == torch.float32:
+            self.numels.append(result.numel())
+        return result
+
+
+def test_bf16_gradients_is_still_needed_to_add():
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    parameter = torch.nn.Parameter(torch.zeros(4, 5, dtype=torch.bfloat16))
+    parameter.grad = torch.ones_like(parameter)
+    with CountCopies() as copies:
+        BF16_Optimizer._update_hp_grad(Sums(20), parameter, 0, 0, clear_lp_grads=False)
+    assert copies.numels == [20]
+
+
+def test_bf16_gradients_is_still_needed_to_average(monkeypatch):
+    from deepspeed.runtime import engine
+
+    monkeypatch.setattr(engine.dist, "all_reduce", lambda tensor, group: None)
+    stand_in = SimpleNamespace(
+        flatten=lambda tensors: torch.cat([tensor.flatten() for tensor in tensors]),
+        communication_data_type=torch.float32,
+        gradient_average=True,
+        postscale_gradients=lambda: False,
+    )
+    sums = [torch.ones(3), torch.ones(4)]
+    with CountCopies() as copies:
+        engine.DeepSpeedEngine.allreduce_bucket(stand_in, sums, dp_group=None, dp_world_size=1)
+    assert copies.numels == [7]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA torch looks at every build itself")
+def test_built_operators_is_still_needed(monkeypatch):
+    assert build_adam("as always")[0] == 0
+    monkeypatch.setenv(SWITCH, "off")
+    code, error = build_adam("without ninja")
+    assert (code, "ninja was run" in error) == (1, True), error
+
+
+def test_held_updates_is_still_needed_when_an_engine_is_made(two_ranks):
+    assert two_ranks.run(unpatched.updates_while_an_engine_is_made) == [1, 1]
+
+
+def test_held_updates_is_still_needed_at_a_step(two_ranks):
+    is_finite, is_applied = two_ranks.run(unpatched.step_with_an_infinite_gradient)[0]
+    assert not is_finite
+    assert is_applied, "the outcome hides that DeepSpeed made the update"
+
+
+def test_tensor_data_check_is_still_needed(two_sharing_ranks):
+    is_sent, can_be_pickled = two_sharing_ranks.run(unpatched.first_pass_sends_inputs_as_objects)[0]
+    assert is_sent
+    assert not can_be_pickled
+
+
+def is_on(made_for: str, applies_to_others: bool = False) -> bool:
+    """Of a patch of torch."""
+    return Patch("some_patch", "torch", made_for, applies_to_others, without_it="it is slower").is_on()
+
+
+@pytest.fixture
+def torch_is_2_13_0(monkeypatch):
+    monkeypatch.setattr(patch_module, "version", lambda library: "2.13.0+cpu")
+    patch_module._warn_of_version.cache_clear()
+
+
+@pytest.mark.usefixtures("torch_is_2_13_0")
+@pytest.mark.parametrize(("made_for", "expected"), [("2.13", True), ("2.1", False), ("2", True)])
+def test_a_patch_is_for_the_versions_that_begin_so(made_for, expected):
+    assert is_on(made_for) == expected
+
+
+@pytest.mark.usefixtures("torch_is_2_13_0")
+@pytest.mark.parametrize(
+    ("applies_to_others", "told"),
+    [(False, "it is left out (it is slower)"), (True, "it is applied, unverified")],
+)
+def test_another_version_is_told_once(caplog, applies_to_others, told):
+    with caplog.at_level(logging.WARNING):
+        assert [is_on("2.12", applies_to_others) for _ in range(3)] == [applies_to_others] * 3
+    (message,) = caplog.messages
+    assert "some_patch was made for torch 2.12, and 2.13.0+cpu is installed" in message
+    assert told in message
+
+
+@pytest.mark.parametrize(("value", "expected"), [("on", True), ("off", False)])
+def test_one_variable_switches_all_off(monkeypatch, value, expected):
+    monkeypatch.setenv(SWITCH, value)
+    assert is_on("2", applies_to_others=True) == expected
+
+
+def test_another_word_for_the_switch_is_refused(monkeypatch):
+    monkeypatch.setenv(SWITCH, "of")
+    with pytest.raises(UserError, match="OPENRLHF_PATCHES is 'of': set it to on or off"):
+        is_on("2")

@@ -126,7 +126,8 @@ BUGS = [
         "a rank whose micro-batch has no target skips the head: ranks wait for each other for ever",
         "models/token_scorer.py",
         "        if num_targets == 0:\n            target_index, target_ids",
-        "        if num_targets == 0:\n            return TargetScores(target_ids.float(), None, None, target_ids.bool(), None)\n"
+        "        if num_targets == 0:\n            none = target_ids.float()\n"
+        "            return TargetScores(none, None, None, none.bool(), None)\n"
         "        if False:\n            target_index, target_ids",
         (f"{_ACTOR}::test_no_target_still_touches_every_parameter",),
     ),

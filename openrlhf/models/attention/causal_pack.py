@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf.models.attention.dense import repeat_heads
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask, attend_alone
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
 from openrlhf.models.attention.ring_plan import Block, Ring

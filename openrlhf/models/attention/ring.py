@@ -176,7 +176,7 @@ class _Exchange:
 def _merge(output: Tensor, log_sum_exp: Tensor, block: Block, part: Tensor, part_log_sum_exp: Tensor) -> None:
     """Takes a block's output into the running one, in place.
 
-    Both are means of values, over the keys seen so far and over the block's. Their mean over all of these weighs each by
+    Both are means of values, over the keys seen so far and over the block's. In the mean over all of these each weighs
     its sum of exponentials: exp(log_sum_exp - that of all), which is at most 1, so that nothing overflows.
     """
     rows = block.queries.index

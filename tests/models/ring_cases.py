@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openrlhf.models import Actor
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.attention.ring import ring_attention
 from openrlhf.models.attention.ring_plan import make_ring

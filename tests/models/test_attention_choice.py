@@ -7,13 +7,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.models.attention import causal_pack, choose_attention, registry
+from openrlhf.models.attention import causal_pack, choice, choose_attention
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import LENGTHS, make_samples
 
 
 def pretend_installed(monkeypatch, *modules):
-    monkeypatch.setattr(registry, "_is_installed", lambda module: module in modules)
+    monkeypatch.setattr(choice, "_is_installed", lambda module: module in modules)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openrlhf.models.attention import causal_pack, dense
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 
 HALF_PRECISION = [torch.bfloat16, torch.float16]

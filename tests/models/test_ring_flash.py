@@ -10,7 +10,7 @@ import torch
 
 from openrlhf.errors import UserError
 from openrlhf.models.attention import ring_flash
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.ring_plan import Ring
 from openrlhf.parallel.sequence_shares import sample_share
 

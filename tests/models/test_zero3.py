@@ -32,3 +32,11 @@ def test_a_model_loaded_in_shards_equals_one_in_memory(two_ranks, tmp_path):
     expected, _ = two_ranks.run(zero3_cases.train, "", kind="qwen3", stage=1, steps=2)[0]
     losses, _ = two_ranks.run(zero3_cases.train, str(tmp_path), kind="qwen3", stage=3, steps=2)[0]
     assert_close(losses, expected, 1e-6, "loss")
+
+
+@pytest.mark.parametrize("only_rank_0_has_targets", [False, True], ids=["all have targets", "a rank without targets"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_weights_computed_from_log_probs_travel_through_the_engine(two_ranks, stage, only_rank_0_has_targets):
+    case = dict(kind="qwen3", steps=3, only_rank_0_has_targets=only_rank_0_has_targets)
+    losses, _ = two_ranks.run(zero3_cases.train, "", stage=stage, weighs_by_probability=True, **case)[0]
+    assert_close(losses, zero3_cases.plain_losses_by_probability(**case), 1e-5, "loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from openrlhf.models import Actor, expert_leaf_modules
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
 
+MAX_NORM = 1.0
 LENGTHS = ((6, 3), (9,))  # of each rank's pack
 
 
@@ -21,6 +23,7 @@ def engine_config(stage: int) -> dict:
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
         "wall_clock_breakdown": False,
+        "gradient_clipping": MAX_NORM,
     }
 
 
@@ -32,11 +35,13 @@ def train(
     checkpointing: bool = False,
     with_aux_loss: bool = False,
     only_rank_0_has_targets: bool = False,
+    weighs_by_probability: bool = False,
 ) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of some steps of plain SGD; each rank has a pack of its own.
 
     Args:
         source: a saved model's folder, which ZeRO-3 then loads in shards; "" for the tiny model in memory.
+        weighs_by_probability: weights are a function of the log-probs, and the entropy is asked for too.
     """
     import deepspeed
 
@@ -56,20 +61,47 @@ def train(
     actor.attach_engine(engine)
     losses, norms = [], []
     for _ in range(steps):
-        loss = _loss(actor, with_aux_loss, only_rank_0_has_targets)
+        inputs = inputs_of_rank(dist.get_rank(), only_rank_0_has_targets)
+        loss = loss_by_probability(actor, inputs) if weighs_by_probability else _loss(actor, inputs, with_aux_loss)
         engine.backward(loss * dist.get_world_size())
         losses.append(_sum_over_ranks(loss))
         engine.step()
-        norms.append(float(engine.get_global_grad_norm()))
+        norms.append(float(engine.get_global_grad_norm() or 0.0))  # stage 0 does not tell it
     engine.destroy()
     return losses, norms
 
 
-def _loss(actor: Actor, with_aux_loss: bool, only_rank_0_has_targets: bool) -> torch.Tensor:
-    rank = dist.get_rank()
+def plain_losses_by_probability(kind: str, steps: int, only_rank_0_has_targets: bool) -> list[float]:
+    """The losses of the same steps in one process, without an engine."""
+    actor = Actor(tiny_model(kind), packing_samples=True)
+    optimizer = torch.optim.SGD(actor.parameters(), lr=0.05)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        packs = (inputs_of_rank(rank, only_rank_0_has_targets) for rank in range(len(LENGTHS)))
+        loss = torch.stack([loss_by_probability(actor, inputs) for inputs in packs]).sum()
+        loss.backward()
+        losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(actor.parameters(), MAX_NORM)
+        optimizer.step()
+    return losses
+
+
+def inputs_of_rank(rank: int, only_rank_0_has_targets: bool) -> dict[str, Any]:
     inputs = make_samples(LENGTHS[rank], seed=rank).packed()
     if only_rank_0_has_targets and rank > 0:
         inputs["target_index"], inputs["target_ids"] = inputs["target_index"][:0], inputs["target_ids"][:0]
+    return inputs
+
+
+def loss_by_probability(actor: Actor, inputs: dict[str, Any]) -> torch.Tensor:
+    """Weights that are large enough for the probabilities of a model that knows nothing."""
+    scores = actor.score_targets(**inputs, target_weights=lambda log_probs: 100 * log_probs.exp(), with_entropy=True)
+    assert scores.is_likeliest.shape == scores.entropy.shape == inputs["target_ids"].shape
+    return -scores.weighted_sum
+
+
+def _loss(actor: Actor, inputs: dict[str, Any], with_aux_loss: bool) -> torch.Tensor:
     group = dist.group.WORLD if with_aux_loss else None
     scores = actor.score_targets(**inputs, with_aux_loss=with_aux_loss, router_group=group)
     loss = -0.1 * scores.log_probs.sum()

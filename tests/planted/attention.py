@@ -94,7 +94,7 @@ BUGS = [
     Bug(
         "models_that_leak_are_packed",
         "a state-space layer carries one sample into the next, in silence",
-        "models/attention/packable.py",
+        "models/attention/choice.py",
         "if unknown:",
         "if unknown and False:",
         (

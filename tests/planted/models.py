@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _ACTOR = "tests/models/test_actor.py"
 _TILES = "tests/models/test_target_log_probs.py"
 _MOE = "tests/models/test_moe.py"
+_STATISTICS = "tests/models/test_head_statistics.py"
 
 BUGS = [
     Bug(
@@ -126,8 +127,8 @@ BUGS = [
         "a rank whose micro-batch has no target skips the head: ranks wait for each other for ever",
         "models/token_scorer.py",
         "        if num_targets == 0:\n            target_index, target_ids",
-        "        if num_targets == 0:\n"
-        "            return TargetScores(target_ids.float(), None, None, target_ids.bool(), None)\n"
+        "        if num_targets == 0:\n            none = target_ids.float()\n"
+        "            return TargetScores(none, None, None, none.bool(), None)\n"
         "        if False:\n            target_index, target_ids",
         (f"{_ACTOR}::test_no_target_still_touches_every_parameter",),
     ),
@@ -178,5 +179,72 @@ BUGS = [
         "counts.scatter_add_(0, chosen, weights.repeat_interleave(experts_per_token))",
         "counts.scatter_add_(0, chosen[::experts_per_token], weights)",
         (f"{_MOE}::test_equals_transformers_formula",),
+    ),
+    Bug(
+        "likeliest_of_the_last_tile",
+        "token_accuracy counts tokens that are the likeliest of their part of the vocabulary only",
+        "models/head/tiles.py",
+        "torch.where(is_exceeded, is_inside & is_first, self.is_likeliest[rows])",
+        "torch.where(is_inside, is_first, self.is_likeliest[rows])",
+        (f"{_STATISTICS}::test_likeliest_and_entropy_are_those_of_full_logits",),
+    ),
+    Bug(
+        "ties_count_for_the_target",
+        "in half precision, where logits are often equal, token_accuracy is too high",
+        "models/head/tiles.py",
+        "is_first[rows] = logits[rows].argmax(1) == place[rows]",
+        "is_first[rows] = True",
+        (f"{_STATISTICS}::test_of_equal_logits_that_with_the_lowest_id_is_the_likeliest",),
+    ),
+    Bug(
+        "kernels_ties_count_for_the_target",
+        "in bf16 on a CPU, where logits are often equal, token_accuracy is too high",
+        "models/cpu_kernels/log_probs.cpp",
+        "is_greatest && !stands_before(logits, place, top)",
+        "is_greatest",
+        (f"{_STATISTICS}::test_of_equal_logits_that_with_the_lowest_id_is_the_likeliest",),
+    ),
+    Bug(
+        "entropy_of_tiles_is_averaged",
+        "the entropy leaves out which part of the vocabulary a token comes from",
+        "models/head/tiles.py",
+        "within + torch.special.entr(share_before) + torch.special.entr(share_tile)",
+        "within",
+        (f"{_STATISTICS}::test_likeliest_and_entropy_are_those_of_full_logits",),
+    ),
+    Bug(
+        "kernels_moments_are_not_shifted",
+        "in bf16 on a CPU the entropy is wrong where a later tile holds the likeliest token",
+        "models/cpu_kernels/log_probs.cpp",
+        "running.moments[row] + running.sums[row] * rise",
+        "running.moments[row]",
+        (f"{_STATISTICS}::test_likeliest_and_entropy_are_those_of_full_logits",),
+    ),
+    Bug(
+        "entropy_of_impossible_tokens",
+        "a banned token, whose logit is minus infinity, makes the entropy not a number",
+        "models/head/tiles.py",
+        "differences = part.clamp(min=lowest)",
+        "differences = part.clone()",
+        (f"{_STATISTICS}::test_tokens_of_no_probability_have_no_part_in_the_entropy",),
+    ),
+    Bug(
+        "computed_weights_have_a_gradient",
+        "DFT's probabilities are trained themselves where the head is not plain, or in float16",
+        "models/head/log_prob_head.py",
+        "weights = target_weights(log_probs.detach()).detach()",
+        "weights = target_weights(log_probs)",
+        (
+            "tests/models/test_weight_functions.py::test_gradients_are_those_of_autograd",
+            "tests/models/test_weight_functions.py::test_an_actor_trains_with_them_whatever_its_head",
+        ),
+    ),
+    Bug(
+        "no_target_has_a_weight",
+        "a micro-batch without targets trains the stand-in that is scored for it",
+        "models/token_scorer.py",
+        "target_weights = None if target_weights is None else torch.zeros_like",
+        "target_weights = None if target_weights is None else torch.ones_like",
+        ("tests/models/test_weight_functions.py::test_no_target_still_touches_every_parameter",),
     ),
 ]

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf.models.attention.dense import repeat_heads
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 
 
@@ -81,6 +80,7 @@ class _ByTorchsKernel(torch.autograd.Function):
             q = query[:, rows]
             repeated = _repeated(q, key[:, rows], value[:, rows])
             g, o = (part[rows].transpose(0, 1)[None] for part in (grads[0], output))
+            # From (A, L, D) to (K, L, D): a key head's gradient comes from all query heads that use it.
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 g, q[None], *repeated, o, log_sum_exp, 0.0, True, scale=ctx.scale
             )

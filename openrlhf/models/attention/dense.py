@@ -5,11 +5,27 @@ Shapes: B batch, A query heads, K key heads (A a multiple of K), L tokens, D hea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openrlhf.models.attention.options import AttentionOptions
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What a model asks of its attention beside queries, keys and values."""
+
+    scaling: float | None  # of query · key; None: 1 / sqrt(head size)
+    dropout: float = 0.0
+    window: int | None = None  # how many tokens back a token sees, itself included; None: all
+    softcap: float | None = None  # scores = softcap * tanh(scores / softcap)
+    sinks: Tensor | None = None  # (heads,) score of a place in each head that takes weight and gives nothing
+
+    @property
+    def is_plain(self) -> bool:
+        """True where torch's own scaled_dot_product_attention computes it."""
+        return self.softcap is None and self.sinks is None
 
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:

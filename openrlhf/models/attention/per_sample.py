@@ -16,8 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from openrlhf.errors import UserError
 from openrlhf.models.attention import causal_pack
-from openrlhf.models.attention.dense import attend, attend_causally
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions, attend, attend_causally
 
 NAME = "per_sample"
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask, attend_alone
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
 from openrlhf.models.attention.ring_plan import Block, Ring
@@ -97,7 +97,9 @@ class _RingAttention(torch.autograd.Function):
             log_sum_exp = sinks.to(dtype).expand_as(log_sum_exp).clone()
         carried = torch.stack([key, value])[:, : ring.num_tokens[ring.rank]]
         for step in range(ring.size):
+            # After s steps round the ring, what this rank holds is that of the rank s places before it.
             source = (ring.rank - step) % ring.size
+            # The exchange runs while the block is computed; after the last step nobody needs the keys any more.
             exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
             block = ring.blocks[source]
             if block.queries.lengths:
@@ -124,6 +126,7 @@ class _RingAttention(torch.autograd.Function):
             source = (ring.rank - step) % ring.size
             exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
             block = ring.blocks[source]
+            # With output and log-sum-exp of the whole attention, a block's gradients need no other block.
             grad_carried = torch.zeros_like(carried, dtype=log_sum_exp.dtype)
             if block.queries.lengths:
                 rows = block.queries.index
@@ -133,6 +136,8 @@ class _RingAttention(torch.autograd.Function):
                 grad_query[rows] += dq
                 grad_carried[0, block.keys.index] = dk.to(grad_carried.dtype)
                 grad_carried[1, block.keys.index] = dv.to(grad_carried.dtype)
+            # The keys' gradients travel one step behind the keys: the sum of the ranks before is added here and sent
+            # on. After the last step it has come to the rank whose keys they are.
             if arriving is not None:
                 grad_carried += arriving.wait()
             arriving = _Exchange(ring, grad_carried, source)
@@ -169,7 +174,11 @@ class _Exchange:
 
 
 def _merge(output: Tensor, log_sum_exp: Tensor, block: Block, part: Tensor, part_log_sum_exp: Tensor) -> None:
-    """Takes a block's output into the running one, in place: the weighted mean by the sums of exponentials."""
+    """Takes a block's output into the running one, in place.
+
+    Both are means of values, over the keys seen so far and over the block's. In the mean over all of these each weighs
+    its sum of exponentials: exp(log_sum_exp - that of all), which is at most 1, so that nothing overflows.
+    """
     rows = block.queries.index
     before, part_log_sum_exp = log_sum_exp[rows], part_log_sum_exp.to(log_sum_exp.dtype)
     after = torch.logaddexp(before, part_log_sum_exp)

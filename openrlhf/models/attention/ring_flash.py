@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.attention.ring import ring_attention
 from openrlhf.models.attention.ring_plan import Ring

@@ -14,8 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from openrlhf.models.attention.dense import repeat_heads
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.attention.ring_plan import Block
 
 
@@ -147,6 +146,8 @@ class ProductKernel:
             num_key_heads = k.shape[1]
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
             scores = self._scores(q, k, options)
+            # With P weights, dP = dO V' and delta = sum of output * dO of each query: dS = P * (dP - delta). As
+            # log-sum-exp and output are those of all keys, so are P and delta, whatever block this is.
             weights = (scores - log_sum_exp).exp().masked_fill_(~mask, 0.0)
             grad_weights = (grad @ v.transpose(2, 3)).to(scores.dtype)
             delta = (grad.to(scores.dtype) * output.to(scores.dtype)).sum(-1, keepdim=True)

@@ -86,6 +86,7 @@ def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device:
 
 
 def _block(shares: list[list[tuple[Span, Span]]], rank: int, source: int, device: torch.device) -> Block:
+    # The three cases at the head of this file; samples of which neither side holds a token are left out.
     query_chunks = (1,) if source > rank else (0, 1)
     key_chunks = (0,) if source < rank else (0, 1)
     pairs = list(zip(shares[rank], shares[source], strict=True))
@@ -99,7 +100,7 @@ def _block(shares: list[list[tuple[Span, Span]]], rank: int, source: int, device
 
 def _rows(share: list[tuple[Span, Span]], chunks: tuple[int, ...], is_chosen: list[bool], device: torch.device) -> Rows:
     index, positions, lengths = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], []
-    place = 0
+    place = 0  # of the next chunk among the rank's tokens, which stand sample by sample, the early chunk first
     for spans, chosen in zip(share, is_chosen, strict=True):
         length = 0
         for chunk, span in enumerate(spans):

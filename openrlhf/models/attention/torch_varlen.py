@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openrlhf.models.attention.options import AttentionOptions
+from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask, attend_alone
 
 NAME = "torch_varlen"

@@ -113,6 +113,8 @@ def _transform_between(grid: Tensor, logits: Tensor) -> LogitTransform | None:
     logits = logits.to(torch.float64)
     if logits.shape != grid.shape:
         return None
+    # Of the two extreme logits, the highest shows the cap, where there is one, or else the scale; the lowest, where a
+    # soft cap is still straight, shows the scale. All other values then tell whether the guess is right.
     highest, lowest = logits[0, 0, :2].tolist()
     candidates = [
         LogitTransform(),

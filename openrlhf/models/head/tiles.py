@@ -143,10 +143,9 @@ class _RunningStatistics:
         is_inside, place = _place_in_tile(self._head.target_ids[rows], columns)
         at_target = logits.gather(1, place[:, None])[:, 0]
         self.target_logits[rows] = torch.where(is_inside, at_target, self.target_logits[rows])
-        highest = logits.amax(1)
+        highest, is_first = _highest(logits, place, at_target)
         is_exceeded = highest > self._highest[rows]  # else the likeliest token stands in an earlier tile
-        is_highest = _stands_first(logits, place, is_exceeded & is_inside & (at_target == highest))
-        self.is_likeliest[rows] = torch.where(is_exceeded, is_highest, self.is_likeliest[rows])
+        self.is_likeliest[rows] = torch.where(is_exceeded, is_inside & is_first, self.is_likeliest[rows])
         self._highest[rows] = torch.maximum(self._highest[rows], highest)
         self._add_exponentials(rows, logits, highest)
 
@@ -157,22 +156,23 @@ class _RunningStatistics:
             self.log_sum_exp[rows] = torch.logaddexp(before, _log_sum_exp_(logits, highest))
             return
         tile, tile_entropy = _log_sum_exp_and_entropy_(logits, highest)
-        after = torch.logaddexp(before, tile)
-        self.log_sum_exp[rows] = after
         # Entropy is additive over a choice in two stages: first old part or new tile, then a token within it.
-        share_before, share_tile = (before - after).exp(), (tile - after).exp()
+        share_before, share_tile = torch.stack([before, tile]).softmax(0)
         within = share_before * self.entropy[rows] + share_tile * tile_entropy
         self.entropy[rows] = within + torch.special.entr(share_before) + torch.special.entr(share_tile)
+        self.log_sum_exp[rows] = torch.logaddexp(before, tile)
 
 
-def _stands_first(logits: Tensor, place: Tensor, is_greatest: Tensor) -> Tensor:
-    """(rows,) whether the logit at `place` is its row's greatest (`is_greatest`), and the first of such."""
+def _highest(logits: Tensor, place: Tensor, at_place: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows,) the greatest logit, and whether it stands at `place` and at none before. Args: at_place: logits there."""
     if logits.device.type != "cpu":
-        return is_greatest & (logits.argmax(1) == place)  # a selection of rows would wait for the device
-    asked = is_greatest.nonzero()[:, 0]  # few: a target lies in one tile only, and argmax is slow on a CPU
-    is_first = torch.zeros_like(is_greatest)
-    is_first[asked] = logits[asked].argmax(1) == place[asked]
-    return is_first
+        highest, first = logits.max(1)
+        return highest, first == place
+    highest = logits.amax(1)  # a search for the place takes a CPU ten times as long: only the rows in question get one
+    is_first = at_place == highest
+    rows = is_first.nonzero()[:, 0]
+    is_first[rows] = logits[rows].argmax(1) == place[rows]
+    return highest, is_first
 
 
 def _log_sum_exp_(logits: Tensor, highest: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
-from openrlhf.datasets.problems import FIRST_ROWS, BadRows
+from openrlhf.datasets.problems import FIRST_ROWS, BadRows, readable_rows
 from openrlhf.datasets.report import DataReport, SourceReport
 from openrlhf.datasets.sources import Source, open_sources
 from openrlhf.datasets.sources.blocks import SourceBlock
@@ -117,7 +117,10 @@ class _Preparation:
         except BaseException:
             writer.abandon()
             raise
-        writer.close(self.report, self._meta())
+        # Rows with weights were trained without them once: a run that did so is another run.
+        fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
+        table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
+        writer.close(self.report, {"fingerprint": fingerprint, "table_names": table_names})
 
     def _find_formats(self) -> list[str]:
         """The format of each table; raises UserError of every table that is empty or in no known format."""
@@ -140,7 +143,8 @@ class _Preparation:
         if row is not None:
             name = find_format(row, self.data, table.row_name(number), self.pretrain_mode).name
             return self._mask_convention(table) if name == "tokenized" and "loss_mask" in row else name
-        self._tell_why_unreadable(table)
+        for _ in readable_rows([table]):  # tells the reasons, if there are rows at all
+            pass
         raise UserError(f"{table.name} is empty: it holds no row.")
 
     def _mask_convention(self, table: Table) -> str:
@@ -152,16 +156,6 @@ class _Preparation:
             "(--data.format tokenized or tokenized_by_token says so outright)"
         )
         return "tokenized_by_token"
-
-    def _tell_why_unreadable(self, table: Table) -> None:
-        """Raises UserError of the bad rows at the table's beginning, if there are rows at all."""
-        bad_rows, num_rows = BadRows(0), 0
-        for block in table.blocks():
-            for number, row in zip(block.numbers, block.rows(), strict=True):
-                num_rows += 1
-                bad_rows.add(table.row_name(number), str(row))
-            bad_rows.check(num_rows)
-        bad_rows.check(num_rows, at_end=True)
 
     def _check_one_format(self, names: list[str]) -> None:
         """The files of one source are of one shape."""
@@ -239,13 +233,6 @@ class _Preparation:
         self.report.bad_rows = self.bad_rows.lines()
         if not self.report.num_samples:
             raise UserError(_nothing_to_train(self.report, self.data))
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            # Rows with weights were trained without them once: a run that did so is another run.
-            "fingerprint": f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint,
-            "table_names": [table.row_name(0).removesuffix("0") for table in self.tables],
-        }
 
 
 def _blocks(source: Source) -> Iterator[SourceBlock]:

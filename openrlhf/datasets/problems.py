@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+from openrlhf.datasets.samples import Row
+from openrlhf.datasets.sources.tables import Table
 from openrlhf.errors import UserError
 
 FIRST_ROWS = 1000  # problems of so many rows are told together
@@ -49,3 +53,18 @@ class BadRows:
         names, count = self._names_by_reason[reason], self._count_by_reason[reason]
         more = f" and {count - len(names):,} more rows" if count > len(names) else ""
         return f"{', '.join(names)}{more}: {reason}."
+
+
+def readable_rows(tables: Iterable[Table]) -> Iterator[Row]:
+    """Every row of the tables; raises UserError of those that cannot be read."""
+    bad_rows, num_rows = BadRows(max_bad_rows=0), 0
+    for table in tables:
+        for block in table.blocks():
+            for number, row in zip(block.numbers, block.rows(), strict=True):
+                num_rows += 1
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    bad_rows.add(table.row_name(number), str(row))
+            bad_rows.check(num_rows)
+    bad_rows.check(num_rows, at_end=True)

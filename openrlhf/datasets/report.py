@@ -66,7 +66,7 @@ class DataReport:
         if self.num_cut:
             lines.append(f"cut at max_len: {self.num_cut:,}")
         if self.num_weighted:
-            lines.append(f"weighted other than 1: {self.num_weighted:,} samples")
+            lines.append(f"samples weighted other than 1: {self.num_weighted:,}")
         return lines + self.bad_rows + self.notes
 
     def as_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
-from openrlhf.datasets.problems import BadRows
+from openrlhf.datasets.problems import readable_rows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources import Source, open_sources
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
@@ -98,11 +98,11 @@ def _write_rows(source: Source, path: Path) -> None:
     """Writes the rows twice over: once to see every column's kind, once to write them."""
     from datasets.arrow_writer import ArrowWriter
 
-    features = _features(_rows(source))
+    features = _features(readable_rows(source.tables))
     if not features:
         raise UserError(f"{source.name} is empty: it holds no row.")
     with ArrowWriter(features=features, path=str(path)) as writer:
-        for row in _rows(source):
+        for row in readable_rows(source.tables):
             writer.write({name: row.get(name) for name in features})
         writer.finalize()
 
@@ -120,18 +120,3 @@ def _features(rows: Iterator[Row]) -> Any:
         scalar = SCALARS.get(next(iter(found))) if len(found) == 1 else None
         features[name] = Value(scalar) if scalar else Value("string") if not found else Json()
     return Features(features)
-
-
-def _rows(source: Source) -> Iterator[Row]:
-    """Every row; raises UserError of the rows that cannot be read."""
-    bad_rows, num_rows = BadRows(0), 0
-    for table in source.tables:
-        for block in table.blocks():
-            for number, row in zip(block.numbers, block.rows(), strict=True):
-                num_rows += 1
-                if isinstance(row, dict):
-                    yield row
-                else:
-                    bad_rows.add(table.row_name(number), str(row))
-            bad_rows.check(num_rows)
-    bad_rows.check(num_rows, at_end=True)

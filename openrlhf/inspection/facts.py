@@ -33,7 +33,7 @@ def _about_rows(report: DataReport) -> Iterator[Fact]:
     if report.num_bad_rows:
         yield Fact("left out: unusable", f"{report.num_bad_rows:,}\n" + "\n".join(report.bad_rows))
     if report.num_weighted:
-        yield Fact("weighted other than 1", f"{report.num_weighted:,}")
+        yield Fact("samples weighted other than 1", f"{report.num_weighted:,}")
     if report.num_cut:
         yield Fact("cut at max_len", f"{report.num_cut:,}")
 

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 
 from openrlhf.datasets import cache
 from openrlhf.datasets.cache import prepared_folder
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.prepared import SAMPLES
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
@@ -51,6 +53,31 @@ def test_the_fingerprint_sees_every_change(tmp_path, prepare):
     write_jsonl(path, pairs(6))
     found["content"] = prepare(path).fingerprint
     assert len(set(found.values())) == len(found)
+
+
+def test_a_tokenizers_fingerprint_sees_vocabulary_special_tokens_and_template():
+    found = [
+        tokenizer_fingerprint(tokenizer)
+        for tokenizer in (
+            None,
+            tiny_tokenizer(CHATML),
+            tiny_tokenizer(CHATML + " "),
+            tiny_tokenizer(CHATML, vocab_size=400),
+            tiny_tokenizer(CHATML, pad_is_eos=True),
+        )
+    ]
+    assert found[0] == ""
+    assert len(set(found)) == len(found)
+    assert tokenizer_fingerprint(tiny_tokenizer(CHATML)) == found[1]
+
+
+def test_the_fingerprint_sees_how_a_tokenizer_splits(tmp_path, prepare):
+    """Two tokenizers of one vocabulary may give other ids."""
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    plain, lowered = tiny_tokenizer(CHATML), tiny_tokenizer(CHATML)
+    lowered.backend_tokenizer.normalizer = Lowercase()
+    assert tokenizer_fingerprint(plain) == tokenizer_fingerprint(lowered)
+    assert prepare(path, tokenizer=plain).fingerprint != prepare(path, tokenizer=lowered).fingerprint
 
 
 def test_content_counts_not_times(tmp_path, prepare):

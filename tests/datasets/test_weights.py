@@ -144,7 +144,7 @@ def test_one_weighted_row_makes_every_mask_a_float(num_processors: int, tmp_path
         assert found[i][2].tolist() == (plain[i][2] * (0.5 if i == 1200 else 1)).tolist()
         assert found.num_target_tokens[i] == plain.num_target_tokens[i]
     assert found.report.num_weighted == 1
-    assert "weighted other than 1: 1 samples" in found.report.lines()
+    assert "samples weighted other than 1: 1" in found.report.lines()
 
 
 def test_a_batch_of_weights_is_padded_with_0(tmp_path, prepare):

@@ -214,6 +214,14 @@ BUGS = [
         (f"{_WEIGHTS}::test_a_column_of_content_is_no_weight",),
     ),
     Bug(
+        "cache_key_without_splitting",
+        "after a change of the tokenizer's normalizer the run trains on the old ids",
+        "datasets/fingerprint.py",
+        "tables, _splitting_hash(tokenizer), settings",
+        "tables, tokenizer_fingerprint(tokenizer), settings",
+        (f"{_CACHE}::test_the_fingerprint_sees_how_a_tokenizer_splits",),
+    ),
+    Bug(
         "mix_repeats_rows",
         "a mix of sources trains some rows twice and others never",
         "datasets/sources/mixing.py",

@@ -1,17 +1,19 @@
 """The batches: units of a step, the rank that computes each, and their tensors.
 
-order.py (row at a place of an epoch) → schedule.py (rows of a step) → unit.py (sequences of a row) → layout.py
+schedule.py (rows of a step) → unit.py (sequences of a row) → layout.py
 (micro-batches of each rank) → micro_batch.py (tensors) → loader.py (step windows, built beside the training)
 """
 
+from openrlhf.batching.foreign_loader import ForeignLoader
 from openrlhf.batching.layout import FixedSize, TokenBudget, layout_of
-from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader, windows_of_foreign_loader
+from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader
 from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch
 from openrlhf.batching.schedule import StepSchedule
 from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow, WindowCounts
 
 __all__ = [
+    "ForeignLoader",
     "FixedSize",
     "MicroBatch",
     "MicroBatchFormat",
@@ -25,5 +27,4 @@ __all__ = [
     "WindowCounts",
     "layout_of",
     "make_micro_batch",
-    "windows_of_foreign_loader",
 ]

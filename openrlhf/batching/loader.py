@@ -1,23 +1,21 @@
-"""Step windows of this rank: from a data set by the global order, or from a DataLoader of the user's own."""
+"""Step windows of this rank, from a data set by the global order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from openrlhf.batching.layout import FixedSize, Layout, TokenBudget
-from openrlhf.batching.micro_batch import LossReduction, MicroBatch, make_micro_batch, units_of_batch
+from openrlhf.batching.micro_batch import LossReduction, make_micro_batch
 from openrlhf.batching.prefetch import prefetched
 from openrlhf.batching.schedule import StepSchedule, WindowRows
 from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
-from openrlhf.parallel.collectives import max_over
 from openrlhf.parallel.groups import ProcessGroups
 
 
@@ -31,6 +29,16 @@ class RowSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Any: ...
+
+
+class Position(Protocol):
+    """Where a run stands (`checkpoint.progress.TrainingProgress` is one)."""
+
+    @property
+    def optimizer_step(self) -> int: ...
+
+    @property
+    def consumed_samples(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,18 @@ class StepWindowLoader:
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
         return StepWindow(window.epoch, micro_batches)
 
+    def windows_to_train(self, progress: Position, max_epochs: int) -> Iterator[StepWindow]:
+        """The windows from where a run stands to the end of its last epoch."""
+        return self.windows(progress.consumed_samples, max_epochs)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.schedule.steps_per_epoch
+
+    def num_steps_before(self, consumed_samples: int) -> int:
+        """Optimizer steps that were done when `consumed_samples` units had been trained."""
+        return self.schedule.num_steps_before(consumed_samples)
+
     def num_micro_batches(self, window_number: int) -> int:
         """Micro-batches that each rank computes for a window of the first epoch."""
         return len(self._layout_of(self.schedule.window(0, window_number)))
@@ -113,51 +133,6 @@ class StepWindowLoader:
     def __len__(self) -> int:
         """Micro-batches an epoch, on the rank that has most."""
         return sum(len(self._layout_of(window)) for window in self.schedule.windows(max_epochs=1))
-
-
-def windows_of_foreign_loader(
-    batches: Iterable[Any],
-    num_micro_batches: int,
-    micro_batch_format: MicroBatchFormat,
-    groups: ProcessGroups,
-    max_epochs: int,
-    skip_windows: int = 0,
-    all_targets: bool = False,
-) -> Iterator[StepWindow]:
-    """Step windows of a DataLoader of the user's own: `num_micro_batches` batches each, an epoch's last maybe fewer.
-
-    The loader gives this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S). Ranks may
-    have unlike numbers of batches: the shorter ones compute without targets until all are through. With `all_targets`
-    every token counts, whatever the loss mask says.
-    """
-    for epoch in range(max_epochs):
-        _set_epoch(batches, epoch)
-        stream = iter(batches)
-        while True:
-            taken = list(islice(stream, num_micro_batches))
-            num_taken_longest = int(max_over(torch.tensor(len(taken)), groups.control))
-            if num_taken_longest == 0:
-                break
-            if skip_windows > 0:
-                skip_windows -= 1
-                continue
-            yield StepWindow(epoch, _micro_batches(taken, num_taken_longest, micro_batch_format, groups, all_targets))
-
-
-def _micro_batches(
-    batches: list[Any], number: int, micro_batch_format: MicroBatchFormat, groups: ProcessGroups, all_targets: bool
-) -> list[MicroBatch]:
-    units = [units_of_batch(batch, f"micro-batch {place}", all_targets) for place, batch in enumerate(batches)]
-    units += [[] for _ in range(number - len(batches))]
-    made = (make_micro_batch(some, **vars(micro_batch_format)) for some in units)
-    return [one.share(groups.sequence_rank, groups.sequence_size) for one in made]
-
-
-def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
-    """Lets a shuffling sampler (torch's DistributedSampler, say) draw another order each epoch."""
-    set_epoch = getattr(getattr(batches, "sampler", None), "set_epoch", None)
-    if set_epoch is not None:
-        set_epoch(epoch)
 
 
 def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

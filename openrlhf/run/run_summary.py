@@ -57,7 +57,7 @@ def summarize_run(
         param_dtype=config.ds.param_dtype,
         attention=str(trainer.model.config._attn_implementation),
         device=str(strategy.device.type),
-        resume_step=loader.schedule.num_steps_before(consumed_samples) or None,
+        resume_step=loader.num_steps_before(consumed_samples) or None,
     )
 
 

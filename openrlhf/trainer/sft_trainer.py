@@ -95,9 +95,9 @@ class SFTTrainer(Trainer):
         config = args if isinstance(args, SFTConfig) else from_namespace(SFTConfig, args)
         if not self._has_own_objective:
             self.objective = objective_named(config.train.loss)
-        steps_per_epoch = self.steps_per_epoch or num_update_steps_per_epoch or 0
+        steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
         num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
-        resume_step = self.num_steps_before(consumed_samples)
+        resume_step = self.windows.num_steps_before(consumed_samples)
         self.run(
             callbacks_named(config.train.callbacks),
             standard_callbacks(self, config, num_steps, resume_step, self.identity(config, num_steps)),

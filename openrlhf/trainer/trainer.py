@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from openrlhf.batching import StepWindow, StepWindowLoader, windows_of_foreign_loader
+from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
@@ -21,6 +21,8 @@ from openrlhf.trainer.callbacks import Callback, CallbackFailed
 from openrlhf.trainer.callbacks.callback import failures_told
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.step import StepResult, WindowStep
+
+Loader = StepWindowLoader | Iterable[Any]
 
 
 class Trainer:
@@ -43,8 +45,8 @@ class Trainer:
         self,
         model: Actor,
         strategy: DeepspeedStrategy,
-        train_dataloader: StepWindowLoader | Iterable[Any],
-        eval_dataloader: StepWindowLoader | Iterable[Any] | None,
+        train_dataloader: Loader,
+        eval_dataloader: Loader | None,
         objective: Objective,
         *,
         batch_size: int = 1,
@@ -99,7 +101,7 @@ class Trainer:
             for callback in (*self._users_callbacks, *self._standard_callbacks):
                 exits.push(self._exit_of(callback))
             self.emit("on_run_begin")
-            for window, began_at in self._timed_windows(consumed_samples, max_steps):
+            for window, began_at in self._timed_windows(max_steps):
                 self.last_step = step.run(window, self.progress.optimizer_step, began_at)
                 self._advance(window)
                 self.emit("on_step_end", self._record())
@@ -110,9 +112,9 @@ class Trainer:
             self._tell_standard("on_run_end")  # the last evaluation and the last save come first
             self._tell_users("on_run_end")
 
-    def _timed_windows(self, consumed_samples: int, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
+    def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""
-        windows = self._windows(consumed_samples)
+        windows = self.windows.windows_to_train(self.progress, self.max_epochs)
         while max_steps is None or self.progress.optimizer_step < max_steps:
             self.strategy.watchdog.note("reading the next samples")
             began_at = time.perf_counter()
@@ -207,15 +209,15 @@ class Trainer:
         """Asks for the end of the run after this step; its model is exported as at its usual end."""
         self._stop_reason = reason
 
-    def evaluate(self, dataloader: StepWindowLoader | Iterable[Any] | None = None, steps: int = 0) -> dict[str, float]:
+    def evaluate(self, dataloader: Loader | None = None, steps: int = 0) -> dict[str, float]:
         """Evaluates on all rows of `dataloader` (default: the run's own), and hands the record to the callbacks.
 
         Args: steps: part of OpenRLHF's interface; the record has the run's own step.
         """
         dataloader = self.eval_dataloader if dataloader is None else dataloader
         assert dataloader is not None, "there is nothing to evaluate on"
-        windows = self._windows_once(dataloader)
-        metrics = evaluate(self.model, windows, self.strategy, self.objective, self._with_entropy)
+        windows = self._source_of(dataloader, num_micro_batches=1)
+        metrics = evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
         self._note_evaluation(metrics["eval_loss"])
         record = {"global_step": self.progress.optimizer_step, **metrics}
         self.emit("on_evaluate", record)
@@ -251,53 +253,24 @@ class Trainer:
         return getattr(self.tokenizer, "pad_token_id", None) or 0
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch; 0 where a loader of the user's own does not say how long it is."""
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            return self.train_dataloader.schedule.steps_per_epoch
-        num_batches = len(self.train_dataloader) if isinstance(self.train_dataloader, Sized) else 0
-        return -(-num_batches // self.strategy.accumulated_gradient)
+    def windows(self) -> StepWindowLoader | ForeignLoader:
+        """The step windows to train on."""
+        return self._source_of(self.train_dataloader, self.strategy.accumulated_gradient)
+
+    def _source_of(
+        self, dataloader: StepWindowLoader | Iterable[Any], num_micro_batches: int
+    ) -> StepWindowLoader | ForeignLoader:
+        if isinstance(dataloader, StepWindowLoader):
+            return dataloader
+        batch_format = self.strategy.micro_batch_format(self.pad_token_id)
+        return ForeignLoader(
+            dataloader, num_micro_batches, self.batch_size, batch_format, self.strategy.groups, self._all_targets
+        )
 
     def _progress_at(self, consumed_samples: int) -> TrainingProgress:
         restored = self.trained.restored_progress
         if isinstance(restored, TrainingProgress) and restored.consumed_samples == consumed_samples:
             return restored
         return TrainingProgress(
-            optimizer_step=self.num_steps_before(consumed_samples), consumed_samples=consumed_samples
-        )
-
-    def num_steps_before(self, consumed_samples: int) -> int:
-        """Optimizer steps that were done when `consumed_samples` units had been trained."""
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            return self.train_dataloader.schedule.num_steps_before(consumed_samples)
-        return consumed_samples // self.batch_size
-
-    # --- data ----------------------------------------------------------------------------------------------------
-
-    def _windows(self, consumed_samples: int) -> Iterator[StepWindow]:
-        if isinstance(self.train_dataloader, StepWindowLoader):
-            return self.train_dataloader.windows(consumed_samples, self.max_epochs)
-        return self._foreign_windows(
-            self.train_dataloader,
-            self.strategy.accumulated_gradient,
-            self.max_epochs,
-            skip_windows=self.progress.optimizer_step,
-        )
-
-    def _windows_once(self, dataloader: StepWindowLoader | Iterable[Any]) -> Iterator[StepWindow]:
-        if isinstance(dataloader, StepWindowLoader):
-            return dataloader.windows(max_epochs=1)
-        return self._foreign_windows(dataloader, 1, max_epochs=1)
-
-    def _foreign_windows(
-        self, batches: Iterable[Any], num_micro_batches: int, max_epochs: int, skip_windows: int = 0
-    ) -> Iterator[StepWindow]:
-        return windows_of_foreign_loader(
-            batches,
-            num_micro_batches,
-            self.strategy.micro_batch_format(self.pad_token_id),
-            self.strategy.groups,
-            max_epochs,
-            skip_windows,
-            self._all_targets,
+            optimizer_step=self.windows.num_steps_before(consumed_samples), consumed_samples=consumed_samples
         )

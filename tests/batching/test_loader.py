@@ -8,11 +8,11 @@ import torch
 
 from openrlhf.batching import (
     FixedSize,
+    ForeignLoader,
     MicroBatchFormat,
     StepSchedule,
     StepWindowLoader,
     TokenBudget,
-    windows_of_foreign_loader,
 )
 from openrlhf.parallel.groups import ProcessGroups, alone
 
@@ -54,7 +54,7 @@ def test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained():
     batches = [tuple(part[None] for part in row) for row in rows(5)]
 
     def first_tokens(skip_windows: int) -> list[list[int]]:
-        windows = windows_of_foreign_loader(batches, 2, FORMAT, alone(), max_epochs=2, skip_windows=skip_windows)
+        windows = ForeignLoader(batches, 2, 2, FORMAT, alone()).windows(max_epochs=2, skip_windows=skip_windows)
         return [[int(one.input_ids[0, 0]) for one in window.micro_batches] for window in windows]
 
     assert first_tokens(0) == [[10, 11], [12, 13], [14]] * 2

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from openrlhf.batching.order import epoch_order
-from openrlhf.batching.schedule import StepSchedule
+from openrlhf.batching.schedule import StepSchedule, epoch_order
 from openrlhf.errors import UserError
 
 

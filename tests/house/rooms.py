@@ -22,6 +22,7 @@ ROOMS = (
     "watchdog",
     "parallel",
     "config",
+    "named_object",
     # leaves: one file each
     "errors",
     "exit_codes",

@@ -83,7 +83,7 @@ BUGS = [
     Bug(
         "same_order_every_epoch",
         "every epoch shows the samples in the same order",
-        "batching/order.py",
+        "batching/schedule.py",
         "^ np.uint64(epoch))[()])",
         "^ np.uint64(0 * epoch))[()])",
         (f"{_ORDER}::test_the_order_depends_on_seed_and_epoch_and_nothing_else",),
@@ -91,7 +91,7 @@ BUGS = [
     Bug(
         "order_is_no_permutation",
         "some samples come twice in an epoch, others never",
-        "batching/order.py",
+        "batching/schedule.py",
         "images[outside] = _feistel(images[outside], half_bits, key)",
         "images[outside] = images[outside] % np.uint64(num_values)",
         (f"{_ORDER}::test_an_epoch_holds_every_row_once",),
@@ -132,9 +132,9 @@ BUGS = [
     Bug(
         "foreign_loader_not_skipped",
         "a run with a DataLoader of the user's own begins its data anew after a resume",
-        "batching/loader.py",
-        "                skip_windows -= 1\n                continue",
-        "                skip_windows = 0",
+        "batching/foreign_loader.py",
+        "                    skip_windows -= 1\n                    continue",
+        "                    skip_windows = 0",
         ("tests/batching/test_loader.py::test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained",),
     ),
     Bug(

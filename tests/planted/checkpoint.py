@@ -131,7 +131,7 @@ BUGS = [
     Bug(
         "idle_settings_compared",
         "a run with AdamW is told of Muon's learning rate, one without adapters is refused for their alpha",
-        "run/run_identity.py",
+        "trainer/run_identity.py",
         "if not _is_idle(name, values):",
         "if True:",
         (f"{_IDENTITY}::test_a_setting_that_does_nothing_in_this_run_is_not_compared",),

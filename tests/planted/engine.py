@@ -40,8 +40,8 @@ BUGS = [
         "order_depends_on_ranks",
         "another number of ranks trains other samples in each step",
         "strategy/strategy.py",
-        "StepSchedule(len(dataset), self.train_batch_size, self.seed, shuffle)",
-        "StepSchedule(len(dataset), self.train_batch_size, self.seed + self.groups.data_size, shuffle)",
+        "StepSchedule(len(dataset), self.train.batch_size, self.seed, shuffle)",
+        "StepSchedule(len(dataset), self.train.batch_size, self.seed + self.groups.data_size, shuffle)",
         ("tests/strategy/test_data_order.py::test_steps_hold_the_same_samples_on_any_ranks_in_any_layout",),
     ),
     Bug(

@@ -1,0 +1,75 @@
+"""Step windows of a DataLoader of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from openrlhf.batching.loader import MicroBatchFormat, Position
+from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch, units_of_batch
+from openrlhf.batching.window import StepWindow
+from openrlhf.parallel.collectives import max_over
+from openrlhf.parallel.groups import ProcessGroups
+
+
+@dataclass(frozen=True)
+class ForeignLoader:
+    """A loader of this rank's batches `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S), in windows.
+
+    Args:
+        num_micro_batches: batches a window; an epoch's last window may have fewer.
+        batch_size: samples an optimizer step, over all ranks.
+        all_targets: every token is a target, whatever the loss mask says.
+    """
+
+    batches: Iterable[Any]
+    num_micro_batches: int
+    batch_size: int
+    micro_batch_format: MicroBatchFormat
+    groups: ProcessGroups
+    all_targets: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """0 where the loader does not say how long it is."""
+        num_batches = len(self.batches) if isinstance(self.batches, Sized) else 0
+        return -(-num_batches // self.num_micro_batches)
+
+    def num_steps_before(self, consumed_samples: int) -> int:
+        return consumed_samples // self.batch_size
+
+    def windows_to_train(self, progress: Position, max_epochs: int) -> Iterator[StepWindow]:
+        """The windows from where a run stands on: those before it are read and left out."""
+        return self.windows(max_epochs, skip_windows=progress.optimizer_step)
+
+    def windows(self, max_epochs: int, skip_windows: int = 0) -> Iterator[StepWindow]:
+        """Ranks may have unlike numbers of batches: the shorter ones compute without targets until all are through."""
+        for epoch in range(max_epochs):
+            _set_epoch(self.batches, epoch)
+            stream = iter(self.batches)
+            while True:
+                taken = list(islice(stream, self.num_micro_batches))
+                num_taken_longest = int(max_over(torch.tensor(len(taken)), self.groups.control))
+                if num_taken_longest == 0:
+                    break
+                if skip_windows > 0:
+                    skip_windows -= 1
+                    continue
+                yield StepWindow(epoch, self._micro_batches(taken, num_taken_longest))
+
+    def _micro_batches(self, batches: list[Any], number: int) -> list[MicroBatch]:
+        units = [units_of_batch(one, f"micro-batch {place}", self.all_targets) for place, one in enumerate(batches)]
+        units += [[] for _ in range(number - len(batches))]
+        made = (make_micro_batch(some, **vars(self.micro_batch_format)) for some in units)
+        return [one.share(self.groups.sequence_rank, self.groups.sequence_size) for one in made]
+
+
+def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    """Lets a shuffling sampler (torch's DistributedSampler, say) draw another order each epoch."""
+    set_epoch = getattr(getattr(batches, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch)

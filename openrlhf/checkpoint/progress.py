@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 
 from openrlhf.errors import UserError
 
-
 _NEWER_FIELDS = {"num_evals_since_best"}  # checkpoints of version 0.1.0 lack them
 
 

@@ -10,6 +10,7 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.engine_config import gradient_dtype
+from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.tracking import RunSummary, estimate_memory
 from openrlhf.trainer.sft_trainer import SFTTrainer
@@ -55,7 +56,7 @@ def summarize_run(
             optimizer_offload=config.ds.adam_offload,
         ),
         param_dtype=config.ds.param_dtype,
-        attention=str(trainer.model.config._attn_implementation),
+        attention=attention_name(trainer.model.config),
         device=str(strategy.device.type),
         resume_step=loader.num_steps_before(consumed_samples) or None,
     )

@@ -10,7 +10,7 @@ import torch
 from openrlhf.config import DeepspeedConfig
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.optimizers import decay_groups
-from openrlhf.models.limits import cpu_computes_fp16
+from openrlhf.engine.torch_operators import cpu_computes_fp16
 from tests.helpers.tiny_models import tiny_model
 from tests.strategy import cases
 

@@ -31,5 +31,5 @@ an error there, or fails a test.
 | models/head/, models/layers.py | `_modules` of a copy of the model; the class of a model's own embeddings; \
 transformers' `_no_split_modules` |
 | models/limits.py | torch's `mkldnn._is_mkldnn_fp16_supported` |
-| run/run_summary.py | transformers' `_attn_implementation` |
+| run/start_table.py | transformers' `_attn_implementation` |
 """

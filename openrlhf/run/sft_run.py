@@ -9,7 +9,7 @@ from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import check_same_run, read_identity
 from openrlhf.config import SFTConfig, write_resolved
-from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import build_schedule

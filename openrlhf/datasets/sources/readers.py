@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from openrlhf.config.data_suffixes import data_file_kind
+from openrlhf.config.disk import data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.datasets.sources.blocks import (
     MAX_BYTES,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from openrlhf.config.disk import data_sources, model_folder, output_folders
 from openrlhf.config.schema import Check, Notice, Root
-from openrlhf.config.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    from openrlhf.config.settings import SFTConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _INPUT = "\x00"  # stands in no template
@@ -29,14 +32,14 @@ def notices_of(config: Root) -> list[str]:
     return [sentence for notice in config.command.notices for sentence in notice(config)]
 
 
-def _needed(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _needed(config: SFTConfig, world_size: int) -> Iterator[str]:
     if not config.model.model_name_or_path:
         yield "--model.model_name_or_path is missing: give the folder of a model, or its name on the hub."
     if not config.data.dataset:
         yield "--data.dataset is missing: give a file, a folder or the name of a data set on the hub."
 
 
-def _ranks(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     ranks_a_sample = ds.ring_attn_size * ds.tensor_parallel_size
     if world_size % ranks_a_sample:
@@ -54,12 +57,9 @@ def _ranks(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _ring(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _rows(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.ds.ring_attn_size > 1 and not config.ds.packing_samples:
         yield f"--ds.ring_attn_size {config.ds.ring_attn_size} shares a packed row: add --ds.packing_samples."
-
-
-def _tokens_of_a_micro_batch(config: TrainingConfig, world_size: int) -> Iterator[str]:
     budget = config.train.max_tokens_per_micro_batch
     room = (budget or 0) * config.ds.ring_attn_size
     if budget and room < config.data.max_len:
@@ -69,7 +69,7 @@ def _tokens_of_a_micro_batch(config: TrainingConfig, world_size: int) -> Iterato
         )
 
 
-def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
         yield (
@@ -82,9 +82,11 @@ def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield f"--ds.zpg {ds.zpg} needs --ds.zero_stage 3, which alone splits weights; leave --ds.zpg out."
     if ds.zpg > 1 and world_size % ds.zpg:
         yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
+    if config.optim == "muon" and ds.adam_offload:
+        yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
 
 
-def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size == 1:
         return
@@ -97,12 +99,7 @@ def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield f"{flag} leaves a rank parts of matrices, of which --optim muon needs the whole; leave one of them out."
 
 
-def _muon(config: TrainingConfig, world_size: int) -> Iterator[str]:
-    if config.optim == "muon" and config.ds.adam_offload:
-        yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
-
-
-def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if not ds.load_in_4bit:
         return
@@ -114,19 +111,19 @@ def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
 
 
-def _liger(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _liger(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.ds.use_liger_kernel and not importlib.util.find_spec("liger_kernel"):
         yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
 
 
-def _compiled_layers(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _compiled_layers(config: SFTConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if config.model.compile_layers and (ds.zero_stage == 3 or ds.tensor_parallel_size > 1):
         flag = "--ds.zero_stage 3" if ds.zero_stage == 3 else f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
         yield f"--model.compile_layers needs weights that are whole on every rank: it does not go with {flag}."
 
 
-def _compiler(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _compiler(config: SFTConfig, world_size: int) -> Iterator[str]:
     if not config.ds.deepcompile:
         return
     import torch  # here alone: no other check needs it, and it takes seconds to load
@@ -135,7 +132,7 @@ def _compiler(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield "--ds.deepcompile compiles for CUDA devices, and this machine has none; leave it out."
 
 
-def _what_is_trained(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
     data = config.data
     if config.model.pretrain_mode_enable and data.apply_chat_template:
         yield (
@@ -159,7 +156,7 @@ def input_template_problems(template: str) -> Iterator[str]:
         )
 
 
-def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
     template = config.data.input_template
     if template is None:
         return
@@ -171,7 +168,7 @@ def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.data.dataset_probs is None:
         return
     words = config.data.dataset_probs.split(",")
@@ -185,12 +182,9 @@ def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
 
 
-def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _evaluation(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.eval.steps > 0 and not config.eval.dataset:
         yield f"--eval.steps {config.eval.steps} has nothing to evaluate: add --eval.dataset or leave it out."
-
-
-def _early_stop(config: TrainingConfig, world_size: int) -> Iterator[str]:
     patience = config.train.early_stop_patience
     if patience is not None and not (config.eval.dataset and config.eval.steps > 0):
         yield (
@@ -199,7 +193,7 @@ def _early_stop(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _callbacks(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.train.callbacks is None:
         return
     for name in (part.strip() for part in config.train.callbacks.split(",")):
@@ -207,7 +201,7 @@ def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
             yield f"--train.callbacks: {name!r} must be module:Name, as in my_package.callbacks:Sampler."
 
 
-def _saving(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
     ckpt = config.ckpt
     saves = ckpt.save_steps > 0 or ckpt.save_minutes is not None
     if ckpt.save_hf and not saves:
@@ -222,15 +216,16 @@ def _saving(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _key(config: TrainingConfig) -> Iterator[str]:
+def _key(config: SFTConfig) -> Iterator[str]:
     if config.logger.wandb.key:
         yield (
-            "warning: a key in the command line or a file can be read by others; set WANDB_API_KEY in the "
-            "environment in place of --logger.wandb.key. The key is not written to any log or file."
+            "warning: the key of --logger.wandb.key can be read by others, in the list of processes and in the log of "
+            "a launcher that prints its command line; set WANDB_API_KEY in the environment instead. The run itself "
+            "writes the key to no log or file."
         )
 
 
-def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
+def _universal_checkpoint(config: SFTConfig) -> Iterator[str]:
     if config.ds.use_universal_ckpt:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
 
@@ -238,11 +233,9 @@ def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
 COMMON_CHECKS: tuple[Check, ...] = (
     _needed,
     _ranks,
-    _ring,
-    _tokens_of_a_micro_batch,
+    _rows,
     _zero,
     _tensor_parallel,
-    _muon,
     _four_bits,
     _liger,
     _compiled_layers,
@@ -250,7 +243,6 @@ COMMON_CHECKS: tuple[Check, ...] = (
     _template,
     _probabilities,
     _evaluation,
-    _early_stop,
     _callbacks,
     _saving,
     data_sources,

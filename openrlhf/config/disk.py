@@ -1,31 +1,40 @@
-"""What must be on disk, or can be written there, before a run starts: checks for checks.py."""
+"""Files and folders that settings name: checks of what must be there or can be written, and kinds of data files."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from openrlhf.config.data_suffixes import data_file_kind
-from openrlhf.config.settings import TrainingConfig
+if TYPE_CHECKING:
+    from openrlhf.config.settings import SFTConfig
 
 
-def model_folder(config: TrainingConfig, world_size: int) -> Iterator[str]:
+# Suffix → kind of file; `openrlhf.datasets.sources.readers` has a reader for each kind.
+DATA_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+COMPRESSIONS = (".gz", ".zst")
+
+
+def data_file_kind(name: str | PurePath) -> str | None:
+    """The kind of a data file by its name, compressed or not; None for a name that is of no data file."""
+    path = PurePath(name)
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    return DATA_SUFFIXES.get(suffix.lower())
+
+
+def model_folder(config: SFTConfig, world_size: int) -> Iterator[str]:
     """A model folder that is not there, or holds none."""
-    yield from _model_folder(config.model.model_name_or_path)
-
-
-def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
-    """Data files that are not there."""
-    for flag, names in (
-        ("--data.dataset", config.data.dataset),
-        ("--eval.dataset", config.eval.dataset or ""),
-    ):
-        for name in filter(None, (part.strip() for part in names.split(","))):
-            yield from _data_source(flag, name)
-
-
-def _model_folder(name: str) -> Iterator[str]:
+    name = config.model.model_name_or_path
     folder = Path(name).expanduser()
     if not name:
         return
@@ -36,6 +45,16 @@ def _model_folder(name: str) -> Iterator[str]:
         yield f"--model.model_name_or_path {name} is a file; give the folder of a Hugging Face model."
     elif _looks_local(name):
         yield f"--model.model_name_or_path {name} does not exist. {_where_it_ends(folder)}"
+
+
+def data_sources(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """Data files that are not there."""
+    for flag, names in (
+        ("--data.dataset", config.data.dataset),
+        ("--eval.dataset", config.eval.dataset or ""),
+    ):
+        for name in filter(None, (part.strip() for part in names.split(","))):
+            yield from _data_source(flag, name)
 
 
 def _adapter(folder: Path) -> str:
@@ -80,7 +99,7 @@ def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
 
 
-def output_folders(config: TrainingConfig, world_size: int) -> Iterator[str]:
+def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
     """Folders that cannot be written, or whose writing would destroy the model to start from."""
     ckpt = config.ckpt
     yield from _writable("--ckpt.output_dir", ckpt.output_dir)

@@ -32,7 +32,7 @@ def print_help(root: type[Root], console: Console | None = None) -> None:
 def _introduction(root: type[Root]) -> str:
     title, usage = root.command.title, root.command.usage
     text = f"{title}\n\n  {usage} FLAGS\n  {usage} @ run.toml FLAGS\n\n{_FILES_AND_VALUES}"
-    old_names = [f"--{name}" for name in synonyms(root).renamed if "." not in name]
+    old_names = [f"--{old}" for old, name in synonyms(root).items() if isinstance(name, str) and "." not in old]
     return text + (f"The flat names of OpenRLHF up to 0.9 are taken too ({old_names[0]}, ...).\n" if old_names else "")
 
 

@@ -15,6 +15,7 @@ from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
 from openrlhf.config.schema import Root, RootT, Setting, build, groups, settings, synonyms
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
+from openrlhf.config.synonyms import resolve
 from openrlhf.errors import UserError
 
 _IGNORED = ("local_rank",)  # a launcher adds it, and the environment says it too
@@ -63,7 +64,7 @@ def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
     for item in given:
         if item.name in _IGNORED:
             continue
-        for name, value in other_names.resolve(item.name, item.value):
+        for name, value in resolve(other_names, item.name, item.value):
             if name in table:
                 _read_one(reading, table[name], value, item.where)
             elif not (name in groups(root) and value is None):  # a group that a YAML file leaves empty
@@ -93,7 +94,7 @@ def _report_unknown(reading: _Reading, item: Given) -> None:
     dashes = "--" if item.where.startswith("-") else ""
     remedy = f" Did you mean {dashes}{near}?" if near else " See --help for all."
     reading.problems.append(f"{item.where} is unknown.{remedy}")
-    reading.doubtful.update(name for name, _ in synonyms(reading.root).resolve(near, None))
+    reading.doubtful.update(name for name, _ in resolve(synonyms(reading.root), near, None))
 
 
 def _nearest_name(root: type[Root], name: str) -> str:

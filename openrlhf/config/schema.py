@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from openrlhf.config.synonyms import Synonyms
+from openrlhf.config.synonyms import Synonyms, resolve
 
 Resume = Literal["must_match", "kept", "taken", "free"]
 Check = Callable[[Any, int], Iterator[str]]
@@ -49,7 +49,7 @@ class Command:
 
     title: str = ""
     usage: str = ""
-    synonyms: Synonyms = Synonyms()
+    synonyms: Synonyms = dataclasses.field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     notices: tuple[Notice, ...] = ()
 
@@ -88,20 +88,27 @@ def _cached(function: _F) -> _F:
 
 @_cached
 def settings(root: type[Root]) -> Mapping[str, Setting]:
-    """All settings by dotted name, in the order of the dataclasses."""
-    return types.MappingProxyType({row.name: row for row in _walk(root, "")})
+    """All settings by dotted name, group by group."""
+    rows = (
+        Setting(prefix + field.name, kind, field.default, **field.metadata)
+        for prefix, group in _walk(root, "")
+        for field, kind in _fields(group)
+        if not dataclasses.is_dataclass(kind)
+    )
+    return types.MappingProxyType({row.name: row for row in rows})
 
 
 @_cached
 def groups(root: type[Root]) -> Mapping[str, str]:
     """Dotted prefix of each group ('' for the top) → its headline."""
-    return types.MappingProxyType(dict(_walk_groups(root, "")))
+    return types.MappingProxyType({prefix.rstrip("."): group.__doc__ or "" for prefix, group in _walk(root, "")})
 
 
 @_cached
 def synonyms(root: type[Root]) -> Synonyms:
     """The other names of the settings that the root has."""
-    return root.command.synonyms.restricted_to(settings(root))
+    table, known = root.command.synonyms, settings(root).keys()
+    return {old: table[old] for old in table if {name for name, _ in resolve(table, old, None)} <= known}
 
 
 def values_of(config: Root) -> dict[str, Any]:
@@ -119,34 +126,26 @@ def build(root: type[RootT], values: Mapping[str, Any]) -> RootT:
     return _build(root, values, "")
 
 
-def _fields(group: type) -> Iterator[tuple[dataclasses.Field[Any], Any, bool]]:
-    """(field, its type, whether it is a group) for each field of a group."""
-    kinds = typing.get_type_hints(group, include_extras=True)
-    for field in dataclasses.fields(group):
-        kind = kinds[field.name]
-        yield field, kind, dataclasses.is_dataclass(kind)
-
-
-def _walk(group: type, prefix: str) -> Iterator[Setting]:
-    for field, kind, is_group in _fields(group):
-        if is_group:
-            yield from _walk(kind, f"{prefix}{field.name}.")
-        else:
-            yield Setting(prefix + field.name, kind, field.default, **field.metadata)
-
-
-def _walk_groups(group: type, prefix: str) -> Iterator[tuple[str, str]]:
-    yield prefix.rstrip("."), group.__doc__ or ""
-    for field, kind, is_group in _fields(group):
-        if is_group:
-            yield from _walk_groups(kind, f"{prefix}{field.name}.")
-
-
 def _build(group: type, values: Mapping[str, Any], prefix: str) -> Any:
     given = {}
-    for field, kind, is_group in _fields(group):
-        if is_group:
-            given[field.name] = _build(kind, values, f"{prefix}{field.name}.")
-        elif prefix + field.name in values:
-            given[field.name] = values[prefix + field.name]
+    for field, kind in _fields(group):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(kind):
+            given[field.name] = _build(typing.cast(type, kind), values, f"{name}.")
+        elif name in values:
+            given[field.name] = values[name]
     return group(**given)
+
+
+def _walk(group: type, prefix: str) -> Iterator[tuple[str, type]]:
+    """(prefix of its settings' names, the group) for a group and those within it."""
+    yield prefix, group
+    for field, kind in _fields(group):
+        if dataclasses.is_dataclass(kind):
+            yield from _walk(typing.cast(type, kind), f"{prefix}{field.name}.")
+
+
+def _fields(group: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a group, each with its type."""
+    kinds = typing.get_type_hints(group, include_extras=True)
+    return ((field, kinds[field.name]) for field in dataclasses.fields(group))

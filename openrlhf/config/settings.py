@@ -1,4 +1,4 @@
-"""Every setting of a training: name, type, rule of a resume, default and help, a dataclass for each group.
+"""Every setting: name, type, rule of a resume, default and help, a dataclass for each group and each command's root.
 
 The rules, `must_match`, `kept`, `taken` and `free`, are those of `openrlhf.config.schema.setting`. The settings of the
 training data are free, since the fingerprint of the data is compared and covers them.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
+from openrlhf.config.checks import CHECKS_OF_TRAINING, COMMON_CHECKS, COMMON_NOTICES
 from openrlhf.config.kinds import (
     BelowOne,
     Count,
@@ -22,7 +23,8 @@ from openrlhf.config.kinds import (
     Size,
     WholeNumber,
 )
-from openrlhf.config.schema import Root, setting
+from openrlhf.config.schema import Command, Root, setting
+from openrlhf.config.synonyms import COMMON_SYNONYMS
 
 Scheduler = Literal[
     "linear",
@@ -211,7 +213,7 @@ class WandbConfig:
     name: str | None = free(None, "name of the run")
     group: str | None = free(None, "group of runs")
     org: str | None = free(None, "organisation or user")
-    key: str | None = free(None, "taken with a warning, never written; use WANDB_API_KEY instead", secret=True)
+    key: str | None = free(None, "taken with a warning: launchers print it; use WANDB_API_KEY instead", secret=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +227,16 @@ class LoggerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig(Root):
+class SFTConfig(Root):
     """Optimizer, schedule and clipping."""
 
+    command: ClassVar[Command] = Command(
+        "Supervised fine-tuning.",
+        "deepspeed --module openrlhf.cli.train_sft",
+        COMMON_SYNONYMS,
+        CHECKS_OF_TRAINING,
+        COMMON_NOTICES,
+    )
     optim: Literal["adam", "muon"] = must_match("adam", "optimizer")
     lr_scheduler: Scheduler = taken("cosine_with_min_lr", "how the learning rate goes over the whole run")
     lr_warmup_ratio: Fraction = taken(0.03, "share of the steps in which the learning rate rises")
@@ -242,3 +251,21 @@ class TrainingConfig(Root):
     muon: MuonConfig = MuonConfig()
     ckpt: CkptConfig = CkptConfig()
     logger: LoggerConfig = LoggerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig(SFTConfig):
+    """Report; optimizer, schedule and clipping, as in training."""
+
+    command: ClassVar[Command] = Command(
+        "A look at the samples that train_sft would train on. It takes the same flags; no GPU is needed.",
+        "python -m openrlhf.cli.inspect_data",
+        COMMON_SYNONYMS,
+        COMMON_CHECKS,
+        COMMON_NOTICES,
+    )
+    html: str | None = free(None, "file for the report as a page")
+    show: Count = free(4, "samples shown in the terminal")
+
+
+ROOTS = (SFTConfig, InspectConfig)

@@ -9,7 +9,7 @@ from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.checkpoint.identity import check_same_run, read_identity
 from openrlhf.config import SFTConfig, write_resolved
-from openrlhf.config.resolved import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import build_schedule
@@ -23,10 +23,11 @@ from openrlhf.run.builders import (
     check_layout,
     check_plug_ins,
 )
-from openrlhf.run.run_summary import summarize_run
+from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
-from openrlhf.tracking import METRICS_FILE, draw_training_curves, print_start_table
+from openrlhf.tracking.curves import draw_training_curves
+from openrlhf.tracking.metrics_file import METRICS_FILE
 from openrlhf.trainer import SFTTrainer
 from openrlhf.trainer.run_identity import run_identity
 
@@ -167,9 +168,7 @@ class SFTRun:
     def fit(self) -> None:
         if self.strategy.is_rank_0():
             write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
-            print_start_table(
-                summarize_run(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
-            )
+            print_start_table(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
         self.trainer.fit(self.config, self.consumed_samples)
 
     def export(self) -> None:

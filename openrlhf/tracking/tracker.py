@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openrlhf.config import LoggerConfig
-from openrlhf.tracking.console import console_sink
-from openrlhf.tracking.dashboards import TensorBoardSink, WandbSink
 from openrlhf.tracking.metrics_file import METRICS_FILE, JsonLinesSink
+from openrlhf.tracking.sinks import TensorBoardSink, WandbSink, console_sink
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer,
 from openrlhf.parallel.collectives import gather_objects, sum_over
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.tracking import WeightedSums
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,24 @@ class WindowStep:
 # --- metrics of a step and of an evaluation ----------------------------------------------------------------------
 
 
+class WeightedSums:
+    """A (sum, count) pair for each name, float64 on the device, until `means_over_ranks` asks.
+
+    Attributes:
+        pairs: (num_names, 2), in the order of `names`: one collective reduces all of them.
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device | str = "cpu"):
+        self.names = names
+        self._row = {name: row for row, name in enumerate(names)}
+        self.pairs = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
+        """Adds a sum of `count` things; scalars. Neither waits for the device nor talks to another rank."""
+        for column, amount in enumerate((total, count)):
+            self.pairs[self._row[name], column] += amount.detach() if isinstance(amount, Tensor) else amount
+
+
 def metric_sums(
     objective: Objective, device: torch.device, with_entropy: bool = False, with_aux_loss: bool = False
 ) -> WeightedSums:
@@ -148,5 +165,5 @@ def add_metrics(sums: WeightedSums, share: Share, scorer: Scorer) -> None:
 
 def means_over_ranks(sums: WeightedSums, strategy: DeepspeedStrategy) -> dict[str, float]:
     """Each metric's sum over its count, over all ranks that hold parts of the window; a mere sum where none counts."""
-    pairs = sum_over(sums.as_tensor(), strategy.groups.loss).tolist()
+    pairs = sum_over(sums.pairs, strategy.groups.loss).tolist()
     return {name: total / (count or 1.0) for name, (total, count) in zip(sums.names, pairs, strict=True)}

@@ -9,12 +9,12 @@ import pytest
 
 from openrlhf.config import SFTConfig, as_namespace, from_namespace, parse_config
 from openrlhf.config.schema import build, settings
-from openrlhf.config.synonyms import COMMON_SYNONYMS
+from openrlhf.config.synonyms import COMMON_SYNONYMS, resolve
 from openrlhf.errors import UserError
 
 
 def test_every_synonym_stands_for_a_setting_and_hides_none():
-    targets = [name for old in COMMON_SYNONYMS for name, _ in COMMON_SYNONYMS.resolve(old, None)]
+    targets = [name for old in COMMON_SYNONYMS for name, _ in resolve(COMMON_SYNONYMS, old, None)]
     assert [name for name in targets if name not in settings(SFTConfig)] == []
     assert [old for old in COMMON_SYNONYMS if old in settings(SFTConfig)] == []
 

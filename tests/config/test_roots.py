@@ -11,9 +11,9 @@ import pytest
 
 from openrlhf.config import as_namespace, check_config, from_namespace, parse_config, write_resolved
 from openrlhf.config.kinds import Count, PositiveCount, read_value
-from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import Command, Resume, Root, build, groups, setting, settings, synonyms, values_of
-from openrlhf.config.synonyms import COMMON_SYNONYMS, Synonyms
+from openrlhf.config.settings import ROOTS
+from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.errors import UserError
 
 
@@ -50,7 +50,7 @@ class BakeConfig(BreadConfig):
     command: ClassVar[Command] = Command(
         "Bakes bread.",
         "python -m bakery",
-        COMMON_SYNONYMS | Synonyms(renamed={"temperature": "oven.degrees"}),
+        {**COMMON_SYNONYMS, "temperature": "oven.degrees"},
         (too_hot,),
         (no_bread,),
     )
@@ -115,11 +115,6 @@ def test_a_namespace_of_any_root_goes_back_to_the_same_configuration():
     assert (args.loaves, args.oven.degrees, args.temperature, args.oven.pin) == (2, 210, 210, None)
     assert from_namespace(BakeConfig, args) == config
     assert from_namespace(BakeConfig, Namespace(temperature=190)).oven.degrees == 190
-
-
-def test_a_root_may_lack_a_common_synonym():
-    fewer = COMMON_SYNONYMS.without("max_len", "bf16", "use_wandb")
-    assert sorted(set(COMMON_SYNONYMS) - set(fewer)) == ["bf16", "max_len", "use_wandb"]
 
 
 def test_a_setting_without_a_rule_for_a_resume_cannot_be_declared():

@@ -39,6 +39,5 @@ LEAVES = {
     "parallel/collectives.py": "sum and maximum over a group of ranks",
     "parallel/random_streams.py": "the seed of a micro-batch",
     "strategy/strategy.py": "this rank's number, the seed",
-    "tracking/meters.py": "sums with their counts",
     "watchdog/watchdog.py": "a note of what this rank does, for the ranks that wait for it",
 }

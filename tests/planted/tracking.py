@@ -34,10 +34,10 @@ BUGS = [
     Bug(
         "means_weigh_calls",
         "means weigh a short batch as much as a long one",
-        "tracking/meters.py",
-        "row[1] += _without_graph(count)",
-        "row[1] += 1",
-        ("tests/tracking/test_meters.py::test_mean_is_weighted_by_count_not_by_call",),
+        "trainer/step.py",
+        "in enumerate((total, count)):",
+        "in enumerate((total, 1)):",
+        ("tests/trainer/test_weighted_sums.py::test_mean_is_weighted_by_count_not_by_call",),
     ),
     Bug(
         "last_step_not_shown",
@@ -50,7 +50,7 @@ BUGS = [
     Bug(
         "wandb_key_in_its_files",
         "W&B copies the key of the command line into its own files",
-        "tracking/dashboards.py",
+        "tracking/sinks.py",
         'word.replace(key, "[hidden]") for word in whole',
         "word for word in whole",
         ("tests/tracking/test_remote_sinks.py::test_a_run_writes_its_key_nowhere",),
@@ -58,7 +58,7 @@ BUGS = [
     Bug(
         "wandb_key_has_no_effect",
         "a key of the command line never reaches W&B",
-        "tracking/dashboards.py",
+        "tracking/sinks.py",
         "if settings.key:",
         "if not settings.key:",
         ("tests/tracking/test_remote_sinks.py::test_the_key_of_a_runs_command_line_reaches_wandb",),
@@ -66,7 +66,7 @@ BUGS = [
     Bug(
         "own_number_is_not_charted",
         "a number that a callback logs has no chart",
-        "tracking/dashboards.py",
+        "tracking/sinks.py",
         'if name != "global_step"}',
         'if name in ("loss", "lr", "eval_loss")}',
         ("tests/tracking/test_remote_sinks.py::test_wandb_offline_keeps_the_run_on_disk",),

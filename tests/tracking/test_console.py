@@ -2,7 +2,7 @@
 
 import io
 
-from openrlhf.tracking.console import BarSink, LineSink, console_sink
+from openrlhf.tracking.sinks import BarSink, LineSink, console_sink
 
 
 class Terminal(io.StringIO):

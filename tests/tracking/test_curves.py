@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from openrlhf.errors import UserError
-from openrlhf.tracking import curves, draw_training_curves
+from openrlhf.tracking import curves
+from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import to_line
 
 

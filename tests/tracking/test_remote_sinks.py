@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from openrlhf.tracking.dashboards import TensorBoardSink
+from openrlhf.tracking.sinks import TensorBoardSink
 from tests.helpers.workbench import flags, save_model, save_rows
 from tests.tracking.cases import run_with_words
 
@@ -47,7 +47,7 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
 WANDB_RUN = """
     import os, sys
     from openrlhf.config import WandbConfig
-    from openrlhf.tracking.dashboards import WandbSink
+    from openrlhf.tracking.sinks import WandbSink
     folder, word, resume = sys.argv[1:]
     key = word.removeprefix("--logger.wandb.key=")
     settings = WandbConfig(enable=True, project="trials", name="first", key=key)

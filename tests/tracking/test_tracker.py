@@ -1,8 +1,8 @@
 """The tracker: who hears of which step."""
 
 from openrlhf.config import LoggerConfig
-from openrlhf.tracking import Tracker, open_tracker
 from openrlhf.tracking.metrics_file import read_records
+from openrlhf.tracking.tracker import Tracker, open_tracker
 
 
 class Ear:

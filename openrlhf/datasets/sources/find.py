@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf.config.data_suffixes import DATA_SUFFIXES, data_file_kind
+from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
 from openrlhf.errors import UserError

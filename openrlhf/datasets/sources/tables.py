@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 import zstandard
 
-from openrlhf.config.data_suffixes import data_file_kind
+from openrlhf.config.disk import data_file_kind
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.readers import READERS, SourceBlock, read_dataset, read_objects
 from openrlhf.errors import UserError

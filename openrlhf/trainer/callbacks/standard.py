@@ -8,7 +8,7 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import CkptConfig, SFTConfig, shown_values
 from openrlhf.named_object import named_object
-from openrlhf.tracking import open_tracker
+from openrlhf.tracking.tracker import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.callbacks.evaluating import EarlyStop, Evaluating
 from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from openrlhf.tracking import Tracker
+from openrlhf.tracking.tracker import Tracker
 from openrlhf.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:

@@ -1,37 +1,44 @@
 """The start table and the memory that it promises."""
 
 import io
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
-from openrlhf.tracking import RunSummary, estimate_memory, print_start_table
-from openrlhf.tracking.start_table import size_text
+from openrlhf.config import DeepspeedConfig, SFTConfig
+from openrlhf.run.start_table import estimate_memory, print_start_table, size_text
 
 GIB = 1024**3
-SUMMARY = RunSummary(
-    num_samples=7473,
-    num_tokens=1_400_000,
-    num_target_tokens=350_000,
-    num_ranks=8,
-    zero_stage=2,
-    batch_size=128,
-    micro_batches_per_step=2.5,
-    num_steps_per_epoch=59,
-    num_steps=118,
-    num_parameters=1000,
-    num_trainable_parameters=10,
-    memory=estimate_memory(1000, 10, num_ranks=8, zero_stage=2, param_dtype="bf16"),
-    param_dtype="bf16",
-    attention="sdpa",
-    device="cpu",
-)
 
 
-def printed(summary):
+class Data:
+    def __init__(self, **left_out):
+        self.report = SimpleNamespace(
+            num_tokens=1_400_000, num_target_tokens=350_000, left_out=left_out, num_bad_rows=0
+        )
+
+    def __len__(self):
+        return 7473
+
+
+def trainer():
+    """A trainer of 8 ranks on a model of 1,000 weights, of which 10 are trained; 59 steps an epoch."""
+    loader = SimpleNamespace(
+        num_micro_batches=lambda window_number: 2.5,
+        num_steps_before=lambda consumed_samples: consumed_samples // 128,
+        schedule=SimpleNamespace(steps_per_epoch=59),
+    )
+    module = torch.nn.ParameterList([torch.zeros(10), torch.nn.Parameter(torch.zeros(990), requires_grad=False)])
+    model = SimpleNamespace(trainable_module=module, config=SimpleNamespace(_attn_implementation="sdpa"))
+    strategy = SimpleNamespace(world_size=8, device=torch.device("cpu"), ds=DeepspeedConfig())
+    return SimpleNamespace(train_dataloader=loader, model=model, strategy=strategy)
+
+
+def printed(data, consumed_samples=0):
     console = Console(file=io.StringIO(), width=120)
-    print_start_table(summary, console)
+    print_start_table(SFTConfig(), trainer(), data, None, consumed_samples, console)
     return console.file.getvalue()
 
 
@@ -49,16 +56,16 @@ def printed(summary):
     ],
 )
 def test_the_table_says(text):
-    assert text in printed(SUMMARY)
+    assert text in printed(Data())
 
 
 def test_the_table_says_what_was_left_out_and_why():
-    summary = replace(SUMMARY, num_samples_left_out={"longer than 2048 tokens": 12, "empty": 0, "without target": 1})
-    assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(summary)
+    data = Data(**{"longer than 2048 tokens": 12, "empty": 0, "without target": 1})
+    assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(data)
 
 
 def test_the_table_says_where_a_resumed_run_goes_on():
-    assert "going on after step 40" in printed(replace(SUMMARY, resume_step=40))
+    assert "going on after step 40" in printed(Data(), consumed_samples=40 * 128)
 
 
 @pytest.mark.parametrize(

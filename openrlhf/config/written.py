@@ -1,17 +1,36 @@
-"""The one place that translates between the typed configuration and the contract's `strategy.args`."""
+"""The typed configuration in other forms: the contract's `strategy.args`, and a file that `@` reads back."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from openrlhf.atomic_file import replace_file
 from openrlhf.config.parse import read_given
 from openrlhf.config.schema import Root, RootT, build, settings, shown_values, synonyms
 from openrlhf.config.sources import Given
 from openrlhf.errors import UserError
 
+FILE_NAME = "run_config.yaml"
 _ABSENT = object()
+
+
+def write_resolved(config: Root, path: str | Path) -> None:
+    """Writes every setting but the secrets, in one atomic move; makes the folder if need be.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in shown_values(config).items()}
+    # YAML, since TOML has no word for none.
+    text = yaml.safe_dump(_nested(values), sort_keys=False, width=110)
+    replace_file(path, f"# Every setting of this run. Again: {config.command.usage} @ {FILE_NAME}\n{text}")
 
 
 def as_namespace(config: Root) -> argparse.Namespace:
@@ -20,15 +39,12 @@ def as_namespace(config: Root) -> argparse.Namespace:
     Secrets are None there. Changing one of the two names does not change the other.
     """
     root, shown = type(config), shown_values(config)
-    args = argparse.Namespace()
-    for name in settings(root):
-        _put(args, name, shown.get(name))
-    other = synonyms(root)
-    flat = {old: shown.get(name) for old, name in other.renamed.items() if "." not in old}
-    flat |= {old: shown[name] == on for old, (name, on, _) in other.switches.items()}
-    flat |= {old: shown[name] for old, (name, _) in other.keyed.items()}
-    for old, value in flat.items():
-        setattr(args, old, value)
+    args = _as_namespace(_nested({name: shown.get(name) for name in settings(root)}))
+    for old, meant in synonyms(root).items():
+        if not isinstance(meant, str):
+            setattr(args, old, shown[meant.name] == meant.on)
+        elif "." not in old:
+            setattr(args, old, shown.get(meant))
     return args
 
 
@@ -54,13 +70,22 @@ def _given_by(root: type[Root], args: Any) -> Iterator[Given]:
             yield Given(name, value, f"args.{name}")
 
 
-def _put(args: argparse.Namespace, name: str, value: Any) -> None:
-    *groups, leaf = name.split(".")
-    for group in groups:
-        if not hasattr(args, group):
-            setattr(args, group, argparse.Namespace())
-        args = getattr(args, group)
-    setattr(args, leaf, value)
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted name → a dict of dicts."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, leaf = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[leaf] = value
+    return tree
+
+
+def _as_namespace(tree: dict[str, Any]) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{name: _as_namespace(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    )
 
 
 def _get(args: Any, name: str) -> Any:

@@ -1,0 +1,228 @@
+"""Sinks of a run's records: the terminal, TensorBoard, and Weights & Biases.
+
+The terminal shows a bar; where output goes to a file, a line now and then. The other two have a chart `train/<name>` or
+`eval/<name>` for each number, over optimizer steps.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from openrlhf.config import WandbConfig
+from openrlhf.errors import UserError
+
+SECONDS_BETWEEN_LINES = 10.0
+RUN_ID_FILE = "wandb_run_id.txt"
+KEY_VARIABLE = "WANDB_API_KEY"
+
+
+class BarSink:
+    """A progress bar with loss, learning rate, tokens per second and the time left."""
+
+    def __init__(self, num_steps: int, first_step: int, stream: TextIO):
+        look = {"desc": "training", "unit": "step", "dynamic_ncols": True}
+        self._bar = tqdm(total=num_steps, initial=first_step, file=stream, **look)
+
+    def log_step(self, record: Mapping[str, float]) -> None:
+        self._bar.set_postfix_str(_numbers(record), refresh=False)
+        self._bar.update(record["global_step"] - self._bar.n)
+
+    def log_eval(self, record: Mapping[str, float]) -> None:
+        self._bar.write(_eval_line(record), file=self._bar.fp)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class LineSink:
+    """A line for the first step, the last one, and every ten seconds between them."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        first_step: int,
+        stream: TextIO,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+    ):
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._stream = stream
+        self._seconds_between_lines = seconds_between_lines
+        self._started_at = time.monotonic()
+        self._last_line_at = -float("inf")
+
+    def log_step(self, record: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        step = record["global_step"]
+        if step < self._num_steps and now - self._last_line_at < self._seconds_between_lines:
+            return
+        self._last_line_at = now
+        time_left = tqdm.format_interval(self._seconds_left(step, now))
+        line = f"step {step}/{self._num_steps}  {_numbers(record)}, {time_left} left"
+        print(line, file=self._stream, flush=True)
+
+    def log_eval(self, record: Mapping[str, float]) -> None:
+        print(_eval_line(record), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        self._stream.flush()
+
+    def _seconds_left(self, step: float, now: float) -> float:
+        seconds_a_step = (now - self._started_at) / max(step - self._first_step, 1)
+        return seconds_a_step * (self._num_steps - step)
+
+
+def console_sink(num_steps: int, first_step: int = 0, stream: TextIO | None = None) -> BarSink | LineSink:
+    """The sink that suits `stream` (standard error when not given): a bar in a terminal, lines elsewhere.
+
+    `num_steps` is the whole run's; `first_step` is how many of them a resumed run has behind it.
+    """
+    stream = stream or sys.stderr
+    sink = BarSink if stream.isatty() else LineSink
+    return sink(num_steps, first_step, stream)
+
+
+def _numbers(record: Mapping[str, float]) -> str:
+    text = f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
+    return text + _if_there(record, "token_accuracy", ".4f") + _if_there(record, "aux_loss", ".4f")
+
+
+def _eval_line(record: Mapping[str, float]) -> str:
+    loss = f"evaluation after step {record['global_step']}: loss {record['eval_loss']:.4f}"
+    accuracy = _if_there(record, "eval_token_accuracy", ".4f")
+    num_targets = f" over {record['eval_num_target_tokens']:,} target tokens"
+    return loss + _if_there(record, "eval_perplexity", ".3f") + accuracy + num_targets
+
+
+def _if_there(record: Mapping[str, float], name: str, spec: str) -> str:
+    return f", {name.removeprefix('eval_')} {record[name]:{spec}}" if name in record else ""
+
+
+# --- charts over optimizer steps ---
+
+
+class _Charts(ABC):
+    """A sink that has a chart for each number."""
+
+    def log_step(self, record: Mapping[str, float]) -> None:
+        self._log("train", record)
+
+    def log_eval(self, record: Mapping[str, float]) -> None:
+        self._log("eval", record)
+
+    def _log(self, group: str, record: Mapping[str, float]) -> None:
+        numbers = {name: number for name, number in record.items() if name != "global_step"}
+        charts = {f"{group}/{name.removeprefix('eval_')}": number for name, number in numbers.items()}
+        self._draw(charts, record["global_step"])
+
+    @abstractmethod
+    def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
+        """One more number for each of these charts."""
+
+
+class TensorBoardSink(_Charts):
+    """TensorBoard's event files."""
+
+    def __init__(self, folder: str, resume_step: int | None = None):
+        """Args:
+            folder: where the event files go.
+            resume_step: optimizer step that the run goes on from; TensorBoard hides what was logged after it.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as problem:
+            raise UserError(
+                "--logger.tensorboard_dir needs the package tensorboard: pip install tensorboard"
+            ) from problem
+        self._writer = SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
+        for chart, number in numbers_by_chart.items():
+            self._writer.add_scalar(chart, number, optimizer_step)
+        self._writer.flush()
+
+
+class WandbSink(_Charts):
+    """A run of Weights & Biases; `WANDB_MODE=offline` keeps everything on this disk.
+
+    The key comes from the environment's `WANDB_API_KEY`. A key among the settings is put there and nowhere else.
+    W&B would copy the command line into its own files, so it is shown the command line without the key.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: WandbConfig,
+        shown_config: Mapping[str, Any] | None = None,
+        *,
+        resume: bool = False,
+    ):
+        """Args:
+            folder: W&B's own files go to `<folder>/wandb`, the run's id to `<folder>/wandb_run_id.txt`.
+            shown_config: what the run's page shows as its settings; without secrets.
+            resume: go on with the run whose id stands in the folder.
+
+        Raises:
+            UserError: W&B is not installed, or does not let the run start (no key, no network).
+        """
+        try:
+            import wandb
+        except ImportError as problem:
+            raise UserError("--logger.wandb.enable needs the package wandb: pip install wandb") from problem
+        if settings.key:
+            os.environ[KEY_VARIABLE] = settings.key
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        run_id_file = folder / RUN_ID_FILE
+        with _key_hidden_from_command_line():
+            try:
+                self._run = wandb.init(
+                    dir=folder,
+                    project=settings.project,
+                    name=settings.name,
+                    group=settings.group,
+                    entity=settings.org,
+                    config=dict(shown_config or {}),
+                    id=run_id_file.read_text(encoding="utf-8").strip() if resume and run_id_file.exists() else None,
+                    resume="allow",
+                )
+            except wandb.Error as problem:
+                raise UserError(
+                    f"Weights & Biases did not start the run: {problem}. Set {KEY_VARIABLE} in the "
+                    "environment, or WANDB_MODE=offline, or leave --logger.wandb.enable out."
+                ) from None
+        run_id_file.write_text(self._run.id, encoding="utf-8")
+        self._run.define_metric("*", step_metric="global_step")
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
+        self._run.log({"global_step": optimizer_step, **numbers_by_chart})
+
+
+@contextmanager
+def _key_hidden_from_command_line() -> Iterator[None]:
+    """The key of the environment is no word of `sys.argv`, nor a part of one, while this lasts."""
+    whole, key = list(sys.argv), os.environ.get(KEY_VARIABLE)
+    if key:
+        sys.argv[:] = [word.replace(key, "[hidden]") for word in whole]
+    try:
+        yield
+    finally:
+        sys.argv[:] = whole

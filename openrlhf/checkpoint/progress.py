@@ -1,7 +1,8 @@
 """The progress of a run: stored, never worked out again by division."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass, fields, replace
 
 from openrlhf.errors import UserError
 
@@ -26,6 +27,34 @@ class TrainingProgress:
     best_eval_step: int | None = None
     num_evals_since_best: int = 0
     finished: bool = False
+
+    def after_step(self, epoch: int, num_samples: int, num_tokens: int, num_target_tokens: int) -> "TrainingProgress":
+        """One optimizer step on, which trained so much."""
+        return replace(
+            self,
+            optimizer_step=self.optimizer_step + 1,
+            epoch=epoch,
+            consumed_samples=self.consumed_samples + num_samples,
+            consumed_tokens=self.consumed_tokens + num_tokens,
+            consumed_target_tokens=self.consumed_target_tokens + num_target_tokens,
+        )
+
+    def after_evaluation(self, loss: float) -> "TrainingProgress":
+        """Evaluated at this step; the best is the lowest loss that is finite."""
+        is_best = math.isfinite(loss) and (self.best_eval_loss is None or loss < self.best_eval_loss)
+        return replace(
+            self,
+            last_eval_loss=loss,
+            last_eval_step=self.optimizer_step,
+            best_eval_loss=loss if is_best else self.best_eval_loss,
+            best_eval_step=self.optimizer_step if is_best else self.best_eval_step,
+            num_evals_since_best=0 if is_best else self.num_evals_since_best + 1,
+        )
+
+    @property
+    def eval_loss_here(self) -> float | None:
+        """The evaluation loss of the present weights, where they were evaluated."""
+        return self.last_eval_loss if self.last_eval_step == self.optimizer_step else None
 
     def to_json(self) -> str:
         """One JSON object."""

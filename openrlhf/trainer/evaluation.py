@@ -12,7 +12,7 @@ from openrlhf.models import Actor
 from openrlhf.objectives import Objective, Scorer
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.trainer.step import add_metrics, means_over_ranks, metric_sums
+from openrlhf.trainer.metrics import MetricSums
 
 _PREFIX = "eval_"
 
@@ -30,7 +30,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    sums = metric_sums(objective, strategy.device, with_entropy)
+    sums = MetricSums(objective, strategy.device, with_entropy)
     num_targets = torch.zeros(1, dtype=torch.float64)
     shown = tqdm(windows, desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True)
     with torch.no_grad():
@@ -39,10 +39,10 @@ def evaluate(
             for micro_batch in window.micro_batches:
                 on_device = micro_batch.to(strategy.device)
                 scorer = Scorer(model, on_device, strategy.groups, with_entropy=with_entropy)
-                add_metrics(sums, objective.loss(scorer, on_device, divisor=1.0), scorer)
+                sums.add_share(objective.loss(scorer, on_device, divisor=1.0), scorer)
                 num_targets += len(micro_batch.target_ids)
     model.train(was_training)
-    means = means_over_ranks(sums, strategy)
+    means = sums.means_over(strategy.groups.loss)
     metrics = means | objective.derived(means)
     total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
     return {_PREFIX + name: value for name, value in metrics.items()} | {f"{_PREFIX}num_target_tokens": total}

@@ -13,10 +13,11 @@ from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
-from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer, Share
-from openrlhf.parallel.collectives import gather_objects, sum_over
+from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.trainer.metrics import MetricSums
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class WindowStep:
         watchdog.note(f"counting the tokens of {step_name}")
         counts = window.count(self._strategy.groups, self._objective.weight)
         lr = float(self._trained.scheduler.get_last_lr()[0])
-        sums = metric_sums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
+        sums = MetricSums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
         losses = []
         for micro_step, micro_batch in enumerate(window.micro_batches):
             self._seed(optimizer_step, micro_step)
@@ -82,18 +83,18 @@ class WindowStep:
         watchdog.note(f"update of {step_name}", is_long=self._is_first)
         self._is_first = False
         outcome = self._trained.step()
-        metrics = means_over_ranks(sums, self._strategy)
+        metrics = sums.means_over(self._strategy.groups.loss)
         suspects = () if math.isfinite(metrics["loss"]) else self._suspects(window, losses)
         return StepResult(metrics, lr, time.perf_counter() - began_at, counts, outcome, suspects)
 
     def _forward_and_backward(
-        self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts, sums: WeightedSums
+        self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts, sums: MetricSums
     ) -> Tensor:
         """One micro-batch's part of the step; returns its sum of the metric `loss`, on the device."""
         on_device = micro_batch.to(self._strategy.device)
         scorer = Scorer(self._model, on_device, self._strategy.groups, self._aux_loss, self._with_entropy)
         share = self._objective.loss(scorer, on_device, counts.divisor)
-        add_metrics(sums, share, scorer)
+        sums.add_share(share, scorer)
         loss_share, aux_loss = share.loss, scorer.scores.aux_loss
         if aux_loss is not None:
             aux_share = aux_loss * self._aux_weight(micro_batch, micro_step, counts)
@@ -121,49 +122,3 @@ class WindowStep:
             if not bool(torch.isfinite(loss))
         ]
         return tuple(line for lines in gather_objects(mine, self._strategy.groups.control) for line in lines)
-
-
-# --- metrics of a step and of an evaluation ----------------------------------------------------------------------
-
-
-class WeightedSums:
-    """A (sum, count) pair for each name, float64 on the device, until `means_over_ranks` asks.
-
-    Attributes:
-        pairs: (num_names, 2), in the order of `names`: one collective reduces all of them.
-    """
-
-    def __init__(self, names: tuple[str, ...], device: torch.device | str = "cpu"):
-        self.names = names
-        self._row = {name: row for row, name in enumerate(names)}
-        self.pairs = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
-
-    def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
-        """Adds a sum of `count` things; scalars. Neither waits for the device nor talks to another rank."""
-        for column, amount in enumerate((total, count)):
-            self.pairs[self._row[name], column] += amount.detach() if isinstance(amount, Tensor) else amount
-
-
-def metric_sums(
-    objective: Objective, device: torch.device, with_entropy: bool = False, with_aux_loss: bool = False
-) -> WeightedSums:
-    """Empty sums for the objective's metrics and those that every objective has."""
-    entropy = ("entropy",) if with_entropy else ()
-    aux_loss = ("aux_loss",) if with_aux_loss else ()
-    return WeightedSums((*objective.metrics, "token_accuracy", *entropy, *aux_loss), device)
-
-
-def add_metrics(sums: WeightedSums, share: Share, scorer: Scorer) -> None:
-    """Adds what a micro-batch has given: no wait for the device, no word to another rank."""
-    for name, (total, count) in share.sums.items():
-        sums.add(name, total, count)
-    scores = scorer.scores
-    sums.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
-    if scores.entropy is not None:
-        sums.add("entropy", scores.entropy.double().sum(), len(scores.entropy))
-
-
-def means_over_ranks(sums: WeightedSums, strategy: DeepspeedStrategy) -> dict[str, float]:
-    """Each metric's sum over its count, over all ranks that hold parts of the window; a mere sum where none counts."""
-    pairs = sum_over(sums.pairs, strategy.groups.loss).tolist()
-    return {name: total / (count or 1.0) for name, (total, count) in zip(sums.names, pairs, strict=True)}

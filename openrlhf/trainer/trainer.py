@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -124,14 +123,9 @@ class Trainer:
             yield window, began_at
 
     def _advance(self, window: StepWindow) -> None:
-        done, counts = self.progress, self.last_step.counts
-        self.progress = replace(
-            done,
-            optimizer_step=done.optimizer_step + 1,
-            epoch=window.epoch,
-            consumed_samples=done.consumed_samples + counts.num_units_global,
-            consumed_tokens=done.consumed_tokens + counts.num_tokens_global,
-            consumed_target_tokens=done.consumed_target_tokens + counts.num_target_tokens_global,
+        counts = self.last_step.counts
+        self.progress = self.progress.after_step(
+            window.epoch, counts.num_units_global, counts.num_tokens_global, counts.num_target_tokens_global
         )
 
     def _record(self) -> dict[str, float]:
@@ -218,22 +212,10 @@ class Trainer:
         assert dataloader is not None, "there is nothing to evaluate on"
         windows = self._source_of(dataloader, num_micro_batches=1)
         metrics = evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
-        self._note_evaluation(metrics["eval_loss"])
+        self.progress = self.progress.after_evaluation(metrics["eval_loss"])
         record = {"global_step": self.progress.optimizer_step, **metrics}
         self.emit("on_evaluate", record)
         return record
-
-    def _note_evaluation(self, loss: float) -> None:
-        step, best = self.progress.optimizer_step, self.progress.best_eval_loss
-        is_best = math.isfinite(loss) and (best is None or loss < best)
-        self.progress = replace(
-            self.progress,
-            last_eval_loss=loss,
-            last_eval_step=step,
-            best_eval_loss=loss if is_best else best,
-            best_eval_step=step if is_best else self.progress.best_eval_step,
-            num_evals_since_best=0 if is_best else self.progress.num_evals_since_best + 1,
-        )
 
     # --- where the run stands ------------------------------------------------------------------------------------
 
@@ -242,11 +224,6 @@ class Trainer:
         """The engine, optimizer, schedule and guard that `strategy.prepare` put under the model."""
         assert self.model.trained is not None, "strategy.prepare comes before training"
         return self.model.trained
-
-    @property
-    def eval_loss_here(self) -> float | None:
-        """The evaluation loss of the present weights, where they were evaluated."""
-        return self.progress.last_eval_loss if self.progress.last_eval_step == self.progress.optimizer_step else None
 
     @property
     def pad_token_id(self) -> int:

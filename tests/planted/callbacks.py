@@ -66,9 +66,9 @@ BUGS = [
     Bug(
         "a_new_best_does_not_count",
         "a new best does not begin the patience anew",
-        "trainer/trainer.py",
-        "num_evals_since_best=0 if is_best else self.progress.num_evals_since_best + 1,",
-        "num_evals_since_best=self.progress.num_evals_since_best + 1,",
+        "checkpoint/progress.py",
+        "num_evals_since_best=0 if is_best else self.num_evals_since_best + 1,",
+        "num_evals_since_best=self.num_evals_since_best + 1,",
         (f"{_CALLBACKS}::test_early_stop_after_evaluations_without_a_new_best",),
     ),
 ]

@@ -34,10 +34,10 @@ BUGS = [
     Bug(
         "means_weigh_calls",
         "means weigh a short batch as much as a long one",
-        "trainer/step.py",
+        "trainer/metrics.py",
         "in enumerate((total, count)):",
         "in enumerate((total, 1)):",
-        ("tests/trainer/test_weighted_sums.py::test_mean_is_weighted_by_count_not_by_call",),
+        ("tests/trainer/test_metrics.py::test_mean_is_weighted_by_count_not_by_call",),
     ),
     Bug(
         "last_step_not_shown",

@@ -84,9 +84,9 @@ BUGS = [
     Bug(
         "evaluation_averages_batch_means",
         "eval_loss depends on how the rows were batched",
-        "trainer/step.py",
-        "sums.add(name, total, count)",
-        "sums.add(name, total / count, 1)",
+        "trainer/metrics.py",
+        "self.add(name, total, count)",
+        "self.add(name, total / count, 1)",
         (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
     ),
     Bug(

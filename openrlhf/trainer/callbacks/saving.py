@@ -74,7 +74,7 @@ class Saving(Callback):
             if self._checkpointer is not None:
                 self._look_at(self._save_checkpoint(self._checkpointer, trainer), trainer)
             if self._exporter is not None:
-                for problem in self._exporter.export(step, trainer.eval_loss_here):
+                for problem in self._exporter.export(step, trainer.progress.eval_loss_here):
                     trainer.strategy.print(f"warning: {problem}")
         self._last_save_at = time.monotonic()
         trainer.emit("on_save", str(_path_of(self._ckpt, step)))
@@ -90,7 +90,12 @@ class Saving(Callback):
         trained = trainer.trained
         client_state: dict[str, Any] = {"guard": trained.guard.state_dict()}
         return checkpointer.save(
-            trained.engine, trainer.progress, self._identity, client_state, trainer.eval_loss_here, trained.scheduler
+            trained.engine,
+            trainer.progress,
+            self._identity,
+            client_state,
+            trainer.progress.eval_loss_here,
+            trained.scheduler,
         )
 
     def _is_due(self, trainer: Trainer) -> bool:

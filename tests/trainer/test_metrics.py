@@ -1,38 +1,42 @@
 """Sums and counts of metrics, reduced as one tensor."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from openrlhf.parallel.groups import alone
-from openrlhf.trainer.step import WeightedSums, means_over_ranks
+from openrlhf.objectives import Objective
+from openrlhf.trainer.metrics import MetricSums
 
-NAMES = ("loss", "aux_loss", "num_tokens")
+
+class Counting(Objective):
+    metrics = ("loss", "num_tokens")
+
+
+def new_sums():
+    return MetricSums(Counting(), torch.device("cpu"), with_aux_loss=True)
 
 
 def means_of(sums):
-    return means_over_ranks(sums, SimpleNamespace(groups=alone()))
+    return sums.means_over(None)
 
 
 def test_mean_is_weighted_by_count_not_by_call():
-    sums = WeightedSums(NAMES)
+    sums = new_sums()
     sums.add("loss", torch.tensor(10.0), torch.tensor(1))
     sums.add("loss", 20.0, 9)
     assert means_of(sums)["loss"] == 3.0
 
 
 def test_one_reduction_of_one_tensor_serves_all_names():
-    on_rank = [WeightedSums(NAMES), WeightedSums(NAMES)]
+    on_rank = [new_sums(), new_sums()]
     on_rank[0].add("loss", 3.0, 1)
     on_rank[1].add("loss", 1.0, 3)
     on_rank[1].add("num_tokens", 50, 0)
     on_rank[0].pairs += on_rank[1].pairs
-    assert means_of(on_rank[0]) == {"loss": 1.0, "aux_loss": 0.0, "num_tokens": 50.0}
+    assert means_of(on_rank[0]) == {"loss": 1.0, "num_tokens": 50.0, "token_accuracy": 0.0, "aux_loss": 0.0}
 
 
 def test_small_amounts_are_not_lost_beside_large_ones():
-    sums = WeightedSums(NAMES)
+    sums = new_sums()
     sums.add("num_tokens", torch.tensor(2**24, dtype=torch.int64), 0)
     for _ in range(10):
         sums.add("num_tokens", torch.tensor(1.0), 0)
@@ -40,11 +44,11 @@ def test_small_amounts_are_not_lost_beside_large_ones():
 
 
 def test_adding_keeps_no_graph():
-    sums = WeightedSums(NAMES)
+    sums = new_sums()
     sums.add("loss", torch.tensor(1.0, requires_grad=True) * 2, 1)
     assert not sums.pairs.requires_grad
 
 
 def test_a_name_nobody_announced_is_an_error():
-    with pytest.raises(KeyError, match="losss"):
-        WeightedSums(NAMES).add("losss", 1.0)
+    with pytest.raises(ValueError, match="not in tuple"):
+        new_sums().add("losss", 1.0)

@@ -1,0 +1,50 @@
+"""The metrics of a step or of an evaluation: sums with their counts, kept on the device until the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from openrlhf.objectives import Objective, Scorer, Share
+from openrlhf.parallel.collectives import sum_over
+
+
+class MetricSums:
+    """A (sum, count) pair for each metric: those of the objective, and those that every objective has.
+
+    Attributes:
+        pairs: (num_names, 2) float64 on the device, in the order of `names`: one collective reduces all of them.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        device: torch.device,
+        with_entropy: bool = False,
+        with_aux_loss: bool = False,
+    ):
+        entropy = ("entropy",) if with_entropy else ()
+        aux_loss = ("aux_loss",) if with_aux_loss else ()
+        self.names = (*objective.metrics, "token_accuracy", *entropy, *aux_loss)
+        self.pairs = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
+        """Adds a sum of `count` things; scalars. Neither waits for the device nor talks to another rank."""
+        row = self.names.index(name)
+        for column, amount in enumerate((total, count)):
+            self.pairs[row, column] += amount.detach() if isinstance(amount, Tensor) else amount
+
+    def add_share(self, share: Share, scorer: Scorer) -> None:
+        """Adds a micro-batch's sums."""
+        for name, (total, count) in share.sums.items():
+            self.add(name, total, count)
+        scores = scorer.scores
+        self.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
+        if scores.entropy is not None:
+            self.add("entropy", scores.entropy.double().sum(), len(scores.entropy))
+
+    def means_over(self, group: ProcessGroup | None) -> dict[str, float]:
+        """Each metric's sum over its count, over the ranks of `group`; a mere sum where none is counted. Collective."""
+        pairs = sum_over(self.pairs, group).tolist()
+        return {name: total / (count or 1.0) for name, (total, count) in zip(self.names, pairs, strict=True)}

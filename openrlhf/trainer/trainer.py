@@ -69,6 +69,7 @@ class Trainer:
         self._all_targets = all_targets
         self._with_entropy = False
         self._logged: dict[str, float] = {}
+        self._names_of_record: frozenset[str] = frozenset()
         self._is_save_requested = False
         self._stop_reason: str | None = None
 
@@ -103,7 +104,7 @@ class Trainer:
             for window, began_at in self._timed_windows(max_steps):
                 self.last_step = step.run(window, self.progress.optimizer_step, began_at)
                 self._advance(window)
-                self.emit("on_step_end", self._record())
+                self._emit_record("on_step_end", self._record())
                 if self._stop_reason is not None:
                     self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self._stop_reason}.")
                     break
@@ -152,6 +153,10 @@ class Trainer:
         self._tell_users(event, *facts)
         self._tell_standard(event, *facts)
 
+    def _emit_record(self, event: str, record: dict[str, float]) -> None:
+        self._names_of_record = frozenset(record)
+        self.emit(event, record)
+
     def _tell_standard(self, event: str, *facts: Any) -> None:
         for callback in self._standard_callbacks:
             getattr(callback, event)(self, *facts)
@@ -182,8 +187,13 @@ class Trainer:
     # --- for callbacks -------------------------------------------------------------------------------------------
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Adds numbers to the record that is written next, of a step or of an evaluation."""
-        self._logged |= metrics
+        """Adds numbers to the record that is written next, of a step or of an evaluation.
+
+        Raises ValueError for a name that the record has already, TypeError or ValueError for what is no number.
+        """
+        if taken := sorted(self._names_of_record.intersection(metrics)):
+            raise ValueError(f"the record has {', '.join(taken)} already: log under another name")
+        self._logged |= {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
 
     def take_logged(self) -> dict[str, float]:
         """What `log` was given since the last record."""
@@ -214,7 +224,7 @@ class Trainer:
         metrics = evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
         self.progress = self.progress.after_evaluation(metrics["eval_loss"])
         record = {"global_step": self.progress.optimizer_step, **metrics}
-        self.emit("on_evaluate", record)
+        self._emit_record("on_evaluate", record)
         return record
 
     # --- where the run stands ------------------------------------------------------------------------------------

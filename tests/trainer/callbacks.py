@@ -57,5 +57,15 @@ class RaisesAtStepThree(Callback):
             raise KeyError("no such thing")
 
 
+class LogsALoss(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        trainer.log({"loss": 0.0})
+
+
+class LogsWords(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        trainer.log({"mood": "good"})  # type: ignore[dict-item]
+
+
 class NoCallback:
     pass

@@ -74,6 +74,19 @@ def test_a_callback_that_raises_on_one_rank_is_named_and_ends_the_run_in_order(t
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("LogsALoss", "the record has loss already: log under another name"),
+        ("LogsWords", "could not convert string to float: 'good'"),
+    ],
+)
+def test_numbers_alone_are_logged_and_none_takes_anothers_place(one_rank, bench, name, message):
+    ((code, errors),) = one_rank.run(run_as_command, argv(bench, name, train__callbacks=f"{MINE}:{name}"))
+    assert code == 3
+    assert f"the callback {name} raised in on_step_end: ValueError: {message}" in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
         (f"{MINE}:Missing", "cannot be imported: module 'tests.trainer.callbacks' has no attribute 'Missing'"),
         (f"{MINE}:NoCallback", "is no Callback: make it a subclass of openrlhf's Callback"),
     ],

@@ -43,6 +43,6 @@ def evaluate(
                 num_targets += len(micro_batch.target_ids)
     model.train(was_training)
     means = sums.means_over(strategy.groups.loss)
-    metrics = means | objective.derived(means)
     total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
-    return {_PREFIX + name: value for name, value in metrics.items()} | {f"{_PREFIX}num_target_tokens": total}
+    metrics = {"loss": means["loss"]} | objective.derived(means) | {"num_target_tokens": total} | means
+    return {_PREFIX + name: value for name, value in metrics.items()}

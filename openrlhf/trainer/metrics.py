@@ -26,7 +26,7 @@ class MetricSums:
     ):
         entropy = ("entropy",) if with_entropy else ()
         aux_loss = ("aux_loss",) if with_aux_loss else ()
-        self.names = (*objective.metrics, "token_accuracy", *entropy, *aux_loss)
+        self.names = (*objective.metrics, *aux_loss, "token_accuracy", *entropy)
         self.pairs = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:

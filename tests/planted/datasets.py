@@ -9,7 +9,7 @@ _MASKS = "tests/datasets/test_masks.py"
 _CACHE = "tests/datasets/test_cache.py"
 _WEIGHTS = "tests/datasets/test_weights.py"
 _ENCODER = "datasets/tokenization/encoder.py"
-_WORDS = "datasets/tokenization/words.py"
+_WORDS = "datasets/tokenization/text_tokenizer.py"
 _TURNS = "datasets/tokenization/turns.py"
 
 BUGS = [

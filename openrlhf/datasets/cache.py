@@ -56,16 +56,14 @@ def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_
         is_whole: whether a folder holds all that `make` writes; one that is not is made anew.
     """
     folder, waiting = cache_dir / key, _Wait(cache_dir / f"{key}.lock", cache_dir / f"{key}.failed")
-    while True:
-        if folder.is_dir() and is_whole(folder):
-            return folder
+    while not is_whole(folder):
         if _take_lock(waiting.lock):
             with _held(waiting.lock):
-                if folder.is_dir() and is_whole(folder):
-                    return folder
-                _make_aside(folder, make, waiting.failure)
-                return folder
+                if not is_whole(folder):  # another process may have made it just before
+                    _make_aside(folder, make, waiting.failure)
+            break
         waiting.once()
+    return folder
 
 
 def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> None:

@@ -19,7 +19,7 @@ from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
 from openrlhf.datasets.problems import FIRST_ROWS, BadRows, readable_rows
 from openrlhf.datasets.report import DataReport, SourceReport
 from openrlhf.datasets.sources.find import Source, open_sources
-from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
+from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
 from openrlhf.datasets.sources.tables import Table
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import target_choice
@@ -189,8 +189,7 @@ class _Preparation:
         counts = [
             sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
         ]
-        taken = rows_to_take(counts, shares)
-        return [chosen_rows(counts[i], taken[i], self.choice.seed, i) for i in range(len(counts))]
+        return drawn_rows(counts, shares, self.choice.seed)
 
     def _count(self, result: BlockResult) -> None:
         """Adds a block's counts to the report."""

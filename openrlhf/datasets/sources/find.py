@@ -63,7 +63,11 @@ def _subfolder(folder: Path, part: str) -> Path:
 
 def _local_tables(path: Path, split: str) -> list[Table]:
     if path.is_file():
-        return [_file_table(path)]
+        if data_file_kind(path) is None:
+            raise UserError(
+                f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
+            )
+        return [FileTable(str(path))]
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return [_saved_table(path, split)]
     files = [
@@ -72,14 +76,6 @@ def _local_tables(path: Path, split: str) -> list[Table]:
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
     return [FileTable(str(file)) for file in _of_split(files, path, split)]
-
-
-def _file_table(path: Path) -> Table:
-    if data_file_kind(path) is None:
-        raise UserError(
-            f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
-        )
-    return FileTable(str(path))
 
 
 def _saved_table(path: Path, split: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,6 @@ class SampleEncoder:
         self._targets = target_choice(data, pretrain_mode)
         self._eos_id: int = tokenizer.eos_token_id
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._renderer: ChatRenderer | None = None
 
     def encode(self, content: RowContent, row_weight: float = 1.0) -> EncodedSample:
         """Ids and mask of a row, within `max_len`; each target weighs its turn's weight times `row_weight`.
@@ -82,8 +82,6 @@ class SampleEncoder:
         return ids if len(ids) and ids[-1] == self._eos_id else np.append(ids, np.int32(self._eos_id))
 
     def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        self._open_renderer()
-        assert self._renderer is not None
         render = self._renderer.render(content.messages, content.tools)
         tokens = self._tokenize(render.text, add_special_tokens=False)
         first = self._num_doubled_bos(tokens.ids)
@@ -96,11 +94,14 @@ class SampleEncoder:
         _check_borders(render.text, starts, ends, [span for _, span in spans])
         return ids, _target_weights(starts, ends, [(content.weights[turn], span) for turn, span in spans])
 
-    def _open_renderer(self) -> None:
-        if self._renderer is None:
-            template = resolve_chat_template(self._tokenizer, self._data.tokenizer_chat_template)
-            self._renderer = ChatRenderer(self._tokenizer, template)
-            self._spans = TurnSpans(self._renderer, self._tokenizer)
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        template = resolve_chat_template(self._tokenizer, self._data.tokenizer_chat_template)
+        return ChatRenderer(self._tokenizer, template)
+
+    @cached_property
+    def _spans(self) -> TurnSpans:
+        return TurnSpans(self._renderer, self._tokenizer)
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
         self._check_text(text)
@@ -130,8 +131,7 @@ class SampleEncoder:
         if cut and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(ids):,} tokens")
         ids, loss_mask = ids[:max_len], loss_mask[:max_len].copy()
-        if len(ids):
-            loss_mask[-1] = 0
+        loss_mask[-1:] = 0
         if not loss_mask.any():
             raise LeftOut(f"{NO_TARGETS} within max_len" if cut else NO_TARGETS)
         if row_weight != 1:

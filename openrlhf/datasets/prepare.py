@@ -16,11 +16,10 @@ from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
-from openrlhf.datasets.problems import FIRST_ROWS, BadRows, readable_rows
-from openrlhf.datasets.report import DataReport, SourceReport
+from openrlhf.datasets.report import FIRST_ROWS, BadRows, DataReport, SourceReport
 from openrlhf.datasets.sources.find import Source, open_sources
 from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
-from openrlhf.datasets.sources.tables import Table
+from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
@@ -121,20 +120,23 @@ class _Preparation:
         writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
 
     def _find_formats(self) -> list[str]:
-        """The format of each table; raises UserError of every table that is empty or in no known format."""
-        names, problems = [], []
+        """The format of each source, whose files are of one shape.
+
+        Raises UserError of every table that is empty or in no known format.
+        """
+        found: list[list[str]] = [[] for _ in self.sources]
+        problems = []
         for table, source_number in zip(self.tables, self.source_of, strict=True):
             try:
-                names.append(self._format_of(table))
+                found[source_number].append(self._format_of(table))
             except UserError as error:
                 problems += error.problems
-                continue
-            report = self.report.sources[source_number]
-            report.formats = sorted({*report.formats, names[-1]})
         if problems:
             raise UserError(*problems)
-        self._check_one_format(names)
-        return names
+        for source, report, names in zip(self.sources, self.report.sources, found, strict=True):
+            _check_one_shape(source, names)
+            report.formats = names[:1]
+        return [names[0] for names in found]
 
     def _format_of(self, table: Table) -> str:
         for number, row in table.first_rows(FIRST_ROWS):
@@ -156,14 +158,6 @@ class _Preparation:
         )
         return "tokenized_by_token"
 
-    def _check_one_format(self, names: list[str]) -> None:
-        """The files of one source are of one shape."""
-        firsts: dict[int, tuple[Table, str]] = {}
-        for number, table, name in zip(self.source_of, self.tables, names, strict=True):
-            first, first_name = firsts.setdefault(number, (table, name))
-            if name != first_name:
-                raise UserError(_mixed_shapes(self.sources[number], first, first_name, table, name))
-
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
         chosen = self._rows_by_share()
@@ -180,7 +174,7 @@ class _Preparation:
                     taken &= np.cumsum(taken) <= num_left
                     num_left -= int(taken.sum())
                 position[source] = end
-                yield EncodingTask(number, formats[number], block, taken)
+                yield EncodingTask(number, formats[source], block, taken)
 
     def _rows_by_share(self) -> list[np.ndarray] | None:
         shares = self.choice.shares
@@ -242,13 +236,16 @@ def _flags(rows: np.ndarray, start: int, end: int) -> np.ndarray:
     return flags
 
 
-def _mixed_shapes(source: Source, first: Table, first_name: str, other: Table, other_name: str) -> str:
-    ours, theirs = (set(next(table.first_rows(FIRST_ROWS))[1]) for table in (first, other))
-    return (
-        f"{source.name} mixes shapes: {other.name} ({other_name}) differs from {first.name} ({first_name}): "
-        f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
-        "Put each shape into a folder of its own and give both, separated by a comma."
-    )
+def _check_one_shape(source: Source, formats: list[str]) -> None:
+    for table, name in zip(source.tables, formats, strict=True):
+        if name != formats[0]:
+            first = source.tables[0]
+            ours, theirs = (set(next(each.first_rows(FIRST_ROWS))[1]) for each in (first, table))
+            raise UserError(
+                f"{source.name} mixes shapes: {table.name} ({name}) differs from {first.name} ({formats[0]}): "
+                f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
+                "Put each shape into a folder of its own and give both, separated by a comma."
+            )
 
 
 def _quoted(columns: set[str]) -> str:

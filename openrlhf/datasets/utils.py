@@ -10,11 +10,10 @@ import numpy as np
 
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
-from openrlhf.datasets.problems import readable_rows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.find import Source, open_sources
 from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
-from openrlhf.datasets.sources.tables import DatasetTable
+from openrlhf.datasets.sources.tables import DatasetTable, readable_rows
 from openrlhf.errors import UserError
 
 __all__ = ["blending_datasets"]
@@ -81,12 +80,13 @@ def _rows_of(source: Source, cache_dir: Path) -> Any:
         return source.tables[0].dataset
     known = known_hashes(cache_dir)
     key = "rows-" + hash_of([[table.name, table.content_hash(known)] for table in source.tables])
-    folder = prepared_folder(cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole)
+    folder = prepared_folder(
+        cache_dir,
+        key,
+        make=lambda folder: _write_rows(source, folder / ROWS_FILE),
+        is_whole=lambda folder: (folder / ROWS_FILE).is_file(),
+    )
     return datasets.Dataset.from_file(str(folder / ROWS_FILE))
-
-
-def _is_whole(folder: Path) -> bool:
-    return (folder / ROWS_FILE).is_file()
 
 
 def _write_rows(source: Source, path: Path) -> None:

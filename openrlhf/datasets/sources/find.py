@@ -133,9 +133,7 @@ def _hub_table(name: str, part: str | None, split: str) -> Table:
 
 def _load_from_hub(datasets: Any, name: str, part: str | None, split: str) -> Any:
     """`part` is a configuration if the data set has one of that name, else a folder in it."""
-    if part is None:
-        return datasets.load_dataset(name, split=split)
-    if part in datasets.get_dataset_config_names(name):
+    if part is None or part in datasets.get_dataset_config_names(name):
         return datasets.load_dataset(name, part, split=split)
     return datasets.load_dataset(name, data_dir=part, split=split)
 

@@ -8,15 +8,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.samples import (
-    BadRow,
-    Conversation,
-    EncodedSample,
-    LeftOut,
-    PlainText,
-    RowContent,
-    TokenRow,
-)
+from openrlhf.datasets.samples import BadRow, Conversation, EncodedSample, LeftOut, PlainText, RowContent, TokenRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
@@ -104,10 +96,6 @@ class SampleEncoder:
         return TurnSpans(self._renderer, self._tokenizer)
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
-        self._check_text(text)
-        return self._texts.tokenize(text, add_special_tokens)
-
-    def _check_text(self, text: str) -> None:
         try:
             text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -118,6 +106,7 @@ class SampleEncoder:
         hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
         if len(text) > hopeless and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(text):,} characters")
+        return self._texts.tokenize(text, add_special_tokens)
 
     def _num_doubled_bos(self, ids: np.ndarray) -> int:
         """1 if the text itself began with the start token that the tokenizer adds."""

@@ -197,9 +197,6 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
         known = self._offsets.get(word)
         return known if known is not None else self._backend.encode(word, add_special_tokens=False).offsets
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _TokensByWord, (self._backend,)
-
 
 def word_tokenizer_of(backend: Tokenizer) -> WordTokenizer | None:
     """The tokenizer by words; None unless every step of `backend` is known to treat each word on its own.

@@ -117,15 +117,12 @@ class _Wait:
 
 
 def _take_lock(lock: Path) -> bool:
-    """Makes the lock file, whole at once; False if there is one."""
-    mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    mine.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+    """Makes the lock file; False if there is one."""
     try:
-        os.link(mine, lock)
+        with lock.open("x", encoding="utf-8") as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}")
     except FileExistsError:
         return False
-    finally:
-        mine.unlink()
     return True
 
 
@@ -150,7 +147,7 @@ def _held(lock: Path) -> Iterator[None]:
 
 
 def _owner_is_gone(owner: str) -> bool:
-    """Whether the lock's process ran on this machine and is dead."""
+    """Whether the lock's process ran on this machine and is dead; False while it has not written its name yet."""
     host, _, pid = owner.rpartition(" ")
     if host != socket.gethostname() or not pid.isdigit():
         return False

@@ -17,8 +17,8 @@ from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, BadRows, DataReport, SourceReport
-from openrlhf.datasets.sources.find import Source, open_sources
-from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
+from openrlhf.datasets.sources.find import Source
+from openrlhf.datasets.sources.mixing import drawn_rows
 from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import target_choice
@@ -29,34 +29,18 @@ from openrlhf.errors import UserError
 FILE_FORMAT = 2  # raise it when `prepared` lays out its files in another way
 
 
-@dataclass(frozen=True)
-class RowChoice:
-    """The rows of the sources that are taken: all, or a mix in shares, and no more than so many."""
-
-    shares: list[Fraction] | None = None
-    seed: int = 42
-    max_samples: int | None = None
-
-    def as_key(self) -> dict[str, Any]:
-        shares = None if self.shares is None else [str(share) for share in self.shares]
-        return {"weights": shares, "seed": self.seed if shares else None, "max_samples": self.max_samples}
-
-
-def prepare_from_config(data: DataConfig, tokenizer: Any, pretrain_mode: bool, seed: int) -> PreparedSamples:
-    """Prepared samples of `data.dataset` (see `sources.open_sources`); raises as `prepare_sources`."""
-    sources = open_sources(data.dataset, data.dataset_split)
-    shares = parse_probabilities(data.dataset_probs, len(sources))
-    return prepare_sources(sources, tokenizer, data, pretrain_mode, RowChoice(shares, seed, data.max_samples))
-
-
 def prepare_sources(
     sources: list[Source],
     tokenizer: Any,
     data: DataConfig,
     pretrain_mode: bool = False,
-    choice: RowChoice = RowChoice(),
+    shares: list[Fraction] | None = None,
+    seed: int = 42,
 ) -> PreparedSamples:
     """Prepared samples of opened sources; from the cache if nothing changed.
+
+    Args:
+        shares: of the sources in a mix that the seed draws; None: every row is taken.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
     """
@@ -65,8 +49,13 @@ def prepare_sources(
     if data.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
         tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
     folder = open_cache_dir(data.cache_dir)
-    fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, choice.as_key(), folder)
-    make = _Preparation(sources, tokenizer, data, pretrain_mode, choice, fingerprint).run
+    selection = {
+        "weights": None if shares is None else list(map(str, shares)),
+        "seed": None if shares is None else seed,
+        "max_samples": data.max_samples,
+    }
+    fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
+    make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint).run
     samples = PreparedSamples(prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole))
     report = samples.report
     if report.num_bad_rows > data.max_bad_rows:  # it was prepared under a higher limit
@@ -94,7 +83,8 @@ class _Preparation:
     tokenizer: Any
     data: DataConfig
     pretrain_mode: bool
-    choice: RowChoice
+    shares: list[Fraction] | None
+    seed: int
     fingerprint: str
     report: DataReport = field(default_factory=DataReport)
 
@@ -113,7 +103,7 @@ class _Preparation:
                 self._count(result)
                 if result.samples is not None:
                     writer.append(result.samples)
-        self._finish()
+        self._check_end()
         # Rows with weights were trained without them once: a run that did so is another run.
         fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
@@ -161,7 +151,7 @@ class _Preparation:
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
         chosen = self._rows_by_share()
-        num_left = self.choice.max_samples
+        num_left = self.data.max_samples
         position = [0] * len(self.sources)
         for number, table in enumerate(self.tables):
             source = self.source_of[number]
@@ -177,13 +167,12 @@ class _Preparation:
                 yield EncodingTask(number, formats[source], block, taken)
 
     def _rows_by_share(self) -> list[np.ndarray] | None:
-        shares = self.choice.shares
-        if shares is None:
+        if self.shares is None:
             return None
         counts = [
             sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
         ]
-        return drawn_rows(counts, shares, self.choice.seed)
+        return drawn_rows(counts, self.shares, self.seed)
 
     def _count(self, result: BlockResult) -> None:
         """Adds a block's counts to the report."""
@@ -220,7 +209,7 @@ class _Preparation:
                 f"{self.tokenizer.eos_token!r}: generation must stop at both"
             )
 
-    def _finish(self) -> None:
+    def _check_end(self) -> None:
         self.bad_rows.check(self.report.num_rows, at_end=True)
         self.report.num_bad_rows = self.bad_rows.count
         self.report.bad_rows = self.bad_rows.lines()

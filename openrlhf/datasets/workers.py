@@ -90,9 +90,7 @@ def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_proce
 
 
 def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_workers: int) -> Iterator[BlockResult]:
-    # Forked where that is possible: a worker then starts at once and needs nothing sent.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context("fork")  # a worker then starts at once and needs nothing sent
     ahead: deque[Future[BlockResult]] = deque()
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encode,)) as pool:
         try:

@@ -5,6 +5,7 @@ The reading process cuts the blocks, the workers make rows of them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -111,20 +112,15 @@ def read_json(path: Path) -> Iterator[SourceBlock]:
     with open_binary(path) as file:
         begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
         file.seek(0)
-        first_line = None if begins_list else _json_or_none(file.readline())
+        first_line = None
+        with contextlib.suppress(ValueError):  # an object of several lines
+            first_line = None if begins_list else json.loads(file.readline())
         if isinstance(first_line, dict) and _wrapped(first_line) is None:
             yield from _read_lines(path, _json_row)
             return
         file.seek(0)
         rows = _rows_of(path, file.read())
     yield from read_objects(rows)
-
-
-def _json_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _wrapped(value: dict[str, Any]) -> list[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,9 +22,10 @@ from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
 from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
-from openrlhf.datasets.tokenization.encoder import target_choice
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.datasets.tokenization.turns import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
-from openrlhf.datasets.workers import BlockEncoder, BlockResult, EncodingTask, encode_blocks
+from openrlhf.datasets.workers import BlockResult, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
 FILE_FORMAT = 2  # raise it when `prepared` lays out its files in another way
@@ -97,7 +99,8 @@ class _Preparation:
     def run(self, folder: Path) -> None:
         """Fills the folder."""
         tasks = self._tasks(self._find_formats())
-        encode = BlockEncoder(self.tokenizer, self.data, self.pretrain_mode)
+        encoder = SampleEncoder(self.tokenizer, self.data, self.pretrain_mode)
+        encode = functools.partial(encode_block, encoder, self.data)
         with SampleWriter(folder) as writer:
             for result in encode_blocks(tasks, encode, self.data.num_processors):
                 self._count(result)

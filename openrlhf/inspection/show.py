@@ -182,5 +182,5 @@ def _short(weight: float) -> float:
 
 def _as_script(content: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(content, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -70,9 +70,7 @@ def _local_tables(path: Path, split: str) -> list[Table]:
         return [FileTable(str(path))]
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return [_saved_table(path, split)]
-    files = [
-        file for file in sorted(path.rglob("*")) if file.is_file() and data_file_kind(file) and not _hidden(file, path)
-    ]
+    files = [file for file in sorted(path.rglob("*")) if data_file_kind(file) and _is_shown(file, path)]
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
     return [FileTable(str(file)) for file in _of_split(files, path, split)]
@@ -154,5 +152,5 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing in it"
 
 
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+def _is_shown(file: Path, folder: Path) -> bool:
+    return file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)

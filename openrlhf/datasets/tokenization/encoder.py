@@ -12,18 +12,11 @@ from openrlhf.datasets.samples import BadRow, Conversation, EncodedSample, LeftO
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
-from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns
+from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns, target_choice
 from openrlhf.errors import UserError
 
 NO_TARGETS = "no target token"
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
-
-
-def target_choice(data: DataConfig, pretrain_mode: bool) -> str:
-    """The tokens that are trained, as `--data.targets` names them, with the default resolved."""
-    if pretrain_mode:
-        return "everything"
-    return data.targets or ("all_turns" if data.multiturn else "last_turn")
 
 
 class SampleEncoder:

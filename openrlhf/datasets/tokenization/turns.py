@@ -16,12 +16,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Conversation, LeftOut, Message
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import CharSpan, MarkedRender
 
 _REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
 REMEDY = "Mark what the assistant says in the template with {% generation %}…{% endgeneration %}"
+
+
+def target_choice(data: DataConfig, pretrain_mode: bool) -> str:
+    """The tokens that are trained, as `--data.targets` names them, with the default resolved."""
+    if pretrain_mode:
+        return "everything"
+    return data.targets or ("all_turns" if data.multiturn else "last_turn")
 
 
 def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
@@ -33,10 +41,11 @@ def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
     assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not assistant:
         raise LeftOut("no assistant turn")
-    chosen = _by_choice(conversation, assistant, choice)
-    chosen = [index for index in chosen if conversation.weights[index] > 0]
+    chosen = [index for index in _by_choice(conversation, assistant, choice) if conversation.weights[index] > 0]
     for index in chosen:
-        _check_not_empty(messages[index], index)
+        says = any(messages[index].get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
+        if not says and not messages[index]["content"].strip():
+            raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
     if not chosen:
         raise LeftOut("no assistant turn to train")
     return chosen
@@ -52,12 +61,6 @@ def _by_choice(conversation: Conversation, assistant: list[int], choice: str) ->
             begin = users[-1] + 1 if users else 0
         return [index for index in assistant if index >= begin]
     return assistant
-
-
-def _check_not_empty(message: Message, index: int) -> None:
-    says = any(message.get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
-    if not says and not message["content"].strip():
-        raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
 
 
 class TurnSpans:

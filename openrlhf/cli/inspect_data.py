@@ -8,13 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from openrlhf.cli.entry import run_command
 from openrlhf.config import InspectConfig, parse_config
-
-if TYPE_CHECKING:
-    from openrlhf.inspection.statistics import Batching
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,14 +22,13 @@ def inspect(config: InspectConfig) -> None:
     """Prepares the data as a training would (and leaves it in the cache for it), and shows it."""
     from rich.console import Console
 
-    from openrlhf.inspection.page import write_page
+    from openrlhf.inspection.show import show, write_page
     from openrlhf.inspection.statistics import statistics_of
-    from openrlhf.inspection.terminal import show
     from openrlhf.run.builders import build_tokenizer, build_train_data
 
     tokenizer = build_tokenizer(config)
     dataset = build_train_data(config, tokenizer)
-    statistics = statistics_of(dataset, _batching(config))
+    statistics = statistics_of(dataset, **_batching(config))
     console = Console(highlight=False)
     show(console, dataset, tokenizer, statistics, config.show)
     if config.html is not None:
@@ -40,22 +36,21 @@ def inspect(config: InspectConfig) -> None:
         console.print(f"wrote {config.html}", soft_wrap=True)
 
 
-def _batching(config: InspectConfig) -> Batching:
+def _batching(config: InspectConfig) -> dict[str, Any]:
+    """How `statistics_of` makes steps."""
     from openrlhf.batching import layout_of
-    from openrlhf.inspection.statistics import Batching
 
     train, ds = config.train, config.ds
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    return Batching(
-        batch_size=train.batch_size,
-        layout=layout_of(
-            train.micro_batch_size, train.max_tokens_per_micro_batch, ds.ring_attn_size, ds.packing_samples
-        ),
-        packed=ds.packing_samples,
-        num_data_ranks=max(1, world_size // (ds.ring_attn_size * ds.tensor_parallel_size)),
-        seed=config.train.seed,
-        max_epochs=config.train.max_epochs,
-    )
+    layout = layout_of(train.micro_batch_size, train.max_tokens_per_micro_batch, ds.ring_attn_size, ds.packing_samples)
+    return {
+        "layout": layout,
+        "batch_size": train.batch_size,
+        "packed": ds.packing_samples,
+        "num_data_ranks": max(1, world_size // (ds.ring_attn_size * ds.tensor_parallel_size)),
+        "seed": train.seed,
+        "max_epochs": train.max_epochs,
+    }
 
 
 if __name__ == "__main__":

@@ -56,16 +56,14 @@ def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_
         is_whole: whether a folder holds all that `make` writes; one that is not is made anew.
     """
     folder, waiting = cache_dir / key, _Wait(cache_dir / f"{key}.lock", cache_dir / f"{key}.failed")
-    while True:
-        if folder.is_dir() and is_whole(folder):
-            return folder
+    while not is_whole(folder):
         if _take_lock(waiting.lock):
             with _held(waiting.lock):
-                if folder.is_dir() and is_whole(folder):
-                    return folder
-                _make_aside(folder, make, waiting.failure)
-                return folder
+                if not is_whole(folder):  # another process may have made it just before
+                    _make_aside(folder, make, waiting.failure)
+            break
         waiting.once()
+    return folder
 
 
 def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> None:
@@ -119,15 +117,12 @@ class _Wait:
 
 
 def _take_lock(lock: Path) -> bool:
-    """Makes the lock file, whole at once; False if there is one."""
-    mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    mine.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+    """Makes the lock file; False if there is one."""
     try:
-        os.link(mine, lock)
+        with lock.open("x", encoding="utf-8") as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}")
     except FileExistsError:
         return False
-    finally:
-        mine.unlink()
     return True
 
 
@@ -152,7 +147,7 @@ def _held(lock: Path) -> Iterator[None]:
 
 
 def _owner_is_gone(owner: str) -> bool:
-    """Whether the lock's process ran on this machine and is dead."""
+    """Whether the lock's process ran on this machine and is dead; False while it has not written its name yet."""
     host, _, pid = owner.rpartition(" ")
     if host != socket.gethostname() or not pid.isdigit():
         return False

@@ -41,7 +41,7 @@ def data_fingerprint(
     num_known = len(known)
     tables = [[table.name, table.content_hash(known)] for source in sources for table in source.tables]
     if len(known) > num_known:
-        _write_known(cache_dir, known)
+        replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))
     settings = {name: value for name, value in asdict(data).items() if name not in NOT_IN_THE_KEY}
     settings["tokenizer_chat_template"] = template_text(tokenizer, data.tokenizer_chat_template)
     settings["pretrain_mode"] = pretrain_mode
@@ -74,7 +74,3 @@ def known_hashes(cache_dir: Path) -> dict[str, str]:
         return json.loads((cache_dir / KNOWN_HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _write_known(cache_dir: Path, known: dict[str, str]) -> None:
-    replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,38 +17,18 @@ from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
-from openrlhf.datasets.problems import FIRST_ROWS, BadRows, readable_rows
-from openrlhf.datasets.report import DataReport, SourceReport
-from openrlhf.datasets.sources.find import Source, open_sources
-from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
-from openrlhf.datasets.sources.tables import Table
+from openrlhf.datasets.report import FIRST_ROWS, BadRows, DataReport, SourceReport
+from openrlhf.datasets.sources.find import Source
+from openrlhf.datasets.sources.mixing import drawn_rows
+from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
-from openrlhf.datasets.tokenization.encoder import target_choice
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.datasets.tokenization.turns import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
-from openrlhf.datasets.workers import BlockEncoder, BlockResult, EncodingTask, encode_blocks
+from openrlhf.datasets.workers import BlockResult, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
 FILE_FORMAT = 2  # raise it when `prepared` lays out its files in another way
-
-
-@dataclass(frozen=True)
-class RowChoice:
-    """The rows of the sources that are taken: all, or a mix in shares, and no more than so many."""
-
-    shares: list[Fraction] | None = None
-    seed: int = 42
-    max_samples: int | None = None
-
-    def as_key(self) -> dict[str, Any]:
-        shares = None if self.shares is None else [str(share) for share in self.shares]
-        return {"weights": shares, "seed": self.seed if shares else None, "max_samples": self.max_samples}
-
-
-def prepare_from_config(data: DataConfig, tokenizer: Any, pretrain_mode: bool, seed: int) -> PreparedSamples:
-    """Prepared samples of `data.dataset` (see `sources.open_sources`); raises as `prepare_sources`."""
-    sources = open_sources(data.dataset, data.dataset_split)
-    shares = parse_probabilities(data.dataset_probs, len(sources))
-    return prepare_sources(sources, tokenizer, data, pretrain_mode, RowChoice(shares, seed, data.max_samples))
 
 
 def prepare_sources(
@@ -55,9 +36,13 @@ def prepare_sources(
     tokenizer: Any,
     data: DataConfig,
     pretrain_mode: bool = False,
-    choice: RowChoice = RowChoice(),
+    shares: list[Fraction] | None = None,
+    seed: int = 42,
 ) -> PreparedSamples:
     """Prepared samples of opened sources; from the cache if nothing changed.
+
+    Args:
+        shares: of the sources in a mix that the seed draws; None: every row is taken.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
     """
@@ -66,8 +51,13 @@ def prepare_sources(
     if data.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
         tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
     folder = open_cache_dir(data.cache_dir)
-    fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, choice.as_key(), folder)
-    make = _Preparation(sources, tokenizer, data, pretrain_mode, choice, fingerprint).run
+    selection = {
+        "weights": None if shares is None else list(map(str, shares)),
+        "seed": None if shares is None else seed,
+        "max_samples": data.max_samples,
+    }
+    fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
+    make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint).run
     samples = PreparedSamples(prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole))
     report = samples.report
     if report.num_bad_rows > data.max_bad_rows:  # it was prepared under a higher limit
@@ -95,7 +85,8 @@ class _Preparation:
     tokenizer: Any
     data: DataConfig
     pretrain_mode: bool
-    choice: RowChoice
+    shares: list[Fraction] | None
+    seed: int
     fingerprint: str
     report: DataReport = field(default_factory=DataReport)
 
@@ -108,33 +99,37 @@ class _Preparation:
     def run(self, folder: Path) -> None:
         """Fills the folder."""
         tasks = self._tasks(self._find_formats())
-        encode = BlockEncoder(self.tokenizer, self.data, self.pretrain_mode)
+        encoder = SampleEncoder(self.tokenizer, self.data, self.pretrain_mode)
+        encode = functools.partial(encode_block, encoder, self.data)
         with SampleWriter(folder) as writer:
             for result in encode_blocks(tasks, encode, self.data.num_processors):
                 self._count(result)
                 if result.samples is not None:
                     writer.append(result.samples)
-        self._finish()
+        self._check_end()
         # Rows with weights were trained without them once: a run that did so is another run.
         fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
         writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
 
     def _find_formats(self) -> list[str]:
-        """The format of each table; raises UserError of every table that is empty or in no known format."""
-        names, problems = [], []
+        """The format of each source, whose files are of one shape.
+
+        Raises UserError of every table that is empty or in no known format.
+        """
+        found: list[list[str]] = [[] for _ in self.sources]
+        problems = []
         for table, source_number in zip(self.tables, self.source_of, strict=True):
             try:
-                names.append(self._format_of(table))
+                found[source_number].append(self._format_of(table))
             except UserError as error:
                 problems += error.problems
-                continue
-            report = self.report.sources[source_number]
-            report.formats = sorted({*report.formats, names[-1]})
         if problems:
             raise UserError(*problems)
-        self._check_one_format(names)
-        return names
+        for source, report, names in zip(self.sources, self.report.sources, found, strict=True):
+            _check_one_shape(source, names)
+            report.formats = names[:1]
+        return [names[0] for names in found]
 
     def _format_of(self, table: Table) -> str:
         for number, row in table.first_rows(FIRST_ROWS):
@@ -156,18 +151,10 @@ class _Preparation:
         )
         return "tokenized_by_token"
 
-    def _check_one_format(self, names: list[str]) -> None:
-        """The files of one source are of one shape."""
-        firsts: dict[int, tuple[Table, str]] = {}
-        for number, table, name in zip(self.source_of, self.tables, names, strict=True):
-            first, first_name = firsts.setdefault(number, (table, name))
-            if name != first_name:
-                raise UserError(_mixed_shapes(self.sources[number], first, first_name, table, name))
-
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
         chosen = self._rows_by_share()
-        num_left = self.choice.max_samples
+        num_left = self.data.max_samples
         position = [0] * len(self.sources)
         for number, table in enumerate(self.tables):
             source = self.source_of[number]
@@ -180,17 +167,15 @@ class _Preparation:
                     taken &= np.cumsum(taken) <= num_left
                     num_left -= int(taken.sum())
                 position[source] = end
-                yield EncodingTask(number, formats[number], block, taken)
+                yield EncodingTask(number, formats[source], block, taken)
 
     def _rows_by_share(self) -> list[np.ndarray] | None:
-        shares = self.choice.shares
-        if shares is None:
+        if self.shares is None:
             return None
         counts = [
             sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
         ]
-        taken = rows_to_take(counts, shares)
-        return [chosen_rows(counts[i], taken[i], self.choice.seed, i) for i in range(len(counts))]
+        return drawn_rows(counts, self.shares, self.seed)
 
     def _count(self, result: BlockResult) -> None:
         """Adds a block's counts to the report."""
@@ -227,7 +212,7 @@ class _Preparation:
                 f"{self.tokenizer.eos_token!r}: generation must stop at both"
             )
 
-    def _finish(self) -> None:
+    def _check_end(self) -> None:
         self.bad_rows.check(self.report.num_rows, at_end=True)
         self.report.num_bad_rows = self.bad_rows.count
         self.report.bad_rows = self.bad_rows.lines()
@@ -243,13 +228,16 @@ def _flags(rows: np.ndarray, start: int, end: int) -> np.ndarray:
     return flags
 
 
-def _mixed_shapes(source: Source, first: Table, first_name: str, other: Table, other_name: str) -> str:
-    ours, theirs = (set(next(table.first_rows(FIRST_ROWS))[1]) for table in (first, other))
-    return (
-        f"{source.name} mixes shapes: {other.name} ({other_name}) differs from {first.name} ({first_name}): "
-        f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
-        "Put each shape into a folder of its own and give both, separated by a comma."
-    )
+def _check_one_shape(source: Source, formats: list[str]) -> None:
+    for table, name in zip(source.tables, formats, strict=True):
+        if name != formats[0]:
+            first = source.tables[0]
+            ours, theirs = (set(next(each.first_rows(FIRST_ROWS))[1]) for each in (first, table))
+            raise UserError(
+                f"{source.name} mixes shapes: {table.name} ({name}) differs from {first.name} ({formats[0]}): "
+                f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
+                "Put each shape into a folder of its own and give both, separated by a comma."
+            )
 
 
 def _quoted(columns: set[str]) -> str:

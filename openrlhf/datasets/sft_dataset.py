@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from openrlhf.config import DataConfig, SFTConfig, from_namespace
-from openrlhf.datasets.prepare import prepare_from_config, prepare_sources
+from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
-from openrlhf.datasets.sources.find import Source
+from openrlhf.datasets.sources.find import Source, open_sources
+from openrlhf.datasets.sources.mixing import parse_probabilities
 from openrlhf.datasets.sources.tables import DatasetTable, ListTable
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -60,6 +61,7 @@ class SFTDataset(torch.utils.data.Dataset):
             input_template=input_template,
             num_processors=num_processors,
             multiturn=multiturn,
+            max_samples=None,
         )
         samples = prepare_sources([_source(dataset)], tokenizer, data, pretrain_mode)
         self._open(samples, tokenizer, pretrain_mode)
@@ -118,7 +120,9 @@ def prepare_sft_dataset(data: DataConfig, tokenizer: Any, *, pretrain_mode: bool
 
     Raises UserError if a source is not there, too many rows are unusable, or no row can be trained.
     """
-    samples = prepare_from_config(data, tokenizer, pretrain_mode, seed)
+    sources = open_sources(data.dataset, data.dataset_split)
+    shares = parse_probabilities(data.dataset_probs, len(sources))
+    samples = prepare_sources(sources, tokenizer, data, pretrain_mode, shares, seed)
     return SFTDataset.from_prepared(samples, tokenizer, pretrain_mode)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
-from openrlhf.datasets.problems import readable_rows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.find import Source, open_sources
-from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
-from openrlhf.datasets.sources.tables import DatasetTable
+from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
+from openrlhf.datasets.sources.tables import DatasetTable, readable_rows
 from openrlhf.errors import UserError
 
 __all__ = ["blending_datasets"]
@@ -45,26 +44,21 @@ def blending_datasets(
     """
     sources = open_sources(datasets, dataset_split)
     shares = parse_probabilities(probabilities, len(sources))
-    whole = [_rows_of(source, open_cache_dir(cache_dir)) for source in sources]
-    counts = [len(rows) for rows in whole]
-    taken = counts if shares is None else rows_to_take(counts, shares)
-    if shares is not None:
-        whole = [rows.select(chosen_rows(counts[i], taken[i], seed, i)) for i, rows in enumerate(whole)]
-    blended = _joined(whole)
-    if shares is not None:
-        blended = blended.shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
+    parts = [_rows_of(source, open_cache_dir(cache_dir)) for source in sources]
+    counts = list(map(len, parts))
+    if shares is None:
+        blended = _joined(parts)
+    else:
+        drawn = drawn_rows(counts, shares, seed)
+        parts = [part.select(rows) for part, rows in zip(parts, drawn, strict=True)]
+        blended = _joined(parts).shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
     if max_count is not None:
         blended = blended.select(range(min(max_count, len(blended))))
-    _tell(strategy, sources, counts, taken, len(blended))
+    if strategy is not None:
+        for source, part, count in zip(sources, parts, counts, strict=True):
+            strategy.print(f"{source.name}: {len(part):,} of {count:,} rows")
+        strategy.print(f"all sources: {len(blended):,} rows")
     return blended
-
-
-def _tell(strategy: Any, sources: list[Source], counts: list[int], taken: list[int], total: int) -> None:
-    if strategy is None:
-        return
-    for source, count, num_taken in zip(sources, counts, taken, strict=True):
-        strategy.print(f"{source.name}: {num_taken:,} of {count:,} rows")
-    strategy.print(f"all sources: {total:,} rows")
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -86,12 +80,13 @@ def _rows_of(source: Source, cache_dir: Path) -> Any:
         return source.tables[0].dataset
     known = known_hashes(cache_dir)
     key = "rows-" + hash_of([[table.name, table.content_hash(known)] for table in source.tables])
-    folder = prepared_folder(cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole)
+    folder = prepared_folder(
+        cache_dir,
+        key,
+        make=lambda folder: _write_rows(source, folder / ROWS_FILE),
+        is_whole=lambda folder: (folder / ROWS_FILE).is_file(),
+    )
     return datasets.Dataset.from_file(str(folder / ROWS_FILE))
-
-
-def _is_whole(folder: Path) -> bool:
-    return (folder / ROWS_FILE).is_file()
 
 
 def _write_rows(source: Source, path: Path) -> None:

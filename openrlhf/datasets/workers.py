@@ -6,10 +6,9 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.prepared import SampleBatch
-from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row
+from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut
 from openrlhf.datasets.sources.readers import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 
@@ -47,39 +46,34 @@ class BlockResult:
     bad_rows: list[tuple[int, str]] = field(default_factory=list)
 
 
-class BlockEncoder:
+Encode = Callable[[EncodingTask], BlockResult]
+
+
+def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -> BlockResult:
     """Rows of a block → encoded samples, with every failure kept in its place."""
-
-    def __init__(self, tokenizer: Any, data: DataConfig, pretrain_mode: bool):
-        self._data = data
-        self._encoder = SampleEncoder(tokenizer, data, pretrain_mode)
-
-    def __call__(self, task: EncodingTask) -> BlockResult:
-        result = BlockResult(task.table, len(task.taken), int(task.taken.sum()))
-        samples: list[EncodedSample] = []
-        numbers: list[int] = []
-        for number, row in itertools.compress(zip(task.block.numbers, task.block.rows(), strict=True), task.taken):
-            try:
-                samples.append(self._encode(row, task.format_name))
-                numbers.append(number)
-            except BadRow as problem:
-                result.bad_rows.append((number, str(problem)))
-            except LeftOut as reason:
-                result.left_out[str(reason)] += 1
-        if samples:
-            result.samples = SampleBatch.of(samples, task.table, numbers)
-        return result
-
-    def _encode(self, row: Row | BadRow, format_name: str) -> EncodedSample:
-        if isinstance(row, BadRow):
-            raise row
-        weight = row_weight(row, self._data)
-        if weight == 0:
-            raise LeftOut(ZERO_WEIGHT)
-        return self._encoder.encode(FORMATS[format_name](row, self._data), weight)
+    result = BlockResult(task.table, len(task.taken), int(task.taken.sum()))
+    read = FORMATS[task.format_name]
+    samples: list[EncodedSample] = []
+    numbers: list[int] = []
+    for number, row in itertools.compress(zip(task.block.numbers, task.block.rows(), strict=True), task.taken):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            weight = row_weight(row, data)
+            if weight == 0:
+                raise LeftOut(ZERO_WEIGHT)
+            samples.append(encoder.encode(read(row, data), weight))
+            numbers.append(number)
+        except BadRow as problem:
+            result.bad_rows.append((number, str(problem)))
+        except LeftOut as reason:
+            result.left_out[str(reason)] += 1
+    if samples:
+        result.samples = SampleBatch.of(samples, task.table, numbers)
+    return result
 
 
-def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_processors: int) -> Iterator[BlockResult]:
+def encode_blocks(tasks: Iterator[EncodingTask], encode: Encode, num_processors: int) -> Iterator[BlockResult]:
     """Results in the order of the tasks. At most `num_processors` processes, none for a small data set."""
     yield from map(encode, itertools.islice(tasks, NUM_BLOCKS_INLINE))
     num_workers = min(num_processors, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -89,10 +83,8 @@ def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_proce
         yield from _encode_in_pool(itertools.chain([first], tasks), encode, num_workers)
 
 
-def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_workers: int) -> Iterator[BlockResult]:
-    # Forked where that is possible: a worker then starts at once and needs nothing sent.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
+def _encode_in_pool(tasks: Iterator[EncodingTask], encode: Encode, num_workers: int) -> Iterator[BlockResult]:
+    context = multiprocessing.get_context("fork")  # a worker then starts at once and needs nothing sent
     ahead: deque[Future[BlockResult]] = deque()
     with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encode,)) as pool:
         try:
@@ -107,15 +99,15 @@ def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_wor
                 future.cancel()
 
 
-_worker_encoder: BlockEncoder | None = None
+_worker_encode: Encode | None = None
 
 
-def _start_worker(encode: BlockEncoder) -> None:
-    global _worker_encoder
+def _start_worker(encode: Encode) -> None:
+    global _worker_encode
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker_encoder = encode
+    _worker_encode = encode
 
 
 def _encode_in_worker(task: EncodingTask) -> BlockResult:
-    assert _worker_encoder is not None
-    return _worker_encoder(task)
+    assert _worker_encode is not None
+    return _worker_encode(task)

@@ -1,12 +1,14 @@
-"""Numbers about prepared samples, and about the steps that given batch settings make of them."""
+"""Numbers about prepared samples and the steps made of them, and how people read them: in the terminal, on the page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from openrlhf.batching import FixedSize, StepSchedule, TokenBudget
+from openrlhf.datasets.report import DataReport
 from openrlhf.datasets.sft_dataset import SFTDataset
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -15,31 +17,15 @@ MAX_WINDOWS = 64  # layouts of so many steps, spread over the epoch, stand for a
 
 
 @dataclass(frozen=True)
-class Batching:
-    """The batch settings that steps are made by.
+class Statistics:
+    """Numbers to know before a machine is rented, beside those of the data's report; lengths are in tokens.
 
     Attributes:
-        batch_size: samples an optimizer step, over all ranks.
-        layout: micro-batches of a step.
-        packed: samples stand behind one another, without padding.
-        num_data_ranks: ranks that share a step's samples.
+        useful_share: share of computed positions that hold a token (the rest is padding).
+        fill_share: how full the token budget of a micro-batch is; None without a budget.
+        first_step: sample numbers, `first_step[micro_step][rank]`.
     """
 
-    batch_size: int
-    layout: FixedSize | TokenBudget
-    packed: bool
-    num_data_ranks: int
-    seed: int
-    max_epochs: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Numbers to know before a machine is rented; lengths are in tokens."""
-
-    num_samples: int
-    num_tokens: int
-    num_target_tokens: int
     length_percentiles: dict[int, int]
     target_percentiles: dict[int, int]
     bin_edges: list[int]
@@ -50,47 +36,55 @@ class Statistics:
     micro_batches_per_step: float
     useful_share: float
     fill_share: float | None
-    first_step: list[list[list[int]]] = field(repr=False)
-
-    @property
-    def target_share(self) -> float:
-        return self.num_target_tokens / self.num_tokens
+    first_step: list[list[list[int]]]
 
 
-def statistics_of(dataset: SFTDataset, batching: Batching) -> Statistics:
+def statistics_of(
+    dataset: SFTDataset,
+    layout: FixedSize | TokenBudget,
+    *,
+    batch_size: int,
+    packed: bool,
+    num_data_ranks: int,
+    seed: int,
+    max_epochs: int,
+) -> Statistics:
     """Statistics of a data set under batch settings.
 
-    `useful_share` is the share of computed positions that hold a token (the rest is padding), `fill_share` how full
-    the token budget of a micro-batch is, None without a budget. `first_step[micro_step][rank]` are sample numbers.
+    Args:
+        layout: micro-batches of a step.
+        batch_size: samples an optimizer step, over all ranks.
+        packed: samples stand behind one another, without padding.
+        num_data_ranks: ranks that share a step's samples.
     """
-    lengths, targets = np.asarray(dataset.num_tokens), np.asarray(dataset.num_target_tokens)
-    schedule = StepSchedule(len(dataset), batching.batch_size, batching.seed)
+    lengths = np.asarray(dataset.num_tokens)
+    schedule = StepSchedule(len(dataset), batch_size, seed)
     steps = np.unique(np.linspace(0, schedule.steps_per_epoch - 1, MAX_WINDOWS).astype(int)).tolist()
-    windows = [schedule.window(0, step).rows for step in steps]
-    layouts = [batching.layout(lengths[rows, None].tolist(), batching.num_data_ranks) for rows in windows]
+    # laid_out[step][micro_step][rank]: sample numbers.
+    laid_out = []
+    for step in steps:
+        rows = schedule.window(0, step).rows
+        places = layout(lengths[rows, None].tolist(), num_data_ranks)
+        laid_out.append([[rows[list(of_rank)].tolist() for of_rank in micro_step] for micro_step in places])
     micro_batches = [
-        lengths[rows[list(places)]]
-        for rows, layout in zip(windows, layouts, strict=True)
-        for micro_step in layout
-        for places in micro_step
-        if places
+        lengths[samples] for window in laid_out for micro_step in window for samples in micro_step if samples
     ]
+    num_tokens = sum(int(one.sum()) for one in micro_batches)
+    num_computed = sum(int(one.sum() if packed else one.max() * len(one)) for one in micro_batches)
+    budget = layout.max_tokens if isinstance(layout, TokenBudget) else None
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, NUM_BINS + 1).astype(int))
     return Statistics(
-        num_samples=len(dataset),
-        num_tokens=int(lengths.sum(dtype=np.int64)),
-        num_target_tokens=int(targets.sum(dtype=np.int64)),
         length_percentiles=_percentiles(lengths),
-        target_percentiles=_percentiles(targets),
+        target_percentiles=_percentiles(dataset.num_target_tokens),
         bin_edges=edges.tolist(),
         bin_counts=np.histogram(lengths, bins=edges)[0].tolist(),
         steps_per_epoch=schedule.steps_per_epoch,
-        num_steps=schedule.steps_per_epoch * batching.max_epochs,
+        num_steps=schedule.steps_per_epoch * max_epochs,
         tokens_per_step=float(lengths.mean() * len(dataset) / schedule.steps_per_epoch),
-        micro_batches_per_step=sum(len(layout) for layout in layouts) / len(layouts),
-        useful_share=_useful_share(micro_batches, batching.packed),
-        fill_share=_fill_share(micro_batches, batching.layout),
-        first_step=_sample_numbers(windows[0], layouts[0]),
+        micro_batches_per_step=sum(map(len, laid_out)) / len(laid_out),
+        useful_share=num_tokens / num_computed,
+        fill_share=None if budget is None else num_tokens / (len(micro_batches) * budget),
+        first_step=laid_out[0],
     )
 
 
@@ -99,16 +93,39 @@ def _percentiles(values: np.ndarray) -> dict[int, int]:
     return {percent: int(value) for percent, value in zip(PERCENTILES, found, strict=True)}
 
 
-def _useful_share(micro_batches: list[np.ndarray], packed: bool) -> float:
-    computed = sum(int(one.sum() if packed else one.max() * len(one)) for one in micro_batches)
-    return sum(int(one.sum()) for one in micro_batches) / computed
+def facts_of(report: DataReport, statistics: Statistics) -> Iterator[tuple[str, str]]:
+    """All facts about the data and the steps made of it, as names and values."""
+    yield "rows", f"{report.num_rows:,}"
+    if len(report.sources) > 1:
+        for source in report.sources:
+            yield f"  {source.name}", f"{source.num_samples:,} kept of {source.num_rows_taken:,} taken"
+    yield "format", ", ".join(sorted({name for source in report.sources for name in source.formats}))
+    yield "kept", f"{report.num_samples:,}"
+    for reason, count in sorted(report.left_out.items()):
+        yield f"left out: {reason}", f"{count:,}"
+    if report.num_bad_rows:
+        yield "left out: unusable", "\n".join([f"{report.num_bad_rows:,}", *report.bad_rows])
+    if report.num_weighted:
+        yield "samples weighted other than 1", f"{report.num_weighted:,}"
+    if report.num_cut:
+        yield "cut at max_len", f"{report.num_cut:,}"
+    target_share = report.num_target_tokens / report.num_tokens
+    yield "tokens", f"{report.num_tokens:,}"
+    yield "target tokens", f"{report.num_target_tokens:,} ({target_share:.1%} of the tokens)"
+    yield "tokens a sample", _told(statistics.length_percentiles)
+    yield "targets a sample", _told(statistics.target_percentiles)
+    if report.turn_end is not None:
+        yield "answers end with", repr(report.turn_end)
+    for note in report.notes:
+        yield "note", note
+    yield "steps", f"{statistics.steps_per_epoch:,} an epoch, {statistics.num_steps:,} in all"
+    yield "tokens a step", f"{statistics.tokens_per_step:,.0f} over all ranks"
+    yield "micro-batches a step", f"{statistics.micro_batches_per_step:.1f} on each rank"
+    yield "padding", f"{1 - statistics.useful_share:.1%} of the computed positions"
+    if statistics.fill_share is not None:
+        yield "packing efficiency", f"{statistics.fill_share:.1%} of the token budget is filled"
 
 
-def _fill_share(micro_batches: list[np.ndarray], layout: FixedSize | TokenBudget) -> float | None:
-    if isinstance(layout, FixedSize):
-        return None
-    return sum(int(one.sum()) for one in micro_batches) / (len(micro_batches) * layout.max_tokens)
-
-
-def _sample_numbers(rows: np.ndarray, layout: list) -> list[list[list[int]]]:
-    return [[[int(rows[place]) for place in places] for places in micro_step] for micro_step in layout]
+def _told(percentiles: dict[int, int]) -> str:
+    names = {0: "least", 50: "median", 100: "most"}
+    return ", ".join(f"{names.get(percent, f'{percent}%')} {value:,}" for percent, value in percentiles.items())

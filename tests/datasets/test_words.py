@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from openrlhf.datasets.tokenization import words
+from openrlhf.datasets.tokenization import text_tokenizer
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
 from tests.helpers.tokenizers import BOS, CORPUS, EOS, IM_END, IM_START, PAD, tiny_tokenizer
 
@@ -78,8 +78,8 @@ GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BY_WORDS = {
     "gpt2": lambda: byte_level(GPT2),
     "gpt2_trimmed": lambda: byte_level(GPT2, post_processor=trimming(add_prefix_space=False)),
-    "qwen2": lambda: byte_level(split_by(words.QWEN2_PATTERN), normalizers.NFC(), with_start_and_end()),
-    "llama3": lambda: byte_level(split_by(words.LLAMA3_PATTERN), post_processor=with_start_and_end()),
+    "qwen2": lambda: byte_level(split_by(text_tokenizer.QWEN2_PATTERN), normalizers.NFC(), with_start_and_end()),
+    "llama3": lambda: byte_level(split_by(text_tokenizer.LLAMA3_PATTERN), post_processor=with_start_and_end()),
     "tiny_with_bos": lambda: tiny_tokenizer(with_bos=True),
     "awkward_added_tokens": lambda: byte_level(
         GPT2, extra_tokens=(AddedToken("clips", lstrip=True), AddedToken("IT", single_word=True), AddedToken("= \n"))
@@ -122,22 +122,22 @@ def test_texts_are_tokenized_as_by_the_tokenizer(name: str, add_special_tokens: 
 
 @pytest.mark.parametrize("name", BY_WORDS)
 def test_known_kinds_go_by_words(name: str):
-    tokenizer = words.word_tokenizer_of(MADE[name].backend_tokenizer)
+    tokenizer = text_tokenizer.word_tokenizer_of(MADE[name].backend_tokenizer)
     assert tokenizer is not None
     assert tokenizer.encode("Ça coûte 3€ – “très” cher…", True) is not None
 
 
 @pytest.mark.parametrize("name", AS_A_WHOLE)
 def test_other_kinds_go_as_a_whole(name: str):
-    assert words.word_tokenizer_of(MADE[name].backend_tokenizer) is None
+    assert text_tokenizer.word_tokenizer_of(MADE[name].backend_tokenizer) is None
 
 
 @pytest.mark.parametrize("name", ["gpt2_trimmed", "qwen2", "llama3"])
 def test_every_safe_character_is_of_the_kind_that_the_tokenizer_takes_it_for(name: str):
     """Beside letters, numbers, white space, punctuation and itself, so that every kind it may be of shows."""
     pre_tokenizer = MADE[name].backend_tokenizer.pre_tokenizer
-    cut = words.word_tokenizer_of(MADE[name].backend_tokenizer)._cut
-    safe = [chr(code) for code in range(0x3000) if words._is_safe(chr(code))]
+    cut = text_tokenizer.word_tokenizer_of(MADE[name].backend_tokenizer)._cut
+    safe = [chr(code) for code in range(0x3000) if text_tokenizer._is_safe(chr(code))]
     assert len(safe) > 250
     for character in safe:
         for before, behind in itertools.product(("", "a", "1", " ", "\n", "!", "'"), repeat=2):
@@ -170,7 +170,7 @@ def test_any_text_is_tokenized_as_by_the_tokenizer(name: str):
 
 
 def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(words, "MAX_WORDS_KEPT", 4)
+    monkeypatch.setattr(text_tokenizer, "MAX_WORDS_KEPT", 4)
     texts = TextTokenizer(MADE["gpt2"])
     for text in TEXTS * 2:
         check_same(MADE["gpt2"], text, texts.tokenize(text, True), True)

@@ -18,10 +18,8 @@ from openrlhf.config import DataConfig, InspectConfig
 from openrlhf.config.schema import build
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
-from openrlhf.inspection.page import write_page
-from openrlhf.inspection.pieces import pieces_of
-from openrlhf.inspection.statistics import Batching, statistics_of
-from openrlhf.inspection.terminal import show
+from openrlhf.inspection.show import pieces_of, show, write_page
+from openrlhf.inspection.statistics import Statistics, statistics_of
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 CHROMIUM = shutil.which("chromium")
@@ -43,23 +41,23 @@ def dataset(tmp_path: Path) -> SFTDataset:
     return prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
 
 
-def batching(layout: FixedSize | TokenBudget, packed: bool = False) -> Batching:
-    return Batching(8, layout, packed, num_data_ranks=2, seed=1, max_epochs=3)
+def statistics_with(dataset: SFTDataset, layout: FixedSize | TokenBudget, packed: bool = False) -> Statistics:
+    return statistics_of(dataset, layout, batch_size=8, packed=packed, num_data_ranks=2, seed=1, max_epochs=3)
 
 
 def test_counts_and_percentiles(dataset: SFTDataset):
-    found = statistics_of(dataset, batching(FixedSize(2)))
+    found = statistics_with(dataset, FixedSize(2))
     lengths = np.array([len(dataset[i][0]) for i in range(30)])
-    assert (found.num_samples, found.num_tokens) == (30, lengths.sum())
-    assert found.num_target_tokens == sum(int(dataset[i][2].sum()) for i in range(30))
+    assert (dataset.report.num_samples, dataset.report.num_tokens) == (30, lengths.sum())
+    assert dataset.report.num_target_tokens == sum(int(dataset[i][2].sum()) for i in range(30))
     assert (found.length_percentiles[0], found.length_percentiles[100]) == (lengths.min(), lengths.max())
     assert sum(found.bin_counts) == 30
     assert (found.steps_per_epoch, found.num_steps) == (4, 12)
 
 
 def test_padding_and_fill(dataset: SFTDataset):
-    padded = statistics_of(dataset, batching(FixedSize(4)))
-    packed = statistics_of(dataset, batching(TokenBudget(400, packed=True), packed=True))
+    padded = statistics_with(dataset, FixedSize(4))
+    packed = statistics_with(dataset, TokenBudget(400, packed=True), packed=True)
     assert padded.useful_share < 1
     assert padded.fill_share is None
     assert packed.useful_share == 1
@@ -67,7 +65,7 @@ def test_padding_and_fill(dataset: SFTDataset):
 
 
 def test_first_step_holds_each_of_its_samples_once(dataset: SFTDataset):
-    found = statistics_of(dataset, batching(FixedSize(2)))
+    found = statistics_with(dataset, FixedSize(2))
     numbers = [number for micro_step in found.first_step for samples in micro_step for number in samples]
     assert len(numbers) == len(set(numbers)) == 8
 
@@ -83,7 +81,7 @@ def test_pieces_are_the_whole_text_and_characters_are_whole(dataset: SFTDataset)
 def test_targets_can_be_told_in_the_terminal(dataset: SFTDataset, colours: bool):
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None)
-    show(console, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))), num_rows=1)
+    show(console, dataset, TOKENIZER, statistics_with(dataset, FixedSize(2)), num_rows=1)
     printed = out.getvalue()
     assert ("\x1b[1;32m" if colours else "⟦Ça va? 🙂") in printed
     assert ("\x1b[1;30;42m<|im_end|>" if colours else "<|im_end|>⟧") in printed
@@ -93,11 +91,11 @@ def test_targets_can_be_told_in_the_terminal(dataset: SFTDataset, colours: bool)
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 def test_the_page_works_in_a_real_browser(dataset: SFTDataset, tmp_path: Path):
     page = tmp_path / "report.html"
-    write_page(page, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))))
+    write_page(page, dataset, TOKENIZER, statistics_with(dataset, FixedSize(2)))
     shown = in_browser(page, tmp_path, "--dump-dom")
     assert 'data-ready="yes"' in shown
     assert "row 1 of 30 shown" in shown
-    assert shown.count('class="bar"') == sum(1 for _ in statistics_of(dataset, batching(FixedSize(2))).bin_counts)
+    assert shown.count('class="bar"') == sum(1 for _ in statistics_with(dataset, FixedSize(2)).bin_counts)
     assert '<span class="target special" data-about="token' in shown
     assert "<title>What will be trained</title>" in shown
     picture = tmp_path / "page.png"
@@ -116,7 +114,7 @@ def in_browser(page: Path, tmp_path: Path, *what: str) -> str:
 
 def test_the_page_asks_nothing_of_the_network(dataset: SFTDataset, tmp_path: Path):
     page = tmp_path / "report.html"
-    write_page(page, dataset, TOKENIZER, statistics_of(dataset, batching(FixedSize(2))))
+    write_page(page, dataset, TOKENIZER, statistics_with(dataset, FixedSize(2)))
     text = page.read_text()
     assert text.count("</script>") == 1
     assert " src=" not in text
@@ -152,7 +150,7 @@ def test_the_command_refuses_a_count_that_is_no_number(tmp_path: Path):
 
 def test_the_token_budget_is_that_of_all_ranks_of_a_ring():
     values = {"train.max_tokens_per_micro_batch": 100, "ds.ring_attn_size": 4, "ds.packing_samples": True}
-    assert inspect_data._batching(build(InspectConfig, values)).layout == TokenBudget(400, packed=True)
+    assert inspect_data._batching(build(InspectConfig, values))["layout"] == TokenBudget(400, packed=True)
 
 
 @pytest.mark.parametrize("colours", [True, False])
@@ -163,7 +161,7 @@ def test_weights_can_be_told_in_the_terminal(tmp_path: Path, colours: bool):
     found = prepare_sft_dataset(DataConfig(dataset=str(path), cache_dir=str(tmp_path / "cache")), TOKENIZER)
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=colours, color_system="standard" if colours else None)
-    statistics = statistics_of(found, Batching(1, FixedSize(1), False, num_data_ranks=1, seed=1, max_epochs=1))
+    statistics = statistics_with(found, FixedSize(1))
     show(console, found, TOKENIZER, statistics, num_rows=1)
     assert "targets · weight 0.2" in out.getvalue()
     assert ("×0.1" if colours else "⟦Ho<|im_end|>⟧×0.1") in out.getvalue()

@@ -9,7 +9,7 @@ _MASKS = "tests/datasets/test_masks.py"
 _CACHE = "tests/datasets/test_cache.py"
 _WEIGHTS = "tests/datasets/test_weights.py"
 _ENCODER = "datasets/tokenization/encoder.py"
-_WORDS = "datasets/tokenization/words.py"
+_WORDS = "datasets/tokenization/text_tokenizer.py"
 _TURNS = "datasets/tokenization/turns.py"
 
 BUGS = [
@@ -169,8 +169,8 @@ BUGS = [
         "row_weight_is_ignored",
         "rows that should count half count whole",
         "datasets/workers.py",
-        "self._encoder.encode(FORMATS[format_name](row, self._data), weight)",
-        "self._encoder.encode(FORMATS[format_name](row, self._data))",
+        "encoder.encode(read(row, data), weight)",
+        "encoder.encode(read(row, data))",
         (f"{_WEIGHTS}::test_one_weighted_row_makes_every_mask_a_float",),
     ),
     Bug(

@@ -14,16 +14,8 @@ from openrlhf.datasets.samples import BadRow, Conversation, Message, Row
 COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "tool_response": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool_response", "function_response", "observation"), "tool"),
 }
 CALL_ROLES = {"function_call", "tool_call"}
 TRAINING_KEYS = ("train", WEIGHT)
@@ -63,7 +55,7 @@ def is_message_list(value: Any) -> bool:
     """Whether a value looks like messages: a list of objects with a role."""
     return (
         isinstance(value, list)
-        and bool(value)
+        and value != []
         and isinstance(value[0], dict)
         and bool({"role", "from"} & set(value[0]))
     )
@@ -82,7 +74,9 @@ def _message(raw: Any, index: int) -> Message:
     if role in CALL_ROLES:
         message["tool_calls"], content = json_value(content, f"{where}: the tool call"), ""
     message["content"] = content
-    _normalize_calls(message, where)
+    calls = _listed(message.pop("tool_calls", None), f"{where}: tool_calls")
+    if calls:
+        message["tool_calls"] = [_call(call, f"{where}, tool call {number}") for number, call in enumerate(calls, 1)]
     return message
 
 
@@ -99,14 +93,6 @@ def _content(content: Any, where: str) -> str:
     raise BadRow(f"{where}: its content is {kind(content)} where text belongs")
 
 
-def _normalize_calls(message: Message, where: str) -> None:
-    calls = json_value(message.pop("tool_calls", None), f"{where}: tool_calls")
-    if not calls:
-        return
-    calls = calls if isinstance(calls, list) else [calls]
-    message["tool_calls"] = [_call(call, f"{where}, tool call {number + 1}") for number, call in enumerate(calls)]
-
-
 def _call(raw: Any, where: str) -> dict[str, Any]:
     """A call with its arguments as an object, in the shape templates expect."""
     raw = json_value(raw, where)
@@ -121,15 +107,20 @@ def _call(raw: Any, where: str) -> dict[str, Any]:
 
 
 def _tools(row: Row) -> list[Any] | None:
-    tools = json_value(row.get("tools"), "tools") if row.get("tools") else None
-    if not tools:
-        return None
-    tools = tools if isinstance(tools, list) else [tools]
-    tools = [json_value(tool, f"tool {number + 1}") for number, tool in enumerate(tools)]
-    for number, tool in enumerate(tools):
+    tools = _listed(row.get("tools") or None, "tools")
+    tools = [json_value(tool, f"tool {number}") for number, tool in enumerate(tools, 1)]
+    for number, tool in enumerate(tools, 1):
         if not isinstance(tool, dict):
-            raise BadRow(f"tool {number + 1}: {kind(tool)} where a schema (an object) belongs")
-    return tools
+            raise BadRow(f"tool {number}: {kind(tool)} where a schema (an object) belongs")
+    return tools or None
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    """A list, or its only item; given as such or as JSON text."""
+    value = json_value(value, where)
+    if not value:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _turn_weight(raw: dict[str, Any], index: int) -> float:

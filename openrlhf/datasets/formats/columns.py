@@ -9,6 +9,10 @@ from typing import Any
 from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Row
 
+KINDS = {
+    type(None): "nothing (null)", bool: "true/false", int: "a number", float: "a number", str: "text",
+    list: "a list", dict: "an object",
+}  # fmt: skip
 WEIGHT = "weight"
 LEAST_WEIGHT, MOST_WEIGHT = 1e-18, 1e18  # the product of a row's and a turn's weight is still a float32
 
@@ -79,14 +83,4 @@ def names(row: Row) -> str:
 
 def kind(value: Any) -> str:
     """The kind of a value, in a user's words."""
-    if value is None:
-        return "nothing (null)"
-    words = {
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
-    return words.get(type(value), type(value).__name__)
+    return KINDS.get(type(value), type(value).__name__)

@@ -63,23 +63,17 @@ def _subfolder(folder: Path, part: str) -> Path:
 
 def _local_tables(path: Path, split: str) -> list[Table]:
     if path.is_file():
-        return [_file_table(path)]
+        if data_file_kind(path) is None:
+            raise UserError(
+                f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
+            )
+        return [FileTable(str(path))]
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return [_saved_table(path, split)]
-    files = [
-        file for file in sorted(path.rglob("*")) if file.is_file() and data_file_kind(file) and not _hidden(file, path)
-    ]
+    files = [file for file in sorted(path.rglob("*")) if data_file_kind(file) and _is_shown(file, path)]
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
     return [FileTable(str(file)) for file in _of_split(files, path, split)]
-
-
-def _file_table(path: Path) -> Table:
-    if data_file_kind(path) is None:
-        raise UserError(
-            f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
-        )
-    return FileTable(str(path))
 
 
 def _saved_table(path: Path, split: str) -> Table:
@@ -137,9 +131,7 @@ def _hub_table(name: str, part: str | None, split: str) -> Table:
 
 def _load_from_hub(datasets: Any, name: str, part: str | None, split: str) -> Any:
     """`part` is a configuration if the data set has one of that name, else a folder in it."""
-    if part is None:
-        return datasets.load_dataset(name, split=split)
-    if part in datasets.get_dataset_config_names(name):
+    if part is None or part in datasets.get_dataset_config_names(name):
         return datasets.load_dataset(name, part, split=split)
     return datasets.load_dataset(name, data_dir=part, split=split)
 
@@ -160,5 +152,5 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing in it"
 
 
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+def _is_shown(file: Path, folder: Path) -> bool:
+    return file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)

@@ -46,6 +46,12 @@ def rows_to_take(num_rows: list[int], shares: list[Fraction]) -> list[int]:
     return taken
 
 
+def drawn_rows(num_rows: list[int], shares: list[Fraction], seed: int) -> list[np.ndarray]:
+    """The rows that each source gives to a mix (see `rows_to_take`, `chosen_rows`)."""
+    taken = rows_to_take(num_rows, shares)
+    return [chosen_rows(num_rows[i], taken[i], seed, i) for i in range(len(num_rows))]
+
+
 def chosen_rows(num_rows: int, num_taken: int, seed: int, source_number: int) -> np.ndarray:
     """The rows (counted from 0) that a source gives, in its own order, `(num_taken,)` int64."""
     generator = np.random.Generator(np.random.Philox(key=[seed, source_number]))

@@ -5,6 +5,7 @@ The reading process cuts the blocks, the workers make rows of them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -54,14 +55,6 @@ def open_binary(path: Path) -> BinaryIO:
     if path.suffix == ".zst":
         return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
-
-
-def read_jsonl(path: Path) -> Iterator[SourceBlock]:
-    return _read_lines(path, _json_row)
-
-
-def read_text(path: Path) -> Iterator[SourceBlock]:
-    return _read_lines(path, _text_row)
 
 
 def _read_lines(path: Path, read_row: Callable[[bytes], Row | BadRow]) -> Iterator[SourceBlock]:
@@ -119,20 +112,15 @@ def read_json(path: Path) -> Iterator[SourceBlock]:
     with open_binary(path) as file:
         begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
         file.seek(0)
-        first_line = None if begins_list else _json_or_none(file.readline())
+        first_line = None
+        with contextlib.suppress(ValueError):  # an object of several lines
+            first_line = None if begins_list else json.loads(file.readline())
         if isinstance(first_line, dict) and _wrapped(first_line) is None:
-            yield from read_jsonl(path)
+            yield from _read_lines(path, _json_row)
             return
         file.seek(0)
         rows = _rows_of(path, file.read())
     yield from read_objects(rows)
-
-
-def _json_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _wrapped(value: dict[str, Any]) -> list[Any] | None:
@@ -160,15 +148,10 @@ def read_csv(path: Path) -> Iterator[SourceBlock]:
     with open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
-        yield from _in_blocks(_csv_rows(path, reader))
-
-
-def _csv_rows(path: Path, reader: csv.DictReader) -> Iterator[tuple[int, Row | BadRow]]:
-    try:
-        for row in reader:
-            yield reader.line_num, _csv_row(row)
-    except csv.Error as error:
-        raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
+        try:
+            yield from _in_blocks((reader.line_num, _csv_row(row)) for row in reader)
+        except csv.Error as error:
+            raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
 
 
 def _csv_row(row: dict) -> Row | BadRow:
@@ -257,10 +240,10 @@ def _without_nulls(value: Any) -> Any:
 
 
 READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {
-    "jsonl": read_jsonl,
+    "jsonl": functools.partial(_read_lines, read_row=_json_row),
     "json": read_json,
     "csv": read_csv,
-    "text": read_text,
+    "text": functools.partial(_read_lines, read_row=_text_row),
     "parquet": read_parquet,
     "arrow": read_arrow,
 }

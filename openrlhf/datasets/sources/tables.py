@@ -6,7 +6,7 @@ import itertools
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import xxhash
 import zstandard
 
 from openrlhf.config.disk import data_file_kind
+from openrlhf.datasets.report import BadRows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.readers import READERS, SourceBlock, read_dataset, read_objects
 from openrlhf.errors import UserError
@@ -124,3 +125,18 @@ def _column_bytes(column: pa.ChunkedArray) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def readable_rows(tables: Iterable[Table]) -> Iterator[Row]:
+    """Every row of the tables; raises UserError of those that cannot be read."""
+    bad_rows, num_rows = BadRows(max_bad_rows=0), 0
+    for table in tables:
+        for block in table.blocks():
+            num_rows += len(block.numbers)
+            for number, row in zip(block.numbers, block.rows(), strict=True):
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    bad_rows.add(table.row_name(number), str(row))
+            bad_rows.check(num_rows)
+    bad_rows.check(num_rows, at_end=True)

@@ -19,6 +19,11 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NAMED_TEMPLATES = {"chatml": CHATML}
+PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {"probe_key": "x"}}}
+PROBE: list[Message] = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]},
+]
 TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 
 
@@ -27,7 +32,12 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
 
     Raises UserError if there is none, or if it is no Jinja.
     """
-    template = _template_text(tokenizer, given)
+    template = template_text(tokenizer, given)
+    if template is None:
+        raise UserError(
+            "The rows are conversations, but the tokenizer has no chat template. "
+            "Give one by --data.tokenizer_chat_template: chatml, a file, or Jinja text."
+        )
     try:
         MarkedTemplate(template)
     except TemplateSyntaxError as error:
@@ -37,10 +47,6 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
 
 def template_text(tokenizer: Any, given: str | None) -> str | None:
     """The template that conversations would be rendered with, None if there is none; for the cache key."""
-    return None if given is None and tokenizer.chat_template is None else _template_text(tokenizer, given)
-
-
-def _template_text(tokenizer: Any, given: str | None) -> str:
     if given in NAMED_TEMPLATES:
         return NAMED_TEMPLATES[given]
     if given is not None and "{" not in given:
@@ -50,12 +56,7 @@ def _template_text(tokenizer: Any, given: str | None) -> str:
         raise UserError(
             f"--data.tokenizer_chat_template {given!r} is no file, no known name ({known}) and no Jinja text."
         )
-    if given is None and tokenizer.chat_template is None:
-        raise UserError(
-            "The rows are conversations, but the tokenizer has no chat template. "
-            "Give one by --data.tokenizer_chat_template: chatml, a file, or Jinja text."
-        )
-    return tokenizer.get_chat_template(given)
+    return None if given is None and tokenizer.chat_template is None else tokenizer.get_chat_template(given)
 
 
 class ChatRenderer:
@@ -116,27 +117,16 @@ class ChatRenderer:
 
     def _wants_arguments_as_text(self) -> bool:
         """Some templates paste a call's arguments as text, others serialize an object: tried with a small call."""
-        call = {
-            "type": "function",
-            "id": "call00000",
-            "function": {"name": "probe", "arguments": {"probe_key": "x"}},
-        }
-        probe: list[Message] = [
-            {"role": "user", "content": "x"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        try:
-            rendered = self._render_marked(probe, None, add_generation_prompt=False).text
-        except TEMPLATE_FAILURES:
-            return self._renders_arguments_as_text(probe)
-        return "{'probe_key'" in rendered and self._renders_arguments_as_text(probe)
+        as_object = self._tried(PROBE)
+        as_text = self._tried([_with_arguments_as_text(message) for message in PROBE])
+        fails_with_objects = as_object is None or "{'probe_key'" in as_object
+        return fails_with_objects and as_text is not None and '{"probe_key"' in as_text
 
-    def _renders_arguments_as_text(self, probe: list[Message]) -> bool:
+    def _tried(self, messages: list[Message]) -> str | None:
         try:
-            probe = [_with_arguments_as_text(message) for message in probe]
-            return '{"probe_key"' in self._render_marked(probe, None, add_generation_prompt=False).text
+            return self._render_marked(messages, None, add_generation_prompt=False).text
         except TEMPLATE_FAILURES:
-            return False
+            return None
 
 
 def _with_reasoning_names(message: Message) -> Message:
@@ -151,16 +141,10 @@ def _with_reasoning_names(message: Message) -> Message:
 def _with_arguments_as_text(message: Message) -> Message:
     if "tool_calls" not in message:
         return message
-    calls = [
-        {
-            **call,
-            "function": {
-                **call["function"],
-                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-            },
-        }
-        for call in message["tool_calls"]
-    ]
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return {**message, "tool_calls": calls}
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.samples import (
-    BadRow,
-    Conversation,
-    EncodedSample,
-    LeftOut,
-    PlainText,
-    RowContent,
-    TokenRow,
-)
+from openrlhf.datasets.samples import BadRow, Conversation, EncodedSample, LeftOut, PlainText, RowContent, TokenRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
-from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns
+from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns, target_choice
 from openrlhf.errors import UserError
 
 NO_TARGETS = "no target token"
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
-
-
-def target_choice(data: DataConfig, pretrain_mode: bool) -> str:
-    """The tokens that are trained, as `--data.targets` names them, with the default resolved."""
-    if pretrain_mode:
-        return "everything"
-    return data.targets or ("all_turns" if data.multiturn else "last_turn")
 
 
 class SampleEncoder:
@@ -49,7 +35,6 @@ class SampleEncoder:
         self._targets = target_choice(data, pretrain_mode)
         self._eos_id: int = tokenizer.eos_token_id
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._renderer: ChatRenderer | None = None
 
     def encode(self, content: RowContent, row_weight: float = 1.0) -> EncodedSample:
         """Ids and mask of a row, within `max_len`; each target weighs its turn's weight times `row_weight`.
@@ -82,8 +67,6 @@ class SampleEncoder:
         return ids if len(ids) and ids[-1] == self._eos_id else np.append(ids, np.int32(self._eos_id))
 
     def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        self._open_renderer()
-        assert self._renderer is not None
         render = self._renderer.render(content.messages, content.tools)
         tokens = self._tokenize(render.text, add_special_tokens=False)
         first = self._num_doubled_bos(tokens.ids)
@@ -96,17 +79,16 @@ class SampleEncoder:
         _check_borders(render.text, starts, ends, [span for _, span in spans])
         return ids, _target_weights(starts, ends, [(content.weights[turn], span) for turn, span in spans])
 
-    def _open_renderer(self) -> None:
-        if self._renderer is None:
-            template = resolve_chat_template(self._tokenizer, self._data.tokenizer_chat_template)
-            self._renderer = ChatRenderer(self._tokenizer, template)
-            self._spans = TurnSpans(self._renderer, self._tokenizer)
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        template = resolve_chat_template(self._tokenizer, self._data.tokenizer_chat_template)
+        return ChatRenderer(self._tokenizer, template)
+
+    @cached_property
+    def _spans(self) -> TurnSpans:
+        return TurnSpans(self._renderer, self._tokenizer)
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
-        self._check_text(text)
-        return self._texts.tokenize(text, add_special_tokens)
-
-    def _check_text(self, text: str) -> None:
         try:
             text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -117,6 +99,7 @@ class SampleEncoder:
         hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
         if len(text) > hopeless and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(text):,} characters")
+        return self._texts.tokenize(text, add_special_tokens)
 
     def _num_doubled_bos(self, ids: np.ndarray) -> int:
         """1 if the text itself began with the start token that the tokenizer adds."""
@@ -130,8 +113,7 @@ class SampleEncoder:
         if cut and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(ids):,} tokens")
         ids, loss_mask = ids[:max_len], loss_mask[:max_len].copy()
-        if len(ids):
-            loss_mask[-1] = 0
+        loss_mask[-1:] = 0
         if not loss_mask.any():
             raise LeftOut(f"{NO_TARGETS} within max_len" if cut else NO_TARGETS)
         if row_weight != 1:

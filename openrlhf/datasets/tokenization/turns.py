@@ -16,12 +16,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Conversation, LeftOut, Message
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import CharSpan, MarkedRender
 
 _REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
 REMEDY = "Mark what the assistant says in the template with {% generation %}…{% endgeneration %}"
+
+
+def target_choice(data: DataConfig, pretrain_mode: bool) -> str:
+    """The tokens that are trained, as `--data.targets` names them, with the default resolved."""
+    if pretrain_mode:
+        return "everything"
+    return data.targets or ("all_turns" if data.multiturn else "last_turn")
 
 
 def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
@@ -33,10 +41,11 @@ def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
     assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not assistant:
         raise LeftOut("no assistant turn")
-    chosen = _by_choice(conversation, assistant, choice)
-    chosen = [index for index in chosen if conversation.weights[index] > 0]
+    chosen = [index for index in _by_choice(conversation, assistant, choice) if conversation.weights[index] > 0]
     for index in chosen:
-        _check_not_empty(messages[index], index)
+        says = any(messages[index].get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
+        if not says and not messages[index]["content"].strip():
+            raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
     if not chosen:
         raise LeftOut("no assistant turn to train")
     return chosen
@@ -46,22 +55,12 @@ def _by_choice(conversation: Conversation, assistant: list[int], choice: str) ->
     if choice == "last_turn":
         return assistant[-1:]
     if choice == "completion":
-        begin = _completion_begin(conversation)
+        begin = conversation.num_prompt_messages
+        if begin is None:
+            users = [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
+            begin = users[-1] + 1 if users else 0
         return [index for index in assistant if index >= begin]
     return assistant
-
-
-def _completion_begin(conversation: Conversation) -> int:
-    if conversation.num_prompt_messages is not None:
-        return conversation.num_prompt_messages
-    users = [index for index, message in enumerate(conversation.messages) if message["role"] == "user"]
-    return users[-1] + 1 if users else 0
-
-
-def _check_not_empty(message: Message, index: int) -> None:
-    says = any(message.get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
-    if not says and not message["content"].strip():
-        raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
 
 
 class TurnSpans:
@@ -70,7 +69,9 @@ class TurnSpans:
     def __init__(self, renderer: ChatRenderer, tokenizer: Any):
         self._renderer = renderer
         self._eos = tokenizer.eos_token
-        self._specials = sorted(_special_texts(tokenizer), key=len, reverse=True)
+        # Texts that the tokenizer reads as one token of their own, the longest first.
+        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        self._specials = sorted(specials, key=len, reverse=True)
 
     def of(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> list[tuple[int, CharSpan]]:
         """(message, span) of what the given messages say, closing token included, in the order of the text.
@@ -95,10 +96,9 @@ class TurnSpans:
         if self._ends_with_special(render.text[span.start : span.end]):
             return span
         region_end = max(region.end for region in render.regions[turn])
-        closing = self._special_at(render.text, span.end)
-        if closing and span.end + len(closing) <= max(region_end, span.end):
-            return CharSpan(span.start, span.end + len(closing))
-        return span
+        closing = next((special for special in self._specials if render.text.startswith(special, span.end)), "")
+        end = span.end + len(closing)
+        return CharSpan(span.start, end) if end <= region_end else span
 
     def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> CharSpan:
         region = _only_region(render, turn, is_last=turn == len(conversation.messages) - 1)
@@ -164,14 +164,6 @@ class TurnSpans:
 
     def _ends_with_special(self, text: str) -> bool:
         return text.rstrip().endswith(tuple(self._specials))
-
-    def _special_at(self, text: str, position: int) -> str | None:
-        return next((special for special in self._specials if text.startswith(special, position)), None)
-
-
-def _special_texts(tokenizer: Any) -> set[str]:
-    """Texts that the tokenizer reads as one token of their own."""
-    return {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
 
 
 def _only_region(render: MarkedRender, turn: int, is_last: bool) -> CharSpan:

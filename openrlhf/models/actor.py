@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from openrlhf.engine.parameters import whole_numel
-from openrlhf.models.attention import choose_attention
+from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.layers import LoraSettings, compile_layers
 from openrlhf.models.loading import announce_zero3, prepare_causal_lm
 from openrlhf.models.moe import expert_leaf_modules

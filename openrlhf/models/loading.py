@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention import check_causal, check_packable
+from openrlhf.models.attention.choice import check_causal, check_packable
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding

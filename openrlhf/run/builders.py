@@ -12,7 +12,7 @@ from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.models import Actor
-from openrlhf.models.attention import choose_attention
+from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import load_config
 from openrlhf.models.tensor_parallel import check_tensor_parallel

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.models.attention import causal_pack, choice, choose_attention
+from openrlhf.models.attention import causal_pack, choice
+from openrlhf.models.attention.choice import choose_attention
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import LENGTHS, make_samples
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention import ring_flash
+from openrlhf.models.attention import ring as rings
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.ring_plan import Ring
 from openrlhf.parallel.sequence_shares import sample_share
@@ -20,7 +20,7 @@ PLAIN = AttentionOptions(scaling=None)
 @pytest.fixture
 def installed(monkeypatch):
     """Both packages are there, as far as a look can tell."""
-    monkeypatch.setattr(ring_flash.importlib.util, "find_spec", lambda name: types.SimpleNamespace(name=name))
+    monkeypatch.setattr(rings.importlib.util, "find_spec", lambda name: types.SimpleNamespace(name=name))
 
 
 def ring(*sample_lengths: int, size: int = 2) -> Ring:
@@ -29,21 +29,21 @@ def ring(*sample_lengths: int, size: int = 2) -> Ring:
 
 def knows(lengths=(8, 12), dtype=torch.bfloat16, options=PLAIN) -> bool:
     rows = torch.zeros(1, 4, 10, 16, dtype=dtype)
-    return ring_flash.knows(rows, rows, options, ring(*lengths))
+    return rings.ring_flash_knows(rows, rows, options, ring(*lengths))
 
 
 def test_on_a_cpu_it_is_refused(installed):
     with pytest.raises(UserError, match="runs on CUDA only"):
-        ring_flash.require_ring_flash("cpu")
+        rings.require_ring_flash("cpu")
 
 
 def test_why_it_cannot_be_used_with_this_transformers_is_told_in_one_line(installed, monkeypatch):
     def cannot(name):
         raise ImportError("cannot import name 'is_flash_attn_greater_or_equal_2_10'\nmore lines")
 
-    monkeypatch.setattr(ring_flash.importlib, "import_module", cannot)
+    monkeypatch.setattr(rings.importlib, "import_module", cannot)
     with pytest.raises(UserError) as caught:
-        ring_flash.require_ring_flash("cuda")
+        rings.require_ring_flash("cuda")
     message = str(caught.value)
     assert "with transformers 5" in message or "with transformers 4" in message
     assert "ImportError: cannot import name 'is_flash_attn_greater_or_equal_2_10'" in message
@@ -72,7 +72,7 @@ def test_borders_and_shares_are_handed_on_in_the_packages_own_form(monkeypatch):
     monkeypatch.setitem(sys.modules, "ring_flash_attn", package)
     query = torch.randn(1, 4, 10, 16, dtype=torch.bfloat16)
     key = torch.randn(1, 2, 10, 16, dtype=torch.bfloat16)
-    output, _ = ring_flash.ring_flash_attention(None, query, key, key, None, scaling=0.5, ring=ring(8, 12))
+    output, _ = rings.ring_flash_attention(None, query, key, key, None, scaling=0.5, ring=ring(8, 12))
     assert (seen["borders"], seen["longest"], seen["causal"], seen["softmax_scale"]) == ([0, 4, 10], 6, True, 0.5)
     assert torch.equal(output, query.transpose(1, 2))
     assert [sample_share(12, rank, 2) for rank in range(2)] == [((0, 3), (9, 12)), ((3, 6), (6, 9))]

@@ -1,6 +1,7 @@
 """The choice of attention: names a user may give, what `auto` takes, what must be installed, what may be packed.
 
-A model may be trained on packs if its every layer lets a token see its own sample only.
+A model may be trained on packs if its every layer lets a token see its own sample only. Our own back ends become known
+to transformers under their names when this file is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +17,20 @@ from transformers.modeling_utils import AttentionInterface
 
 from openrlhf.engine.model_internals import carries_state, takes_any_attention, takes_borders
 from openrlhf.errors import UserError
-from openrlhf.models.attention import per_sample, ring, ring_flash, torch_varlen
+from openrlhf.models.attention.per_sample import (
+    PER_SAMPLE,
+    TORCH_VARLEN,
+    causal_mask_unwritten,
+    per_sample_attention,
+    torch_varlen_attention,
+)
+from openrlhf.models.attention.ring import (
+    RING,
+    RING_FLASH,
+    require_ring_flash,
+    ring_attention,
+    ring_flash_attention,
+)
 
 FLAG = "--ds.attn_implementation"
 _PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
@@ -31,18 +45,14 @@ _FASTEST_FLASH_FIRST = ("flash_attention_3", "flash_attention_2")
 _PACKABLE_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _REMEDY = "Remove --ds.packing_samples (and --ds.ring_attn_size) to train it on padded batches."
 _OURS: dict[str, Callable[..., Any]] = {
-    per_sample.NAME: per_sample.per_sample_attention,
-    torch_varlen.NAME: torch_varlen.torch_varlen_attention,
-    ring.NAME: ring.ring_attention,
-    ring_flash.NAME: ring_flash.ring_flash_attention,
+    PER_SAMPLE: per_sample_attention,
+    TORCH_VARLEN: torch_varlen_attention,
+    RING: ring_attention,
+    RING_FLASH: ring_flash_attention,
 }
-
-
-def register_attentions() -> None:
-    """Makes our back ends known to transformers under their names."""
-    for name, attention in _OURS.items():
-        AttentionInterface.register(name, torch.compiler.disable(attention))  # loops over samples: nothing to fuse
-        AttentionMaskInterface.register(name, per_sample.causal_mask_unwritten)
+for _name, _attention in _OURS.items():
+    AttentionInterface.register(_name, torch.compiler.disable(_attention))  # loops over samples: nothing to fuse
+    AttentionMaskInterface.register(_name, causal_mask_unwritten)
 
 
 def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) -> str | None:
@@ -63,10 +73,10 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) 
         return _best_packed(device_type) if packed else None
     if name in _FLASH_PACKAGES:
         _require_flash(name, device_type)
-    elif name == ring_flash.NAME:
+    elif name == RING_FLASH:
         raise UserError(f"{FLAG} {name} shares packs over ranks: add --ds.ring_attn_size and --ds.packing_samples.")
-    elif name == torch_varlen.NAME and device_type != "cuda":
-        raise UserError(f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {per_sample.NAME} or auto.")
+    elif name == TORCH_VARLEN and device_type != "cuda":
+        raise UserError(f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {PER_SAMPLE} or auto.")
     elif "/" in name:
         _require_kernels(name)
     elif name not in _PLAIN and name not in _OURS:
@@ -96,24 +106,24 @@ def check_causal(model: PreTrainedModel) -> None:
 
 
 def _choose_for_ring(name: str, device_type: str, packed: bool) -> str:
-    if name not in ("auto", ring.NAME, ring_flash.NAME):
+    if name not in ("auto", RING, RING_FLASH):
         raise UserError(
-            f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use {ring.NAME}, "
-            f"{ring_flash.NAME} or auto."
+            f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use {RING}, "
+            f"{RING_FLASH} or auto."
         )
     if not packed:
         raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
-    if name == ring_flash.NAME:
-        ring_flash.require_ring_flash(device_type)
+    if name == RING_FLASH:
+        require_ring_flash(device_type)
         return name
-    return ring.NAME
+    return RING
 
 
 def _best_packed(device_type: str) -> str:
     if device_type != "cuda":
-        return per_sample.NAME
+        return PER_SAMPLE
     installed = (name for name in _FASTEST_FLASH_FIRST if _is_installed(_FLASH_PACKAGES[name][0]))
-    return next(installed, torch_varlen.NAME)
+    return next(installed, TORCH_VARLEN)
 
 
 def _require_flash(name: str, device_type: str) -> None:

@@ -90,16 +90,18 @@ class CudaFlashKernel:
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, block: Block, options: AttentionOptions
     ) -> tuple[Tensor, Tensor]:
-        parts = (part.contiguous() for part in (query, key, value))
+        query, key, value = (part.contiguous() for part in (query, key, value))
         borders = _borders(block, query.device)
-        output, log_sum_exp = cuda_flash(*parts, borders=borders, is_causal=block.is_causal, scale=options.scaling)
+        output, log_sum_exp = cuda_flash(query, key, value, borders, block.is_causal, options.scaling)
         return output, log_sum_exp.transpose(0, 1)
 
     def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
         by_head = saved._replace(log_sum_exp=saved.log_sum_exp.transpose(0, 1))
-        parts = (part.contiguous() for part in by_head)
-        borders = _borders(block, saved.query.device)
-        return cuda_flash_backward(*parts, borders=borders, is_causal=block.is_causal, scale=options.scaling)
+        grad, query, key, value, output, log_sum_exp = (part.contiguous() for part in by_head)
+        borders = _borders(block, query.device)
+        return cuda_flash_backward(
+            grad, query, key, value, output, log_sum_exp, borders, block.is_causal, options.scaling
+        )
 
 
 class ProductKernel:

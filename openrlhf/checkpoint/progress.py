@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, fields
 
 from openrlhf.errors import UserError
 
+_NEWER_FIELDS = {"num_evals_since_best"}  # checkpoints of version 0.1.0 lack them
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -31,13 +33,13 @@ class TrainingProgress:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainingProgress":
-        """Inverse of `to_json`; a field that an older version did not store has its default.
+        """Inverse of `to_json`; a newer field that an older version did not store has its default.
 
-        Raises UserError where the text is of a later version of this library.
+        Raises UserError where the text is of another version of this library.
         """
         values = json.loads(text)
         known = {field.name for field in fields(cls)}
-        if not set(values) <= known:
+        if not known - _NEWER_FIELDS <= set(values) <= known:
             raise UserError(
                 f"The stored progress has the fields {sorted(values)}, this version knows {sorted(known)}. "
                 "Resume with the version of openrlhf that wrote the checkpoint (its manifest.json names it)."

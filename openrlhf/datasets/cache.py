@@ -28,16 +28,14 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 
 
-def default_cache_dir() -> Path:
-    """`$OPENRLHF_CACHE`, else `openrlhf` in the user's cache folder."""
-    if "OPENRLHF_CACHE" in os.environ:
-        return Path(os.environ["OPENRLHF_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "openrlhf" / "datasets"
-
-
 def open_cache_dir(cache_dir: str | Path | None) -> Path:
-    """The cache folder, made if need be; raises UserError if it cannot be written."""
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    """The cache folder, made if need be: the given one, else `$OPENRLHF_CACHE`, else one in the user's cache folder.
+
+    Raises UserError if it cannot be written.
+    """
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    usual = os.environ.get("OPENRLHF_CACHE", user_cache / "openrlhf" / "datasets")
+    folder = Path(usual if cache_dir is None else cache_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{uuid.uuid4().hex}"
@@ -50,10 +48,8 @@ def open_cache_dir(cache_dir: str | Path | None) -> Path:
     return folder
 
 
-def prepared_folder(
-    cache_dir: Path, key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]
-) -> tuple[Path, bool]:
-    """The folder of `key`, and whether it was made now (by this process).
+def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
+    """The folder of `key`, made now unless it is whole already.
 
     Args:
         make: fills an empty folder; may raise UserError, which every waiting process raises too.
@@ -62,13 +58,13 @@ def prepared_folder(
     folder, waiting = cache_dir / key, _Wait(cache_dir / f"{key}.lock", cache_dir / f"{key}.failed")
     while True:
         if folder.is_dir() and is_whole(folder):
-            return folder, False
+            return folder
         if _take_lock(waiting.lock):
             with _held(waiting.lock):
                 if folder.is_dir() and is_whole(folder):
-                    return folder, False
+                    return folder
                 _make_aside(folder, make, waiting.failure)
-                return folder, True
+                return folder
         waiting.once()
 
 
@@ -105,9 +101,10 @@ class _Wait:
         if failed is not None and failed != self._first_failure:
             raise UserError(*json.loads(self.failure.read_text(encoding="utf-8")))
         if self._is_stale():
-            with contextlib.suppress(FileNotFoundError):
-                self.lock.rename(self.lock.with_name(f"{self.lock.name}.stale-{uuid.uuid4().hex[:8]}"))
-            _remove_stale(self.lock)
+            stale = self.lock.with_name(f"{self.lock.name}.stale-{uuid.uuid4().hex[:8]}")
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                self.lock.rename(stale)
+                stale.unlink()
 
     def _is_stale(self) -> bool:
         """Judged by what this process saw change, never by comparing two machines' clocks."""
@@ -166,11 +163,6 @@ def _owner_is_gone(owner: str) -> bool:
     except PermissionError:
         pass
     return False
-
-
-def _remove_stale(lock: Path) -> None:
-    for stale in lock.parent.glob(f"{lock.name}.stale-*"):
-        stale.unlink(missing_ok=True)
 
 
 def _modified_ns(path: Path) -> int | None:

@@ -12,7 +12,7 @@ import xxhash
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.config import DataConfig
-from openrlhf.datasets.sources import Source
+from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.tokenization.chat_template import template_text
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other ids or masks

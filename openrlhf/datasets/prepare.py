@@ -18,10 +18,9 @@ from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
 from openrlhf.datasets.problems import FIRST_ROWS, BadRows, readable_rows
 from openrlhf.datasets.report import DataReport, SourceReport
-from openrlhf.datasets.sources import Source, open_sources
-from openrlhf.datasets.sources.blocks import SourceBlock
+from openrlhf.datasets.sources.find import Source, open_sources
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
-from openrlhf.datasets.sources.tables import Table, first_row, first_rows
+from openrlhf.datasets.sources.tables import Table
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
@@ -68,13 +67,14 @@ def prepare_sources(
         tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
     folder = open_cache_dir(data.cache_dir)
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, choice.as_key(), folder)
-
-    def make(target: Path) -> None:
-        _Preparation(sources, tokenizer, data, pretrain_mode, choice, fingerprint).run(target)
-
-    prepared, _ = prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole)
-    samples = PreparedSamples(prepared)
-    _check_bad_rows_again(samples.report, data)
+    make = _Preparation(sources, tokenizer, data, pretrain_mode, choice, fingerprint).run
+    samples = PreparedSamples(prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole))
+    report = samples.report
+    if report.num_bad_rows > data.max_bad_rows:  # it was prepared under a higher limit
+        raise UserError(
+            f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {data.max_bad_rows}):",
+            *report.bad_rows,
+        )
     return samples
 
 
@@ -107,20 +107,18 @@ class _Preparation:
 
     def run(self, folder: Path) -> None:
         """Fills the folder."""
-        formats = self._find_formats()
+        tasks = self._tasks(self._find_formats())
         encode = BlockEncoder(self.tokenizer, self.data, self.pretrain_mode)
-        writer = SampleWriter(folder)
-        try:
-            for result in encode_blocks(self._tasks(formats), encode, self.data.num_processors):
-                self._take(result, writer)
-            self._finish()
-        except BaseException:
-            writer.abandon()
-            raise
+        with SampleWriter(folder) as writer:
+            for result in encode_blocks(tasks, encode, self.data.num_processors):
+                self._count(result)
+                if result.samples is not None:
+                    writer.append(result.samples)
+        self._finish()
         # Rows with weights were trained without them once: a run that did so is another run.
         fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
-        writer.close(self.report, {"fingerprint": fingerprint, "table_names": table_names})
+        writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
 
     def _find_formats(self) -> list[str]:
         """The format of each table; raises UserError of every table that is empty or in no known format."""
@@ -139,9 +137,8 @@ class _Preparation:
         return names
 
     def _format_of(self, table: Table) -> str:
-        row, number = first_row(table)
-        if row is not None:
-            name = find_format(row, self.data, table.row_name(number), self.pretrain_mode).name
+        for number, row in table.first_rows(FIRST_ROWS):
+            name = find_format(row, self.data, table.row_name(number), self.pretrain_mode)
             return self._mask_convention(table) if name == "tokenized" and "loss_mask" in row else name
         for _ in readable_rows([table]):  # tells the reasons, if there are rows at all
             pass
@@ -149,7 +146,9 @@ class _Preparation:
 
     def _mask_convention(self, table: Table) -> str:
         """`tokenized` or `tokenized_by_token`: as the user says, else the one that the first rows' masks fit."""
-        if self.data.format != "auto" or not tokenized.stand_beside_tokens(first_rows(table, FIRST_ROWS)):
+        if self.data.format != "auto" or not tokenized.stand_beside_tokens(
+            row for _, row in table.first_rows(FIRST_ROWS)
+        ):
             return "tokenized"
         self.report.notes.append(
             f"{table.name}: loss_mask ends with 1, so entry t is taken to judge token t itself, not token t+1 "
@@ -167,7 +166,7 @@ class _Preparation:
 
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
-        taken_rows = self._rows_by_share()
+        chosen = self._rows_by_share()
         num_left = self.choice.max_samples
         position = [0] * len(self.sources)
         for number, table in enumerate(self.tables):
@@ -175,47 +174,48 @@ class _Preparation:
             for block in table.blocks():
                 if num_left == 0:
                     return
-                size = len(block.numbers)
-                taken = None if taken_rows is None else _flags(taken_rows[source], position[source], size)
-                taken, num_left = _up_to(num_left, taken, size)
-                position[source] += size
+                start, end = position[source], position[source] + len(block.numbers)
+                taken = np.ones(end - start, dtype=bool) if chosen is None else _flags(chosen[source], start, end)
+                if num_left is not None:
+                    taken &= np.cumsum(taken) <= num_left
+                    num_left -= int(taken.sum())
+                position[source] = end
                 yield EncodingTask(number, formats[number], block, taken)
 
     def _rows_by_share(self) -> list[np.ndarray] | None:
         shares = self.choice.shares
         if shares is None:
             return None
-        counts = [sum(len(block.numbers) for block in _blocks(source)) for source in self.sources]
+        counts = [
+            sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
+        ]
         taken = rows_to_take(counts, shares)
         return [chosen_rows(counts[i], taken[i], self.choice.seed, i) for i in range(len(counts))]
 
-    def _take(self, result: BlockResult, writer: SampleWriter) -> None:
-        """Writes a block's samples and adds its counts."""
-        source = self.report.sources[self.source_of[result.table]]
+    def _count(self, result: BlockResult) -> None:
+        """Adds a block's counts to the report."""
+        report, source = self.report, self.report.sources[self.source_of[result.table]]
         source.num_rows += result.num_rows
         source.num_rows_taken += result.num_rows_taken
-        source.num_samples += len(result.samples)
-        self.report.num_samples += len(result.samples)
-        self.report.num_tokens += int(result.samples.lengths.sum())
-        self.report.num_target_tokens += int(result.samples.num_targets.sum())
-        self.report.num_cut += int(result.samples.was_cut.sum())
-        self.report.num_weighted += int(result.samples.is_weighted.sum())
         for reason, count in result.left_out.items():
-            self.report.left_out[reason] = self.report.left_out.get(reason, 0) + count
-        for number, reason in result.bad_rows:
-            self.bad_rows.add(self.tables[result.table].row_name(number), reason)
-        self.bad_rows.check(self.report.num_rows)
-        if self.report.turn_end_id is None and target_choice(self.data, self.pretrain_mode) != "everything":
-            self._note_turn_end(result)
-        writer.append(result.samples, result.table, result.rows)
+            report.left_out[reason] = report.left_out.get(reason, 0) + count
+        for number, bad_row in result.bad_rows:
+            self.bad_rows.add(self.tables[result.table].row_name(number), bad_row)
+        self.bad_rows.check(report.num_rows)
+        if (samples := result.samples) is not None:
+            source.num_samples += len(samples.num_tokens)
+            report.num_samples += len(samples.num_tokens)
+            report.num_tokens += int(samples.num_tokens.sum())
+            report.num_target_tokens += int(samples.num_targets.sum())
+            report.num_cut += samples.num_cut
+            report.num_weighted += samples.num_weighted
+            if report.turn_end_id is None and samples.turn_end_id is not None:
+                self._note_turn_end(samples.turn_end_id)
 
-    def _note_turn_end(self, result: BlockResult) -> None:
+    def _note_turn_end(self, end_id: int) -> None:
         """The token that answers end with: a model stops there, so generation has to stop there."""
-        whole = np.flatnonzero(~result.samples.was_cut)
-        if not len(whole):
+        if target_choice(self.data, self.pretrain_mode) == "everything":
             return
-        sample = result.samples.sample(int(whole[0]))
-        end_id = int(sample.input_ids[np.flatnonzero(sample.loss_mask)[-1] + 1])
         self.report.turn_end_id, self.report.turn_end = end_id, self.tokenizer.decode([end_id])
         if end_id == self.tokenizer.eos_token_id:
             return
@@ -235,31 +235,16 @@ class _Preparation:
             raise UserError(_nothing_to_train(self.report, self.data))
 
 
-def _blocks(source: Source) -> Iterator[SourceBlock]:
-    return (block for table in source.tables for block in table.blocks())
-
-
-def _flags(rows: np.ndarray, start: int, size: int) -> list[bool]:
-    """For each row from `start` to `start + size`: whether it is among the chosen ones (sorted)."""
-    first, last = np.searchsorted(rows, [start, start + size])
-    flags = np.zeros(size, dtype=bool)
+def _flags(rows: np.ndarray, start: int, end: int) -> np.ndarray:
+    """For each row from `start` to `end`: whether it is among the chosen ones (sorted)."""
+    first, last = np.searchsorted(rows, [start, end])
+    flags = np.zeros(end - start, dtype=bool)
     flags[rows[first:last] - start] = True
-    return flags.tolist()
-
-
-def _up_to(num_left: int | None, taken: list[bool] | None, size: int) -> tuple[list[bool] | None, int | None]:
-    """Takes no more than `num_left` rows; returns what is left after them."""
-    if num_left is None:
-        return taken, None
-    flags = []
-    for is_taken in taken or [True] * size:
-        flags.append(is_taken and num_left > 0)
-        num_left -= flags[-1]
-    return flags, num_left
+    return flags
 
 
 def _mixed_shapes(source: Source, first: Table, first_name: str, other: Table, other_name: str) -> str:
-    ours, theirs = set(first_row(first)[0] or ()), set(first_row(other)[0] or ())
+    ours, theirs = (set(next(table.first_rows(FIRST_ROWS))[1]) for table in (first, other))
     return (
         f"{source.name} mixes shapes: {other.name} ({other_name}) differs from {first.name} ({first_name}): "
         f"it has {_quoted(theirs - ours)} and lacks {_quoted(ours - theirs)}. "
@@ -276,18 +261,6 @@ def _nothing_to_train(report: DataReport, data: DataConfig) -> str:
     if report.num_bad_rows:
         reasons.append(f"{report.num_bad_rows:,} unusable")
     told = "; ".join(reasons) or "there was none"
-    remedy = f" Raise --data.max_len (now {data.max_len})." if _is_about_length(report) else ""
+    is_about_length = any("max_len" in reason for reason in report.left_out)
+    remedy = f" Raise --data.max_len (now {data.max_len})." if is_about_length else ""
     return f"None of the {report.num_rows:,} rows can be trained: {told}.{remedy}"
-
-
-def _is_about_length(report: DataReport) -> bool:
-    return any("max_len" in reason for reason in report.left_out)
-
-
-def _check_bad_rows_again(report: DataReport, data: DataConfig) -> None:
-    """Prepared data that was made under a higher limit obeys the lower one of this run."""
-    if report.num_bad_rows > data.max_bad_rows:
-        raise UserError(
-            f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {data.max_bad_rows}):",
-            *report.bad_rows,
-        )

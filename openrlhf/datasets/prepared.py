@@ -6,6 +6,7 @@ A sample's weights lie in `weights`, which is empty where every target of its bl
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from openrlhf.datasets.report import DataReport
-from openrlhf.datasets.samples import EncodedSample, SampleBlock
+from openrlhf.datasets.samples import EncodedSample
 
-SAMPLES, TOKENS, TARGETS, REPORT, META = (
-    "samples.arrow",
-    "num_tokens.i32",
-    "num_targets.i32",
-    "report.json",
-    "meta.json",
-)
+SAMPLES, TOKENS, TARGETS = "samples.arrow", "num_tokens.i32", "num_targets.i32"
+REPORT, META = "report.json", "meta.json"
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.large_list(pa.int32())),
@@ -34,8 +30,57 @@ SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class SampleBatch:
+    """N samples as a record batch (it goes between processes, and to disk, faster than many), and facts about them.
+
+    Attributes:
+        columns: rows of `SCHEMA`.
+        num_tokens, num_targets: of each sample, `(N,)` int32.
+        num_cut, num_weighted: how many samples were cut, and have a weight other than 1.
+        turn_end_id: the last target of the first sample that was not cut; None if all were.
+    """
+
+    columns: pa.RecordBatch
+    num_tokens: np.ndarray
+    num_targets: np.ndarray
+    num_cut: int
+    num_weighted: int
+    turn_end_id: int | None
+
+    @classmethod
+    def of(cls, samples: list[EncodedSample], table: int, rows: list[int]) -> SampleBatch:
+        """At least one sample, each of one token at least, of one table; `rows` are their row numbers."""
+        num_tokens = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
+        whole = next((sample for sample in samples if not sample.was_cut), None)
+        return cls(
+            columns=_columns(samples, num_tokens, table, rows),
+            num_tokens=num_tokens,
+            num_targets=np.array([np.count_nonzero(sample.loss_mask) for sample in samples], dtype=np.int32),
+            num_cut=sum(sample.was_cut for sample in samples),
+            num_weighted=sum(sample.is_weighted for sample in samples),
+            turn_end_id=None if whole is None else int(whole.input_ids[np.flatnonzero(whole.loss_mask)[-1] + 1]),
+        )
+
+
+def _columns(samples: list[EncodedSample], num_tokens: np.ndarray, table: int, rows: list[int]) -> pa.RecordBatch:
+    offsets = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
+    loss_mask = np.concatenate([sample.loss_mask for sample in samples])  # float32 if any sample is weighted
+    has_weights = loss_mask.dtype == np.float32
+    weights = loss_mask if has_weights else np.zeros(0, np.float32)
+    columns = [
+        pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.input_ids for sample in samples])),
+        pa.LargeListArray.from_arrays(offsets, (loss_mask > 0).astype(np.uint8)),
+        pa.LargeListArray.from_arrays(offsets if has_weights else np.zeros_like(offsets), weights),
+        pa.array([sample.row_weight for sample in samples], pa.float32()),
+        pa.array(np.full(len(samples), table, dtype=np.int32)),
+        pa.array(rows, pa.int64()),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
 class SampleWriter:
-    """Appends samples, a record batch at a time; `close` writes what makes the folder whole."""
+    """Appends samples, a record batch at a time, in a `with` block; `finish` writes what makes the folder whole."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -45,39 +90,25 @@ class SampleWriter:
         self._targets = (folder / TARGETS).open("wb")
         self._batch_sizes: list[int] = []
 
-    def append(self, samples: SampleBlock, table: int, rows: list[int]) -> None:
-        """Adds samples of one table; `rows` are their row numbers."""
-        if not len(samples):
-            return
-        offsets = np.concatenate([[0], np.cumsum(samples.lengths, dtype=np.int64)])
-        has_weights = bool(samples.is_weighted.any())
-        weights = samples.loss_mask if has_weights else np.zeros(0, np.float32)
-        columns = [
-            pa.LargeListArray.from_arrays(offsets, samples.input_ids),
-            pa.LargeListArray.from_arrays(offsets, (samples.loss_mask > 0).astype(np.uint8)),
-            pa.LargeListArray.from_arrays(offsets if has_weights else np.zeros_like(offsets), weights),
-            pa.array(samples.row_weights),
-            pa.array(np.full(len(samples), table, dtype=np.int32)),
-            pa.array(rows, pa.int64()),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-        self._tokens.write(samples.lengths.tobytes())
-        self._targets.write(samples.num_targets.tobytes())
-        self._batch_sizes.append(len(samples))
+    def __enter__(self) -> SampleWriter:
+        return self
 
-    def close(self, report: DataReport, meta: dict[str, Any]) -> None:
-        """Ends the files and writes the report; `meta` (table names, fingerprint) is kept beside them."""
-        self.abandon()
+    def __exit__(self, *_: Any) -> None:
+        for file in (self._writer, self._file, self._tokens, self._targets):
+            file.close()
+
+    def append(self, samples: SampleBatch) -> None:
+        self._writer.write_batch(samples.columns)
+        self._tokens.write(samples.num_tokens.tobytes())
+        self._targets.write(samples.num_targets.tobytes())
+        self._batch_sizes.append(len(samples.num_tokens))
+
+    def finish(self, report: DataReport, meta: dict[str, Any]) -> None:
+        """Writes the report, and `meta` (table names, fingerprint) beside it, behind the `with` block."""
         report.write(self._folder / REPORT)
         sizes_bytes = {name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)}
         meta = {**meta, "batch_sizes": self._batch_sizes, "sizes_bytes": sizes_bytes}
         (self._folder / META).write_text(json.dumps(meta), encoding="utf-8")
-
-    def abandon(self) -> None:
-        """Closes the files as they are."""
-        self._writer.close()
-        for file in (self._file, self._tokens, self._targets):
-            file.close()
 
 
 def is_whole(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The content of a row (one of four small types), the sample it becomes, and why it may become none."""
+"""The content of a row (one of three small types), the sample it becomes, and why it may become none."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text of which every token after the first is a target."""
+    """Text that is tokenized as it is.
+
+    Attributes:
+        text: a prompt and its answer, or text alone.
+        num_prompt_characters: behind them, the answer's tokens and one end token are targets; None: every token after
+            the first is.
+    """
 
     text: str
-
-
-@dataclass(frozen=True)
-class PromptAnswer:
-    """A prompt and its answer as plain text: the answer's tokens and one end token are targets."""
-
-    prompt: str
-    answer: str
+    num_prompt_characters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class TokenRow:
     loss_mask: list[int]
 
 
-RowContent = PlainText | PromptAnswer | Conversation | TokenRow
+RowContent = PlainText | Conversation | TokenRow
 
 
 @dataclass(frozen=True)
@@ -74,56 +73,6 @@ class EncodedSample:
     @property
     def is_weighted(self) -> bool:
         return self.loss_mask.dtype == np.float32
-
-
-@dataclass(frozen=True)
-class SampleBlock:
-    """N samples end to end: a few arrays go between processes, and to disk, faster than many.
-
-    Attributes:
-        input_ids, loss_mask: of all samples, `(tokens,)` each; the mask is float32 if any sample is weighted.
-        lengths, num_targets: of each sample, `(N,)` int32.
-        row_weights: of each sample, `(N,)` float32.
-        was_cut, is_weighted: of each sample, `(N,)` bool.
-    """
-
-    input_ids: np.ndarray
-    loss_mask: np.ndarray
-    lengths: np.ndarray
-    num_targets: np.ndarray
-    row_weights: np.ndarray
-    was_cut: np.ndarray
-    is_weighted: np.ndarray
-
-    @classmethod
-    def of(cls, samples: list[EncodedSample]) -> SampleBlock:
-        """The samples, each of one token at least, in their order."""
-        lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
-        loss_mask = _joined([sample.loss_mask for sample in samples], np.uint8)
-        firsts = np.cumsum(lengths) - lengths
-        return cls(
-            input_ids=_joined([sample.input_ids for sample in samples], np.int32),
-            loss_mask=loss_mask,
-            lengths=lengths,
-            num_targets=np.add.reduceat(loss_mask > 0, firsts, dtype=np.int32) if samples else np.zeros(0, np.int32),
-            row_weights=np.array([sample.row_weight for sample in samples], dtype=np.float32),
-            was_cut=np.array([sample.was_cut for sample in samples], dtype=bool),
-            is_weighted=np.array([sample.is_weighted for sample in samples], dtype=bool),
-        )
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def sample(self, index: int) -> EncodedSample:
-        end = int(self.lengths[: index + 1].sum())
-        place = slice(end - int(self.lengths[index]), end)
-        return EncodedSample(
-            self.input_ids[place], self.loss_mask[place], bool(self.was_cut[index]), float(self.row_weights[index])
-        )
-
-
-def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
 class BadRow(Exception):

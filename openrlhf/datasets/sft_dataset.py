@@ -29,6 +29,7 @@ class SFTDataset(torch.utils.data.Dataset):
     Attributes:
         num_tokens: length of each sample, `(len,)` int32.
         num_target_tokens: targets of each sample (their weight is above 0), `(len,)` int32.
+        pretrain_mode: whether every token is a target.
         fingerprint: changes when the rows, the tokenizer, the template or a setting changes.
         report: counts of the rows and of the samples made of them.
     """
@@ -60,17 +61,19 @@ class SFTDataset(torch.utils.data.Dataset):
             num_processors=num_processors,
             multiturn=multiturn,
         )
-        self._open(prepare_sources([_source(dataset)], tokenizer, data, pretrain_mode), tokenizer)
+        samples = prepare_sources([_source(dataset)], tokenizer, data, pretrain_mode)
+        self._open(samples, tokenizer, pretrain_mode)
 
     @classmethod
-    def from_prepared(cls, samples: PreparedSamples, tokenizer: Any) -> SFTDataset:
+    def from_prepared(cls, samples: PreparedSamples, tokenizer: Any, pretrain_mode: bool = False) -> SFTDataset:
         """The data set of samples that are on disk already."""
         dataset = cls.__new__(cls)
-        dataset._open(samples, tokenizer)
+        dataset._open(samples, tokenizer, pretrain_mode)
         return dataset
 
-    def _open(self, samples: PreparedSamples, tokenizer: Any) -> None:
+    def _open(self, samples: PreparedSamples, tokenizer: Any, pretrain_mode: bool) -> None:
         self.samples = samples
+        self.pretrain_mode = pretrain_mode
         self.num_tokens: np.ndarray = samples.num_tokens
         self.num_target_tokens: np.ndarray = samples.num_target_tokens
         self.fingerprint: str = samples.fingerprint
@@ -115,7 +118,8 @@ def prepare_sft_dataset(data: DataConfig, tokenizer: Any, *, pretrain_mode: bool
 
     Raises UserError if a source is not there, too many rows are unusable, or no row can be trained.
     """
-    return SFTDataset.from_prepared(prepare_from_config(data, tokenizer, pretrain_mode, seed), tokenizer)
+    samples = prepare_from_config(data, tokenizer, pretrain_mode, seed)
+    return SFTDataset.from_prepared(samples, tokenizer, pretrain_mode)
 
 
 def _source(dataset: Any) -> Source:

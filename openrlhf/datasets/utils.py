@@ -12,7 +12,7 @@ from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
 from openrlhf.datasets.problems import readable_rows
 from openrlhf.datasets.samples import Row
-from openrlhf.datasets.sources import Source, open_sources
+from openrlhf.datasets.sources.find import Source, open_sources
 from openrlhf.datasets.sources.mixing import chosen_rows, parse_probabilities, rows_to_take
 from openrlhf.datasets.sources.tables import DatasetTable
 from openrlhf.errors import UserError
@@ -86,7 +86,7 @@ def _rows_of(source: Source, cache_dir: Path) -> Any:
         return source.tables[0].dataset
     known = known_hashes(cache_dir)
     key = "rows-" + hash_of([[table.name, table.content_hash(known)] for table in source.tables])
-    folder, _ = prepared_folder(cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole)
+    folder = prepared_folder(cache_dir, key, lambda folder: _write_rows(source, folder / ROWS_FILE), _is_whole)
     return datasets.Dataset.from_file(str(folder / ROWS_FILE))
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS
 from openrlhf.datasets.formats.columns import row_weight
-from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row, SampleBlock
-from openrlhf.datasets.sources.blocks import SourceBlock
+from openrlhf.datasets.prepared import SampleBatch
+from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Row
+from openrlhf.datasets.sources.readers import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 
 ZERO_WEIGHT = "weight 0"
@@ -23,23 +27,22 @@ NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big 
 
 @dataclass(frozen=True)
 class EncodingTask:
-    """One block to encode: of which table, in which format, and which of its rows (None: all)."""
+    """One block to encode: of which table, in which format, and which of its rows, `(rows,)` bool."""
 
     table: int
     format_name: str
     block: SourceBlock
-    taken: list[bool] | None = None
+    taken: np.ndarray
 
 
 @dataclass
 class BlockResult:
-    """The samples of a block's rows, and the reasons of those that became none."""
+    """The samples of a block's rows (None: they became none), and the reasons of the other rows."""
 
     table: int
-    num_rows: int = 0
-    num_rows_taken: int = 0
-    samples: SampleBlock = field(default_factory=lambda: SampleBlock.of([]))
-    rows: list[int] = field(default_factory=list)
+    num_rows: int
+    num_rows_taken: int
+    samples: SampleBatch | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     bad_rows: list[tuple[int, str]] = field(default_factory=list)
 
@@ -52,53 +55,46 @@ class BlockEncoder:
         self._encoder = SampleEncoder(tokenizer, data, pretrain_mode)
 
     def __call__(self, task: EncodingTask) -> BlockResult:
-        result, samples = BlockResult(task.table), []
-        read = FORMATS[task.format_name].read
-        taken = task.taken or [True] * len(task.block.numbers)
-        for number, row, is_taken in zip(task.block.numbers, task.block.rows(), taken, strict=True):
-            result.num_rows += 1
-            if is_taken:
-                result.num_rows_taken += 1
-                samples += self._encode_row(read, number, row, result)
-        result.samples = SampleBlock.of(samples)
+        result = BlockResult(task.table, len(task.taken), int(task.taken.sum()))
+        samples: list[EncodedSample] = []
+        numbers: list[int] = []
+        for number, row in itertools.compress(zip(task.block.numbers, task.block.rows(), strict=True), task.taken):
+            try:
+                samples.append(self._encode(row, task.format_name))
+                numbers.append(number)
+            except BadRow as problem:
+                result.bad_rows.append((number, str(problem)))
+            except LeftOut as reason:
+                result.left_out[str(reason)] += 1
+        if samples:
+            result.samples = SampleBatch.of(samples, task.table, numbers)
         return result
 
-    def _encode_row(self, read: Callable, number: int, row: Row | BadRow, result: BlockResult) -> list[EncodedSample]:
-        """The row's sample, if it becomes one; else the reason is kept in `result`."""
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            weight = row_weight(row, self._data)
-            if weight == 0:
-                raise LeftOut(ZERO_WEIGHT)
-            sample = self._encoder.encode(read(row, self._data), weight)
-        except BadRow as problem:
-            result.bad_rows.append((number, str(problem)))
-        except LeftOut as reason:
-            result.left_out[str(reason)] += 1
-        else:
-            result.rows.append(number)
-            return [sample]
-        return []
+    def _encode(self, row: Row | BadRow, format_name: str) -> EncodedSample:
+        if isinstance(row, BadRow):
+            raise row
+        weight = row_weight(row, self._data)
+        if weight == 0:
+            raise LeftOut(ZERO_WEIGHT)
+        return self._encoder.encode(FORMATS[format_name](row, self._data), weight)
 
 
 def encode_blocks(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_processors: int) -> Iterator[BlockResult]:
     """Results in the order of the tasks. At most `num_processors` processes, none for a small data set."""
-    for _ in range(NUM_BLOCKS_INLINE):
-        task = next(tasks, None)
-        if task is None:
-            return
-        yield encode(task)
+    yield from map(encode, itertools.islice(tasks, NUM_BLOCKS_INLINE))
     num_workers = min(num_processors, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if num_workers <= 1:
         yield from map(encode, tasks)
-    else:
-        yield from _encode_in_pool(tasks, encode, num_workers)
+    elif (first := next(tasks, None)) is not None:
+        yield from _encode_in_pool(itertools.chain([first], tasks), encode, num_workers)
 
 
 def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_workers: int) -> Iterator[BlockResult]:
+    # Forked where that is possible: a worker then starts at once and needs nothing sent.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
     ahead: deque[Future[BlockResult]] = deque()
-    with _pool(num_workers, encode) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encode,)) as pool:
         try:
             for task in tasks:
                 ahead.append(pool.submit(_encode_in_worker, task))
@@ -109,13 +105,6 @@ def _encode_in_pool(tasks: Iterator[EncodingTask], encode: BlockEncoder, num_wor
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def _pool(num_workers: int, encode: BlockEncoder) -> ProcessPoolExecutor:
-    """Forked where that is possible: a worker then starts at once and needs nothing sent."""
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(encode,))
 
 
 _worker_encoder: BlockEncoder | None = None

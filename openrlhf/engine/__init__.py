@@ -1,1 +1,1 @@
-"""All that knows DeepSpeed: configuration, engine, optimizers, parameters; its patches stand in `patches/`."""
+"""All that knows DeepSpeed, and the parts of torch and transformers that are not documented; patches in `patches/`."""

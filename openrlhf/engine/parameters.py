@@ -133,5 +133,5 @@ def _parameters_once(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _shards_of(parameter: Tensor) -> dict[str, Any]:
-    """What AutoTP notes of a parameter: `partition_dim`, `partition_sizes`, `logical_shape`; empty for others."""
+    """AutoTP's note on a parameter: `partition_dim`, `partition_sizes`, `logical_shape`; empty for others."""
     return getattr(parameter, _SHARDS, {})

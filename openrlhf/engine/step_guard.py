@@ -36,7 +36,7 @@ NOT_FINITE = "the gradient norm is not finite"
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of an optimizer step; the same on every rank."""
+    """Whether an optimizer step was applied, and why not; the same on every rank."""
 
     grad_norm: float  # global, before clipping; inf or nan where it was not finite
     is_applied: bool

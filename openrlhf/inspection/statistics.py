@@ -67,7 +67,7 @@ def statistics_of(dataset: SFTDataset, batching: Batching) -> Statistics:
     schedule = StepSchedule(len(dataset), batching.batch_size, batching.seed)
     steps = np.unique(np.linspace(0, schedule.steps_per_epoch - 1, MAX_WINDOWS).astype(int)).tolist()
     windows = [schedule.window(0, step).rows for step in steps]
-    layouts = [batching.layout(lengths[rows].tolist(), batching.num_data_ranks) for rows in windows]
+    layouts = [batching.layout(lengths[rows, None].tolist(), batching.num_data_ranks) for rows in windows]
     micro_batches = [
         lengths[rows[list(places)]]
         for rows, layout in zip(windows, layouts, strict=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from openrlhf.engine.model_internals import layers_of, put_liger_kernels_into
 from openrlhf.errors import UserError
 
 
@@ -54,13 +54,12 @@ def apply_liger_kernels(model: PreTrainedModel) -> None:
     Raises UserError where liger-kernel is not installed.
     """
     try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        put_liger_kernels_into(model)
     except ImportError:
         raise UserError("--ds.use_liger_kernel needs a package: pip install liger-kernel") from None
-    _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: PreTrainedModel) -> None:
     """Compiles the layers of a model of transformers in place, when they are first called; lengths may differ.
 
     Layer by layer and not the model as a whole: equal layers share one compiled form, and attention, which is a kernel
@@ -69,7 +68,7 @@ def compile_layers(model: Any) -> None:
     Raises:
         UserError: the model does not say what its layers are.
     """
-    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    layers = layers_of(model)
     if not layers:
         raise UserError(f"{type(model).__name__} does not name its layers: leave --model.compile_layers out.")
     for layer in layers:

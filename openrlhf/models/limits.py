@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import PretrainedConfig
 
+from openrlhf.engine.torch_operators import cpu_computes_fp16
 from openrlhf.errors import UserError
 
 _POSITIONS = "max_position_embeddings"
@@ -30,8 +30,3 @@ def check_dtype(param_dtype: str, device_type: str) -> None:
     """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
     if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():
         raise UserError("--ds.param_dtype fp16: this processor does not compute in float16. Use bf16 or fp32.")
-
-
-def cpu_computes_fp16() -> bool:
-    """What DeepSpeed asks: whether torch's kernels for the CPU know float16 on this processor."""
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -13,6 +13,7 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.engine_config import gradient_dtype
+from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.trainer.sft_trainer import SFTTrainer
 
@@ -69,7 +70,7 @@ def _rows(
     )
     yield "memory a rank", _memory(memory)
     yield "precision", config.ds.param_dtype
-    yield "attention", str(trainer.model.config._attn_implementation)
+    yield "attention", attention_name(trainer.model.config)
 
 
 def _samples(data: SFTDataset) -> str:

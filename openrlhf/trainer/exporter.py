@@ -8,6 +8,7 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from openrlhf.checkpoint.export import write_model
 from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.engine.parameters import whole_numel
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import gather_objects
@@ -50,7 +51,7 @@ class ExporterAlongTheWay:
         """On rank 0 the folder aside, or why there is none."""
         if not self._strategy.is_rank_0():
             return None, ""
-        num_weights = sum(getattr(p, "ds_numel", p.numel()) for p in self._model.model.parameters())
+        num_weights = sum(whole_numel(parameter) for parameter in self._model.model.parameters())
         try:
             return self._store.begin(optimizer_step, num_weights * BYTES_OF_A_WEIGHT), ""
         except OSError as error:

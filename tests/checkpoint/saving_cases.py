@@ -44,7 +44,7 @@ def resume(root: str) -> tuple[TrainingProgress, dict[str, Any], bool, list[str]
     engine, checkpointer = new_engine(3, "bf16"), _checkpointer(root)
     found, notes = checkpointer.find()
     assert found is not None
-    loaded = checkpointer.load(engine, found, IDENTITY)
+    loaded = checkpointer.load(engine, found)
     return loaded.progress, loaded.client_state, loaded.is_random_restored, notes
 
 
@@ -102,7 +102,7 @@ def whole_state_after_resume(root: str) -> dict[str, torch.Tensor]:
     engine, checkpointer = new_engine(3), _checkpointer(root)
     found, _ = checkpointer.find()
     assert found is not None
-    checkpointer.load(engine, found, IDENTITY)
+    checkpointer.load(engine, found)
     return whole_state(engine)
 
 
@@ -135,11 +135,15 @@ class _SlowWriting:
 
 
 def error_of_resuming_with_another_seed(root: str) -> str:
-    engine, checkpointer = new_engine(2, "bf16"), _checkpointer(root)
+    from openrlhf.engine.step_guard import StepGuard
+    from openrlhf.engine.trained_model import TrainedModel
+    from openrlhf.strategy.checkpoints import load_found
+
+    trained, checkpointer = TrainedModel(new_engine(2, "bf16"), None, StepGuard()), _checkpointer(root)
     found, _ = checkpointer.find()
     assert found is not None
     try:
-        checkpointer.load(engine, found, replace(IDENTITY, must_match={"train.seed": 43}))
+        load_found(checkpointer, trained, found, replace(IDENTITY, must_match={"train.seed": 43}), False, print)
     except UserError as error:
         return str(error)
     return "nothing was raised"

@@ -21,7 +21,7 @@ from openrlhf.config import SFTConfig
 from openrlhf.config.schema import build, settings
 from openrlhf.config.settings import ROOTS
 from openrlhf.errors import UserError
-from openrlhf.run.run_identity import base_model_fingerprint, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 
 FACTS: dict[str, Any] = dict(
     data_fingerprint="d1", num_samples=100, model_shape="m1", tokenizer_fingerprint="t1", horizon_steps=300,

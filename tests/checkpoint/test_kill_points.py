@@ -89,7 +89,7 @@ def _resume(root: Path) -> int:
     found, _ = checkpointer.find()
     assert found is not None
     engine = OneRankEngine(0)
-    loaded = checkpointer.load(engine, found, IDENTITY)
+    loaded = checkpointer.load(engine, found)
     assert torch.all(engine.module.weight == loaded.progress.optimizer_step)
     assert loaded.progress.consumed_samples == 8 * loaded.progress.optimizer_step
     return loaded.progress.optimizer_step

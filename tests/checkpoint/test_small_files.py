@@ -1,5 +1,6 @@
 """Progress and random states go to disk and come back."""
 
+import json
 import random
 from pathlib import Path
 
@@ -18,9 +19,17 @@ def test_progress_comes_back() -> None:
     assert TrainingProgress.from_json(progress.to_json()) == progress
 
 
-def test_progress_of_another_version_is_said() -> None:
-    with pytest.raises(UserError, match="version of openrlhf"):
-        TrainingProgress.from_json('{"optimizer_step": 3}')
+def test_progress_of_another_version_is_said():
+    later = json.dumps(json.loads(TrainingProgress().to_json()) | {"consumed_wishes": 3})
+    for text in (later, '{"optimizer_step": 3}'):
+        with pytest.raises(UserError, match="version of openrlhf"):
+            TrainingProgress.from_json(text)
+
+
+def test_progress_of_an_older_version_has_defaults_for_newer_fields():
+    older = json.loads(TrainingProgress(optimizer_step=7).to_json())
+    del older["num_evals_since_best"]
+    assert TrainingProgress.from_json(json.dumps(older)) == TrainingProgress(optimizer_step=7)
 
 
 def test_random_streams_go_on_where_they_were(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from openrlhf.datasets.sources import find, tables
+from openrlhf.datasets.sources import find
+from openrlhf.datasets.sources.readers import READERS
 from tests.datasets.conftest import pairs, write_jsonl
 
 
@@ -93,14 +94,14 @@ def test_a_folder_of_mixed_shapes_names_the_files_and_columns(tmp_path, problems
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, problems, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
-    read = tables.reader_for(path)
+    read = READERS["jsonl"]
 
     def read_and_append(source):
         yield from read(source)
         with source.open("a") as file:
             file.write("{}\n")
 
-    monkeypatch.setattr(tables, "reader_for", lambda _: read_and_append)
+    monkeypatch.setitem(READERS, "jsonl", read_and_append)
     assert "changed while it was read" in problems(path)
 
 

@@ -102,7 +102,7 @@ def test_many_processes_make_it_once(tmp_path):
             time.sleep(0.5)
             (folder / "done").touch()
 
-        assert same(prepared_folder(tmp_path, "key", make, same)[0])
+        assert same(prepared_folder(tmp_path, "key", make, same))
 
     processes = [FORK.Process(target=start, args=(number,)) for number in range(6)]
     for process in processes:
@@ -140,15 +140,13 @@ def test_a_dead_makers_lock_is_taken_over(tmp_path):
     maker.start()
     maker.join(timeout=30)
     assert (tmp_path / "key.lock").exists()
-    folder, made_now = prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)
-    assert made_now
-    assert same(folder)
+    assert same(prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same))
 
 
 def test_a_lock_of_another_machine_is_taken_over_when_nobody_touches_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "STALE_SECONDS", 0.5)
     (tmp_path / "key.lock").write_text("another-machine 1")
-    assert prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)[1]
+    assert same(prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same))
 
 
 def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -272,5 +270,5 @@ def test_a_failure_is_forgotten_when_the_next_attempt_works(tmp_path):
 
     with pytest.raises(UserError):
         prepared_folder(tmp_path, "key", refuse, same)
-    assert prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same)[1]
+    assert same(prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same))
     assert [path.name for path in tmp_path.iterdir()] == ["key"]

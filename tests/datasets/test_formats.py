@@ -7,7 +7,7 @@ import json
 import pytest
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.formats import FORMATS, find_format
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -22,7 +22,7 @@ ASK, SAY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": 
 
 def encode(row: dict, tokenizer=TOKENIZER, pretrain_mode: bool = False, **settings) -> EncodedSample:
     data = DataConfig(**settings)
-    content = find_format(row, data, "row 1", pretrain_mode).read(row, data)
+    content = FORMATS[find_format(row, data, "row 1", pretrain_mode)](row, data)
     return SampleEncoder(tokenizer, data, pretrain_mode).encode(content, row_weight(row, data))
 
 

@@ -30,7 +30,7 @@ CHAT = [
 
 
 def encode(row: dict, tokenizer, settings: DataConfig) -> EncodedSample:
-    return SampleEncoder(tokenizer, settings).encode(FORMATS["messages"].read(row, settings))
+    return SampleEncoder(tokenizer, settings).encode(FORMATS["messages"](row, settings))
 
 
 def trained_text(sample: EncodedSample, tokenizer) -> str:
@@ -112,7 +112,7 @@ def check_rows(family: Family, rows: list[dict]) -> None:
     tokenizers = [family.tokenizer(marked) for marked in (False, True)]
     encoders = [SampleEncoder(tokenizer, ALL_TURNS) for tokenizer in tokenizers]
     for row in rows:
-        plain, marked = (encoder.encode(FORMATS["messages"].read(row, ALL_TURNS)) for encoder in encoders)
+        plain, marked = (encoder.encode(FORMATS["messages"](row, ALL_TURNS)) for encoder in encoders)
         assert plain.input_ids.tolist() == marked.input_ids.tolist(), row["id"]
         assert plain.loss_mask.tolist() == marked.loss_mask.tolist(), row["id"]
         assert trained_text(plain, tokenizers[0]) == expected_text(family, row["messages"]), row["id"]

@@ -44,7 +44,7 @@ def test_marked_and_unmarked_agree_and_train_what_is_said(family: Family, pairs:
     messages = messages_of(pairs)
     row = {"messages": messages}
     plain, marked = (
-        ENCODERS[family.name, which].encode(FORMATS["messages"].read(row, ALL_TURNS)) for which in (False, True)
+        ENCODERS[family.name, which].encode(FORMATS["messages"](row, ALL_TURNS)) for which in (False, True)
     )
     assert plain.input_ids.tolist() == marked.input_ids.tolist()
     assert plain.loss_mask.tolist() == marked.loss_mask.tolist()
@@ -59,7 +59,7 @@ def test_plain_answers_end_with_the_end_token(prompt: str, answer: str):
     tokenizer = CHATML.tokenizer(marked=False)
     row = {"prompt": prompt, "completion": answer}
     encoder = SampleEncoder(tokenizer, ALL_TURNS)
-    sample = encoder.encode(FORMATS["prompt_completion"].read(row, ALL_TURNS))
+    sample = encoder.encode(FORMATS["prompt_completion"](row, ALL_TURNS))
     assert tokenizer.decode(sample.input_ids) == prompt + answer + "<|endoftext|>"
     assert trained_text(sample, tokenizer).endswith(answer + "<|endoftext|>")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.formats import FORMATS, find_format
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -27,7 +27,7 @@ ASK, SAY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": 
 
 def encode(row: dict[str, Any], tokenizer: Any = TOKENIZER, **choices: Any) -> EncodedSample:
     data = DataConfig(**choices)
-    content = find_format(row, data, "row 1").read(row, data)
+    content = FORMATS[find_format(row, data, "row 1")](row, data)
     return SampleEncoder(tokenizer, data).encode(content, row_weight(row, data))
 
 

@@ -1,11 +1,18 @@
-"""What a rank knows of its launch before it joins the others."""
+"""Joining: cores shared on a machine, and ranks that find each other after torchrun has started them again."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import pytest
+from torch.distributed import HashStore
 
-from openrlhf.engine.launch import _num_local_ranks
+from openrlhf.engine.launch import _num_local_ranks, name_of_this_start
 
+NUM_RANKS = 3
+TIMEOUT = timedelta(seconds=20)
 TWO_MACHINES = {"WORLD_SIZE": "8"}  # four ranks each
 
 
@@ -23,3 +30,36 @@ def test_the_ranks_of_a_machine_share_its_cores(monkeypatch, variables, num_loca
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert _num_local_ranks() == num_local_ranks
+
+
+def start(store: HashStore, slowest: int, seconds: float = 0.3) -> list[str]:
+    """The name that each rank comes to, one of them being late."""
+
+    def name(rank: int) -> str:
+        time.sleep(seconds if rank == slowest else 0.0)
+        return name_of_this_start(store, rank, NUM_RANKS, TIMEOUT)
+
+    with ThreadPoolExecutor(NUM_RANKS) as pool:
+        return list(pool.map(name, range(NUM_RANKS)))
+
+
+@pytest.mark.parametrize("slowest", range(NUM_RANKS))
+def test_all_ranks_agree_on_a_name_that_no_earlier_start_had(slowest):
+    store = HashStore()
+    seen = set()
+    for _ in range(3):
+        names = start(store, slowest)
+        assert len(set(names)) == 1, f"ranks disagree: {names}"
+        assert names[0] not in seen, "an earlier start's name came again"
+        seen.update(names)
+
+
+def test_a_rank_that_died_while_meeting_does_not_mislead_the_next_start():
+    store = HashStore()
+    store.set("hello/1", "word of the dead")
+    assert len(set(start(store, slowest=1))) == 1
+
+
+def test_a_rank_that_does_not_come_is_named():
+    with pytest.raises(TimeoutError, match="rank 1 has not come"):
+        name_of_this_start(HashStore(), 0, 2, timedelta(seconds=0.1))

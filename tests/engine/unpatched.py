@@ -27,7 +27,7 @@ def updates_while_an_engine_is_made() -> int:
     from openrlhf.strategy import DeepspeedStrategy
     from tests.helpers.tiny_models import tiny_model
 
-    strategy = DeepspeedStrategy(engine=DeepspeedConfig(zero_stage=0, param_dtype="bf16"))
+    strategy = DeepspeedStrategy(ds=DeepspeedConfig(zero_stage=0, param_dtype="bf16"))
     strategy.setup_distributed()
     actor = Actor(tiny_model("llama", dtype=torch.bfloat16))
     optimizer = strategy.create_optimizer(actor)
@@ -47,17 +47,17 @@ def step_with_an_infinite_gradient() -> tuple[bool, bool]:
     from openrlhf.strategy import DeepspeedStrategy
     from tests.helpers.tiny_models import tiny_model
 
-    strategy = DeepspeedStrategy(engine=DeepspeedConfig(zero_stage=0, param_dtype="fp32"))
+    strategy = DeepspeedStrategy(ds=DeepspeedConfig(zero_stage=0, param_dtype="fp32"))
     strategy.setup_distributed()
     actor = Actor(tiny_model("llama"))
     optimizer = strategy.create_optimizer(actor, lr=0.1)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    actor, _, schedule = strategy.prepare((actor, optimizer, schedule))
+    strategy.prepare((actor, optimizer, schedule))
     with without_patches():
         log_probs = actor(torch.tensor([[3, 4, 5]]))
-        with strategy.micro_batch(actor, is_last=True):
-            strategy.backward_share(log_probs.sum() * math.inf, actor)
-        outcome = strategy.apply_step(actor, schedule)
+        with actor.trained.micro_batch(is_last=True):
+            actor.trained.backward_share(log_probs.sum() * math.inf)
+        outcome = actor.trained.step()
     weights = list(actor.model.parameters())
     actor.engine.destroy()
     return all(bool(w.isfinite().all()) for w in weights), outcome.is_applied

@@ -83,7 +83,7 @@ def resume_with_another_size(recipe: Recipe, layout: Layout, folder: Path) -> st
 def _train_and_save(run: Run, folder: Path) -> int:
     """Returns the consumed samples."""
     results = run.train(0, STEPS_BEFORE)
-    consumed_samples = sum(result.counts.num_samples_global for result in results)
+    consumed_samples = sum(result.counts.num_units_global for result in results)
     run.strategy.save_ckpt(
         run.actor,
         str(folder / "checkpoints"),

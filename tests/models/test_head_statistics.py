@@ -20,14 +20,15 @@ SMALL_TILES = 4 * NUM_TARGETS * 300
 
 
 def draw(dtype, with_bias=False):
-    """Half of the targets are the likeliest token."""
+    """Half of the targets are the likeliest token; a quarter the likeliest of the last tile alone."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
         torch.randn(rows, HIDDEN, generator=generator).to(dtype).requires_grad_() for rows in (NUM_TARGETS, VOCAB)
     )
     bias = torch.randn(VOCAB, generator=generator).to(dtype).requires_grad_() if with_bias else None
     target_ids = torch.randint(0, VOCAB, (NUM_TARGETS,), generator=generator)
-    target_ids[::2] = full_logits(hidden, weight, bias, LogitTransform()).argmax(1)[::2]
+    logits = full_logits(hidden, weight, bias, LogitTransform())
+    target_ids[::2], target_ids[1::4] = logits.argmax(1)[::2], 900 + logits[:, 900:].argmax(1)[1::4]
     return dict(hidden=hidden, weight=weight, bias=bias, target_ids=target_ids)
 
 

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from tests.planted import attention, batching, checkpoint, config, datasets, engine, models, tracking, trainer, watchdog
+from tests.planted import (
+    attention,
+    batching,
+    callbacks,
+    checkpoint,
+    config,
+    datasets,
+    engine,
+    models,
+    objectives,
+    tracking,
+    trainer,
+    watchdog,
+)
 from tests.planted.bug import Bug
 
-ROOMS = (batching, datasets, models, attention, engine, trainer, checkpoint, watchdog, tracking, config)
+ROOMS = (
+    batching,
+    datasets,
+    models,
+    attention,
+    objectives,
+    engine,
+    trainer,
+    callbacks,
+    checkpoint,
+    watchdog,
+    tracking,
+    config,
+)
 
 
 def bugs_of_rooms() -> list[Bug]:

@@ -112,6 +112,62 @@ def save_and_load_by_name(folder: str) -> dict[str, Any]:
     }
 
 
+def save_with_other_limits(folder: str) -> list[list[str]]:
+    """The checkpoints that are there after each of three saves, of which the last asks for fewer."""
+    import os
+
+    args = arguments(folder)
+    strategy, actor, _, _ = prepared(args)
+    seen = []
+    for step, max_num in ((1, 3), (2, 3), (3, 1)):
+        strategy.save_ckpt(actor, args.ckpt_path, f"global_step{step}", max_num=max_num, client_state={})
+        torch.distributed.barrier()  # rank 0 rotates
+        seen.append(sorted(name for name in os.listdir(args.ckpt_path) if name.startswith("global_step")))
+        torch.distributed.barrier()
+    return seen
+
+
+def sft_trainer_with(folder: str, **choices: Any) -> str:
+    """The message of an SFTTrainer that contradicts its strategy (`max_norm=0.5`) or its data set; else empty."""
+    from openrlhf.errors import UserError
+    from openrlhf.trainer import SFTTrainer
+
+    strategy, actor, optimizer, scheduler = prepared(arguments(folder, max_norm=0.5))
+    loader = strategy.setup_dataloader(PlainText(), 2, pad_token_id=0)
+    try:
+        SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, **choices)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+class PlainText(list):
+    """Rows that were made for continued pre-training."""
+
+    pretrain_mode = True
+
+    def __init__(self) -> None:
+        super().__init__(rows())
+
+
+def all_tokens_are_targets(folder: str) -> int:
+    """Target tokens of a step over a loader of the user's own with `pretrain_mode`."""
+    from torch.utils.data import DataLoader
+
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder, max_epochs=1)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    mine = rows()[strategy.get_rank() :: strategy.world_size]
+    loader = DataLoader(mine, batch_size=2, collate_fn=collate)
+    trainer = SFTTrainer(
+        actor, strategy, optimizer, loader, None, scheduler,
+        pretrain_mode=True, batch_size=BATCH_SIZE, max_epochs=1, disable_ds_ckpt=True,
+    )  # fmt: skip
+    trainer.fit(args)
+    return trainer.progress.consumed_target_tokens
+
+
 def evaluate_a_bare_model(folder: str) -> bool:
     """`prepare(model)` gives a model that only computes, with the same numbers as before."""
     from openrlhf.models import Actor

@@ -10,7 +10,7 @@ import torch
 from openrlhf.config import DeepspeedConfig
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.optimizers import decay_groups
-from openrlhf.models.limits import cpu_computes_fp16
+from openrlhf.engine.torch_operators import cpu_computes_fp16
 from tests.helpers.tiny_models import tiny_model
 from tests.strategy import cases
 
@@ -37,6 +37,32 @@ def test_save_ckpt_and_load_ckpt(two_ranks, tmp_path):
     assert loaded["same"]
     assert loaded["states"] == {"consumed_samples": 16, "note": "mine"}
     assert loaded["path"] == str(tmp_path / "ck/global_step2")
+
+
+def test_limits_of_a_later_save_count(two_ranks, tmp_path):
+    first, second, third = two_ranks.run(cases.save_with_other_limits, str(tmp_path))[0]
+    assert (first, second) == (["global_step1"], ["global_step1", "global_step2"])
+    assert third == ["global_step3"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (dict(pretrain_mode=True), ""),
+        (dict(pretrain_mode=True, max_norm=0.5), ""),
+        (dict(pretrain_mode=True, max_norm=1.0), "SFTTrainer(max_norm=1) contradicts the strategy"),
+        (dict(pretrain_mode=False), "SFTTrainer(pretrain_mode=False) contradicts its data set"),
+    ],
+    ids=str,
+)
+def test_a_trainer_that_contradicts_its_parts_is_refused(one_rank, tmp_path, choices, message):
+    (said,) = one_rank.run(cases.sft_trainer_with, str(tmp_path), **choices)
+    assert said.startswith(message) if message else said == ""
+
+
+def test_pretrain_mode_makes_every_token_of_a_foreign_loader_a_target(two_ranks, tmp_path):
+    (one, other) = two_ranks.run(cases.all_tokens_are_targets, str(tmp_path))
+    assert one == other == sum(ids.numel() - 1 for ids, _, _ in cases.rows())
 
 
 def test_a_bare_model_is_prepared_for_evaluation(two_ranks, tmp_path):

@@ -1,12 +1,12 @@
-"""Rows → their content. A format is a pair of functions, found by a row's columns or named by `--data.format`.
+"""Rows → their content, by the format that a row's columns tell, or that `--data.format` names.
 
-To add one: a file with a function that tells whether a row fits and one that reads it, and a line in `FORMATS`.
+To add one: a function that reads a row (raises BadRow), a line in `FORMATS`, and the columns that tell it in
+`find_format`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import chat, plain, tokenized
@@ -17,33 +17,20 @@ from openrlhf.errors import UserError
 DEFAULT_INPUT_KEY = "input"  # OpenRLHF's default: nobody has asked for this column by name
 
 
-@dataclass(frozen=True)
-class Format:
-    """One shape of rows: whether a row fits, and how it is read (raises BadRow)."""
-
-    name: str
-    fits: Callable[[Row, DataConfig], bool]
-    read: Callable[[Row, DataConfig], RowContent]
-
-
-# In the order in which they are tried.
-FORMATS = {
-    each.name: each
-    for each in (
-        Format("tokenized", tokenized.fits, tokenized.read),
-        Format("tokenized_by_token", lambda row, data: False, tokenized.read_by_token),
-        Format("input_output", plain.fits_input_output, plain.read_input_output),
-        Format("messages", chat.fits, chat.read),
-        Format("alpaca", plain.fits_alpaca, plain.read_alpaca),
-        Format("prompt_completion", plain.fits_prompt_completion, plain.read_prompt_completion),
-        Format("text", plain.fits_text, plain.read_text),
-    )
+FORMATS: dict[str, Callable[[Row, DataConfig], RowContent]] = {
+    "tokenized": tokenized.read,
+    "tokenized_by_token": tokenized.read_by_token,
+    "input_output": plain.read_input_output,
+    "messages": chat.read,
+    "alpaca": plain.read_alpaca,
+    "prompt_completion": plain.read_prompt_completion,
+    "text": plain.read_text,
 }
 SYNONYMS = {"sharegpt": "messages", "chat": "messages", "tools": "messages", "pretrain": "text"}
 
 
-def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = False) -> Format:
-    """The format named by the settings, else the first that the row fits.
+def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = False) -> str:
+    """The name of the format that the settings say, else of the first that the row fits.
 
     Args:
         where: the row's name, for the message.
@@ -52,18 +39,23 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
     Raises UserError with the columns that exist.
     """
     if data.format != "auto":
-        return _named(data.format)
-    missing = [key for key in _asked_for(data) if key not in row]
-    if missing and not tokenized.fits(row, data):
+        return _known_name(data.format)
+    if tokenized.fits(row):
+        return "tokenized"
+    if missing := [key for key in _asked_for(data) if key not in row]:
         raise UserError(
             f"{where} has no column {' and no column '.join(map(repr, missing))}; it has {names(row)}. "
             "Name the columns by --data.input_key and --data.output_key."
         )
     if pretrain_mode:
-        return FORMATS["tokenized" if tokenized.fits(row, data) else "text"]
-    for each in FORMATS.values():
-        if each.fits(row, data):
-            return each
+        return "text"
+    if data.output_key is not None:
+        return "input_output"
+    if chat.fits(row, data):
+        return "messages"
+    for name, columns in plain.COLUMNS.items():
+        if columns <= row.keys():
+            return name
     raise UserError(
         f"{where} is in no known format; it has {names(row)}. Known by their columns: messages or conversations; "
         "prompt and completion; instruction and output; text; input_ids with labels or loss_mask. "
@@ -71,11 +63,11 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
     )
 
 
-def _named(name: str) -> Format:
-    name = SYNONYMS.get(name, name)
+def _known_name(given: str) -> str:
+    name = SYNONYMS.get(given, given)
     if name not in FORMATS:
-        raise UserError(f"--data.format {name!r} is unknown: choose auto, {', '.join([*FORMATS, *SYNONYMS])}.")
-    return FORMATS[name]
+        raise UserError(f"--data.format {given!r} is unknown: choose auto, {', '.join([*FORMATS, *SYNONYMS])}.")
+    return name
 
 
 def _asked_for(data: DataConfig) -> list[str]:

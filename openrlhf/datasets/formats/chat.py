@@ -30,8 +30,6 @@ TRAINING_KEYS = ("train", WEIGHT)
 
 
 def fits(row: Row, data: DataConfig) -> bool:
-    if data.output_key is not None:
-        return False
     return is_message_list(row.get(data.input_key or COLUMNS[0])) or any(name in row for name in COLUMNS)
 
 

@@ -11,15 +11,13 @@ from typing import Any
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats.chat import conversation, is_message_list, message_list
 from openrlhf.datasets.formats.columns import answer_column, column, kind, text_column
-from openrlhf.datasets.samples import BadRow, Conversation, PlainText, PromptAnswer, Row
+from openrlhf.datasets.samples import BadRow, Conversation, PlainText, Row
 
 TEXT = "text"
 PROMPT, COMPLETION = "prompt", "completion"
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
-
-
-def fits_text(row: Row, data: DataConfig) -> bool:
-    return data.output_key is None and TEXT in row
+# The columns that tell a format, in the order in which they are tried.
+COLUMNS = {"alpaca": {INSTRUCTION, OUTPUT}, "prompt_completion": {PROMPT, COMPLETION}, "text": {TEXT}}
 
 
 def read_text(row: Row, data: DataConfig) -> PlainText:
@@ -28,28 +26,16 @@ def read_text(row: Row, data: DataConfig) -> PlainText:
     return PlainText(answer_column(row, key or (TEXT if TEXT in row else data.input_key or TEXT)))
 
 
-def fits_input_output(row: Row, data: DataConfig) -> bool:
-    return data.output_key is not None
-
-
-def read_input_output(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+def read_input_output(row: Row, data: DataConfig) -> PlainText | Conversation:
     """The columns that `--data.input_key` and `--data.output_key` name."""
     return _prompt_and_answer(row, data, data.input_key or INPUT, data.output_key or OUTPUT)
 
 
-def fits_prompt_completion(row: Row, data: DataConfig) -> bool:
-    return data.output_key is None and {PROMPT, COMPLETION} <= set(row)
-
-
-def read_prompt_completion(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+def read_prompt_completion(row: Row, data: DataConfig) -> PlainText | Conversation:
     return _prompt_and_answer(row, data, PROMPT, COMPLETION)
 
 
-def fits_alpaca(row: Row, data: DataConfig) -> bool:
-    return data.output_key is None and {INSTRUCTION, OUTPUT} <= set(row)
-
-
-def read_alpaca(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
+def read_alpaca(row: Row, data: DataConfig) -> PlainText | Conversation:
     """Alpaca's columns: `instruction`, an `input` that may be empty, and `output`."""
     prompt, answer = text_column(row, INSTRUCTION), answer_column(row, OUTPUT)
     if row.get(INPUT):
@@ -59,15 +45,16 @@ def read_alpaca(row: Row, data: DataConfig) -> PromptAnswer | Conversation:
     return _in_template(prompt, answer, data)
 
 
-def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: str) -> PromptAnswer | Conversation:
+def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: str) -> PlainText | Conversation:
     prompt, answer = column(row, prompt_key), column(row, answer_key)
     if data.apply_chat_template or is_message_list(prompt) or is_message_list(answer):
         return _conversation(row, prompt, answer, prompt_key, answer_key)
     return _in_template(text_column(row, prompt_key), answer_column(row, answer_key), data)
 
 
-def _in_template(prompt: str, answer: str, data: DataConfig) -> PromptAnswer:
-    return PromptAnswer(prompt if data.input_template is None else data.input_template.format(prompt), answer)
+def _in_template(prompt: str, answer: str, data: DataConfig) -> PlainText:
+    prompt = prompt if data.input_template is None else data.input_template.format(prompt)
+    return PlainText(prompt + answer, len(prompt))
 
 
 def _conversation(row: Row, prompt: Any, answer: Any, prompt_key: str, answer_key: str) -> Conversation:

@@ -7,16 +7,16 @@ token t itself is a target, as many rollout engines write it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats.columns import kind, names
+from openrlhf.datasets.formats.columns import column, kind
 from openrlhf.datasets.samples import BadRow, Row, TokenRow
 
 NOT_A_TARGET = -100
 
 
-def fits(row: Row, data: DataConfig) -> bool:
+def fits(row: Row) -> bool:
     return "input_ids" in row and ("labels" in row or "loss_mask" in row)
 
 
@@ -41,10 +41,10 @@ def read_by_token(row: Row, data: DataConfig) -> TokenRow:
     return TokenRow(ids, _judging_next(_mask(row, ids)))
 
 
-def stand_beside_tokens(rows: list[Row]) -> bool:
+def stand_beside_tokens(rows: Iterable[Row]) -> bool:
     """Whether some mask ends with 1 (and is not all 1): where index t judges token t+1, no writer sets the last."""
-    masks = [row["loss_mask"] for row in rows if isinstance(row.get("loss_mask"), list) and row["loss_mask"]]
-    return any(mask[-1] == 1 and 0 in mask for mask in masks)
+    masks = (row.get("loss_mask") for row in rows)
+    return any(isinstance(mask, list) and mask[-1:] == [1] and 0 in mask for mask in masks)
 
 
 def _judging_next(targets: list[int]) -> list[int]:
@@ -72,9 +72,7 @@ def _same_length(row: Row, key: str, ids: list[int]) -> list[int]:
 
 
 def _integers(row: Row, key: str) -> list[int]:
-    if key not in row:
-        raise BadRow(f"no column {key!r}; it has {names(row)}")
-    values: Any = row[key]
+    values = column(row, key)
     if not isinstance(values, list) or not values or not all(isinstance(value, int) for value in values):
         raise BadRow(f"column {key!r} holds {kind(values)} where a list of whole numbers belongs")
     return [int(value) for value in values]

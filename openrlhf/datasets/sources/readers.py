@@ -1,37 +1,50 @@
-"""One reader for each kind of file: a generator of row blocks that holds no more than a block or two."""
+"""One reader for each kind of file: a generator of blocks of rows that holds no more than a block or two.
+
+The reading process cuts the blocks, the workers make rows of them.
+"""
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import zstandard
 
-from openrlhf.config.disk import data_file_kind
 from openrlhf.datasets.samples import BadRow, Row
-from openrlhf.datasets.sources.blocks import (
-    MAX_BYTES,
-    MAX_ROWS,
-    ArrowBlock,
-    LineBlock,
-    RowBlock,
-    SourceBlock,
-    checked_row,
-    json_row,
-    text_row,
-    without_nulls,
-)
 from openrlhf.errors import UserError
 
+MAX_ROWS = 512
+MAX_BYTES = 1 << 20
 WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
+
+
+@dataclass(frozen=True)
+class SourceBlock:
+    """Some consecutive rows of one file.
+
+    Attributes:
+        numbers: the place of each row: its line in a text file, else its number, from 1.
+        content: the rows as they were read: lines, an Arrow batch, or objects.
+        read: makes rows of the content, in its order; BadRow for one that cannot be read.
+    """
+
+    numbers: Sequence[int]
+    content: Any
+    read: Callable[[Any], Iterable[Row | BadRow]]
+
+    def rows(self) -> Iterable[Row | BadRow]:
+        return self.read(self.content)
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -39,14 +52,21 @@ def open_binary(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path))
     if path.suffix == ".zst":
-        import zstandard
-
         return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
 
 
-def read_lines(path: Path, read: Callable[[bytes], Row | BadRow]) -> Iterator[SourceBlock]:
+def read_jsonl(path: Path) -> Iterator[SourceBlock]:
+    return _read_lines(path, _json_row)
+
+
+def read_text(path: Path) -> Iterator[SourceBlock]:
+    return _read_lines(path, _text_row)
+
+
+def _read_lines(path: Path, read_row: Callable[[bytes], Row | BadRow]) -> Iterator[SourceBlock]:
     """Blocks of the file's lines that are not blank."""
+    read = functools.partial(map, read_row)
     numbers: list[int] = []
     lines: list[bytes] = []
     size_bytes = 0
@@ -59,18 +79,39 @@ def read_lines(path: Path, read: Callable[[bytes], Row | BadRow]) -> Iterator[So
             lines.append(line)
             size_bytes += len(line)
             if len(lines) >= MAX_ROWS or size_bytes >= MAX_BYTES:
-                yield LineBlock(numbers, lines, read)
+                yield SourceBlock(numbers, lines, read)
                 numbers, lines, size_bytes = [], [], 0
     if lines:
-        yield LineBlock(numbers, lines, read)
+        yield SourceBlock(numbers, lines, read)
 
 
-def read_jsonl(path: Path) -> Iterator[SourceBlock]:
-    return read_lines(path, json_row)
+def _json_row(line: bytes) -> Row | BadRow:
+    """The object that a line of JSON holds."""
+    try:
+        return _checked_row(json.loads(line.decode("utf-8")))
+    except json.JSONDecodeError as error:
+        return BadRow(f"broken JSON: {error.msg} at character {error.pos + 1}")
+    except UnicodeDecodeError as error:
+        return _not_utf8(line, error)
+    except RecursionError:
+        return BadRow("its JSON is nested too deeply to be read")
 
 
-def read_text(path: Path) -> Iterator[SourceBlock]:
-    return read_lines(path, text_row)
+def _text_row(line: bytes) -> Row | BadRow:
+    """A line of text as a row with one column, `text`."""
+    try:
+        return {"text": line.decode("utf-8").rstrip("\r\n")}
+    except UnicodeDecodeError as error:
+        return _not_utf8(line, error)
+
+
+def _checked_row(row: Any) -> Row | BadRow:
+    """The row, if it is an object with columns."""
+    return row if isinstance(row, dict) else BadRow(f"{type(row).__name__} where an object with columns belongs")
+
+
+def _not_utf8(line: bytes, error: UnicodeDecodeError) -> BadRow:
+    return BadRow(f"not UTF-8: byte {line[error.start]:#04x} at byte {error.start + 1} of the line")
 
 
 def read_json(path: Path) -> Iterator[SourceBlock]:
@@ -159,28 +200,20 @@ def read_arrow(path: Path) -> Iterator[SourceBlock]:
 
 def read_dataset(dataset: Any) -> Iterator[SourceBlock]:
     """Rows of a `datasets.Dataset`."""
-    plain = dataset.with_format(None)
-    nested = {name for name, feature in dataset.features.items() if _is_struct(feature)}
-    for start in range(0, len(plain), MAX_ROWS):
-        columns = plain[start : start + MAX_ROWS]
-        num_rows = len(next(iter(columns.values()), []))
-        rows: list[Row | BadRow] = [
-            {name: without_nulls(values[i]) if name in nested else values[i] for name, values in columns.items()}
-            for i in range(num_rows)
-        ]
-        yield RowBlock(list(range(start + 1, start + 1 + num_rows)), rows)
-
-
-def _is_struct(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return True
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return inner is not None and _is_struct(inner)
+    nested = _nested_columns(dataset.features.arrow_schema)
+    batches = dataset.with_format(None).iter(MAX_ROWS)
+    rows = (dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True))
+    return _in_blocks(enumerate((_without_filled_in(row, nested) for row in rows), start=1))
 
 
 def read_objects(rows: Any) -> Iterator[SourceBlock]:
     """Rows of any sequence of dicts."""
-    return _in_blocks(enumerate(map(checked_row, rows), start=1))
+    return _in_blocks(enumerate(map(_checked_row, rows), start=1))
+
+
+def _in_blocks(numbered_rows: Iterator[tuple[int, Row | BadRow]]) -> Iterator[SourceBlock]:
+    while block := list(itertools.islice(numbered_rows, MAX_ROWS)):
+        yield SourceBlock([number for number, _ in block], [row for _, row in block], iter)
 
 
 def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
@@ -188,13 +221,39 @@ def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
     for batch in batches:
         for start in range(0, batch.num_rows, MAX_ROWS):
             part = batch.slice(start, MAX_ROWS)
-            yield ArrowBlock(list(range(number, number + part.num_rows)), part)
+            yield SourceBlock(range(number, number + part.num_rows), part, _arrow_rows)
             number += part.num_rows
 
 
-def _in_blocks(numbered_rows: Iterator[tuple[int, Row | BadRow]]) -> Iterator[SourceBlock]:
-    while block := list(itertools.islice(numbered_rows, MAX_ROWS)):
-        yield RowBlock([number for number, _ in block], [row for _, row in block])
+def _arrow_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    nested = _nested_columns(batch.schema)
+    return (_without_filled_in(row, nested) for row in batch.to_pylist())
+
+
+def _without_filled_in(row: Row, nested: set[str]) -> Row:
+    """The row without the nulls that Arrow fills in where an object of a nested column lacks a key."""
+    return {key: _without_nulls(value) if key in nested else value for key, value in row.items()}
+
+
+def _nested_columns(schema: pa.Schema) -> set[str]:
+    """Columns that hold structs, at any depth."""
+    return {column.name for column in schema if _holds_struct(column.type)}
+
+
+def _holds_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return True
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and _holds_struct(kind.value_type)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the null entries of its objects."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {
@@ -205,9 +264,3 @@ READERS: dict[str, Callable[[Path], Iterator[SourceBlock]]] = {
     "parquet": read_parquet,
     "arrow": read_arrow,
 }
-
-
-def reader_for(path: Path) -> Callable[[Path], Iterator[SourceBlock]] | None:
-    """The reader for a file's suffix; None if there is none."""
-    kind = data_file_kind(path)
-    return None if kind is None else READERS[kind]

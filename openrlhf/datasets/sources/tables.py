@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import zlib
@@ -14,11 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import xxhash
+import zstandard
 
+from openrlhf.config.disk import data_file_kind
 from openrlhf.datasets.samples import Row
-from openrlhf.datasets.sources.blocks import SourceBlock
-from openrlhf.datasets.sources.readers import read_dataset, read_objects, reader_for
+from openrlhf.datasets.sources.readers import READERS, SourceBlock, read_dataset, read_objects
 from openrlhf.errors import UserError
+
+READ_ERRORS = (OSError, EOFError, pa.ArrowException, zlib.error, zstandard.ZstdError, UnicodeError)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Table(ABC):
         """A row's name in messages."""
         return f"{self.name}, row {number}"
 
+    def first_rows(self, count: int) -> Iterator[tuple[int, Row]]:
+        """Those of the first `count` rows that can be read, with their numbers."""
+        rows = (numbered for block in self.blocks() for numbered in zip(block.numbers, block.rows(), strict=True))
+        return ((number, row) for number, row in itertools.islice(rows, count) if isinstance(row, dict))
+
 
 @dataclass(frozen=True)
 class FileTable(Table):
@@ -49,17 +56,13 @@ class FileTable(Table):
         return Path(self.name)
 
     def blocks(self) -> Iterator[SourceBlock]:
-        reader = reader_for(self.path)
-        assert reader is not None, self.path
+        kind = data_file_kind(self.path)
+        assert kind is not None, self.path
         before = self._state()
         try:
-            yield from reader(self.path)
-        except (OSError, EOFError, pa.ArrowException, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+            yield from READERS[kind](self.path)
+        except READ_ERRORS as error:
             raise UserError(f"{self.path} cannot be read: {error}.") from error
-        except Exception as error:
-            if type(error).__name__ == "ZstdError":  # the package is optional, so its error is known by name
-                raise UserError(f"{self.path} cannot be read: {error}.") from error
-            raise
         if self._state() != before:
             raise UserError(f"{self.path} changed while it was read: wait until it is written, then start again.")
 
@@ -102,14 +105,14 @@ class DatasetTable(Table):
 class ListTable(Table):
     """A sequence of dicts."""
 
-    rows: Any
+    sequence: Any
 
     def blocks(self) -> Iterator[SourceBlock]:
-        return read_objects(self.rows)
+        return read_objects(self.sequence)
 
     def content_hash(self, known: dict[str, str]) -> str:
         digest = xxhash.xxh3_128()
-        for row in self.rows:
+        for row in self.sequence:
             digest.update(json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
 
@@ -121,18 +124,3 @@ def _column_bytes(column: pa.ChunkedArray) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
-
-
-def first_row(table: Table) -> tuple[Row | None, int]:
-    """The first readable row and its number; (None, 0) if the first blocks hold none."""
-    for block in itertools.islice(table.blocks(), 2):
-        for number, row in zip(block.numbers, block.rows(), strict=True):
-            if isinstance(row, dict):
-                return row, number
-    return None, 0
-
-
-def first_rows(table: Table, count: int) -> list[Row]:
-    """The readable ones of the first rows."""
-    rows = (row for block in table.blocks() for row in block.rows())
-    return [row for row in itertools.islice(rows, count) if isinstance(row, dict)]

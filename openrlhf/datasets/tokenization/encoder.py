@@ -13,7 +13,6 @@ from openrlhf.datasets.samples import (
     EncodedSample,
     LeftOut,
     PlainText,
-    PromptAnswer,
     RowContent,
     TokenRow,
 )
@@ -62,27 +61,21 @@ class SampleEncoder:
             return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
         if isinstance(content, Conversation):
             ids, targets = self._conversation(content)
-        elif isinstance(content, PromptAnswer):
-            ids, targets = self._prompt_answer(content)
         else:
             ids, targets = self._plain_text(content)
         return self._fit(ids, _judging_next(targets), row_weight)
 
-    # Each of the next three gives the ids, (L,) int32, and the targets beside them, (L,): bool, or weights as float32.
+    # Each of the next two gives the ids, (L,) int32, and the targets beside them, (L,): bool, or weights as float32.
 
     def _plain_text(self, content: PlainText) -> tuple[np.ndarray, np.ndarray]:
         tokens = self._tokenize(content.text, add_special_tokens=True)
-        ids = self._with_end_token(tokens.ids[self._num_doubled_bos(tokens.ids) :])
-        return ids, np.ones(len(ids), dtype=bool)
-
-    def _prompt_answer(self, content: PromptAnswer) -> tuple[np.ndarray, np.ndarray]:
-        tokens = self._tokenize(content.prompt + content.answer, add_special_tokens=True)
         first = self._num_doubled_bos(tokens.ids)
         ids = self._with_end_token(tokens.ids[first:])
-        border = 0 if self._targets == "everything" else len(content.prompt)
         targets = np.ones(len(ids), dtype=bool)
-        targets[: len(tokens.ids) - first] = tokens.ending_behind(border)[first:]
-        targets[-1] = True  # the end token, written by the text itself or by us
+        if content.num_prompt_characters is not None:
+            border = 0 if self._targets == "everything" else content.num_prompt_characters
+            targets[: len(tokens.ids) - first] = tokens.ending_behind(border)[first:]
+            targets[-1] = True  # the end token, written by the text itself or by us
         return ids, targets
 
     def _with_end_token(self, ids: np.ndarray) -> np.ndarray:

@@ -26,10 +26,8 @@ an error there, or fails a test.
 | engine/optimizers.py | DeepSpeed's Muon, and its mark `use_muon` on parameters |
 | engine/launch.py | torchrun's `TORCHELASTIC_USE_AGENT_STORE` |
 | engine/operators.py | the `lock` of torch's builds |
-| models/attention/causal_pack.py, ring_kernels.py | torch's flash operators on the CPU and CUDA |
-| models/attention/packable.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn` |
-| models/head/, models/layers.py | `_modules` of a copy of the model; the class of a model's own embeddings; \
-transformers' `_no_split_modules` |
-| models/limits.py | torch's `mkldnn._is_mkldnn_fp16_supported` |
-| run/start_table.py | transformers' `_attn_implementation` |
+| engine/torch_operators.py | torch's flash operators on the CPU and CUDA; `mkldnn._is_mkldnn_fp16_supported` |
+| engine/model_internals.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn`, \
+`_no_split_modules`, `_attn_implementation`; Liger's `_apply_liger_kernel_to_instance` |
+| models/head/ | the class of a model's own embeddings |
 """

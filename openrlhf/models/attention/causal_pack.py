@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openrlhf.engine.torch_operators import cpu_flash, cpu_flash_backward
 from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 
@@ -63,9 +64,7 @@ class _ByTorchsKernel(torch.autograd.Function):
         log_sums = []
         for rows in _spans(lengths):
             q = query[:, rows]
-            sample, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[None], *_repeated(q, key[:, rows], value[:, rows]), 0.0, True, scale=scale
-            )
+            sample, log_sum_exp = cpu_flash(q[None], *_repeated(q, key[:, rows], value[:, rows]), True, scale)
             output[rows] = sample[0].transpose(0, 1)
             log_sums.append(log_sum_exp)
         ctx.save_for_backward(query, key, value, output, *log_sums)
@@ -81,9 +80,7 @@ class _ByTorchsKernel(torch.autograd.Function):
             repeated = _repeated(q, key[:, rows], value[:, rows])
             g, o = (part[rows].transpose(0, 1)[None] for part in (grads[0], output))
             # From (A, L, D) to (K, L, D): a key head's gradient comes from all query heads that use it.
-            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                g, q[None], *repeated, o, log_sum_exp, 0.0, True, scale=ctx.scale
-            )
+            found = cpu_flash_backward(g, q[None], *repeated, o, log_sum_exp, True, ctx.scale)
             for place, part in zip(into, found, strict=True):
                 place[:, rows] = part[0].unflatten(0, (place.shape[0], -1)).sum(1)
         return *into, None, None

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from openrlhf.engine.model_internals import carries_state, takes_any_attention, takes_borders
 from openrlhf.errors import UserError
 from openrlhf.models.attention import per_sample, ring, ring_flash, torch_varlen
 
@@ -137,11 +138,11 @@ def _reason_against(model_class: type[PreTrainedModel], config: PretrainedConfig
     unknown = sorted(layer_types - _PACKABLE_LAYER_TYPES)
     if unknown:
         return f"it has layers of the type {', '.join(unknown)}, which would mix neighbouring samples"
-    if model_class._is_stateful:
+    if carries_state(model_class):
         return "it carries a state along the sequence, from one sample into the next"
-    if not model_class._supports_attention_backend:
+    if not takes_any_attention(model_class):
         return "its attention cannot be replaced by one that knows where samples end"
-    if not model_class._supports_flash_attn:
+    if not takes_borders(model_class):
         return "its attention takes no borders of samples"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
         return "its attention is not causal"

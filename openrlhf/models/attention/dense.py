@@ -6,6 +6,7 @@ Shapes: B batch, A query heads, K key heads (A a multiple of K), L tokens, D hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,17 @@ class AttentionOptions:
     window: int | None = None  # how many tokens back a token sees, itself included; None: all
     softcap: float | None = None  # scores = softcap * tanh(scores / softcap)
     sinks: Tensor | None = None  # (heads,) score of a place in each head that takes weight and gives nothing
+
+    @classmethod
+    def taken_from(cls, kwargs: dict[str, Any]) -> AttentionOptions:
+        """Takes the options out of the keywords of transformers' attention interface, where they have these names."""
+        return cls(
+            scaling=kwargs.pop("scaling", None),
+            dropout=kwargs.pop("dropout", 0.0),
+            window=kwargs.pop("sliding_window", None),
+            softcap=kwargs.pop("softcap", None),
+            sinks=kwargs.pop("s_aux", None),
+        )
 
     @property
     def is_plain(self) -> bool:

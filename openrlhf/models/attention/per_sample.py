@@ -35,17 +35,11 @@ def per_sample_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | CausalMask | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    cu_seq_lens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
-    options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
-    return attend_alone(module, query, key, value, attention_mask, options, cu_seq_lens_q, **kwargs), None
+    options = AttentionOptions.taken_from(kwargs)
+    return attend_alone(module, query, key, value, attention_mask, options, **kwargs), None
 
 
 def attend_alone(

@@ -9,6 +9,7 @@ Registered in transformers under `NAME`; the layers find the plan in the keyword
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,11 +32,6 @@ def ring_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | CausalMask | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     ring: Ring | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -44,17 +40,16 @@ def ring_attention(
     T is this rank's share of the pack. Rows beyond it, where a rank has none, see nothing and give zeros. Without
     `ring`, the inputs are whole, and computed here alone.
     """
+    options = AttentionOptions.taken_from(kwargs)
     if ring is None:
-        options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
         return attend_alone(module, query, key, value, attention_mask, options, **kwargs), None
-    if dropout > 0:
+    if options.dropout > 0:
         raise UserError("Ring attention has no attention dropout: set the model's attention_dropout to 0.")
     assert query.shape[0] == 1, "a pack is one row"
     assert isinstance(attention_mask, CausalMask), "a mask of the model's own making cannot be shared by a ring"
     window = attention_mask.window
-    if window is not None and window >= ring.longest_sample:
-        window = None
-    options = AttentionOptions(scaling, dropout, window, softcap, s_aux)
+    sees_all = window is None or window >= ring.longest_sample
+    options = replace(options, window=None if sees_all else window)
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)

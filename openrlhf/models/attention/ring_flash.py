@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,31 +52,14 @@ def ring_flash_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | CausalMask | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     ring: Ring | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, A, T, D), key and value (1, K, T, D) → (1, T, A, D)."""
-    options = AttentionOptions(scaling, dropout, _window_of(attention_mask), softcap, s_aux)
+    window = attention_mask.window if isinstance(attention_mask, CausalMask) else None
+    options = replace(AttentionOptions.taken_from(dict(kwargs)), window=window)
     if ring is None or not knows(query, value, options, ring):
-        return ring_attention(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-            ring=ring,
-            **kwargs,
-        )
+        return ring_attention(module, query, key, value, attention_mask, ring=ring, **kwargs)
     from ring_flash_attn import zigzag_ring_flash_attn_varlen_func
 
     borders = torch.tensor((0, *ring.sample_lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -85,7 +69,7 @@ def ring_flash_attention(
         value[0].transpose(0, 1).contiguous(),
         (borders // ring.size).to(query.device),
         ring.longest_sample // ring.size,
-        softmax_scale=scaling,
+        softmax_scale=options.scaling,
         causal=True,
         group=ring.group,
     )
@@ -98,7 +82,3 @@ def knows(query: Tensor, value: Tensor, options: AttentionOptions, ring: Ring) -
     is_plain = options.is_plain and options.dropout == 0.0 and sees_all and query.dtype in _KERNEL_DTYPES
     divides = all(length % (2 * ring.size) == 0 for length in ring.sample_lengths)
     return is_plain and divides and value.shape[-1] == query.shape[-1]
-
-
-def _window_of(attention_mask: Tensor | CausalMask | None) -> int | None:
-    return attention_mask.window if isinstance(attention_mask, CausalMask) else None

@@ -14,6 +14,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from openrlhf.engine.torch_operators import (
+    Borders,
+    cpu_flash,
+    cpu_flash_backward,
+    cuda_flash,
+    cuda_flash_backward,
+)
 from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.attention.ring_plan import Block
 
@@ -54,31 +61,23 @@ class CpuFlashKernel:
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, block: Block, options: AttentionOptions
     ) -> tuple[Tensor, Tensor]:
-        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         outputs, sums = [], []
         for q, k, v in _by_sample(block, (query,), (key, value)):
             num_heads = q.shape[1]
-            output, log_sum_exp = operator(
-                q,
-                repeat_heads(k, num_heads),
-                repeat_heads(v, num_heads),
-                0.0,
-                block.is_causal,
-                scale=options.scaling,
-            )
+            k, v = repeat_heads(k, num_heads), repeat_heads(v, num_heads)
+            output, log_sum_exp = cpu_flash(q, k, v, block.is_causal, options.scaling)
             outputs.append(output[0].transpose(0, 1))
             sums.append(log_sum_exp[0].transpose(0, 1))
         return torch.cat(outputs), torch.cat(sums)
 
     def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
-        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         by_query = (saved.grad, saved.query, saved.output, saved.log_sum_exp[..., None])
         grads = []
         for grad, q, output, log_sum_exp, k, v in _by_sample(block, by_query, (saved.key, saved.value)):
             num_heads, num_key_heads = q.shape[1], k.shape[1]
             k, v = repeat_heads(k, num_heads), repeat_heads(v, num_heads)
-            dq, dk, dv = operator(
-                grad, q, k, v, output, log_sum_exp[..., 0], 0.0, block.is_causal, scale=options.scaling
+            dq, dk, dv = cpu_flash_backward(
+                grad, q, k, v, output, log_sum_exp[..., 0], block.is_causal, options.scaling
             )
             grads.append((_rows(dq), _rows(_sum_groups(dk, num_key_heads)), _rows(_sum_groups(dv, num_key_heads))))
         dq, dk, dv = (torch.cat(parts) for parts in zip(*grads, strict=True))
@@ -91,34 +90,16 @@ class CudaFlashKernel:
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, block: Block, options: AttentionOptions
     ) -> tuple[Tensor, Tensor]:
-        import torch.nn.attention.varlen  # noqa: F401  (registers the operators)
-
-        output, log_sum_exp, _ = torch.ops.torch_attn._varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            *_borders(block, query.device),
-            is_causal=block.is_causal,
-            scale=options.scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        parts = (part.contiguous() for part in (query, key, value))
+        borders = _borders(block, query.device)
+        output, log_sum_exp = cuda_flash(*parts, borders=borders, is_causal=block.is_causal, scale=options.scaling)
         return output, log_sum_exp.transpose(0, 1)
 
     def backward(self, saved: SavedRows, block: Block, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
-        no_dropout_state = torch.zeros(2, dtype=torch.uint64, device=saved.query.device)
-        dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
-            saved.grad.contiguous(),
-            saved.query.contiguous(),
-            saved.key.contiguous(),
-            saved.value.contiguous(),
-            saved.output.contiguous(),
-            saved.log_sum_exp.transpose(0, 1).contiguous(),
-            *_borders(block, saved.query.device),
-            block.is_causal,
-            no_dropout_state,
-            options.scaling,
-        )
-        return dq, dk, dv
+        by_head = saved._replace(log_sum_exp=saved.log_sum_exp.transpose(0, 1))
+        parts = (part.contiguous() for part in by_head)
+        borders = _borders(block, saved.query.device)
+        return cuda_flash_backward(*parts, borders=borders, is_causal=block.is_causal, scale=options.scaling)
 
 
 class ProductKernel:
@@ -202,7 +183,7 @@ def _masks(block: Block, window: int | None) -> list[Tensor]:
     return [(distance >= 0) & (distance < (window or torch.inf)) for distance in distances]
 
 
-def _borders(block: Block, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+def _borders(block: Block, device: torch.device) -> Borders:
     """cu_seqlens of queries and keys, and their longest samples."""
 
     def cumulative(lengths: tuple[int, ...]) -> Tensor:

@@ -24,20 +24,15 @@ def torch_varlen_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | CausalMask | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
-    is_plain = dropout == 0.0 and softcap is None and s_aux is None and query.dtype in _KERNEL_DTYPES
+    options = AttentionOptions.taken_from(kwargs)
+    is_plain = options.is_plain and options.dropout == 0.0 and query.dtype in _KERNEL_DTYPES
     knows_all = is_plain and value.shape[-1] == query.shape[-1]
     if cu_seq_lens_q is None or not isinstance(attention_mask, CausalMask) or not knows_all:
-        options = AttentionOptions(scaling, dropout, sliding_window, softcap, s_aux)
         return attend_alone(module, query, key, value, attention_mask, options, cu_seq_lens_q, **kwargs), None
     from torch.nn.attention.varlen import varlen_attn
 
@@ -51,7 +46,7 @@ def torch_varlen_attention(
         cu_seq_lens_q,
         max_length_q,
         max_length_q,
-        scale=scaling,
+        scale=options.scaling,
         window_size=(-1, 0) if attention_mask.window is None else (attention_mask.window - 1, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )

@@ -46,10 +46,12 @@ struct Running {
   bool* is_likeliest;     // whether the target has the greatest logit, and of equal ones the lowest id
 };
 
-// Whether one of the first `count` logits equals `top`.
+// Whether one of the first `count` logits equals `top`, which is above minus infinity.
 bool stands_before(const Half* logits, int64_t count, float top) {
-  for (int64_t i = 0; i < count; ++i)
-    if (load_some(logits + i, 1)[0] == top) return true;
+  Ints is_equal = {};
+  for (int64_t i = 0; i < count; i += kLanes) is_equal |= load_at(logits, i, count) == all(top);
+  for (int64_t lane = 0; lane < kLanes; ++lane)
+    if (is_equal[lane]) return true;
   return false;
 }
 

@@ -1,7 +1,7 @@
 """Finds out what a model does around its output layer, by running its own forward method on stand-ins.
 
-A copy of the model (no weights copied) gets a stand-in for its backbone, which returns known hidden states, and one for
-its head, which notes what it is given and returns a known grid. What the model's forward method makes of them tells:
+For one call the model gets a stand-in for its backbone, which returns known hidden states, and one for its head, which
+notes its input and returns a known grid. The logits that the model's forward method makes of them tell:
 
 - the head is given the hidden states as they are, and the logits are the grid, scaled or soft-capped
   → the log-probs can be computed from hidden states in tiles, with that transform;
@@ -10,7 +10,8 @@ its head, which notes what it is given and returns a known grid. What the model'
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,10 @@ def probe_head(model: PreTrainedModel) -> HeadFinding:
     if backbone_name not in dict(model.named_children()):
         return HeadFinding(None, f"it has no backbone named {backbone_name!r}")
     backbone, stub_head = _StubBackbone(), _StubHead(head.out_features)
-    stand_in = _with_children(model, {backbone_name: backbone, name: stub_head})
     token_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long)
     try:
-        with torch.no_grad():
-            logits = type(model).forward(stand_in, input_ids=token_ids, use_cache=False).logits
+        with torch.no_grad(), _children_replaced(model, {backbone_name: backbone, name: stub_head}):
+            logits = type(model).forward(model, input_ids=token_ids, use_cache=False).logits
     except Exception as error:  # any failure means the same: not a shape we know
         return HeadFinding(None, f"its forward method could not be examined ({type(error).__name__}: {error})")
     if stub_head.received is None or not _equal(stub_head.received, backbone.hidden):
@@ -102,11 +102,17 @@ class _StubHead(nn.Module):
         return self.grid.clone()
 
 
-def _with_children(model: nn.Module, children: dict[str, nn.Module]) -> nn.Module:
-    """A shallow copy of `model` with other children; the model itself is not touched."""
-    stand_in = copy.copy(model)
-    stand_in.__dict__["_modules"] = {**model._modules, **children}
-    return stand_in
+@contextmanager
+def _children_replaced(model: nn.Module, children: dict[str, nn.Module]) -> Iterator[None]:
+    """While it lasts `model` has these children in place of its own of the same names."""
+    own = {name: model.get_submodule(name) for name in children}
+    try:
+        for name, child in children.items():
+            setattr(model, name, child)
+        yield
+    finally:
+        for name, child in own.items():
+            setattr(model, name, child)
 
 
 def _transform_between(grid: Tensor, logits: Tensor) -> LogitTransform | None:

@@ -1,0 +1,39 @@
+"""Facts of a model's class and configuration that transformers keeps under names of its own, and Liger's one call."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+def carries_state(model_class: type[PreTrainedModel]) -> bool:
+    """Whether a layer carries a state along the sequence, as state-space models do."""
+    return model_class._is_stateful
+
+
+def takes_any_attention(model_class: type[PreTrainedModel]) -> bool:
+    """Whether its layers call attention through transformers' interface."""
+    return model_class._supports_attention_backend
+
+
+def takes_borders(model_class: type[PreTrainedModel]) -> bool:
+    """Whether kernels that are told the borders of samples work in it."""
+    return model_class._supports_flash_attn
+
+
+def attention_name(config: PretrainedConfig) -> str:
+    """The attention that the model computes with, as transformers names it."""
+    return str(config._attn_implementation)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the model; none where it does not say what they are."""
+    names = model._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def put_liger_kernels_into(model: PreTrainedModel) -> None:
+    """Liger's fused norms, rotary embeddings and MLPs, in place; not its head and loss. Raises ImportError."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)

@@ -1,0 +1,70 @@
+"""Operators of torch that have no public name: attention with its log-sum-exp, and its gradient; float16 on the CPU.
+
+torch's public attention has neither the log-sum-exp, by which blocks of keys are merged, nor a gradient of one block.
+
+Shapes: A query heads, K key heads, Q query rows, R key rows, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Borders = tuple[Tensor, Tensor, int, int]  # cu_seqlens of queries and of keys, and the longest sample of each
+
+
+def cpu_flash(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
+    """query (1, A, Q, D), key and value (1, A, R, D) → output (1, A, Q, D), log-sum-exp (1, A, Q)."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return operator(query, key, value, 0.0, is_causal, scale=scale)
+
+
+def cpu_flash_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; shapes as of `cpu_flash`."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return operator(grad, query, key, value, output, log_sum_exp, 0.0, is_causal, scale=scale)
+
+
+def cuda_flash(
+    query: Tensor, key: Tensor, value: Tensor, borders: Borders, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """query (Q, A, D), key and value (R, K, D), contiguous → output (Q, A, D), log-sum-exp (A, Q)."""
+    import torch.nn.attention.varlen  # noqa: F401  (registers the operators)
+
+    enable_gqa = query.shape[1] != key.shape[1]
+    operator = torch.ops.torch_attn._varlen_attn
+    output, log_sum_exp, _ = operator(
+        query, key, value, *borders, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return output, log_sum_exp
+
+
+def cuda_flash_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    borders: Borders,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; shapes as of `cuda_flash`."""
+    no_dropout_state = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    operator = torch.ops.torch_attn._varlen_attn_backward
+    return operator(grad, query, key, value, output, log_sum_exp, *borders, is_causal, no_dropout_state, scale)
+
+
+def cpu_computes_fp16() -> bool:
+    """The question that DeepSpeed asks: whether torch's kernels for the CPU know float16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

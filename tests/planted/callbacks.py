@@ -1,0 +1,74 @@
+"""Bugs of the loop's events: trainer/trainer.py and trainer/callbacks/."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_CALLBACKS = "tests/trainer/test_callbacks.py"
+
+BUGS = [
+    Bug(
+        "logged_numbers_lost",
+        "numbers that a callback logs are in no record",
+        "trainer/callbacks/tracking.py",
+        "self._tracker.log_step(metrics | memory | trainer.take_logged())",
+        "self._tracker.log_step(metrics | memory)",
+        (f"{_CALLBACKS}::test_events_come_in_order_and_numbers_reach_the_records",),
+    ),
+    Bug(
+        "users_come_last",
+        "a number that a callback logs is in the record of the next step",
+        "trainer/trainer.py",
+        "        self._tell_users(event, *facts)\n        self._tell_standard(event, *facts)\n",
+        "        self._tell_standard(event, *facts)\n        self._tell_users(event, *facts)\n",
+        (f"{_CALLBACKS}::test_events_come_in_order_and_numbers_reach_the_records",),
+    ),
+    Bug(
+        "wish_to_stop_stays_on_its_rank",
+        "one rank stops, the others wait for it in a collective",
+        "trainer/trainer.py",
+        "self._stop_reason = next((reason for _, reason, _ in of_ranks if reason is not None), None)",
+        "pass",
+        (f"{_CALLBACKS}::test_one_ranks_wish_to_stop_ends_the_run_on_all_with_its_model",),
+    ),
+    Bug(
+        "failure_of_a_callback_is_swallowed",
+        "a run goes on although its callback has failed",
+        "trainer/trainer.py",
+        "        if lines:\n            raise CallbackFailed",
+        "        if False:\n            raise CallbackFailed",
+        (f"{_CALLBACKS}::test_a_callback_that_raises_on_one_rank_is_named_and_ends_the_run_in_order",),
+    ),
+    Bug(
+        "request_to_save_is_lost",
+        "a callback asks for a save, and there is none",
+        "trainer/callbacks/saving.py",
+        "if trainer.take_save_request() or self._is_due(trainer):",
+        "if self._is_due(trainer):",
+        (f"{_CALLBACKS}::test_a_requested_save_is_made_at_that_step",),
+    ),
+    Bug(
+        "max_steps_leaves_the_schedule",
+        "--train.max_steps stops a run in the middle of its learning rate's way",
+        "run/sft_run.py",
+        "return num_steps if train.max_steps is None else min(num_steps, train.max_steps)",
+        "return num_steps",
+        (f"{_CALLBACKS}::test_max_steps_ends_the_run_and_its_schedule",),
+    ),
+    Bug(
+        "patience_is_one_too_long",
+        "--train.early_stop_patience waits for one evaluation more",
+        "trainer/callbacks/evaluating.py",
+        "if num_evals >= self._patience:",
+        "if num_evals > self._patience:",
+        (f"{_CALLBACKS}::test_early_stop_after_evaluations_without_a_new_best",),
+    ),
+    Bug(
+        "a_new_best_does_not_count",
+        "a new best does not begin the patience anew",
+        "trainer/trainer.py",
+        "num_evals_since_best=0 if is_best else self.progress.num_evals_since_best + 1,",
+        "num_evals_since_best=self.progress.num_evals_since_best + 1,",
+        (f"{_CALLBACKS}::test_early_stop_after_evaluations_without_a_new_best",),
+    ),
+]

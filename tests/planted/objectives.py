@@ -1,0 +1,91 @@
+"""Bugs of the room objectives/: what is minimised, and what speaks for a whole sequence."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_SFT = "tests/objectives/test_sft.py"
+_PAIRS = "tests/objectives/test_pairs.py::test_a_pair_objective_equals_a_float64_loop"
+
+BUGS = [
+    Bug(
+        "dft_is_nll",
+        "--train.loss dft trains plain -log p",
+        "objectives/sft.py",
+        "return weights * log_probs.exp().to(weights.dtype)",
+        "return weights * log_probs.exp().to(weights.dtype) ** 0",
+        (f"{_SFT}::test_dft_weighs_each_token_by_its_probability[one by one]",),
+    ),
+    Bug(
+        "dft_ignores_weights",
+        "--train.loss dft forgets the weights of rows and turns, and the divisor",
+        "objectives/sft.py",
+        "weights = batch.target_weights / divisor\n\n        def times",
+        "weights = batch.target_weights\n\n        def times",
+        (f"{_SFT}::test_dft_weighs_each_token_by_its_probability[one by one]",),
+    ),
+    Bug(
+        "dft_logs_nll",
+        "the curve of a dft run is not that of its loss",
+        "objectives/sft.py",
+        '"loss": (-(exact.exp() * exact).sum(), len(exact))',
+        '"loss": (-exact.sum(), len(exact))',
+        (f"{_SFT}::test_dft_weighs_each_token_by_its_probability[all at once]",),
+    ),
+    Bug(
+        "divisor_counts_tokens",
+        "rows and turns with weights are divided by their number, not by their weights",
+        "objectives/sft.py",
+        "return batch.target_weight_sum",
+        "return float(batch.num_target_tokens)",
+        (f"{_SFT}::test_weights_count_in_the_divisor[one by one]",),
+    ),
+    Bug(
+        "ring_ranks_keep_their_part",
+        "in a ring each rank compares the log-probs of its own tokens, not of whole answers",
+        "objectives/scorer.py",
+        "return sums if self._groups.sequence is None else",
+        "return sums if True else",
+        (f"{_PAIRS}[two_ranks-{{'ring': 2, 'zero_stage': 2, 'packed': True}}]",),
+    ),
+    Bug(
+        "ring_ranks_count_twice",
+        "a ring of two counts each pair twice",
+        "objectives/scorer.py",
+        "return float(self._groups.sequence_rank == 0)",
+        "return 1.0",
+        (f"{_PAIRS}[two_ranks-{{'ring': 2, 'zero_stage': 2, 'packed': True}}]",),
+    ),
+    Bug(
+        "ring_gradient_stays_on_one_rank",
+        "tokens on other ranks of a ring than the first are not trained by a pair's loss",
+        "objectives/scorer.py",
+        "return sum_over(grads[0].contiguous().clone(), ctx.group), None",
+        "return grads[0], None",
+        (f"{_PAIRS}[two_ranks-{{'ring': 2, 'zero_stage': 2, 'packed': True}}]",),
+    ),
+    Bug(
+        "targets_of_a_pair_mixed_up",
+        "the log-probs of an answer are added to its rival's",
+        "batching/micro_batch.py",
+        "target_sequence=torch.arange(len(targets)).repeat_interleave",
+        "target_sequence=torch.arange(len(targets)).flip(0).repeat_interleave",
+        ("tests/batching/test_micro_batch.py::test_the_sequences_of_a_unit_stand_together_and_are_known_by_target",),
+    ),
+    Bug(
+        "row_weight_cancels",
+        "with --train.loss_reduction sample the weight of a row does nothing",
+        "batching/micro_batch.py",
+        "weights / weights.sum() * sum_of_weights",
+        "weights / weights.sum()",
+        ("tests/batching/test_micro_batch.py::test_a_rows_weight_is_what_its_weights_add_up_to_in_a_mean_of_rows",),
+    ),
+    Bug(
+        "own_objective_is_not_known",
+        "--train.loss module:Name trains plain -log p",
+        "objectives/objective.py",
+        'return named_object(name, Objective, "--train.loss")()',
+        'return _REGISTRY["nll"]()',
+        (f"{_SFT}::test_objectives_have_names",),
+    ),
+]

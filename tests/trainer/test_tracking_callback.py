@@ -1,0 +1,26 @@
+"""The memory of a GPU is in the record of each step, where there is one; shown with stand-ins for CUDA's counters."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from openrlhf.trainer.callbacks.tracking import Tracking
+
+
+class Records(list):
+    log_step = list.append
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", {"gpu_memory_bytes": 123}), ("cpu", {})])
+def test_gpu_memory_is_the_peak_since_the_last_step(monkeypatch, device, expected):
+    resets = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(device=torch.device(device)), take_logged=dict)
+    records = Records()
+    Tracking(records).on_step_end(trainer, {"loss": 1.0})  # type: ignore[arg-type]
+    assert records == [{"loss": 1.0} | expected]
+    assert len(resets) == len(expected), "each step's peak is its own"

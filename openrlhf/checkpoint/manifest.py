@@ -91,14 +91,14 @@ def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     """
     records, problems = _records_or_problems(folder)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        found = threads.map(lambda record: _problem_of(folder, record, read=True), records[share::num_shares])
+        found = threads.map(lambda record: problem_of(folder, record), records[share::num_shares])
     return problems + [problem for problem in found if problem]
 
 
 def looks_whole(folder: Path) -> bool:
     """Manifest intact, every file there with its size. Reads no file's content."""
     records, problems = _records_or_problems(folder)
-    return not problems and not any(_problem_of(folder, record, read=False) for record in records)
+    return not problems and not any(problem_of(folder, record, read=False) for record in records)
 
 
 def size_bytes_of(folder: Path) -> int:
@@ -119,7 +119,8 @@ def _records_or_problems(folder: Path) -> tuple[list[FileRecord], list[str]]:
         return [], [f"{folder / MANIFEST_NAME} is damaged: {error}"]
 
 
-def _problem_of(folder: Path, record: FileRecord, read: bool) -> str | None:
+def problem_of(folder: Path, record: FileRecord, read: bool = True) -> str | None:
+    """A sentence where a file is not as it was written; its content is compared only where it is `read`."""
     path = folder / record.name
     try:
         size_bytes = path.stat().st_size

@@ -133,7 +133,7 @@ def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, mon
 
     write_tensors = tensor_file.write_tensors
     monkeypatch.setattr(tensor_file, "write_tensors", write_and_flip)
-    with pytest.raises(UserError, match="does not have the bytes that were written"):
+    with pytest.raises(UserError, match="does not have the content that was written"):
         export_model(tiny_model("llama"), None, tmp_path)
     assert not is_exported(tmp_path)
 

@@ -151,20 +151,19 @@ def collect_reports(
     the ranks that are missing).
     """
     reports: dict[int, RankReport] = {}
-    missing = list(range(num_ranks))
     deadline = time.monotonic() + timeout_seconds
-    while missing:
-        reports |= {rank: report for rank in missing if (report := RankReport.read(folder, rank))}
-        failed = [f"rank {rank}: {report.problem}" for rank, report in sorted(reports.items()) if report.problem]
-        if failed:
+    while missing := [rank for rank in range(num_ranks) if rank not in reports]:
+        found = {rank: report for rank in missing if (report := RankReport.read(folder, rank))}
+        if failed := [f"rank {rank}: {report.problem}" for rank, report in found.items() if report.problem]:
             raise OSError("; ".join(failed))
-        missing = [rank for rank in range(num_ranks) if rank not in reports]
-        if missing and must_stop():
+        reports |= found
+        if found:
+            continue
+        if must_stop():
             raise OSError("another rank could not write its part")
-        if missing and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             raise OSError(f"ranks {missing} did not write their part within {timeout_seconds:.0f} s")
-        if missing:
-            time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
     for rank in range(num_ranks):
         _report_path(folder, rank).unlink()
     return [record for _, report in sorted(reports.items()) for record in report.records]

@@ -30,6 +30,7 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.checkpoint.training_state import (
     LoadedState,
+    TrainingState,
     copy_training_state,
     load_training_state,
     read_progress,
@@ -112,7 +113,9 @@ class Checkpointer:
             staging,
             self._rank,
             self._num_ranks,
-            write=self._copy(staging, engine, progress, client_state, scheduler),
+            write=self._copied(
+                partial(copy_training_state, engine, progress, client_state=client_state, scheduler=scheduler), staging
+            ),
             put_in_place=partial(self.store.put_in_place, identity=identity.to_dict(), eval_loss=eval_loss),
             timeout_seconds=self._timeout_seconds,
         )
@@ -192,26 +195,18 @@ class Checkpointer:
         staging, problem = gather_objects((staging, problem), self._group)[0]
         return staging, (problem,) if problem else ()
 
-    def _copy(
-        self,
-        staging: Path,
-        engine: Any,
-        progress: TrainingProgress,
-        client_state: dict[str, Any] | None,
-        scheduler: Any,
-    ) -> Callable[[], list[FileRecord]]:
+    def _copied(self, copy: Callable[..., TrainingState], staging: Path) -> Callable[[], list[FileRecord]]:
         """Copies the state of this rank. Returns a function that writes the copy into `staging`.
 
         Where the copy fails, that function raises OSError: the other ranks, which have a copy, hear of it as of any
         rank that cannot write, and none is left waiting.
         """
-        rank, num_ranks = self._rank, self._num_ranks
         try:
-            state = copy_training_state(engine, progress, rank, num_ranks, self._buffer, client_state, scheduler)
+            state = copy(rank=self._rank, num_ranks=self._num_ranks, buffer=self._buffer)
             fault_point("save.copied")
         except (RuntimeError, MemoryError, OSError, TypeError, ValueError) as error:  # the last two are of JSON
             return partial(_fail, f"the state could not be copied: {error}")
-        return partial(write_training_state, state, staging, rank)
+        return partial(write_training_state, state, staging, self._rank)
 
     def _verify_together(self, path: Path) -> list[str]:
         """The problems of a checkpoint, the same on all ranks; each rank has read a part of the files."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -76,8 +76,7 @@ class RunIdentity:
         return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Differences of two runs in words: those that make it another run, and those that the user is only told."""
 
     refused: list[str]

@@ -6,7 +6,7 @@ has made. Nothing in it depends on the layout that wrote it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,10 @@ def copy_optimizer_states(engine: Any, buffer: HostBuffer) -> OptimizerStates:
     """A copy, in `buffer`, of all that this rank has to save; training may go on while it is written. No collective."""
     buffer.reset(size_bytes_to_save(engine) + _PADDING_BYTES)
     states, steps = OptimizerStates(tensor_parallel_rank(engine)), StepCounts(engine)
-    rank, num_ranks = data_rank_and_size(engine)
-    for index, fragment in enumerate(local_fragments(engine)):
-        # Under ZeRO 0 all ranks hold the same: they take turns, and each writes its part of the whole.
-        if fragment.is_replicated and index % num_ranks != rank:
-            continue
+    for fragment, tensors in _to_save(engine):
         name = fragment.name
         states.shapes[name] = fragment.shape
-        for kind, tensor in _tensors_of(fragment, steps.state).items():
+        for kind, tensor in tensors.items():
             states.starts[f"{kind}|{name}"] = fragment.start
             states.tensors[f"{kind}|{name}"] = buffer.copy_of(fragment.view_of(tensor))
         num_steps = steps.of(fragment.host)
@@ -81,14 +77,19 @@ def copy_optimizer_states(engine: Any, buffer: HostBuffer) -> OptimizerStates:
 
 
 def size_bytes_to_save(engine: Any) -> int:
-    """About the bytes that `copy_optimizer_states` will copy on this rank."""
-    state, (_, num_ranks) = base_optimizer(engine).state, data_rank_and_size(engine)
-    total_bytes = 0
-    for fragment in local_fragments(engine):
-        tensors = _tensors_of(fragment, state).values()
-        size_bytes = fragment.numel * sum(tensor.element_size() for tensor in tensors)
-        total_bytes += size_bytes // num_ranks if fragment.is_replicated else size_bytes
-    return total_bytes
+    """The bytes that `copy_optimizer_states` will copy on this rank."""
+    return sum(
+        fragment.numel * tensor.element_size() for fragment, tensors in _to_save(engine) for tensor in tensors.values()
+    )
+
+
+def _to_save(engine: Any) -> Iterator[tuple[Fragment, dict[str, Tensor]]]:
+    """The fragments that this rank saves, with their tensors by kind."""
+    state, (rank, num_ranks) = base_optimizer(engine).state, data_rank_and_size(engine)
+    for index, fragment in enumerate(local_fragments(engine)):
+        # Under ZeRO 0 all ranks hold the same: they take turns, and each writes its part of the whole.
+        if not fragment.is_replicated or index % num_ranks == rank:
+            yield fragment, _tensors_of(fragment, state)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openrlhf.atomic_file import write_flushed
 from openrlhf.checkpoint.fault_points import fault_point
-from openrlhf.checkpoint.manifest import FileRecord, checksum_of, new_checksum
+from openrlhf.checkpoint.manifest import FileRecord, new_checksum, problem_of
 
 INDEX_NAME = "model.safetensors.index.json"
 _DTYPE_NAMES = {
@@ -98,14 +98,14 @@ class ShardWriter:
         self._folder = folder
         self._max_shard_bytes = max_shard_bytes
         self._held: dict[str, Tensor] = {}
-        # Of the shards written: the tensors are on the meta device, shape and dtype alone.
-        self._shards: list[tuple[FileRecord, dict[str, Tensor]]] = []
+        self._shards: list[tuple[FileRecord, list[str]]] = []  # each with the names of its weights
+        self._total_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor on the CPU. Raises ValueError for one without elements."""
         if tensor.numel() == 0:
             raise ValueError(f"weight {name} has no elements (shape {tuple(tensor.shape)}); it was not gathered")
-        if self._held and _size_bytes(self._held) + tensor.nbytes > self._max_shard_bytes:
+        if self._held and sum(held.nbytes for held in self._held.values()) + tensor.nbytes > self._max_shard_bytes:
             self._write_held()
         self._held[name] = tensor
 
@@ -117,51 +117,39 @@ class ShardWriter:
         if self._held:
             self._write_held()
         self._name_shards()
-        for record, tensors in self._shards:
-            _read_back(self._folder, record, tensors)
+        for record, names in self._shards:
+            _read_back(self._folder, record, names)
 
     def _write_held(self) -> None:
         path = self._folder / f"part-{len(self._shards):05d}.safetensors"
         record = write_tensors(
             path, self._held, _MODEL_METADATA, at_half=lambda: fault_point("export.half_of_shard_written")
         )
-        self._shards.append((record, {name: tensor.to("meta") for name, tensor in self._held.items()}))
+        self._shards.append((record, list(self._held)))
+        self._total_bytes += sum(tensor.nbytes for tensor in self._held.values())
         self._held = {}
         fault_point("export.shard_written")
 
     def _name_shards(self) -> None:
         """Names say how many shards there are, which is known at the end alone."""
         count = len(self._shards)
-        named, weight_map, total_bytes = [], {}, 0
-        for index, (record, tensors) in enumerate(self._shards):
+        weight_map = {}
+        for index, (record, names) in enumerate(self._shards):
             name = f"model-{index + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
             os.replace(self._folder / record.name, self._folder / name)
-            named.append((FileRecord(name, record.size_bytes, record.blake2b), tensors))
-            weight_map.update(dict.fromkeys(tensors, name))
-            total_bytes += _size_bytes(tensors)
-        self._shards = named
+            self._shards[index] = (FileRecord(name, record.size_bytes, record.blake2b), names)
+            weight_map.update(dict.fromkeys(names, name))
         if count > 1:
-            index_text = json.dumps({"metadata": {"total_size": total_bytes}, "weight_map": weight_map}, indent=2)
+            index_text = json.dumps({"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}, indent=2)
             write_flushed(self._folder / INDEX_NAME, index_text + "\n")
 
 
-def _size_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the elements alone, without the header."""
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _read_back(folder: Path, record: FileRecord, tensors: dict[str, Tensor]) -> None:
-    """Raise OSError unless names, shapes, dtypes and every byte of a shard are as they were written."""
+def _read_back(folder: Path, record: FileRecord, names: list[str]) -> None:
+    """Raise OSError unless every byte of a shard, and so every shape and dtype, is as it was meant, and it opens."""
     from safetensors import safe_open
 
-    path = folder / record.name
-    with safe_open(path, framework="pt") as file:
-        found = set(file.keys())
-        if found != tensors.keys():
-            raise OSError(f"{path} does not hold the weights that were written: {found ^ tensors.keys()}")
-        for name, meant in tensors.items():
-            there = file.get_tensor(name)
-            if there.shape != meant.shape or there.dtype != meant.dtype:
-                raise OSError(f"{path}: {name} is {there.dtype} {tuple(there.shape)}, was {meant.dtype} {meant.shape}")
-    if path.stat().st_size != record.size_bytes or checksum_of(path) != record.blake2b:
-        raise OSError(f"{path} does not have the bytes that were written")
+    if problem := problem_of(folder, record):
+        raise OSError(problem)
+    with safe_open(folder / record.name, framework="pt") as file:
+        if set(file.keys()) != set(names):
+            raise OSError(f"{folder / record.name} does not hold the weights that were written")

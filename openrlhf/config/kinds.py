@@ -78,21 +78,13 @@ def describe(kind: Any) -> str:
 def _describe_value(kind: Any) -> str:
     if options := choices(kind):
         return "one of " + ", ".join(str(option) for option in options)
+    parts = get_args(kind)
     if get_origin(kind) is tuple:
-        return _describe_list(get_args(kind))
+        count = "one or more" if parts[-1] is Ellipsis else len(parts)
+        return f"{count} values, each {_describe_value(parts[0])}"
     if get_origin(kind) is Annotated:
-        return _field_of(kind).description or ""
+        return next(mark for mark in parts if isinstance(mark, FieldInfo)).description or ""
     return {bool: "true or false", str: "text"}[kind]
-
-
-def _describe_list(parts: tuple[Any, ...]) -> str:
-    if parts[-1] is Ellipsis:
-        return f"one or more values, each {_describe_value(parts[0])}"
-    return f"{len(parts)} values, each {_describe_value(parts[0])}"
-
-
-def _field_of(kind: Any) -> FieldInfo:
-    return next(mark for mark in get_args(kind) if isinstance(mark, FieldInfo))
 
 
 def read_value(kind: Any, value: Any) -> Any:
@@ -107,8 +99,7 @@ def read_value(kind: Any, value: Any) -> Any:
         raise ValueError(problem)
     if takes_many(kind) and not isinstance(value, (list, tuple)) and value is not None:
         value = [value]
-    if choices(kind):
-        value = _as_choice(kind, value)
+    value = next((option for option in choices(kind) if str(option) == str(value)), value)  # '2' → 2
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
@@ -124,11 +115,6 @@ def _wrong_number_of_values(kind: Any, value: Any) -> str:
     if isinstance(value, (list, tuple)) and not value:
         return f"is an empty list; it must be {describe(kind)}."
     return ""
-
-
-def _as_choice(kind: Any, value: Any) -> Any:
-    """'2' → 2 where the options are numbers."""
-    return next((option for option in choices(kind) if str(option) == str(value)), value)
 
 
 def _nearest_choice(kind: Any, value: Any) -> str:

@@ -76,7 +76,8 @@ def _read_flags(argv: Sequence[str]) -> Iterator[Given]:
         elif _FLAG.match(word):
             name, _, first = word.partition("=")
             values = ([first] if "=" in word else []) + _take_values(words)
-            yield Given(name.lstrip("-").replace("-", "_"), _as_value(values), name)
+            value = values if len(values) > 1 else values[0] if values else True
+            yield Given(name.lstrip("-").replace("-", "_"), value, name)
         else:
             yield Given("", word, "")
 
@@ -87,10 +88,6 @@ def _take_values(words: list[str]) -> list[str]:
     while words and not (_FLAG.match(words[0]) or words[0].startswith("@")):
         values.append(words.pop(0))
     return values
-
-
-def _as_value(values: list[str]) -> Any:
-    return {0: True, 1: values[0] if values else None}.get(len(values), values)
 
 
 def _parse_file(file: Path) -> Any:

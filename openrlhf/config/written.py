@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from openrlhf.config.sources import Given
 from openrlhf.errors import UserError
 
 FILE_NAME = "run_config.yaml"
-_ABSENT = object()
 
 
 def write_resolved(config: Root, path: str | Path) -> None:
@@ -56,18 +54,12 @@ def from_namespace(root: type[RootT], args: Any) -> RootT:
     Raises:
         UserError: with every value that cannot be.
     """
-    reading = read_given(root, list(_given_by(root, args)))
+    names = (*synonyms(root), *settings(root))  # the name that wins comes last
+    given = [Given(name, value, f"args.{name}") for name in names if (value := _get(args, name)) is not None]
+    reading = read_given(root, given)
     if reading.problems:
         raise UserError(*reading.problems)
     return build(root, reading.values)
-
-
-def _given_by(root: type[Root], args: Any) -> Iterator[Given]:
-    """The name that wins comes last."""
-    for name in (*synonyms(root), *settings(root)):
-        value = _get(args, name)
-        if value is not _ABSENT and value is not None:
-            yield Given(name, value, f"args.{name}")
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +81,9 @@ def _as_namespace(tree: dict[str, Any]) -> argparse.Namespace:
 
 
 def _get(args: Any, name: str) -> Any:
-    """Attribute at the dotted name, or `_ABSENT`."""
+    """Attribute at the dotted name; None where there is none."""
     for part in name.split("."):
         if isinstance(args, str):  # a flat `args.data` has methods, but no settings
-            return _ABSENT
-        args = getattr(args, part, _ABSENT)
+            return None
+        args = getattr(args, part, None)
     return args

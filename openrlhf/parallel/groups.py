@@ -14,7 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
@@ -52,14 +54,8 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
     rank, world_size = dist.get_rank(), dist.get_world_size()
     data_size, rest = divmod(world_size, sequence_size * tensor_size)
     assert rest == 0, f"{sequence_size=} x {tensor_size=} does not divide {world_size=}"
-    tensor_rank = rank % tensor_size
-    sequence_rank = rank // tensor_size % sequence_size
-    data_rank = rank // (tensor_size * sequence_size)
-
-    def rank_of(data: int, sequence: int, tensor: int) -> int:
-        return (data * sequence_size + sequence) * tensor_size + tensor
-
-    datas, sequences, tensors = range(data_size), range(sequence_size), range(tensor_size)
+    ranks = torch.arange(world_size).view(data_size, sequence_size, tensor_size)
+    data_rank, sequence_rank, tensor_rank = (ranks == rank).nonzero()[0].tolist()
     return ProcessGroups(
         rank=rank,
         world_size=world_size,
@@ -69,17 +65,17 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
         sequence_size=sequence_size,
         tensor_rank=tensor_rank,
         tensor_size=tensor_size,
-        data=_mine([[rank_of(d, s, t) for d in datas] for s in sequences for t in tensors], rank),
-        sequence=_mine([[rank_of(d, s, t) for s in sequences] for d in datas for t in tensors], rank),
-        tensor=_mine([[rank_of(d, s, t) for t in tensors] for d in datas for s in sequences], rank),
-        loss=_mine([[rank_of(d, s, t) for d in datas for s in sequences] for t in tensors], rank),
+        data=_mine(ranks.movedim(0, -1).reshape(-1, data_size), rank),
+        sequence=_mine(ranks.movedim(1, -1).reshape(-1, sequence_size), rank),
+        tensor=_mine(ranks.reshape(-1, tensor_size), rank),
+        loss=_mine(ranks.movedim(2, 0).reshape(tensor_size, -1), rank),
         control=dist.new_group(backend="gloo", timeout=control_timeout),
     )
 
 
-def _mine(rank_lists: list[list[int]], rank: int) -> ProcessGroup | None:
-    """Makes all the groups (a collective call). Returns the one that holds `rank`; None where each holds one rank."""
-    if len(rank_lists[0]) == 1:
+def _mine(ranks_by_group: Tensor, rank: int) -> ProcessGroup | None:
+    """Makes the groups, a row each (a collective call). Returns the one of `rank`; None where each holds one rank."""
+    if ranks_by_group.shape[1] == 1:
         return None
-    groups = [(ranks, dist.new_group(ranks)) for ranks in rank_lists]
+    groups = [(ranks, dist.new_group(ranks)) for ranks in ranks_by_group.tolist()]
     return next(group for ranks, group in groups if rank in ranks)

@@ -78,12 +78,9 @@ class JsonLinesSink:
                 self._waiting = self._waiting[num_bytes:]
             self._disk_is_full = False
         except OSError as problem:
-            self._warn_once(problem)
-
-    def _warn_once(self, problem: OSError) -> None:
-        if not self._disk_is_full:
-            logger.warning("%s: %s; lines wait in memory, training goes on.", self._path, problem.strerror)
-        self._disk_is_full = True
+            if not self._disk_is_full:
+                logger.warning("%s: %s; lines wait in memory, training goes on.", self._path, problem.strerror)
+            self._disk_is_full = True
 
 
 def to_line(record: Mapping[str, Any]) -> str:

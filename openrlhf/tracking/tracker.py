@@ -66,12 +66,6 @@ class Tracker:
             sink.close()
         self._for_each_slow_sink(lambda sink: sink.close())
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _tell_slow_sinks(self) -> None:
         record, self._not_told_yet = self._not_told_yet, None
         if record is not None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openrlhf.checkpoint import fault_points
 from openrlhf.checkpoint.export import end_token_ids, export_model, is_exported
 from openrlhf.errors import UserError
+from tests.helpers.fault_points import EXPORT_POINTS
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -132,7 +133,7 @@ def test_what_comes_back_different_from_the_disk_is_an_error(tmp_path: Path, mon
 
     write_tensors = tensor_file.write_tensors
     monkeypatch.setattr(tensor_file, "write_tensors", write_and_flip)
-    with pytest.raises(UserError, match="does not have the bytes that were written"):
+    with pytest.raises(UserError, match="does not have the content that was written"):
         export_model(tiny_model("llama"), None, tmp_path)
     assert not is_exported(tmp_path)
 
@@ -147,7 +148,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(old))
 
 
-@pytest.mark.parametrize("point", fault_points.EXPORT_POINTS)
+@pytest.mark.parametrize("point", EXPORT_POINTS)
 def test_killed_at_any_point_the_folder_holds_a_whole_model_or_none(point: str, tmp_path: Path) -> None:
     old, new = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
     export_model(old, None, tmp_path)

@@ -17,6 +17,7 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.manifest import verify, write_manifest
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
+from tests.helpers.fault_points import SAVE_POINTS
 
 IDENTITY = RunIdentity({"train.seed": 42}, data_fingerprint="d", num_samples=100, model_shape="m")
 
@@ -95,7 +96,7 @@ def _resume(root: Path) -> int:
 
 
 # The third save is the first that removes one; the last saves a step that is there already.
-@pytest.mark.parametrize("point", fault_points.SAVE_POINTS)
+@pytest.mark.parametrize("point", SAVE_POINTS)
 def test_killed_at_any_point_a_whole_checkpoint_is_found(point: str, tmp_path: Path) -> None:
     assert _in_child(lambda: _save_steps(tmp_path, (1, 2))) == 0
     status = _in_child(lambda: _save_steps(tmp_path, (3, 3)), point)
@@ -108,7 +109,7 @@ def test_killed_at_any_point_a_whole_checkpoint_is_found(point: str, tmp_path: P
     assert _in_child(lambda: _expect(_resume(tmp_path) == 4)) == 0
 
 
-@pytest.mark.parametrize("point", fault_points.SAVE_POINTS)
+@pytest.mark.parametrize("point", SAVE_POINTS)
 def test_a_disk_full_at_any_point_is_reported_and_the_next_save_works(point: str, tmp_path: Path) -> None:
     def work() -> None:
         problems = _save_steps(tmp_path, (1, 2, 3, 3))

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from openrlhf.checkpoint.fault_points import EXPORT_POINTS, SAVE_POINTS
 from tests.faults.jobs import Job
+from tests.helpers.fault_points import EXPORT_POINTS, SAVE_POINTS
 
 # Points that every rank passes; the others are rank 0's, which puts the checkpoint in place.
 POINTS_OF_EVERY_RANK = (

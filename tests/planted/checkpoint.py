@@ -161,6 +161,14 @@ BUGS = [
         (f"{_EXPORT}::test_configuration_uses_the_cache_and_says_the_dtype",),
     ),
     Bug(
+        "shards_not_compared_with_what_was_meant",
+        "a disk that stores other bytes gives an exported model with wrong weights",
+        "checkpoint/tensor_file.py",
+        "if problem := problem_of(folder, record):",
+        "if problem := None:",
+        (f"{_EXPORT}::test_what_comes_back_different_from_the_disk_is_an_error",),
+    ),
+    Bug(
         "end_of_turn_not_in_the_export",
         "the exported model does not stop at the end of its turn",
         "checkpoint/export.py",

@@ -36,8 +36,8 @@ BUGS = [
         "flat_name_wins",
         "of a nested and a flat name in args, the old one holds",
         "config/written.py",
-        "for name in (*synonyms(root), *settings(root)):",
-        "for name in (*settings(root), *synonyms(root)):",
+        "names = (*synonyms(root), *settings(root))",
+        "names = (*settings(root), *synonyms(root))",
         ("tests/config/test_names.py::test_a_nested_name_wins_over_its_flat_one",),
     ),
     Bug(

@@ -1,5 +1,7 @@
 """The tracker: who hears of which step."""
 
+from contextlib import closing
+
 from openrlhf.config import LoggerConfig
 from openrlhf.tracking.metrics_file import read_records
 from openrlhf.tracking.tracker import Tracker, open_tracker
@@ -30,7 +32,7 @@ class Broken(Ear):
 
 def test_slow_sinks_hear_every_nth_step_and_the_last(a_step, an_eval):
     quick, slow = Ear(), Ear()
-    with Tracker([quick], [slow], logging_steps=3) as tracker:
+    with closing(Tracker([quick], [slow], logging_steps=3)) as tracker:
         for step in range(1, 6):
             tracker.log_step(a_step(step))
         tracker.log_eval(an_eval(5))
@@ -40,14 +42,14 @@ def test_slow_sinks_hear_every_nth_step_and_the_last(a_step, an_eval):
 
 def test_no_step_is_told_twice_at_the_end(a_step):
     slow = Ear()
-    with Tracker(slow=[slow], logging_steps=2) as tracker:
+    with closing(Tracker(slow=[slow], logging_steps=2)) as tracker:
         tracker.log_step(a_step(2))
     assert slow.heard == [("step", 2), "close"]
 
 
 def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
     broken, well = Broken(), Ear()
-    with Tracker(slow=[broken, well]) as tracker:
+    with closing(Tracker(slow=[broken, well])) as tracker:
         tracker.log_step(a_step(1))
         tracker.log_step(a_step(2))
     assert well.heard == [("step", 1), ("step", 2), "close"]
@@ -57,13 +59,13 @@ def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
 
 def test_other_ranks_write_nothing(tmp_path, a_step):
     settings = LoggerConfig(tensorboard_dir=str(tmp_path))
-    with open_tracker(settings, tmp_path / "out", num_steps=1, is_rank_0=False) as tracker:
+    with closing(open_tracker(settings, tmp_path / "out", num_steps=1, is_rank_0=False)) as tracker:
         tracker.log_step(a_step(1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_hold_every_step_whatever_the_slow_sinks_hear(tmp_path, a_step, capsys):
-    with open_tracker(LoggerConfig(logging_steps=5), tmp_path, num_steps=5, is_rank_0=True) as tracker:
+    with closing(open_tracker(LoggerConfig(logging_steps=5), tmp_path, num_steps=5, is_rank_0=True)) as tracker:
         for step in range(1, 6):
             tracker.log_step(a_step(step))
     assert [record["global_step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]

@@ -43,6 +43,11 @@ class StepSchedule:
     def steps_per_epoch(self) -> int:
         return -(-self.num_rows // self.batch_size)
 
+    def num_steps(self, max_epochs: int, max_steps: int | None = None) -> int:
+        """Optimizer steps of a whole run."""
+        num_steps = self.steps_per_epoch * max_epochs
+        return num_steps if max_steps is None else min(num_steps, max_steps)
+
     def window(self, epoch: int, step_in_epoch: int) -> WindowRows:
         start = step_in_epoch * self.batch_size
         places = np.arange(start, min(start + self.batch_size, self.num_rows))

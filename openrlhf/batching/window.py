@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching.micro_batch import MicroBatch
+from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -45,6 +47,10 @@ class StepWindow:
             sums.zero_()  # the ranks of a ring, and of a tensor-parallel group, hold the same units, which count once
         units, targets, divisor, *tokens = sum_over(sums, groups.control).tolist()
         tokens_of_micro_step = tuple(int(number) for number in tokens)
+        if not math.isfinite(divisor) or (divisor == 0 and targets):
+            raise UserError(
+                f"the objective's weight of a step with {int(targets)} targets is {divisor}: it must be above 0."
+            )
         # A window of a loader of the user's own may have no target at all; its loss is 0 whatever it is divided by.
         return WindowCounts(int(units), sum(tokens_of_micro_step), int(targets), divisor or 1.0, tokens_of_micro_step)
 

@@ -150,14 +150,17 @@ class Checkpointer:
             self._pending.stop()
             self._pending.wait_for_end()
 
-    def find(self) -> tuple[FoundCheckpoint | None, list[str]]:
+    def find(self, name: str | None = None) -> tuple[FoundCheckpoint | None, list[str]]:
         """The newest whole checkpoint, every byte verified, and the problems of the newer ones.
+
+        Args: name: of the one checkpoint that is wanted, such as global_step20; None: any.
 
         Leftovers of a crash are cleaned first. The ranks divide the reading.
         """
         cleaned = self.store.clean_leftovers() if self._rank == 0 else []
         # The list of rank 0 counts: a shared folder may look different on another machine for a moment.
         candidates, cleaned = gather_objects((self.store.candidates(), cleaned), self._group)[0]
+        candidates = [path for path in candidates if name in (None, path.name)]
         path, problems = self.store.newest_whole(candidates, self._verify_together)
         return FoundCheckpoint(path, read_progress(path)) if path else None, cleaned + problems
 

@@ -50,6 +50,7 @@ def _batching(config: InspectConfig) -> dict[str, Any]:
         "num_data_ranks": max(1, world_size // (ds.ring_attn_size * ds.tensor_parallel_size)),
         "seed": train.seed,
         "max_epochs": train.max_epochs,
+        "max_steps": train.max_steps,
     }
 
 

@@ -48,6 +48,7 @@ def statistics_of(
     num_data_ranks: int,
     seed: int,
     max_epochs: int,
+    max_steps: int | None = None,
 ) -> Statistics:
     """Statistics of a data set under batch settings.
 
@@ -79,7 +80,7 @@ def statistics_of(
         bin_edges=edges.tolist(),
         bin_counts=np.histogram(lengths, bins=edges)[0].tolist(),
         steps_per_epoch=schedule.steps_per_epoch,
-        num_steps=schedule.steps_per_epoch * max_epochs,
+        num_steps=schedule.num_steps(max_epochs, max_steps),
         tokens_per_step=float(lengths.mean() * len(dataset) / schedule.steps_per_epoch),
         micro_batches_per_step=sum(map(len, laid_out)) / len(laid_out),
         useful_share=num_tokens / num_computed,

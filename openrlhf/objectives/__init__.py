@@ -1,6 +1,6 @@
 """The objectives: each says what is minimised and what it is divided by. One file an objective, one registry."""
 
-from openrlhf.objectives.objective import Objective, Share, objective_named, register_objective
+from openrlhf.objectives.objective import Objective, Share, name_of, objective_named, register_objective
 from openrlhf.objectives.scorer import NO_AUX_LOSS, AuxLossSettings, Scorer
 from openrlhf.objectives.sft import DFTObjective, SFTObjective
 
@@ -12,6 +12,7 @@ __all__ = [
     "SFTObjective",
     "Scorer",
     "Share",
+    "name_of",
     "objective_named",
     "register_objective",
 ]

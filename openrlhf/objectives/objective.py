@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Share:
     sums: dict[str, tuple[Amount, Amount]]  # by metric: a sum and the count that it is divided by, without gradients
 
 
-class Objective:
+class Objective(ABC):
     """What is minimised, as a sum over a step window that is divided once.
 
     The window's loss is the sum of all micro-batches' shares, over all ranks. So a share divides by the divisor that it
@@ -33,11 +34,13 @@ class Objective:
     """
 
     metrics: tuple[str, ...] = ("loss",)  # names of the sums in a Share; `loss` is one of them
+    name: str = ""  # the name by which `--train.loss` found it; empty: its class is its name
 
+    @abstractmethod
     def weight(self, batch: MicroBatch) -> float:
         """What a micro-batch adds to the window's divisor; of the whole micro-batch, also where a ring shares it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         """The micro-batch's share of the window's loss.
 
@@ -46,7 +49,6 @@ class Objective:
             batch: on the model's device; where a ring shares it, this rank's tokens.
             divisor: the sum of `weight` over all micro-batches of the window on all ranks.
         """
-        raise NotImplementedError
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """More metrics of an evaluation, worked out from the means of `metrics` over all its rows."""
@@ -73,11 +75,17 @@ def objective_named(name: str) -> Objective:
 
     Raises UserError where there is none.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]()
-    if ":" not in name:
+    if name not in _REGISTRY and ":" not in name:
         raise UserError(
             f"--train.loss {name} is none of {', '.join(sorted(_REGISTRY))}. Give one of them, or module:Name for an "
             "objective of your own."
         )
-    return named_object(name, Objective, "--train.loss")()
+    base: Any = Objective
+    objective: Objective = _REGISTRY[name]() if name in _REGISTRY else named_object(name, base, "--train.loss")
+    objective.name = name
+    return objective
+
+
+def name_of(objective: Objective) -> str:
+    """The name in the identity of a run: a resume by another objective is another run."""
+    return objective.name or f"{type(objective).__module__}:{type(objective).__qualname__}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from openrlhf.batching import MicroBatch
+from openrlhf.errors import UserError
 from openrlhf.models import Actor, TargetScores
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
@@ -54,7 +55,8 @@ class Scorer:
     @property
     def scores(self) -> TargetScores:
         """All that the forward pass has said."""
-        assert self._scores is not None, "the objective has not asked for log-probs"
+        if self._scores is None:
+            raise UserError("The objective has not asked its scorer for log-probs: each micro-batch takes one pass.")
         return self._scores
 
     def log_probs(self) -> Tensor:
@@ -86,7 +88,8 @@ class Scorer:
         return float(self._groups.sequence_rank == 0)
 
     def _run(self, weights: Weights | None) -> TargetScores:
-        assert self._scores is None, "a micro-batch takes one forward pass"
+        if self._scores is not None:
+            raise UserError("The objective has asked its scorer for log-probs twice: a micro-batch takes one pass.")
         batch, groups = self._batch, self._groups
         is_real_token = None
         if not batch.unit_names:  # its tokens stand there for the collectives' sake: no expert's load counts them

@@ -11,24 +11,17 @@ from transformers import PretrainedConfig
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.engine.engine_config import engine_config
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import load_config
 from openrlhf.models.tensor_parallel import check_tensor_parallel
-from openrlhf.objectives import objective_named
-from openrlhf.trainer.callbacks.standard import callbacks_named
 
 
 def build_tokenizer(config: SFTConfig) -> Any:
     """The tokenizer saved with the model."""
     return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
-
-
-def check_plug_ins(config: SFTConfig) -> None:
-    """Raises UserError where an objective or a callback that the settings name cannot be found."""
-    objective_named(config.train.loss)
-    callbacks_named(config.train.callbacks)
 
 
 def check_layout(config: SFTConfig) -> PretrainedConfig:
@@ -42,6 +35,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     check_dtype(ds.param_dtype, device_type)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
+    engine_config(ds, config.max_norm, pin_memory=False)
     return model_config
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from openrlhf.batching import StepSchedule
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_exported
-from openrlhf.checkpoint.identity import check_same_run, read_identity
+from openrlhf.checkpoint.identity import check_same_run, compare, read_identity
 from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.schedules import build_schedule
 from openrlhf.models.limits import check_positions
+from openrlhf.objectives import Objective, objective_named
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import (
     build_actor,
@@ -21,14 +23,14 @@ from openrlhf.run.builders import (
     build_tokenizer,
     build_train_data,
     check_layout,
-    check_plug_ins,
 )
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import METRICS_FILE
-from openrlhf.trainer import SFTTrainer
+from openrlhf.trainer import Callback, SFTTrainer
+from openrlhf.trainer.callbacks.standard import callbacks_named
 from openrlhf.trainer.run_identity import run_identity
 
 CURVES_FILE = "training_curves.png"
@@ -37,22 +39,34 @@ CURVES_FILE = "training_curves.png"
 class SFTRun:
     """A run: its configuration, data, strategy, trainer."""
 
-    def __init__(self, config: SFTConfig, tokenizer: Any, train_data: SFTDataset, eval_data: SFTDataset | None):
+    def __init__(
+        self,
+        config: SFTConfig,
+        objective: Objective,
+        callbacks: list[Callback],
+        tokenizer: Any,
+        train_data: SFTDataset,
+        eval_data: SFTDataset | None,
+    ):
         self.config = config
+        self.objective = objective
+        self.callbacks = callbacks
         self.tokenizer = tokenizer
         self.train_data = train_data
         self.eval_data = eval_data
         self.strategy = DeepspeedStrategy.of(config)
         self.consumed_samples = 0
         self._found: FoundCheckpoint | None = None
+        self._is_trained = False  # the checkpoint that was found is the last of this run
 
     @classmethod
     def prepare_data(cls, config: SFTConfig) -> SFTRun:
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
-        check_plug_ins(config)
+        objective, callbacks = objective_named(config.train.loss), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
         model_config = check_layout(config)
-        run = cls(config, tokenizer, build_train_data(config, tokenizer), build_eval_data(config, tokenizer))
+        train_data, eval_data = build_train_data(config, tokenizer), build_eval_data(config, tokenizer)
+        run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
         for dataset in (run.train_data, run.eval_data):
             if dataset is not None:
                 longest = int(dataset.num_tokens.argmax())
@@ -66,13 +80,16 @@ class SFTRun:
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         train = self.config.train
-        num_steps = -(-len(self.train_data) // train.batch_size) * train.max_epochs
-        return num_steps if train.max_steps is None else min(num_steps, train.max_steps)
+        schedule = StepSchedule(len(self.train_data), train.batch_size, train.seed)
+        return schedule.num_steps(train.max_epochs, train.max_steps)
 
     # --- going on ------------------------------------------------------------------------------------------------
 
     def has_finished(self) -> bool:
-        """Looks for the checkpoint to go on from. True where that run has finished and its model is exported."""
+        """Looks for the checkpoint to go on from. True where that run has finished and its model is exported.
+
+        A finished run that differs from this one, in more epochs say, goes on where `--ckpt.allow_mismatch` allows it.
+        """
         ckpt = self.config.ckpt
         checkpointer = self.strategy.checkpointers.of(ckpt.path)
         if not ckpt.load_enable:
@@ -92,8 +109,10 @@ class SFTRun:
             tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
             horizon_steps=self.num_steps,
         )
-        check_same_run(read_identity(self._found.path), now, str(self._found.path), ckpt.allow_mismatch)
-        if not (self._found.progress.finished and self._is_exported()):
+        saved = read_identity(self._found.path)
+        check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
+        self._is_trained = self._found.progress.finished and not compare(saved, now).refused
+        if not (self._is_trained and self._is_exported()):
             return False
         self.strategy.print(
             f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."
@@ -137,6 +156,8 @@ class SFTRun:
             tokenizer=self.tokenizer,
             save_hf_ckpt=config.ckpt.save_hf,
             disable_ds_ckpt=config.ckpt.disable_ds,
+            callbacks=self.callbacks,
+            objective=self.objective,
         )
 
     def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
@@ -166,6 +187,9 @@ class SFTRun:
     # --- running -------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
+        if self._is_trained:
+            self.strategy.print("this run has finished, and its model is not exported yet: nothing is trained.")
+            return
         if self.strategy.is_rank_0():
             write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
             print_start_table(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)

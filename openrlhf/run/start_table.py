@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf.batching import StepWindowLoader
-from openrlhf.config import SFTConfig
+from openrlhf.config import SFTConfig, TrainConfig
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.engine_config import gradient_dtype
 from openrlhf.engine.model_internals import attention_name
@@ -54,7 +54,7 @@ def _rows(
     yield "ranks", f"{strategy.world_size} × {strategy.device.type}, ZeRO stage {config.ds.zero_stage}"
     num_micro_batches = loader.num_micro_batches(window_number=0)
     yield "a step", f"{config.train.batch_size:,} samples; micro-batches on each rank: {num_micro_batches:,.3g}"
-    yield "steps", _steps(loader, config.train.max_epochs, consumed_samples)
+    yield "steps", _steps(loader, config.train, consumed_samples)
     sizes = [(whole_numel(p), p.requires_grad) for p in trainer.model.trainable_module.parameters()]
     num_parameters, num_trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
     yield "parameters", f"{num_parameters:,}; {num_trained:,} of them trained ({num_trained / num_parameters:.2%})"
@@ -85,9 +85,10 @@ def _tokens(data: SFTDataset) -> str:
     return f"{num_tokens:,} an epoch, {num_targets:,} of them targets ({share:.1%})"
 
 
-def _steps(loader: StepWindowLoader, max_epochs: int, consumed_samples: int) -> str:
-    an_epoch, behind = loader.schedule.steps_per_epoch, loader.num_steps_before(consumed_samples)
-    text = f"{an_epoch:,} an epoch, {an_epoch * max_epochs:,} in all"
+def _steps(loader: StepWindowLoader, train: TrainConfig, consumed_samples: int) -> str:
+    num_steps = loader.schedule.num_steps(train.max_epochs, train.max_steps)
+    behind = loader.num_steps_before(consumed_samples)
+    text = f"{loader.steps_per_epoch:,} an epoch, {num_steps:,} in all"
     return f"{text}; going on after step {behind:,}" if behind else text
 
 

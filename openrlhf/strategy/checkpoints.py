@@ -58,13 +58,16 @@ def save_by_name(
         raise OSError("\n".join(report.problems))
 
 
-def newest(checkpointer: Checkpointer, say: Callable[[str], None]) -> FoundCheckpoint | None:
-    """The newest whole checkpoint; None where there is none at all.
+def newest(checkpointer: Checkpointer, say: Callable[[str], None], name: str | None = None) -> FoundCheckpoint | None:
+    """The newest whole checkpoint, or the one of that name; None where there is no checkpoint at all.
 
-    Raises UserError where there are checkpoints but none is whole.
+    Raises UserError where there are checkpoints but none is whole, or none has the name.
     """
-    found, problems = checkpointer.find()
+    found, problems = checkpointer.find(name)
     if found is None and checkpointer.store.candidates():
+        if name and not problems:
+            there = ", ".join(path.name for path in checkpointer.store.candidates())
+            raise UserError(f"{checkpointer.store.root} has no checkpoint {name}. It has {there}.")
         raise UserError(
             f"no whole checkpoint is left in {checkpointer.store.root}. Give another --ckpt.path to start anew.",
             *problems,

@@ -283,14 +283,16 @@ class DeepspeedStrategy:
     ) -> tuple[str | None, dict[str, Any]]:
         """Goes on from the newest whole checkpoint below `load_dir`, whatever layout wrote it.
 
-        Args: identity: of the run that goes on, to be compared with the checkpoint's; None: nothing is compared.
+        Args:
+            tag: the checkpoint's name, such as global_step20; None: the newest.
+            identity: of the run that goes on, to be compared with the checkpoint's; None: nothing is compared.
 
         Returns: its path and the client states, with `consumed_samples`; (None, {}) where there is none.
         Raises UserError where there are checkpoints but none is whole, or where it is of another run and
             `allow_mismatch` does not say to go on.
         """
         checkpointer = self.checkpointers.of(load_dir)
-        found = newest(checkpointer, self.print)
+        found = newest(checkpointer, self.print, tag)
         if found is None:
             return None, {}
         states = load_found(checkpointer, _trained(model), found, identity, allow_mismatch, self.print)

@@ -39,7 +39,7 @@ def evaluate(
             for micro_batch in window.micro_batches:
                 on_device = micro_batch.to(strategy.device)
                 scorer = Scorer(model, on_device, strategy.groups, with_entropy=with_entropy)
-                sums.add_share(objective.loss(scorer, on_device, divisor=1.0), scorer)
+                sums.add_share(objective.loss(scorer, on_device, 1.0), scorer)
                 num_targets += len(micro_batch.target_ids)
     model.train(was_training)
     means = sums.means_over(strategy.groups.loss)

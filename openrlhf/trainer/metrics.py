@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from openrlhf.errors import UserError
 from openrlhf.objectives import Objective, Scorer, Share
 from openrlhf.parallel.collectives import sum_over
+
+_NAMES_OF_EVERY_RECORD = {
+    "global_step", "epoch", "lr", "grad_norm", "num_tokens", "num_target_tokens", "consumed_samples",
+    "tokens_per_second", "step_seconds", "token_accuracy", "entropy", "aux_loss",
+}  # fmt: skip
 
 
 class MetricSums:
@@ -24,6 +30,8 @@ class MetricSums:
         with_entropy: bool = False,
         with_aux_loss: bool = False,
     ):
+        self._of_objective = objective.metrics
+        _check_names(objective)
         entropy = ("entropy",) if with_entropy else ()
         aux_loss = ("aux_loss",) if with_aux_loss else ()
         self.names = (*objective.metrics, *aux_loss, "token_accuracy", *entropy)
@@ -36,7 +44,12 @@ class MetricSums:
             self.pairs[row, column] += amount.detach() if isinstance(amount, Tensor) else amount
 
     def add_share(self, share: Share, scorer: Scorer) -> None:
-        """Adds a micro-batch's sums."""
+        """Adds a micro-batch's sums. Raises UserError where they are not those that the objective has declared."""
+        if share.sums.keys() != set(self._of_objective):
+            raise UserError(
+                f"The objective has declared the metrics {', '.join(self._of_objective)}, but its Share has sums of "
+                f"{', '.join(share.sums)}."
+            )
         for name, (total, count) in share.sums.items():
             self.add(name, total, count)
         scores = scorer.scores
@@ -48,3 +61,10 @@ class MetricSums:
         """Each metric's sum over its count, over the ranks of `group`; a mere sum where none is counted. Collective."""
         pairs = sum_over(self.pairs, group).tolist()
         return {name: total / (count or 1.0) for name, (total, count) in zip(self.names, pairs, strict=True)}
+
+
+def _check_names(objective: Objective) -> None:
+    taken = sorted(_NAMES_OF_EVERY_RECORD.intersection(objective.metrics))
+    if taken or "loss" not in objective.metrics:
+        fault = f"has {', '.join(taken)}, which every record has" if taken else "lacks loss"
+        raise UserError(f"The metrics of {type(objective).__name__}, {objective.metrics}, are not right: it {fault}.")

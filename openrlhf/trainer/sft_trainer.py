@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from openrlhf.batching import StepWindowLoader
@@ -11,7 +12,7 @@ from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, objective_named
+from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, name_of, objective_named
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
@@ -33,8 +34,8 @@ class SFTTrainer(Trainer):
         max_epochs: passes over the data.
         tokenizer: saved with the model; its padding token fills rows.
         save_hf_ckpt, disable_ds_ckpt: what each save writes.
-        callbacks: the user's own.
-        objective: what is minimised; None: what `--train.loss` names.
+        callbacks: the user's own; None: those that `--train.callbacks` names.
+        objective: what is minimised; None: the one that `--train.loss` names.
 
     Raises UserError where `max_norm` or `pretrain_mode` contradicts the strategy or the data set.
     """
@@ -55,9 +56,14 @@ class SFTTrainer(Trainer):
         save_hf_ckpt: bool = False,
         disable_ds_ckpt: bool = False,
         *,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         objective: Objective | None = None,
     ):
+        for callback in callbacks or ():
+            if not isinstance(callback, Callback):
+                raise UserError(
+                    f"SFTTrainer(callbacks=) has {callback!r}, which is no object of a Callback's subclass."
+                )
         _check_max_norm(max_norm, strategy)
         _check_pretrain_mode(pretrain_mode, train_dataloader)
         super().__init__(
@@ -95,11 +101,12 @@ class SFTTrainer(Trainer):
         config = args if isinstance(args, SFTConfig) else from_namespace(SFTConfig, args)
         if not self._has_own_objective:
             self.objective = objective_named(config.train.loss)
+        named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []
         steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
         num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
         resume_step = self.windows.num_steps_before(consumed_samples)
         self.run(
-            callbacks_named(config.train.callbacks),
+            named_callbacks,
             standard_callbacks(self, config, num_steps, resume_step, self.identity(config, num_steps)),
             consumed_samples,
             config.train.max_steps,
@@ -109,6 +116,7 @@ class SFTTrainer(Trainer):
 
     def identity(self, config: SFTConfig, num_steps: int) -> RunIdentity:
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
+        config = replace(config, train=replace(config.train, loss=name_of(self.objective)))
         model = self.model.model
         data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
         return run_identity(

@@ -12,7 +12,8 @@ from torch import Tensor
 from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
-from openrlhf.models import Actor
+from openrlhf.errors import UserError
+from openrlhf.models import Actor, TargetScores
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
@@ -95,7 +96,7 @@ class WindowStep:
         scorer = Scorer(self._model, on_device, self._strategy.groups, self._aux_loss, self._with_entropy)
         share = self._objective.loss(scorer, on_device, counts.divisor)
         sums.add_share(share, scorer)
-        loss_share, aux_loss = share.loss, scorer.scores.aux_loss
+        loss_share, aux_loss = _with_graph(share.loss, scorer.scores, self._objective), scorer.scores.aux_loss
         if aux_loss is not None:
             aux_share = aux_loss * self._aux_weight(micro_batch, micro_step, counts)
             sums.add("aux_loss", aux_share, 0)
@@ -122,3 +123,17 @@ class WindowStep:
             if not bool(torch.isfinite(loss))
         ]
         return tuple(line for lines in gather_objects(mine, self._strategy.groups.control) for line in lines)
+
+
+def _with_graph(loss: Tensor, scores: TargetScores, objective: Objective) -> Tensor:
+    """The loss; a constant one is joined to the model, so that every rank has its backward pass.
+
+    Raises UserError for a loss that is no scalar tensor.
+    """
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"{type(objective).__name__} has given a loss {found}: a share's loss is a scalar tensor.")
+    if loss.requires_grad:
+        return loss
+    of_model = scores.log_probs.sum() if scores.weighted_sum is None else scores.weighted_sum
+    return loss + 0.0 * of_model

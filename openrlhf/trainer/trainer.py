@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -36,7 +37,7 @@ class Trainer:
         batch_size: units an optimizer step, over all ranks.
         max_epochs: passes over the data.
         tokenizer: saved with the model; its padding token fills rows.
-        callbacks: the user's own; they come before those of the house.
+        callbacks: the user's own; they come before those of the house. None: those that the settings name.
         all_targets: every token of a loader of the user's own is a target, whatever its mask says.
     """
 
@@ -51,7 +52,7 @@ class Trainer:
         batch_size: int = 1,
         max_epochs: int = 1,
         tokenizer: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         all_targets: bool = False,
     ):
         self.model = model
@@ -64,7 +65,8 @@ class Trainer:
         self.tokenizer = tokenizer
         self.progress = TrainingProgress()
         self.last_step: StepResult
-        self._given_callbacks = self._users_callbacks = list(callbacks)
+        self._given_callbacks = callbacks
+        self._users_callbacks: list[Callback] = []
         self._standard_callbacks: list[Callback] = []
         self._all_targets = all_targets
         self._with_entropy = False
@@ -87,11 +89,11 @@ class Trainer:
         """Trains from `consumed_samples` to the end of the last epoch, or until `max_steps` steps of the run are done.
 
         Args:
-            named_callbacks: the user's own beside those given to the constructor.
+            named_callbacks: the user's own by the settings, where the constructor was given none.
             standard_callbacks: those of the house, in their order; they come after the user's own.
         """
         self._with_entropy = with_entropy
-        self._users_callbacks = [*self._given_callbacks, *named_callbacks]
+        self._users_callbacks = list(named_callbacks if self._given_callbacks is None else self._given_callbacks)
         self._standard_callbacks = list(standard_callbacks)
         self._stop_reason = None
         self.progress = self._progress_at(consumed_samples)
@@ -154,8 +156,10 @@ class Trainer:
         self._tell_standard(event, *facts)
 
     def _emit_record(self, event: str, record: dict[str, float]) -> None:
+        """The record itself is the house's; the user's callbacks get a copy, and add numbers by `log`."""
         self._names_of_record = frozenset(record)
-        self.emit(event, record)
+        self._tell_users(event, dict(record))
+        self._tell_standard(event, record)
 
     def _tell_standard(self, event: str, *facts: Any) -> None:
         for callback in self._standard_callbacks:
@@ -180,7 +184,14 @@ class Trainer:
 
     def _exit_of(self, callback: Callback) -> Any:
         def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-            callback.on_exit(self, error)
+            if callback in self._standard_callbacks:
+                callback.on_exit(self, error)
+                return
+            failures: list[str] = []
+            with failures_told(callback, "on_exit", failures):
+                callback.on_exit(self, error)
+            for line in failures:  # the training is done, or has failed for another reason: this changes neither
+                print(f"warning: rank {self.strategy.get_rank()}: {line}", file=sys.stderr, flush=True)
 
         return leave
 

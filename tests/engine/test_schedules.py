@@ -33,7 +33,7 @@ def test_it_warms_up_once_and_never_rises_again():
 def test_the_horizon_of_a_run_is_all_its_epochs():
     values = {"train.batch_size": 4, "train.max_epochs": 3, "model.model_name_or_path": "x", "data.dataset": "y"}
     config = build(SFTConfig, values)
-    assert SFTRun(config, tokenizer=None, train_data=[None] * 22, eval_data=None).num_steps == 18
+    assert SFTRun(config, None, [], tokenizer=None, train_data=[None] * 22, eval_data=None).num_steps == 18
 
 
 def test_gradients_are_clipped_at_the_users_norm():

@@ -10,7 +10,7 @@ import torch
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.errors import UserError
 from openrlhf.models import SFTLoss
-from openrlhf.objectives import DFTObjective, Objective, SFTObjective, objective_named, register_objective
+from openrlhf.objectives import DFTObjective, SFTObjective, objective_named, register_objective
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close
 from tests.trainer.plain_engine import Recipe, make_rows, run_window
@@ -94,7 +94,7 @@ def test_objectives_have_names():
     assert type(objective_named("openrlhf.objectives.sft:DFTObjective")) is DFTObjective
 
     @register_objective("mine")
-    class Mine(Objective):
+    class Mine(SFTObjective):
         pass
 
     assert type(objective_named("mine")) is Mine
@@ -104,8 +104,11 @@ def test_objectives_have_names():
     ("name", "message"),
     [
         ("nil", "--train.loss nil is none of dft, .*nll. Give one of them, or module:Name"),
-        ("no.such.module:Name", "cannot be imported: No module named 'no'"),
-        ("openrlhf.objectives.sft:Nothing", "cannot be imported: module 'openrlhf.objectives.sft' has no"),
+        ("no.such.module:Name", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        (
+            "openrlhf.objectives.sft:Nothing",
+            "AttributeError: module 'openrlhf.objectives.sft' has no",
+        ),
         ("openrlhf.models:Actor", "is no Objective: make it a subclass"),
     ],
 )

@@ -50,8 +50,8 @@ BUGS = [
     Bug(
         "max_steps_leaves_the_schedule",
         "--train.max_steps stops a run in the middle of its learning rate's way",
-        "run/sft_run.py",
-        "return num_steps if train.max_steps is None else min(num_steps, train.max_steps)",
+        "batching/schedule.py",
+        "return num_steps if max_steps is None else min(num_steps, max_steps)",
         "return num_steps",
         (f"{_CALLBACKS}::test_max_steps_ends_the_run_and_its_schedule",),
     ),

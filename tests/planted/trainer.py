@@ -116,9 +116,9 @@ BUGS = [
     Bug(
         "horizon_of_one_epoch",
         "the learning rate is at its least after one epoch of three",
-        "run/sft_run.py",
-        "train.batch_size) * train.max_epochs",
-        "train.batch_size)",
+        "batching/schedule.py",
+        "num_steps = self.steps_per_epoch * max_epochs",
+        "num_steps = self.steps_per_epoch",
         ("tests/engine/test_schedules.py::test_the_horizon_of_a_run_is_all_its_epochs",),
     ),
     Bug(

@@ -99,16 +99,20 @@ def save_and_load_by_name(folder: str) -> dict[str, Any]:
     strategy, actor, _, _ = prepared(args)
     first = next(actor.parameters())
     saved = first.detach().clone()
+    strategy.save_ckpt(actor, args.ckpt_path, "global_step1", client_state={"consumed_samples": 8})
     states = {"consumed_samples": 16, "note": "mine"}
     strategy.save_ckpt(actor, args.ckpt_path, "global_step2", max_num=3, max_mem=10, client_state=states)
     _, other, _, _ = fresh = prepared(args, kind="qwen3")
     with torch.no_grad():
         next(other.parameters()).zero_()
     path, client_states = fresh[0].load_ckpt(other, args.ckpt_path)
+    same = bool(torch.equal(next(other.parameters()).detach(), saved))
+    _, older = fresh[0].load_ckpt(other, args.ckpt_path, tag="global_step1")
     return {
         "path": path,
+        "older": older["consumed_samples"],
         "states": {name: client_states[name] for name in states},
-        "same": bool(torch.equal(next(other.parameters()).detach(), saved)),
+        "same": same,
     }
 
 

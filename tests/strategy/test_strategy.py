@@ -37,6 +37,7 @@ def test_save_ckpt_and_load_ckpt(two_ranks, tmp_path):
     assert loaded["same"]
     assert loaded["states"] == {"consumed_samples": 16, "note": "mine"}
     assert loaded["path"] == str(tmp_path / "ck/global_step2")
+    assert loaded["older"] == 8, "a tag names the checkpoint"
 
 
 def test_limits_of_a_later_save_count(two_ranks, tmp_path):

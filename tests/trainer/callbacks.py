@@ -67,5 +67,27 @@ class LogsWords(Callback):
         trainer.log({"mood": "good"})  # type: ignore[dict-item]
 
 
+class RaisesAtTheEnd(Callback):
+    """When the last step is saved and before the model is exported."""
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        raise OSError("the machine is going down")
+
+
+class RaisesOnExit(Callback):
+    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        raise OSError("no room for my notes")
+
+
+class ChangesTheRecord(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        metrics["loss"] = -5.0
+
+
+class NeedsAnArgument(Callback):
+    def __init__(self, path: str):
+        self.path = path
+
+
 class NoCallback:
     pass

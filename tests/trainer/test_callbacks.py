@@ -71,6 +71,40 @@ def test_a_callback_that_raises_on_one_rank_is_named_and_ends_the_run_in_order(t
     assert not (bench / "raised/config.json").exists(), "a run that failed exports no model"
 
 
+def test_a_run_that_was_stopped_early_is_only_exported_when_it_starts_again(one_rank, bench):
+    stops = dict(train__callbacks=f"{MINE}:StopAtStepThree,{MINE}:RaisesAtTheEnd", ckpt__save_steps=1)
+    ((code, errors),) = one_rank.run(run_as_command, argv(bench, "again", **stops))
+    assert (code, "RaisesAtTheEnd raised in on_run_end" in errors) == (3, True)
+    assert not (bench / "again/config.json").exists()
+    (said,) = one_rank.run(said_by_run, argv(bench, "again", ckpt__save_steps=1, ckpt__load_enable=True))
+    assert "this run has finished, and its model is not exported yet: nothing is trained." in said
+    assert (bench / "again/config.json").exists()
+    assert len(step_lines(bench / "again")) == 3
+    (said,) = one_rank.run(said_by_run, argv(bench, "again", ckpt__save_steps=1, ckpt__load_enable=True))
+    assert "Nothing is done." in said
+
+
+def test_a_finished_run_goes_on_for_more_epochs_where_that_is_allowed(one_rank, bench):
+    one_rank.run(run, argv(bench, "more", ckpt__save_steps=2))
+    more = dict(ckpt__save_steps=2, ckpt__load_enable=True, train__max_epochs=3)
+    ((code, errors),) = one_rank.run(run_as_command, argv(bench, "more", **more))
+    assert (code, "horizon of the learning rate schedule" in errors) == (2, True)
+    one_rank.run(run, argv(bench, "more", ckpt__allow_mismatch=True, **more))
+    assert [line["global_step"] for line in step_lines(bench / "more")] == list(range(1, 10))
+
+
+def test_a_callback_that_raises_on_exit_is_told_and_the_model_is_exported(one_rank, bench):
+    ((code, errors),) = one_rank.run(run_as_command, argv(bench, "exit", train__callbacks=f"{MINE}:RaisesOnExit"))
+    assert code == 0
+    assert "warning: rank 0: the callback RaisesOnExit raised in on_exit: OSError: no room for my notes" in errors
+    assert (bench / "exit/model.safetensors").is_file()
+
+
+def test_the_record_is_not_the_callbacks_to_change(one_rank, bench):
+    one_rank.run(run, argv(bench, "changed", train__callbacks=f"{MINE}:ChangesTheRecord"))
+    assert all(line["loss"] > 0 for line in step_lines(bench / "changed"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -87,7 +121,11 @@ def test_numbers_alone_are_logged_and_none_takes_anothers_place(one_rank, bench,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (f"{MINE}:Missing", "cannot be imported: module 'tests.trainer.callbacks' has no attribute 'Missing'"),
+        (
+            f"{MINE}:Missing",
+            "AttributeError: module 'tests.trainer.callbacks' has no attribute 'Missing'",
+        ),
+        (f"{MINE}:NeedsAnArgument", "cannot be made: TypeError: NeedsAnArgument.__init__() missing 1 required"),
         (f"{MINE}:NoCallback", "is no Callback: make it a subclass of openrlhf's Callback"),
     ],
 )

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from openrlhf.objectives import Objective
+from openrlhf.objectives import SFTObjective
 from openrlhf.trainer.metrics import MetricSums
 
 
-class Counting(Objective):
-    metrics = ("loss", "num_tokens")
+class Counting(SFTObjective):
+    metrics = ("loss", "num_words")
 
 
 def new_sums():
@@ -30,17 +30,17 @@ def test_one_reduction_of_one_tensor_serves_all_names():
     on_rank = [new_sums(), new_sums()]
     on_rank[0].add("loss", 3.0, 1)
     on_rank[1].add("loss", 1.0, 3)
-    on_rank[1].add("num_tokens", 50, 0)
+    on_rank[1].add("num_words", 50, 0)
     on_rank[0].pairs += on_rank[1].pairs
-    assert means_of(on_rank[0]) == {"loss": 1.0, "num_tokens": 50.0, "token_accuracy": 0.0, "aux_loss": 0.0}
+    assert means_of(on_rank[0]) == {"loss": 1.0, "num_words": 50.0, "token_accuracy": 0.0, "aux_loss": 0.0}
 
 
 def test_small_amounts_are_not_lost_beside_large_ones():
     sums = new_sums()
-    sums.add("num_tokens", torch.tensor(2**24, dtype=torch.int64), 0)
+    sums.add("num_words", torch.tensor(2**24, dtype=torch.int64), 0)
     for _ in range(10):
-        sums.add("num_tokens", torch.tensor(1.0), 0)
-    assert means_of(sums)["num_tokens"] == 2**24 + 10
+        sums.add("num_words", torch.tensor(1.0), 0)
+    assert means_of(sums)["num_words"] == 2**24 + 10
 
 
 def test_adding_keeps_no_graph():

@@ -56,7 +56,7 @@ def callbacks_named(names: str | None) -> list[Callback]:
     Raises UserError where one cannot be imported or made.
     """
     words = [word.strip() for word in (names or "").split(",") if word.strip()]
-    return [named_object(word, Callback, "--train.callbacks")() for word in words]
+    return [named_object(word, Callback, "--train.callbacks") for word in words]
 
 
 def _saving(trainer: SFTTrainer, ckpt: CkptConfig, identity: RunIdentity) -> Saving:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from openrlhf.engine.parameters import is_shared_out
-from openrlhf.engine.patches import held_updates
+from openrlhf.engine.patches.held_updates import PATCH, updates_only_if
 from openrlhf.parallel.collectives import sum_over
 
 HISTORY_STEPS = 64
@@ -72,7 +72,7 @@ class StepGuard:
                 outcome = self._judge(_norm_of(engine) if norm_before is None else norm_before)
             return outcome.is_applied
 
-        with held_updates.updates_only_if(engine.basic_optimizer, is_allowed):
+        with updates_only_if(engine.basic_optimizer, is_allowed):
             engine.step()
         if outcome is None:
             outcome = _outcome_of_deepspeed(engine, norm_before)
@@ -100,7 +100,7 @@ class StepGuard:
 def _outcome_of_deepspeed(engine: Any, norm_before: float | None) -> StepOutcome:
     """The guard was not asked: DeepSpeed did not come to the update (case 3), or the patches are switched off."""
     grad_norm = _norm_of(engine) if norm_before is None else norm_before
-    is_applied = not held_updates.PATCH.is_on() and bool(engine.was_step_applied())
+    is_applied = not PATCH.is_on() and bool(engine.was_step_applied())
     return StepOutcome(grad_norm, is_applied, "" if is_applied else NOT_FINITE)
 
 

@@ -111,37 +111,39 @@ def prepare_training(
 
     Raises UserError where the model cannot be shared out as `config` asks.
     """
-    import deepspeed
-
-    module = model.trainable_module
     if config["zero_optimization"]["stage"] == 3:
-        _mark_leaf_modules(module, model.zero3_leaf_modules(), say)
+        _mark_leaf_modules(model, say)
     with updates_only_if(optimizer, lambda: False):
-        engine, *_ = deepspeed.initialize(
-            model=_on_device(module, device),
-            optimizer=optimizer,
-            config=_with_partition_config(model, config),
-            dist_init_required=False,
-        )
-    leave_out_data_check(engine)
+        engine = _attached_engine(model, config, device, optimizer)
     add_without_copies(engine)
     if "compile" in config:
         engine.compile()  # the configuration alone only allows DeepCompile
-    model.attach_engine(engine)
     model.trained = TrainedModel(engine, scheduler, guard, num_ranks_averaged, tensor_group)
     return model.trained
 
 
 def prepare_evaluation(model: Trainable, config: dict[str, Any], device: torch.device) -> None:
     """Makes an engine that only computes, and attaches it."""
+    _attached_engine(model, config, device)
+
+
+def _attached_engine(
+    model: Trainable, config: dict[str, Any], device: torch.device, optimizer: Optimizer | None = None
+) -> Any:
     import deepspeed
 
-    module = _on_device(model.trainable_module, device)
+    module = model.trainable_module
+    # ZeRO-3 may hold the weights in parts already (they were loaded so), each where it belongs.
+    is_loaded_in_parts = any(is_partitioned(parameter) for parameter in module.parameters())
     engine, *_ = deepspeed.initialize(
-        model=module, config=_with_partition_config(model, config), dist_init_required=False
+        model=module if is_loaded_in_parts else module.to(device),
+        optimizer=optimizer,
+        config=_with_partition_config(model, config),
+        dist_init_required=False,
     )
     leave_out_data_check(engine)
     model.attach_engine(engine)
+    return engine
 
 
 def _with_partition_config(model: Trainable, config: dict[str, Any]) -> dict[str, Any]:
@@ -161,16 +163,10 @@ def _with_partition_config(model: Trainable, config: dict[str, Any]) -> dict[str
     return config | {"tensor_parallel": config["tensor_parallel"] | {"partition_config": shares}}
 
 
-def _on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """ZeRO-3 may hold the weights in parts already (they were loaded so), each where it belongs."""
-    is_loaded_in_parts = any(is_partitioned(parameter) for parameter in module.parameters())
-    return module if is_loaded_in_parts else module.to(device)
-
-
-def _mark_leaf_modules(module: nn.Module, leaves: list[type[nn.Module]], say: Callable[[str], None]) -> None:
+def _mark_leaf_modules(model: Trainable, say: Callable[[str], None]) -> None:
     """Under ZeRO-3 an expert that gets no token would not be gathered, and ranks would wait for each other for ever."""
     from deepspeed.utils import set_z3_leaf_modules
 
-    if leaves:
-        set_z3_leaf_modules(module, leaves)
+    if leaves := model.zero3_leaf_modules():
+        set_z3_leaf_modules(model.trainable_module, leaves)
         say(f"ZeRO-3 gathers these modules whole: {', '.join(sorted(leaf.__name__ for leaf in leaves))}.")

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
-from openrlhf.models.attention.ring_plan import make_ring
+from openrlhf.models.attention.ring_plan import borders_of_samples
 from openrlhf.models.head.log_prob_head import HeadScores, LogProbHead, TargetWeights, scores_from_logits
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
 
@@ -31,6 +31,22 @@ class TargetScores(NamedTuple):
     aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
     is_likeliest: Tensor  # (N,) bool: no token has a greater logit, and none with a lower id an equal one
     entropy: Tensor | None  # (N,) of the distribution that predicts the target, in nats; None if not asked for
+
+
+class _Targets(NamedTuple):
+    """Of which tokens the head is asked what; as of `ScoringModel.score_targets`."""
+
+    places: Tensor
+    ids: Tensor
+    weights: TargetWeights | None
+    with_entropy: bool
+
+
+class _Routing(NamedTuple):
+    """Which tokens the experts' loads count, and over which ranks; as of `ScoringModel.score_targets`."""
+
+    is_real_token: Tensor | None
+    group: ProcessGroup | None
 
 
 class ScoringModel(nn.Module):
@@ -117,19 +133,14 @@ class ScoringModel(nn.Module):
         """
         if with_aux_loss:
             self._check_aux_loss()
+        if is_real_token is None and attention_mask is not None:
+            is_real_token = attention_mask.flatten().bool()
+        borders = borders_of_samples(cu_seqlens, max_seqlen, sequence_group, self._ring_head_stride, input_ids.device)
         run = self.scorer if self._engine is None else self._engine
         return run(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            target_index=target_index,
-            target_ids=target_ids,
-            target_weights=target_weights,
-            attention_kwargs=self._attention_kwargs(cu_seqlens, max_seqlen, sequence_group, input_ids.device),
-            with_aux_loss=with_aux_loss,
-            is_real_token=is_real_token,
-            router_group=router_group,
-            with_entropy=with_entropy,
+            inputs=dict(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **borders),
+            targets=_Targets(target_index, target_ids, target_weights, with_entropy),
+            routing=_Routing(is_real_token, router_group) if with_aux_loss else None,
         )
 
     def _check_aux_loss(self) -> None:
@@ -141,25 +152,6 @@ class ScoringModel(nn.Module):
                 "The auxiliary loss gets no gradient through reentrant gradient checkpointing. "
                 "Use the other kind (use_reentrant=False), or set --model.aux_loss_coef 0."
             )
-
-    def _attention_kwargs(
-        self,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int | None,
-        sequence_group: ProcessGroup | None,
-        device: torch.device,
-    ) -> dict[str, Any]:
-        """The names that transformers' flash kernels and ours read the samples' borders from."""
-        if cu_seqlens is None:
-            return {}
-        if sequence_group is not None:
-            return {"ring": make_ring(sequence_group, cu_seqlens, self._ring_head_stride, device)}
-        return dict(
-            cu_seq_lens_q=cu_seqlens,
-            cu_seq_lens_k=cu_seqlens,
-            max_length_q=max_seqlen,
-            max_length_k=max_seqlen,
-        )
 
 
 class TokenScorer(nn.Module):
@@ -184,65 +176,45 @@ class TokenScorer(nn.Module):
     def _backbone(self) -> nn.Module:
         return getattr(self.base_model, self.base_model.base_model_prefix)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None,
-        target_index: Tensor,
-        target_ids: Tensor,
-        target_weights: TargetWeights | None,
-        attention_kwargs: dict[str, Any],
-        with_aux_loss: bool,
-        is_real_token: Tensor | None,
-        router_group: ProcessGroup | None,
-        with_entropy: bool,
-    ) -> TargetScores:
-        """Arguments as of `ScoringModel.score_targets`."""
-        if is_real_token is None and attention_mask is not None:
-            is_real_token = attention_mask.flatten().bool()
-        if input_ids.numel() == 0:  # a rank whose share of a short pack is empty computes one token that counts nowhere
-            input_ids, position_ids = input_ids.new_zeros(1, 1), position_ids.new_zeros(1, 1)
-            is_real_token = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
-        inputs = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **attention_kwargs)
-        if "position_ids" in inspect.signature(self._backbone.forward).parameters:
-            inputs["position_ids"] = position_ids
-        if with_aux_loss:
+    def forward(self, inputs: dict[str, Any], targets: _Targets, routing: _Routing | None) -> TargetScores:
+        """Args: inputs: of transformer and attention, by name; routing: None: no auxiliary loss is asked for."""
+        inputs = inputs | {"use_cache": False}
+        if inputs["input_ids"].numel() == 0:  # a rank whose share of a short pack is empty computes one token
+            inputs |= {name: inputs[name].new_zeros(1, 1) for name in ("input_ids", "position_ids")}
+            counts_nowhere = torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)
+            routing = routing and routing._replace(is_real_token=counts_nowhere)
+        if "position_ids" not in inspect.signature(self._backbone.forward).parameters:
+            del inputs["position_ids"]
+        if routing is not None:
             inputs["output_router_logits"] = True
         # Without a target one row is scored all the same, and left out of the result: every parameter is then part of
         # the graph, and ranks that gather parameters (ZeRO-3) or reduce gradients stay in step.
-        num_targets = target_ids.shape[0]
+        num_targets = targets.ids.shape[0]
         if num_targets == 0:
-            target_index, target_ids = target_index.new_zeros(1), target_ids.new_zeros(1)
-            target_weights = None if target_weights is None else torch.zeros_like
-        outputs, scores = self._outputs_and_scores(inputs, target_index, target_ids, target_weights, with_entropy)
+            weights = None if targets.weights is None else torch.zeros_like
+            targets = _Targets(targets.places.new_zeros(1), targets.ids.new_zeros(1), weights, targets.with_entropy)
+        outputs, scores = self._outputs_and_scores(inputs, targets)
         return TargetScores(
             log_probs=scores.log_probs[:num_targets],
             weighted_sum=scores.weighted_sum,
-            aux_loss=self._aux_loss(outputs, is_real_token, router_group) if with_aux_loss else None,
+            aux_loss=None if routing is None else self._aux_loss(outputs, routing),
             is_likeliest=scores.is_likeliest[:num_targets],
             entropy=None if scores.entropy is None else scores.entropy[:num_targets],
         )
 
-    def _outputs_and_scores(
-        self,
-        inputs: dict[str, Any],
-        target_index: Tensor,
-        target_ids: Tensor,
-        target_weights: TargetWeights | None,
-        with_entropy: bool,
-    ) -> tuple[Any, HeadScores]:
+    def _outputs_and_scores(self, inputs: dict[str, Any], targets: _Targets) -> tuple[Any, HeadScores]:
         """The model's outputs, and the scores by its head, or by all its logits where the head is not plain."""
+        places, ids, weights, with_entropy = targets
         head = self.base_model.get_output_embeddings()
         if isinstance(head, LogProbHead):
             outputs = self._backbone(**inputs)
-            return outputs, head(outputs[0].flatten(0, 1)[target_index], target_ids, target_weights, with_entropy)
+            return outputs, head(outputs[0].flatten(0, 1)[places], ids, weights, with_entropy)
         outputs = self.base_model(**inputs)
-        logits = outputs.logits.flatten(0, 1)[target_index]
-        return outputs, scores_from_logits(logits, target_ids, target_weights, with_entropy, self.temperature)
+        logits = outputs.logits.flatten(0, 1)[places]
+        return outputs, scores_from_logits(logits, ids, weights, with_entropy, self.temperature)
 
-    def _aux_loss(self, outputs: Any, is_real_token: Tensor | None, router_group: ProcessGroup | None) -> Tensor:
+    def _aux_loss(self, outputs: Any, routing: _Routing) -> Tensor:
         experts_per_token = num_experts_per_token(self.base_model.config)
         assert experts_per_token is not None, "an auxiliary loss needs a model with experts"
         router_logits = tuple(layer.flatten(0, -2) for layer in outputs.router_logits)
-        return load_balancing_loss(router_logits, experts_per_token, is_real_token, router_group)
+        return load_balancing_loss(router_logits, experts_per_token, *routing)

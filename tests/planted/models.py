@@ -126,10 +126,10 @@ BUGS = [
         "batch_without_target_leaves_the_graph",
         "a rank whose micro-batch has no target skips the head: ranks wait for each other for ever",
         "models/token_scorer.py",
-        "        if num_targets == 0:\n            target_index, target_ids",
-        "        if num_targets == 0:\n            none = target_ids.float()\n"
+        "        if num_targets == 0:\n            weights",
+        "        if num_targets == 0:\n            none = targets.ids.float()\n"
         "            return TargetScores(none, None, None, none.bool(), None)\n"
-        "        if False:\n            target_index, target_ids",
+        "        if False:\n            weights",
         (f"{_ACTOR}::test_no_target_still_touches_every_parameter",),
     ),
     Bug(
@@ -243,8 +243,8 @@ BUGS = [
         "no_target_has_a_weight",
         "a micro-batch without targets trains the stand-in that is scored for it",
         "models/token_scorer.py",
-        "target_weights = None if target_weights is None else torch.zeros_like",
-        "target_weights = None if target_weights is None else torch.ones_like",
+        "weights = None if targets.weights is None else torch.zeros_like",
+        "weights = None if targets.weights is None else torch.ones_like",
         ("tests/models/test_weight_functions.py::test_no_target_still_touches_every_parameter",),
     ),
 ]

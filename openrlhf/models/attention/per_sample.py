@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from openrlhf.errors import UserError
-from openrlhf.models.attention import causal_pack
+from openrlhf.models.attention.causal_pack import attend_pack, computes
 from openrlhf.models.attention.dense import AttentionOptions, attend, attend_causally
 
 PER_SAMPLE, TORCH_VARLEN = "per_sample", "torch_varlen"
@@ -101,8 +101,8 @@ def attend_alone(
         return attend_causally(query, key, value, options).transpose(1, 2).contiguous()
     assert query.shape[0] == 1, "a pack is one row"
     lengths = cu_seq_lens_q.diff().tolist()
-    if causal_pack.computes(query, value, options):
-        return causal_pack.attend_pack(query[0], key[0], value[0], lengths, options.scaling)[None]
+    if computes(query, value, options):
+        return attend_pack(query[0], key[0], value[0], lengths, options.scaling)[None]
     samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [attend_causally(*sample, options) for sample in samples]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

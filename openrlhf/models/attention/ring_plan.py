@@ -11,6 +11,7 @@ ranks come by in turn; what this rank's queries may see of those of rank `source
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,6 +62,24 @@ class Ring:
     @property
     def previous_rank(self) -> int:
         return dist.get_global_rank(self.group, (self.rank - 1) % self.size)
+
+
+def borders_of_samples(
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    sequence_group: ProcessGroup | None,
+    head_stride: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The keywords in which transformers' flash kernels and ours are told where samples end; none for a padded batch.
+
+    Arguments as of `ScoringModel.score_targets` and `make_ring`.
+    """
+    if cu_seqlens is None:
+        return {}
+    if sequence_group is not None:
+        return {"ring": make_ring(sequence_group, cu_seqlens, head_stride, device)}
+    return dict(cu_seq_lens_q=cu_seqlens, cu_seq_lens_k=cu_seqlens, max_length_q=max_seqlen, max_length_k=max_seqlen)
 
 
 def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device: torch.device) -> Ring:

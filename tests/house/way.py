@@ -37,7 +37,6 @@ LEAVES = {
     "models/head/tied_embedding.py": "the gradient of a head that is the embedding as well",
     "models/head/tiles.py": "the same log-probs, tile by tile",
     "objectives/scorer.py": "an objective's question to the model, handed on",
-    "checkpoint/progress.py": "how far the run is",
     "trainer/metrics.py": "sums with their counts",
     "parallel/collectives.py": "sum and maximum over a group of ranks",
     "parallel/random_streams.py": "the seed of a micro-batch",

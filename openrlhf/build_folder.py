@@ -28,7 +28,7 @@ def keep_builds_apart() -> None:
 
 
 def builds_are_for() -> str:
-    """What decides whether code that was compiled here runs: this torch, this Python, this kind of processor.
+    """The facts that decide whether code that was compiled here runs: this torch, this Python, this kind of processor.
 
     Machines of several kinds may share a home. The processor's features are as Linux lists them for the first core.
     """

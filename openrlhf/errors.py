@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """What the user can mend: says what was found, where (file, row, column, flag) and what to do.
+    """A fault that the user can mend: it says what was found, where (file, row, column, flag) and what to do.
 
     Commands print it without a traceback and exit with code 2.
     """

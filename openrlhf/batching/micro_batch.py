@@ -20,7 +20,7 @@ LossReduction = Literal["token", "sample"]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward and backward pass."""
+    """The work of one rank in one forward and backward pass."""
 
     input_ids: Tensor  # (B, S), or (1, T) packed
     position_ids: Tensor  # the same shape

@@ -28,7 +28,7 @@ class WindowCounts:
 
 @dataclass(frozen=True)
 class StepWindow:
-    """What this rank computes for one optimizer step."""
+    """The work of this rank for one optimizer step."""
 
     epoch: int
     micro_batches: list[MicroBatch]  # as many on every rank

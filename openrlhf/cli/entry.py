@@ -46,7 +46,7 @@ def leave_when_asked() -> None:
 
 
 def _tell(problems: Sequence[str]) -> None:
-    """What several ranks of a machine have met is told by the first of them alone; what only one has met, by that."""
+    """A problem that several ranks of a machine have met is told by the first of them alone."""
     text = "\n".join(f"  {problem}" for problem in problems)
     if not _is_told_already(text):
         rank = os.environ.get("RANK", "0")

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: SFTConfig) -> None:
     """One run, from data to exported model."""
-    from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads DeepSpeed
+    from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads torch and transformers
 
     run = SFTRun.prepare_data(config)
     run.join_ranks()

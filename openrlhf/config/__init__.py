@@ -1,4 +1,4 @@
-"""What the user asked for: names, defaults, help, checks and rules of a resume of every setting.
+"""The settings that the user gives: names, defaults, help, checks and rules of a resume of every setting.
 
 command line and files → sources.py → synonyms.py → kinds.py (values) → settings.py → checks.py
 

@@ -1,4 +1,4 @@
-"""What a setting's value may be: types that carry their check and, in plain words, what they ask for."""
+"""The kinds of values of settings: types that carry their check and, in plain words, what they ask for."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def choices(kind: Any) -> tuple[Any, ...]:
 
 
 def describe(kind: Any) -> str:
-    """What the kind asks for, to finish the sentence "it must be …"."""
+    """The values that the kind asks for, to finish the sentence "it must be …"."""
     words = _describe_value(without_none(kind))
     return f"{words}, or none" if is_optional(kind) else words
 

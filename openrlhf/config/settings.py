@@ -63,7 +63,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on, and how rows become tokens."""
+    """The training data, and how rows become tokens."""
 
     dataset: str = free("", "files, folders or hub names, by commas; path@subfolder for a subfolder (needed)")
     dataset_probs: str | None = free(None, "share of each data set, by commas; without it all rows are used once")
@@ -184,7 +184,7 @@ class MuonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CkptConfig:
-    """What is saved, where, how often; and going on with a run."""
+    """Saves: their content, place and rhythm; and going on with a run."""
 
     output_dir: str = free("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
     path: str = free("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
@@ -218,7 +218,7 @@ class WandbConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggerConfig:
-    """What is shown while training."""
+    """Numbers that are shown while training."""
 
     logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
     tensorboard_dir: str | None = free(None, "folder for TensorBoard")

@@ -58,7 +58,7 @@ def tensor_parallel_size(engine: Any) -> int:
 
 
 def tensor_parallel_rank(engine: Any) -> int:
-    """Whose shards of the parameters this rank holds."""
+    """The rank whose shards of the parameters this process holds."""
     return engine.checkpoint_mp_rank
 
 

@@ -1,4 +1,4 @@
-"""From token ids to log-probs of target tokens to a loss. Needs no flash-attn, no GPU and no DeepSpeed."""
+"""From token ids to the scores of target tokens. It needs no flash-attn, no GPU and no DeepSpeed."""
 
 from openrlhf.models.actor import Actor
 from openrlhf.models.losses import SFTLoss

@@ -1,4 +1,4 @@
-"""What a model or a processor cannot do, found before any weight is read."""
+"""Limits of a model or a processor, found before any weight is read."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class SFTLoss(nn.Module):
     def forward(self, per_token_logps: Tensor, loss_mask: Tensor) -> Tensor:
         """Args: both of one shape, such as (B, S-1). A mask without any target gives 0, with gradients of 0.
 
-        What stands where the mask is 0 counts for nothing, be it infinite or not a number.
+        A log-prob where the mask is 0 counts for nothing, be it infinite or not a number.
 
         Returns:
             A scalar, float32 at least.

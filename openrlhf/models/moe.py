@@ -26,7 +26,7 @@ def num_experts_per_token(config: PretrainedConfig) -> int | None:
 def expert_leaf_modules(model: nn.Module) -> list[type[nn.Module]]:
     """Classes of modules that hold experts: ZeRO-3 must gather each of these as a whole.
 
-    Which experts run depends on the tokens, and so differs between ranks, while gathering is a collective.
+    The experts that run depend on the tokens, and so differ between ranks, while gathering is a collective.
     """
     blocks = (module for module in model.modules() if isinstance(getattr(module, "experts", None), nn.Module))
     return list(dict.fromkeys(type(block) for block in blocks))

@@ -24,7 +24,7 @@ from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
 
 
 class TargetScores(NamedTuple):
-    """What the model says about a micro-batch's target tokens."""
+    """The scores that the model gives a micro-batch's target tokens."""
 
     log_probs: Tensor  # (N,) float32; float64 for a float64 model; without a gradient where weights were given
     weighted_sum: Tensor | None  # scalar, sum of weight * log-prob; None where no weights were given
@@ -43,7 +43,7 @@ class _Targets(NamedTuple):
 
 
 class _Routing(NamedTuple):
-    """Which tokens the experts' loads count, and over which ranks; as of `ScoringModel.score_targets`."""
+    """The tokens that the experts' loads count, and the ranks over which; as of `ScoringModel.score_targets`."""
 
     is_real_token: Tensor | None
     group: ProcessGroup | None
@@ -84,7 +84,7 @@ class ScoringModel(nn.Module):
 
     @property
     def engine(self) -> Any:
-        """What `attach_engine` was given; None before."""
+        """The engine that `attach_engine` was given; None before."""
         return self._engine
 
     @property

@@ -19,14 +19,14 @@ Amount = Tensor | float
 
 @dataclass(frozen=True)
 class Share:
-    """What one micro-batch adds to its step window."""
+    """The part of its step window that one micro-batch adds."""
 
     loss: Tensor  # scalar, with a gradient: the micro-batch's part of the window's loss
     sums: dict[str, tuple[Amount, Amount]]  # by metric: a sum and the count that it is divided by, without gradients
 
 
 class Objective(ABC):
-    """What is minimised, as a sum over a step window that is divided once.
+    """A loss to minimise, as a sum over a step window that is divided once.
 
     The window's loss is the sum of all micro-batches' shares, over all ranks. So a share divides by the divisor that it
     is given, which is the sum of `weight` over the whole window, and never by something of the micro-batch's own: then
@@ -38,7 +38,7 @@ class Objective(ABC):
 
     @abstractmethod
     def weight(self, batch: MicroBatch) -> float:
-        """What a micro-batch adds to the window's divisor; of the whole micro-batch, also where a ring shares it."""
+        """A micro-batch's part of the window's divisor; of the whole micro-batch, also where a ring shares it."""
 
     @abstractmethod
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:

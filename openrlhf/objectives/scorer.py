@@ -35,7 +35,7 @@ NO_AUX_LOSS = AuxLossSettings()
 
 
 class Scorer:
-    """What the model says about one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
+    """The scores that the model gives one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
 
     def __init__(
         self,

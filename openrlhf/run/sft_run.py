@@ -101,7 +101,7 @@ class SFTRun:
                 f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
             )
             return False
-        # What can be compared before the model is built, so that a finished run is not taken for another one.
+        # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
         now = run_identity(
             self.config,
             data_fingerprint=self.train_data.fingerprint,

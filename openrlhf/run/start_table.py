@@ -124,7 +124,7 @@ class MemoryEstimate:
 
     @property
     def device_bytes(self) -> int:
-        """What the accelerator (or, without one, the process) holds."""
+        """Bytes that the accelerator (or, without one, the process) holds."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
 
 

@@ -37,7 +37,7 @@ _CFG_OF_SCHEDULE = {  # by the name in a script's cfg, that of `build_schedule`
 
 
 class DeepspeedStrategy:
-    """What a script asks of the engine room. `DeepspeedStrategy.of(config)` takes all of it from a configuration.
+    """The engine room as a script sees it. `DeepspeedStrategy.of(config)` takes all of it from a configuration.
 
     Args:
         seed, full_determinism, micro_train_batch_size, train_batch_size: shorthands for settings of `train`.

@@ -23,7 +23,7 @@ from openrlhf.trainer.metrics import MetricSums
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did; the same on every rank."""
+    """The outcome of a step; the same on every rank."""
 
     metrics: dict[str, float]  # the objective's means, the common ones; `loss` is among them
     lr: float

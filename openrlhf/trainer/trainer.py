@@ -207,7 +207,7 @@ class Trainer:
         self._logged |= {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
 
     def take_logged(self) -> dict[str, float]:
-        """What `log` was given since the last record."""
+        """The numbers that `log` was given since the last record."""
         logged, self._logged = self._logged, {}
         return logged
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What a model asks of its attention beside queries, keys and values."""
+    """The options that a model gives its attention beside queries, keys and values."""
 
     scaling: float | None  # of query · key; None: 1 / sqrt(head size)
     dropout: float = 0.0

@@ -36,7 +36,7 @@ class BlockKernel(Protocol):
 
 
 class SavedRows(NamedTuple):
-    """What the backward pass of a block gets: output and log-sum-exp are those of the whole attention."""
+    """The inputs of a block's backward pass: output and log-sum-exp are those of the whole attention."""
 
     grad: Tensor  # (Q, A, D) of the output
     query: Tensor  # (Q, A, D)

@@ -1,4 +1,4 @@
-"""Who attends to whom when a pack is shared by a ring: worked out once a micro-batch, used by every layer.
+"""The plan of attention when a pack is shared by a ring, which rank attends to which: worked out once a micro-batch, used by every layer.
 
 Each rank holds an early and a late chunk of every sample (parallel/sequence_shares.py). The keys and values of all
 ranks come by in turn; what this rank's queries may see of those of rank `source` is one of three plain cases:

@@ -18,7 +18,7 @@ def computes(logits: Tensor) -> bool:
 
 
 class RunningStatistics:
-    """What the columns folded in so far say about N rows; all (N,) float32. They come in ascending order."""
+    """Running sums of N rows over the columns folded in so far; all (N,) float32. They come in ascending order."""
 
     def __init__(self, target_ids: Tensor, with_entropy: bool = False):
         self._target_ids = target_ids

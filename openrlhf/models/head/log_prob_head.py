@@ -25,7 +25,7 @@ TargetWeights = Tensor | Callable[[Tensor], Tensor]
 
 
 class HeadScores(NamedTuple):
-    """What the head says about target tokens; all (N,) but the sum."""
+    """The scores that the head gives target tokens; all (N,) but the sum."""
 
     log_probs: Tensor  # float32, or float64 for a float64 model; with a gradient where no weights were given
     weighted_sum: Tensor | None  # scalar, sum of weight * log-prob, with a gradient; None without weights

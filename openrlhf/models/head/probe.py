@@ -74,7 +74,7 @@ class _StubBackbone(nn.Module):
 
 
 class _StubOutput:
-    """What every kind of backbone returns: hidden states, by name or place; of the rest, nothing."""
+    """The output of any kind of backbone: hidden states, by name or place; of the rest, nothing."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden

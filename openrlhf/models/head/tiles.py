@@ -98,7 +98,7 @@ class TiledHead:
 
 
 class TargetStatistics(NamedTuple):
-    """What a scan of the vocabulary tells about each target; (N,), float32 or float64 as the logits are summed."""
+    """The results of a scan of the vocabulary for each target; (N,), float32 or float64 as the logits are summed."""
 
     log_sum_exp: Tensor
     target_logits: Tensor

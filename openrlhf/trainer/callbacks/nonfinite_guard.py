@@ -37,7 +37,7 @@ class NonFiniteGuard(Callback):
             trainer.strategy.print(message)
 
     def look_at(self, result: StepResult, optimizer_step: int) -> str | None:
-        """What to tell people about this step, if anything.
+        """The words for people about this step, if there is anything to say.
 
         Raises NonFiniteSteps with the last good step.
         """

@@ -1,4 +1,4 @@
-"""The plan of attention when a pack is shared by a ring, which rank attends to which: worked out once a micro-batch, used by every layer.
+"""The plan of attention when a ring shares a pack: the rank that attends to each other. Worked out once a micro-batch.
 
 Each rank holds an early and a late chunk of every sample (parallel/sequence_shares.py). The keys and values of all
 ranks come by in turn; what this rank's queries may see of those of rank `source` is one of three plain cases:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from openrlhf.batching.layout import FixedSize, Layout, TokenBudget
 from openrlhf.batching.micro_batch import LossReduction, make_micro_batch
-from openrlhf.batching.prefetch import prefetched
 from openrlhf.batching.schedule import StepSchedule, WindowRows
 from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
@@ -141,3 +142,51 @@ def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor
         torch.nn.utils.rnn.pad_sequence([row[part].flatten() for row in rows], batch_first=True) for part in range(3)
     )
     return input_ids, attention_masks, loss_masks
+
+
+# --- the next windows, built in a thread beside the training ------------------------------------------------------
+
+
+Item = TypeVar("Item")
+_END = object()
+
+
+def prefetched(items: Iterator[Item], num_ahead: int) -> Iterator[Item]:
+    """The same items in the same order, at most `num_ahead` of them ready. An error in the thread is raised here."""
+    ready: queue.Queue = queue.Queue(maxsize=num_ahead)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(items, ready, stop), daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, _Raised):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+
+
+class _Raised:
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+def _fill(items: Iterator[Item], ready: queue.Queue, stop: threading.Event) -> None:
+    try:
+        for item in items:
+            if not _put(item, ready, stop):
+                return
+        _put(_END, ready, stop)
+    except BaseException as error:
+        _put(_Raised(error), ready, stop)
+
+
+def _put(item: object, ready: queue.Queue, stop: threading.Event) -> bool:
+    """False where the reader is gone: a thread must not wait for ever for one that left its loop."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.2)
+            return True
+        except queue.Full:
+            continue
+    return False

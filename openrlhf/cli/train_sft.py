@@ -18,7 +18,7 @@ def train(config: SFTConfig) -> None:
     from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads torch and transformers
 
     run = SFTRun.prepare_data(config)
-    run.join_ranks()
+    run.strategy.setup_distributed()
     with run.strategy.watchdog:
         if run.has_finished():
             return

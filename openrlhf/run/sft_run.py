@@ -13,7 +13,7 @@ from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
-from openrlhf.engine.schedules import build_schedule
+from openrlhf.engine.optimizers import build_schedule
 from openrlhf.models.limits import check_positions
 from openrlhf.objectives import Objective, objective_named
 from openrlhf.parallel.collectives import gather_objects
@@ -72,9 +72,6 @@ class SFTRun:
                 longest = int(dataset.num_tokens.argmax())
                 check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
         return run
-
-    def join_ranks(self) -> None:
-        self.strategy.setup_distributed()
 
     @property
     def num_steps(self) -> int:

@@ -16,8 +16,7 @@ from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, TrainConfig, as_namespace
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
-from openrlhf.engine.optimizers import build_adamw, build_muon
-from openrlhf.engine.schedules import build_schedule
+from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
 from openrlhf.parallel.collectives import gather_objects

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
@@ -15,10 +12,8 @@ from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective
-from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.trainer.callbacks import Callback, CallbackFailed
-from openrlhf.trainer.callbacks.callback import failures_told
+from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.step import StepResult, WindowStep
 
@@ -66,14 +61,12 @@ class Trainer:
         self.progress = TrainingProgress()
         self.last_step: StepResult
         self._given_callbacks = callbacks
-        self._users_callbacks: list[Callback] = []
-        self._standard_callbacks: list[Callback] = []
+        self._callbacks = CallbackList(self)
+        self.wishes = Wishes()
         self._all_targets = all_targets
         self._with_entropy = False
         self._logged: dict[str, float] = {}
         self._names_of_record: frozenset[str] = frozenset()
-        self._is_save_requested = False
-        self._stop_reason: str | None = None
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -93,26 +86,24 @@ class Trainer:
             standard_callbacks: those of the house, in their order; they come after the user's own.
         """
         self._with_entropy = with_entropy
-        self._users_callbacks = list(named_callbacks if self._given_callbacks is None else self._given_callbacks)
-        self._standard_callbacks = list(standard_callbacks)
-        self._stop_reason = None
+        users = named_callbacks if self._given_callbacks is None else self._given_callbacks
+        self._callbacks, self.wishes = CallbackList(self, users, standard_callbacks), Wishes()
         self.progress = self._progress_at(consumed_samples)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         self.model.train()
-        with ExitStack() as exits:
-            for callback in (*self._users_callbacks, *self._standard_callbacks):
-                exits.push(self._exit_of(callback))
+        with self._callbacks.leaving():
             self.emit("on_run_begin")
             for window, began_at in self._timed_windows(max_steps):
                 self.last_step = step.run(window, self.progress.optimizer_step, began_at)
                 self._advance(window)
                 self._emit_record("on_step_end", self._record())
-                if self._stop_reason is not None:
-                    self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self._stop_reason}.")
+                if self.wishes.stop_reason is not None:
+                    self.strategy.print(
+                        f"stopped after step {self.progress.optimizer_step}: {self.wishes.stop_reason}."
+                    )
                     break
             self.progress = replace(self.progress, finished=True)
-            self._tell_standard("on_run_end")  # the last evaluation and the last save come first
-            self._tell_users("on_run_end")
+            self._callbacks.emit_end()
 
     def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""
@@ -148,54 +139,15 @@ class Trainer:
             **more,
         }
 
-    # --- events --------------------------------------------------------------------------------------------------
+    # --- for callbacks -------------------------------------------------------------------------------------------
 
     def emit(self, event: str, *facts: Any) -> None:
         """Hands an event to every callback, in order; all ranks call."""
-        self._tell_users(event, *facts)
-        self._tell_standard(event, *facts)
+        self._callbacks.emit(event, *facts)
 
     def _emit_record(self, event: str, record: dict[str, float]) -> None:
-        """The record itself is the house's; the user's callbacks get a copy, and add numbers by `log`."""
         self._names_of_record = frozenset(record)
-        self._tell_users(event, dict(record))
-        self._tell_standard(event, record)
-
-    def _tell_standard(self, event: str, *facts: Any) -> None:
-        for callback in self._standard_callbacks:
-            getattr(callback, event)(self, *facts)
-
-    def _tell_users(self, event: str, *facts: Any) -> None:
-        failures: list[str] = []
-        for callback in self._users_callbacks:
-            with failures_told(callback, event, failures):
-                getattr(callback, event)(self, *facts)
-        if self._users_callbacks:
-            self._agree(failures)
-
-    def _agree(self, failures: list[str]) -> None:
-        """A callback may raise, or ask for something, on one rank only: then all ranks stop, or do it, together."""
-        of_ranks = gather_objects((failures, self._stop_reason, self._is_save_requested), self.strategy.groups.control)
-        lines = [f"rank {rank}: {line}" for rank, (lines, _, _) in enumerate(of_ranks) for line in lines]
-        if lines:
-            raise CallbackFailed("\n".join([*lines, "The run stops; its training checkpoints are intact."]))
-        self._stop_reason = next((reason for _, reason, _ in of_ranks if reason is not None), None)
-        self._is_save_requested = any(is_requested for _, _, is_requested in of_ranks)
-
-    def _exit_of(self, callback: Callback) -> Any:
-        def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-            if callback in self._standard_callbacks:
-                callback.on_exit(self, error)
-                return
-            failures: list[str] = []
-            with failures_told(callback, "on_exit", failures):
-                callback.on_exit(self, error)
-            for line in failures:  # the training is done, or has failed for another reason: this changes neither
-                print(f"warning: rank {self.strategy.get_rank()}: {line}", file=sys.stderr, flush=True)
-
-        return leave
-
-    # --- for callbacks -------------------------------------------------------------------------------------------
+        self._callbacks.emit_record(event, record)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Adds numbers to the record that is written next, of a step or of an evaluation.
@@ -213,16 +165,11 @@ class Trainer:
 
     def request_save(self) -> None:
         """Asks for a save at the end of this step."""
-        self._is_save_requested = True
-
-    def take_save_request(self) -> bool:
-        """Whether `request_save` was called since the last save."""
-        is_requested, self._is_save_requested = self._is_save_requested, False
-        return is_requested
+        self.wishes.save = True
 
     def request_stop(self, reason: str) -> None:
         """Asks for the end of the run after this step; its model is exported as at its usual end."""
-        self._stop_reason = reason
+        self.wishes.stop_reason = reason
 
     def evaluate(self, dataloader: Loader | None = None, steps: int = 0) -> dict[str, float]:
         """Evaluates on all rows of `dataloader` (default: the run's own), and hands the record to the callbacks.

@@ -8,7 +8,7 @@ import torch
 from openrlhf.config import DeepspeedConfig, SFTConfig
 from openrlhf.config.schema import build
 from openrlhf.engine.engine_config import engine_config
-from openrlhf.engine.schedules import build_schedule
+from openrlhf.engine.optimizers import build_schedule
 from openrlhf.run.sft_run import SFTRun
 
 

@@ -100,7 +100,7 @@ def train_in_layout(recipe: Recipe, layout: Layout) -> Curve | None:
 def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     """Everything up to the first step, on this rank."""
     from openrlhf.config import AdamConfig, DeepspeedConfig, TrainConfig
-    from openrlhf.engine.schedules import build_schedule
+    from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
     from openrlhf.objectives import AuxLossSettings, objective_named
     from openrlhf.strategy import DeepspeedStrategy

@@ -56,7 +56,7 @@ class Pairs:
 def curve(ring: int, zero_stage: int, packed: bool, max_tokens: int | None = None) -> list[tuple[float, float, float]]:
     """(loss, accuracy, gradient norm) of each step."""
     from openrlhf.config import AdamConfig, DeepspeedConfig, TrainConfig
-    from openrlhf.engine.schedules import build_schedule
+    from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
     from openrlhf.strategy import DeepspeedStrategy
     from openrlhf.trainer.step import WindowStep

@@ -63,7 +63,7 @@ BUGS = [
     Bug(
         "warm_up_too_short",
         "the warm-up is a tenth of what was asked for",
-        "engine/schedules.py",
+        "engine/optimizers.py",
         "math.ceil(num_training_steps * warmup_ratio)",
         "math.ceil(num_training_steps * warmup_ratio / 10)",
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),
@@ -71,7 +71,7 @@ BUGS = [
     Bug(
         "least_rate_ignored",
         "--min_lr_ratio does nothing: the last steps train nothing",
-        "engine/schedules.py",
+        "engine/optimizers.py",
         'specific = {"min_lr_rate": min_lr_ratio}',
         'specific = {"min_lr_rate": 0.0}',
         (f"{_SCHEDULES}::test_it_warms_up_once_and_never_rises_again",),

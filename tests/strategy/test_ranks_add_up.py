@@ -11,7 +11,7 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     """Loss and gradient norm of one step over rows of unlike lengths, on this pool's ranks."""
     import torch
 
-    from openrlhf.engine.schedules import build_schedule
+    from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
     from openrlhf.objectives import SFTObjective
     from openrlhf.strategy import DeepspeedStrategy

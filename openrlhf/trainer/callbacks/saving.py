@@ -50,7 +50,8 @@ class Saving(Callback):
         return self._checkpointer is not None
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if trainer.take_save_request() or self._is_due(trainer):
+        is_wished, trainer.wishes.save = trainer.wishes.save, False
+        if is_wished or self._is_due(trainer):
             self.save(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:

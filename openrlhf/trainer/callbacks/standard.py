@@ -10,11 +10,11 @@ from openrlhf.config import CkptConfig, SFTConfig, shown_values
 from openrlhf.named_object import named_object
 from openrlhf.tracking.tracker import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
-from openrlhf.trainer.callbacks.evaluating import EarlyStop, Evaluating
 from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard
 from openrlhf.trainer.callbacks.preemption import Preemption
 from openrlhf.trainer.callbacks.saving import Saving
 from openrlhf.trainer.callbacks.tracking import Tracking
+from openrlhf.trainer.evaluation import EarlyStop, Evaluating
 from openrlhf.trainer.exporter import ExporterAlongTheWay
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from openrlhf.config import DeepspeedConfig, SFTConfig
+from openrlhf.batching import StepSchedule
+from openrlhf.config import DeepspeedConfig, SFTConfig, TrainConfig
 from openrlhf.run.start_table import estimate_memory, print_start_table, size_text
 
 GIB = 1024**3
@@ -28,7 +29,8 @@ def trainer():
     loader = SimpleNamespace(
         num_micro_batches=lambda window_number: 2.5,
         num_steps_before=lambda consumed_samples: consumed_samples // 128,
-        schedule=SimpleNamespace(steps_per_epoch=59),
+        steps_per_epoch=59,
+        schedule=StepSchedule(num_rows=7473, batch_size=128, seed=1),
     )
     module = torch.nn.ParameterList([torch.zeros(10), torch.nn.Parameter(torch.zeros(990), requires_grad=False)])
     model = SimpleNamespace(trainable_module=module, config=SimpleNamespace(_attn_implementation="sdpa"))
@@ -36,9 +38,9 @@ def trainer():
     return SimpleNamespace(train_dataloader=loader, model=model, strategy=strategy)
 
 
-def printed(data, consumed_samples=0):
+def printed(data, consumed_samples=0, config=None):
     console = Console(file=io.StringIO(), width=120)
-    print_start_table(SFTConfig(), trainer(), data, None, consumed_samples, console)
+    print_start_table(config or SFTConfig(), trainer(), data, None, consumed_samples, console)
     return console.file.getvalue()
 
 
@@ -62,6 +64,10 @@ def test_the_table_says(text):
 def test_the_table_says_what_was_left_out_and_why():
     data = Data(**{"longer than 2048 tokens": 12, "empty": 0, "without target": 1})
     assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(data)
+
+
+def test_the_table_counts_the_steps_of_the_run_and_not_of_its_epochs():
+    assert "59 an epoch, 70 in all" in printed(Data(), config=SFTConfig(train=TrainConfig(max_steps=70)))
 
 
 def test_the_table_says_where_a_resumed_run_goes_on():

@@ -21,14 +21,14 @@ class Patch:
 
     Args:
         name: of the file.
-        library: as the package index names it.
+        package: that it changes, as the package index names it.
         made_for: the versions it was made for: "0.19" is 0.19 and every 0.19.x.
-        applies_to_others: whether it is applied with another version of the library.
+        applies_to_others: whether it is applied with another version of the package.
         without_it: the cost of leaving it out, for the warning.
     """
 
     name: str
-    library: str
+    package: str
     made_for: str
     applies_to_others: bool
     without_it: str
@@ -40,9 +40,9 @@ class Patch:
         """
         if _is_switched_off():
             return False
-        if f"{version(self.library)}.".startswith(f"{self.made_for}."):
+        if f"{version(self.package)}.".startswith(f"{self.made_for}."):
             return True
-        _warn_of_version(self, version(self.library))
+        _warn_of_version(self, version(self.package))
         return self.applies_to_others
 
 
@@ -57,7 +57,7 @@ def _is_switched_off() -> bool:
 def _warn_of_version(patch: Patch, installed: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    made_for = f"the patch {patch.name} was made for {patch.library} {patch.made_for}, and {installed} is installed"
+    made_for = f"the patch {patch.name} was made for {patch.package} {patch.made_for}, and {installed} is installed"
     if patch.applies_to_others:
         logger.warning("%s: it is applied, unverified.", made_for)
     else:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from openrlhf.engine.parameters import whole_numel
+from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.layers import LoraSettings, compile_layers
-from openrlhf.models.loading import announce_zero3, prepare_causal_lm
+from openrlhf.models.loading import loading_in_parts, prepare_causal_lm
 from openrlhf.models.moe import expert_leaf_modules
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
@@ -62,22 +62,21 @@ class Actor(ScoringModel):
         Raises:
             UserError: no model there, a package missing, or attention that cannot be packed.
         """
-        zero3_config = announce_zero3(ds_config)
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        model = prepare_causal_lm(
-            pretrain_or_model,
-            attn_implementation=choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size),
-            param_dtype=param_dtype,
-            load_in_4bit=load_in_4bit,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            is_packed=packing_samples,
-            use_liger_kernel=use_liger_kernel,
-            temperature=temperature,
-            lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
-        )
+        with loading_in_parts(ds_config):
+            model = prepare_causal_lm(
+                pretrain_or_model,
+                attn_implementation=choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size),
+                param_dtype=param_dtype,
+                load_in_4bit=load_in_4bit,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                is_packed=packing_samples,
+                use_liger_kernel=use_liger_kernel,
+                temperature=temperature,
+                lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
+            )
         super().__init__(TokenScorer(model, temperature), ring_head_stride)
-        self._zero3_config = zero3_config  # transformers holds it weakly
 
     def forward(self, sequences: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Log-probs of each next token.
@@ -117,7 +116,12 @@ class Actor(ScoringModel):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        """Token ids, prompt included, by the Hugging Face model's `generate`."""
+        """Token ids, prompt included, by the Hugging Face model's `generate`.
+
+        Under ZeRO-3 all ranks call, and go on together until the last one is done: each step gathers every weight.
+        """
+        if any(is_partitioned(parameter) for parameter in self.model.parameters()):
+            kwargs = {"synced_gpus": True} | kwargs
         return self.model.generate(input_ids=input_ids, **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:

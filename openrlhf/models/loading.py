@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,17 +146,24 @@ def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     return found
 
 
-def announce_zero3(ds_config: dict | None) -> object | None:
-    """Under ZeRO-3, makes transformers load every weight in shards; in other stages, nothing.
+@contextmanager
+def loading_in_parts(ds_config: dict | None) -> Iterator[None]:
+    """Under ZeRO-3, transformers makes each rank's part of every weight of a model that is made within.
 
-    Returns:
-        An object that must be kept alive as long as the model: transformers holds it weakly.
+    transformers remembers the announcement for as long as its object lives. It is taken back here, because the ranks'
+    garbage collectors work at different times: a model made later would be in parts on some ranks, and hang them all.
     """
     if not ds_config or ds_config.get("zero_optimization", {}).get("stage", 0) != 3:
-        return None
-    from transformers.integrations import HfDeepSpeedConfig
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    return HfDeepSpeedConfig(ds_config)
+    announcement = HfDeepSpeedConfig(ds_config)  # held weakly by transformers
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del announcement
 
 
 def _four_bit_config(compute_dtype: torch.dtype) -> Any:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-SECONDS_TO_ANSWER = 600
+SECONDS_TO_ANSWER = 400  # less than a test's own limit (pyproject.toml): the ranks that hang are killed by then
 
 
 class RankError(AssertionError):
@@ -28,42 +29,55 @@ class RankPool:
 
     def __init__(self, world_size: int):
         self.world_size = world_size
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        self._start()
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """`function(*args, **kwargs)` on every rank; the results by rank. Raises RankError if any rank raised.
+
+        Ranks that hang or die fail this test alone: the next one gets new ranks.
+        """
+        if not self._processes:  # lost by the test before
+            self._start()
+        for pipe in self._pipes:
+            pipe.send((function, args, kwargs))
+        deadline = time.monotonic() + SECONDS_TO_ANSWER
+        answers = [self._answer(rank, deadline) for rank in range(self.world_size)]
+        if any(is_lost for _, _, is_lost in answers):
+            self.close()
+        failures = [f"rank {rank}:\n{text}" for rank, (ok, text, _) in enumerate(answers) if not ok]
+        if failures:
+            raise RankError("\n".join(failures))
+        return [value for _, value, _ in answers]
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         port = _free_port()
-        self._pipes = []
-        self._processes = []
-        for rank in range(world_size):
+        for rank in range(self.world_size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, world_size, port), daemon=True)
+            process = context.Process(target=_serve, args=(there, rank, self.world_size, port), daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """`function(*args, **kwargs)` on every rank; the results by rank. Raises RankError if any rank raised."""
-        for pipe in self._pipes:
-            pipe.send((function, args, kwargs))
-        answers = [self._answer(rank) for rank in range(self.world_size)]
-        failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(answers) if not ok]
-        if failures:
-            raise RankError("\n".join(failures))
-        return [value for _, value in answers]
-
-    def _answer(self, rank: int) -> tuple[bool, Any]:
-        if not self._pipes[rank].poll(SECONDS_TO_ANSWER):
-            self.close()
-            return False, f"no answer within {SECONDS_TO_ANSWER} s"
+    def _answer(self, rank: int, deadline: float) -> tuple[bool, Any, bool]:
+        """Whether the case returned; its result, or what went wrong; whether the rank is lost."""
+        if not self._pipes[rank].poll(max(0.0, deadline - time.monotonic())):
+            return False, f"no answer within {SECONDS_TO_ANSWER} s", True
         try:
-            return self._pipes[rank].recv()
+            return *self._pipes[rank].recv(), False
         except EOFError:
-            return False, f"the process ended with exit code {self._processes[rank].exitcode}"
+            self._processes[rank].join()
+            return False, f"the process ended with exit code {self._processes[rank].exitcode}", True
 
     def close(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
+        self._pipes, self._processes = [], []
 
     def __enter__(self) -> RankPool:
         return self

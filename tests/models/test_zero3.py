@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from openrlhf.models import Actor
 from tests.helpers.tiny_models import tiny_model
 from tests.models import zero3_cases
 from tests.models.batches import assert_close
@@ -32,6 +33,18 @@ def test_a_model_loaded_in_shards_equals_one_in_memory(two_ranks, tmp_path):
     expected, _ = two_ranks.run(zero3_cases.train, "", kind="qwen3", stage=1, steps=2)[0]
     losses, _ = two_ranks.run(zero3_cases.train, str(tmp_path), kind="qwen3", stage=3, steps=2)[0]
     assert_close(losses, expected, 1e-6, "loss")
+
+
+def test_a_model_made_beside_one_in_shards_is_whole(two_ranks, tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    assert two_ranks.run(zero3_cases.partitioned_beside_an_actor, str(tmp_path)) == [(True, False)] * 2
+
+
+def test_ranks_generate_together_though_one_is_done_earlier(two_ranks, tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    answers = two_ranks.run(zero3_cases.generate, str(tmp_path), [2, 5])
+    actor = Actor(str(tmp_path), param_dtype="fp32")
+    assert answers == [zero3_cases.generated(actor, max_new_tokens) for max_new_tokens in (2, 5)]
 
 
 @pytest.mark.parametrize("only_rank_0_has_targets", [False, True], ids=["all have targets", "a rank without targets"])

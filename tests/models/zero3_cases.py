@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models import Actor, expert_leaf_modules
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
@@ -45,8 +46,7 @@ def train(
     """
     import deepspeed
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    _join_deepspeed()
     config = engine_config(stage)
     actor = Actor(
         source or tiny_model(kind), param_dtype="fp32", ds_config=config if source else None, packing_samples=True
@@ -69,6 +69,47 @@ def train(
         norms.append(float(engine.get_global_grad_norm() or 0.0))  # stage 0 does not tell it
     engine.destroy()
     return losses, norms
+
+
+def partitioned_beside_an_actor(source: str) -> tuple[bool, bool]:
+    """Whether the weights are in parts: of an actor that ZeRO-3 loads, and of a model made while it lives."""
+    _join_deepspeed()
+    actor = Actor(source, param_dtype="fp32", ds_config=engine_config(3))
+    other = tiny_model("qwen3")
+    return _is_in_parts(actor.model), _is_in_parts(other)
+
+
+def generate(source: str, max_new_tokens: list[int]) -> list[int]:
+    """The tokens of an actor in ZeRO-3's engine; each rank generates its own number of them."""
+    import deepspeed
+
+    _join_deepspeed()
+    actor = Actor(source, param_dtype="fp32", ds_config=engine_config(3))
+    engine, *_ = deepspeed.initialize(
+        model=actor.trainable_module, optimizer=torch.optim.SGD(actor.parameters(), lr=0.05), config=engine_config(3)
+    )
+    actor.attach_engine(engine)
+    tokens = generated(actor, max_new_tokens[dist.get_rank()])
+    engine.destroy()
+    return tokens
+
+
+def generated(actor: Actor, max_new_tokens: int) -> list[int]:
+    actor.eval()
+    prompt = torch.tensor([[1, 5, 9]])
+    options = dict(attention_mask=torch.ones_like(prompt), do_sample=False, eos_token_id=None)
+    return actor.generate(prompt, max_new_tokens=max_new_tokens, **options)[0].tolist()
+
+
+def _is_in_parts(model: torch.nn.Module) -> bool:
+    return any(is_partitioned(parameter) for parameter in model.parameters())
+
+
+def _join_deepspeed() -> None:
+    import deepspeed
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
 def plain_losses_by_probability(kind: str, steps: int, only_rank_0_has_targets: bool) -> list[float]:

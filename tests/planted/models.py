@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _ACTOR = "tests/models/test_actor.py"
 _TILES = "tests/models/test_target_log_probs.py"
 _MOE = "tests/models/test_moe.py"
+_ZERO3 = "tests/models/test_zero3.py"
 _STATISTICS = "tests/models/test_head_statistics.py"
 
 BUGS = [
@@ -25,6 +26,14 @@ BUGS = [
         "return (logits * (self.temperature / self.cap)).square_().neg_().add_(1.0).mul_(steepest)",
         "return steepest",
         (f"{_TILES}::test_transforms",),
+    ),
+    Bug(
+        "every_later_model_is_in_shards",
+        "a model made after a ZeRO-3 actor is in shards on the ranks that still hold the actor, and all ranks hang",
+        "models/loading.py",
+        "        unset_hf_deepspeed_config()\n",
+        "        globals().setdefault('kept', announcement)\n",
+        (f"{_ZERO3}::test_a_model_made_beside_one_in_shards_is_whole",),
     ),
     Bug(
         "temperature_ignored",

@@ -8,13 +8,14 @@ from it. What runs in a rank is the command itself, from `run_command` on; the f
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.helpers.ranks import _free_port
@@ -31,6 +32,8 @@ class Job:
         log: folder; rank r writes all it says to `<log>/rank<r>.log`.
         fault_points: what to ask of `OPENRLHF_FAULT_POINT`, by rank.
         largest_file_bytes: the operating system refuses to let a file grow beyond.
+        module: of the command.
+        before: called in each rank before the command; a function of a module.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Job:
         log: Path,
         fault_points: dict[int, str] | None = None,
         largest_file_bytes: int | None = None,
+        module: str = "openrlhf.cli.train_sft",
+        before: Callable[[], None] | None = None,
     ):
         log.mkdir(parents=True, exist_ok=True)
         self._log = log
@@ -47,7 +52,8 @@ class Job:
         self.ranks = [
             _context().Process(
                 target=_run_rank,
-                args=(list(words), rank, num_ranks, port, log, (fault_points or {}).get(rank), largest_file_bytes),
+                args=(list(words), rank, num_ranks, port, log, (fault_points or {}).get(rank), largest_file_bytes)
+                + (module, before),
             )
             for rank in range(num_ranks)
         ]
@@ -116,6 +122,8 @@ def _run_rank(
     log: Path,
     fault_point: str | None,
     largest_file_bytes: int | None,
+    module: str,
+    before: Callable[[], None] | None,
 ) -> None:
     file = os.open(log / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
@@ -132,9 +140,10 @@ def _run_rank(
         os.environ["OPENRLHF_FAULT_POINT"] = fault_point
     if largest_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+    if before is not None:
+        before()
     from openrlhf.cli.entry import leave_when_asked, run_command
-    from openrlhf.cli.train_sft import main
 
     sys.argv[1:] = words
     leave_when_asked()
-    run_command(main)
+    run_command(importlib.import_module(module).main)

@@ -1,0 +1,16 @@
+"""The cases by topic. A new group is a file with `CASES`, and a line in `GROUPS`."""
+
+from __future__ import annotations
+
+from tests.hostile.case import Case
+from tests.hostile.groups import rows, settings
+
+GROUPS = {
+    "settings": settings,
+    "rows": rows,
+}
+
+
+def all_cases() -> list[tuple[str, Case]]:
+    """Every case with the name of its group."""
+    return [(name, case) for name, group in GROUPS.items() for case in group.CASES]

@@ -2,112 +2,120 @@
 
 Every rank computes the same layout from the same lengths, so all ranks run the same number of micro-batches and
 collectives always match. A layout is `layout[micro_step][data_rank]`: a tuple of places of units in the window, maybe
-empty.
+empty. A window may hold a million units, so places are dealt by whole arrays (`docs/scale.md`).
 """
 
 from __future__ import annotations
 
-import heapq
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openrlhf.batching.unit import UnitLengths
+import numpy as np
+
+from openrlhf.batching.unit import UnitLengths, UnitSizes
 from openrlhf.errors import UserError
 
 Layout = list[list[tuple[int, ...]]]
+Units = Sequence[UnitLengths] | np.ndarray
+"""The lengths of each unit of a window; an array (U,) where every unit is one sequence."""
 
 
 @dataclass(frozen=True)
-class FixedSize:
+class _Bins:
+    """Bins of units: bin `micro_step * num_data_ranks + data_rank` is a micro-batch."""
+
+    places: np.ndarray  # (U,) of bin after bin
+    borders: np.ndarray  # (number of bins + 1,) in `places`
+
+    @classmethod
+    def of(cls, order: np.ndarray, bin_of: np.ndarray, num_bins: int) -> _Bins:
+        """Args: order: (U,) places of units. bin_of: (U,) the bin of each of them, which they enter in that order."""
+        sizes = np.bincount(bin_of, minlength=num_bins)
+        return cls(order[_stable_order(bin_of)], np.concatenate([[0], np.cumsum(sizes)]))
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    def __getitem__(self, number: int) -> tuple[int, ...]:
+        return tuple(self.places[self.borders[number] : self.borders[number + 1]].tolist())
+
+
+class _DealsBins(ABC):
+    """What the layouts have in common: bins, dealt to the ranks in turn."""
+
+    def __call__(self, units: Units, num_data_ranks: int) -> Layout:
+        """The micro-batches of all ranks; see the module's head."""
+        bins = self._bins(UnitSizes.of(units), num_data_ranks)
+        return [[bins[first + rank] for rank in range(num_data_ranks)] for first in range(0, len(bins), num_data_ranks)]
+
+    def of_rank(self, units: Units, num_data_ranks: int, data_rank: int) -> list[tuple[int, ...]]:
+        """The micro-batches of one rank: `[step[data_rank] for step in layout(units, num_data_ranks)]`."""
+        bins = self._bins(UnitSizes.of(units), num_data_ranks)
+        return [bins[number] for number in range(data_rank, len(bins), num_data_ranks)]
+
+    @abstractmethod
+    def _bins(self, units: UnitSizes, num_data_ranks: int) -> _Bins: ...
+
+
+@dataclass(frozen=True)
+class FixedSize(_DealsBins):
     """At most `micro_batch_size` units a micro-batch; units of like length stand together, to pad little."""
 
     micro_batch_size: int
 
-    def __call__(self, units: Sequence[UnitLengths], num_data_ranks: int) -> Layout:
-        """Args: units: the lengths of each unit of the window. Returns: see the module's head."""
-        longest_first = _longest_first([max(lengths) for lengths in units])
-        units_a_micro_step = self.micro_batch_size * num_data_ranks
-        layout = []
-        for start in range(0, len(longest_first), units_a_micro_step):
-            places = longest_first[start : start + units_a_micro_step]
-            layout.append([tuple(places[rank::num_data_ranks]) for rank in range(num_data_ranks)])
-        return layout
+    def _bins(self, units: UnitSizes, num_data_ranks: int) -> _Bins:
+        order = _longest_first(units.longest)
+        turn = np.arange(len(order))
+        micro_step = turn // (self.micro_batch_size * num_data_ranks)
+        bin_of = micro_step * num_data_ranks + turn % num_data_ranks
+        return _Bins.of(order, bin_of, _multiple(int(bin_of.max()) + 1, num_data_ranks))
 
 
 @dataclass(frozen=True)
-class TokenBudget:
-    """At most `max_tokens` a micro-batch, padding counted where there is any; balanced over ranks by tokens."""
+class TokenBudget(_DealsBins):
+    """At most `max_tokens` a micro-batch, padding counted where there is any; balanced over ranks by tokens.
+
+    Calls raise UserError where one unit alone is longer than the budget.
+    """
 
     max_tokens: int
     packed: bool
 
-    def __call__(self, units: Sequence[UnitLengths], num_data_ranks: int) -> Layout:
-        """Args: units: the lengths of each unit of the window. Returns: see the module's head.
-
-        Raises UserError where one unit alone is longer than the budget.
-        """
-        largest = max(self._size_alone(lengths) for lengths in units)
+    def _bins(self, units: UnitSizes, num_data_ranks: int) -> _Bins:
+        largest = int((units.tokens if self.packed else units.longest * units.num_sequences).max())
         if largest > self.max_tokens:
             raise UserError(
                 f"a sample of {largest} tokens does not fit --train.max_tokens_per_micro_batch "
                 f"{self.max_tokens}: raise the budget, or lower --data.max_len."
             )
-        tokens = [sum(lengths) for lengths in units]
-        num_micro_steps = max(1, -(-sum(tokens) // (self.max_tokens * num_data_ranks)))
-        while (bins := self._fill(units, tokens, num_micro_steps * num_data_ranks)) is None:
-            num_micro_steps += 1
-        return _deal(bins, tokens, num_data_ranks)
+        num_bins = -(-int(units.tokens.sum()) // self.max_tokens)
+        order, bin_of, num_bins = (self._packed if self.packed else self._padded)(units, num_bins, num_data_ranks)
+        # Bins of like size run in the same micro-step, so that no rank waits long for another.
+        loads_tokens = np.bincount(bin_of, weights=units.tokens[order], minlength=num_bins).astype(np.int64)
+        turn = np.empty(num_bins, np.int64)
+        turn[_longest_first(loads_tokens)] = np.arange(num_bins)
+        return _Bins.of(order, turn[bin_of], num_bins)
 
-    def _size_alone(self, lengths: UnitLengths) -> int:
-        return sum(lengths) if self.packed else max(lengths) * len(lengths)
+    # Both are given a number of bins below which no filling holds all units. They return the units in the order in
+    # which they are placed, the bin of each, and the number of bins: a multiple of the ranks.
 
-    def _fill(self, units: Sequence[UnitLengths], tokens: list[int], num_bins: int) -> list[list[int]] | None:
-        """Places of the units in each bin; None where so few bins do not hold them all."""
-        return self._fill_packed(tokens, num_bins) if self.packed else self._fill_padded(units, num_bins)
+    def _packed(self, units: UnitSizes, num_bins: int, num_data_ranks: int) -> tuple[np.ndarray, np.ndarray, int]:
+        order = _longest_first(units.tokens)
+        lengths_tokens = units.tokens[order]
+        # A bin holds so many of the units up to the n-th, the shortest of them: a bound that saves most tries.
+        most_in_a_bin = self.max_tokens // np.maximum(lengths_tokens, 1)
+        num_bins = max(num_bins, int((-(-np.arange(1, len(order) + 1) // most_in_a_bin)).max()))
+        num_bins = _multiple(num_bins, num_data_ranks)
+        while (bin_of := _filled_packed(lengths_tokens, num_bins, self.max_tokens)) is None:
+            num_bins += num_data_ranks
+        return order, bin_of, num_bins
 
-    def _fill_packed(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        """Balanced where that holds the budget, else as tight as can be; None where neither does."""
-        return self._balanced(lengths_tokens, num_bins) or self._tight(lengths_tokens, num_bins)
-
-    def _balanced(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        """Longest first into the emptiest bin."""
-        bins: list[list[int]] = [[] for _ in range(num_bins)]
-        emptiest = [(0, number) for number in range(num_bins)]
-        for place in _longest_first(lengths_tokens):
-            num_tokens, number = heapq.heappop(emptiest)
-            if num_tokens + lengths_tokens[place] > self.max_tokens:
-                return None
-            bins[number].append(place)
-            heapq.heappush(emptiest, (num_tokens + lengths_tokens[place], number))
-        return bins
-
-    def _tight(self, lengths_tokens: Sequence[int], num_bins: int) -> list[list[int]] | None:
-        """Longest first into the fullest bin that still has room."""
-        bins: list[list[int]] = [[] for _ in range(num_bins)]
-        rooms = [(self.max_tokens, number) for number in range(num_bins)]  # ascending by room
-        for place in _longest_first(lengths_tokens):
-            at = bisect_left(rooms, (lengths_tokens[place], -1))
-            if at == len(rooms):
-                return None
-            room, number = rooms.pop(at)
-            bins[number].append(place)
-            insort(rooms, (room - lengths_tokens[place], number))
-        return bins
-
-    def _fill_padded(self, units: Sequence[UnitLengths], num_bins: int) -> list[list[int]] | None:
-        """Longest first, a bin as wide as its first unit's longest sequence and as high as the budget allows."""
-        bins: list[list[int]] = []
-        width = height = 0
-        for place in _longest_first([max(lengths) for lengths in units]):
-            if not bins or (height + len(units[place])) * width > self.max_tokens:
-                bins.append([])
-                width, height = max(units[place]), 0
-            bins[-1].append(place)
-            height += len(units[place])
-        if len(bins) > num_bins:
-            return None
-        return bins + [[] for _ in range(num_bins - len(bins))]
+    def _padded(self, units: UnitSizes, num_bins: int, num_data_ranks: int) -> tuple[np.ndarray, np.ndarray, int]:
+        order = _longest_first(units.longest)
+        bin_of = _filled_row_by_row(units.longest[order], units.num_sequences[order], self.max_tokens)
+        return order, bin_of, _multiple(max(num_bins, int(bin_of[-1]) + 1), num_data_ranks)
 
 
 def layout_of(
@@ -124,14 +132,117 @@ def layout_of(
     return TokenBudget(max_tokens_per_micro_batch * ring_attn_size, packed)
 
 
-def _longest_first(lengths_tokens: Sequence[int]) -> list[int]:
-    return sorted(range(len(lengths_tokens)), key=lambda place: (-lengths_tokens[place], place))
+# --- filling bins, longest unit first: the bin of each unit, or None where so few bins do not hold them all ----------
 
 
-def _deal(bins: list[list[int]], lengths_tokens: Sequence[int], num_data_ranks: int) -> Layout:
-    """Bins to ranks: bins of like size run in the same micro-step, so that no rank waits long for another."""
-    heaviest_first = sorted(bins, key=lambda one: -sum(lengths_tokens[place] for place in one))
-    return [
-        [tuple(one) for one in heaviest_first[start : start + num_data_ranks]]
-        for start in range(0, len(heaviest_first), num_data_ranks)
-    ]
+def _filled_packed(lengths_tokens: np.ndarray, num_bins: int, max_tokens: int) -> np.ndarray | None:
+    """Balanced where that holds the budget, else as tight as can be; None where neither does."""
+    balanced = _filled_balanced(lengths_tokens, num_bins, max_tokens)
+    return _filled_tight(lengths_tokens, num_bins, max_tokens) if balanced is None else balanced
+
+
+def _filled_balanced(lengths_tokens: np.ndarray, num_bins: int, max_tokens: int) -> np.ndarray | None:
+    """Each unit into the emptiest bin; of equal ones into the first."""
+    # A bin's key is load * num_bins + number, so that sorted keys are bins in the order in which they are to be filled.
+    # The next units go to the next bins of that order, all at once, up to the first bin that is fuller than one of
+    # those just filled. Then the keys are sorted anew.
+    keys = np.arange(num_bins)
+    bin_of, begin = np.empty(len(lengths_tokens), np.int64), 0
+    while begin < len(bin_of):
+        filled = keys[: len(bin_of) - begin] + lengths_tokens[begin : begin + num_bins] * num_bins
+        is_emptier_before = keys[1 : len(filled)] > np.minimum.accumulate(filled)[:-1]
+        num_units = int(is_emptier_before.argmax()) + 1 if is_emptier_before.any() else len(filled)
+        if int(filled[:num_units].max()) // num_bins > max_tokens:
+            return None
+        bin_of[begin : begin + num_units] = keys[:num_units] % num_bins
+        keys = np.sort(np.concatenate([filled[:num_units], keys[num_units:]]))
+        begin += num_units
+    return bin_of
+
+
+def _filled_tight(lengths_tokens: np.ndarray, num_bins: int, max_tokens: int) -> np.ndarray | None:
+    """Each unit into the fullest bin that still has room; of equal ones into the first."""
+    # A bin that takes one unit is fuller than the others, so it takes all the units of that length that it has room
+    # for, and then the next bin does: units of one length are placed together, and bins of one room.
+    open_bins = _OpenBins(num_bins, max_tokens, shortest_tokens=int(lengths_tokens[-1]))
+    bins: list[int] = []
+    numbers_taken: list[int] = []
+    for length, number in _runs(lengths_tokens):
+        while number:
+            room = open_bins.least_room(length)
+            if room is None:
+                return None
+            most = min(room // max(length, 1), number)
+            numbers = open_bins.take(room, number // most)
+            open_bins.put(room - most * length, numbers)
+            bins += numbers
+            numbers_taken += [most] * len(numbers)
+            number -= most * len(numbers)
+    return np.repeat(bins, numbers_taken)
+
+
+class _OpenBins:
+    """The numbers of bins by the room that they have left; those too full for the shortest unit are forgotten."""
+
+    def __init__(self, num_bins: int, max_tokens: int, shortest_tokens: int):
+        self._shortest_tokens = shortest_tokens
+        self._rooms = [max_tokens]  # ascending
+        self._numbers = {max_tokens: list(range(num_bins - 1, -1, -1))}  # falling: the first is taken from the end
+
+    def least_room(self, length: int) -> int | None:
+        """Of the bins that hold so many tokens more, the room of the fullest."""
+        at = bisect_left(self._rooms, length)
+        return self._rooms[at] if at < len(self._rooms) else None
+
+    def take(self, room: int, number: int) -> list[int]:
+        """The first bins of that room, at most `number`."""
+        numbers = self._numbers[room]
+        taken = numbers[: -number - 1 : -1]
+        del numbers[-number:]
+        if not numbers:
+            del self._numbers[room], self._rooms[bisect_left(self._rooms, room)]
+        return taken
+
+    def put(self, room: int, numbers: list[int]) -> None:
+        if room in self._numbers:
+            self._numbers[room] = sorted(self._numbers[room] + numbers, reverse=True)
+        elif room >= self._shortest_tokens:
+            insort(self._rooms, room)
+            self._numbers[room] = numbers[::-1]
+
+
+def _filled_row_by_row(widths_tokens: np.ndarray, num_sequences: np.ndarray, max_tokens: int) -> np.ndarray:
+    """A bin after the other, each as wide as its first unit's longest sequence and as high as the budget allows."""
+    heights = np.concatenate([[0], np.cumsum(num_sequences)])  # of a bin that held all the units before
+    num_rows = max_tokens // np.maximum(widths_tokens, 1)
+    unit_at_height = np.append(np.repeat(np.arange(len(widths_tokens)), num_sequences), len(widths_tokens))
+    first_beyond = unit_at_height[np.minimum(heights[:-1] + num_rows, heights[-1])].tolist()
+    begins = [0]
+    while (begin := first_beyond[begins[-1]]) < len(first_beyond):
+        begins.append(begin)
+    return np.repeat(np.arange(len(begins)), np.diff([*begins, len(first_beyond)]))
+
+
+def _multiple(number: int, of: int) -> int:
+    """The least multiple that is not below `number`."""
+    return -(-number // of) * of
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """Each value and how often it stands there in a row."""
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1])
+    numbers = np.diff(np.concatenate([begins, [len(values)]]))
+    return list(zip(values[begins].tolist(), numbers.tolist(), strict=True))
+
+
+def _longest_first(lengths_tokens: np.ndarray) -> np.ndarray:
+    """Places by falling length; of equal ones the first place first."""
+    return _stable_order(lengths_tokens.max() - lengths_tokens)
+
+
+def _stable_order(keys: np.ndarray) -> np.ndarray:
+    """`argsort(keys, kind="stable")` of keys from 0 on; 16 bits at a time, which numpy sorts several times faster."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    for shift in range(16, int(keys.max()).bit_length(), 16):
+        order = order[np.argsort((keys[order] >> shift).astype(np.uint16), kind="stable")]
+    return order

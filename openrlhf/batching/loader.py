@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from openrlhf.batching.layout import FixedSize, Layout, TokenBudget
+from openrlhf.batching.layout import FixedSize, TokenBudget, Units
 from openrlhf.batching.micro_batch import LossReduction, make_micro_batch
 from openrlhf.batching.schedule import StepSchedule, WindowRows
-from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
+from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
@@ -75,7 +76,8 @@ class StepWindowLoader:
         self.micro_batch_format = micro_batch_format
         self.groups = groups
         self.collate_fn = collate_fn or _pad_rows
-        self._lengths_tokens = getattr(dataset, "num_tokens", None)  # a data set that knows them saves reading rows
+        num_tokens = getattr(dataset, "num_tokens", None)  # a data set that knows them saves reading rows
+        self._lengths_tokens = None if num_tokens is None else np.asarray(num_tokens)
 
     def windows(self, consumed_samples: int = 0, max_epochs: int | None = None) -> Iterator[StepWindow]:
         """This rank's step windows from `consumed_samples` on; the next ones are built beside the training."""
@@ -84,9 +86,9 @@ class StepWindowLoader:
 
     def _window(self, window: WindowRows) -> StepWindow:
         micro_batches = []
-        for places_of_ranks in self._layout_of(window):
-            rows = [int(window.rows[place]) for place in places_of_ranks[self.groups.data_rank]]
-            micro_batch = make_micro_batch([self._unit(row) for row in rows], **vars(self.micro_batch_format))
+        for rows in self._rows_of_micro_batches(window):
+            units = [self._unit(row) for row in rows]
+            micro_batch = make_micro_batch(units, **vars(self.micro_batch_format))
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
         return StepWindow(window.epoch, micro_batches)
 
@@ -104,17 +106,19 @@ class StepWindowLoader:
 
     def num_micro_batches(self, window_number: int) -> int:
         """Micro-batches that each rank computes for a window of the first epoch."""
-        return len(self._layout_of(self.schedule.window(0, window_number)))
+        return len(self._rows_of_micro_batches(self.schedule.window(0, window_number)))
 
-    def _layout_of(self, window: WindowRows) -> Layout:
-        return self.layout([self._lengths(int(row)) for row in window.rows], self.groups.data_size)
+    def _rows_of_micro_batches(self, window: WindowRows) -> list[list[int]]:
+        """The rows of each micro-batch of this rank."""
+        of_rank = self.layout.of_rank(self._lengths(window.rows), self.groups.data_size, self.groups.data_rank)
+        return [window.rows[list(places)].tolist() for places in of_rank]
 
-    def _lengths(self, row: int) -> UnitLengths:
+    def _lengths(self, rows: np.ndarray) -> Units:
         if hasattr(self.dataset, "unit_lengths"):
-            return self.dataset.unit_lengths(row)
+            return [self.dataset.unit_lengths(row) for row in rows.tolist()]
         if self._lengths_tokens is not None:
-            return (int(self._lengths_tokens[row]),)
-        return (self.dataset[row][0].numel(),)
+            return self._lengths_tokens[rows]
+        return [(self.dataset[row][0].numel(),) for row in rows.tolist()]
 
     def _unit(self, row: int) -> Unit:
         if hasattr(self.dataset, "unit"):
@@ -127,13 +131,13 @@ class StepWindowLoader:
 
     def __iter__(self) -> Iterator[Any]:
         for window in self.schedule.windows(max_epochs=1):
-            for places_of_ranks in self._layout_of(window):
-                if rows := places_of_ranks[self.groups.data_rank]:
-                    yield self.collate_fn([self.dataset[int(window.rows[place])] for place in rows])
+            for rows in self._rows_of_micro_batches(window):
+                if rows:
+                    yield self.collate_fn([self.dataset[row] for row in rows])
 
     def __len__(self) -> int:
         """Micro-batches an epoch, on the rank that has most."""
-        return sum(len(self._layout_of(window)) for window in self.schedule.windows(max_epochs=1))
+        return sum(len(self._rows_of_micro_batches(window)) for window in self.schedule.windows(max_epochs=1))
 
 
 def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

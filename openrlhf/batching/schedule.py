@@ -10,8 +10,9 @@ balanced Feistel network over the next power of four, walked until it lands insi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -89,33 +90,47 @@ def epoch_order(places: np.ndarray, num_rows: int, seed: int, epoch: int, shuffl
         places: (n,) integers in [0, num_rows).
     Returns: (n,) int64 rows.
     """
-    places = np.asarray(places, dtype=np.uint64)
     if not shuffle or num_rows < 2:
-        return places.astype(np.int64)
+        return np.asarray(places).astype(np.int64)
     return permute(places, num_rows, _key(seed, epoch))
 
 
 def permute(values: np.ndarray, num_values: int, key: np.uint64) -> np.ndarray:
     """The images of `values` under the permutation of [0, num_values) that `key` names; (n,) int64."""
-    half_bits = np.uint64(max(1, ((num_values - 1).bit_length() + 1) // 2))
-    images = _feistel(np.asarray(values, dtype=np.uint64), half_bits, key)
-    outside = images >= num_values
-    while outside.any():
-        images[outside] = _feistel(images[outside], half_bits, key)
-        outside = images >= num_values
-    return images.astype(np.int64)
+    half_bits = max(1, ((num_values - 1).bit_length() + 1) // 2)
+    rounds = _rounds(half_bits, key, is_tabled=len(values) >= 1 << half_bits)
+    images = _feistel(np.asarray(values).astype(np.int64), half_bits, rounds)
+    outside = np.flatnonzero(images >= num_values)
+    while len(outside):
+        walked = images[outside] = _feistel(images[outside], half_bits, rounds)
+        outside = outside[walked >= num_values]
+    return images
 
 
 def _key(seed: int, epoch: int) -> np.uint64:
     return np.uint64(_mix(_mix(np.uint64(seed % 2**64)) ^ np.uint64(epoch))[()])
 
 
-def _feistel(values: np.ndarray, half_bits: np.uint64, key: np.uint64) -> np.ndarray:
-    mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    left, right = values >> half_bits, values & mask
-    for round_number in range(_NUM_ROUNDS):
-        round_key = _mix(np.uint64(key) ^ np.uint64(round_number))
-        left, right = right, left ^ (_mix(right ^ round_key) & mask)
+_Round = Callable[[np.ndarray], np.ndarray]
+"""Halves of values → what the other halves are changed by; (n,) int64 below 2**half_bits."""
+
+
+def _rounds(half_bits: int, key: np.uint64, is_tabled: bool) -> list[_Round]:
+    """The rounds of the network. There are few halves: for many values a table of them all takes half the time."""
+    round_keys = [_mix(np.uint64(key) ^ np.uint64(number)) for number in range(_NUM_ROUNDS)]
+    mask = np.uint64((1 << half_bits) - 1)
+    rounds: list[_Round] = [partial(_changes, round_key=round_key, mask=mask) for round_key in round_keys]
+    return [one(np.arange(1 << half_bits)).__getitem__ for one in rounds] if is_tabled else rounds
+
+
+def _changes(halves: np.ndarray, round_key: np.ndarray, mask: np.uint64) -> np.ndarray:
+    return (_mix(halves.astype(np.uint64) ^ round_key) & mask).astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half_bits: int, rounds: list[_Round]) -> np.ndarray:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for changes_of in rounds:
+        left, right = right, left ^ changes_of(right)
     return (left << half_bits) | right
 
 

@@ -6,12 +6,34 @@ sequences of a unit always stand in one micro-batch and, under a ring, with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 from torch import Tensor
 
 UnitLengths = tuple[int, ...]  # tokens of each sequence of a unit
+
+
+@dataclass(frozen=True)
+class UnitSizes:
+    """Sizes of U units, each (U,) int64: a window may hold a million of them."""
+
+    tokens: np.ndarray  # of all sequences of the unit
+    longest: np.ndarray  # tokens of its longest sequence
+    num_sequences: np.ndarray
+
+    @classmethod
+    def of(cls, units: Sequence[UnitLengths] | np.ndarray) -> UnitSizes:
+        """Args: units: the lengths of each unit; an array (U,) where every unit is one sequence."""
+        if isinstance(units, np.ndarray):
+            tokens = units.astype(np.int64)
+            return cls(tokens, tokens, np.ones_like(tokens))
+        num_sequences = np.fromiter(map(len, units), np.int64, len(units))
+        lengths = np.fromiter(chain.from_iterable(units), np.int64)
+        begins = np.cumsum(num_sequences) - num_sequences
+        return cls(np.add.reduceat(lengths, begins), np.maximum.reduceat(lengths, begins), num_sequences)
 
 
 @dataclass(frozen=True)

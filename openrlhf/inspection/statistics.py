@@ -65,7 +65,7 @@ def statistics_of(
     laid_out = []
     for step in steps:
         rows = schedule.window(0, step).rows
-        places = layout(lengths[rows, None].tolist(), num_data_ranks)
+        places = layout(lengths[rows], num_data_ranks)
         laid_out.append([[rows[list(of_rank)].tolist() for of_rank in micro_step] for micro_step in places])
     micro_batches = [
         lengths[samples] for window in laid_out for micro_step in window for samples in micro_step if samples

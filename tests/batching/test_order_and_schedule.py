@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from openrlhf.batching.schedule import StepSchedule, epoch_order
+from openrlhf.batching.schedule import StepSchedule, epoch_order, permute
 from openrlhf.errors import UserError
+from tests.batching import plain_layout
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 64, 65, 1000, 4097])
@@ -32,6 +33,16 @@ def test_the_order_looks_random():
 
 def test_a_billion_rows_cost_what_a_few_cost():
     assert len(set(epoch_order(np.arange(1000), 10**9, 0, 0).tolist())) == 1000
+
+
+@pytest.mark.parametrize("num_rows", [2, 300, 70_000, 10**9, 2**30 + 1])
+@pytest.mark.parametrize("num_places", [5, 40_000])
+def test_the_order_is_that_of_the_plain_way(num_rows, num_places):
+    """Many places are looked up in tables, few are computed."""
+    places = np.arange(min(num_rows, num_places))
+    order = permute(places, num_rows, np.uint64(77))
+    some = places[:: max(1, len(places) // 500)]
+    assert order[some].tolist() == [plain_layout.permuted(place, num_rows, 77) for place in some.tolist()]
 
 
 def test_the_last_window_is_smaller_and_nothing_is_lost():

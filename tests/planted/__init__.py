@@ -12,6 +12,7 @@ from tests.planted import (
     engine,
     models,
     objectives,
+    scale,
     tracking,
     trainer,
     watchdog,
@@ -31,6 +32,7 @@ ROOMS = (
     watchdog,
     tracking,
     config,
+    scale,
 )
 
 

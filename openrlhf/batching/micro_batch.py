@@ -35,10 +35,15 @@ class MicroBatch:
     # The rest speaks of the whole micro-batch, also where a ring shares it.
     unit_names: tuple[str, ...]
     sequences_of_units: tuple[int, ...]  # how many sequences each unit has; they stand in the order of the units
+    targets_of_sequences: tuple[int, ...]  # how many targets each sequence has
+    unit_weights: tuple[float, ...]
     num_tokens: int  # padding not counted
     num_target_tokens: int
     target_weight_sum: float
-    unit_weight_sum: float
+
+    @property
+    def unit_weight_sum(self) -> float:
+        return sum(self.unit_weights)
 
     @property
     def num_sequences(self) -> int:
@@ -96,10 +101,11 @@ def make_micro_batch(
         unit_numbers=_unit_numbers(units),
         unit_names=tuple(unit.name for unit in units),
         sequences_of_units=tuple(len(unit.sequences) for unit in units),
+        targets_of_sequences=tuple(num_targets),
+        unit_weights=tuple(unit.weight for unit in units),
         num_tokens=sum(len(sequence.input_ids) for sequence, _ in sequences),
         num_target_tokens=sum(num_targets),
         target_weight_sum=float(sum(weights.double().sum() for _, _, weights in targets)),
-        unit_weight_sum=sum(unit.weight for unit in units),
     )
 
 

@@ -24,6 +24,7 @@ class WindowCounts:
     num_target_tokens_global: int
     divisor: float  # of the window's loss: the sum of what its objective weighs
     num_tokens_of_micro_step_global: tuple[int, ...]
+    sums: tuple[float, ...] = ()  # of what its objective asks for besides
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,40 @@ class StepWindow:
     def unit_names(self) -> list[str]:
         return [name for micro_batch in self.micro_batches for name in micro_batch.unit_names]
 
-    def count(self, groups: ProcessGroups, weight_of: Callable[[MicroBatch], float]) -> WindowCounts:
+    def count(
+        self,
+        groups: ProcessGroups,
+        weight_of: Callable[[MicroBatch], float],
+        sums_of: Callable[[MicroBatch], tuple[float, ...]] = lambda micro_batch: (),
+    ) -> WindowCounts:
         """The counts over all ranks: one small reduction, on the CPU.
 
-        Args: weight_of: what a micro-batch adds to the divisor, of the whole micro-batch also where a ring shares it.
+        Args:
+            weight_of: what a micro-batch adds to the divisor, of the whole micro-batch also where a ring shares it.
+            sums_of: likewise, for more sums.
         """
-        sums = self._local_sums(weight_of)
+        more = [sums_of(one) for one in self.micro_batches]
+        sums = self._local_sums(weight_of, [sum(column) for column in zip(*more, strict=True)])
         if groups.sequence_rank or groups.tensor_rank:
             sums.zero_()  # the ranks of a ring, and of a tensor-parallel group, hold the same units, which count once
-        units, targets, divisor, *tokens = sum_over(sums, groups.control).tolist()
+        units, targets, divisor, *rest = sum_over(sums, groups.control).tolist()
+        tokens, totals = rest[: len(self.micro_batches)], rest[len(self.micro_batches) :]
         tokens_of_micro_step = tuple(int(number) for number in tokens)
         if not math.isfinite(divisor) or (divisor == 0 and targets):
             raise UserError(
                 f"the objective's weight of a step with {int(targets)} targets is {divisor}: it must be above 0."
             )
         # A window of a loader of the user's own may have no target at all; its loss is 0 whatever it is divided by.
-        return WindowCounts(int(units), sum(tokens_of_micro_step), int(targets), divisor or 1.0, tokens_of_micro_step)
+        return WindowCounts(
+            int(units), sum(tokens_of_micro_step), int(targets), divisor or 1.0, tokens_of_micro_step, tuple(totals)
+        )
 
-    def _local_sums(self, weight_of: Callable[[MicroBatch], float]) -> Tensor:
+    def _local_sums(self, weight_of: Callable[[MicroBatch], float], more: list[float]) -> Tensor:
         sums = [
             len(self.unit_names),
             sum(one.num_target_tokens for one in self.micro_batches),
             sum(weight_of(one) for one in self.micro_batches),
             *(one.num_tokens for one in self.micro_batches),
+            *more,
         ]
         return torch.tensor(sums, dtype=torch.float64)

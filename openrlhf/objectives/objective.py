@@ -34,11 +34,28 @@ class Objective(ABC):
     """
 
     metrics: tuple[str, ...] = ("loss",)  # names of the sums in a Share; `loss` is one of them
+    needs_window_sums: bool = False  # its loss depends on `window_sums`, in evaluations too
+    needs_unit_scores: bool = False  # its loss depends on `unit_scores`
     name: str = ""  # the name by which `--train.loss` found it; empty: its class is its name
 
     @abstractmethod
     def weight(self, batch: MicroBatch) -> float:
         """A micro-batch's part of the window's divisor; of the whole micro-batch, also where a ring shares it."""
+
+    def window_sums(self, batch: MicroBatch) -> tuple[float, ...]:
+        """More sums over the window that its loss depends on, of the whole micro-batch as in `weight`.
+
+        An objective that has some sets `needs_window_sums`. `scorer.window.sums` holds their totals.
+        """
+        return ()
+
+    def unit_scores(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        """(U, K) numbers of each unit that the loss of every unit of the window depends on, as constants.
+
+        An objective that has some sets `needs_unit_scores`, and `needs_window_sums`: the window is then run once more,
+        before its first backward pass, and `scorer.window.unit_scores` holds those of all units.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:

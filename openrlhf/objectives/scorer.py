@@ -34,6 +34,24 @@ class AuxLossSettings:
 NO_AUX_LOSS = AuxLossSettings()
 
 
+@dataclass(frozen=True)
+class WindowScores:
+    """What an objective has asked to know of the whole step window, all ranks together.
+
+    Attributes:
+        sums: totals of `Objective.window_sums`.
+        unit_scores: (all units of the window, K) of `Objective.unit_scores`, float64; None where it needs none.
+        first_unit: where in them the units of this micro-batch begin.
+    """
+
+    sums: tuple[float, ...] = ()
+    unit_scores: Tensor | None = None
+    first_unit: int = 0
+
+
+NOTHING_OF_THE_WINDOW = WindowScores()
+
+
 class Scorer:
     """The scores that the model gives one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
 
@@ -44,9 +62,11 @@ class Scorer:
         groups: ProcessGroups,
         aux_loss: AuxLossSettings = NO_AUX_LOSS,
         with_entropy: bool = False,
+        window: WindowScores = NOTHING_OF_THE_WINDOW,
     ):
-        self._model = model
-        self._batch = batch
+        self.window = window
+        self.model = model
+        self.batch = batch
         self._groups = groups
         self._aux_loss = aux_loss
         self._with_entropy = with_entropy
@@ -78,9 +98,13 @@ class Scorer:
         Every rank of a ring gets the whole sums. A loss or a count of whole sequences is multiplied by
         `speaks_for_sequences`, so that the ring counts it once.
         """
-        sums = of_targets.new_zeros(self._batch.num_sequences)
-        sums = sums.index_add(0, self._batch.target_sequence, of_targets)
+        sums = of_targets.new_zeros(self.batch.num_sequences)
+        sums = sums.index_add(0, self.batch.target_sequence, of_targets)
         return sums if self._groups.sequence is None else _SumOverRing.apply(sums, self._groups.sequence)
+
+    def beside(self, model: Actor) -> Scorer:
+        """A scorer of the same micro-batch by another model, or by this one in another state."""
+        return Scorer(model, self.batch, self._groups)
 
     @property
     def speaks_for_sequences(self) -> float:
@@ -90,11 +114,11 @@ class Scorer:
     def _run(self, weights: Weights | None) -> TargetScores:
         if self._scores is not None:
             raise UserError("The objective has asked its scorer for log-probs twice: a micro-batch takes one pass.")
-        batch, groups = self._batch, self._groups
+        batch, groups = self.batch, self._groups
         is_real_token = None
         if not batch.unit_names:  # its tokens stand there for the collectives' sake: no expert's load counts them
             is_real_token = torch.zeros_like(batch.input_ids.flatten(), dtype=torch.bool)
-        self._scores = self._model.score_targets(
+        self._scores = self.model.score_targets(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindow
+from openrlhf.batching import MicroBatch, StepWindow
 from openrlhf.models import Actor
-from openrlhf.objectives import Objective, Scorer
+from openrlhf.objectives import NOTHING_OF_THE_WINDOW, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import sum_over
+from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.metrics import MetricSums
+from openrlhf.trainer.window_scores import ScorerOf, window_scores
 
 if TYPE_CHECKING:
     from openrlhf.trainer.trainer import Trainer
@@ -37,20 +39,38 @@ def evaluate(
     model.eval()
     sums = MetricSums(objective, strategy.device, with_entropy)
     num_targets = torch.zeros(1, dtype=torch.float64)
+
+    def scorer_of(micro_batch: MicroBatch, number: int, of_window: WindowScores) -> Scorer:
+        on_device = micro_batch.to(strategy.device)
+        return Scorer(model, on_device, strategy.groups, with_entropy=with_entropy, window=of_window)
+
     shown = tqdm(windows, desc="evaluation", leave=False, disable=None if strategy.is_rank_0() else True)
     with torch.no_grad():
-        for number, window in enumerate(shown, start=1):
-            strategy.watchdog.note(f"evaluation, window {number}")
-            for micro_batch in window.micro_batches:
-                on_device = micro_batch.to(strategy.device)
-                scorer = Scorer(model, on_device, strategy.groups, with_entropy=with_entropy)
-                sums.add_share(objective.loss(scorer, on_device, 1.0), scorer)
+        for window_number, window in enumerate(shown, start=1):
+            strategy.watchdog.note(f"evaluation, window {window_number}")
+            divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of)
+            for number, micro_batch in enumerate(window.micro_batches):
+                scorer = scorer_of(micro_batch, number, of_window[number])
+                sums.add_share(objective.loss(scorer, scorer.batch, divisor), scorer)
                 num_targets += len(micro_batch.target_ids)
     model.train(was_training)
     means = sums.means_over(strategy.groups.loss)
     total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
     metrics = {"loss": means["loss"]} | objective.derived(means) | {"num_target_tokens": total} | means
     return {_PREFIX + name: value for name, value in metrics.items()}
+
+
+def _of_window(
+    objective: Objective, window: StepWindow, groups: ProcessGroups, scorer_of: ScorerOf
+) -> tuple[float, list[WindowScores]]:
+    """The divisor, and what the objective asks of the window; without a collective where it asks nothing.
+
+    Ranks whose loaders are the user's own may then have unlike numbers of windows.
+    """
+    if not objective.needs_window_sums:
+        return 1.0, [NOTHING_OF_THE_WINDOW] * len(window.micro_batches)
+    counts = window.count(groups, objective.weight, objective.window_sums)
+    return counts.divisor, window_scores(objective, window, counts, groups, scorer_of)
 
 
 class Evaluating(Callback):

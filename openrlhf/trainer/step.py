@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, TargetScores
-from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer
+from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.metrics import MetricSums
+from openrlhf.trainer.window_scores import window_scores
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,18 @@ class WindowStep:
         began_at = time.perf_counter() if began_at is None else began_at
         step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
         watchdog.note(f"counting the tokens of {step_name}")
-        counts = window.count(self._strategy.groups, self._objective.weight)
+        counts = window.count(self._strategy.groups, self._objective.weight, self._objective.window_sums)
         lr = float(self._trained.scheduler.get_last_lr()[0])
         sums = MetricSums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
         losses = []
+        scorer_of = functools.partial(self._scorer, optimizer_step)
+        of_window = window_scores(self._objective, window, counts, self._strategy.groups, scorer_of)
         for micro_step, micro_batch in enumerate(window.micro_batches):
-            self._seed(optimizer_step, micro_step)
             watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.unit_names, self._is_first)
             is_last = micro_step == len(window.micro_batches) - 1
             with self._trained.micro_batch(is_last):
-                losses.append(self._forward_and_backward(micro_batch, micro_step, counts, sums))
+                scorer = scorer_of(micro_batch, micro_step, of_window[micro_step])
+                losses.append(self._forward_and_backward(scorer, micro_step, counts, sums))
         watchdog.note(f"update of {step_name}", is_long=self._is_first)
         self._is_first = False
         outcome = self._trained.step()
@@ -88,17 +92,19 @@ class WindowStep:
         suspects = () if math.isfinite(metrics["loss"]) else self._suspects(window, losses)
         return StepResult(metrics, lr, time.perf_counter() - began_at, counts, outcome, suspects)
 
-    def _forward_and_backward(
-        self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts, sums: MetricSums
-    ) -> Tensor:
+    def _scorer(self, optimizer_step: int, micro_batch: MicroBatch, micro_step: int, window: WindowScores) -> Scorer:
+        """The scorer of a micro-batch, which draws the random numbers of its place in the run."""
+        self._seed(optimizer_step, micro_step)
+        on_device, groups = micro_batch.to(self._strategy.device), self._strategy.groups
+        return Scorer(self._model, on_device, groups, self._aux_loss, self._with_entropy, window)
+
+    def _forward_and_backward(self, scorer: Scorer, micro_step: int, counts: WindowCounts, sums: MetricSums) -> Tensor:
         """One micro-batch's part of the step; returns its sum of the metric `loss`, on the device."""
-        on_device = micro_batch.to(self._strategy.device)
-        scorer = Scorer(self._model, on_device, self._strategy.groups, self._aux_loss, self._with_entropy)
-        share = self._objective.loss(scorer, on_device, counts.divisor)
+        share = self._objective.loss(scorer, scorer.batch, counts.divisor)
         sums.add_share(share, scorer)
         loss_share, aux_loss = _with_graph(share.loss, scorer.scores, self._objective), scorer.scores.aux_loss
         if aux_loss is not None:
-            aux_share = aux_loss * self._aux_weight(micro_batch, micro_step, counts)
+            aux_share = aux_loss * self._aux_weight(scorer.batch, micro_step, counts)
             sums.add("aux_loss", aux_share, 0)
             loss_share = loss_share + self._aux_loss.coef * aux_share
         self._trained.backward_share(loss_share)

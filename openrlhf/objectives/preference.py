@@ -1,0 +1,145 @@
+"""Preference optimisation: losses of pairs of answers (pair_losses.py), mixed by weights, over a step window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from openrlhf.batching import MicroBatch
+from openrlhf.errors import UserError
+from openrlhf.objectives.objective import Amount, Objective, Share
+from openrlhf.objectives.pair_losses import (
+    FROM_SCORES_OF_THE_WINDOW,
+    LOSSES,
+    WITHOUT_REFERENCE,
+    PairLogProbs,
+    PairLossSettings,
+    WindowFacts,
+)
+from openrlhf.objectives.scorer import Scorer
+
+
+class Reference(Protocol):
+    """The model that the policy is held to."""
+
+    def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        """(Q,) of each sequence of the micro-batch, whole on every rank of a ring; without gradients."""
+
+
+class PreferenceObjective(Objective):
+    """The weighted mean over a window's pairs of a mix of pair losses.
+
+    A unit is a pair: the chosen answer's sequence, then the rejected one's.
+
+    Args:
+        losses: the weight of each loss of the mix, by its name in `pair_losses.LOSSES`.
+        settings: numbers of their formulas.
+        nll_coef: adds that many times -log p of the chosen answers, a mean over the window's chosen tokens.
+        reference: None where no loss of the mix has one.
+
+    Raises UserError for a name that is no loss, and for a loss that lacks its reference.
+    """
+
+    metrics = (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    )
+
+    needs_window_sums = True
+
+    def __init__(
+        self,
+        losses: Mapping[str, float],
+        settings: PairLossSettings | None = None,
+        nll_coef: float = 0.0,
+        reference: Reference | None = None,
+    ):
+        _check_losses(losses, reference)
+        self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
+        self._settings = settings or PairLossSettings()
+        self._reference = reference
+        self.needs_unit_scores = not FROM_SCORES_OF_THE_WINDOW.isdisjoint(losses)
+
+    def weight(self, batch: MicroBatch) -> float:
+        return batch.unit_weight_sum
+
+    def window_sums(self, batch: MicroBatch) -> tuple[float, ...]:
+        chosen_tokens = batch.targets_of_sequences[::2]
+        return (sum(weight * tokens for weight, tokens in zip(batch.unit_weights, chosen_tokens, strict=True)),)
+
+    def unit_scores(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        pairs = self._pairs(scorer, batch, WindowFacts())
+        weights = _as_tensor(batch.unit_weights, pairs.chosen)
+        policy, reference = pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected
+        return torch.stack([policy, reference, (pairs.chosen_ratio + pairs.rejected_ratio) / 2, weights], dim=1)
+
+    def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
+        facts = self._window_facts(scorer, len(batch.unit_weights), divisor)
+        pairs = self._pairs(scorer, batch, facts)
+        of_pairs = sum(weight * LOSSES[name](pairs, self._settings) for name, weight in self._losses.items())
+        assert isinstance(of_pairs, Tensor), "there is a loss"
+        of_pairs = of_pairs * scorer.speaks_for_sequences
+        share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() / divisor
+        return Share(share, self._sums(pairs, of_pairs, scorer.speaks_for_sequences))
+
+    def _pairs(self, scorer: Scorer, batch: MicroBatch, facts: WindowFacts) -> PairLogProbs:
+        reference = None if self._reference is None else self._reference.log_probs(scorer, batch)
+        log_probs = scorer.sequence_sums(scorer.log_probs())
+        reference = torch.zeros_like(log_probs) if reference is None else reference.to(log_probs)
+        tokens = _as_tensor(batch.targets_of_sequences[: len(log_probs)], log_probs)
+        return PairLogProbs(*_of_two(log_probs), *_of_two(reference), *_of_two(tokens), facts)
+
+    def _window_facts(self, scorer: Scorer, num_pairs: int, divisor: float) -> WindowFacts:
+        mean_chosen_tokens = scorer.window.sums[0] / divisor
+        scores = scorer.window.unit_scores
+        if scores is None:
+            return WindowFacts(mean_chosen_tokens)
+        policy, reference, ratio, weight = scores.unbind(1)
+        shift = float(self._settings.beta * (ratio * weight).sum() / weight.sum())
+        # The place of each pair's margin among the sorted ones, and the reference's margin at that place.
+        beside = torch.empty_like(reference)
+        beside[policy.argsort(stable=True)] = reference.sort().values
+        first = scorer.window.first_unit
+        return WindowFacts(mean_chosen_tokens, shift, beside[first : first + num_pairs])
+
+    def _sums(self, pairs: PairLogProbs, of_pairs: Tensor, speaks: float) -> dict[str, tuple[Amount, Amount]]:
+        rewards = [self._settings.beta * ratio for ratio in (pairs.chosen_ratio, pairs.rejected_ratio)]
+        values = {
+            "rewards/chosen": rewards[0],
+            "rewards/rejected": rewards[1],
+            "rewards/accuracies": rewards[0] > rewards[1],
+            "rewards/margins": rewards[0] - rewards[1],
+            "logps/chosen": pairs.chosen,
+            "logps/rejected": pairs.rejected,
+        }
+        count = len(of_pairs) * speaks
+        sums: dict[str, tuple[Amount, Amount]] = {
+            name: (value.detach().double().sum() * speaks, count) for name, value in values.items()
+        }
+        return {"loss": (of_pairs.detach().double().sum(), count)} | sums
+
+
+def _check_losses(losses: Mapping[str, float], reference: Reference | None) -> None:
+    if unknown := [name for name in losses if name not in LOSSES]:
+        raise UserError(f"--model.loss_type {', '.join(unknown)} is none of {', '.join(LOSSES)}.")
+    if not losses:
+        raise UserError("--model.loss_type names no loss.")
+    if reference is None and (lacking := [name for name in losses if name not in WITHOUT_REFERENCE]):
+        raise UserError(f"--model.loss_type {', '.join(lacking)} needs a reference model.")
+
+
+def _of_two(of_sequences: Tensor) -> tuple[Tensor, Tensor]:
+    """(2U,) of sequences → (U,) of the chosen and of the rejected ones."""
+    return of_sequences[::2], of_sequences[1::2]
+
+
+def _as_tensor(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)

@@ -1,0 +1,50 @@
+"""The reference of a preference: where its log-probs come from. All three ways give the same numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openrlhf.batching import MicroBatch
+from openrlhf.models import Actor
+from openrlhf.objectives.scorer import Scorer
+
+REFERENCE_CHOSEN, REFERENCE_REJECTED = "reference_chosen", "reference_rejected"  # numbers of a unit
+
+
+class FrozenReference:
+    """A second model, which is not trained."""
+
+    def __init__(self, model: Actor):
+        self._model = model.eval()
+
+    def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        return _log_probs(scorer.beside(self._model))
+
+
+class BaseUnderAdapters:
+    """The trained model with its adapters switched off."""
+
+    def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        model = scorer.model
+        was_training = model.training
+        model.eval()  # dropout draws no random numbers: those of the training pass stay as they are
+        with model.model.disable_adapter():
+            log_probs = _log_probs(scorer.beside(model))
+        model.train(was_training)
+        return log_probs
+
+
+class ComputedReference:
+    """Log-probs that were computed before, as numbers of each unit."""
+
+    def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        numbers = batch.unit_numbers
+        if not numbers:  # a rank without a unit in this micro-step
+            return torch.zeros(0, device=batch.input_ids.device)
+        return torch.stack([numbers[REFERENCE_CHOSEN], numbers[REFERENCE_REJECTED]], dim=1).flatten()
+
+
+@torch.no_grad()
+def _log_probs(scorer: Scorer) -> Tensor:
+    return scorer.sequence_sums(scorer.log_probs())

@@ -1,0 +1,91 @@
+"""Preferences trained on real ranks, in any layout and with each kind of reference; runs inside a rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from openrlhf.batching import Unit
+from openrlhf.objectives.pair_losses import PairLossSettings
+from openrlhf.objectives.preference import PreferenceObjective
+from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
+
+SETTINGS = PairLossSettings(beta=0.1, label_smoothing=0.1)
+MIX = {"sigmoid": 1.0, "ipo": 0.01, "aot": 0.5, "bco_pair": 0.5, "sft": 0.2, "orpo": 0.1}
+
+
+class WeightedPairs(Pairs):
+    """Pairs that count differently, with the reference's log-probs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        self.weights = (torch.rand(NUM_PAIRS, generator=draw) + 0.5).tolist()
+        self.references = (-6 * torch.rand(NUM_PAIRS, 2, generator=draw) - 60).tolist()
+
+    def unit(self, row: int) -> Unit:
+        chosen, rejected = self.references[row]
+        numbers = {"reference_chosen": chosen, "reference_rejected": rejected}
+        return replace(super().unit(row), weight=self.weights[row], numbers=numbers)
+
+
+def _strategy(ring: int, zero_stage: int, packed: bool, max_tokens: int | None):
+    from openrlhf.config import AdamConfig, DeepspeedConfig, TrainConfig
+    from openrlhf.strategy import DeepspeedStrategy
+
+    strategy = DeepspeedStrategy(
+        train=TrainConfig(batch_size=BATCH_SIZE, micro_batch_size=1, max_tokens_per_micro_batch=max_tokens),
+        ds=DeepspeedConfig(zero_stage=zero_stage, param_dtype="fp32", packing_samples=packed, ring_attn_size=ring),
+        adam=AdamConfig(lr=1e-3, eps=1e-6),
+    )
+    strategy.setup_distributed()
+    return strategy
+
+
+def curve(
+    ring: int, zero_stage: int, packed: bool, max_tokens: int | None = None, mix: dict[str, float] = MIX
+) -> list[tuple[float, float, float]]:
+    """(loss, reward margin, gradient norm) of each step; the reference is computed before."""
+    from openrlhf.engine.optimizers import build_schedule
+    from openrlhf.models import Actor
+    from openrlhf.trainer.step import WindowStep
+    from tests.helpers.tiny_models import tiny_model
+
+    strategy = _strategy(ring, zero_stage, packed, max_tokens)
+    actor = Actor(tiny_model("llama"), packing_samples=packed, ring_attn_size=ring)
+    optimizer = strategy.create_optimizer(actor)
+    strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
+    actor.train()
+    step = WindowStep(actor, actor.trained, strategy, PreferenceObjective(mix, SETTINGS, reference=ComputedReference()))
+    windows = strategy.setup_dataloader(WeightedPairs(), 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
+    results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
+    actor.engine.destroy()
+    return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
+
+
+def curve_of_adapters(kind: str, ring: int, zero_stage: int) -> list[tuple[float, float, float]]:
+    """(loss, reward margin, gradient norm) of adapters whose reference is of that kind."""
+    from openrlhf.engine.optimizers import build_schedule
+    from openrlhf.models import Actor
+    from openrlhf.trainer.step import WindowStep
+    from tests.helpers.tiny_models import tiny_model
+
+    strategy = _strategy(ring, zero_stage, True, None)
+    reference = BaseUnderAdapters()
+    if kind == "frozen":
+        frozen = Actor(tiny_model("llama"), packing_samples=True, ring_attn_size=ring)
+        reference = FrozenReference(strategy.prepare(frozen))
+    torch.manual_seed(0)
+    actor = Actor(
+        tiny_model("llama"), packing_samples=True, ring_attn_size=ring, lora_rank=4, lora_alpha=32, lora_dropout=0.1
+    )
+    optimizer = strategy.create_optimizer(actor)
+    strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
+    actor.train()
+    step = WindowStep(actor, actor.trained, strategy, PreferenceObjective({"sigmoid": 1.0}, reference=reference))
+    windows = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
+    results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
+    actor.engine.destroy()
+    return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]

@@ -1,0 +1,161 @@
+"""Each loss of a pair against its paper's formula, written out with plain numbers; gradients by finite differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
+
+BETA, GAMMA = 0.3, 0.5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Log-probs of the two answers by policy (w, l) and reference, and their lengths."""
+
+    w: float
+    l: float  # noqa: E741 -- the papers' letter
+    ref_w: float
+    ref_l: float
+    len_w: int
+    len_l: int
+
+
+PAIRS = (
+    Pair(-7.1, -6.2, -8.0, -6.0, 5, 4),
+    Pair(-3.0, -9.5, -3.3, -7.7, 3, 8),
+    Pair(-12.4, -11.9, -11.0, -12.6, 9, 9),
+    Pair(-0.8, -1.1, -0.9, -0.7, 1, 2),
+)
+
+
+def sig(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def h(p: Pair) -> float:
+    return math.log(math.exp(p.w) / math.exp(p.ref_w)) - math.log(math.exp(p.l) / math.exp(p.ref_l))
+
+
+def mean_h(p: Pair) -> float:
+    return (p.w - p.ref_w) / p.len_w - (p.l - p.ref_l) / p.len_l
+
+
+def r_w(p: Pair) -> float:
+    return BETA * (p.w - p.ref_w)
+
+
+def r_l(p: Pair) -> float:
+    return BETA * (p.l - p.ref_l)
+
+
+def cross_entropy(x: float, eps: float) -> float:
+    return -(1 - eps) * math.log(sig(x)) - eps * math.log(sig(-x))
+
+
+def exo(p: Pair, eps: float) -> float:
+    """Reverse KL: sum over the two answers of q log(q / label)."""
+    q, label = sig(BETA * h(p)), 1 - (eps or 1e-3)
+    return q * math.log(q / label) + (1 - q) * math.log((1 - q) / (1 - label))
+
+
+def orpo(p: Pair, eps: float) -> float:
+    mean_w, mean_l = math.exp(p.w / p.len_w), math.exp(p.l / p.len_l)
+    odds_ratio = (mean_w / (1 - mean_w)) / (mean_l / (1 - mean_l))
+    return -p.w / p.len_w + BETA * -math.log(sig(math.log(odds_ratio)))
+
+
+def discopop(p: Pair, eps: float) -> float:
+    rho = BETA * h(p)
+    return (1 - sig(rho / 0.05)) * -math.log(sig(rho)) + sig(rho / 0.05) * math.exp(-rho)
+
+
+OF_ONE_PAIR: dict[str, Callable[[Pair, float], float]] = {
+    "sigmoid": lambda p, eps: cross_entropy(BETA * h(p), eps),
+    "sigmoid_norm": lambda p, eps: cross_entropy(BETA * mean_h(p), eps),
+    "ipo": lambda p, eps: (mean_h(p) - 1 / (2 * BETA)) ** 2,
+    "hinge": lambda p, eps: max(0.0, 1 - BETA * h(p)),
+    "robust": lambda p, eps: (
+        ((1 - eps) * -math.log(sig(BETA * h(p))) - eps * -math.log(sig(-BETA * h(p)))) / (1 - 2 * eps)
+    ),
+    "exo_pair": exo,
+    "nca_pair": lambda p, eps: -math.log(sig(r_w(p))) - 0.5 * math.log(sig(-r_w(p))) - 0.5 * math.log(sig(-r_l(p))),
+    "sppo_hard": lambda p, eps: (p.w - p.ref_w - 1 / (2 * BETA)) ** 2 + (p.l - p.ref_l + 1 / (2 * BETA)) ** 2,
+    "apo_zero": lambda p, eps: (1 - sig(r_w(p))) + sig(r_l(p)),
+    "apo_down": lambda p, eps: sig(r_w(p)) + (1 - sig(r_w(p) - r_l(p))),
+    "discopop": discopop,
+    "simpo": lambda p, eps: cross_entropy(BETA * (p.w / p.len_w - p.l / p.len_l) - GAMMA, eps),
+    "orpo": orpo,
+}
+
+
+def over_window(name: str, eps: float) -> Callable[[tuple[Pair, ...]], float]:
+    """The mean over the window's pairs, as a function of the pairs."""
+    if name in OF_ONE_PAIR:
+        return lambda pairs: sum(OF_ONE_PAIR[name](p, eps) for p in pairs) / len(pairs)
+    if name == "sft":
+        return lambda pairs: -sum(p.w for p in pairs) / sum(p.len_w for p in pairs)
+    if name == "bco_pair":
+        shift = sum((r_w(p) + r_l(p)) / 2 for p in PAIRS) / len(PAIRS)  # held constant for the gradient
+        return lambda pairs: (
+            sum(-math.log(sig(r_w(p) - shift)) - math.log(sig(-(r_l(p) - shift))) for p in pairs) / len(pairs)
+        )
+    assert name == "aot"
+
+    def aot(pairs: tuple[Pair, ...]) -> float:
+        ours, theirs = sorted(p.w - p.l for p in pairs), sorted(p.ref_w - p.ref_l for p in pairs)
+        return sum(cross_entropy(BETA * (u - v), eps) for u, v in zip(ours, theirs, strict=True)) / len(pairs)
+
+    return aot
+
+
+def of_ours(name: str, eps: float, w: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
+    column = {key: torch.tensor([getattr(p, key) for p in PAIRS], dtype=torch.float64) for key in vars(PAIRS[0])}
+    ours, theirs = column["w"] - column["l"], column["ref_w"] - column["ref_l"]
+    beside = torch.empty_like(theirs)
+    beside[ours.argsort()] = theirs.sort().values
+    shift = BETA * (ours.new_tensor([p.w - p.ref_w + p.l - p.ref_l for p in PAIRS]) / 2).mean().item()
+    facts = WindowFacts(column["len_w"].mean().item(), shift, beside)
+    pairs = PairLogProbs(w, l, column["ref_w"], column["ref_l"], column["len_w"], column["len_l"], facts)
+    return LOSSES[name](pairs, PairLossSettings(BETA, eps, simpo_gamma=GAMMA)).mean()
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_are_those_of_the_paper(name, eps):
+    w, l = (torch.tensor([getattr(p, key) for p in PAIRS], dtype=torch.float64).requires_grad_() for key in "wl")  # noqa: E741
+    loss = of_ours(name, eps, w, l)
+    loss.backward()
+    right = over_window(name, eps)
+    assert loss.item() == pytest.approx(right(PAIRS), rel=1e-12)
+    step = 1e-6
+    for key, grads in (("w", w.grad), ("l", l.grad)):
+        grads = torch.zeros(len(PAIRS)) if grads is None else grads
+        for index, pair in enumerate(PAIRS):
+            there, back = (
+                right((*PAIRS[:index], replace(pair, **{key: getattr(pair, key) + sign * step}), *PAIRS[index + 1 :]))
+                for sign in (1, -1)
+            )
+            assert grads[index].item() == pytest.approx((there - back) / (2 * step), rel=1e-6, abs=1e-8), (key, index)
+
+
+def test_policy_and_reference_alike_give_ln_2_and_no_margin():
+    logps = torch.tensor([-4.0, -7.0])
+    pairs = PairLogProbs(logps, logps - 1, logps, logps - 1, logps * 0 + 3, logps * 0 + 4, WindowFacts())
+    assert LOSSES["sigmoid"](pairs, PairLossSettings()).tolist() == pytest.approx([math.log(2)] * 2)
+    assert pairs.difference.tolist() == [0.0, 0.0]
+
+
+def test_swapping_a_pair_negates_its_margin_and_half_the_labels_wrong_is_symmetric():
+    w, l, ref = torch.tensor([-4.0]), torch.tensor([-7.0]), torch.tensor([-5.0])  # noqa: E741
+    one, two = (PairLogProbs(a, b, ref, ref, ref * 0 + 3, ref * 0 + 4, WindowFacts()) for a, b in ((w, l), (l, w)))
+    assert one.difference.item() == -two.difference.item()
+    half = PairLossSettings(label_smoothing=0.5)
+    assert LOSSES["sigmoid"](one, half).item() == pytest.approx(LOSSES["sigmoid"](two, half).item())
+    robust, sigmoid = (LOSSES[name](one, PairLossSettings()).item() for name in ("robust", "sigmoid"))
+    assert robust == sigmoid

@@ -1,0 +1,93 @@
+"""Preferences: the same in every layout, equal to a float64 loop, and alike by every kind of reference."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+
+from openrlhf.errors import UserError
+from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, WindowFacts
+from openrlhf.objectives.preference import PreferenceObjective
+from tests.helpers.tiny_models import tiny_model
+from tests.objectives import preference_cases
+from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS
+from tests.objectives.preference_cases import MIX, SETTINGS, WeightedPairs
+
+
+@functools.cache
+def float64_curve() -> list[tuple[float, float, float]]:
+    """A pair at a time through the model, then the window's losses by their formulas; plain torch."""
+    data, model = WeightedPairs(), tiny_model("llama", torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
+    results, order = [], list(range(NUM_PAIRS)) * 2
+    for start in [0, 4, 8, 10, 14][:NUM_STEPS]:
+        rows = order[start : min(start + BATCH_SIZE, NUM_PAIRS * (1 + start // NUM_PAIRS))]
+        w, l = (torch.stack([_log_prob(model, data.ids[row][side]) for row in rows]) for side in (0, 1))  # noqa: E741
+        ref_w, ref_l = torch.tensor([data.references[row] for row in rows], dtype=torch.float64).unbind(1)
+        n_w, n_l = torch.tensor([[len(ids) - 3 for ids in data.ids[row]] for row in rows]).unbind(1)
+        weights = torch.tensor([data.weights[row] for row in rows], dtype=torch.float64)
+        weights_over_one = weights / weights.sum()
+        beside = torch.empty_like(ref_w)
+        beside[(w - l).argsort()] = (ref_w - ref_l).sort().values
+        shift = (SETTINGS.beta * (w - ref_w + l - ref_l).detach() / 2 * weights_over_one).sum().item()
+        facts = WindowFacts((n_w * weights_over_one).sum().item(), shift, beside)
+        pairs = PairLogProbs(w, l, ref_w, ref_l, n_w, n_l, facts)
+        losses = sum(weight * LOSSES[name](pairs, SETTINGS) for name, weight in MIX.items())
+        optimizer.zero_grad()
+        (losses * weights_over_one).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        margin = (SETTINGS.beta * pairs.difference).mean().item()
+        results.append((losses.mean().item(), margin, norm.item()))
+    return results
+
+
+def _log_prob(model, ids):
+    log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    return torch.stack([log_probs[t, ids[t + 1]] for t in range(2, len(ids) - 1)]).sum()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        ("one_rank", dict(ring=1, zero_stage=0, packed=False)),
+        ("one_rank", dict(ring=1, zero_stage=2, packed=True, max_tokens=120)),
+        ("two_ranks", dict(ring=1, zero_stage=3, packed=True)),
+        ("two_ranks", dict(ring=1, zero_stage=1, packed=False, max_tokens=130)),
+        ("two_ranks", dict(ring=2, zero_stage=2, packed=True)),
+        ("two_ranks", dict(ring=2, zero_stage=3, packed=True, max_tokens=60)),
+    ],
+    ids=str,
+)
+def test_a_mix_of_losses_equals_a_float64_loop(ranks, layout, request):
+    for found in request.getfixturevalue(ranks).run(preference_cases.curve, **layout):
+        for step, (one, right) in enumerate(zip(found, float64_curve(), strict=True)):
+            assert one == pytest.approx(right, rel=1e-5, abs=1e-6), f"loss, margin, gradient norm of step {step}"
+
+
+@pytest.mark.parametrize(("ring", "zero_stage"), [(1, 2), (1, 3), (2, 2)], ids=lambda value: str(value))
+def test_adapters_off_and_a_frozen_model_are_one_reference(ring, zero_stage, two_ranks):
+    off, frozen = (
+        two_ranks.run(preference_cases.curve_of_adapters, kind=kind, ring=ring, zero_stage=zero_stage)[0]
+        for kind in ("off", "frozen")
+    )
+    assert off[0][0] == pytest.approx(math.log(2), abs=1e-7)  # adapters begin as nothing
+    assert off[-1][0] != pytest.approx(math.log(2), abs=1e-4)
+    for step, (one, other) in enumerate(zip(off, frozen, strict=True)):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-6), f"loss, margin, gradient norm of step {step}"
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ({"sigmoyd": 1.0}, "--model.loss_type sigmoyd is none of sigmoid, "),
+        ({}, "names no loss"),
+        ({"simpo": 1.0, "ipo": 1.0}, "--model.loss_type ipo needs a reference model"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_told(losses, said):
+    with pytest.raises(UserError, match=said):
+        PreferenceObjective(losses)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.planted import bugs_of_rooms
+from tests.planted import all_bugs
 from tests.planted.bug import Bug
 from tests.planted.runner import PROJECT_ROOT, Outcome, Run, copy_of_head, import_heavy_modules
 
@@ -47,7 +47,7 @@ class Finding:
 
 def main() -> int:
     arguments = _arguments()
-    bugs = bugs_of_rooms()
+    bugs = all_bugs()
     chosen = [bug for bug in bugs if not arguments.only or bug.name in arguments.only]
     unknown = set(arguments.only) - {bug.name for bug in bugs}
     if unknown:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted import bugs_of_rooms
+from tests.planted import all_bugs
 
 ROOT = Path(__file__).parents[1]
-BUGS = bugs_of_rooms()
+BUGS = all_bugs()
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

@@ -1,41 +1,14 @@
-"""Small wrong changes to the package, by room, and what applies them: see tests/planted_bugs.py."""
+"""Small wrong changes to the package, a file a topic, and what applies them: see tests/planted_bugs.py."""
 
 from __future__ import annotations
 
-from tests.planted import (
-    attention,
-    batching,
-    callbacks,
-    checkpoint,
-    config,
-    datasets,
-    engine,
-    models,
-    objectives,
-    scale,
-    tracking,
-    trainer,
-    watchdog,
-)
+import importlib
+import pkgutil
+
 from tests.planted.bug import Bug
 
-ROOMS = (
-    batching,
-    datasets,
-    models,
-    attention,
-    objectives,
-    engine,
-    trainer,
-    callbacks,
-    checkpoint,
-    watchdog,
-    tracking,
-    config,
-    scale,
-)
 
-
-def bugs_of_rooms() -> list[Bug]:
-    """All bugs, in the order of a sample's way."""
-    return [bug for room in ROOMS for bug in room.BUGS]
+def all_bugs() -> list[Bug]:
+    """The `BUGS` of every file beside this one, by its name."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [bug for module in modules for bug in getattr(module, "BUGS", [])]

@@ -12,9 +12,9 @@ BUGS = [
         "mean_of_means",
         "targets of short micro-batches weigh more than those of long ones",
         "trainer/step.py",
-        "self._objective.loss(scorer, on_device, counts.divisor)",
-        "self._objective.loss(scorer, on_device, "
-        "float(on_device.target_weights.sum()) * len(counts.num_tokens_of_micro_step_global))",
+        "self._objective.loss(scorer, scorer.batch, counts.divisor)",
+        "self._objective.loss(scorer, scorer.batch, "
+        "float(scorer.batch.target_weights.sum()) * len(counts.num_tokens_of_micro_step_global))",
         (f"{_STEP}::test_a_window_equals_a_plain_loop[one by one]",),
     ),
     Bug(
@@ -61,8 +61,8 @@ BUGS = [
         "dropout_not_seeded",
         "dropout after a resume is another one than in the unbroken run",
         "trainer/step.py",
-        "            self._seed(optimizer_step, micro_step)\n",
-        "            pass\n",
+        "        self._seed(optimizer_step, micro_step)\n",
+        "",
         (f"{_STEP}::test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before",),
     ),
     Bug(

@@ -1,0 +1,108 @@
+"""Bugs in the losses of pairs, in what they know of the window, and in the reference."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_FORMULAS = "tests/objectives/test_pair_losses.py::test_loss_and_gradients_are_those_of_the_paper"
+_LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
+_REFERENCES = "tests/objectives/test_preference.py::test_adapters_off_and_a_frozen_model_are_one_reference"
+
+BUGS = [
+    Bug(
+        "window_of_one_rank",
+        "a loss that sorts the window sorts one rank's pairs",
+        "trainer/window_scores.py",
+        "    everyone = torch.cat([by_data_rank[rank] for rank in range(groups.data_size)])\n",
+        "    everyone = torch.cat([by_data_rank[groups.data_rank]] * groups.data_size)\n",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "facts_of_the_first_micro_batch",
+        "each micro-batch is given what the window's first pairs were meant for",
+        "trainer/window_scores.py",
+        "WindowScores(counts.sums, everyone, first) for",
+        "WindowScores(counts.sums, everyone, 0) for",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "weights_of_pairs_ignored",
+        "a pair's weight changes nothing but the divisor",
+        "objectives/preference.py",
+        "(of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() / divisor",
+        "of_pairs.sum() / divisor",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "pairs_of_a_ring_counted_twice",
+        "a ring of two trains each pair twice as much",
+        "objectives/preference.py",
+        "        of_pairs = of_pairs * scorer.speaks_for_sequences\n",
+        "",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "chosen_and_rejected_interleaved_wrongly",
+        "in a micro-batch of two pairs answers of unlike pairs are compared",
+        "objectives/preference.py",
+        "    return of_sequences[::2], of_sequences[1::2]\n",
+        "    return of_sequences[: len(of_sequences) // 2], of_sequences[len(of_sequences) // 2 :]\n",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "nll_by_pair",
+        "the likelihood of chosen answers is a mean over pairs of one token",
+        "objectives/preference.py",
+        "        mean_chosen_tokens = scorer.window.sums[0] / divisor\n",
+        "        mean_chosen_tokens = 1.0\n",
+        (_LAYOUTS,),
+    ),
+    Bug(
+        "reference_with_dropout",
+        "adapters' dropout moves the reference",
+        "objectives/reference.py",
+        "        model.eval()  # dropout draws no random numbers: those of the training pass stay as they are\n",
+        "        torch.rand(1)\n",
+        (_REFERENCES,),
+    ),
+    Bug(
+        "reference_with_adapters",
+        "the reference moves with the policy",
+        "objectives/reference.py",
+        "        with model.model.disable_adapter():\n            log_probs",
+        "        if True:\n            log_probs",
+        (_REFERENCES,),
+    ),
+    Bug(
+        "label_smoothing_ignored",
+        "--model.label_smoothing changes nothing",
+        "objectives/pair_losses.py",
+        "    return -(1 - smoothing) * logsigmoid(margin) - smoothing * logsigmoid(-margin)\n",
+        "    return -logsigmoid(margin)\n",
+        (f"{_FORMULAS}[sigmoid-0.2]",),
+    ),
+    Bug(
+        "ipo_on_sums",
+        "ipo is OpenRLHF's where TRL's was asked for",
+        "objectives/pair_losses.py",
+        "pairs.difference if settings.ipo_sums else _mean_difference(pairs)",
+        "pairs.difference",
+        (f"{_FORMULAS}[ipo-0.0]",),
+    ),
+    Bug(
+        "bco_without_shift",
+        "bco_pair does not centre its rewards",
+        "objectives/pair_losses.py",
+        "logsigmoid(-(rejected - shift))",
+        "logsigmoid(-rejected)",
+        (f"{_FORMULAS}[bco_pair-0.0]",),
+    ),
+    Bug(
+        "robust_without_its_factor",
+        "the robust loss is biased by the share of wrong labels",
+        "objectives/pair_losses.py",
+        " / (1 - 2 * smoothing)",
+        "",
+        (f"{_FORMULAS}[robust-0.2]",),
+    ),
+]

@@ -5,6 +5,7 @@ A save on every rank, in this order:
 1. The save before it is waited for.
 2. Rank 0 checks the free space and makes the staging folder; all agree that it could.
 3. Every rank copies its share to the CPU. The loop waits for no more than this.
+   Where a machine has no memory for the copies, and with `in_background=False`, nothing is copied: all wait until 5.
 4. In a thread, every rank writes and flushes its files and leaves a report.
 5. In a thread, rank 0 collects the reports, writes the manifest, renames the folder, points `latest` there, rotates.
 
@@ -22,7 +23,8 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.checkpoint.background import PendingSave
 from openrlhf.checkpoint.fault_points import fault_point
-from openrlhf.checkpoint.host_buffer import HostBuffer
+from openrlhf.checkpoint.host_buffer import HostBuffer, LiveTensors
+from openrlhf.checkpoint.host_memory import MemoryAsked, shortages
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.manifest import FileRecord, verify
 from openrlhf.checkpoint.optimizer_states import size_bytes_to_save
@@ -47,10 +49,12 @@ class SaveReport:
 
     problems: of failed saves, and of rotations, since the last report.
     num_failures_in_a_row: 0 after a good save.
+    notices: what is done in another way than was asked for; each is told once.
     """
 
     problems: tuple[str, ...]
     num_failures_in_a_row: int
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Checkpointer:
     ):
         """Args:
         group: gloo, of all ranks; None: this rank alone. Its timeout should be above `timeout_seconds`.
-        in_background: let training go on while files are written. Costs the memory of the copy, on the CPU.
+        in_background: let training go on while files are written. Costs the memory of the copy, on the CPU; where
+            it is not there, training waits.
         timeout_seconds: for all ranks to have written their files.
         """
         self.store = store
@@ -84,6 +89,7 @@ class Checkpointer:
         self._buffer = HostBuffer()
         self._pending: PendingSave | None = None
         self._num_failures_in_a_row = 0
+        self._has_told_of_memory = False
 
     def save(
         self,
@@ -104,25 +110,32 @@ class Checkpointer:
         Raises nothing that the disk can cause: the report says it.
         """
         earlier = self.wait()
-        staging, problems = self._begin(engine, progress.optimizer_step)
+        size_bytes = size_bytes_to_save(engine)
+        staging, problems = self._begin(size_bytes, progress.optimizer_step)
         if staging is None:
             self._num_failures_in_a_row += 1
             return SaveReport(earlier.problems + problems, self._num_failures_in_a_row)
+        notices = self._ask_for_memory(size_bytes) if self.in_background else ()
+        is_beside_training = self.in_background and not notices
         self._pending = PendingSave(
             self.store,
             staging,
             self._rank,
             self._num_ranks,
             write=self._copied(
-                partial(copy_training_state, engine, progress, client_state=client_state, scheduler=scheduler), staging
+                partial(copy_training_state, engine, progress, client_state=client_state, scheduler=scheduler),
+                staging,
+                self._buffer if is_beside_training else LiveTensors(),
             ),
             put_in_place=partial(self.store.put_in_place, identity=identity.to_dict(), eval_loss=eval_loss),
             timeout_seconds=self._timeout_seconds,
         )
-        if self.in_background:
+        if is_beside_training:
             return earlier
         now = self.wait()
-        return SaveReport(earlier.problems + now.problems, now.num_failures_in_a_row)
+        new_notices = () if self._has_told_of_memory else notices
+        self._has_told_of_memory = self._has_told_of_memory or bool(notices)
+        return SaveReport(earlier.problems + now.problems, now.num_failures_in_a_row, new_notices)
 
     def wait(self) -> SaveReport:
         """Wait until the last save is in place, or has failed."""
@@ -186,9 +199,17 @@ class Checkpointer:
 
     # --- the steps of a save ---
 
-    def _begin(self, engine: Any, optimizer_step: int) -> tuple[Path | None, tuple[str, ...]]:
+    def _ask_for_memory(self, size_bytes: int) -> tuple[str, ...]:
+        """A sentence, the same on all ranks, where a machine has no memory for the copies of its ranks."""
+        asked = MemoryAsked.here(self._buffer.new_bytes_for(size_bytes))
+        return tuple(
+            f"{shortage}: saves are written while training waits (as with --ckpt.background_save false)."
+            for shortage in shortages(gather_objects(asked, self._group))
+        )
+
+    def _begin(self, size_bytes: int, optimizer_step: int) -> tuple[Path | None, tuple[str, ...]]:
         """Rank 0 makes the staging folder. Returns it, or None and the problem; the same on all ranks."""
-        sizes_bytes = gather_objects(size_bytes_to_save(engine) + _SMALL_FILES_BYTES, self._group)
+        sizes_bytes = gather_objects(size_bytes + _SMALL_FILES_BYTES, self._group)
         staging, problem = None, None
         if self._rank == 0:
             try:
@@ -198,14 +219,16 @@ class Checkpointer:
         staging, problem = gather_objects((staging, problem), self._group)[0]
         return staging, (problem,) if problem else ()
 
-    def _copied(self, copy: Callable[..., TrainingState], staging: Path) -> Callable[[], list[FileRecord]]:
+    def _copied(
+        self, copy: Callable[..., TrainingState], staging: Path, buffer: HostBuffer
+    ) -> Callable[[], list[FileRecord]]:
         """Copies the state of this rank. Returns a function that writes the copy into `staging`.
 
         Where the copy fails, that function raises OSError: the other ranks, which have a copy, hear of it as of any
         rank that cannot write, and none is left waiting.
         """
         try:
-            state = copy(rank=self._rank, num_ranks=self._num_ranks, buffer=self._buffer)
+            state = copy(rank=self._rank, num_ranks=self._num_ranks, buffer=buffer)
             fault_point("save.copied")
         except (RuntimeError, MemoryError, OSError, TypeError, ValueError) as error:  # the last two are of JSON
             return partial(_fail, f"the state could not be copied: {error}")

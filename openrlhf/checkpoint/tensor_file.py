@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ _DTYPE_NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _HEADER_ALIGNMENT_BYTES = 8
+_PIECE_NUMEL = 1 << 24  # of a tensor that is not on the CPU, in its memory at a time
 _MODEL_METADATA = {"format": "pt"}  # transformers asks for it
 
 
@@ -41,7 +42,7 @@ def write_tensors(
     """Write a safetensors file and flush it to disk.
 
     Args:
-        tensors: on the CPU, any shape; a view is written as its own elements.
+        tensors: any shape; a view is written as its own elements. Those of a GPU are copied a piece at a time.
         metadata: strings kept in the header.
         at_half, before_flush: called when half of the tensors are written, and when all are but not yet on
         the disk.
@@ -63,7 +64,8 @@ def write_tensors(
             if index == (len(tensors) + 1) // 2:
                 file.flush()
                 at_half()
-            write(_bytes_of(tensor))
+            for piece in _pieces_of(tensor):
+                write(piece)
         size_bytes = file.tell()
         before_flush()
         file.flush()
@@ -87,8 +89,9 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _pieces_of(tensor: Tensor) -> Iterator[memoryview]:
+    for piece in tensor.detach().contiguous().reshape(-1).split(_PIECE_NUMEL):
+        yield piece.cpu().view(torch.uint8).numpy().data
 
 
 class ShardWriter:

@@ -195,10 +195,9 @@ class SFTRun:
     def export(self) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""
         output_dir = Path(self.config.ckpt.output_dir)
-        with self.strategy.watchdog.long_phase("exporting the model"):
-            self.strategy.save_model(
-                self.trainer.model, self.tokenizer, str(output_dir), max_shard_size=self.config.ckpt.export_shard_size
-            )
+        self.strategy.save_model(
+            self.trainer.model, self.tokenizer, str(output_dir), max_shard_size=self.config.ckpt.export_shard_size
+        )
         if self.strategy.is_rank_0():
             draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
             self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")

@@ -266,9 +266,9 @@ class DeepspeedStrategy:
         trained = _trained(model)
         checkpointer = self.checkpointers.of(save_dir, max_num, max_mem, in_background=False)
         identity = RunIdentity(model_shape=model_shape(trained.engine.module))  # a script says nothing of its settings
-        save_by_name(
-            checkpointer, trained, identity, tag or f"global_step{trained.engine.global_steps}", client_state or {}
-        )
+        tag = tag or f"global_step{trained.engine.global_steps}"
+        with self.watchdog.long_phase(f"saving {tag}"):
+            save_by_name(checkpointer, trained, identity, tag, client_state or {})
 
     def load_ckpt(
         self,
@@ -304,7 +304,8 @@ class DeepspeedStrategy:
         from transformers.utils.hub import convert_file_size_to_int
 
         max_shard_bytes = convert_file_size_to_int(max_shard_size)
-        export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes)
+        with self.watchdog.long_phase("exporting the model"):
+            export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes)
 
     def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet."""

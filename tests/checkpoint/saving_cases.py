@@ -86,6 +86,30 @@ def save_without_room(root: str) -> SaveReport:
         module.size_bytes_to_save = real
 
 
+def save_without_memory(root: str) -> tuple[list[SaveReport], list[str], int, bool]:
+    """Two saves of a machine that has no memory left: reports, what is there after each, memory held, whether whole."""
+    from openrlhf.checkpoint import host_memory
+
+    engine, checkpointer = new_engine(2), _checkpointer(root)
+    real, host_memory.bytes_left = host_memory.bytes_left, lambda: 100
+    reports, there = [], []
+    try:
+        for step in (1, 2):
+            train(engine, step - 1, step)
+            reports.append(_save(checkpointer, engine, step))
+            there += [path.name for path in Path(root).glob(f"global_step{step}")]
+    finally:
+        host_memory.bytes_left = real
+    at_save = whole_state(engine)
+    train(engine, 2, 3)
+    found, _ = checkpointer.find()
+    assert found is not None
+    checkpointer.load(engine, found)
+    again = whole_state(engine)
+    is_whole = all(torch.equal(again[key], at_save[key]) for key in at_save)
+    return reports, there, len(checkpointer._buffer._memory), is_whole
+
+
 def save_and_train_on(root: str) -> dict[str, torch.Tensor]:
     """The state at the moment of saving; two more steps run while it is written."""
     engine, checkpointer = new_engine(3), _checkpointer(root)

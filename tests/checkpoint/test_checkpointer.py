@@ -69,6 +69,19 @@ def test_a_disk_without_room_is_reported_on_all_ranks(pool_of: PoolOf, tmp_path:
         assert "GiB are free" in report.problems[0]
 
 
+def test_a_machine_without_memory_for_copies_writes_while_training_waits_and_says_so_once(
+    pool_of: PoolOf, tmp_path: Path
+) -> None:
+    for reports, there, held_bytes, is_whole in pool_of(2).run(saving_cases.save_without_memory, str(tmp_path)):
+        assert [report.problems for report in reports] == [(), ()]
+        assert [len(report.notices) for report in reports] == [1, 0]
+        assert "copies of the states of its 2 ranks would take 0.00 GiB" in reports[0].notices[0]
+        assert "saves are written while training waits" in reports[0].notices[0]
+        assert there == ["global_step1", "global_step2"], "in place when `save` returns"
+        assert held_bytes == 0
+        assert is_whole
+
+
 def test_what_is_saved_is_the_moment_of_saving_though_training_goes_on(pool_of: PoolOf, tmp_path: Path) -> None:
     at_save, *_ = pool_of(2).run(saving_cases.save_and_train_on, str(tmp_path))
     for got in pool_of(2).run(saving_cases.whole_state_after_resume, str(tmp_path)):

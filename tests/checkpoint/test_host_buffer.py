@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openrlhf.checkpoint.background import in_background
-from openrlhf.checkpoint.host_buffer import HostBuffer
+from openrlhf.checkpoint.host_buffer import HostBuffer, LiveTensors
 
 TENSORS = [
     torch.arange(7, dtype=torch.float32),
@@ -50,6 +50,44 @@ def test_a_tensor_that_does_not_fit_has_memory_of_its_own():
     buffer.reset(100)
     copies = [buffer.copy_of(torch.full((20,), float(i))) for i in range(3)]
     assert [copy[0].item() for copy in copies] == [0.0, 1.0, 2.0]
+
+
+def test_live_tensors_are_not_copied():
+    tensor = torch.ones(5, requires_grad=True)
+    live = LiveTensors()
+    live.reset(2**40)
+    assert live.copy_of(tensor).data_ptr() == tensor.data_ptr()
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it is a GPU's."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("refusal", [0, 801])
+def test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed(refusal, monkeypatch):
+    calls, kernels = [], []
+
+    class Runtime:
+        def cudaHostRegister(self, address, size_bytes, flags):  # noqa: N802 - CUDA's name
+            calls.append(("register", address, size_bytes))
+            return refusal
+
+        def cudaHostUnregister(self, address):  # noqa: N802
+            calls.append(("unregister", address))
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: kernels.append(1))
+    buffer, tensor = HostBuffer(), torch.arange(8.0).as_subclass(OnGpu)
+    buffer.reset(1000)
+    first = buffer._memory
+    for _ in range(2):
+        assert buffer.copy_of(tensor).tolist() == list(range(8))
+    buffer.reset(2000)
+    expected = [("register", first.data_ptr(), 1000)]
+    assert calls == (expected if refusal else [*expected, ("unregister", first.data_ptr())])
+    assert bool(kernels) == bool(refusal), "a failed call's error must not wait for the next kernel"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")

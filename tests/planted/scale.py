@@ -5,6 +5,9 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _LAYOUT = "tests/batching/test_layout.py"
+_CHECKPOINTER = "tests/checkpoint/test_checkpointer.py"
+_MEMORY = "tests/checkpoint/test_host_memory.py"
+_PINNED = "tests/checkpoint/test_host_buffer.py"
 _ORDER = "tests/batching/test_order_and_schedule.py"
 
 BUGS = [
@@ -20,8 +23,8 @@ BUGS = [
         "units_placed_a_few_at_a_time",
         "a step of a million units waits for its layout",
         "batching/layout.py",
-        "num_units = int(is_emptier_before.argmax()) + 1 if",
-        "num_units = min(20, int(is_emptier_before.argmax()) + 1) if",
+        "keys[: len(bin_of) - begin] + lengths_tokens[begin : begin + num_bins]",
+        "keys[: min(20, len(bin_of) - begin)] + lengths_tokens[begin : begin + 20]",
         (f"{_LAYOUT}::test_a_window_of_very_many_units_costs_little",),
     ),
     Bug(
@@ -31,5 +34,45 @@ BUGS = [
         "outside = outside[walked >= num_values]",
         "outside = outside[:0]",
         (f"{_ORDER}::test_the_order_is_that_of_the_plain_way[40000-1073741825]",),
+    ),
+    Bug(
+        "export_along_the_way_not_announced",
+        "with --ckpt.save_hf an export of ten minutes ends the job",
+        "trainer/callbacks/saving.py",
+        "            if self._exporter is not None:\n                for problem in",
+        "        if self._exporter is not None:\n                for problem in",
+        ("tests/runs/test_long_work.py::test_every_way_of_writing_is_announced_as_long",),
+    ),
+    Bug(
+        "memory_of_a_machine_not_asked_for",
+        "a save takes memory that is not there, and the job is killed hours in",
+        "checkpoint/checkpointer.py",
+        "notices = self._ask_for_memory(size_bytes) if self.in_background else ()",
+        "notices: tuple[str, ...] = ()",
+        (f"{_CHECKPOINTER}::test_a_machine_without_memory_for_copies_writes_while_training_waits_and_says_so_once",),
+    ),
+    Bug(
+        "each_rank_asks_for_itself",
+        "eight ranks of a machine take eight times the memory that is there",
+        "checkpoint/host_memory.py",
+        "asked = sum(one.bytes_asked for one in here)",
+        "asked = max(one.bytes_asked for one in here)",
+        (f"{_MEMORY}::test_the_ranks_of_a_machine_ask_together",),
+    ),
+    Bug(
+        "groups_above_not_looked_at",
+        "under SLURM the limit of the job is not seen, only that of the step, which has none",
+        "checkpoint/host_memory.py",
+        "        if folder == mounted:\n            return\n",
+        "        return\n",
+        (f"{_MEMORY}::test_a_group_above_limits_those_below",),
+    ),
+    Bug(
+        "pinned_memory_freed_as_it_is",
+        "after a save of another size the GPU writes to memory that belongs to others",
+        "checkpoint/host_buffer.py",
+        "            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())",
+        "            pass",
+        (f"{_PINNED}::test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed",),
     ),
 ]

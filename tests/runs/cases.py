@@ -67,3 +67,39 @@ def said_by_run(argv: list[str]) -> str:
     with contextlib.redirect_stdout(words):
         main(argv)
     return words.getvalue()
+
+
+def moments_of_writing(argv: list[str]) -> list[tuple[str, str, bool]]:
+    """Each point of a save or an export that the main thread of a run passes: its name, what the rank says that it
+    does, and whether that is announced as work that may take long."""
+    import threading
+
+    from openrlhf.checkpoint import checkpointer, export, store, tensor_file, training_state
+    from openrlhf.cli.train_sft import main
+    from openrlhf.watchdog.watchdog import Watchdog
+
+    moments: list[tuple[str, str, bool]] = []
+    watching: list[Watchdog] = []
+    make = Watchdog.__init__
+
+    def note(name: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            activity = watching[-1]._activity
+            moments.append((name, activity.what, activity.is_long))
+
+    def make_and_remember(self: Watchdog, *args: Any, **kwargs: Any) -> None:
+        watching.append(self)
+        make(self, *args, **kwargs)
+
+    modules: list[Any] = [checkpointer, export, store, tensor_file, training_state]
+    real = checkpointer.fault_point
+    Watchdog.__init__ = make_and_remember  # type: ignore[method-assign]
+    try:
+        for module in modules:
+            module.fault_point = note
+        main(argv)
+    finally:
+        Watchdog.__init__ = make  # type: ignore[method-assign]
+        for module in modules:
+            module.fault_point = real
+    return moments

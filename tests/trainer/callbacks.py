@@ -91,3 +91,13 @@ class NeedsAnArgument(Callback):
 
 class NoCallback:
     pass
+
+
+class SavesByItself(Callback):
+    """Saves and exports by the strategy's own methods, as scripts do."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 1:
+            folder = trainer.strategy.args.ckpt.output_dir
+            trainer.strategy.save_ckpt(trainer.model, f"{folder}/own", "global_step1")
+            trainer.strategy.save_model(trainer.model, trainer.tokenizer, f"{folder}/own_model")

@@ -110,6 +110,8 @@ class Saving(Callback):
         return any_rank(is_late and trainer.strategy.is_rank_0(), trainer.strategy.groups.control)
 
     def _look_at(self, report: SaveReport, trainer: Trainer) -> None:
+        for notice in report.notices:
+            trainer.strategy.print(notice)
         for problem in report.problems:
             trainer.strategy.print(f"warning: {problem}")
         if report.num_failures_in_a_row >= self._ckpt.max_failed_saves_in_a_row:

@@ -32,6 +32,25 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
+def backbone_name(model: PreTrainedModel) -> str | None:
+    """The name of the child that computes hidden states; None where it cannot be told.
+
+    Some classes (Llama 4) name a child that their models do not have: it is then the only child that is a model itself.
+    """
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return model.base_model_prefix
+    models = [name for name, child in children.items() if isinstance(child, PreTrainedModel)]
+    return models[0] if len(models) == 1 else None
+
+
+def first_position(model: nn.Module) -> int:
+    """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
+    return next((index + 1 for index in padding if index is not None), 0)
+
+
 def put_liger_kernels_into(model: PreTrainedModel) -> None:
     """Liger's fused norms, rotary embeddings and MLPs, in place; not its head and loss. Raises ImportError."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance

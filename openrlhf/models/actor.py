@@ -77,6 +77,10 @@ class Actor(ScoringModel):
                 lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride)
+        # Elsewhere the model waits for its device, its engine or its ring, and is looked at when it has them.
+        computes_here = device_type == "cpu" and not any(is_partitioned(one) for one in model.parameters())
+        if packing_samples and ring_attn_size == 1 and computes_here:
+            self.check_layout(True, None)
 
     def forward(self, sequences: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Log-probs of each next token.

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.engine.model_internals import backbone_name, first_position
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models.attention.ring_plan import borders_of_samples
 from openrlhf.models.head.log_prob_head import HeadScores, LogProbHead, TargetWeights, scores_from_logits
+from openrlhf.models.layout_probe import check_layout
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
 
 
@@ -63,6 +65,7 @@ class ScoringModel(nn.Module):
         self._engine: nn.Module | None = None
         self._ring_head_stride = ring_head_stride
         self._checkpoints_reentrantly = False
+        self._layouts_looked_at: set[bool] = set()  # whether packed
 
     @property
     def model(self) -> Any:
@@ -72,6 +75,11 @@ class ScoringModel(nn.Module):
     @property
     def config(self) -> PretrainedConfig:
         return self.scorer.base_model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.scorer.parameters()).device
 
     @property
     def trainable_module(self) -> nn.Module:
@@ -95,7 +103,7 @@ class ScoringModel(nn.Module):
         self,
         *,
         input_ids: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor | None = None,
         target_index: Tensor,
         target_ids: Tensor,
         target_weights: TargetWeights | None = None,
@@ -112,7 +120,7 @@ class ScoringModel(nn.Module):
 
         Args:
             input_ids: (B, S) padded, or (1, T) packed.
-            position_ids: the same shape; they restart at each sample of a pack.
+            position_ids: the same shape; they restart at each sample of a pack. None: the model counts them itself.
             target_index: (N,) places in the flattened input whose hidden states predict the targets; N may be 0: every
                 parameter is part of the graph all the same.
             target_ids: (N,) token ids of the targets.
@@ -129,19 +137,37 @@ class ScoringModel(nn.Module):
             router_group: the ranks whose tokens are counted together for the experts' loads; None: this rank alone.
             with_entropy: compute the entropy of the distribution that predicts each target.
 
-        Raises UserError for an auxiliary loss of a model without experts, or one that could have no gradient.
+        Raises UserError for a pack whose samples the model would not keep apart, and for an auxiliary loss of a model
+        without experts, or one that could have no gradient.
         """
+        if cu_seqlens is not None:
+            self.check_layout(True, sequence_group)
         if with_aux_loss:
             self._check_aux_loss()
         if is_real_token is None and attention_mask is not None:
             is_real_token = attention_mask.flatten().bool()
         borders = borders_of_samples(cu_seqlens, max_seqlen, sequence_group, self._ring_head_stride, input_ids.device)
         run = self.scorer if self._engine is None else self._engine
+        inputs = dict(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **borders)
         return run(
-            inputs=dict(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **borders),
+            inputs={name: value for name, value in inputs.items() if value is not None},
             targets=_Targets(target_index, target_ids, target_weights, with_entropy),
             routing=_Routing(is_real_token, router_group) if with_aux_loss else None,
         )
+
+    def check_layout(self, is_packed: bool, sequence_group: ProcessGroup | None) -> None:
+        """Refuses a model that computes samples otherwise in packs, or in padded batches, than alone.
+
+        Every rank calls. Only the first call looks; see models/layout_probe.py.
+        """
+        if is_packed in self._layouts_looked_at:
+            return
+        self._layouts_looked_at.add(is_packed)  # before: the probe scores packs, too
+        try:
+            check_layout(self, is_packed, sequence_group)
+        except UserError:
+            self._layouts_looked_at.remove(is_packed)
+            raise
 
     def _check_aux_loss(self) -> None:
         if not self.is_mixture_of_experts:
@@ -165,6 +191,7 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self._first_position = first_position(self.base_model)
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -174,7 +201,9 @@ class TokenScorer(nn.Module):
 
     @property
     def _backbone(self) -> nn.Module:
-        return getattr(self.base_model, self.base_model.base_model_prefix)
+        """What computes hidden states; the model as a whole where that cannot be told."""
+        name = backbone_name(self.base_model)
+        return self.base_model if name is None else self.base_model.get_submodule(name)
 
     def forward(self, inputs: dict[str, Any], targets: _Targets, routing: _Routing | None) -> TargetScores:
         """Args: inputs: of transformer and attention, by name; routing: None: no auxiliary loss is asked for."""
@@ -184,7 +213,9 @@ class TokenScorer(nn.Module):
             counts_nowhere = torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)
             routing = routing and routing._replace(is_real_token=counts_nowhere)
         if "position_ids" not in inspect.signature(self._backbone.forward).parameters:
-            del inputs["position_ids"]
+            inputs.pop("position_ids", None)
+        elif "position_ids" in inputs and self._first_position:
+            inputs["position_ids"] = inputs["position_ids"] + self._first_position
         if routing is not None:
             inputs["output_router_logits"] = True
         # Without a target one row is scored all the same, and left out of the result: every parameter is then part of

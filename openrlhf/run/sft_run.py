@@ -156,6 +156,7 @@ class SFTRun:
             callbacks=self.callbacks,
             objective=self.objective,
         )
+        self.trainer.check_layout()  # before anything is said of a run that cannot be
 
     def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
         return self.strategy.setup_dataloader(

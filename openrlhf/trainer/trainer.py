@@ -85,6 +85,7 @@ class Trainer:
             named_callbacks: the user's own by the settings, where the constructor was given none.
             standard_callbacks: those of the house, in their order; they come after the user's own.
         """
+        self.check_layout()
         self._with_entropy = with_entropy
         users = named_callbacks if self._given_callbacks is None else self._given_callbacks
         self._callbacks, self.wishes = CallbackList(self, users, standard_callbacks), Wishes()
@@ -104,6 +105,12 @@ class Trainer:
                     break
             self.progress = replace(self.progress, finished=True)
             self._callbacks.emit_end()
+
+    def check_layout(self) -> None:
+        """Raises UserError where the model computes samples of a pack, or of a padded batch, otherwise than alone."""
+        train, is_packed = self.strategy.train, self.strategy.ds.packing_samples
+        if is_packed or train.micro_batch_size > 1 or train.max_tokens_per_micro_batch is not None:
+            self.model.check_layout(is_packed, self.strategy.groups.sequence)
 
     def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""

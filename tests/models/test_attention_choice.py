@@ -96,20 +96,20 @@ def test_bidirectional_attention_is_refused():
 
 def test_per_sample_attention_never_makes_a_mask_of_the_whole_pack(monkeypatch):
     seen = []
+    actor = Actor(tiny_model("llama"), packing_samples=True)
     original = causal_pack._repeated
     monkeypatch.setattr(
         causal_pack, "_repeated", lambda query, *args: seen.append(query.shape[1]) or original(query, *args)
     )
-    Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed())
+    actor.score_targets(**make_samples().packed())
     assert seen == [*LENGTHS, *LENGTHS]
 
 
 def test_a_model_that_loses_the_borders_on_the_way_is_refused():
     sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     config = AutoConfig.for_model("nemotron", num_attention_heads=4, num_key_value_heads=4, **sizes)
-    actor = Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
     with pytest.raises(UserError, match="does not hand them on"):
-        actor.score_targets(**make_samples().packed())
+        Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
 
 
 def test_an_encoder_is_refused():

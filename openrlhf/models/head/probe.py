@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from openrlhf.engine.model_internals import backbone_name
 from openrlhf.models.head.tiles import LogitTransform
 
 _NUM_TOKENS = 3
@@ -41,13 +42,13 @@ def probe_head(model: PreTrainedModel) -> HeadFinding:
     name = next((name for name, child in model.named_children() if child is head), None)
     if type(head) is not nn.Linear or name is None:
         return HeadFinding(None, f"its output layer is a {type(head).__name__}, not a plain linear layer of the model")
-    backbone_name = model.base_model_prefix
-    if backbone_name not in dict(model.named_children()):
-        return HeadFinding(None, f"it has no backbone named {backbone_name!r}")
+    backbone_child = backbone_name(model)
+    if backbone_child is None:
+        return HeadFinding(None, f"it has no backbone named {model.base_model_prefix!r}")
     backbone, stub_head = _StubBackbone(), _StubHead(head.out_features)
     token_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long)
     try:
-        with torch.no_grad(), _children_replaced(model, {backbone_name: backbone, name: stub_head}):
+        with torch.no_grad(), _children_replaced(model, {backbone_child: backbone, name: stub_head}):
             logits = type(model).forward(model, input_ids=token_ids, use_cache=False).logits
     except Exception as error:  # any failure means the same: not a shape we know
         return HeadFinding(None, f"its forward method could not be examined ({type(error).__name__}: {error})")

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.objectives import SFTObjective
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer import Trainer
@@ -134,5 +135,7 @@ def test_a_backbone_is_found_under_the_name_that_it_has():
     samples = make_samples()
     expected = reference_log_probs(model, samples).detach()
     sequences, mask = samples.padded()
-    found = Actor(model)(sequences, mask)[(mask[:, 1:] * mask[:, :-1]).bool()]
+    actor = Actor(model)
+    assert isinstance(model.get_output_embeddings(), LogProbHead)
+    found = actor(sequences, mask)[(mask[:, 1:] * mask[:, :-1]).bool()]
     assert_close(found.detach(), expected, 1e-5, "log-probs")

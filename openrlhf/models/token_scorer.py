@@ -191,6 +191,7 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self._backbone_name = backbone_name(self.base_model)
         self._first_position = first_position(self.base_model)
 
     @property
@@ -202,7 +203,7 @@ class TokenScorer(nn.Module):
     @property
     def _backbone(self) -> nn.Module:
         """What computes hidden states; the model as a whole where that cannot be told."""
-        name = backbone_name(self.base_model)
+        name = self._backbone_name
         return self.base_model if name is None else self.base_model.get_submodule(name)
 
     def forward(self, inputs: dict[str, Any], targets: _Targets, routing: _Routing | None) -> TargetScores:

@@ -68,3 +68,10 @@ def cuda_flash_backward(
 def cpu_computes_fp16() -> bool:
     """The question that DeepSpeed asks: whether torch's kernels for the CPU know float16 on this processor."""
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def num_compiled_graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    import torch._dynamo  # here alone: it takes a second to load
+
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from openrlhf.engine.model_internals import layers_of, put_liger_kernels_into
+from openrlhf.engine.torch_operators import num_compiled_graphs
 from openrlhf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,28 @@ def apply_liger_kernels(model: PreTrainedModel) -> None:
         raise UserError("--ds.use_liger_kernel needs a package: pip install liger-kernel") from None
 
 
+def check_compiler(device_type: str) -> None:
+    """Raises UserError where torch.compile can do nothing here: it would say so at the first step, or not at all."""
+    remedy = "or leave --model.compile_layers out."
+    try:
+        is_compiled = bool(torch.compile(_one_if_compiled, backend="eager")(torch.zeros(())))
+    except Exception as error:  # whatever it is, such as a Python that torch.compile does not know yet
+        raise UserError(f"torch.compile does not work here: {error}. Mend that, {remedy}") from error
+    if not is_compiled:
+        raise UserError(
+            "torch.compile is switched off here: unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE, " + remedy
+        )
+    if device_type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError(f"torch.compile needs a package on CUDA: pip install triton, {remedy}")
+    variable, compilers = ("CC", ("gcc", "clang")) if device_type == "cuda" else ("CXX", ("g++",))
+    compilers = tuple(shlex.split(os.environ.get(variable, ""))[:1]) or compilers
+    if not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"torch.compile needs a compiler, and {' or '.join(compilers)} is not on the PATH: install one, or name "
+            f"another in {variable}, {remedy}"
+        )
+
+
 def compile_layers(model: PreTrainedModel) -> None:
     """Compiles the layers of a model of transformers in place, when they are first called; lengths may differ.
 
@@ -72,7 +105,38 @@ def compile_layers(model: PreTrainedModel) -> None:
     if not layers:
         raise UserError(f"{type(model).__name__} does not name its layers: leave --model.compile_layers out.")
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.__class__ = _compiled_class(type(layer))
+
+
+@functools.cache
+def _compiled_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """A class of the same layers whose forward pass is compiled.
+
+    transformers wraps the forward pass of every class of layers in gradient checkpointing. A subclass has that around
+    what is compiled; compiled with it, a layer whose attention is not compiled would not be compiled at all.
+    """
+    compiled = torch.compile(layer_class.forward, dynamic=True)
+    is_first = True
+
+    @functools.wraps(layer_class.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal is_first
+        num_graphs = num_compiled_graphs()
+        output = compiled(self, *args, **kwargs)
+        if is_first and num_compiled_graphs() == num_graphs:
+            log.warning(
+                "--model.compile_layers changes nothing: torch.compile made no graph of %s. TORCH_LOGS=graph_breaks "
+                "shows why.",
+                layer_class.__name__,
+            )
+        is_first = False
+        return output
+
+    return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
+
+
+def _one_if_compiled(zero: Tensor) -> Tensor:
+    return zero + 1 if torch.compiler.is_compiling() else zero
 
 
 def _module_names(target_modules: Sequence[str] | str | None) -> list[str] | str:

@@ -14,6 +14,7 @@ from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.layers import check_compiler
 from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import load_config
 from openrlhf.models.tensor_parallel import check_tensor_parallel
@@ -34,6 +35,8 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     check_tensor_parallel(model_config, ds.tensor_parallel_size)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     check_dtype(ds.param_dtype, device_type)
+    if config.model.compile_layers:
+        check_compiler(device_type)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
     engine_config(ds, config.max_norm, pin_memory=False)
     return model_config

@@ -68,7 +68,7 @@ def actor_scores(kind: str, lengths: tuple[int, ...], checkpointing: bool = Fals
     if checkpointing:
         actor.gradient_checkpointing_enable()
         actor.train()
-    inputs, places = _share_inputs(samples.packed())
+    inputs, places = share_inputs(samples.packed())
     scores = actor.score_targets(**inputs, sequence_group=dist.group.WORLD)
     scores.log_probs.sum().backward()
     gradients = {name: parameter.grad for name, parameter in actor.model.named_parameters()}
@@ -80,7 +80,7 @@ def actor_scores(kind: str, lengths: tuple[int, ...], checkpointing: bool = Fals
 def aux_loss(kind: str, lengths: tuple[int, ...]) -> tuple[float, Tensor]:
     """The ranks' shares of the auxiliary loss, summed, and the summed gradient of the first router."""
     actor = Actor(tiny_model(kind), packing_samples=True, ring_attn_size=dist.get_world_size())
-    inputs, _ = _share_inputs(make_samples(lengths).packed())
+    inputs, _ = share_inputs(make_samples(lengths).packed())
     groups = dict(sequence_group=dist.group.WORLD, router_group=dist.group.WORLD)
     scores = actor.score_targets(**inputs, **groups, with_aux_loss=True)
     scores.aux_loss.backward()
@@ -94,7 +94,7 @@ def router_weight(actor: Actor) -> Tensor:
     return next(p for name, p in actor.model.named_parameters() if name.endswith("gate.weight"))
 
 
-def _share_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+def share_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
     mine = sequence_share(inputs["cu_seqlens"], dist.get_rank(), dist.get_world_size())
     is_mine = torch.isin(inputs["target_index"], mine)
     places = inputs["target_index"][is_mine]

@@ -83,8 +83,8 @@ def check_compiler(device_type: str) -> None:
         )
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError(f"torch.compile needs a package on CUDA: pip install triton, {remedy}")
-    variable, compilers = ("CC", ("gcc", "clang")) if device_type == "cuda" else ("CXX", ("g++",))
-    compilers = tuple(shlex.split(os.environ.get(variable, ""))[:1]) or compilers
+    variable, usual = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
+    compilers = shlex.split(os.environ.get(variable, ""))[:1] or usual
     if not any(map(shutil.which, compilers)):
         raise UserError(
             f"torch.compile needs a compiler, and {' or '.join(compilers)} is not on the PATH: install one, or name "
@@ -105,7 +105,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     if not layers:
         raise UserError(f"{type(model).__name__} does not name its layers: leave --model.compile_layers out.")
     for layer in layers:
-        layer.__class__ = _compiled_class(type(layer))
+        layer.__class__ = _compiled_class(type(layer))  # type: ignore[arg-type]  # a class has a hash, whatever mypy says
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from openrlhf.engine.launchers import adopt_launcher, hide_gpus_if_cpu_is_asked_for
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
     EXIT_CODE_PREEMPTED,
@@ -27,6 +28,8 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     """Runs `command` with the words of the command line; a UserError ends with 2, a RunStopped 3, a RankLost 69."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        adopt_launcher()
+        hide_gpus_if_cpu_is_asked_for()
         command(sys.argv[1:])
     except UserError as error:
         _tell(error.problems)

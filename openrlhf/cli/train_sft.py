@@ -20,12 +20,12 @@ def train(config: SFTConfig) -> None:
     run = SFTRun.prepare_data(config)
     run.strategy.setup_distributed()
     with run.strategy.watchdog:
-        if run.has_finished():
-            return
-        run.build()
-        run.resume()
-        run.fit()
-        run.export()
+        if not run.has_finished():
+            run.build()
+            run.resume()
+            run.fit()
+            run.export()
+    run.strategy.leave()
 
 
 if __name__ == "__main__":

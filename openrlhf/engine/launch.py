@@ -1,22 +1,32 @@
-"""Joining the ranks: DeepSpeed's launcher, torchrun, SLURM's srun through either, or one plain process."""
+"""Joining the ranks: DeepSpeed's launcher, torchrun, srun, mpirun, or one plain process."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import torch
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, rendezvous
 
 from openrlhf.build_folder import keep_builds_apart
+from openrlhf.engine.devices import take_device
+from openrlhf.engine.gloo_interface import choose_gloo_interface
+from openrlhf.engine.launchers import adopt_launcher, num_local_ranks
 from openrlhf.engine.operators import compile_for_communication
+from openrlhf.engine.patches.group_timeouts import limit_groups
+from openrlhf.errors import UserError
 from openrlhf.watchdog.connections import joining_ranks
 
 _SECONDS_BETWEEN_LOOKS = 0.02
+_ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def join_ranks(timeout: timedelta) -> torch.device:
@@ -24,62 +34,134 @@ def join_ranks(timeout: timedelta) -> torch.device:
 
     Args:
         timeout: how long a rank waits inside a collective before the run ends.
-    """
-    _stand_alone_if_not_launched()
-    keep_builds_apart()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        _share_cores_among_ranks()
-        compile_for_communication()
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
 
-    device = _device()
+    Raises UserError where this rank has no device of its own, RankLost where ranks do not find each other.
+    """
+    adopt_launcher()
+    _stand_alone_if_not_launched()
+    device = take_device()
+    _prepare(device)
+    import deepspeed
+
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    backend = get_accelerator().communication_backend_name()
     with joining_ranks(world_size):
         store = _store_of_this_start(timeout)
-        if store is not None:
-            torch.distributed.init_process_group(
-                backend, store=store, rank=rank, world_size=world_size, timeout=timeout
-            )
+        check_devices_differ(store, rank, world_size, _name_of(device), timeout)
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            # bound to its device, torch makes all later groups of ranks from this one's connections
+            device_id=device if device.type == "cuda" and world_size > 1 else None,
+        )
         deepspeed.init_distributed(timeout=timeout, verbose=False)
+    limit_groups(timeout)
     return device
+
+
+def leave_ranks() -> None:
+    """Gives up the connections; all ranks call, at the end of their work. After an error the process just ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _stand_alone_if_not_launched() -> None:
     """`python -m …` without a launcher is a run of one rank."""
     if "RANK" in os.environ:
+        needed = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if name not in os.environ]:
+            raise UserError(f"RANK={os.environ['RANK']} is set, and {', '.join(missing)} not: ranks need all of them.")
         return
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
 
 
+def _prepare(device: torch.device) -> None:
+    """What must be so before DeepSpeed is loaded, and before ranks wait for each other."""
+    keep_builds_apart()
+    _share_cores_among_ranks()
+    choose_gloo_interface()
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        compile_for_communication()
+    elif not any(name in os.environ for name in _ALLOCATOR_NAMES):
+        # packs differ in length: without it freed blocks of the wrong size pile up
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def _share_cores_among_ranks() -> None:
     """Without this every rank would start a thread for every core of the machine, and all would wait for each other."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _num_local_ranks()))
+    if not _threads_are_chosen():
+        num_threads = num_host_threads()
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # for what brings another OpenMP than torch's
+        torch.set_num_threads(num_threads)
 
 
-def _num_local_ranks() -> int:
-    """As torchrun names it, as DeepSpeed's launcher does; else all ranks are taken to be on this machine."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
-    return next(int(os.environ[name]) for name in names if os.environ.get(name))
+def num_host_threads() -> int:
+    """The cores of this process, shared with the machine's other ranks unless srun has bound it to its own."""
+    num_cores = len(os.sched_getaffinity(0))
+    if num_of_task := int(os.environ.get("SLURM_CPUS_PER_TASK", "0")):
+        return min(num_cores, num_of_task)
+    return max(1, num_cores // num_local_ranks(os.environ))
 
 
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+def _threads_are_chosen() -> bool:
+    """By the user: torchrun says 1 to ranks whose user has said nothing, and an offloaded optimizer would crawl."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return threads is not None
+    try:
+        environ_of_torchrun = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environ_of_torchrun)
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+# --- a device for each rank ------------------------------------------------------------------------------------------
+
+
+def check_devices_differ(store: Store, rank: int, world_size: int, device_name: str, timeout: timedelta) -> None:
+    """Every rank tells its device, and rank 0 tells all of them whether two have the same.
+
+    Args: device_name: the same for two ranks only if they share a GPU; empty for a CPU, which ranks may share.
+    Raises UserError, on all ranks alike, where two share a GPU; TimeoutError where a rank does not come.
+    """
+    store.set(f"device/{rank}", json.dumps([socket.gethostname(), device_name]))
+    if rank == 0:
+        ranks_by_device: dict[str, list[int]] = defaultdict(list)
+        deadline = time.monotonic() + timeout.total_seconds()
+        for other in range(world_size):
+            key = f"device/{other}"
+            _wait(partial(store.check, [key]), deadline, f"rank {other} has not come")
+            ranks_by_device[store.get(key).decode()].append(other)
+        store.set("devices", _words_on_shared(ranks_by_device))
+    if words := store.get("devices").decode():
+        raise UserError(words)
+
+
+def _words_on_shared(ranks_by_device: dict[str, list[int]]) -> str:
+    """Empty where no two ranks share a GPU."""
+    for place, ranks in ranks_by_device.items():
+        host, device_name = json.loads(place)
+        if device_name and len(ranks) > 1:
+            return (
+                f"ranks {', '.join(map(str, ranks))} have the same GPU of {host} ({device_name}): start one rank for "
+                "each GPU, and let each see a GPU of its own or all of them see all (CUDA_VISIBLE_DEVICES)."
+            )
+    return ""
+
+
+def _name_of(device: torch.device) -> str:
+    return "" if device.type == "cpu" else str(torch.cuda.get_device_properties(device).uuid)
 
 
 # --- after a restart by torchrun -------------------------------------------------------------------------------------
@@ -91,14 +173,12 @@ def _free_port() -> int:
 # that was started anew begins at 0.
 
 
-def _store_of_this_start(timeout: timedelta) -> PrefixStore | None:
-    """The store for torch.distributed under torchrun; None elsewhere, where every start has a new store."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    return PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
+def _store_of_this_start(timeout: timedelta) -> Store:
+    """The store for torch.distributed, which no earlier start has written to."""
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
+    return store
 
 
 def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:

@@ -2,11 +2,15 @@
 
     rank = (data_rank * sequence_size + sequence_rank) * tensor_size + tensor_rank
 
-- data: ranks of different data_rank read different samples.
+Ranks of different data_rank read different samples; they need no group. The groups:
+
 - sequence: the ranks of a ring share the tokens of the same samples.
 - tensor: ranks share the weights of a layer (DeepSpeed's AutoTP) and compute the same tokens.
 - loss: the ranks whose partial sums add up to the window's sum (data x sequence).
 - control: all ranks, over gloo on the CPU, for short messages between hosts' processes.
+
+nccl wants all ranks of a group in the first operation on it, also where two of them send to each other: a ring's first
+step may be one in which a rank has nothing to send. So each group begins with a collective.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,6 @@ class ProcessGroups:
     sequence_size: int
     tensor_rank: int
     tensor_size: int
-    data: ProcessGroup | None
     sequence: ProcessGroup | None
     tensor: ProcessGroup | None
     loss: ProcessGroup | None
@@ -46,11 +51,18 @@ class ProcessGroups:
 
 def alone() -> ProcessGroups:
     """The groups of a single process that has not initialised torch.distributed."""
-    return ProcessGroups(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, None, None)
+    return ProcessGroups(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, None)
 
 
-def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: timedelta) -> ProcessGroups:
-    """The groups of this rank; every rank must call it. `sequence_size * tensor_size` must divide the world size."""
+def make_process_groups(
+    sequence_size: int, tensor_size: int, timeout: timedelta, device: torch.device = CPU
+) -> ProcessGroups:
+    """The groups of this rank; every rank must call it. `sequence_size * tensor_size` must divide the world size.
+
+    Args:
+        timeout: how long a rank waits for the others of a group.
+        device: of the tensors that the groups exchange, but for `control`.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     data_size, rest = divmod(world_size, sequence_size * tensor_size)
     assert rest == 0, f"{sequence_size=} x {tensor_size=} does not divide {world_size=}"
@@ -65,17 +77,27 @@ def make_process_groups(sequence_size: int, tensor_size: int, control_timeout: t
         sequence_size=sequence_size,
         tensor_rank=tensor_rank,
         tensor_size=tensor_size,
-        data=_mine(ranks.movedim(0, -1).reshape(-1, data_size), rank),
-        sequence=_mine(ranks.movedim(1, -1).reshape(-1, sequence_size), rank),
-        tensor=_mine(ranks.reshape(-1, tensor_size), rank),
-        loss=_mine(ranks.movedim(2, 0).reshape(tensor_size, -1), rank),
-        control=dist.new_group(backend="gloo", timeout=control_timeout),
+        sequence=_mine(ranks.movedim(1, -1).reshape(-1, sequence_size), rank, timeout, device),
+        tensor=_mine(ranks.reshape(-1, tensor_size), rank, timeout, device),
+        loss=_mine(ranks.movedim(2, 0).reshape(tensor_size, -1), rank, timeout, device),
+        control=_begun(dist.new_group(backend="gloo", timeout=timeout), CPU),
     )
 
 
-def _mine(ranks_by_group: Tensor, rank: int) -> ProcessGroup | None:
+def _mine(ranks_by_group: Tensor, rank: int, timeout: timedelta, device: torch.device) -> ProcessGroup | None:
     """Makes the groups, a row each (a collective call). Returns the one of `rank`; None where each holds one rank."""
-    if ranks_by_group.shape[1] == 1:
+    num_groups, size = ranks_by_group.shape
+    if size == 1:
         return None
-    groups = [(ranks, dist.new_group(ranks)) for ranks in ranks_by_group.tolist()]
-    return next(group for ranks, group in groups if rank in ranks)
+    if num_groups == 1:
+        return _begun(dist.group.WORLD, device)
+    groups = [(ranks, dist.new_group(ranks, timeout=timeout)) for ranks in ranks_by_group.tolist()]
+    return _begun(next(group for ranks, group in groups if rank in ranks), device)
+
+
+def _begun(group: ProcessGroup | None, device: torch.device) -> ProcessGroup | None:
+    """After a first collective: all its ranks are connected, or a network that is broken has shown itself."""
+    flag = torch.zeros(1, device=device)
+    dist.all_reduce(flag, group=group)
+    flag.item()  # on a GPU it is only now that the host waits for it
+    return group

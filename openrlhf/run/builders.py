@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import choose_attention
@@ -33,7 +33,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     model_config = load_config(config.model.model_name_or_path, config.model.trust_remote_code)
     ds = config.ds
     check_tensor_parallel(model_config, ds.tensor_parallel_size)
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = usable_device_type()
     check_dtype(ds.param_dtype, device_type)
     if config.model.compile_layers:
         check_compiler(device_type)

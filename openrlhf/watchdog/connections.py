@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import os
 import secrets
 import selectors
 import socket
@@ -40,8 +41,23 @@ def joining_ranks(world_size: int) -> Iterator[None]:
             raise
         raise RankLost(
             "A rank has left, or cannot be reached, and not all ranks had joined yet. Look for what the other ranks "
-            f"said, and start the run again. Here the connection failed with: {error}"
+            f"said, and start the run again. Here the connection failed with: {error}\n{_how_to_reach_others()}"
         ) from error
+
+
+def _how_to_reach_others() -> str:
+    """Where ranks of several machines listen, as the machine's own name may lead to an address of its own."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    listens = f"at the interface {interface} (GLOO_SOCKET_IFNAME)" if interface else f"at {name}, which is {address}"
+    return (
+        f"MASTER_ADDR is {os.environ.get('MASTER_ADDR')}; gloo listens {listens}. If machines cannot reach each other "
+        "there, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share (`ip address` shows it)."
+    )
 
 
 class PeerConnections:

@@ -9,7 +9,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from openrlhf.engine.launch import _num_local_ranks, name_of_this_start
+from openrlhf.engine.launch import name_of_this_start
+from openrlhf.engine.launchers import num_local_ranks
 
 NUM_RANKS = 3
 TIMEOUT = timedelta(seconds=20)
@@ -17,19 +18,15 @@ TWO_MACHINES = {"WORLD_SIZE": "8"}  # four ranks each
 
 
 @pytest.mark.parametrize(
-    ("variables", "num_local_ranks"),
+    ("variables", "expected"),
     [
         (TWO_MACHINES | {"LOCAL_WORLD_SIZE": "4"}, 4),  # torchrun
         (TWO_MACHINES | {"LOCAL_SIZE": "4"}, 4),  # deepspeed
         ({"WORLD_SIZE": "2"}, 2),
     ],
 )
-def test_the_ranks_of_a_machine_share_its_cores(monkeypatch, variables, num_local_ranks):
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert _num_local_ranks() == num_local_ranks
+def test_the_ranks_of_a_machine_share_its_cores(variables, expected):
+    assert num_local_ranks(variables) == expected
 
 
 def start(store: HashStore, slowest: int, seconds: float = 0.3) -> list[str]:

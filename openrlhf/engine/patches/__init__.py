@@ -10,6 +10,7 @@ unpatched, and fails once the reason of a patch is gone.
 | bf16_gradients | one method each of BF16_Optimizer and the engine, of these objects alone | same numbers, slower |
 | built_operators | DeepSpeed's table of loaded operators | a start takes 2 s longer |
 | cpu_adam_steps | the Adam operators on the CPU: one call more | a resume may differ in the last bit |
+| group_timeouts | `new_group` and `init_device_mesh` of DeepSpeed's communication object | torch may end a run first |
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
@@ -25,6 +26,7 @@ an error there, or fails a test.
 | engine/step_guard.py | `_global_grad_norm` of DeepSpeed's optimizers |
 | engine/optimizers.py | DeepSpeed's Muon, and its mark `use_muon` on parameters |
 | engine/launch.py | torchrun's `TORCHELASTIC_USE_AGENT_STORE` |
+| engine/devices.py | DeepSpeed takes `LOCAL_RANK` for the index of the device, and compares Open MPI's |
 | engine/operators.py | the `lock` of torch's builds |
 | engine/torch_operators.py | torch's flash operators on the CPU and CUDA; `mkldnn._is_mkldnn_fp16_supported` |
 | engine/model_internals.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn`, \

@@ -1,0 +1,119 @@
+"""The device that a rank trains on. A machine with GPUs never trains on its CPU unless that was asked for.
+
+`DS_ACCELERATOR=cpu`, which is DeepSpeed's variable, asks for the CPU; so does an empty `CUDA_VISIBLE_DEVICES`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from openrlhf.engine.launchers import hide_gpus_if_cpu_is_asked_for, num_local_ranks, ranks_see_the_same_gpus
+from openrlhf.errors import UserError
+
+_DEVICE_NODES = Path("/dev")
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
+_OLDEST_DRIVERS = {"13": 580, "12": 525, "11": 450}  # by CUDA's major version: NVIDIA's table of minor compatibility
+_TORCH_PAGE = "https://pytorch.org/get-started/locally"
+_CPU_INSTEAD = "To train on the CPU, set DS_ACCELERATOR=cpu."
+
+
+def device_type() -> str:
+    """cuda or cpu.
+
+    Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks.
+    """
+    hide_gpus_if_cpu_is_asked_for()
+    if not torch.cuda.is_available():
+        _check_cpu_is_meant()
+        return "cpu"
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        raise UserError("DS_ACCELERATOR=cpu came after CUDA was used: set CUDA_VISIBLE_DEVICES= (empty) as well.")
+    _check_a_gpu_for_each_rank()
+    return "cuda"
+
+
+def take_device() -> torch.device:
+    """This rank's device. LOCAL_RANK becomes its index, which is what DeepSpeed takes it for.
+
+    A task that sees one GPU of its own may be its machine's fourth rank.
+    """
+    if device_type() == "cpu":
+        return torch.device("cpu")
+    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree
+        if name in os.environ:
+            os.environ[name] = str(index)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _check_a_gpu_for_each_rank() -> None:
+    num_ranks, num_gpus = num_local_ranks(os.environ), torch.cuda.device_count()
+    if ranks_see_the_same_gpus(os.environ) and num_ranks > num_gpus:
+        raise UserError(
+            f"{num_ranks} ranks were started on this machine, and they can use {num_gpus} GPUs: start one for each "
+            f"(torchrun --nproc_per_node {num_gpus}, deepspeed --num_gpus {num_gpus})."
+        )
+
+
+def _check_cpu_is_meant() -> None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    nodes = sorted(path.name for path in _DEVICE_NODES.glob("nvidia[0-9]*"))
+    if nodes:
+        raise UserError(f"This machine has GPUs ({', '.join(nodes)}), and torch cannot use them: {_why_not()}")
+    if torch.version.cuda and _has_nvidia_card():
+        raise UserError(
+            "This machine has an NVIDIA GPU, and its driver cannot be seen here: install the driver; a container needs "
+            f"`docker run --gpus all`. {_CPU_INSTEAD}"
+        )
+
+
+def _why_not() -> str:
+    """The finding and the remedy."""
+    built, cuda = f"torch {torch.__version__} is built for", torch.version.cuda
+    if not cuda:
+        return f"{built} the CPU alone. Install the build for CUDA ({_TORCH_PAGE} has the command). {_CPU_INSTEAD}"
+    oldest, driver = _OLDEST_DRIVERS.get(cuda.partition(".")[0], 0), _driver_version()
+    if driver and int(driver.partition(".")[0]) < oldest:
+        return (
+            f"{built} CUDA {cuda}, which needs driver {oldest} or later, and the driver is {driver}. Update it, "
+            f"or install the same torch for an older CUDA ({_TORCH_PAGE} has the command). {_CPU_INSTEAD}"
+        )
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return f"CUDA_VISIBLE_DEVICES={visible} names none of them: ask the scheduler for GPUs. {_CPU_INSTEAD}"
+    return f"{_words_of_torch()} Does nvidia-smi work here? {_CPU_INSTEAD}"
+
+
+def _words_of_torch() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"torch says: {str(error).splitlines()[0]}"
+    return "torch does not say why."
+
+
+def _driver_version() -> str:
+    """As in `NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 …`; empty where it is not told."""
+    try:
+        words = _DRIVER.read_text().splitlines()[0].split()
+    except (OSError, IndexError):
+        return ""
+    return next((word for word in words if word[:3].isdigit() and "." in word), "")
+
+
+def _has_nvidia_card() -> bool:
+    """Whether a card is on the bus: a container sees it there without the right to use it."""
+    for device in _PCI_DEVICES.glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text()
+        except OSError:
+            continue
+        if vendor == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
+            return True
+    return False

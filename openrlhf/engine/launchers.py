@@ -1,0 +1,172 @@
+"""Which rank this process is, whoever started it: torchrun's variables, derived from those of srun and mpirun.
+
+torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun and mpirun set
+names of their own; without a translation every task would be a run of one rank, all of them in one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from openrlhf.errors import UserError
+
+DEFAULT_PORT = 29500  # torchrun's and DeepSpeed's
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below the ports that Linux gives to connections
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """The variables of a launcher; the first of each that is set counts."""
+
+    name: str
+    rank: tuple[str, ...]
+    world_size: tuple[str, ...]
+    local_rank: tuple[str, ...]
+    local_world_size: tuple[str, ...] = ()
+    job: tuple[str, ...] = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")  # the same on all ranks of a job, of no other
+
+
+# mpirun inside a SLURM job starts its helpers with srun, whose variables then say nothing of the ranks: it comes first.
+_LAUNCHERS = (
+    _Launcher(
+        "mpirun",  # Open MPI, Spectrum MPI
+        ("OMPI_COMM_WORLD_RANK",),
+        ("OMPI_COMM_WORLD_SIZE",),
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Launcher(
+        "mpirun",  # MVAPICH2
+        ("MV2_COMM_WORLD_RANK",),
+        ("MV2_COMM_WORLD_SIZE",),
+        ("MV2_COMM_WORLD_LOCAL_RANK",),
+        ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Launcher(
+        "mpirun",  # MPICH, Intel MPI, Cray PALS; srun --mpi=pmi2 sets the first two as well
+        ("PMI_RANK",),
+        ("PMI_SIZE",),
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+    ),
+    _Launcher(
+        "srun",
+        ("SLURM_PROCID",),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"),
+        ("SLURM_LOCALID",),
+        job=("SLURM_JOB_ID", "SLURM_STEP_ID"),
+    ),
+)
+
+
+def adopt_launcher() -> None:
+    """Sets torchrun's variables where another launcher started several ranks. Variables that are set stay.
+
+    Raises UserError where the ranks cannot find each other.
+    """
+    os.environ.update(derived_variables(os.environ))
+
+
+def derived_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of torchrun that follow from another launcher's; empty where there is nothing to derive."""
+    launcher = _launcher_of(environ)
+    if launcher is None:
+        return {}
+    found = {
+        "RANK": _first(environ, launcher.rank),
+        "WORLD_SIZE": _first(environ, launcher.world_size),
+        "LOCAL_RANK": _first(environ, launcher.local_rank),
+        "LOCAL_WORLD_SIZE": _first(environ, launcher.local_world_size) or _tasks_on_this_slurm_node(environ),
+    }
+    known = dict(environ)
+    derived = {name: value for name, value in found.items() if value and not environ.get(name)}
+    known |= derived
+    if "LOCAL_RANK" not in known:
+        raise UserError(f"{launcher.name} does not say which of its machine's ranks this is: set LOCAL_RANK for each.")
+    if not environ.get("MASTER_ADDR"):
+        derived["MASTER_ADDR"] = _master_address(launcher, known)
+    if not environ.get("MASTER_PORT"):
+        derived["MASTER_PORT"] = str(_port(launcher, environ))
+    return derived
+
+
+def hide_gpus_if_cpu_is_asked_for() -> None:
+    """With DS_ACCELERATOR=cpu: what asks torch for GPUs finds none. Call it before anything uses CUDA."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def ranks_see_the_same_gpus(environ: Mapping[str, str]) -> bool:
+    """True under torchrun and DeepSpeed's launcher: one process starts a machine's ranks, with one list of GPUs.
+
+    srun and mpirun may show each task GPUs of its own.
+    """
+    return "TORCHELASTIC_RUN_ID" in environ or "LOCAL_SIZE" in environ
+
+
+def num_local_ranks(environ: Mapping[str, str]) -> int:
+    """As torchrun names it, as DeepSpeed's launcher does; else all ranks are taken to be on this machine."""
+    return int(_first(environ, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")) or 1)
+
+
+def _launcher_of(environ: Mapping[str, str]) -> _Launcher | None:
+    """None where torchrun's variables are there, and where there is one rank."""
+    if environ.get("RANK"):
+        return None
+    for launcher in _LAUNCHERS:
+        rank, size = _first(environ, launcher.rank), _first(environ, launcher.world_size)
+        if rank and size and not (launcher.name == "srun" and _is_batch_script(environ)):
+            return launcher if int(size) > 1 else None
+    return None
+
+
+def _is_batch_script(environ: Mapping[str, str]) -> bool:
+    """sbatch's script has the variables of rank 0 of all tasks, but is one process; srun's tasks have a step too."""
+    return environ.get("ENVIRONMENT") == "BATCH" and not _first(environ, ("SLURM_STEP_ID", "SLURM_STEPID"))
+
+
+def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((environ[name] for name in names if environ.get(name)), "")
+
+
+def _master_address(launcher: _Launcher, environ: Mapping[str, str]) -> str:
+    """Where rank 0 is: this machine if all ranks are here, else the first of SLURM's machines."""
+    is_one_machine = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
+    if is_one_machine or _first(environ, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")) == "1":
+        return "127.0.0.1"
+    nodes = _first(environ, ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"))
+    if launcher.name == "srun" and nodes:
+        return first_slurm_node(nodes)
+    raise UserError(
+        f"{launcher.name} has started {environ['WORLD_SIZE']} ranks, and MASTER_ADDR is not set: set it for all "
+        "of them to the address of rank 0's machine, and MASTER_PORT to a free port there (mpirun -x "
+        f"MASTER_ADDR=10.0.0.1 -x MASTER_PORT={DEFAULT_PORT} …)."
+    )
+
+
+def first_slurm_node(nodes: str) -> str:
+    """gpu-07 for SLURM's list `gpu-[07,12-15],login1`; a name may have several brackets."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0])
+
+
+def _tasks_on_this_slurm_node(environ: Mapping[str, str]) -> str:
+    """SLURM's list `2(x3),1` says it for each machine in turn."""
+    tasks = _first(environ, ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
+    counts = [count for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks) for _ in range(int(times or 1))]
+    node = int(environ.get("SLURM_NODEID") or 0)
+    return counts[node] if node < len(counts) else ""
+
+
+def _port(launcher: _Launcher, environ: Mapping[str, str]) -> int:
+    """One for each job, as two on one machine must not meet; torchrun's where nothing names the job."""
+    job = [environ[name] for name in launcher.job if environ.get(name)]
+    if not job:
+        return DEFAULT_PORT
+    digest = hashlib.blake2b(" ".join(job).encode(), digest_size=4).digest()
+    return _FIRST_PORT + int.from_bytes(digest, "little") % _NUM_PORTS

@@ -15,6 +15,7 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: SFTConfig) -> None:
     """One run, from data to exported model."""
+    from openrlhf.engine.launch import leave_ranks
     from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads torch and transformers
 
     run = SFTRun.prepare_data(config)
@@ -25,7 +26,7 @@ def train(config: SFTConfig) -> None:
             run.resume()
             run.fit()
             run.export()
-    run.strategy.leave()
+    leave_ranks()
 
 
 if __name__ == "__main__":

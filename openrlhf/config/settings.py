@@ -164,6 +164,9 @@ class DeepspeedConfig:
     lora: LoraConfig = LoraConfig()
 
 
+AdamKernel = Literal["auto", "deepspeed", "torch"]
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamConfig:
     """AdamW."""
@@ -172,6 +175,10 @@ class AdamConfig:
     betas: tuple[BelowOne, BelowOne] = taken((0.9, 0.95), "decay of the two moments")
     eps: PositiveNumber = taken(1e-8, "added to the root of the second moment")
     weight_decay: Number = taken(0.0, "decay of weight matrices (norms and biases have none)")
+    kernel: AdamKernel = free(
+        "auto",
+        "code of the update: deepspeed's is compiled (a GPU needs nvcc), torch's is not; auto: the first that works",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

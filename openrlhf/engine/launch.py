@@ -43,22 +43,28 @@ def join_ranks(timeout: timedelta) -> torch.device:
     _prepare(device)
     import deepspeed
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    with joining_ranks(world_size):
-        store = _store_of_this_start(timeout)
-        check_devices_differ(store, rank, world_size, _name_of(device), timeout)
-        torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            # bound to its device, torch makes all later groups of ranks from this one's connections
-            device_id=device if device.type == "cuda" and world_size > 1 else None,
-        )
+    with joining_ranks(int(os.environ["WORLD_SIZE"])):
+        if not torch.distributed.is_initialized():  # a script may have done so
+            _init_process_group(device, timeout)
         deepspeed.init_distributed(timeout=timeout, verbose=False)
     limit_groups(timeout)
     return device
+
+
+def _init_process_group(device: torch.device, timeout: timedelta) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
+    check_devices_differ(store, rank, world_size, _name_of(device), timeout)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        # bound to its device, torch makes later groups out of the connections of this one
+        device_id=device if device.type == "cuda" and world_size > 1 else None,
+    )
 
 
 def leave_ranks() -> None:
@@ -171,14 +177,6 @@ def _name_of(device: torch.device) -> str:
 # peer would read the address of the peer that died, and fail to connect. So the ranks of each start agree on a name of
 # their own first, and keep their keys under it. The restart count is no such name: an agent counts for itself, and one
 # that was started anew begins at 0.
-
-
-def _store_of_this_start(timeout: timedelta) -> Store:
-    """The store for torch.distributed, which no earlier start has written to."""
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
-    return store
 
 
 def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:

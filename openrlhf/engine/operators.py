@@ -7,19 +7,34 @@ torch's that is found under that lock is stale.
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from openrlhf.build_folder import builds_are_for, sole_builder
+import torch
+
+from openrlhf.build_folder import build_folder, builds_are_for, sole_builder
+from openrlhf.config.settings import AdamKernel
 from openrlhf.engine.patches.built_operators import load_built
+from openrlhf.engine.patches.torch_adam import use_deepspeeds, use_torchs
+from openrlhf.errors import UserError
 
 STAMP_NAME = "openrlhf_made_with"
 
 
 @contextmanager
 def sole_compiler(*operators: str) -> Iterator[None]:
-    """While it lasts no other process of ours compiles; says so where `operators` (folder names) are not built yet."""
+    """While it lasts no other process of ours compiles; says so where `operators` (folder names) are not built yet.
+
+    Nobody waits for the lock where all of them are built: of a machine's ranks one compiles, and the others load.
+    """
+    if operators and all(_is_loaded_from(build_folder() / name) for name in operators):
+        yield
+        return
     with sole_builder() as folder:
         for stale in folder.glob("*/lock"):
             stale.unlink(missing_ok=True)
@@ -46,11 +61,68 @@ def compile_for_communication() -> None:
             builder.load(verbose=False)
 
 
+def load_adam(operator: str, kernel: AdamKernel) -> None:
+    """Makes the operator of an optimizer, `fused_adam` or `cpu_adam`, ready: compiled, or torch's in its place.
+
+    Raises UserError where DeepSpeed's is asked for, or the patch is off, and it cannot be compiled.
+    """
+    why = f"--adam.kernel {kernel}" if kernel == "torch" else why_not_compiled(operator) or _compile(operator)
+    if why and (kernel == "deepspeed" or not use_torchs(operator, why)):
+        raise UserError(
+            f"DeepSpeed's {operator} cannot be compiled: {why} Or leave out --adam.kernel: torch's fused AdamW "
+            "computes the same."
+        )
+
+
+def why_not_compiled(operator: str) -> str:
+    """What is missing to compile an operator of DeepSpeed, and the remedy; empty where nothing is, or it is there."""
+    from deepspeed.git_version_info import installed_ops
+
+    if installed_ops.get(operator) or _is_built(build_folder() / operator):
+        return ""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")[0]
+    if not shutil.which(compiler):
+        return f"there is no C++ compiler ({compiler}): install g++, or set CXX."
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are missing: install python3-dev."
+    return _why_not_for_cuda(operator) if torch.cuda.is_available() else ""
+
+
+def _why_not_for_cuda(operator: str) -> str:
+    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException, assert_no_cuda_mismatch
+
+    cuda = torch.version.cuda
+    try:
+        assert_no_cuda_mismatch(operator)
+    except MissingCUDAException:
+        return f"there is no nvcc: install the CUDA {cuda} toolkit and set CUDA_HOME."
+    except CUDAMismatchException:
+        return f"nvcc is not of CUDA {cuda}, as torch is: install that toolkit and set CUDA_HOME."
+    return ""
+
+
+def _compile(operator: str) -> str:
+    """Compiles and loads; the reason where that fails."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+
+    use_deepspeeds(operator)
+    builder = {"fused_adam": FusedAdamBuilder, "cpu_adam": CPUAdamBuilder}[operator]()
+    with sole_compiler(operator):
+        try:
+            builder.load(verbose=False)
+        except Exception as error:  # ninja's, the compiler's and torch's errors have no common type
+            return f"the compiler failed ({str(error).strip().splitlines()[-1][:200]})."
+    return ""
+
+
 def _is_loaded_from(place: Path) -> bool:
-    """Loads an operator from its folder if it was built with these very versions for this processor."""
+    """Loads an operator from its folder if it was built with these very versions for this processor and GPU."""
+    return _is_built(place) and load_built(place.name, _library_in(place))
+
+
+def _is_built(place: Path) -> bool:
     library, stamp = _library_in(place), place / STAMP_NAME
-    is_ours = library.is_file() and stamp.is_file() and stamp.read_text() == _made_with()
-    return is_ours and load_built(place.name, library)
+    return library.is_file() and stamp.is_file() and stamp.read_text() == _made_with()
 
 
 def _library_in(place: Path) -> Path:

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from openrlhf.config.settings import AdamConfig, MuonConfig
-from openrlhf.engine.operators import sole_compiler
+from openrlhf.engine.operators import load_adam
 from openrlhf.engine.parameters import whole_shape
 from openrlhf.engine.patches.cpu_adam_steps import make_steps_independent
+from openrlhf.engine.patches.torch_adam import TorchAdam
 from openrlhf.errors import UserError
 
 EMBEDDING_TYPES = (nn.Embedding,)
@@ -29,13 +30,13 @@ def build_adamw(module: nn.Module, adam: AdamConfig, offload: bool) -> torch.opt
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        with sole_compiler("cpu_adam"):
-            optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        load_adam("cpu_adam", adam.kernel)
+        optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     else:
         from deepspeed.ops.adam import FusedAdam
 
-        with sole_compiler("fused_adam"):
-            optimizer = FusedAdam(groups, adam_w_mode=True, **options)
+        load_adam("fused_adam", adam.kernel)
+        optimizer = FusedAdam(groups, adam_w_mode=True, **options)
     make_steps_independent(optimizer)
     return optimizer
 
@@ -62,11 +63,18 @@ def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.o
             groups.append(
                 dict(params=others, use_muon=False, lr=adam.lr, betas=adam.betas, eps=adam.eps, weight_decay=decay)
             )
-    with sole_compiler("fused_adam"):
-        optimizer = MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
+    load_adam("fused_adam", adam.kernel)
+    optimizer = MuonWithAuxAdam(groups, adam_optimizer=FusedAdam, adam_optimizer_kwargs={"adam_w_mode": True})
     if optimizer.aux_optimizer is not None:
         make_steps_independent(optimizer.aux_optimizer)
     return optimizer
+
+
+def adam_in_words(optimizer: Any) -> str:
+    """Which code updates the weights, of the optimizer that DeepSpeed's engine wraps."""
+    adam = getattr(optimizer, "aux_optimizer", None) or optimizer
+    operator = getattr(adam, "ds_opt_adam", None) or getattr(getattr(adam, "multi_tensor_adam", None), "__self__", None)
+    return f"torch's fused AdamW; {operator.why}" if isinstance(operator, TorchAdam) else type(adam).__name__
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Operators of torch that have no public name: attention with its log-sum-exp, and its gradient; float16 on the CPU.
+"""Operators of torch that have no public name: attention with its log-sum-exp, and its gradient; AdamW; float16.
 
 torch's public attention has neither the log-sum-exp, by which blocks of keys are merged, nor a gradient of one block.
 
@@ -63,6 +63,26 @@ def cuda_flash_backward(
     no_dropout_state = torch.zeros(2, dtype=torch.uint64, device=query.device)
     operator = torch.ops.torch_attn._varlen_attn_backward
     return operator(grad, query, key, value, output, log_sum_exp, *borders, is_causal, no_dropout_state, scale)
+
+
+def fused_adamw(
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    moments: list[Tensor],
+    squares: list[Tensor],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """AdamW's update number `step` (from 1), in place. Each list holds tensors of one dtype on one device."""
+    steps = [torch.tensor(float(step), device=parameters[0].device)] * len(parameters)
+    torch._fused_adamw_(
+        parameters, grads, moments, squares, [], steps,
+        lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
 
 
 def cpu_computes_fp16() -> bool:

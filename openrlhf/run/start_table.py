@@ -13,7 +13,9 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import SFTConfig, TrainConfig
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.engine_config import gradient_dtype
+from openrlhf.engine.fragments import base_optimizer
 from openrlhf.engine.model_internals import attention_name
+from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.trainer.sft_trainer import SFTTrainer
 
@@ -69,6 +71,7 @@ def _rows(
         optimizer_offload=config.ds.adam_offload,
     )
     yield "memory a rank", _memory(memory)
+    yield "optimizer", adam_in_words(base_optimizer(trainer.trained.engine))
     yield "precision", config.ds.param_dtype
     yield "attention", attention_name(trainer.model.config)
 

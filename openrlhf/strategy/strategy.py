@@ -15,7 +15,7 @@ from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, TrainConfig, as_namespace
 from openrlhf.engine.engine_config import engine_config
-from openrlhf.engine.launch import join_ranks, leave_ranks
+from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
@@ -97,19 +97,14 @@ class DeepspeedStrategy:
         timeout = timeout or timedelta(minutes=self.train.comm_timeout_minutes)
         self.device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
-            self.groups = make_process_groups(
-                self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, self.device
-            )
+            sizes = self.ds.ring_attn_size, self.ds.tensor_parallel_size
+            self.groups = make_process_groups(*sizes, timeout, self.device)
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             torch.use_deterministic_algorithms(True)
         hang_seconds = 60 * self.train.hang_timeout_minutes
         self.watchdog = Watchdog(self.groups.rank, self.groups.world_size, self.groups.control, hang_seconds)
         self.checkpointers = Checkpointers(self.groups, timeout.total_seconds())
-
-    def leave(self) -> None:
-        """Gives up the connections between ranks, at the end of all work."""
-        leave_ranks()
 
     @property
     def seed(self) -> int:

@@ -35,7 +35,8 @@ def trainer():
     module = torch.nn.ParameterList([torch.zeros(10), torch.nn.Parameter(torch.zeros(990), requires_grad=False)])
     model = SimpleNamespace(trainable_module=module, config=SimpleNamespace(_attn_implementation="sdpa"))
     strategy = SimpleNamespace(world_size=8, device=torch.device("cpu"), ds=DeepspeedConfig())
-    return SimpleNamespace(train_dataloader=loader, model=model, strategy=strategy)
+    trained = SimpleNamespace(engine=SimpleNamespace(optimizer=torch.optim.SGD(module.parameters())))
+    return SimpleNamespace(train_dataloader=loader, model=model, strategy=strategy, trained=trained)
 
 
 def printed(data, consumed_samples=0, config=None):
@@ -53,6 +54,7 @@ def printed(data, consumed_samples=0, config=None):
         "128 samples; micro-batches on each rank: 2.5",
         "59 an epoch, 118 in all",
         "1,000; 10 of them trained (1.00%)",
+        "SGD",
         "bf16",
         "sdpa",
     ],

@@ -14,6 +14,7 @@ unpatched, and fails once the reason of a patch is gone.
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
+| torch_adam | DeepSpeed's table of loaded operators | AdamW ends a run where it cannot be compiled |
 
 Elsewhere the package only reads or calls parts of other libraries that they do not document. A change of theirs raises
 an error there, or fails a test.
@@ -28,7 +29,8 @@ an error there, or fails a test.
 | engine/launch.py | torchrun's `TORCHELASTIC_USE_AGENT_STORE` |
 | engine/devices.py | DeepSpeed takes `LOCAL_RANK` for the index of the device, and compares Open MPI's |
 | engine/operators.py | the `lock` of torch's builds |
-| engine/torch_operators.py | torch's flash operators on the CPU and CUDA; `mkldnn._is_mkldnn_fp16_supported` |
+| engine/torch_operators.py | torch's flash operators on the CPU and CUDA; `_fused_adamw_`; \
+`mkldnn._is_mkldnn_fp16_supported` |
 | engine/model_internals.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn`, \
 `_no_split_modules`, `_attn_implementation`; Liger's `_apply_liger_kernel_to_instance` |
 | models/head/ | the class of a model's own embeddings |

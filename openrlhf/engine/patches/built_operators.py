@@ -5,8 +5,7 @@ Reason: to load an operator DeepSpeed always goes through torch's builder. It as
 run on the CPU that is 2.3 s of every start (benchmarks/LOG.md).
 
 Change: the module is put into DeepSpeed's own table of loaded operators, `OpBuilder._loaded_ops`. Operators that were
-built with other versions or for another processor are never loaded (see `engine/operators.py`). With CUDA the GPU
-counts too, and torch does the check.
+built with other versions, or for another processor or GPU, are never loaded (see `engine/operators.py`).
 
 Upstream: none known.
 Another version of DeepSpeed: left out; a start takes longer.
@@ -17,8 +16,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
-
 from openrlhf.engine.patches.patch import Patch
 
 PATCH = Patch("built_operators", "deepspeed", "0.19", applies_to_others=False, without_it="a start takes 2 s longer")
@@ -26,7 +23,7 @@ PATCH = Patch("built_operators", "deepspeed", "0.19", applies_to_others=False, w
 
 def load_built(operator: str, library: Path) -> bool:
     """Loads `operator` from `library`. Returns False where DeepSpeed is left to load it in its own way."""
-    if torch.cuda.is_available() or not PATCH.is_on():
+    if not PATCH.is_on():
         return False
     from deepspeed.ops.op_builder.builder import OpBuilder
 

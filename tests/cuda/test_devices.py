@@ -1,0 +1,159 @@
+"""A table of machines: GPUs that torch cannot use, one visible GPU a task, more ranks than GPUs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from openrlhf.cli.entry import run_command
+from openrlhf.cli.train_sft import main
+from openrlhf.engine import devices
+from openrlhf.engine.launch import check_devices_differ
+from openrlhf.errors import UserError
+from tests.helpers.workbench import flags, save_model, save_rows
+
+LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID")
+NEW_DRIVER, OLD_DRIVER = "580.65.06  Release Build", "535.104.05  Sat Aug 19 01:15:15 UTC 2023"
+SECONDS_TO_TELL = 20
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Makes a machine: its GPUs, its driver, the CUDA that torch was built for, the GPUs that torch can use."""
+
+    def make(num_gpus=0, driver=NEW_DRIVER, cuda="13.0", num_visible=0, vendor="0x8086", **environ):
+        for folder in ("dev", "pci/0000:01:00.0"):
+            (tmp_path / folder).mkdir(parents=True)
+        for index in range(num_gpus):
+            (tmp_path / f"dev/nvidia{index}").touch()
+        (tmp_path / "dev/nvidiactl").touch()
+        (tmp_path / "driver").write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}\nGCC version: 12\n")
+        (tmp_path / "pci/0000:01:00.0/vendor").write_text(f"{vendor}\n")
+        (tmp_path / "pci/0000:01:00.0/class").write_text("0x030200\n")
+        monkeypatch.setattr(devices, "_DEVICE_NODES", tmp_path / "dev")
+        monkeypatch.setattr(devices, "_PCI_DEVICES", tmp_path / "pci")
+        monkeypatch.setattr(devices, "_DRIVER", tmp_path / "driver")
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: num_visible > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+        kept = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER_NAMES, "DS_ACCELERATOR")}
+        kept.pop("CUDA_VISIBLE_DEVICES", None)
+        monkeypatch.setattr(os, "environ", kept | environ)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("facts", "finding", "remedy"),
+    [
+        (dict(cuda=None), "is built for the CPU alone", "Install the build for CUDA"),
+        (dict(driver=OLD_DRIVER), "needs driver 580 or later, and the driver is 535.104.05", "Update it, or install"),
+        (dict(CUDA_VISIBLE_DEVICES="7"), "CUDA_VISIBLE_DEVICES=7 names none of them", "ask the scheduler"),
+        (dict(CUDA_VISIBLE_DEVICES="NoDevFiles"), "CUDA_VISIBLE_DEVICES=NoDevFiles names none", "ask the scheduler"),
+        (dict(), "torch says: ", "nvidia-smi"),
+        (dict(num_gpus=0, vendor="0x10de"), "its driver cannot be seen here", "docker run --gpus all"),
+    ],
+    ids=["cpu-wheel", "old-driver", "hidden", "no-gres", "unknown", "container"],
+)
+def test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word(machine, facts, finding, remedy):
+    machine(**(dict(num_gpus=2) | facts))
+    with pytest.raises(UserError) as caught:
+        devices.device_type()
+    text = str(caught.value)
+    assert finding in text
+    assert remedy in text
+    assert "DS_ACCELERATOR=cpu" in text
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        dict(num_gpus=2, DS_ACCELERATOR="cpu"),
+        dict(num_gpus=2, CUDA_VISIBLE_DEVICES=""),
+        dict(num_gpus=2, CUDA_VISIBLE_DEVICES="-1"),
+        dict(num_gpus=0),
+        dict(num_gpus=0, vendor="0x10de", cuda=None),  # a container without a GPU, and torch for the CPU
+    ],
+    ids=str,
+)
+def test_the_cpu_is_taken_where_it_is_asked_for_or_all_there_is(machine, facts):
+    machine(**facts)
+    assert devices.take_device() == torch.device("cpu")
+
+
+def test_a_run_is_told_within_seconds_and_no_data_are_prepared(machine, tmp_path, monkeypatch, capsys):
+    words = flags(save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 8), tmp_path / "out")
+    machine(num_gpus=1, cuda=None)
+    monkeypatch.setattr(sys, "argv", ["train_sft", *words])
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 2
+    assert "This machine has GPUs (nvidia0), and torch cannot use them" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    assert time.monotonic() - began < SECONDS_TO_TELL
+
+
+def test_asking_for_the_cpu_hides_the_gpus_from_all_code(machine):
+    machine(num_gpus=2, DS_ACCELERATOR="cpu")
+    run_command(lambda argv: None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("num_visible", "local_rank", "index"),
+    [(1, 3, 0), (2, 3, 1), (4, 3, 3)],
+    ids=["one-gpu-a-task", "two-gpus-a-task", "all-gpus"],
+)
+def test_deepspeed_finds_a_ranks_device_by_its_local_rank(machine, num_visible, local_rank, index):
+    local = str(local_rank)
+    machine(num_gpus=4, num_visible=num_visible, LOCAL_RANK=local, OMPI_COMM_WORLD_LOCAL_RANK=local, WORLD_SIZE="4")
+    assert devices.take_device() == torch.device("cuda", index)
+    assert os.environ["LOCAL_RANK"] == os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
+
+
+@pytest.mark.parametrize(
+    "environ", [dict(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="8"), dict(LOCAL_SIZE="8")], ids=str
+)
+def test_more_ranks_than_gpus_are_refused_at_once(machine, environ):
+    machine(num_gpus=4, num_visible=4, LOCAL_RANK="5", **environ)
+    with pytest.raises(UserError, match="8 ranks were started on this machine, and they can use 4 GPUs"):
+        devices.device_type()
+
+
+def told(names):
+    """What each rank is told, whose GPUs have these names."""
+    store, timeout = HashStore(), timedelta(seconds=20)
+
+    def check(rank):
+        try:
+            return check_devices_differ(store, rank, len(names), names[rank], timeout)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(check, range(len(names))))
+
+
+def test_ranks_that_share_a_gpu_are_told_so_all_alike():
+    texts = told(["GPU-a", "GPU-b", "GPU-a"])
+    assert len(set(texts)) == 1
+    assert "ranks 0, 2 have the same GPU" in texts[0]
+    assert told(["GPU-a", "GPU-b"]) == told(["", ""]) == [None, None]
+
+
+def test_torchs_uuid_names_a_gpu(monkeypatch):
+    from openrlhf.engine.launch import _name_of
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
+    assert _name_of(torch.device("cuda", 1)) == "GPU-1"
+    assert _name_of(torch.device("cpu")) == ""

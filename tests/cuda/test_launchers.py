@@ -1,0 +1,94 @@
+"""A table of launchers' environments: which rank a task is, and where rank 0 is, from the variables of each."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from openrlhf.cli.entry import run_command
+from openrlhf.engine.launchers import derived_variables, first_slurm_node
+from openrlhf.errors import UserError
+
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+BATCH = {  # what sbatch's script and all that it starts have; three nodes, 8 + 8 + 4 tasks
+    "ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "20", "SLURM_NNODES": "3", "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "gpu-[07-08,11]", "SLURM_TASKS_PER_NODE": "8(x2),4",
+}  # fmt: skip
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "20", "SLURM_STEP_NUM_NODES": "3"}
+TASK = BATCH | STEP | {"SLURM_PROCID": "17", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
+ONE_NODE = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+}  # fmt: skip
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "rank", "world_size", "local_rank", "local_world_size", "address"),
+    [
+        (TASK, "17", "20", "1", "4", "gpu-07"),
+        (TASK | ADDRESS, "17", "20", "1", "4", "10.0.0.1"),
+        (ONE_NODE, "1", "2", "1", None, "127.0.0.1"),
+        (OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
+        (BATCH | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
+        (HYDRA, "1", "2", "1", "2", "127.0.0.1"),
+        (OPEN_MPI | ADDRESS | {"OMPI_COMM_WORLD_SIZE": "8"}, "3", "8", "3", "4", "10.0.0.1"),
+    ],
+    ids=["srun", "srun-own-address", "srun-one-node", "mpirun", "mpirun-in-slurm", "hydra", "mpirun-machines"],
+)
+def test_a_task_is_the_rank_that_its_launcher_says(
+    monkeypatch, environ, rank, world_size, local_rank, local_world_size, address
+):
+    seen = environ_of_a_command(monkeypatch, environ)
+    assert [seen.get(name) for name in OURS[:4]] == [rank, world_size, local_rank, local_world_size]
+    assert seen["MASTER_ADDR"] == address
+    assert 1024 < int(seen["MASTER_PORT"]) < 32768
+
+
+def environ_of_a_command(monkeypatch, environ):
+    """What a command finds in its environment."""
+    for name in list(os.environ):
+        if name in OURS or name.startswith(("SLURM_", "OMPI_", "PMI")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", os.environ | environ)
+    found = {}
+    run_command(lambda argv: found.update(os.environ))
+    return found
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        BATCH,  # the script itself, without srun
+        BATCH | STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # a shell in an interactive job
+        TASK | {"RANK": "3", "WORLD_SIZE": "4"},  # torchrun or deepspeed inside srun
+        OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
+        {},
+    ],
+    ids=["sbatch", "salloc", "torchrun", "mpirun-1", "none"],
+)
+def test_nothing_is_derived_where_a_task_is_alone_or_knows_its_rank(environ):
+    assert derived_variables(environ) == {}
+
+
+def test_tasks_of_a_job_have_one_port_and_other_jobs_another():
+    first, second = (derived_variables(TASK | {"SLURM_PROCID": str(n)})["MASTER_PORT"] for n in (0, 19))
+    assert first == second
+    assert derived_variables(TASK | {"SLURM_JOB_ID": "8"})["MASTER_PORT"] != first
+    assert derived_variables(TASK | {"SLURM_STEP_ID": "1"})["MASTER_PORT"] != first
+
+
+def test_ranks_that_cannot_find_rank_0_are_told_what_to_set():
+    with pytest.raises(UserError, match=r"mpirun has started 8 ranks, and MASTER_ADDR is not set"):
+        derived_variables(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "8"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu-[07,12-15],login1", "gpu-07"), ("a1,a[2-3]", "a1"), ("r[1-3]n[04,05]x,b", "r1n04x"), ("solo", "solo")],
+)
+def test_the_first_of_slurms_nodes(nodes, first):
+    assert first_slurm_node(nodes) == first

@@ -22,7 +22,7 @@ _TORCH_PAGE = "https://pytorch.org/get-started/locally"
 _CPU_INSTEAD = "To train on the CPU, set DS_ACCELERATOR=cpu."
 
 
-def device_type() -> str:
+def usable_device_type() -> str:
     """cuda or cpu.
 
     Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks.
@@ -42,7 +42,7 @@ def take_device() -> torch.device:
 
     A task that sees one GPU of its own may be its machine's fourth rank.
     """
-    if device_type() == "cpu":
+    if usable_device_type() == "cpu":
         return torch.device("cpu")
     index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree

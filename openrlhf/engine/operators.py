@@ -61,6 +61,13 @@ def compile_for_communication() -> None:
             builder.load(verbose=False)
 
 
+def check_adam(kernel: AdamKernel, offload: bool) -> None:
+    """Raises UserError where DeepSpeed's operator is asked for and cannot be compiled: before data are prepared."""
+    operator = "cpu_adam" if offload else "fused_adam"
+    if kernel == "deepspeed" and (why := why_not_compiled(operator)):
+        raise UserError(_refusal(operator, why))
+
+
 def load_adam(operator: str, kernel: AdamKernel) -> None:
     """Makes the operator of an optimizer, `fused_adam` or `cpu_adam`, ready: compiled, or torch's in its place.
 
@@ -68,10 +75,11 @@ def load_adam(operator: str, kernel: AdamKernel) -> None:
     """
     why = f"--adam.kernel {kernel}" if kernel == "torch" else why_not_compiled(operator) or _compile(operator)
     if why and (kernel == "deepspeed" or not use_torchs(operator, why)):
-        raise UserError(
-            f"DeepSpeed's {operator} cannot be compiled: {why} Or leave out --adam.kernel: torch's fused AdamW "
-            "computes the same."
-        )
+        raise UserError(_refusal(operator, why))
+
+
+def _refusal(operator: str, why: str) -> str:
+    return f"DeepSpeed's {operator} cannot be compiled: {why} Or leave out --adam.kernel: torch's AdamW is as exact."
 
 
 def why_not_compiled(operator: str) -> str:

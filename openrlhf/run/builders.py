@@ -12,6 +12,7 @@ from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
+from openrlhf.engine.operators import check_adam
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.layers import check_compiler
@@ -39,6 +40,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
         check_compiler(device_type)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
     engine_config(ds, config.max_norm, pin_memory=False)
+    check_adam(config.adam.kernel, ds.adam_offload)
     return model_config
 
 

@@ -67,7 +67,7 @@ def machine(monkeypatch, tmp_path):
 def test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word(machine, facts, finding, remedy):
     machine(**(dict(num_gpus=2) | facts))
     with pytest.raises(UserError) as caught:
-        devices.device_type()
+        devices.usable_device_type()
     text = str(caught.value)
     assert finding in text
     assert remedy in text
@@ -127,7 +127,7 @@ def test_deepspeed_finds_a_ranks_device_by_its_local_rank(machine, num_visible, 
 def test_more_ranks_than_gpus_are_refused_at_once(machine, environ):
     machine(num_gpus=4, num_visible=4, LOCAL_RANK="5", **environ)
     with pytest.raises(UserError, match="8 ranks were started on this machine, and they can use 4 GPUs"):
-        devices.device_type()
+        devices.usable_device_type()
 
 
 def told(names):

@@ -82,6 +82,12 @@ def test_deepspeeds_kernel_is_refused_where_it_is_asked_for(driver_without_toolk
         build_adamw(model(), AdamConfig(kernel="deepspeed"), offload=False)
 
 
+def test_it_is_refused_before_data_are_prepared(driver_without_toolkit):
+    with pytest.raises(UserError, match="there is no nvcc"):
+        operators.check_adam("deepspeed", offload=False)
+    operators.check_adam("auto", offload=False)
+
+
 def test_nvcc_of_another_cuda_is_as_none(driver_without_toolkit, monkeypatch, tmp_path):
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()

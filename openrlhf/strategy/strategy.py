@@ -95,10 +95,9 @@ class DeepspeedStrategy:
     def setup_distributed(self, timeout: timedelta | None = None) -> None:
         """Joins the ranks, makes the process groups, seeds every generator. Call it first."""
         timeout = timeout or timedelta(minutes=self.train.comm_timeout_minutes)
-        self.device = join_ranks(timeout)
+        self.device = device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
-            sizes = self.ds.ring_attn_size, self.ds.tensor_parallel_size
-            self.groups = make_process_groups(*sizes, timeout, self.device)
+            self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             torch.use_deterministic_algorithms(True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -49,6 +51,26 @@ def first_position(model: nn.Module) -> int:
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
     return next((index + 1 for index in padding if index is not None), 0)
+
+
+def rope_by_length(module: nn.Module, layer_type: str | None = None) -> int | None:
+    """The length up to which a rotary embedding with frequencies by length keeps its original ones; None for others.
+
+    Args:
+        layer_type: of the layers it is asked for, where it has frequencies for several; None: any that has.
+    """
+    types = getattr(module, "rope_type", None)
+    if isinstance(types, dict):
+        names = types if layer_type is None else [layer_type]
+        return next((limit for name in names if (limit := _original_length(module, types[name], name))), None)
+    return None if types is None else _original_length(module, types, None)
+
+
+def _original_length(module: Any, rope_type: str, layer_type: str | None) -> int | None:
+    if rope_type == "longrope":
+        parameters = module.config.rope_parameters
+        return (parameters if layer_type is None else parameters[layer_type])["original_max_position_embeddings"]
+    return module.original_max_seq_len if "dynamic" in rope_type else None
 
 
 def put_liger_kernels_into(model: PreTrainedModel) -> None:

@@ -23,6 +23,7 @@ from openrlhf.models.attention.ring_plan import borders_of_samples
 from openrlhf.models.head.log_prob_head import HeadScores, LogProbHead, TargetWeights, scores_from_logits
 from openrlhf.models.layout_probe import check_layout
 from openrlhf.models.moe import load_balancing_loss, num_experts_per_token
+from openrlhf.models.rope import RopeByLength
 
 
 class TargetScores(NamedTuple):
@@ -193,6 +194,7 @@ class TokenScorer(nn.Module):
         self.temperature = temperature
         self._backbone_name = backbone_name(self.base_model)
         self._first_position = first_position(self.base_model)
+        self._rope = RopeByLength(self.base_model)
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -209,6 +211,7 @@ class TokenScorer(nn.Module):
     def forward(self, inputs: dict[str, Any], targets: _Targets, routing: _Routing | None) -> TargetScores:
         """Args: inputs: of transformer and attention, by name; routing: None: no auxiliary loss is asked for."""
         inputs = inputs | {"use_cache": False}
+        self._rope.look_at(inputs)
         if inputs["input_ids"].numel() == 0:  # a rank whose share of a short pack is empty computes one token
             inputs |= {name: inputs[name].new_zeros(1, 1) for name in ("input_ids", "position_ids")}
             counts_nowhere = torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)

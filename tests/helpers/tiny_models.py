@@ -37,6 +37,24 @@ _KINDS: dict[str, dict[str, Any]] = {
     ),
     "gemma3": dict(model_type="gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=8),
     "mistral_window": dict(model_type="mistral", head_dim=16, sliding_window=5),
+    # Rotary frequencies by a sample's length: other ones above 8 tokens.
+    "longrope": dict(
+        model_type="phi3",
+        original_max_position_embeddings=8,
+        rope_parameters=dict(
+            rope_type="longrope",
+            rope_theta=10000.0,
+            short_factor=[1.0] * 8,
+            long_factor=[4.0 + 0.5 * place for place in range(8)],
+            original_max_position_embeddings=8,
+            factor=4.0,
+        ),
+    ),
+    "dynamic_rope": dict(
+        model_type="llama",
+        max_position_embeddings=8,
+        rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0),
+    ),
     "mixtral": dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": dict(
         model_type="qwen3_moe", head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32

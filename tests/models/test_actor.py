@@ -13,7 +13,7 @@ from tests.models.batches import assert_close, gradients, make_samples, referenc
 
 KINDS = [
     "llama", "qwen3", "gemma2", "gemma3", "mistral_window", "mixtral", "qwen3_moe", "cohere", "granite", "gpt2",
-    "opt", "gpt_oss", "phimoe",
+    "opt", "gpt_oss", "phimoe", "longrope", "dynamic_rope",
 ]  # fmt: skip
 # transformers computes these in float32 in places, whatever the model's dtype
 LOOSE = {"gemma2": 2e-6, "gemma3": 2e-6, "cohere": 2e-6, "gpt_oss": 2e-6}

@@ -43,7 +43,7 @@ def test_attention_some_heads_at_a_time(two_ranks, head_stride):
     _assert_exact(two_ranks, torch.float64, lengths=RAGGED, head_stride=head_stride, with_sinks=True)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "mistral_window", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "mistral_window", "mixtral", "gpt_oss", "longrope"])
 def test_actor_equals_plain_transformers(ranks, kind):
     _assert_actor_exact(ranks, kind, RAGGED)
 

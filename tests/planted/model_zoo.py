@@ -63,4 +63,28 @@ BUGS = [
         "return None",
         (_PROBE + "test_a_backbone_is_found_under_the_name_that_it_has",),
     ),
+    Bug(
+        "rope_by_the_longest_row",
+        "with Phi-3's long factors a sample's loss depends on the rows beside it",
+        "models/rope.py",
+        "lengths = lengths.clamp(min=original)",
+        "lengths = lengths.clamp(min=original).max().expand_as(lengths)",
+        ("tests/models/test_actor.py::test_equals_plain_transformers",),
+    ),
+    Bug(
+        "rope_remembers_the_longest_batch",
+        "with dynamic frequencies a sample's loss depends on batches before",
+        "models/rope.py",
+        "    module.forward(hidden, torch.zeros_like(positions[:1, :1]), **others)",
+        "    pass",
+        ("tests/models/test_actor.py::test_equals_plain_transformers",),
+    ),
+    Bug(
+        "rope_by_a_rank's_share",
+        "a ring takes a long sample for a short one where a rank holds its middle",
+        "models/rope.py",
+        "lengths.repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)]",
+        "(lengths // ring.size).repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)]",
+        ("tests/models/test_ring.py::test_actor_equals_plain_transformers",),
+    ),
 ]

@@ -72,7 +72,7 @@ def _sample_lengths(inputs: dict[str, Any]) -> Tensor | None:
         lengths = torch.tensor(ring.sample_lengths)
         borders = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         return lengths.repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)].to(device)
-    if (borders := inputs.get("cu_seq_lens_q")) is not None:
-        lengths = borders.diff().long()
+    if "cu_seq_lens_q" in inputs:
+        lengths = inputs["cu_seq_lens_q"].diff().long()
         return lengths.repeat_interleave(lengths)[None]
     return None

@@ -168,9 +168,8 @@ def _plain_tokens(config: PretrainedConfig, count: int) -> Tensor:
     """(count,) token ids from all over the vocabulary, without those with a meaning of their own, such as padding."""
     text_config = config.get_text_config()
     fields = {**config.to_dict(), **text_config.to_dict()}
-    special = {
-        value for name, value in fields.items() if name.endswith(("token_id", "token_index")) and value is not None
-    }
+    named = [value for name, value in fields.items() if name.endswith(("token_id", "token_index"))]
+    special = {one for value in named for one in (value if isinstance(value, list | tuple) else [value])}
     ids = torch.linspace(0, text_config.vocab_size - 1, 2 * count + 20).long().unique()
     plain = [one for one in ids.tolist() if one not in special]
     return torch.tensor(plain).repeat(count // len(plain) + 1)[:count]

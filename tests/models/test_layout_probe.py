@@ -73,6 +73,10 @@ def test_rounding_is_no_leak(kind, dtype):
     Actor(model, "auto").check_layout(False, None)
 
 
+def test_several_end_tokens_are_as_good_as_one():
+    assert Actor(tiny_model("llama", eos_token_id=[2, 5]), packing_samples=True).config.eos_token_id == [2, 5]
+
+
 def test_nothing_is_left_of_a_look():
     model = tiny_model("llama").train()
     model.model.layers[1].eval()

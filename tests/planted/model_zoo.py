@@ -87,4 +87,12 @@ BUGS = [
         "(lengths // ring.size).repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)]",
         ("tests/models/test_ring.py::test_actor_equals_plain_transformers",),
     ),
+    Bug(
+        "one_end_token_only",
+        "models with several end tokens, as Llama 3.1 has, crash at the start",
+        "models/layout_probe.py",
+        "(value if isinstance(value, list | tuple) else [value])",
+        "[value]",
+        (_PROBE + "test_several_end_tokens_are_as_good_as_one",),
+    ),
 ]

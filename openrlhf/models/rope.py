@@ -23,14 +23,14 @@ class RopeByLength:
 
     def __init__(self, model: nn.Module):
         self._sample_lengths: Tensor | None = None  # (B, S): of the sample that each token belongs to
-        self._modules = [module for module in model.modules() if rope_by_length(module)]
-        for module in self._modules:
+        modules = [module for module in model.modules() if rope_by_length(module)]
+        self.is_needed = bool(modules)
+        for module in modules:
             module.register_forward_hook(self._correct, with_kwargs=True)
 
     def look_at(self, inputs: dict[str, Any]) -> None:
         """Takes the lengths from a micro-batch's inputs; they hold until the next one, also in a recomputation."""
-        if self._modules:
-            self._sample_lengths = _sample_lengths(inputs)
+        self._sample_lengths = _sample_lengths(inputs)
 
     def _correct(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden, positions = (*args, kwargs.get("position_ids"))[:2] if args else (kwargs["x"], kwargs["position_ids"])

@@ -211,7 +211,8 @@ class TokenScorer(nn.Module):
     def forward(self, inputs: dict[str, Any], targets: _Targets, routing: _Routing | None) -> TargetScores:
         """Args: inputs: of transformer and attention, by name; routing: None: no auxiliary loss is asked for."""
         inputs = inputs | {"use_cache": False}
-        self._rope.look_at(inputs)
+        if self._rope.is_needed:
+            self._rope.look_at(inputs)
         if inputs["input_ids"].numel() == 0:  # a rank whose share of a short pack is empty computes one token
             inputs |= {name: inputs[name].new_zeros(1, 1) for name in ("input_ids", "position_ids")}
             counts_nowhere = torch.zeros(1, dtype=torch.bool, device=inputs["input_ids"].device)

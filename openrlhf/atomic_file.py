@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 
@@ -50,6 +51,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Put a file with this content, text as UTF-8, in the place of `path`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def keep_aside(path: Path) -> None:
+    """Give a file that is there the first free name of `<name>.previous`, `<name>.previous_2`, …: a new one follows."""
+    if os.path.lexists(path):
+        names = (f"{path.name}.previous" + (f"_{number}" if number > 1 else "") for number in count(1))
+        os.replace(path, next(free for name in names if not os.path.lexists(free := path.with_name(name))))
 
 
 def remove_leftovers(path: Path) -> None:

@@ -91,6 +91,11 @@ class Checkpointer:
         self._num_failures_in_a_row = 0
         self._has_told_of_memory = False
 
+    @property
+    def group(self) -> ProcessGroup | None:
+        """All ranks that save together; None: this rank alone."""
+        return self._group
+
     def save(
         self,
         engine: Any,

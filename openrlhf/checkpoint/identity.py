@@ -43,6 +43,8 @@ class RunIdentity:
         horizon_steps: optimizer steps of the whole run.
         base_model: fingerprint of the weights under adapters.
             None in any of these: not known, and compared with nothing.
+        run_id: of the run itself, from its first start on; no part of the comparison. Its checkpoints and its exported
+            model carry it.
     """
 
     must_match: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class RunIdentity:
     tokenizer_fingerprint: str | None = None
     horizon_steps: int | None = None
     base_model: str | None = None
+    run_id: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -89,9 +92,12 @@ def compare(saved: RunIdentity, now: RunIdentity) -> Comparison:
     The rule that `now` has for a setting counts, whatever it was when the checkpoint was made.
     """
     different = [(f"--{flag}", before, here) for flag, before, here in _changed(saved, now.must_match)]
+    longer = []
     for name, words in _FACTS_IN_WORDS.items():
         before, here = getattr(saved, name), getattr(now, name)
-        if None not in (before, here) and before != here:
+        if name == "horizon_steps" and is_longer(saved, now):
+            longer.append(f"{words} is {here} from here on; the checkpoint's was {before}.")
+        elif None not in (before, here) and before != here:
             different.append((words, before, here))
     refused = [f"{words} differs: {before} in the checkpoint, {here} now" for words, before, here in different]
     kept = [
@@ -103,7 +109,12 @@ def compare(saved: RunIdentity, now: RunIdentity) -> Comparison:
         f"--{flag} {here} is taken from here on; the checkpoint was made with {before}."
         for flag, before, here in _changed(saved, now.taken)
     ]
-    return Comparison(refused, kept + taken)
+    return Comparison(refused, longer + kept + taken)
+
+
+def is_longer(saved: RunIdentity, now: RunIdentity) -> bool:
+    """Whether the run is to take more optimizer steps than it was when it saved: it then goes on."""
+    return (now.horizon_steps or 0) > (saved.horizon_steps or 2**62)
 
 
 def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False) -> list[str]:

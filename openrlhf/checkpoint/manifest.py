@@ -82,6 +82,39 @@ def saved_identity(folder: Path) -> dict[str, Any]:
     return read_manifest(folder)["identity"]
 
 
+def is_of_run(folder: Path, run_id: str | None) -> bool:
+    """True where the folder's manifest is intact, and of the run with that id (None: of one without)."""
+    try:
+        return saved_identity(folder).get("run_id") == run_id
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def listed_names(folder: Path) -> list[str]:
+    """Names of the files that an intact manifest lists, its own among them; none where there is no such manifest."""
+    records, problems = _records_or_problems(folder)
+    return [] if problems else [*(record.name for record in records if _is_inside(record.name)), MANIFEST_NAME]
+
+
+def _is_inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def remove_listed(folder: Path) -> bool:
+    """Remove the files that the manifest lists, then it, then what this leaves empty. Nothing else is touched.
+
+    Returns: False where something is left: a file that no run of ours has written.
+    """
+    for name in listed_names(folder):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):
+            path.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
+
+
 def verify(folder: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     """The problems of a checkpoint, one sentence a file; empty when it is whole. Extra files are ignored.
 

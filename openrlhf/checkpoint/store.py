@@ -9,6 +9,9 @@ On disk, below `root`:
     .replaced-global_step<N>/  an older checkpoint of the same name, until the new one is in place
     .removing-global_step<N>/  an old checkpoint that is being removed
     earlier_run_<n>/           checkpoints of another run, moved away by a new one
+    kept_from_<name>_<n>/      files that somebody else put into a checkpoint that was removed
+
+Only checkpoints whose manifest names this run are removed or replaced, and of them the files that the manifest lists.
 
 A store with `suffix="_hf"` keeps `global_step<N>_hf` beside them, counted and rotated apart.
 """
@@ -27,7 +30,16 @@ from typing import Any
 
 from openrlhf.atomic_file import flush_to_disk, remove_leftovers, replace_file
 from openrlhf.checkpoint.fault_points import fault_point
-from openrlhf.checkpoint.manifest import FileRecord, looks_whole, size_bytes_of, verify, write_manifest
+from openrlhf.checkpoint.lease import confirm
+from openrlhf.checkpoint.manifest import (
+    FileRecord,
+    is_of_run,
+    looks_whole,
+    remove_listed,
+    size_bytes_of,
+    verify,
+    write_manifest,
+)
 
 EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
@@ -55,6 +67,7 @@ class CheckpointStore:
         self._latest_path = self.root / f"latest{suffix}"
         self._best_path = self.root / f"best{suffix}.json"
         self._damaged: set[str] = set()  # names of checkpoints that look whole, but have other bytes than were written
+        self._run_id: str | None = None  # of the run that saves
         self.set_limits(max_num, max_bytes)
 
     def set_limits(self, max_num: int, max_bytes: int | None = None) -> None:
@@ -127,9 +140,11 @@ class CheckpointStore:
 
         Args: size_bytes: an estimate of the bytes that will be written.
 
-        Raises OSError (ENOSPC) if the disk has no room for it, before anything is written.
+        Raises OSError (ENOSPC) if the disk has no room for it, before anything is written; LeaseLost where another run
+            has taken the folder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        confirm(self.root)
         staging = self.root / f"{_WRITING}{self.name_of(optimizer_step)}"
         if staging.exists():
             shutil.rmtree(staging)
@@ -155,6 +170,7 @@ class CheckpointStore:
 
         Args:
             records: of the files in `staging`, where their checksums are known; None reads them.
+            identity: of the run; its `run_id` decides which older checkpoints may go.
             eval_loss: at this step, if it was evaluated.
 
         Returns: the checkpoint, and problems of the rotation (the checkpoint is in place all the same).
@@ -162,11 +178,13 @@ class CheckpointStore:
         target = self.root / staging.name.removeprefix(_WRITING)
         # A folder with a manifest is whole, so the manifest comes last, and all names are on the disk before the
         # folder gets the name under which a resume looks for it.
+        self._run_id = (identity or {}).get("run_id")
         fault_point("save.before_manifest")
         write_manifest(staging, records, identity)
         fault_point("save.manifest_written")
         flush_to_disk(staging)
         fault_point("save.folder_flushed")
+        confirm(self.root)
         self._rename_into_place(staging, target)
         self._damaged.discard(target.name)
         # Only a checkpoint that is in place is named as the latest or the best, and only then may older ones go.
@@ -182,14 +200,16 @@ class CheckpointStore:
         # A folder cannot be renamed over another. One of the same name is moved away first; after a crash between the
         # two renames `clean_leftovers` brings it back.
         replaced = self.root / f"{_REPLACED}{target.name}"
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists() and not is_of_run(target, self._run_id):
+            os.replace(target, self._new_folder("earlier_run") / target.name)
+        elif target.exists():
+            self._empty(replaced)
             os.replace(target, replaced)
             fault_point("save.old_namesake_moved")
         os.replace(staging, target)
         flush_to_disk(self.root)
         fault_point("save.renamed")
-        shutil.rmtree(replaced, ignore_errors=True)
+        self._empty(replaced)
 
     def _write_latest(self, name: str) -> None:
         fault_point("save.latest_aside")
@@ -219,23 +239,23 @@ class CheckpointStore:
                 os.replace(path, self.root / name)
                 done.append(f"brought back {self.root / name}, which was about to be replaced")
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path) if prefix == _WRITING else self._empty(path)
                 done.append(f"removed {path}, left by an interrupted run")
         for path in (self._latest_path, self._best_path):
             remove_leftovers(path)
         return done
 
     def move_to_earlier_run(self) -> Path | None:
-        """Move all checkpoints and exported models into a new folder `earlier_run_<n>`; None where there are none."""
+        """Move all checkpoints, exported models and what speaks of them into a new folder `earlier_run_<n>`.
+
+        None where there are none."""
         moving: list[Path] = []
         for store in (self, CheckpointStore(self.root, suffix=EXPORT_SUFFIX)):
             store.clean_leftovers()
-            moving += [*store.candidates(), *filter(Path.is_file, (store._latest_path, store._best_path))]
-        if not any(path.is_dir() for path in moving):
+            moving += [*store.candidates(), *filter(os.path.lexists, (store._latest_path, store._best_path))]
+        if not moving:
             return None
-        names = (self.root / f"earlier_run_{number}" for number in count(1))
-        folder = next(path for path in names if not path.exists())
-        folder.mkdir()
+        folder = self._new_folder("earlier_run")
         for path in moving:
             os.replace(path, folder / path.name)
         flush_to_disk(self.root)
@@ -257,7 +277,7 @@ class CheckpointStore:
         """The checkpoints that rotation removes, oldest first."""
         # Whole checkpoints alone count against the limits: a damaged one must not push out one that can be resumed
         # from. The one just written counts first, even where one of a higher step is there (of an earlier attempt).
-        whole = self.whole()
+        whole = [path for path in self.whole() if is_of_run(path, self._run_id)]
         ordered = [newest, *(path for path in whole if path != newest)]
         best = self.best()
         keep_always = {newest.name, best.name if best else newest.name}
@@ -272,7 +292,8 @@ class CheckpointStore:
         # A damaged checkpoint goes once there is a newer whole one; one of a higher step is left alone.
         older = [path for path in self.candidates() if self._step(path) < self._step(newest)]
         damaged = [path for path in older if path not in whole]
-        return sorted([*damaged, *(path for path in ordered if path not in kept)], key=self._step)
+        surplus = [*damaged, *(path for path in ordered if path not in kept)]
+        return sorted((path for path in surplus if is_of_run(path, self._run_id)), key=self._step)
 
     def _step(self, path: Path) -> int:
         return self.step_of(path.name) or 0
@@ -280,9 +301,21 @@ class CheckpointStore:
     def _remove(self, path: Path) -> None:
         """Take the name away first: a checkpoint that is half removed must not look like one."""
         removing = self.root / f"{_REMOVING}{path.name}"
-        shutil.rmtree(removing, ignore_errors=True)
+        self._empty(removing)
         os.replace(path, removing)
         flush_to_disk(self.root)
         fault_point("save.moved_for_removal")
-        shutil.rmtree(removing)
+        self._empty(removing)
         fault_point("save.removed")
+
+    def _empty(self, folder: Path) -> None:
+        """Remove a checkpoint that has lost its name; what somebody else has put into it stays, in a folder to find."""
+        if folder.exists() and not remove_listed(folder):
+            name = next(folder.name.removeprefix(p) for p in (_REPLACED, _REMOVING) if folder.name.startswith(p))
+            os.replace(folder, self._new_folder(f"kept_from_{name}"))
+
+    def _new_folder(self, name: str) -> Path:
+        """An empty folder `<name>_<n>`."""
+        folder = next(path for n in count(1) if not (path := self.root / f"{name}_{n}").exists())
+        folder.mkdir()
+        return folder

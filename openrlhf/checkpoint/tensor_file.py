@@ -123,6 +123,11 @@ class ShardWriter:
         for record, names in self._shards:
             _read_back(self._folder, record, names)
 
+    @property
+    def records(self) -> list[FileRecord]:
+        """Of the shards that are written."""
+        return [record for record, _ in self._shards]
+
     def _write_held(self) -> None:
         path = self._folder / f"part-{len(self._shards):05d}.safetensors"
         record = write_tensors(

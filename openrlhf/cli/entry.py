@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from openrlhf.cli.standard_streams import make_standard_streams_last
 from openrlhf.engine.launchers import adopt_launcher, hide_gpus_if_cpu_is_asked_for
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
@@ -22,10 +26,15 @@ from openrlhf.exit_codes import (
     RankLost,
     RunStopped,
 )
+from openrlhf.watchdog.launcher import end_with_launcher
+
+_TOLD = "openrlhf-told-"
+_SECONDS_TOLD = 60.0
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
     """Runs `command` with the words of the command line; a UserError ends with 2, a RunStopped 3, a RankLost 69."""
+    make_standard_streams_last()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         adopt_launcher()
@@ -43,9 +52,15 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
 
 
 def leave_when_asked() -> None:
-    """Until training begins, and after it, there is nothing to save: a signal that asks to leave ends the process."""
+    """Until training begins, and after it, there is nothing to save: a signal that asks to leave ends the process.
+
+    A signal that the process was started to ignore, as SIGHUP under nohup, stays ignored. So does the end of a launcher
+    end the process; see `end_with_launcher`.
+    """
     for number in PREEMPTION_SIGNALS:
-        signal.signal(number, lambda *_: os._exit(EXIT_CODE_PREEMPTED))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(EXIT_CODE_PREEMPTED))
+    end_with_launcher()
 
 
 def _tell(problems: Sequence[str]) -> None:
@@ -58,9 +73,11 @@ def _tell(problems: Sequence[str]) -> None:
 
 
 def _is_told_already(text: str) -> bool:
-    """By another rank of this launch, on this machine. Ranks may not have met yet: an empty file stands for the word.
+    """By another rank of this launch, on this machine. Ranks may not have met yet: a small folder stands for the word.
 
-    A launch is known by its launcher, the parent of all its ranks, and by the port and number of its start.
+    A launch is known by its launcher, the parent of all its ranks, and by the port and number of its start. A shell may
+    be the parent of several launches: a rank that finds its own number there begins the next one, and what is older
+    than a minute is of an earlier one.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
@@ -69,13 +86,22 @@ def _is_told_already(text: str) -> bool:
         os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     ]
     digest = hashlib.blake2b(f"{launch} {text}".encode(), digest_size=16).hexdigest()
+    told = Path(tempfile.gettempdir()) / f"{_TOLD}{digest}"
+    mine = told / os.environ.get("RANK", "0")
+    with suppress(OSError):
+        for note in told.parent.glob(f"{_TOLD}*"):
+            if (note == told and mine.exists()) or time.time() - note.stat().st_mtime > _SECONDS_TOLD:
+                shutil.rmtree(note, ignore_errors=True)
+    is_told = False
     try:
-        (Path(tempfile.gettempdir()) / f"openrlhf-told-{digest}").touch(exist_ok=False)
+        told.mkdir()
     except FileExistsError:
-        return True
+        is_told = True
     except OSError:
         return False  # rather twice than never
-    return False
+    with suppress(OSError):
+        mine.touch()
+    return is_told
 
 
 def _start_of(pid: int) -> str:

@@ -20,12 +20,11 @@ def train(config: SFTConfig) -> None:
 
     run = SFTRun.prepare_data(config)
     run.strategy.setup_distributed()
-    with run.strategy.watchdog:
+    with run.strategy.watchdog, run.owning_folders():
         if not run.has_finished():
             run.build()
             run.resume()
-            run.fit()
-            run.export()
+            run.fit_and_export()
     leave_ranks()
 
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from openrlhf.config.disk import data_sources, model_folder, output_folders
+from openrlhf.config.disk import data_sources, model_folder
+from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
 
 if TYPE_CHECKING:

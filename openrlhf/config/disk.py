@@ -1,8 +1,7 @@
-"""Files and folders that settings name: checks of what must be there or can be written, and kinds of data files."""
+"""Files and folders that settings name: checks of what must be there, and kinds of data files."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -90,36 +89,10 @@ def _looks_local(name: str) -> bool:
 
 def _where_it_ends(path: Path) -> str:
     """Where on the way the path stops being there."""
-    last = _nearest_existing(path)
+    last = nearest_existing(path)
     return f"It was read as a path, relative to {Path.cwd()}; of it {last} exists."
 
 
-def _nearest_existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path itself, or the first of its parents that exists."""
     return next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
-
-
-def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
-    """Folders that cannot be written, or whose writing would destroy the model to start from."""
-    ckpt = config.ckpt
-    yield from _writable("--ckpt.output_dir", ckpt.output_dir)
-    if not ckpt.disable_ds:
-        yield from _writable("--ckpt.path", ckpt.path)
-    if config.logger.tensorboard_dir:
-        yield from _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
-    model = Path(config.model.model_name_or_path or "/").expanduser()
-    if model.is_dir() and model.resolve() == Path(ckpt.output_dir).expanduser().resolve():
-        yield (
-            f"--ckpt.output_dir {ckpt.output_dir} is the folder of --model.model_name_or_path too, which "
-            "would be overwritten; give another folder. To go on with a run, use --ckpt.load_enable."
-        )
-
-
-def _writable(flag: str, name: str) -> Iterator[str]:
-    """Tries with a file without a name, so that nothing is left behind."""
-    parent = _nearest_existing(Path(name).expanduser())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            return
-    except OSError as error:
-        yield f"{flag} {name} cannot be written: {parent}: {error.strerror}."

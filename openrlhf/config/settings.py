@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from openrlhf.config.checks import CHECKS_OF_TRAINING, COMMON_CHECKS, COMMON_NOTICES
@@ -23,6 +24,7 @@ from openrlhf.config.kinds import (
     Size,
     WholeNumber,
 )
+from openrlhf.config.outputs import report_file
 from openrlhf.config.schema import Command, Root, setting
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 
@@ -210,6 +212,11 @@ class CkptConfig:
     background_save: bool = free(True, "write checkpoints beside the training")
     max_failed_saves_in_a_row: PositiveCount = free(3, "stop when that many saves have failed one after another")
 
+    def folders(self) -> tuple[str, ...]:
+        """The folders that a run writes into, and that no other may write into meanwhile."""
+        writes_path = not self.disable_ds or self.save_hf or Path(self.path).exists()
+        return (self.output_dir, self.path) if writes_path else (self.output_dir,)
+
 
 @dataclasses.dataclass(frozen=True)
 class WandbConfig:
@@ -268,7 +275,7 @@ class InspectConfig(SFTConfig):
         "A look at the samples that train_sft would train on. It takes the same flags; no GPU is needed.",
         "python -m openrlhf.cli.inspect_data",
         COMMON_SYNONYMS,
-        COMMON_CHECKS,
+        (*COMMON_CHECKS, report_file),
         COMMON_NOTICES,
     )
     html: str | None = free(None, "file for the report as a page")

@@ -100,8 +100,12 @@ def _parse_file(file: Path) -> Any:
             return tomllib.loads(text)
         if file.suffix in (".yaml", ".yml"):
             return yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"The configuration file {file} is broken: {error}") from None
+    except yaml.YAMLError as error:  # its own text shows the line, in which a key may stand
+        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"The configuration file {file} is broken: {reason}{place}") from None
     raise UserError(f"The configuration file {file} is of no known type; its name must end in .toml, .yaml or .yml.")
 
 

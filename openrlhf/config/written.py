@@ -15,10 +15,13 @@ from openrlhf.config.sources import Given
 from openrlhf.errors import UserError
 
 FILE_NAME = "run_config.yaml"
+_RUN = "# run "
 
 
-def write_resolved(config: Root, path: str | Path) -> None:
+def write_resolved(config: Root, path: str | Path, run_id: str | None = None) -> None:
     """Writes every setting but the secrets, in one atomic move; makes the folder if need be.
+
+    Args: run_id: of the run, for `written_by`.
 
     Raises:
         OSError: the folder cannot be written.
@@ -28,7 +31,17 @@ def write_resolved(config: Root, path: str | Path) -> None:
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in shown_values(config).items()}
     # YAML, since TOML has no word for none.
     text = yaml.safe_dump(_nested(values), sort_keys=False, width=110)
-    replace_file(path, f"# Every setting of this run. Again: {config.command.usage} @ {FILE_NAME}\n{text}")
+    of_run = f"{_RUN}{run_id}\n" if run_id else ""
+    replace_file(path, f"# Every setting of this run. Again: {config.command.usage} @ {FILE_NAME}\n{of_run}{text}")
+
+
+def written_by(path: Path) -> str | None:
+    """The id of the run that wrote this file of settings; None where none stands in it, or there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.removeprefix(_RUN) for line in lines if line.startswith(_RUN)), None)
 
 
 def as_namespace(config: Root) -> argparse.Namespace:

@@ -44,6 +44,12 @@ def whole_numel(parameter: Tensor) -> int:
     return parameter.ds_numel if is_partitioned(parameter) else parameter.numel()  # type: ignore[attr-defined]
 
 
+def names_of_non_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters of which this rank's part holds a nan or an infinity."""
+    parts = ((name, p.ds_tensor if is_partitioned(p) else p.detach()) for name, p in model.named_parameters())  # type: ignore[attr-defined]
+    return [name for name, part in parts if part.is_floating_point() and not bool(part.isfinite().all())]
+
+
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype that most elements of the model have, as its configuration should say."""
     counts: Counter[torch.dtype] = Counter()

@@ -65,6 +65,7 @@ class TrainedModel:
     num_ranks_averaged: int = 1
     tensor_group: ProcessGroup | None = None
     restored_progress: Any = None  # how far the checkpoint was that has been loaded (TrainingProgress); None: none was
+    restored_run_id: str | None = None  # of the run whose checkpoint has been loaded
 
     @property
     def optimizer(self) -> Any:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openrlhf.atomic_file import keep_aside
 from openrlhf.batching import StepSchedule
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
-from openrlhf.checkpoint.export import is_exported
-from openrlhf.checkpoint.identity import check_same_run, compare, read_identity
+from openrlhf.checkpoint.export import is_export_of
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run, compare, is_longer, read_identity
+from openrlhf.checkpoint.lease import owning_together
+from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import SFTConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
+from openrlhf.config.written import written_by
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.optimizers import build_schedule
+from openrlhf.errors import UserError
+from openrlhf.exit_codes import RunStopped
 from openrlhf.models.limits import check_positions
 from openrlhf.objectives import Objective, objective_named
 from openrlhf.parallel.collectives import gather_objects
@@ -24,12 +32,15 @@ from openrlhf.run.builders import (
     build_train_data,
     check_layout,
 )
+from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import METRICS_FILE
+from openrlhf.tracking.sinks import RUN_ID_FILE
 from openrlhf.trainer import Callback, SFTTrainer
+from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
 from openrlhf.trainer.run_identity import run_identity
 
@@ -85,7 +96,8 @@ class SFTRun:
     def has_finished(self) -> bool:
         """Looks for the checkpoint to go on from. True where that run has finished and its model is exported.
 
-        A finished run that differs from this one, in more epochs say, goes on where `--ckpt.allow_mismatch` allows it.
+        A finished run goes on where it is to take more epochs or steps than it had; one that differs otherwise, where
+        `--ckpt.allow_mismatch` allows it.
         """
         ckpt = self.config.ckpt
         checkpointer = self.strategy.checkpointers.of(ckpt.path)
@@ -94,6 +106,7 @@ class SFTRun:
             return False
         self._found = newest(checkpointer, self.strategy.print)
         if self._found is None:
+            self._set_earlier_run_aside(checkpointer)
             self.strategy.print(
                 f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
             )
@@ -108,17 +121,22 @@ class SFTRun:
         )
         saved = read_identity(self._found.path)
         check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
-        self._is_trained = self._found.progress.finished and not compare(saved, now).refused
-        if not (self._is_trained and self._is_exported()):
+        is_same = not compare(saved, now).refused and not is_longer(saved, now)
+        self._is_trained = self._found.progress.finished and is_same
+        if not (self._is_trained and self._is_exported(saved.run_id)):
             return False
         self.strategy.print(
             f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."
         )
         return True
 
-    def _is_exported(self) -> bool:
+    def _is_exported(self, run_id: str | None) -> bool:
         """Rank 0 has written the model; its folder need not be seen by other machines."""
-        return gather_objects(is_exported(self.config.ckpt.output_dir), self.strategy.groups.control)[0]
+        assert self._found is not None
+        is_ours = self.strategy.is_rank_0() and is_export_of(
+            self.config.ckpt.output_dir, run_id, self._found.progress.optimizer_step
+        )
+        return gather_objects(is_ours, self.strategy.groups.control)[0]
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:
         """A new run among another's checkpoints would one day resume from the wrong one."""
@@ -184,21 +202,69 @@ class SFTRun:
 
     # --- running -------------------------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        if self._is_trained:
-            self.strategy.print("this run has finished, and its model is not exported yet: nothing is trained.")
-            return
-        if self.strategy.is_rank_0():
-            write_resolved(self.config, Path(self.config.ckpt.output_dir) / RESOLVED_CONFIG_FILE_NAME)
-            print_start_table(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
-        self.trainer.fit(self.config, self.consumed_samples)
+    def owning_folders(self) -> AbstractContextManager[None]:
+        """While it lasts, no other run may write into the folders of this one."""
+        return owning_together(self.config.ckpt.folders(), self.strategy.groups.control, self.strategy.print)
 
-    def export(self) -> None:
+    def fit_and_export(self) -> None:
+        """Trains what is left to train. Raises UserError where the trained model cannot be exported."""
+        output_dir, trainer = Path(self.config.ckpt.output_dir), self.trainer
+        if self._is_trained and self._found is not None:
+            self.strategy.print("this run has finished, and its model is not in place: it is exported, not trained.")
+            trainer.progress = self._found.progress
+        else:
+            notes = try_export(trainer.model.model, self.tokenizer, output_dir, self.strategy.groups.control)
+            self._take_output_dir(output_dir)
+            for note in notes:
+                self.strategy.print(f"note: {note}")
+        with LeaveRequests("the run is finished and its model exported"):
+            if not self._is_trained:
+                self._fit()
+            self._export(output_dir)
+
+    def _take_output_dir(self, output_dir: Path) -> None:
+        """The files of an earlier run stay, under other names."""
+        run_id, config_path = self.trainer.run_id, output_dir / RESOLVED_CONFIG_FILE_NAME
+        if not self.strategy.is_rank_0():
+            return
+        if written_by(config_path) != run_id:
+            for name in (METRICS_FILE, CURVES_FILE, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
+                keep_aside(output_dir / name)
+        write_resolved(self.config, config_path, run_id)
+        print_start_table(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
+
+    def _fit(self) -> None:
+        try:
+            self.trainer.fit(self.config, self.consumed_samples)
+        except (RunStopped, Preempted) as error:
+            if isinstance(error, RunStopped):
+                error.args = (f"{error}\n{self._rescue().after_stop()}",)
+            elif self.config.ckpt.disable_ds:
+                self.strategy.print(self._rescue().after_stop())
+            raise
+
+    def _export(self, output_dir: Path) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""
-        output_dir = Path(self.config.ckpt.output_dir)
-        self.strategy.save_model(
-            self.trainer.model, self.tokenizer, str(output_dir), max_shard_size=self.config.ckpt.export_shard_size
-        )
+        identity = self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
+        try:
+            self.strategy.save_model(
+                self.trainer.model,
+                self.tokenizer,
+                str(output_dir),
+                max_shard_size=self.config.ckpt.export_shard_size,
+                identity=identity,
+            )
+        except UserError as error:
+            raise UserError(*error.problems, self._rescue().after_failed_export()) from None
         if self.strategy.is_rank_0():
-            draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
+            try:
+                draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
+            except (UserError, OSError) as error:
+                self.strategy.print(f"warning: the curves could not be drawn: {error}")
             self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")
+
+    def _identity(self) -> RunIdentity:
+        return replace(self.trainer.identity(self.config, self.num_steps), run_id=self.trainer.run_id)
+
+    def _rescue(self) -> Rescue:
+        return Rescue(self.trainer, self.config.ckpt, self._identity())

@@ -9,6 +9,7 @@ from typing import Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, FoundCheckpoint
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, read_identity
+from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.engine.trained_model import TrainedModel
@@ -52,8 +53,9 @@ def save_by_name(
         optimizer_step=optimizer_step, consumed_samples=int(client_state.get("consumed_samples", 0))
     )
     states = {"script": client_state}
-    report = checkpointer.save(trained.engine, progress, identity, states, scheduler=trained.scheduler)
-    report = checkpointer.wait() if not report.problems else report
+    with owning_together([checkpointer.store.root], checkpointer.group):
+        report = checkpointer.save(trained.engine, progress, identity, states, scheduler=trained.scheduler)
+        report = checkpointer.wait() if not report.problems else report
     if report.problems:
         raise OSError("\n".join(report.problems))
 
@@ -90,11 +92,12 @@ def load_found(
     Args: identity: of the run that goes on; None: a script does not say what it is.
     Raises UserError where the checkpoint is of another run, and `allow_mismatch` does not say to go on.
     """
+    saved = read_identity(found.path)
     if identity is not None:
-        for sentence in check_same_run(read_identity(found.path), identity, str(found.path), allow_mismatch):
+        for sentence in check_same_run(saved, identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler)
-    trained.restored_progress = loaded.progress
+    trained.restored_progress, trained.restored_run_id = loaded.progress, saved.run_id
     if "guard" in loaded.client_state:
         trained.guard.load_state_dict(loaded.client_state["guard"])
     return asdict(loaded.progress) | loaded.client_state.get("script", {})

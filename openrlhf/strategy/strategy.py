@@ -303,9 +303,9 @@ class DeepspeedStrategy:
         """Exports the model in Hugging Face form; every rank calls. Raises UserError where it cannot be written."""
         from transformers.utils.hub import convert_file_size_to_int
 
-        max_shard_bytes = convert_file_size_to_int(max_shard_size)
+        max_shard_bytes, identity = convert_file_size_to_int(max_shard_size), kwargs.get("identity")
         with self.watchdog.long_phase("exporting the model"):
-            export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes)
+            export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes, identity)
 
     def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet."""

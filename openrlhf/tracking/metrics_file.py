@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openrlhf.atomic_file import replace_file
+from openrlhf.atomic_file import keep_aside, replace_file
 from openrlhf.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -25,14 +25,16 @@ class JsonLinesSink:
     """Appends each record to `path`.
 
     A line leaves the process with one write, so a killed run tears at most its last line. When the disk is
-    full the lines wait in memory and go with the next record: the run goes on.
+    full the lines wait in memory and go with the next record: the run goes on. A file that is removed meanwhile
+    comes back whole with the next record.
     """
 
     def __init__(self, path: str | Path, resume_step: int | None = None):
         """Args:
             path: the file; its folder is made.
             resume_step: optimizer step that the run goes on from; later lines are removed, so that each step
-                stands once. None begins a new file; an older one is kept beside it as `<name>.previous`.
+                stands once. None begins a new file; older ones are kept beside it as `<name>.previous`,
+                `<name>.previous_2` and so on.
 
         Raises:
             UserError: the file cannot be written.
@@ -44,7 +46,7 @@ class JsonLinesSink:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._make_ready(resume_step)
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = self._open()
         except OSError as problem:
             raise UserError(
                 f"The metrics file {self._path} cannot be written ({problem.strerror}). "
@@ -67,12 +69,27 @@ class JsonLinesSink:
         if resume_step is not None:
             kept = cut_back_to_step(self._path, resume_step)
             self._evaluated_before = {record["global_step"] for record in kept if "eval_loss" in record}
-        elif self._path.exists():
-            self._path.replace(self._path.with_name(f"{self._path.name}.previous"))
+        else:
+            keep_aside(self._path)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _bring_back(self) -> None:
+        """Where the file has lost its name, what is in it goes, first of all, into a new one."""
+        if self._path.exists() and os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+            return
+        content = b"" if self._path.exists() else os.pread(self._file, os.fstat(self._file).st_size, 0)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(self._file)
+        self._file = self._open()
+        self._waiting = content + self._waiting
+        logger.warning("%s was removed or replaced while the run wrote it; it goes on there.", self._path)
 
     def _append(self, line: str) -> None:
         self._waiting += line.encode()
         try:
+            self._bring_back()
             while self._waiting:
                 num_bytes = os.write(self._file, self._waiting)
                 self._waiting = self._waiting[num_bytes:]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.hub import convert_file_size_to_int
 
 from openrlhf.checkpoint.export import write_model
+from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.errors import UserError
@@ -27,11 +29,13 @@ class ExporterAlongTheWay:
         tokenizer: Any,
         store: CheckpointStore,
         max_shard_size: int | str,
+        identity: RunIdentity,
     ):
         self._strategy = strategy
         self._model = model
         self._tokenizer = tokenizer
         self._store = store
+        self._identity = identity.to_dict()
         self._max_shard_bytes = convert_file_size_to_int(max_shard_size)
 
     def export(self, optimizer_step: int, eval_loss: float | None) -> tuple[str, ...]:
@@ -44,8 +48,14 @@ class ExporterAlongTheWay:
             write_model(self._model.model, self._tokenizer, folder, group, self._max_shard_bytes)
         except UserError as error:
             return tuple(error.problems)
-        problems = self._store.put_in_place(folder, eval_loss=eval_loss)[1] if self._strategy.is_rank_0() else []
+        problems = self._put_in_place(folder, eval_loss) if self._strategy.is_rank_0() else []
         return tuple(gather_objects(problems, group)[0])
+
+    def _put_in_place(self, folder: Path, eval_loss: float | None) -> list[str]:
+        try:
+            return self._store.put_in_place(folder, identity=self._identity, eval_loss=eval_loss)[1]
+        except OSError as error:
+            return [f"the exported model could not be put in place: {error}"]
 
     def _begin(self, optimizer_step: int) -> tuple[Any, str]:
         """On rank 0 the folder aside, or why there is none."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from openrlhf.batching import StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
+from openrlhf.checkpoint.lease import owning_together
 from openrlhf.config import SFTConfig, from_namespace
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, name_of, objective_named
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
@@ -83,6 +86,7 @@ class SFTTrainer(Trainer):
         self.save_hf_ckpt = save_hf_ckpt
         self.disable_ds_ckpt = disable_ds_ckpt
         self._has_own_objective = objective is not None
+        self._run_id: str | None = None
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Trains to the end of the last epoch.
@@ -95,6 +99,7 @@ class SFTTrainer(Trainer):
 
         Raises:
             Preempted: SIGTERM or SIGUSR1 came; the run has saved.
+            UserError: another run holds the folders of output or checkpoints.
             NonFiniteSteps: several steps in a row were not finite.
             CallbackFailed: a callback of the user's own raised.
         """
@@ -105,14 +110,28 @@ class SFTTrainer(Trainer):
         steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
         num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
         resume_step = self.windows.num_steps_before(consumed_samples)
-        self.run(
-            named_callbacks,
-            standard_callbacks(self, config, num_steps, resume_step, self.identity(config, num_steps)),
-            consumed_samples,
-            config.train.max_steps,
-            AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
-            config.logger.entropy,
-        )
+        identity = replace(self.identity(config, num_steps), run_id=self.run_id)
+        with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
+            self.run(
+                named_callbacks,
+                standard_callbacks(self, config, num_steps, resume_step, identity),
+                consumed_samples,
+                config.train.max_steps,
+                AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
+                config.logger.entropy,
+            )
+
+    @property
+    def run_id(self) -> str | None:
+        """Of this run, from its first start on; None for one that goes on from a checkpoint of an earlier version.
+
+        All ranks ask together.
+        """
+        if self._run_id is None and self.trained.restored_progress is not None:
+            self._run_id = self.trained.restored_run_id
+        elif self._run_id is None:
+            self._run_id = gather_objects(secrets.token_hex(8), self.strategy.groups.control)[0]
+        return self._run_id
 
     def identity(self, config: SFTConfig, num_steps: int) -> RunIdentity:
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""

@@ -223,7 +223,7 @@ class Trainer:
     def _progress_at(self, consumed_samples: int) -> TrainingProgress:
         restored = self.trained.restored_progress
         if isinstance(restored, TrainingProgress) and restored.consumed_samples == consumed_samples:
-            return restored
+            return replace(restored, finished=False)  # it was, and goes on with more steps than it had
         return TrainingProgress(
             optimizer_step=self.windows.num_steps_before(consumed_samples), consumed_samples=consumed_samples
         )

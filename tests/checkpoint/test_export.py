@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.checkpoint import fault_points
-from openrlhf.checkpoint.export import end_token_ids, export_model, is_exported
+from openrlhf.checkpoint.export import export_model, is_exported
+from openrlhf.checkpoint.model_settings import end_token_ids
 from openrlhf.errors import UserError
 from tests.helpers.fault_points import EXPORT_POINTS
 from tests.helpers.tiny_models import tiny_model

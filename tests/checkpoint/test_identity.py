@@ -82,7 +82,7 @@ def test_a_setting_that_makes_it_another_run_is_refused(changes: dict, words: st
         ("num_samples", 99, "the number of training samples"),
         ("model_shape", "m2", "model's parameters"),
         ("tokenizer_fingerprint", "t2", "the tokenizer"),
-        ("horizon_steps", 301, "schedule.*--train.max_epochs, --train.max_steps"),
+        ("horizon_steps", 299, "schedule.*--train.max_epochs, --train.max_steps"),
         ("base_model", "b2", "--model.model_name_or_path"),
     ],
 )

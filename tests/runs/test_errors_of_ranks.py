@@ -59,7 +59,8 @@ def test_each_of_several_errors_is_told(said_by_ranks):
     assert all(f"file {rank}" in said[rank] for rank in range(NUM_RANKS)), said
 
 
-def test_the_next_launch_tells_it_again(said_by_ranks):
-    for port in (1, 2):
+@pytest.mark.parametrize("ports", [(1, 2), (1, 1)], ids=["by another port", "by the same port, from the same shell"])
+def test_the_next_launch_tells_it_again(said_by_ranks, ports):
+    for port in ports:
         _, said = said_by_ranks("'no such flag'", port)
         assert "".join(said).count("no such flag") == 1

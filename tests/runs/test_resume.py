@@ -122,12 +122,24 @@ def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(one_rank, bench)
     assert {path.name for path in (bench / "again/checkpoints/earlier_run_1").iterdir() if path.is_dir()} == earlier
 
 
-def test_more_epochs_than_the_finished_run_had_are_refused(one_rank, bench):
-    """Exit code 0 would tell a pipeline that three epochs were trained."""
+def test_a_finished_run_with_more_epochs_goes_on(one_rank, bench):
+    """The way to train longer: the first epoch's steps stay, and the schedule goes to the new end."""
     arguments = argv(bench, "more", "qwen3", ds__zero_stage=0, train__max_epochs=1)
     one_rank.run(run, arguments)
+    first = step_lines(bench / "more")
+    said = one_rank.run(said_by_run, [*arguments, "--ckpt.load_enable", "--train.max_epochs", "3"])[0]
+    assert "(--train.max_epochs, --train.max_steps) is 18 from here on; the checkpoint's was 6" in said
+    lines = step_lines(bench / "more")
+    assert [line["global_step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+    assert lines[:6] == first
+    assert [line["epoch"] for line in lines[6:]] == [1] * 6 + [2] * 6
+
+
+def test_fewer_epochs_than_the_run_had_are_another_run(one_rank, bench):
+    arguments = argv(bench, "fewer", "qwen3", ds__zero_stage=0, train__max_epochs=2)
+    one_rank.run(run_until_asked_to_leave, arguments, 5, 0)
     with pytest.raises(AssertionError, match="the horizon of the learning rate schedule"):
-        one_rank.run(run, [*arguments, "--ckpt.load_enable", "--train.max_epochs", "3"])
+        one_rank.run(run, [*arguments, "--ckpt.load_enable", "--train.max_epochs", "1"])
 
 
 def test_exports_of_an_earlier_run_are_set_aside_too(one_rank, bench):

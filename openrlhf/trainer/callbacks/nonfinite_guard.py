@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.exit_codes import RunStopped
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.step import StepResult
 
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from openrlhf.trainer.trainer import Trainer
 
 MAX_MICRO_BATCHES_SHOWN = 8
+MAX_NAMES_SHOWN = 4
 
 
 class NonFiniteSteps(RunStopped):
@@ -30,17 +34,34 @@ class NonFiniteGuard(Callback):
         self._max_in_a_row = max_in_a_row
         self._ignores_overflow = ignores_overflow
         self._num_in_a_row = 0
+        self._last_loss = 0.0
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         message = self.look_at(trainer.last_step, trainer.progress.optimizer_step)
         if message:
             trainer.strategy.print(message)
 
+    def on_run_end(self, trainer: Trainer) -> None:
+        """A run whose last loss or weights are not finite has not been trained: it is neither saved as finished nor
+        exported."""
+        step = trainer.progress.optimizer_step
+        names = names_of_non_finite(trainer.model.model)
+        of_ranks = gather_objects(names[:MAX_NAMES_SHOWN], trainer.strategy.groups.control)
+        found = list(dict.fromkeys(name for names in of_ranks for name in names))[:MAX_NAMES_SHOWN]
+        if found:
+            raise NonFiniteSteps(
+                f"after the last step, {step}, weights are not finite, such as {', '.join(found)}. The model is not "
+                "exported."
+            )
+        if not math.isfinite(self._last_loss):
+            raise NonFiniteSteps(f"the loss of the last step, {step}, is not finite. The model is not exported.")
+
     def look_at(self, result: StepResult, optimizer_step: int) -> str | None:
         """The words for people about this step, if there is anything to say.
 
         Raises NonFiniteSteps with the last good step.
         """
+        self._last_loss = result.loss
         if result.is_finite or (self._ignores_overflow and not result.suspects):
             self._num_in_a_row = 0
         else:

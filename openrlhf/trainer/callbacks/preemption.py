@@ -1,14 +1,16 @@
-"""Preemption: SIGTERM and SIGUSR1 ask the run to save and leave; asking again means now.
+"""Preemption: SIGTERM, SIGUSR1, SIGHUP and Ctrl-C ask the run to save and leave; asking again means now.
 
 The signals that arrive depend on the launcher:
 
 - torchrun: SIGTERM to torchrun goes on to every rank, which then has 30 s (`--shutdown-timeout`) until SIGKILL.
   torchrun itself ends with its own code, not with 75; SIGUSR1 kills it unless TORCHELASTIC_SIGNALS_TO_HANDLE names it.
 - deepspeed: its `launch` process sends SIGTERM to one rank after another, each with 30 s until SIGKILL, and ends
-  with 1; the `deepspeed` command itself passes nothing on. A signal to any rank is enough here, since all ranks agree.
+  with 1; the `deepspeed` command itself passes nothing on, but its end asks the ranks to leave
+  (`openrlhf/watchdog/launcher.py`). A signal to any rank is enough here, since all ranks agree.
 - srun: every rank gets the signal, and srun ends with 75.
 
-A launcher and a scheduler often both pass on the same signal: within two seconds it counts as one.
+A launcher and a scheduler often both pass on the same signal: within two seconds it counts as one. A terminal sends
+Ctrl-C to every rank, and a launcher may pass it on at once: a second Ctrl-C counts after half a second.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, PREEMPTION_SIGNALS
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.trainer.callbacks.callback import Callback
-from openrlhf.trainer.callbacks.saving import Saving
+from openrlhf.trainer.callbacks.saving import SavesFailed, Saving
 
 if TYPE_CHECKING:
     from openrlhf.trainer.trainer import Trainer
 
 SECONDS_OF_ONE_REQUEST = 2.0
+SECONDS_OF_ONE_CTRL_C = 0.5
 
 
 class Preempted(SystemExit):
@@ -38,34 +42,66 @@ class Preempted(SystemExit):
         super().__init__(EXIT_CODE_PREEMPTED)
 
 
+class LeaveRequests:
+    """While it lasts (`with`), notes the first signal that asks this process to leave; a second one ends it at once.
+
+    Args: done_first: what is done before the process leaves; told on rank 0 when it is asked.
+    """
+
+    def __init__(self, done_first: str):
+        self._done_first = done_first
+        self._first: tuple[int, float] | None = None  # the signal, and when it came
+        self._previous_handlers: dict[int, Any] = {}
+
+    @property
+    def has_come(self) -> bool:
+        return self._first is not None
+
+    def __enter__(self) -> LeaveRequests:
+        is_main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other one listen
+        for number in PREEMPTION_SIGNALS if is_main_thread else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP under nohup
+                self._previous_handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (number, now)
+            if os.environ.get("RANK", "0") == "0":  # written past Python's buffer, which may be in use right now
+                words = f"{signal.Signals(number).name}: {self._done_first}, then the run leaves; once more: at once.\n"
+                with suppress(OSError):
+                    os.write(2, words.encode())
+            return
+        are_both_ctrl_c = number == self._first[0] == signal.SIGINT
+        if now - self._first[1] > (SECONDS_OF_ONE_CTRL_C if are_both_ctrl_c else SECONDS_OF_ONE_REQUEST):
+            os._exit(EXIT_CODE_PREEMPTED)
+
+
 class Preemption(Callback):
     """During the loop, remembers that this process was asked to leave; then all ranks save and leave together."""
 
     def __init__(self, saving: Saving):
         self._saving = saving
-        self._asked_at: float | None = None
-        self._previous_handlers: dict[int, Any] = {}
+        self._requests = LeaveRequests("this step is finished and saved")
 
     def on_run_begin(self, trainer: Trainer) -> None:
-        is_main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other one listen
-        for number in PREEMPTION_SIGNALS if is_main_thread else ():
-            self._previous_handlers[number] = signal.signal(number, self._note)
+        self._requests.__enter__()
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if not any_rank(self._asked_at is not None, trainer.strategy.groups.control):
+        if not any_rank(self._requests.has_come, trainer.strategy.groups.control):
             return
+        step = trainer.progress.optimizer_step
         self._saving.save(trainer)
-        self._saving.wait(trainer)
+        if self._saving.wait(trainer):
+            raise SavesFailed(f"asked to leave after step {step}, which could not be saved: see the warning above.")
         done = "saved" if self._saving.writes_checkpoints else "no training checkpoint is written (--ckpt.disable_ds)"
-        trainer.strategy.print(f"asked to leave after step {trainer.progress.optimizer_step}: {done}.")
+        trainer.strategy.print(f"asked to leave after step {step}: {done}.")
         raise Preempted
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_at is None:
-            self._asked_at = time.monotonic()
-        elif time.monotonic() - self._asked_at > SECONDS_OF_ONE_REQUEST:
-            os._exit(EXIT_CODE_PREEMPTED)
+        self._requests.__exit__()

@@ -80,12 +80,14 @@ class Saving(Callback):
         self._last_save_at = time.monotonic()
         trainer.emit("on_save", str(_path_of(self._ckpt, step)))
 
-    def wait(self, trainer: Trainer) -> None:
-        """Until the save that was begun is on disk."""
-        if self._checkpointer is not None:
-            with trainer.strategy.watchdog.long_phase("waiting for the last save"):
-                report = self._checkpointer.wait()
-            self._look_at(report, trainer)
+    def wait(self, trainer: Trainer) -> bool:
+        """Until the save that was begun is on disk. Returns True where it, or one begun before, has failed."""
+        if self._checkpointer is None:
+            return False
+        with trainer.strategy.watchdog.long_phase("waiting for the last save"):
+            report = self._checkpointer.wait()
+        self._look_at(report, trainer)
+        return report.num_failures_in_a_row > 0
 
     def _save_checkpoint(self, checkpointer: Checkpointer, trainer: Trainer) -> SaveReport:
         trained = trainer.trained
@@ -114,10 +116,12 @@ class Saving(Callback):
             trainer.strategy.print(notice)
         for problem in report.problems:
             trainer.strategy.print(f"warning: {problem}")
+        if trainer.progress.finished:  # the trained model is exported all the same
+            return
         if report.num_failures_in_a_row >= self._ckpt.max_failed_saves_in_a_row:
             raise SavesFailed(
                 f"{report.num_failures_in_a_row} saves in a row have failed (--ckpt.max_failed_saves_in_a_row): the "
-                "run stops; the last good checkpoint is intact."
+                "run stops."
             )
 
 

@@ -65,6 +65,6 @@ def _saving(trainer: SFTTrainer, ckpt: CkptConfig, identity: RunIdentity) -> Sav
     if trainer.save_hf_ckpt:
         store = CheckpointStore(ckpt.path, max_num=ckpt.max_num, suffix=EXPORT_SUFFIX)
         exporter = ExporterAlongTheWay(
-            trainer.strategy, trainer.model, trainer.tokenizer, store, ckpt.export_shard_size
+            trainer.strategy, trainer.model, trainer.tokenizer, store, ckpt.export_shard_size, identity
         )
     return Saving(None if trainer.disable_ds_ckpt else checkpointer, exporter, ckpt, identity)

@@ -1,0 +1,116 @@
+"""All files of an exported model but its weights: tokenizer, configuration, generation settings."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from openrlhf.atomic_file import flush_to_disk
+from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.engine.parameters import model_dtype
+
+_QUESTION, _ANSWER = "question", "answer"
+
+
+def write_settings(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write them, flush the whole folder, and open them again."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    save_settings(model, tokenizer, folder)
+    is_adapter = hasattr(model, "peft_config")
+    for path in (*folder.rglob("*"), folder):
+        flush_to_disk(path)
+    if not is_adapter and not model.is_remote_code():
+        AutoConfig.from_pretrained(folder, local_files_only=True)
+        if tokenizer is not None:
+            AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    fault_point("export.read_back")
+
+
+def save_settings(model: Any, tokenizer: Any, folder: Path) -> None:
+    """All files of a model but its weights, neither flushed nor read back."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    is_adapter = hasattr(model, "peft_config")
+    generation_config_for(model.get_base_model() if is_adapter else model, tokenizer).save_pretrained(folder)
+    if not is_adapter:
+        _write_config(model, tokenizer, folder)
+
+
+def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
+    from transformers.dynamic_module_utils import custom_object_save
+
+    config = copy.deepcopy(model.config)
+    config.use_cache = True  # training turns it off; generation without it is slow
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model_dtype(model)).removeprefix("torch.")
+    if tokenizer is not None:
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+    if model.is_remote_code():
+        custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+
+
+def generation_config_for(model: Any, tokenizer: Any) -> Any:
+    """A copy of the model's generation settings whose end, pad and start tokens are the tokenizer's.
+
+    `eos_token_id` is one id, or a list where the chat template ends a turn with another token than the
+    tokenizer's end token. The model's own earlier tokens are not trusted: they may belong to another tokenizer
+    or template. Settings that transformers would refuse to save are mended: see `mended`.
+    """
+    config, _ = mended(model.generation_config)
+    if tokenizer is None:
+        return config
+    end_ids = end_token_ids(tokenizer)
+    config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids or None
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    return config
+
+
+def mended(generation_config: Any) -> tuple[Any, str | None]:
+    """A copy that transformers saves, and what was mended in words; None where it was right.
+
+    A temperature or another setting of sampling without `do_sample` means sampling. What is wrong beyond this is left
+    out: the settings are then transformers' own.
+    """
+    config = copy.deepcopy(generation_config)
+    problem = _problem_of(config)
+    if problem is None:
+        return config, None
+    config.do_sample = True
+    if _problem_of(config) is None:
+        return config, "has settings of sampling without do_sample: the exported model has do_sample true"
+    return type(config)(), f"cannot be saved ({problem}): the exported model has the usual settings"
+
+
+def _problem_of(generation_config: Any) -> str | None:
+    try:
+        generation_config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def end_token_ids(tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the tokenizer's end token and the chat template's end of a turn, each once."""
+    ids = (tokenizer.eos_token_id, end_of_turn_token_id(tokenizer))
+    return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+
+
+def end_of_turn_token_id(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts first after an assistant's turn, if there is one."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may raise anything; one that cannot render two plain turns tells nothing
+        return None
+    after_answer = text.rpartition(_ANSWER)[2]
+    ids = tokenizer(after_answer, add_special_tokens=False)["input_ids"]
+    special_ids = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((id_ for id_ in ids if id_ in special_ids or id_ in tokenizer.all_special_ids), None)

@@ -1,0 +1,77 @@
+"""The export of the trained model, tried before the first step: what would fail at the end fails now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroup
+
+from openrlhf.atomic_file import write_flushed
+from openrlhf.checkpoint.model_settings import mended, save_settings
+from openrlhf.engine.parameters import model_dtype, whole_numel, whole_shape
+from openrlhf.errors import UserError
+from openrlhf.parallel.collectives import gather_objects, rank_in
+
+_FOLDER_NAME = ".trying-export"
+_SPACE_FACTOR = 1.05
+
+
+def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGroup | None = None) -> list[str]:
+    """Writes on rank 0 all but the weights, asks for their names and for the space that they take. All ranks call.
+
+    Returns: what the export will mend, in words, on rank 0.
+    Raises UserError on every rank where the export could not succeed.
+    """
+    problem, notes = None, []
+    if rank_in(group) == 0:
+        try:
+            _try(model, tokenizer, Path(folder))
+            base = model.get_base_model() if hasattr(model, "peft_config") else model
+            notes = [
+                f"generation_config.json of the model {words}."
+                for words in [mended(base.generation_config)[1]]
+                if words
+            ]
+        except Exception as error:  # of any kind: it would be raised at the end
+            problem = f"{type(error).__name__}: {error}"
+    if problem := gather_objects(problem, group)[0]:
+        raise UserError(
+            f"The trained model could not be exported to {folder}: {problem}. Nothing is trained; mend this first, or "
+            "give another --ckpt.output_dir."
+        )
+    return notes
+
+
+def _try(model: Any, tokenizer: Any, folder: Path) -> None:
+    trial = folder / _FOLDER_NAME
+    shutil.rmtree(trial, ignore_errors=True)
+    trial.mkdir(parents=True)
+    try:
+        write_flushed(trial / "written", "so")
+        save_settings(model, tokenizer, trial)
+        if not hasattr(model, "peft_config"):
+            _try_names(model)
+        needed = _size_bytes(model) * _SPACE_FACTOR
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _size_bytes(model: Any) -> int:
+    """Bytes of the weights that are exported: all of them, or the adapter's alone."""
+    dtype = model_dtype(model)
+    parameters = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
+    return sum(whole_numel(parameter) for parameter in parameters) * dtype.itemsize
+
+
+def _try_names(model: Any) -> None:
+    """The names in the model's files, asked for without their values."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights = {name: torch.empty(whole_shape(p), dtype=p.dtype, device="meta") for name, p in model.named_parameters()}
+    revert_weight_conversion(model, weights)

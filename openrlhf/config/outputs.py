@@ -1,0 +1,109 @@
+"""Folders and files that a command writes: whether they can be written, and that nothing of the user's lies there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openrlhf.config.disk import nearest_existing
+from openrlhf.config.schema import Root, values_of
+
+if TYPE_CHECKING:
+    from openrlhf.config.settings import InspectConfig, SFTConfig
+
+REPORT_MARK = b"<title>What will be trained</title>"  # in the head of each page that inspect_data writes
+_MARK_WITHIN_BYTES = 4096
+_OF_A_RUN = ("manifest.json", "run_config.yaml")
+_OF_A_MODEL = ("config.json", "adapter_config.json")
+_READ = ("model_name_or_path", "dataset", "tokenizer_chat_template")  # last words of the flags of what is read
+_CHECKPOINTS = "global_step"
+
+
+def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
+    """Folders that cannot be written, or whose writing would destroy something that is no output of a run."""
+    ckpt = config.ckpt
+    yield from _writable("--ckpt.output_dir", ckpt.output_dir)
+    yield from _writable("--ckpt.path", ckpt.path) if not ckpt.disable_ds else _named("--ckpt.path", ckpt.path)
+    if config.logger.tensorboard_dir is not None:
+        yield from _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
+    yield from _another_model(config)
+    yield from _among_checkpoints(config)
+
+
+def report_file(config: InspectConfig, world_size: int) -> Iterator[str]:
+    """A report in the place of a file that is none."""
+    if config.html is None:
+        return
+    yield from _writable("--html", str(Path(config.html).parent)) if config.html.strip() else _named("--html", "")
+    path = Path(config.html).expanduser()
+    if config.html.strip() and (path.is_dir() or (path.exists() and not _is_report(path))):
+        yield f"--html {config.html} exists and is no report of this command: it would be lost. Give another name."
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return REPORT_MARK in file.read(_MARK_WITHIN_BYTES)
+    except OSError:
+        return False
+
+
+def _another_model(config: SFTConfig) -> Iterator[str]:
+    name = config.ckpt.output_dir
+    folder, model = Path(name).expanduser(), Path(config.model.model_name_or_path or "/").expanduser()
+    if model.is_dir() and folder.exists() and model.samefile(folder):
+        yield (
+            f"--ckpt.output_dir {name} is the folder of --model.model_name_or_path too, which "
+            "would be overwritten; give another folder. To go on with a run, use --ckpt.load_enable."
+        )
+    elif _has(folder, _OF_A_MODEL) and not _has(folder, _OF_A_RUN):
+        yield (
+            f"--ckpt.output_dir {name} ({folder.resolve()}) holds a model that is no run's output, "
+            "which would be overwritten; give another folder."
+        )
+
+
+def _has(folder: Path, names: tuple[str, ...]) -> bool:
+    return any(os.path.lexists(folder / name) for name in names)
+
+
+def _among_checkpoints(config: SFTConfig) -> Iterator[str]:
+    """What is read, or the output, in a folder that a run moves, replaces or removes."""
+    for flag, name in (*_names_read(config), ("ckpt.output_dir", config.ckpt.output_dir)):
+        for spelt in (os.path.abspath, os.path.realpath):
+            within = os.path.relpath(spelt(os.path.expanduser(name)), spelt(os.path.expanduser(config.ckpt.path)))
+            if within.startswith((_CHECKPOINTS, f".writing-{_CHECKPOINTS}")):
+                yield (
+                    f"--{flag} {name} lies among the checkpoints of --ckpt.path {config.ckpt.path}, which a run "
+                    "moves and removes; give another --ckpt.path."
+                )
+                break
+
+
+def _names_read(config: Root) -> Iterator[tuple[str, str]]:
+    for flag, value in values_of(config).items():
+        if flag.rpartition(".")[2] in _READ and isinstance(value, str):
+            names = value.split(",") if flag.endswith("dataset") else [value]
+            yield from ((flag, name.strip().partition("@")[0]) for name in names if name.strip())
+
+
+def _named(flag: str, name: str) -> Iterator[str]:
+    if not name.strip():
+        yield f"{flag} is empty, which would be the working folder {Path.cwd()}; give a name."
+
+
+def _writable(flag: str, name: str) -> Iterator[str]:
+    """Tries with a file without a name, so that nothing is left behind."""
+    if not name.strip():
+        yield from _named(flag, name)
+        return
+    try:
+        parent = nearest_existing(Path(name).expanduser())
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        yield f"{flag} {name} cannot be written: {reason}."

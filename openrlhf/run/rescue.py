@@ -1,0 +1,79 @@
+"""The weights of a run that could not be exported, or that has stopped itself, are put where nothing removes them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from openrlhf.checkpoint.export import write_weights
+from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.manifest import is_of_run
+from openrlhf.checkpoint.model_settings import save_settings
+from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
+from openrlhf.config import CkptConfig
+from openrlhf.engine.parameters import names_of_non_finite
+from openrlhf.errors import UserError
+from openrlhf.parallel.collectives import any_rank, gather_objects
+from openrlhf.trainer import SFTTrainer
+
+
+class Rescue:
+    """Sees to it that what a run has trained is on a disk. All ranks call each method."""
+
+    def __init__(self, trainer: SFTTrainer, ckpt: CkptConfig, identity: RunIdentity):
+        self._trainer, self._ckpt, self._identity = trainer, ckpt, identity
+        self._group = trainer.strategy.groups.control
+
+    def after_failed_export(self) -> str:
+        """The last step's checkpoint is there, or is written; else the weights alone. Says where, and what to do."""
+        last = CheckpointStore(self._ckpt.path).name_of(self._trainer.progress.optimizer_step)
+        if self._newest_name() != last:
+            self._save()
+        if self._newest_name() == last:
+            return (
+                f"The trained weights are in the checkpoint {Path(self._ckpt.path) / last}. Mend the cause and start "
+                "again with --ckpt.load_enable: the model is exported, and nothing is trained again."
+            )
+        return self._weights_alone()
+
+    def after_stop(self) -> str:
+        """Where the run can go on from; where there is no checkpoint, the weights are written."""
+        newest = self._newest_name()
+        if newest is not None:
+            return f"The newest checkpoint is {Path(self._ckpt.path) / newest}; --ckpt.load_enable goes on from it."
+        return self._weights_alone()
+
+    def _newest_name(self) -> str | None:
+        """Of this run's whole checkpoints, else of the models that it has exported along the way."""
+        stores = [CheckpointStore(self._ckpt.path, suffix=suffix) for suffix in ("", EXPORT_SUFFIX)]
+        names = [path.name for store in stores for path in store.whole() if is_of_run(path, self._identity.run_id)]
+        return gather_objects(next(iter(names), None), self._group)[0]
+
+    def _save(self) -> None:
+        """What goes wrong is seen by what is there afterwards."""
+        trained, ckpt = self._trainer.trained, self._ckpt
+        checkpointer = self._trainer.strategy.checkpointers.of(ckpt.path, ckpt.max_num, ckpt.max_mem, False)
+        state = {"guard": trained.guard.state_dict()}
+        checkpointer.save(trained.engine, self._trainer.progress, self._identity, state, scheduler=trained.scheduler)
+
+    def _weights_alone(self) -> str:
+        """Into the first folder that takes them."""
+        step, model = self._trainer.progress.optimizer_step, self._trainer.model.model
+        if any_rank(bool(names_of_non_finite(model)), self._group):
+            return f"The weights after step {step} are not finite: they are not kept."
+        for place in (self._ckpt.output_dir, self._ckpt.path, ".", tempfile.gettempdir()):
+            paths = (Path(place).resolve() / f"weights_of_step{step}_{number}" for number in count(1))
+            folder = gather_objects(next(path for path in paths if not path.exists()), self._group)[0]
+            try:
+                write_weights(model, folder, self._group)
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if self._trainer.strategy.is_rank_0():
+                with suppress(Exception):  # they are what the export may have failed over
+                    save_settings(model, self._trainer.tokenizer, folder)
+            return f"The weights after step {step} are in {folder}, which nothing here removes."
+        return f"No folder could take the weights after step {step}."

@@ -210,7 +210,7 @@ class SFTRun:
         """Trains what is left to train. Raises UserError where the trained model cannot be exported."""
         output_dir, trainer = Path(self.config.ckpt.output_dir), self.trainer
         if self._is_trained and self._found is not None:
-            self.strategy.print("this run has finished, and its model is not in place: it is exported, not trained.")
+            self.strategy.print("this run has finished, and its model is not exported yet: nothing is trained.")
             trainer.progress = self._found.progress
         else:
             notes = try_export(trainer.model.model, self.tokenizer, output_dir, self.strategy.groups.control)

@@ -42,7 +42,9 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
     from transformers.dynamic_module_utils import custom_object_save
 
     config = copy.deepcopy(model.config)
-    config.use_cache = True  # training turns it off; generation without it is slow
+    for part in (config, config.get_text_config()):  # of a composite, its text part alone generates
+        if hasattr(part, "use_cache"):
+            part.use_cache = True  # training turns it off; generation without it is slow
     config.architectures = [type(model).__name__]
     config.dtype = str(model_dtype(model)).removeprefix("torch.")
     if tokenizer is not None:

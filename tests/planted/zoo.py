@@ -1,0 +1,42 @@
+"""Planted bugs that the zoo's cross-section catches: what shows in some types of models alone."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_ZOO = "tests/zoo/test_cross_section.py::test_a_model_is_trained_right_or_refused"
+
+BUGS = [
+    Bug(
+        "window_forgotten_in_packs",
+        "packed samples longer than a model's window see all of their tokens",
+        "models/attention/per_sample.py",
+        "options = replace(options, window=attention_mask.window)",
+        "options = replace(options, window=None)",
+        (f"{_ZOO}[qwen2, sliding window]",),
+    ),
+    Bug(
+        "positions_run_on_in_packs",
+        "a model with learned positions cannot be packed, or counts them through the pack",
+        "batching/micro_batch.py",
+        "position_ids=torch.cat([torch.arange(length) for length in lengths])[None],",
+        "position_ids=torch.arange(sum(lengths))[None],",
+        (f"{_ZOO}[gpt2]",),
+    ),
+    Bug(
+        "aux_loss_of_each_micro_batch_counts_whole",
+        "the more micro-batches a step has, the more its load-balancing loss weighs",
+        "trainer/step.py",
+        "return micro_batch.num_tokens / counts.num_tokens_global",
+        "return 1.0",
+        (f"{_ZOO}[mixtral]",),
+    ),
+    Bug(
+        "exported_composite_gains_a_field",
+        "an exported model of text and pictures has a configuration that a plain save would not have",
+        "checkpoint/model_settings.py",
+        'if hasattr(part, "use_cache"):',
+        "if True:",
+        (f"{_ZOO}[gemma3]",),
+    ),
+]

@@ -27,6 +27,11 @@ JUSTIFIED: tuple[tuple[str, str], ...] = (  # a refusal's pattern, and why it is
         r"not its samples' borders",
         "the model does not hand the borders on; the message names an attention that needs none",
     ),
+    (r"cannot recompute its layers", "transformers has no gradient checkpointing for it"),
+    (
+        r"in a padded batch a sample gets other hidden states",
+        "the model reads padding, or counts positions through it; the message names micro-batches of one sample",
+    ),
     (r"not causal", "a token sees later ones, of its neighbours too"),
 )
 
@@ -121,6 +126,12 @@ def _refusals(results: Results) -> Iterator[list[object]]:
         models = sorted({name for name, _ in places})
         few = ", ".join(models) if len(models) <= 6 else f"{', '.join(models[:5])} and {len(models) - 5} more"
         yield [text, len(places), few, why_right(text) or "**not justified**"]
+
+
+def _kind(refusal: Finding) -> str:
+    """Its text without the names of classes."""
+    text = re.sub(r"\b[A-Z]\w+(For|LMHead)\w+|\b[A-Z]\w+(Attention|Model)\b", "…", refusal.text)
+    return f"{text} (in the first step)" if refusal.is_late else text
 
 
 def _problems(results: Results) -> list[str]:

@@ -156,8 +156,8 @@ BUGS = [
         "export_without_cache",
         "the exported model generates slowly",
         "checkpoint/model_settings.py",
-        "config.use_cache = True",
-        "config.use_cache = False",
+        "part.use_cache = True",
+        "part.use_cache = False",
         (f"{_EXPORT}::test_configuration_uses_the_cache_and_says_the_dtype",),
     ),
     Bug(

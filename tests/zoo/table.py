@@ -119,9 +119,7 @@ def _sums(results: Results) -> Iterator[list[object]]:
 def _refusals(results: Results) -> Iterator[list[object]]:
     kinds = defaultdict(list)
     for name, cell, finding in results.of_verdict("refused"):
-        kinds[re.sub(r"\b[A-Z]\w+(For|LMHead|LM)\w+|\b[A-Z]\w+(Attention|Model)\b", "…", finding.text)].append(
-            (name, cell)
-        )
+        kinds[_kind(finding)].append((name, cell))
     for text, places in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         models = sorted({name for name, _ in places})
         few = ", ".join(models) if len(models) <= 6 else f"{', '.join(models[:5])} and {len(models) - 5} more"

@@ -60,37 +60,57 @@ def train(model: Any, aux_loss_coef: float = 0.0) -> Curve:
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, **ADAMW)
-    losses, grad_norms, aux_losses = [], [], []
+    curve = Curve([], [], [])
     for step in range(NUM_STEPS):
         start = step * BATCH_SIZE % NUM_ROWS
-        window = rows()[start : start + BATCH_SIZE]
-        num_targets = sum(int(is_target.sum()) for _, is_target in window)
-        num_tokens = sum(len(ids) for ids, _ in window)
-        loss, aux_loss = 0.0, 0.0
         optimizer.zero_grad()
-        for ids, is_target in window:
-            with (
-                torch.no_grad()
-            ):  # dynamic rotary frequencies are those of the longest row yet, until a short one comes
-                model(input_ids=ids[None, :1], use_cache=False)
-            asked = {"output_router_logits": True} if aux_loss_coef else {}
-            outputs = model(input_ids=ids[None], use_cache=False, **asked)
-            log_probs = outputs.logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-            share = -log_probs[is_target[1:]].sum() / num_targets
-            loss += share.item()
-            if aux_loss_coef:
-                aux_share = outputs.aux_loss * len(ids) / num_tokens
-                aux_loss += aux_share.item()
-                share = share + aux_loss_coef * aux_share
-            share.backward()
-        losses.append(loss)
-        grad_norms.append(float(sum((p.grad**2).sum() for p in trained if p.grad is not None)) ** 0.5)
-        aux_losses += [aux_loss] if aux_loss_coef else []
+        loss, aux_loss = _backward(model, rows()[start : start + BATCH_SIZE], aux_loss_coef)
+        curve.losses.append(loss)
+        curve.aux_losses.extend([aux_loss] if aux_loss_coef else [])
+        curve.grad_norms.append(float(sum((p.grad**2).sum() for p in trained if p.grad is not None)) ** 0.5)
         optimizer.step()
-    return Curve(losses, grad_norms, aux_losses)
+    return curve
+
+
+def _backward(model: Any, window: list[Row], aux_loss_coef: float) -> tuple[float, float]:
+    """The loss of a window, and its load-balancing loss; gradients are in the parameters."""
+    num_targets = sum(int(is_target.sum()) for _, is_target in window)
+    num_tokens = sum(len(ids) for ids, _ in window)
+    loss = aux_loss = 0.0
+    for ids, is_target in window:
+        _forget_long_rows(model)
+        outputs = _outputs(model, ids, bool(aux_loss_coef))
+        log_probs = outputs.logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        share = -log_probs[is_target[1:]].sum() / num_targets
+        loss += share.item()
+        if aux_loss_coef:
+            aux_share = outputs.aux_loss * len(ids) / num_tokens
+            aux_loss += aux_share.item()
+            share = share + aux_loss_coef * aux_share
+        share.backward()
+    return loss, aux_loss
+
+
+@torch.no_grad()
+def has_aux_loss(model: Any) -> bool:
+    """Whether transformers computes a load-balancing loss for this model."""
+    try:
+        return isinstance(getattr(_outputs(model, rows()[0][0], True), "aux_loss", None), Tensor)
+    except (TypeError, IndexError):  # it does not know the argument; it has routers in no layer
+        return False
+
+
+def _outputs(model: Any, ids: Tensor, with_router: bool) -> Any:
+    return model(input_ids=ids[None], use_cache=False, **({"output_router_logits": True} if with_router else {}))
+
+
+@torch.no_grad()
+def _forget_long_rows(model: Any) -> None:
+    """Dynamic rotary frequencies are those of the longest row so far, until a short one comes."""
+    _outputs(model, torch.tensor(ORDINARY_TOKENS[:1]), False)
 
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
     """(tokens, vocabulary) of all rows."""
-    return torch.cat([model.eval()(input_ids=ids[None], use_cache=False).logits[0] for ids, _ in rows()])
+    return torch.cat([_outputs(model.eval(), ids, False).logits[0] for ids, _ in rows()])

@@ -3,7 +3,7 @@
 `small_config` walks the fields, of sub-configurations too. A field whose name matches a rule of `_NUMBERS` takes the
 rule's value; lists with an entry a layer keep one layer of each kind; dropout is off; soft caps and windows are so
 low that a leak shows. A type that needs more has a line in `EXCEPTIONS`. What is large all the same is found by
-counting parameters before any memory is taken, and told with the names of the largest ones.
+counting parameters before any memory is taken, and told with the name of the largest one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ _FLOATS: Sequence[tuple[str, float]] = (
     (r"attention_multiplier", _HEAD_SIZE**-0.5),
 )
 _SWITCHES: Sequence[tuple[str, bool]] = ((r"is_decoder", True), (r"use_mamba_kernels", False))
-
 _MISSING: Sequence[tuple[str, int]] = (  # what a default configuration leaves out, and a real one has
     (r"head_dim", _HEAD_SIZE),
     (r"n_routed_experts|num_experts", _EXPERTS),
@@ -293,4 +292,8 @@ class _Layers:
 
 
 def in_short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {first_sentence(str(error))[:160]}"
+
+
+def first_sentence(message: str) -> str:
+    return re.split(r"(?<=[a-z)\"'0-9])\. ", " ".join(message.split()))[0].rstrip(".")

@@ -25,7 +25,7 @@ class MicroBatch:
     input_ids: Tensor  # (B, S), or (1, T) packed
     position_ids: Tensor  # the same shape
     attention_mask: Tensor | None  # (B, S) int64, 1 for a token of a sample; None when packed
-    cu_seqlens: Tensor | None  # (sequences + 1,) int32 borders of the whole pack; None when padded
+    cu_seqlens: Tensor | None  # (sequences + 1,) int32 borders of the whole pack, on the host; None when padded
     max_seqlen: int | None  # longest sequence of the pack; None when padded
     target_index: Tensor  # (N,) int64: place in the flattened input whose hidden state predicts the target
     target_ids: Tensor  # (N,) int64
@@ -49,13 +49,14 @@ class MicroBatch:
     def num_sequences(self) -> int:
         return sum(self.sequences_of_units)
 
-    def to(self, device: torch.device | str) -> MicroBatch:
+    def to(self, device: torch.device) -> MicroBatch:
+        """On `device`, without waiting for it. The borders stay: what is worked out from them is, on the host."""
         moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: to_device(value, device)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "cu_seqlens"
         }
-        numbers = {name: value.to(device, non_blocking=True) for name, value in self.unit_numbers.items()}
+        numbers = {name: to_device(value, device) for name, value in self.unit_numbers.items()}
         return replace(self, **moved, unit_numbers=numbers)
 
     def share(self, ring_rank: int, ring_size: int) -> MicroBatch:
@@ -77,6 +78,13 @@ class MicroBatch:
             target_weights=self.target_weights[is_mine],
             target_sequence=self.target_sequence[is_mine],
         )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies without waiting: to CUDA from page-locked memory, as from any other the host waits for the stream."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def make_micro_batch(

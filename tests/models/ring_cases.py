@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from openrlhf.models import Actor
+from openrlhf.models.attention import ring, ring_kernels
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.attention.ring import ring_attention
 from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.parallel.sequence_shares import sequence_share
+from tests.cuda.varlen_on_cpu import varlen_on_cpu
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
 
 NUM_QUERY_HEADS, NUM_KEY_HEADS, HEAD_SIZE = 6, 3, 16
+
+
+# Whether torch's kernel for CUDA computes the blocks, and options of `attention_errors`.
+OF_CUDA: dict[str, tuple[bool, dict[str, Any]]] = {
+    "plain": (True, {}),
+    "some heads at a time": (True, dict(head_stride=1)),
+    "sinks": (True, dict(with_sinks=True)),
+    "heads of size 8": (True, dict(head_size=8)),
+    "heads of size 20": (False, dict(head_size=20)),
+    "heads of size 264": (False, dict(head_size=264)),
+    "a window": (False, dict(window=5)),
+    "a soft cap": (False, dict(softcap=1.5)),
+    "float32": (False, dict(dtype=torch.float32)),
+}
+
+
+def errors_of_cuda_kernels(lengths: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, **options: Any) -> dict:
+    """`attention_errors` with the kernels that are chosen on CUDA; `calls`: those of torch's own that were called."""
+
+    def not_that_of_the_cpu(query: Tensor, options: AttentionOptions) -> ring_kernels.BlockKernel:
+        return ring_kernels.choose_kernel(query.to("meta"), options)
+
+    with varlen_on_cpu() as calls, mock.patch.object(ring, "choose_kernel", not_that_of_the_cpu):
+        return {**attention_errors(lengths, dtype, **options), "calls": calls}
 
 
 def attention_errors(
@@ -27,24 +54,28 @@ def attention_errors(
     softcap: float | None = None,
     with_sinks: bool = False,
     head_stride: int = 0,
+    head_size: int = HEAD_SIZE,
     device: str = "cpu",
+    largest_tile: int = ring_kernels.LARGEST_TILE,
 ) -> dict[str, float]:
     """Largest errors of output and gradients on this rank's share, against whole attention in float64."""
-    whole = _random_inputs(sum(lengths), dtype, with_sinks)
+    whole = _random_inputs(sum(lengths), dtype, with_sinks, head_size)
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
     mine = sequence_share(cu_seqlens, dist.get_rank(), dist.get_world_size())
-    ring = make_ring(dist.group.WORLD, cu_seqlens, head_stride, torch.device(device))
+    plan = make_ring(dist.group.WORLD, cu_seqlens, head_stride, torch.device(device))
     num_rows = max(len(mine), 1)
 
     own = {name: _share(tensor, name, mine, num_rows).to(device).requires_grad_() for name, tensor in whole.items()}
     grad = own.pop("grad").detach()
     query, key, value = (own[name].transpose(0, 1)[None] for name in ("query", "key", "value"))
-    options = dict(scaling=0.3, softcap=softcap, s_aux=own.get("sinks"))
+    scaling = 1.2 * head_size**-0.5
+    options = dict(scaling=scaling, softcap=softcap, s_aux=own.get("sinks"))
     mask = CausalMask(window, has_several_samples=True)
-    output, _ = ring_attention(None, query, key, value, mask, ring=ring, **options)
-    output[0].backward(grad)
+    with mock.patch.object(ring_kernels, "LARGEST_TILE", largest_tile):
+        output, _ = ring_attention(None, query, key, value, mask, ring=plan, **options)
+        output[0].backward(grad)
 
-    expected = _whole_attention(whole, lengths, AttentionOptions(0.3, 0.0, window, softcap))
+    expected = _whole_attention(whole, lengths, AttentionOptions(scaling, 0.0, window, softcap))
     errors = {"output": _error(output[0][: len(mine)], expected.pop("output")[mine])}
     for name, tensor in own.items():
         if name == "sinks":
@@ -107,17 +138,17 @@ def share_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
     return {**inputs, **own}, places
 
 
-def _random_inputs(num_tokens: int, dtype: torch.dtype, with_sinks: bool) -> dict[str, Tensor]:
+def _random_inputs(num_tokens: int, dtype: torch.dtype, with_sinks: bool, head_size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     inputs = dict(
-        query=normal(num_tokens, NUM_QUERY_HEADS, HEAD_SIZE),
-        key=normal(num_tokens, NUM_KEY_HEADS, HEAD_SIZE),
-        value=normal(num_tokens, NUM_KEY_HEADS, HEAD_SIZE),
-        grad=normal(num_tokens, NUM_QUERY_HEADS, HEAD_SIZE),
+        query=normal(num_tokens, NUM_QUERY_HEADS, head_size),
+        key=normal(num_tokens, NUM_KEY_HEADS, head_size),
+        value=normal(num_tokens, NUM_KEY_HEADS, head_size),
+        grad=normal(num_tokens, NUM_QUERY_HEADS, head_size),
     )
     return {**inputs, "sinks": normal(NUM_QUERY_HEADS)} if with_sinks else inputs
 

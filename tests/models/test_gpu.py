@@ -5,36 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf.models import Actor
-from tests.helpers.tiny_models import tiny_model
+from tests.cuda.cases import PACKED_MODELS, RAGGED, check_packed
 from tests.models import ring_cases
-from tests.models.batches import assert_close, make_samples, reference_log_probs
+from tests.models.batches import assert_close
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-BF16_TOLERANCE = 0.05
-RAGGED = (13, 1, 30, 2, 7, 64)
 
 
 @pytest.mark.parametrize("name", ["torch_varlen", "per_sample"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral_window", "gemma2"])
-def test_packed_back_ends(kind, name):
-    samples = make_samples(RAGGED)
-    expected = reference_log_probs(tiny_model(kind, torch.float64), samples)
-    actor = Actor(tiny_model(kind, torch.bfloat16).cuda(), name, packing_samples=True)
-    inputs = {key: value.cuda() if torch.is_tensor(value) else value for key, value in samples.packed().items()}
-    found = actor.score_targets(**inputs).log_probs
-    found.sum().backward()
-    assert_close(found.detach().cpu(), expected.detach(), BF16_TOLERANCE, "log-probs")
-    assert all(parameter.grad.isfinite().all() for parameter in actor.parameters())
+@pytest.mark.parametrize("model", PACKED_MODELS)
+def test_packed_back_ends(model, name):
+    check_packed(model, name, "cuda")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_ring_of_two_ranks_on_one_gpu(two_ranks, dtype):
-    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.06}[dtype]
-    for errors in two_ranks.run(ring_cases.attention_errors, RAGGED, dtype, device="cuda"):
+@pytest.mark.parametrize("case", ring_cases.OF_CUDA)
+def test_ring_of_two_ranks_on_one_gpu(two_ranks, case):
+    _, options = ring_cases.OF_CUDA[case]
+    options = {"dtype": torch.bfloat16, **options}
+    tolerance = 1e-4 if options["dtype"] == torch.float32 else 0.06
+    for errors in two_ranks.run(ring_cases.attention_errors, RAGGED, device="cuda", **options):
         assert max(errors.values()) <= tolerance, errors
 
 

@@ -38,6 +38,16 @@ def test_attention_with_all_that_models_ask(ranks, options):
     _assert_exact(ranks, torch.float64, lengths=RAGGED, **options)
 
 
+@pytest.mark.parametrize("largest_tile", [1, 500])
+@pytest.mark.parametrize(
+    "options",
+    [dict(window=5), dict(softcap=1.5), dict(window=9, softcap=1.5, with_sinks=True, head_stride=1, head_size=8)],
+    ids=str,
+)
+def test_attention_in_small_tiles(ranks, options, largest_tile):
+    _assert_exact(ranks, torch.float64, lengths=(*RAGGED, 1, 90), largest_tile=largest_tile, **options)
+
+
 @pytest.mark.parametrize("head_stride", [1, 2])
 def test_attention_some_heads_at_a_time(two_ranks, head_stride):
     _assert_exact(two_ranks, torch.float64, lengths=RAGGED, head_stride=head_stride, with_sinks=True)

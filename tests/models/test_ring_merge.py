@@ -18,7 +18,8 @@ def test_merged_blocks_are_the_attention_over_all_keys(offset):
     values = torch.randn(NUM_KEYS, HEAD_SIZE, generator=draw)
     output = torch.zeros(NUM_ROWS, NUM_HEADS, HEAD_SIZE)
     log_sum_exp = torch.full((NUM_ROWS, NUM_HEADS), -torch.inf)
-    rows = Rows(torch.arange(NUM_ROWS), (NUM_ROWS,), torch.arange(NUM_ROWS))
+    places, borders = torch.arange(NUM_ROWS), torch.tensor([0, NUM_ROWS], dtype=torch.int32)
+    rows = Rows(places, places, borders, (((0, NUM_ROWS),),))
     for keys in (slice(0, 1), slice(1, 4), slice(4, NUM_KEYS)):
         part = scores[..., keys]
         _merge(output, log_sum_exp, Block(rows, rows, False), part.softmax(-1) @ values[keys], part.logsumexp(-1))

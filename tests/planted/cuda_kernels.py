@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _COMPILED = "tests/cuda/test_compiled_layers.py"
+_NO_WAITS = "tests/cuda/test_no_waits.py"
+_VARLEN = "tests/cuda/test_varlen.py"
 
 BUGS = [
     Bug(
@@ -30,5 +32,69 @@ BUGS = [
         "if is_first and num_compiled_graphs() == num_graphs:",
         "if is_first and num_compiled_graphs() < num_graphs:",
         (f"{_COMPILED}::test_layers_of_which_nothing_is_compiled_are_named_once",),
+    ),
+    Bug(
+        "ring_borders_as_long_integers",
+        "a ring on CUDA ends at its first attention: the kernel wants int32 borders",
+        "models/attention/ring_plan.py",
+        "torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)",
+        "torch.tensor([0, *accumulate(lengths)])",
+        (f"{_VARLEN}::test_ring[plain]",),
+    ),
+    Bug(
+        "ring_backward_with_sums_by_token",
+        "a ring on CUDA computes wrong gradients: the kernel wants the sums of a head's tokens side by side",
+        "models/attention/ring_kernels.py",
+        "saved._replace(log_sum_exp=saved.log_sum_exp.transpose(0, 1))",
+        "saved",
+        (f"{_VARLEN}::test_ring[plain]",),
+    ),
+    Bug(
+        "kernel_of_cuda_is_given_large_heads",
+        "Gemma 4's heads of size 512 end a run on CUDA",
+        "models/attention/per_sample.py",
+        "return head_size <= 256 and",
+        "return head_size <= 512 and",
+        (f"{_VARLEN}::test_packed[heads of size 512]",),
+    ),
+    Bug(
+        "ring_waits_for_its_plan",
+        "each micro-batch of a ring waits until the GPU has done all work before",
+        "models/attention/ring_plan.py",
+        "to_device(borders, device),",
+        "borders.to(device),",
+        (f"{_NO_WAITS}::test_attention_of_a_ring",),
+    ),
+    Bug(
+        "layers_read_borders_from_the_device",
+        "on CUDA each layer of Gemma 2 waits until the GPU has done all work before",
+        "models/attention/ring_plan.py",
+        "cu_seq_lens_host=cu_seqlens.cpu(),",
+        "cu_seq_lens_host=None,",
+        (f"{_NO_WAITS}::test_a_micro_batch",),
+    ),
+    Bug(
+        "micro_batches_are_copied_from_pageable_memory",
+        "the GPU stands still while a micro-batch is copied to it",
+        "batching/micro_batch.py",
+        "tensor = tensor.pin_memory()",
+        "pass",
+        (f"{_NO_WAITS}::test_a_micro_batch",),
+    ),
+    Bug(
+        "a_ring_scores_a_long_sample_at_once",
+        "windows and soft caps in a ring run out of memory at 100,000 tokens",
+        "models/attention/ring_kernels.py",
+        "if num_heads * num_queries * num_keys <= LARGEST_TILE:",
+        "if num_heads * num_queries * num_keys > 0:",
+        ("tests/models/test_ring_memory.py",),
+    ),
+    Bug(
+        "a_tile_misses_its_oldest_key",
+        "in a ring a sliding window ends one token early in long samples",
+        "models/attention/ring_kernels.py",
+        "_num_before(key_spans, begin - window + 1)",
+        "_num_before(key_spans, begin - window + 2)",
+        ("tests/models/test_ring.py::test_attention_in_small_tiles",),
     ),
 ]

@@ -25,6 +25,11 @@ PER_SAMPLE, TORCH_VARLEN = "per_sample", "torch_varlen"
 FLASH_DTYPES = (torch.float16, torch.bfloat16)  # that flash kernels on CUDA know
 
 
+def is_flash_head_size(head_size: int) -> bool:
+    """Whether flash kernels on CUDA, torch's own among them, compute heads of this size."""
+    return head_size <= 256 and head_size % 8 == 0
+
+
 @dataclass(frozen=True)
 class CausalMask:
     """Stands for a causal mask that is not written out: what a model's layers hand on to our attention."""
@@ -59,7 +64,7 @@ def torch_varlen_attention(
     """transformers' attention interface: query (B, A, S, D), key and value (B, K, S, D) → (B, S, A, D)."""
     options = AttentionOptions.taken_from(kwargs)
     is_plain = options.is_plain and options.dropout == 0.0 and query.dtype in FLASH_DTYPES
-    knows_all = is_plain and value.shape[-1] == query.shape[-1]
+    knows_all = is_plain and value.shape[-1] == query.shape[-1] and is_flash_head_size(query.shape[-1])
     if cu_seq_lens_q is None or not isinstance(attention_mask, CausalMask) or not knows_all:
         return attend_alone(module, query, key, value, attention_mask, options, cu_seq_lens_q, **kwargs), None
     from torch.nn.attention.varlen import varlen_attn
@@ -90,9 +95,13 @@ def attend_alone(
     attention_mask: Tensor | CausalMask | None,
     options: AttentionOptions,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_host: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Attention of a pack, sample by sample, or of a padded batch, on this rank alone: (B, S, A, D)."""
+    """Attention of a pack, sample by sample, or of a padded batch, on this rank alone: (B, S, A, D).
+
+    Args: cu_seq_lens_host: the same borders on the host; without them it waits for the device.
+    """
     if not isinstance(attention_mask, CausalMask):  # a padded batch, generation, or a mask of the model's own making
         return padded_attention(module, query, key, value, attention_mask, options, **kwargs)
     options = replace(options, window=attention_mask.window)
@@ -100,7 +109,7 @@ def attend_alone(
         refuse_pack_without_borders(module, attention_mask)
         return attend_causally(query, key, value, options).transpose(1, 2).contiguous()
     assert query.shape[0] == 1, "a pack is one row"
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = (cu_seq_lens_q if cu_seq_lens_host is None else cu_seq_lens_host).diff().tolist()
     if computes(query, value, options):
         return attend_pack(query[0], key[0], value[0], lengths, options.scaling)[None]
     samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)

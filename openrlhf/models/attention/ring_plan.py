@@ -10,7 +10,9 @@ ranks come by in turn; what this rank's queries may see of those of rank `source
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from openrlhf.batching.micro_batch import to_device
 from openrlhf.parallel.sequence_shares import Span, sample_share
 
 
@@ -25,9 +28,15 @@ from openrlhf.parallel.sequence_shares import Span, sample_share
 class Rows:
     """Some of a rank's tokens: of each sample of a block, the same chunk or chunks."""
 
-    index: Tensor  # (rows,) where they stand among the rank's tokens
-    lengths: tuple[int, ...]  # how many of each sample; none is 0
-    positions: Tensor  # (rows,) where they stand in their samples
+    index: Tensor  # (rows,) int64: where they stand among the rank's tokens
+    positions: Tensor  # (rows,) int64: where they stand in their samples
+    borders: Tensor  # (samples + 1,) int32: where each sample begins among the rows
+    spans: tuple[tuple[Span, ...], ...]  # of each sample: its chunks, as positions; none is empty
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """How many rows each sample has; none has 0."""
+        return tuple(sum(map(_size, spans)) for spans in self.spans)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Ring:
-    """Handed to the attention of every layer as the keyword `ring`."""
+    """Handed to the attention of every layer as the keyword `ring`.
+
+    Its tensors are on the device, and all numbers that the host needs are beside them: a layer never waits.
+    """
 
     group: ProcessGroup
     rank: int
@@ -73,20 +85,29 @@ def borders_of_samples(
 ) -> dict[str, Any]:
     """The keywords in which transformers' flash kernels and ours are told where samples end; none for a padded batch.
 
+    `cu_seq_lens_host` is ours: layers that loop over samples would wait for the device to read the others.
+
     Arguments as of `ScoringModel.score_targets` and `make_ring`.
     """
     if cu_seqlens is None:
         return {}
     if sequence_group is not None:
         return {"ring": make_ring(sequence_group, cu_seqlens, head_stride, device)}
-    return dict(cu_seq_lens_q=cu_seqlens, cu_seq_lens_k=cu_seqlens, max_length_q=max_seqlen, max_length_k=max_seqlen)
+    borders = to_device(cu_seqlens, device)
+    return dict(
+        cu_seq_lens_q=borders,
+        cu_seq_lens_k=borders,
+        max_length_q=max_seqlen,
+        max_length_k=max_seqlen,
+        cu_seq_lens_host=cu_seqlens.cpu(),
+    )
 
 
 def make_ring(group: ProcessGroup, cu_seqlens: Tensor, head_stride: int, device: torch.device) -> Ring:
     """The plan of this rank.
 
     Args:
-        cu_seqlens: (num_samples + 1,) borders of the samples of the whole pack.
+        cu_seqlens: (num_samples + 1,) borders of the samples of the whole pack, on the host.
         device: where the layers compute.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -118,19 +139,27 @@ def _block(shares: list[list[tuple[Span, Span]]], rank: int, source: int, device
 
 
 def _rows(share: list[tuple[Span, Span]], chunks: tuple[int, ...], is_chosen: list[bool], device: torch.device) -> Rows:
-    index, positions, lengths = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)], []
+    index, positions = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
+    chosen_spans: list[tuple[Span, ...]] = []
     place = 0  # of the next chunk among the rank's tokens, which stand sample by sample, the early chunk first
     for spans, chosen in zip(share, is_chosen, strict=True):
-        length = 0
+        of_sample = []
         for chunk, span in enumerate(spans):
-            if chosen and chunk in chunks:
+            if chosen and chunk in chunks and _size(span):
                 index.append(torch.arange(place, place + _size(span)))
                 positions.append(torch.arange(*span))
-                length += _size(span)
+                of_sample.append(span)
             place += _size(span)
         if chosen:
-            lengths.append(length)
-    return Rows(torch.cat(index).to(device), tuple(lengths), torch.cat(positions).to(device))
+            chosen_spans.append(tuple(of_sample))
+    lengths = [sum(map(_size, spans)) for spans in chosen_spans]
+    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return Rows(
+        to_device(torch.cat(index), device),
+        to_device(torch.cat(positions), device),
+        to_device(borders, device),
+        tuple(chosen_spans),
+    )
 
 
 def _any(spans: tuple[Span, Span], chunks: tuple[int, ...]) -> bool:

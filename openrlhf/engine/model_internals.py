@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers import modeling_flash_attention_utils as formerly
+from transformers.utils import is_flash_attn_greater_or_equal
 
 
 def carries_state(model_class: type[PreTrainedModel]) -> bool:
@@ -21,6 +28,22 @@ def takes_any_attention(model_class: type[PreTrainedModel]) -> bool:
 def takes_borders(model_class: type[PreTrainedModel]) -> bool:
     """Whether kernels that are told the borders of samples work in it."""
     return model_class._supports_flash_attn
+
+
+def computes_by_sdpa(model_class: type[PreTrainedModel]) -> bool:
+    """Whether transformers lets it use torch's scaled_dot_product_attention."""
+    return model_class._supports_sdpa
+
+
+def flash_attentions_of(model_class: type[PreTrainedModel]) -> list[str] | None:
+    """The only kinds of flash attention that transformers lets it use, whatever is asked for; None: any."""
+    return model_class._compatible_flash_implementations
+
+
+def without_weights(model_class: type[PreTrainedModel], config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """The model on the meta device, in training mode and bfloat16: every tensor is a shape without numbers."""
+    with torch.device("meta"):
+        return model_class._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=torch.bfloat16)
 
 
 def attention_name(config: PretrainedConfig) -> str:
@@ -73,8 +96,23 @@ def _original_length(module: Any, rope_type: str, layer_type: str | None) -> int
     return module.original_max_seq_len if "dynamic" in rope_type else None
 
 
+def import_ring_flash_attn() -> ModuleType:
+    """The package, whose newest version (0.1.8) asks a module of transformers for a name that has moved to another."""
+    name = "is_flash_attn_greater_or_equal_2_10"
+    if not hasattr(formerly, name):
+        setattr(formerly, name, functools.partial(is_flash_attn_greater_or_equal, "2.1.0"))
+    return importlib.import_module("ring_flash_attn")
+
+
+def liger_model_types() -> set[str]:
+    """The types of models that Liger has kernels for; it leaves any other as it is, without a word."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    return set(MODEL_TYPE_TO_APPLY_LIGER_FN)
+
+
 def put_liger_kernels_into(model: PreTrainedModel) -> None:
-    """Liger's fused norms, rotary embeddings and MLPs, in place; not its head and loss. Raises ImportError."""
+    """Liger's fused norms, rotary embeddings and MLPs, in place; not its head and loss."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)

@@ -7,6 +7,11 @@ Shapes: A query heads, K key heads, Q query rows, R key rows, D head size.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,17 +39,27 @@ def cpu_flash_backward(
     return operator(grad, query, key, value, output, log_sum_exp, 0.0, is_causal, scale=scale)
 
 
+def fewer_key_heads(num_query_heads: int, num_key_heads: int) -> dict[str, Any]:
+    """How torch's variable-length attention is told of fewer key heads: by a keyword, but not in torch 2.11."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": num_query_heads != num_key_heads} if _takes(varlen_attn, "enable_gqa") else {}
+
+
+@functools.cache
+def _takes(function: Callable[..., object], parameter: str) -> bool:
+    return parameter in inspect.signature(function).parameters
+
+
 def cuda_flash(
     query: Tensor, key: Tensor, value: Tensor, borders: Borders, is_causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """query (Q, A, D), key and value (R, K, D), contiguous → output (Q, A, D), log-sum-exp (A, Q)."""
     import torch.nn.attention.varlen  # noqa: F401  (registers the operators)
 
-    enable_gqa = query.shape[1] != key.shape[1]
     operator = torch.ops.torch_attn._varlen_attn
-    output, log_sum_exp, _ = operator(
-        query, key, value, *borders, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    heads = fewer_key_heads(query.shape[1], key.shape[1])
+    output, log_sum_exp, _ = operator(query, key, value, *borders, is_causal=is_causal, scale=scale, **heads)
     return output, log_sum_exp
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.layers import LoraSettings, compile_layers
-from openrlhf.models.loading import loading_in_parts, prepare_causal_lm
+from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm
 from openrlhf.models.moe import expert_leaf_modules
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
@@ -63,10 +63,12 @@ class Actor(ScoringModel):
             UserError: no model there, a package missing, or attention that cannot be packed.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        facts = facts_of(pretrain_or_model, param_dtype, trust_remote_code)
+        attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
         with loading_in_parts(ds_config):
             model = prepare_causal_lm(
                 pretrain_or_model,
-                attn_implementation=choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size),
+                attn_implementation=attention.name,
                 param_dtype=param_dtype,
                 load_in_4bit=load_in_4bit,
                 device_map=device_map,
@@ -77,6 +79,7 @@ class Actor(ScoringModel):
                 lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride)
+        self.attention = attention
         # Elsewhere the model waits for its device, its engine or its ring, and is looked at when it has them.
         computes_here = device_type == "cpu" and not any(is_partitioned(one) for one in model.parameters())
         if packing_samples and ring_attn_size == 1 and computes_here:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.model_internals import layers_of, put_liger_kernels_into
+from openrlhf.engine.model_internals import layers_of, liger_model_types, put_liger_kernels_into
 from openrlhf.engine.torch_operators import num_compiled_graphs
 from openrlhf.errors import UserError
 
@@ -59,15 +59,30 @@ def add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
         ) from error
 
 
+def check_liger(config: PretrainedConfig) -> None:
+    """Raises UserError where liger-kernel is not installed, does not import, or has no kernels for such a model."""
+    flag = "--ds.use_liger_kernel"
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise UserError(f"{flag} needs a package: pip install liger-kernel")
+    try:
+        known = liger_model_types()
+    except Exception as error:  # whatever it is, the package is of no use
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        raise UserError(
+            f"{flag}: liger-kernel cannot be loaded ({type(error).__name__}: {first_line}): "
+            "pip install --upgrade liger-kernel, or leave the flag out."
+        ) from error
+    if config.model_type not in known:
+        raise UserError(f"{flag}: Liger has no kernels for {config.model_type} models. Leave the flag out.")
+
+
 def apply_liger_kernels(model: PreTrainedModel) -> None:
     """Puts Liger's fused norms, rotary embeddings and MLPs into the model, in place; its head and loss stay ours.
 
-    Raises UserError where liger-kernel is not installed.
+    Raises UserError as `check_liger`.
     """
-    try:
-        put_liger_kernels_into(model)
-    except ImportError:
-        raise UserError("--ds.use_liger_kernel needs a package: pip install liger-kernel") from None
+    check_liger(model.config)
+    put_liger_kernels_into(model)
 
 
 def check_compiler(device_type: str) -> None:

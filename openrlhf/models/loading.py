@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from openrlhf.errors import UserError
+from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
@@ -89,6 +90,17 @@ def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
     head = LogProbHead(model.get_output_embeddings(), replace(finding.transform, temperature=temperature))
     model.set_output_embeddings(head)
     TiedEmbedding.install(model.get_input_embeddings(), head)
+
+
+def facts_of(pretrain_or_model: str | PreTrainedModel, param_dtype: str, trust_remote_code: bool = False) -> ModelFacts:
+    """What is known of a model before its weights are read; arguments as of `Actor`.
+
+    Raises UserError as `load_config`.
+    """
+    if isinstance(pretrain_or_model, PreTrainedModel):
+        return ModelFacts(type(pretrain_or_model), pretrain_or_model.config, pretrain_or_model.dtype)
+    config = load_config(pretrain_or_model, trust_remote_code)
+    return ModelFacts(causal_lm_class(config), config, PARAM_DTYPES[param_dtype])
 
 
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:

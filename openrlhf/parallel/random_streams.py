@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 
 import numpy as np
@@ -14,6 +15,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries draw from it)
     torch.manual_seed(seed)
+
+
+def compute_deterministically() -> None:
+    """Lets torch and packages of flash attention take kernels that give the same bits each time, or raise.
+
+    flash-attn does not ask torch; cuBLAS wants its workspace named before the process first uses a GPU.
+    """
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def seed_micro_step(seed: int, optimizer_step: int, micro_step: int, rank: int) -> None:

@@ -14,10 +14,10 @@ from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.operators import check_adam
 from openrlhf.models import Actor
-from openrlhf.models.attention.choice import choose_attention
-from openrlhf.models.layers import check_compiler
+from openrlhf.models.attention.choice import check_packable, choose_attention
+from openrlhf.models.layers import check_compiler, check_liger
 from openrlhf.models.limits import check_dtype
-from openrlhf.models.loading import load_config
+from openrlhf.models.loading import facts_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 
 
@@ -31,17 +31,21 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
 
     Before data is prepared, which may take minutes.
     """
-    model_config = load_config(config.model.model_name_or_path, config.model.trust_remote_code)
     ds = config.ds
-    check_tensor_parallel(model_config, ds.tensor_parallel_size)
+    model = facts_of(config.model.model_name_or_path, ds.param_dtype, config.model.trust_remote_code)
+    check_tensor_parallel(model.config, ds.tensor_parallel_size)
     device_type = usable_device_type()
     check_dtype(ds.param_dtype, device_type)
     if config.model.compile_layers:
         check_compiler(device_type)
-    choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size)
+    if ds.packing_samples and model.model_class:
+        check_packable(model.model_class, model.config)
+    choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size, model)
+    if ds.use_liger_kernel:
+        check_liger(model.config)
     engine_config(ds, config.max_norm, pin_memory=False)
     check_adam(config.adam.kernel, ds.adam_offload)
-    return model_config
+    return model.config
 
 
 def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:

@@ -73,7 +73,8 @@ def _rows(
     yield "memory a rank", _memory(memory)
     yield "optimizer", adam_in_words(base_optimizer(trainer.trained.engine))
     yield "precision", config.ds.param_dtype
-    yield "attention", attention_name(trainer.model.config)
+    note = trainer.model.attention.note
+    yield "attention", attention_name(trainer.model.config) + (f"; {note}" if note else "")
 
 
 def _samples(data: SFTDataset) -> str:

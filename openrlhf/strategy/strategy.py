@@ -21,7 +21,7 @@ from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
-from openrlhf.parallel.random_streams import seed_everything
+from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
 from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
@@ -100,7 +100,7 @@ class DeepspeedStrategy:
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
-            torch.use_deterministic_algorithms(True)
+            compute_deterministically()
         hang_seconds = 60 * self.train.hang_timeout_minutes
         self.watchdog = Watchdog(self.groups.rank, self.groups.world_size, self.groups.control, hang_seconds)
         self.checkpointers = Checkpointers(self.groups, timeout.total_seconds())

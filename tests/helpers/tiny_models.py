@@ -36,6 +36,15 @@ _KINDS: dict[str, dict[str, Any]] = {
         attn_logit_softcapping=5.0,
     ),
     "gemma3": dict(model_type="gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=8),
+    "gemma4": dict(
+        model_type="gemma4_text",
+        head_dim=16,
+        global_head_dim=512,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=512,
+        hidden_size_per_layer_input=8,
+    ),
     "mistral_window": dict(model_type="mistral", head_dim=16, sliding_window=5),
     # Rotary frequencies by a sample's length: other ones above 8 tokens.
     "longrope": dict(

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.models.attention import causal_pack, choice
-from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.attention import causal_pack
+from openrlhf.models.attention.calls import ModelFacts, attention_calls
+from openrlhf.models.attention.choice import AttentionChoice, choose_attention
+from openrlhf.models.attention.dense import AttentionOptions
+from openrlhf.models.attention.per_sample import causal_mask_unwritten, per_sample_attention
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import LENGTHS, make_samples
 
 
-def pretend_installed(monkeypatch, *modules):
-    monkeypatch.setattr(choice, "_is_installed", lambda module: module in modules)
+def facts(kind="llama", dtype=torch.bfloat16):
+    model = tiny_model(kind)
+    return ModelFacts(type(model), model.config, dtype)
 
 
 @pytest.mark.parametrize(
-    ("installed", "device", "packed", "ring_size", "expected"),
-    [
-        ((), "cpu", False, 1, None),
-        ((), "cpu", True, 1, "per_sample"),
-        (("flash_attn",), "cpu", True, 1, "per_sample"),
-        ((), "cuda", True, 1, "torch_varlen"),
-        (("flash_attn",), "cuda", True, 1, "flash_attention_2"),
-        (("flash_attn", "flash_attn_interface"), "cuda", True, 1, "flash_attention_3"),
-        (("flash_attn",), "cuda", True, 2, "ring"),
-    ],
+    ("packed", "ring_size", "expected"), [(False, 1, None), (True, 1, "per_sample"), (True, 2, "ring")]
 )
-def test_auto(monkeypatch, installed, device, packed, ring_size, expected):
-    pretend_installed(monkeypatch, *installed)
-    assert choose_attention("auto", device, packed, ring_size) == expected
+def test_auto_on_a_cpu(packed, ring_size, expected):
+    assert choose_attention("auto", "cpu", packed, ring_size, facts()) == AttentionChoice(expected)
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", "per_sample", "ring"])
 def test_a_name_is_taken_at_its_word(name):
-    assert choose_attention(name, "cpu", True, 1) == name
+    assert choose_attention(name, "cpu", True, 1, facts()) == AttentionChoice(name)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("flash_attention_2", "cuda", True, 1), "pip install flash-attn"),
-        (("flash_attention_3", "cuda", True, 1), "pip install"),
-        (("kernels-community/flash-attn2", "cuda", True, 1), "pip install kernels"),
-        (("torch_varlen", "cpu", True, 1), "CUDA only"),
+        (("torch_varlen", "cpu", True, 1), "CUDA only, not on cpu. Use per_sample"),
         (("flash", "cpu", True, 1), "Known: auto"),
         (("sdpa", "cpu", True, 2), "ring_attn_size"),
         (("ring_flash_attn", "cuda", True, 2), "flash_attn, ring_flash_attn.: pip install flash-attn ring-flash-attn"),
@@ -53,16 +45,44 @@ def test_a_name_is_taken_at_its_word(name):
         (("auto", "cpu", False, 2), "--ds.packing_samples"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_remedy(monkeypatch, arguments, message):
-    pretend_installed(monkeypatch)
+def test_what_cannot_be_is_refused_with_the_remedy(arguments, message):
     with pytest.raises(UserError, match=message):
-        choose_attention(*arguments)
+        choose_attention(*arguments, facts())
 
 
-def test_flash_attention_on_a_cpu_is_refused(monkeypatch):
-    pretend_installed(monkeypatch, "flash_attn")
-    with pytest.raises(UserError, match="CUDA only"):
-        choose_attention("flash_attention_2", "cpu", True, 1)
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss"])
+def test_sdpa_is_refused_in_words_where_transformers_has_none(kind):
+    with pytest.raises(UserError, match=r"sdpa: \w+ForCausalLM does not compute by torch's .* Use eager. Or use auto."):
+        Actor(tiny_model(kind), "sdpa")
+
+
+def test_a_model_with_an_attention_of_its_own_takes_no_other():
+    config = AutoConfig.for_model("gptj", vocab_size=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
+    with pytest.raises(UserError, match="GPTJForCausalLM computes its attention itself"):
+        Actor(AutoModelForCausalLM.from_config(config), "per_sample")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma4", "mistral_window", "mixtral", "gpt_oss", "phimoe"])
+def test_what_a_model_asks_of_its_attention_is_seen_without_weights(kind):
+    """Held against the shapes and options that reach attention when the model itself runs."""
+    model = tiny_model(kind).train()
+    seen = set()
+
+    def note(module, query, key, value, mask, **kwargs):
+        options = AttentionOptions.taken_from(kwargs)
+        windows, sizes = (mask.window, options.window), (query.shape[-1], value.shape[-1])
+        seen.add((*sizes, *windows, options.softcap is not None, options.sinks is not None))
+        return per_sample_attention(module, query, key, value, mask, **vars(options))
+
+    AttentionInterface.register("noted", note)
+    AttentionMaskInterface.register("noted", causal_mask_unwritten)
+    model.set_attn_implementation("noted")
+    model(torch.arange(4)[None], use_cache=False)
+    found = {
+        (c.head_size, c.value_size, c.mask_window, c.told_window, c.has_softcap, c.has_sinks)
+        for c in attention_calls(ModelFacts(type(model), model.config, torch.float32))
+    }
+    assert found == seen
 
 
 UNPACKABLE = {

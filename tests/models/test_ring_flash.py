@@ -38,10 +38,10 @@ def test_on_a_cpu_it_is_refused(installed):
 
 
 def test_why_it_cannot_be_used_with_this_transformers_is_told_in_one_line(installed, monkeypatch):
-    def cannot(name):
+    def cannot():
         raise ImportError("cannot import name 'is_flash_attn_greater_or_equal_2_10'\nmore lines")
 
-    monkeypatch.setattr(rings.importlib, "import_module", cannot)
+    monkeypatch.setattr(rings, "import_ring_flash_attn", cannot)
     with pytest.raises(UserError) as caught:
         rings.require_ring_flash("cuda")
     message = str(caught.value)

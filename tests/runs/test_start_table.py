@@ -9,6 +9,7 @@ from rich.console import Console
 
 from openrlhf.batching import StepSchedule
 from openrlhf.config import DeepspeedConfig, SFTConfig, TrainConfig
+from openrlhf.models.attention.choice import AttentionChoice
 from openrlhf.run.start_table import estimate_memory, print_start_table, size_text
 
 GIB = 1024**3
@@ -34,6 +35,7 @@ def trainer():
     )
     module = torch.nn.ParameterList([torch.zeros(10), torch.nn.Parameter(torch.zeros(990), requires_grad=False)])
     model = SimpleNamespace(trainable_module=module, config=SimpleNamespace(_attn_implementation="sdpa"))
+    model.attention = AttentionChoice("sdpa", "not flash_attention_2: it is not installed")
     strategy = SimpleNamespace(world_size=8, device=torch.device("cpu"), ds=DeepspeedConfig())
     trained = SimpleNamespace(engine=SimpleNamespace(optimizer=torch.optim.SGD(module.parameters())))
     return SimpleNamespace(train_dataloader=loader, model=model, strategy=strategy, trained=trained)
@@ -56,7 +58,7 @@ def printed(data, consumed_samples=0, config=None):
         "1,000; 10 of them trained (1.00%)",
         "SGD",
         "bf16",
-        "sdpa",
+        "sdpa; not flash_attention_2: it is not installed",
     ],
 )
 def test_the_table_says(text):

@@ -1,4 +1,4 @@
-"""The choice of attention: names a user may give, what `auto` takes, what must be installed, what may be packed.
+"""The choice of attention: names a user may give, what `auto` takes, what is refused, what may be packed.
 
 A model may be trained on packs if its every layer lets a token see its own sample only. Our own back ends become known
 to transformers under their names when this file is imported.
@@ -6,8 +6,8 @@ to transformers under their names when this file is imported.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from openrlhf.engine.model_internals import carries_state, takes_any_attention, takes_borders
+from openrlhf.engine.model_internals import carries_state, computes_by_sdpa, takes_any_attention, takes_borders
 from openrlhf.errors import UserError
+from openrlhf.models.attention.calls import AttentionCall, ModelFacts, attention_calls
+from openrlhf.models.attention.flash import (
+    PACKAGES,
+    TORCH_VARLEN_CAPABILITIES,
+    beyond_16_bits,
+    beyond_gpu,
+    is_flash,
+    reason_against_flash,
+)
 from openrlhf.models.attention.per_sample import (
     PER_SAMPLE,
     TORCH_VARLEN,
@@ -27,6 +36,7 @@ from openrlhf.models.attention.per_sample import (
 from openrlhf.models.attention.ring import (
     RING,
     RING_FLASH,
+    RING_FLASH_REGISTERED,
     require_ring_flash,
     ring_attention,
     ring_flash_attention,
@@ -34,55 +44,52 @@ from openrlhf.models.attention.ring import (
 
 FLAG = "--ds.attn_implementation"
 _PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
-_FLASH_PACKAGES = {  # name: (module, install line)
-    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
-    "flash_attention_3": (
-        "flash_attn_interface",
-        "pip install 'git+https://github.com/Dao-AILab/flash-attention.git#subdirectory=hopper'",
-    ),
-}
-_FASTEST_FLASH_FIRST = ("flash_attention_3", "flash_attention_2")
 _PACKABLE_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _REMEDY = "Remove --ds.packing_samples (and --ds.ring_attn_size) to train it on padded batches."
 _OURS: dict[str, Callable[..., Any]] = {
     PER_SAMPLE: per_sample_attention,
     TORCH_VARLEN: torch_varlen_attention,
     RING: ring_attention,
-    RING_FLASH: ring_flash_attention,
+    RING_FLASH_REGISTERED: ring_flash_attention,
 }
 for _name, _attention in _OURS.items():
     AttentionInterface.register(_name, torch.compiler.disable(_attention))  # loops over samples: nothing to fuse
     AttentionMaskInterface.register(_name, causal_mask_unwritten)
 
 
-def choose_attention(name: str, device_type: str, packed: bool, ring_size: int) -> str | None:
-    """The name, as transformers knows it, of the attention to load a model with; None: transformers' own choice.
+@dataclass(frozen=True)
+class AttentionChoice:
+    """What a model is loaded with."""
+
+    name: str | None  # as transformers knows it; None: transformers' own choice
+    note: str = ""  # for the start table: why it is not a faster one, or what it leaves to a slower one
+
+
+def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, model: ModelFacts) -> AttentionChoice:
+    """The attention to load a model with.
 
     Args:
-        name: what the user asked for: "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "per_sample",
+        name: what the user asked for: "auto", "eager", "sdpa", "flash_attention_2", "_3" or "_4", "per_sample",
             "torch_varlen", "ring", "ring_flash_attn", or a kernel of the hub such as "kernels-community/flash-attn2".
         device_type: "cpu" or "cuda".
         ring_size: ranks that share one pack; 1: none do.
 
     Raises:
-        UserError: the name is unknown, needs something that is not installed, or does not fit packing or the ring.
+        UserError: the name is unknown, needs what is not installed or does not import, or does not fit the model, the
+            GPU, packing or the ring.
     """
     if ring_size > 1:
-        return _choose_for_ring(name, device_type, packed)
+        return AttentionChoice(_choose_for_ring(name, device_type, packed))
     if name == "auto":
-        return _best_packed(device_type) if packed else None
-    if name in _FLASH_PACKAGES:
-        _require_flash(name, device_type)
-    elif name == RING_FLASH:
+        return _best_packed(device_type, model) if packed else AttentionChoice(None)
+    if name == RING_FLASH:
         raise UserError(f"{FLAG} {name} shares packs over ranks: add --ds.ring_attn_size and --ds.packing_samples.")
-    elif name == TORCH_VARLEN and device_type != "cuda":
-        raise UserError(f"{FLAG} torch_varlen runs on CUDA only, not on {device_type}. Use {PER_SAMPLE} or auto.")
-    elif "/" in name:
-        _require_kernels(name)
-    elif name not in _PLAIN and name not in _OURS:
-        known = ", ".join(["auto", *_PLAIN, *_FLASH_PACKAGES, *_OURS])
-        raise UserError(f"{FLAG} {name} is unknown. Known: {known}, or a kernel of the hub (owner/name).")
-    return name
+    known = ("auto", *_PLAIN, *PACKAGES, PER_SAMPLE, TORCH_VARLEN, RING, RING_FLASH)
+    if name not in known and not is_flash(name):
+        raise UserError(f"{FLAG} {name} is unknown. Known: {', '.join(known)}, or a kernel of the hub (owner/name).")
+    if reason := _reason_against(name, device_type, model):
+        raise UserError(f"{FLAG} {name}: {reason}. Or use auto.")
+    return AttentionChoice(name, _slower_layers(attention_calls(model)) if name == TORCH_VARLEN else "")
 
 
 def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
@@ -92,7 +99,7 @@ def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig)
     interface, and if transformers says that kernels which take the borders of samples work in it.
     """
     text_config = config.get_text_config()
-    reason = _reason_against(model_class, text_config)
+    reason = _reason_against_packs(model_class, text_config)
     if reason:
         name = model_class.__name__
         raise UserError(f"{name} cannot be trained on packed samples: {reason}. {_REMEDY}")
@@ -115,35 +122,76 @@ def _choose_for_ring(name: str, device_type: str, packed: bool) -> str:
         raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
     if name == RING_FLASH:
         require_ring_flash(device_type)
-        return name
+        return RING_FLASH_REGISTERED
     return RING
 
 
-def _best_packed(device_type: str) -> str:
+def _best_packed(device_type: str, model: ModelFacts) -> AttentionChoice:
     if device_type != "cuda":
-        return PER_SAMPLE
-    installed = (name for name in _FASTEST_FLASH_FIRST if _is_installed(_FLASH_PACKAGES[name][0]))
-    return next(installed, TORCH_VARLEN)
+        return AttentionChoice(PER_SAMPLE)
+    calls = attention_calls(model)
+    candidates = ["flash_attention_2", TORCH_VARLEN]
+    if beyond_gpu(PACKAGES["flash_attention_3"].capabilities) is None:
+        candidates.insert(0, "flash_attention_3")
+    passed_over: dict[str, list[str]] = {}  # names by the reason against them
+    for name in candidates:
+        reason = _reason_against_auto(name, model, calls)
+        if reason is None:
+            notes = [_slower_layers(calls)] if name == TORCH_VARLEN else []
+            return AttentionChoice(name, "; ".join([*filter(None, notes), *_told(passed_over)]))
+        passed_over.setdefault(reason, []).append(name)
+    return AttentionChoice(PER_SAMPLE, "; ".join(_told(passed_over)))
 
 
-def _require_flash(name: str, device_type: str) -> None:
-    module, install_line = _FLASH_PACKAGES[name]
-    if not _is_installed(module):
-        raise UserError(f"{FLAG} {name} needs a package that is not installed: {install_line} (or use auto).")
-    if device_type != "cuda":
-        raise UserError(f"{FLAG} {name} runs on CUDA only, not on {device_type}. Use auto.")
+def _told(passed_over: dict[str, list[str]]) -> list[str]:
+    return [f"not {', '.join(names)}: {reason}" for reason, names in passed_over.items()]
 
 
-def _require_kernels(name: str) -> None:
-    if not _is_installed("kernels"):
-        raise UserError(f"{FLAG} {name} is a kernel of the hub and needs a package: pip install kernels (or use auto).")
+def _reason_against_auto(name: str, model: ModelFacts, calls: frozenset[AttentionCall] | None) -> str | None:
+    """`auto` takes nothing that it cannot vouch for, and no kernel that would compute no layer."""
+    if reason := beyond_16_bits(model.dtype):
+        return reason
+    if name == TORCH_VARLEN:
+        beyond = {call.beyond_torchs_kernel() for call in calls or ()}
+        return beyond_gpu(TORCH_VARLEN_CAPABILITIES) or (
+            f"every layer has {_listed(beyond)}" if beyond and None not in beyond else None
+        )
+    if calls is None:
+        return "this model's attention cannot be tried without its weights"
+    return reason_against_flash(name, "cuda", model, calls)
 
 
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def _reason_against(name: str, device_type: str, model: ModelFacts) -> str | None:
+    """Why the user cannot have what was asked for, with the remedy."""
+    if is_flash(name):
+        return reason_against_flash(name, device_type, model, attention_calls(model))
+    if name == TORCH_VARLEN:
+        if device_type != "cuda":
+            return f"it runs on CUDA only, not on {device_type}. Use {PER_SAMPLE}"
+        reason = beyond_16_bits(model.dtype) or beyond_gpu(TORCH_VARLEN_CAPABILITIES)
+        return reason and f"{reason}. Use {PER_SAMPLE}"
+    if model.model_class is None or name == "eager":
+        return None
+    class_name = model.model_class.__name__
+    if name == "sdpa":
+        known = computes_by_sdpa(model.model_class)
+        return None if known else f"{class_name} does not compute by torch's scaled_dot_product_attention. Use eager"
+    if not takes_any_attention(model.model_class):
+        return f"{class_name} computes its attention itself, and takes no other"
+    return None
 
 
-def _reason_against(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
+def _slower_layers(calls: frozenset[AttentionCall] | None) -> str:
+    """What torch's variable-length kernel leaves to our loop over samples."""
+    beyond = {call.beyond_torchs_kernel() for call in calls or ()} - {None}
+    return f"sample by sample in layers with {_listed(beyond)}" if beyond else ""
+
+
+def _listed(reasons: set[str | None]) -> str:
+    return ", ".join(sorted(filter(None, reasons)))
+
+
+def _reason_against_packs(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
     layer_types = set(config.layer_types or ()) if hasattr(config, "layer_types") else set()
     unknown = sorted(layer_types - _PACKABLE_LAYER_TYPES)
     if unknown:

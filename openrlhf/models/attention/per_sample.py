@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from openrlhf.engine.torch_operators import fewer_key_heads
 from openrlhf.errors import UserError
 from openrlhf.models.attention.causal_pack import attend_pack, computes
 from openrlhf.models.attention.dense import AttentionOptions, attend, attend_causally
@@ -81,7 +82,7 @@ def torch_varlen_attention(
         max_length_q,
         scale=options.scaling,
         window_size=(-1, 0) if attention_mask.window is None else (attention_mask.window - 1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
+        **fewer_key_heads(query.shape[1], key.shape[1]),
     )
     assert isinstance(output, Tensor), "no log-sum-exp was asked for"
     return output[None], None

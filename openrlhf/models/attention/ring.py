@@ -4,13 +4,12 @@ Forward: while a block of keys and values is computed with, it is sent on and th
 merged by their log-sum-exp in float32. Backward: keys and values go round once more, and with them the sums of their
 gradients, which are home after the last step. Nothing but one rank's share is ever held, twice while it is exchanged.
 
-Registered in transformers under `RING`, and by the package ring-flash-attn under `RING_FLASH`; the layers find the plan
-in the keyword `ring` (ring_plan.py).
+Registered in transformers under `RING`, and by the package ring-flash-attn under `RING_FLASH_REGISTERED`; the layers
+find the plan in the keyword `ring` (ring_plan.py).
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from dataclasses import replace
 from typing import Any
@@ -21,13 +20,15 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from openrlhf.engine.model_internals import import_ring_flash_attn
 from openrlhf.errors import UserError
 from openrlhf.models.attention.dense import AttentionOptions
-from openrlhf.models.attention.per_sample import FLASH_DTYPES, CausalMask, attend_alone
+from openrlhf.models.attention.per_sample import FLASH_DTYPES, CausalMask, attend_alone, is_flash_head_size
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
 from openrlhf.models.attention.ring_plan import Block, Ring
 
 RING, RING_FLASH = "ring", "ring_flash_attn"
+RING_FLASH_REGISTERED = "ring_of_package"  # transformers loads a kernel of the hub for any name with "flash" in it
 INSTALL_LINE = "pip install flash-attn ring-flash-attn --no-build-isolation"
 
 
@@ -220,7 +221,7 @@ def require_ring_flash(device_type: str) -> None:
     if device_type != "cuda":
         raise UserError(f"{flag} runs on CUDA only, not on {device_type}. Use auto.")
     try:
-        importlib.import_module("ring_flash_attn")
+        import_ring_flash_attn()
     except Exception as error:  # whatever it is, the packages are of no use
         raise UserError(
             f"{flag} cannot be used with transformers {transformers.__version__}: importing ring_flash_attn fails with "
@@ -242,8 +243,7 @@ def ring_flash_attention(
     options = replace(AttentionOptions.taken_from(dict(kwargs)), window=window)
     if ring is None or not ring_flash_knows(query, value, options, ring):
         return ring_attention(module, query, key, value, attention_mask, ring=ring, **kwargs)
-    from ring_flash_attn import zigzag_ring_flash_attn_varlen_func
-
+    zigzag_ring_flash_attn_varlen_func = import_ring_flash_attn().zigzag_ring_flash_attn_varlen_func
     borders = torch.tensor((0, *ring.sample_lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
     output = zigzag_ring_flash_attn_varlen_func(
         query[0].transpose(0, 1).contiguous(),
@@ -263,4 +263,5 @@ def ring_flash_knows(query: Tensor, value: Tensor, options: AttentionOptions, ri
     sees_all = options.window is None or options.window >= ring.longest_sample
     is_plain = options.is_plain and options.dropout == 0.0 and sees_all and query.dtype in FLASH_DTYPES
     divides = all(length % (2 * ring.size) == 0 for length in ring.sample_lengths)
-    return is_plain and divides and value.shape[-1] == query.shape[-1]
+    heads_fit = value.shape[-1] == query.shape[-1] and is_flash_head_size(query.shape[-1])
+    return is_plain and divides and heads_fit

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.attention.varlen as torch_varlen
 import transformers.modeling_flash_attention_utils as flash_utils
 from transformers.utils import import_utils
 
+from openrlhf.config import SFTConfig, parse_config
+from openrlhf.engine.torch_operators import cuda_flash
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.random_streams import compute_deterministically
+from openrlhf.run.builders import check_layout
+from openrlhf.strategy import DeepspeedStrategy
 from tests.cuda.stand_ins import install, reference
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.workbench import flags
 from tests.models.batches import assert_close, make_samples, reference_log_probs
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
-STAND_INS = ("flash_attn", "flash_attn_interface", "ring_flash_attn", "kernels")
+STAND_INS = ("flash_attn", "flash_attn_interface", "ring_flash_attn", "kernels", "liger_kernel")
 BF16_TOLERANCE = 0.05
 NOT_INSTALLED = "not flash_attention_2: the package flash-attn is not installed: pip install flash-attn --no-build-iso"
 
@@ -191,3 +199,105 @@ def test_ring_flash_attn_loads(machine):
     actor = Actor(tiny_model("llama", torch.bfloat16), "ring_flash_attn", packing_samples=True, ring_attn_size=2)
     assert actor.config._attn_implementation == "ring_of_package"
     assert "ring_flash_attn" in sys.modules
+
+
+def test_liger_says_which_models_it_knows(machine):
+    machine("liger-kernel")
+    actor = Actor(tiny_model("llama"), use_liger_kernel=True)
+    assert actor.model.got_liger_kernels == dict(fused_linear_cross_entropy=False, cross_entropy=False)
+    with pytest.raises(UserError, match=r"Liger has no kernels for qwen3 models\. Leave the flag out"):
+        Actor(tiny_model("qwen3"), use_liger_kernel=True)
+
+
+@pytest.mark.parametrize(
+    ("packages", "told"),
+    [((), "pip install liger-kernel"), (("broken liger-kernel",), "ModuleNotFoundError: No module named 'triton_that")],
+)
+def test_why_liger_cannot_be_used(machine, packages, told):
+    machine(*packages)
+    with pytest.raises(UserError, match="--ds.use_liger_kernel.*") as caught:
+        Actor(tiny_model("llama"), use_liger_kernel=True)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("llama", dict(ds__attn_implementation="flash_attention_2", ds__packing_samples=True), "16 bits"),
+        ("qwen3", dict(ds__use_liger_kernel=True), "Liger has no kernels for qwen3 models"),
+        ("gemma2", dict(ds__attn_implementation="sdpa"), "Use eager"),
+    ],
+)
+def test_a_run_is_refused_before_data_are_prepared(machine, tmp_path, kind, changes, told):
+    machine("flash-attn", "liger-kernel")
+    path = without_weights(tmp_path / "model", kind)
+    words = flags(path, tmp_path / "rows.jsonl", tmp_path / "out", **changes)
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(UserError, match=told):
+        check_layout(parse_config(SFTConfig, words))
+
+
+def test_torch_2_11_is_not_told_of_fewer_key_heads(monkeypatch):
+    """Its variable-length attention takes them without a word, and refuses the word."""
+
+    def torch_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+    ):
+        return reference.varlen(query, key, value, cu_seq_q, max_q, scale=scale, causal=True, window=window_size)
+
+    def operator_of_torch_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, scale=None, window_size=None
+    ):
+        output = reference.varlen(query, key, value, cu_seq_q, max_q, scale=scale, causal=is_causal, window=(-1, 0))
+        return output, output.new_zeros(query.shape[1], query.shape[0]), None
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", torch_2_11)
+    monkeypatch.setattr(torch.ops.torch_attn, "_varlen_attn", operator_of_torch_2_11)
+    samples = make_samples()
+    expected = reference_log_probs(tiny_model("mistral_window", torch.float64), samples)
+    model = tiny_model("mistral_window", torch.bfloat16)
+    model.set_attn_implementation("torch_varlen")
+    found = ScoringModel(TokenScorer(model, 1.0), 0).score_targets(**samples.packed()).log_probs
+    assert_close(found.detach(), expected.detach(), BF16_TOLERANCE, "log-probs")
+
+    query, key = (torch.randn(32, heads, 16, dtype=torch.bfloat16) for heads in (4, 2))
+    borders = (samples.cu_seqlens, samples.cu_seqlens, max(samples.lengths), max(samples.lengths))
+    output, _ = cuda_flash(query, key, key, borders, is_causal=True, scale=None)
+    assert output.shape == query.shape
+
+
+def test_kernels_of_the_hub_come_by_transformers_own_loading(tmp_path):
+    """In a process of its own: transformers looks for the package `kernels` when it is imported itself."""
+    install(tmp_path, "kernels")
+    code = (
+        "import torch; torch.cuda.is_available = lambda: True; torch.cuda.get_device_capability = lambda: (8, 0)\n"
+        "import kernels; from openrlhf.models import Actor; from tests.helpers.tiny_models import tiny_model\n"
+        "name = 'kernels-community/flash-attn2'\n"
+        "actor = Actor(tiny_model('llama', torch.bfloat16), name, packing_samples=True)\n"
+        "print(actor.config._attn_implementation == name, kernels.GOT == [name])\n"
+        "actor = Actor(tiny_model('gpt_oss', torch.bfloat16), packing_samples=True)\n"
+        "print(actor.config._attn_implementation, kernels.GOT == [name])\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "True", "per_sample", "True"], done.stderr
+
+
+def test_a_run_that_asks_for_determinism_gets_it(one_rank):
+    assert one_rank.run(_determinism_of_a_run) == [("1", True)]
+
+
+def _determinism_of_a_run() -> tuple[str | None, bool]:
+    strategy = DeepspeedStrategy(full_determinism=True)
+    strategy.setup_distributed()
+    try:
+        return os.environ.get("FLASH_ATTENTION_DETERMINISTIC"), torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("FLASH_ATTENTION_DETERMINISTIC", None)

@@ -1,0 +1,65 @@
+"""What can be installed: each extra, and the image's choice of extras."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = ("flash", "ring", "liger", "dev")
+PIP = (sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check")
+
+
+def test_each_extra_can_be_installed(tmp_path):
+    """All in one call, which takes seconds: pip names what it cannot install."""
+    (tmp_path / "openrlhf").mkdir()
+    for file in ("pyproject.toml", "requirements.txt", "setup.py", "LICENSE", "openrlhf/__init__.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    assert set(EXTRAS) == set(re.findall(r"^(\w+) = \[", _section("project.optional-dependencies"), re.MULTILINE))
+    done = subprocess.run([*PIP, f"{tmp_path}[{','.join(EXTRAS)}]"], capture_output=True, text=True, check=False)
+    if done.returncode and _registry_is_out_of_reach():
+        pytest.skip("pip reaches no package registry: whether the extras can be installed is not known")
+    assert done.returncode == 0, done.stderr
+
+
+def _section(name: str) -> str:
+    return (ROOT / "pyproject.toml").read_text(encoding="utf-8").split(f"[{name}]")[1].split("\n[")[0]
+
+
+def _registry_is_out_of_reach() -> bool:
+    one = [*PIP, "--no-deps", "--ignore-installed", "wheel"]
+    return subprocess.run(one, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("extras", "expected"),
+    [
+        ("", ["install ."]),
+        ("liger", ["install .[liger]"]),
+        ("flash", ["install .[flash]", "install --no-build-isolation flash-attn>=2.8"]),
+        (
+            "liger,ring",
+            [
+                "install .[liger,ring]",
+                "install --no-build-isolation flash-attn>=2.8",
+                "install --no-build-isolation ring-flash-attn>=0.1.8",
+            ],
+        ),
+    ],
+)
+def test_the_image_builds_flash_attn_against_its_own_torch(tmp_path, extras, expected):
+    """The Dockerfile's last lines, run by a shell that finds a pip which notes what it is told."""
+    calls, pip = tmp_path / "calls", tmp_path / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n', encoding="utf-8")
+    pip.chmod(0o755)
+    lines = (ROOT / "dockerfile" / "Dockerfile").read_text(encoding="utf-8").split('ARG EXTRAS=""')[1].splitlines()
+    script = "; ".join(line.removeprefix("RUN ") for line in lines if line.startswith("RUN "))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", script], env={**os.environ, "PATH": path, "EXTRAS": extras}, check=True)
+    assert calls.read_text(encoding="utf-8").splitlines() == expected

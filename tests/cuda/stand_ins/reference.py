@@ -39,6 +39,14 @@ def varlen(
     return torch.cat(outputs).to(query.dtype)
 
 
+def padded(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """query (B, S, A, D), key and value (B, S, K, D) → (B, S, A, D); options as of `varlen`."""
+    num_rows, length = query.shape[:2]
+    borders = torch.arange(0, (num_rows + 1) * length, length, dtype=torch.int32)
+    output = varlen(*(part.flatten(0, 1) for part in (query, key, value)), borders, length, **options)
+    return output.unflatten(0, (num_rows, length))
+
+
 def _sample(
     query: Tensor,
     key: Tensor,

@@ -1,13 +1,15 @@
 """flash-attn 2.8.3: its functions have these signatures."""
 
-from tests.cuda.stand_ins.reference import varlen
+from tests.cuda.stand_ins.reference import padded, varlen
 
 
 def flash_attn_func(
     q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False,
 ):  # fmt: skip
-    raise NotImplementedError("packs go to flash_attn_varlen_func")
+    return padded(
+        q, k, v, scale=softmax_scale, causal=causal, window=window_size, softcap=softcap, deterministic=deterministic,
+    )  # fmt: skip
 
 
 def flash_attn_varlen_func(

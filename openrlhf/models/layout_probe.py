@@ -23,6 +23,7 @@ from openrlhf.batching.micro_batch import make_micro_batch
 from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.engine.model_internals import attention_name
 from openrlhf.errors import UserError
+from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import choose_attention
 
 if TYPE_CHECKING:
@@ -152,9 +153,11 @@ def _attention_that_works(model: ScoringModel, probe: _Probe) -> str | None:
     """The name of an attention that keeps the samples of a pack apart; None where none does."""
     base_model: Any = model.scorer.base_model
     own = attention_name(model.config)
+    facts = ModelFacts(type(base_model), base_model.config, base_model.dtype)
     for name in ("auto", "sdpa", "eager"):
         try:
-            base_model.set_attn_implementation(choose_attention(name, model.device.type, packed=True, ring_size=1))
+            choice = choose_attention(name, model.device.type, packed=True, ring_size=1, model=facts)
+            base_model.set_attn_implementation(choice.name)
             if attention_name(model.config) != own and probe.reason_against() is None:
                 return name
         except Exception:  # noqa: S112  whatever it is, that attention is none to recommend

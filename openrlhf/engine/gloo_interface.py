@@ -41,14 +41,19 @@ def _is_one_machine() -> bool:
 
 def _interface_towards(host: str) -> str:
     """The interface that has this machine's address on the way to `host`; empty where that is a loopback address."""
+    own = _own_address_towards(host)
+    return next((name for name, addresses in _interfaces().items() if own in addresses), "")
+
+
+def _own_address_towards(host: str) -> str:
+    """Empty where there is no way. Nothing is sent."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
-            own = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
         return ""
-    return next((name for name, addresses in _interfaces().items() if own in addresses), "")
 
 
 def _only_interface() -> str:

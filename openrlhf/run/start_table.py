@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +54,8 @@ def _rows(
     yield "tokens", _tokens(train_data)
     if eval_data is not None:
         yield "evaluation", f"{len(eval_data):,} samples"
-    yield "ranks", f"{strategy.world_size} × {strategy.device.type}, ZeRO stage {config.ds.zero_stage}"
+    ranks = f"{strategy.world_size} × {strategy.device.type}, ZeRO stage {config.ds.zero_stage}"
+    yield "ranks", f"{ranks}; host threads of each: {torch.get_num_threads()}"
     num_micro_batches = loader.num_micro_batches(window_number=0)
     yield "a step", f"{config.train.batch_size:,} samples; micro-batches on each rank: {num_micro_batches:,.3g}"
     yield "steps", _steps(loader, config.train, consumed_samples)

@@ -57,9 +57,11 @@ def environ(bench, **more):
 
 
 def torchrun(bench, words):
-    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{NAMES[0]}:{PORT}", "--rdzv_id", "test"]
-    one = ["torchrun", "--nnodes", "2", "--nproc_per_node", "1", *rendezvous, "-m", MODULE, *words]
-    return [one, one], [environ(bench)] * 2
+    """By the example."""
+    (bench / "run.toml").touch()
+    one = ["bash", str(ROOT / "examples/torchrun.sh"), str(bench / "run.toml"), *words]
+    machines = {"NUM_MACHINES": "2", "FIRST_MACHINE": ADDRESSES[0], "RANKS_PER_MACHINE": "1", "PORT": PORT}
+    return [one, one], [environ(bench, **machines)] * 2
 
 
 def deepspeed(bench, words):

@@ -26,6 +26,7 @@ def test_an_error_of_the_network_is_a_lost_rank(error, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "A rank has left, or cannot be reached" in said
     assert str(error) in said
+    assert "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share" in said
 
 
 def test_the_users_own_error_stays_what_it_is():

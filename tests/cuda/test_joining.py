@@ -1,0 +1,119 @@
+"""What is set before ranks join: threads on the host, gloo's interface, the allocator; and the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from openrlhf.engine import gloo_interface, launch
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+SEVERAL_MACHINES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    """Makes the environment: these variables, and no others that are looked at."""
+
+    def make(**variables):
+        monkeypatch.setattr(
+            os, "environ", {"PATH": os.environ["PATH"], "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"} | variables
+        )
+        return os.environ
+
+    return make
+
+
+@pytest.fixture
+def sixteen_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "num_threads"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, "4"),
+        ({"LOCAL_SIZE": "8"}, "2"),  # deepspeed
+        ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "12"}, "12"),  # srun has bound the task to cores of its own
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "3"}, "3"),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, "1"),
+    ],
+    ids=["torchrun", "deepspeed", "srun", "users", "users-one"],
+)
+def test_ranks_share_the_cores_of_their_machine_also_with_gpus(environ, sixteen_cores, variables, num_threads):
+    variables = environ(**variables)
+    launch._prepare(torch.device("cuda", 0))
+    assert variables["OMP_NUM_THREADS"] == num_threads
+
+
+@pytest.mark.parametrize(("users_own", "num_threads"), [(None, "4"), ("1", "1")], ids=["torchruns", "users"])
+def test_torchruns_single_thread_is_not_taken_for_the_users_wish(
+    environ, sixteen_cores, monkeypatch, users_own, num_threads
+):
+    of_torchrun = {"PATH": os.environ["PATH"]} | ({"OMP_NUM_THREADS": users_own} if users_own else {})
+    with subprocess.Popen(["cat"], env=of_torchrun, stdin=subprocess.PIPE) as torchrun:
+        monkeypatch.setattr(os, "getppid", lambda: torchrun.pid)
+        variables = environ(**TORCHRUN)
+        launch._share_cores_among_ranks()
+        torchrun.stdin.close()
+    assert variables["OMP_NUM_THREADS"] == num_threads
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_of_packs_grows_in_segments_unless_the_user_says_how(environ, sixteen_cores, name):
+    variables = environ(LOCAL_WORLD_SIZE="4")
+    launch._prepare(torch.device("cuda", 0))
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    variables = environ(LOCAL_WORLD_SIZE="4", **{name: "max_split_size_mb:128"})
+    launch._prepare(torch.device("cuda", 0))
+    assert [variables.get(one) for one in launch._ALLOCATOR_NAMES if one in variables] == ["max_split_size_mb:128"]
+
+
+@pytest.fixture
+def loopback_name(monkeypatch):
+    """A machine whose own name leads to loopback, with these interfaces."""
+    monkeypatch.setattr(gloo_interface.socket, "gethostname", lambda: "localhost")
+    interfaces = {"docker0": ["172.17.0.1"], "eth0": ["10.0.0.2", "fe80::1"]}
+    monkeypatch.setattr(gloo_interface, "_interfaces", lambda: interfaces)
+    own = {"10.0.0.1": "10.0.0.2", "192.0.2.1": "172.17.0.1"}  # this machine's address on the way to another
+    monkeypatch.setattr(gloo_interface, "_own_address_towards", lambda host: own.get(host, "127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "interface"),
+    [
+        (SEVERAL_MACHINES, "eth0"),
+        (SEVERAL_MACHINES | {"MASTER_ADDR": "this-machine"}, "docker0"),  # rank 0's own name: the way to anywhere
+        (SEVERAL_MACHINES | {"GLOO_SOCKET_IFNAME": "ib0"}, "ib0"),
+        (SEVERAL_MACHINES | {"LOCAL_WORLD_SIZE": "4"}, None),
+        ({"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}, None),
+        ({"WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"}, "eth0"),
+    ],
+    ids=["machines", "first-machine", "users", "one-machine", "loopback", "not-said"],
+)
+def test_gloo_listens_where_other_machines_reach_it(environ, loopback_name, variables, interface):
+    variables = environ(**variables)
+    gloo_interface.choose_gloo_interface()
+    assert variables.get("GLOO_SOCKET_IFNAME") == interface
+
+
+JOIN_AND_LEAVE = """
+from datetime import timedelta
+import torch
+from openrlhf.engine.launch import join_ranks, leave_ranks
+join_ranks(timedelta(seconds=60))
+assert torch.distributed.is_initialized()
+leave_ranks()
+assert not torch.distributed.is_initialized()
+leave_ranks()
+"""
+
+
+def test_ranks_leave_in_order_at_the_end():
+    done = subprocess.run([sys.executable, "-c", JOIN_AND_LEAVE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -20,9 +20,8 @@ def environ(monkeypatch):
     """Makes the environment: these variables, and no others that are looked at."""
 
     def make(**variables):
-        monkeypatch.setattr(
-            os, "environ", {"PATH": os.environ["PATH"], "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"} | variables
-        )
+        always = {"PATH": os.environ["PATH"], "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}
+        monkeypatch.setattr(os, "environ", always | variables)
         return os.environ
 
     return make
@@ -56,7 +55,9 @@ def test_torchruns_single_thread_is_not_taken_for_the_users_wish(
     environ, sixteen_cores, monkeypatch, users_own, num_threads
 ):
     of_torchrun = {"PATH": os.environ["PATH"]} | ({"OMP_NUM_THREADS": users_own} if users_own else {})
-    with subprocess.Popen(["cat"], env=of_torchrun, stdin=subprocess.PIPE) as torchrun:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", "echo; read end"], env=of_torchrun, stdin=pipe, stdout=pipe) as torchrun:
+        assert torchrun.stdout.readline() == b"\n"  # its environment can be read from now on
         monkeypatch.setattr(os, "getppid", lambda: torchrun.pid)
         variables = environ(**TORCHRUN)
         launch._share_cores_among_ranks()

@@ -34,10 +34,20 @@ ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
         (ONE_NODE, "1", "2", "1", None, "127.0.0.1"),
         (OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (BATCH | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
+        (TASK | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (HYDRA, "1", "2", "1", "2", "127.0.0.1"),
         (OPEN_MPI | ADDRESS | {"OMPI_COMM_WORLD_SIZE": "8"}, "3", "8", "3", "4", "10.0.0.1"),
     ],
-    ids=["srun", "srun-own-address", "srun-one-node", "mpirun", "mpirun-in-slurm", "hydra", "mpirun-machines"],
+    ids=[
+        "srun",
+        "srun-own-address",
+        "srun-one-node",
+        "mpirun",
+        "mpirun-in-slurm",
+        "mpirun-in-srun",
+        "hydra",
+        "mpirun-machines",
+    ],
 )
 def test_a_task_is_the_rank_that_its_launcher_says(
     monkeypatch, environ, rank, world_size, local_rank, local_world_size, address

@@ -116,6 +116,16 @@ def test_auto(machine, tmp_path, case):
     assert bool(told) == bool(actor.attention.note), actor.attention.note
 
 
+def test_a_gpu_that_torch_cannot_describe_is_taken_for_a_new_one(machine, monkeypatch):
+    def cannot_tell():
+        raise RuntimeError("no kernel driver")
+
+    machine("flash-attn")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cannot_tell)
+    actor = Actor(tiny_model("llama", torch.bfloat16), packing_samples=True)
+    assert actor.config._attn_implementation == "flash_attention_2"
+
+
 @pytest.mark.parametrize(
     ("packages", "capability", "name"),
     [

@@ -79,8 +79,11 @@ def beyond_16_bits(dtype: torch.dtype) -> str | None:
 
 
 def beyond_gpu(capabilities: range) -> str | None:
-    """Why kernels for these major compute capabilities do not run on this process' GPU; None: they do."""
-    found = torch.cuda.get_device_capability()[0]
+    """Why kernels for these major compute capabilities do not run on this process' GPU; None: they do, or may."""
+    try:
+        found = torch.cuda.get_device_capability()[0]
+    except (AssertionError, RuntimeError):  # torch cannot tell, and a GPU that is not known is not refused
+        return None
     if found in capabilities:
         return None
     wanted = f"{capabilities.start}{' or later' if capabilities.stop == _NEWEST else ''}"

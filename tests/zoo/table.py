@@ -15,9 +15,12 @@ from tests.zoo.cells import CELLS, Finding
 PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 JUSTIFIED: tuple[tuple[str, str], ...] = (  # a refusal's pattern, and why it is right
-    (r"layers of the type", "such a layer carries a state or an index over the row, which runs on across samples"),
+    (r"layers of the type", "a state, an index or chunks of the whole row run on across samples"),
     (r"carries a state", "the state runs on from one sample into the next"),
-    (r"cannot be replaced", "its attention is written into the model (ALiBi, relative positions, hashing): no borders"),
+    (
+        r"cannot be replaced",
+        "transformers marks it so: attention of the model's own, ALiBi, decoders of encoder-decoders",
+    ),
     (r"takes no borders", "transformers marks it unfit for kernels that are told the borders of samples"),
     (
         r"attention (eager|sdpa): in a pack the hidden states of a sample move",
@@ -127,8 +130,9 @@ def _refusals(results: Results) -> Iterator[list[object]]:
 
 
 def _kind(refusal: Finding) -> str:
-    """Its text without the names of classes."""
-    text = re.sub(r"\b[A-Z]\w+(For|LMHead)\w+|\b[A-Z]\w+(Attention|Model)\b", "…", refusal.text)
+    """Its text without the names of classes and of layers' types."""
+    text = re.sub(r"\b(?=\w{8})\w*[a-z][A-Z]\w*", "…", refusal.text)
+    text = re.sub(r"layers of the type [\w, ]+, which", "layers of the type …, which", text)
     return f"{text} (in the first step)" if refusal.is_late else text
 
 

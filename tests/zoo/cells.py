@@ -37,7 +37,7 @@ from tests.zoo import reference
 from tests.zoo.reference import Curve
 from tests.zoo.shrink import CannotBeBuilt, first_sentence, in_short
 
-TOLERANCES = {"loss": 3e-4, "gradient norm": 3e-3, "auxiliary loss": 3e-4}  # relative; float32 differs by 1e-6 mostly
+TOLERANCES = {"loss": 1e-4, "gradient norm": 3e-3, "auxiliary loss": 1e-4}  # relative; float32 differs by 1e-6 mostly
 
 
 @dataclass(frozen=True)

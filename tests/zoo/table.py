@@ -30,6 +30,8 @@ JUSTIFIED: tuple[tuple[str, str], ...] = (  # a refusal's pattern, and why it is
         r"not its samples' borders",
         "the model does not hand the borders on; the message names an attention that needs none",
     ),
+    (r"does not compute by torch's scaled_dot", "asked for by name; transformers has no such attention for it"),
+    (r"computes its attention itself", "asked for by name; transformers marks its attention as the model's own"),
     (r"cannot recompute its layers", "transformers has no gradient checkpointing for it"),
     (
         r"in a padded batch a sample gets other hidden states",

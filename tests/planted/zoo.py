@@ -16,6 +16,14 @@ BUGS = [
         (f"{_ZOO}[qwen2, sliding window]",),
     ),
     Bug(
+        "hybrids_of_attention_alone_cannot_be_packed",
+        "Granite 4's dense models, whose class knows state-space layers, are refused in packs",
+        "models/attention/choice.py",
+        "if carries_state(model_class) and not layer_types:",
+        "if carries_state(model_class):",
+        (f"{_ZOO}[granitemoehybrid, attention only]",),
+    ),
+    Bug(
         "positions_run_on_in_packs",
         "a model with learned positions cannot be packed, or counts them through the pack",
         "batching/micro_batch.py",

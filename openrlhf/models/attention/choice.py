@@ -196,7 +196,7 @@ def _reason_against_packs(model_class: type[PreTrainedModel], config: Pretrained
     unknown = sorted(layer_types - _PACKABLE_LAYER_TYPES)
     if unknown:
         return f"it has layers of the type {', '.join(unknown)}, which would mix neighbouring samples"
-    if carries_state(model_class):
+    if carries_state(model_class) and not layer_types:  # a hybrid's class does; its layers may all be attention
         return "it carries a state along the sequence, from one sample into the next"
     if not takes_any_attention(model_class):
         return "its attention cannot be replaced by one that knows where samples end"

@@ -69,7 +69,7 @@ class Ours:
         words = our_words(job, settings, out, cache_dir or self._work / "cache")
         env = {
             "OMP_NUM_THREADS": str(max(1, job.num_threads // ranks)),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "HF_HUB_OFFLINE": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

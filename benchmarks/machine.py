@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -69,6 +70,8 @@ def commit() -> dict:
 
 
 def _git(*words: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
@@ -76,10 +79,12 @@ def _git(*words: str) -> str:
 # --- the matrix units ------------------------------------------------------------------------------------------------
 
 
-def measure_peak_in_own_process(model: str, num_threads: int, seconds_a_shape: float = SECONDS_A_SHAPE) -> dict:
+def measure_peak_in_own_process(
+    model: str, num_threads: int, seconds_a_shape: float = SECONDS_A_SHAPE, timeout_seconds: float | None = None
+) -> dict:
     words = [sys.executable, "-m", "benchmarks.machine", model, str(seconds_a_shape)]
     env = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
-    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=env)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout_seconds)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -102,8 +102,8 @@ class Materials:
     def __init__(self, root: Path):
         self.root = root
 
-    def make(self, models: list[str], materials: list[Material]) -> None:
-        """All that is missing, in one process."""
+    def make(self, models: list[str], materials: list[Material], timeout_seconds: float | None = None) -> None:
+        """All that is missing, in one process. Raises subprocess.TimeoutExpired where that takes longer."""
         models = [name for name in models if not self._is_made(name)]
         materials = [material for material in materials if not self._facts_file(material).is_file()]
         needed = {material.tokenizer_of for material in materials} - set(models)
@@ -111,7 +111,7 @@ class Materials:
         if models or materials:
             wish = json.dumps({"models": models, "materials": [vars(material) for material in materials]})
             words = [sys.executable, "-m", "benchmarks.materials", str(self.root), wish]
-            subprocess.run(words, check=True, cwd=Path(__file__).resolve().parents[1])
+            subprocess.run(words, check=True, cwd=Path(__file__).resolve().parents[1], timeout=timeout_seconds)
 
     def model(self, name: str) -> Path:
         self.make([name], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -206,5 +207,8 @@ WARM_UPS: dict[str, Callable[[Bench, Case], None]] = {
 
 
 def write_json(path: Path, values: Any) -> None:
+    """Whole or not at all: a suite may be killed at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)

@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import pytest
 
-from benchmarks import cpu_kernels, report
+from benchmarks import cpu_kernels, gpu, gpu_machine, report
 from benchmarks.cases import CASES, quick_form
 from benchmarks.flops import model_flops, plain_flops
 from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
-from benchmarks.measures import WrongTokens, speed_of, stalls_of
+from benchmarks.measures import Bench, WrongTokens, speed_of, stalls_of
 from benchmarks.process import ContestantFailed, ProcessRun, run_process
 from benchmarks.step_profile import shares_by_kind
 from openrlhf.models.cpu_kernels import attention
@@ -72,6 +72,38 @@ def test_a_larger_card_gets_more_layers():
     layers = [llama_layers(gigabytes * 10**9, 8_192) for gigabytes in (24, 80, 141, 400)]
     assert layers == sorted(layers)
     assert layers[0] < layers[-1] == 32
+
+
+def test_what_a_machine_lacks_is_said_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "requirements.txt").write_text("torch==2.13.0\nno-such-package==1; python_version >= '3.11'\nnumpy\n")
+    monkeypatch.setattr(gpu_machine, "ROOT", tmp_path)
+    assert gpu_machine.what_is_lacking(tmp_path, is_toy=True).needed == [
+        "no-such-package is not installed: carry a wheel of it (benchmarks/gpu_wheels.sh, then gpu.sh --carry FOLDER)"
+    ]
+
+
+def test_a_machine_without_a_gpu_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_machine.gpu_memory, "total_bytes", lambda: None)
+    needed = gpu_machine.what_is_lacking(tmp_path / "work", is_toy=False).needed
+    assert any("no GPU is here" in sentence for sentence in needed)
+    assert not (tmp_path / "work").exists()
+
+
+def a_call(tmp_path: Path, seconds: float) -> gpu.Call:
+    return gpu.Call(Bench(tmp_path, None), gpu.TOY, tmp_path / "gpu.json", seconds)
+
+
+def test_a_part_that_fails_takes_no_other_with_it(tmp_path):
+    call = a_call(tmp_path, 100)
+
+    def fail(seconds: float) -> None:
+        raise ContestantFailed("out of memory")
+
+    call.stage("train tiny ours", fail)
+    call.stage("log_probs", lambda seconds: {"limit": seconds})
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert found["train tiny ours"] == {"failed": "ContestantFailed: out of memory"}
+    assert 90 < found["log_probs"]["limit"] < 100, "a part may take no longer than what is left"
 
 
 def test_quick_forms_keep_what_is_measured():

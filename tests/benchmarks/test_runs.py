@@ -53,12 +53,26 @@ def test_the_profile_sees_a_step(work):
     assert {"aten::mm", "_WeightedLogProbs"} <= set(names)
 
 
-def test_the_gpu_script_on_the_cpu(work):
+def gpu_script(work: Path, *words: str) -> str:
     env = {"GPU_BENCH_TOY": "1", "TRL_PYTHON": "none", "GPU_BENCH_OUT": str(work / "gpu"), "PYTHON": sys.executable}
-    call(["bash", "benchmarks/gpu.sh", "--work", str(work)], **env)
+    return call(["bash", "benchmarks/gpu.sh", "--work", str(work), *words], **env)
+
+
+def test_the_gpu_script_on_the_cpu(work):
+    gpu_script(work)
     found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))
     failures = {name: stage for name, stage in found.items() if isinstance(stage, dict) and "failed" in stage}
     assert not failures
     assert found["train tiny ours"]["tokens_per_second"] > 0
     assert found["train tiny_llama ours"]["tokens_per_second"] > 0
     assert found["longest ours 64"]["trains"]
+    assert "skipped" in found["gpu_tests"]["said"]
+    order = list(found)
+    assert order.index("warm_up") < order.index("gpu_tests") < order.index("train tiny_llama ours")
+
+
+def test_the_gpu_script_keeps_its_time_and_names_what_it_left_out(work):
+    gpu_script(work, "--seconds", "1")
+    found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))
+    assert "s were left" in found["matrix_peak"]["left_out"]
+    assert "s were left" in found["train tiny ours"]["left_out"]

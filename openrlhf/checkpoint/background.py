@@ -22,6 +22,7 @@ from openrlhf.checkpoint.manifest import FileRecord
 from openrlhf.checkpoint.store import CheckpointStore
 
 _POLL_SECONDS = 0.02
+_POLL_SHARE = 20  # times what a look took, between two looks
 _NICENESS = 7
 
 Result = TypeVar("Result")
@@ -150,20 +151,26 @@ def collect_reports(
     Raises OSError as soon as a rank reports a problem, when `must_stop()`, or after `timeout_seconds` (naming
     the ranks that are missing).
     """
+    rank_of = {_report_path(folder, rank).name: rank for rank in range(num_ranks)}
     reports: dict[int, RankReport] = {}
     deadline = time.monotonic() + timeout_seconds
-    while missing := [rank for rank in range(num_ranks) if rank not in reports]:
-        found = {rank: report for rank in missing if (report := RankReport.read(folder, rank))}
-        if failed := [f"rank {rank}: {report.problem}" for rank, report in found.items() if report.problem]:
+    while len(reports) < num_ranks:
+        began_at = time.monotonic()
+        arrived = [rank_of[name] for name in os.listdir(folder) if name in rank_of]
+        found = {rank: report for rank in arrived if rank not in reports and (report := RankReport.read(folder, rank))}
+        if failed := [f"rank {rank}: {report.problem}" for rank, report in sorted(found.items()) if report.problem]:
             raise OSError("; ".join(failed))
         reports |= found
         if found:
             continue
         if must_stop():
             raise OSError("another rank could not write its part")
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
+            missing = [rank for rank in range(num_ranks) if rank not in reports]
             raise OSError(f"ranks {missing} did not write their part within {timeout_seconds:.0f} s")
-        time.sleep(_POLL_SECONDS)
+        # The folder of thousands of ranks takes time to list, and training needs that time more.
+        time.sleep(max(_POLL_SECONDS, _POLL_SHARE * (now - began_at)))
     for rank in range(num_ranks):
         _report_path(folder, rank).unlink()
     return [record for _, report in sorted(reports.items()) for record in report.records]

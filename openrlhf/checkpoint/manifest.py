@@ -64,7 +64,7 @@ def write_manifest(
         "identity": identity or {},
         "files": [asdict(record) for record in sorted(records, key=lambda record: record.name)],
     }
-    write_flushed(folder / MANIFEST_NAME, _with_checksum(content))
+    write_flushed(folder / MANIFEST_NAME, _with_checksum(_dump(content)))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -72,7 +72,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     text = (folder / MANIFEST_NAME).read_bytes().decode("utf-8")
     content = json.loads(text)
     content.pop("checksum", None)
-    if text != _with_checksum(content):
+    _, _, without_checksum = text.partition(",\n")
+    if text != _with_checksum("{\n" + without_checksum):
         raise ValueError("its own checksum does not fit")
     return content
 
@@ -168,8 +169,9 @@ def problem_of(folder: Path, record: FileRecord, read: bool = True) -> str | Non
     return None
 
 
-def _with_checksum(content: dict[str, Any]) -> str:
-    return _dump({**content, "checksum": new_checksum(_dump(content).encode()).hexdigest()})
+def _with_checksum(text: str) -> str:
+    """`text`, what `_dump` gives, with its checksum as the first entry, where the order of names puts it."""
+    return f'{{\n "checksum": "{new_checksum(text.encode()).hexdigest()}",\n{text.removeprefix("{")[1:]}'
 
 
 def _dump(content: dict[str, Any]) -> str:

@@ -188,8 +188,8 @@ def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timede
     2. Rank 0 looks at `hello/r` again and again. It writes the name to `welcome/<word>` for every word that it finds
        there, also for a word of a rank that died.
     3. Rank r waits for `welcome/<its own word>`: an answer to an earlier word stands under another key.
-    4. Rank r writes `<name>/joined/r`, and rank 0 goes on to the next rank: a word of a dead rank is never taken for
-       its successor's arrival.
+    4. Rank r writes `<name>/joined/r`, and rank 0 looks at it no more: a word of a dead rank is never taken for its
+       successor's arrival.
 
     Raises TimeoutError where a rank does not come.
     """
@@ -198,7 +198,7 @@ def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timede
         return _welcome_all(store, world_size, deadline)
     word = uuid.uuid4().hex
     store.set(f"hello/{rank}", word)
-    _wait(lambda: store.check([f"welcome/{word}"]), deadline, "rank 0 has not answered")
+    _wait(lambda: store.check([f"welcome/{word}"]), deadline, lambda: "rank 0 has not answered")
     name = store.get(f"welcome/{word}").decode()
     store.set(f"{name}/joined/{rank}", "")
     return name
@@ -206,19 +206,22 @@ def name_of_this_start(store: Store, rank: int, world_size: int, timeout: timede
 
 def _welcome_all(store: Store, world_size: int, deadline: float) -> str:
     name = f"start-{uuid.uuid4().hex}"
-    for rank in range(1, world_size):
+    missing = list(range(1, world_size))
 
-        def has_joined(rank: int = rank) -> bool:
+    def have_joined() -> bool:
+        for rank in missing.copy():
             if store.check([f"hello/{rank}"]):
                 store.set(f"welcome/{store.get(f'hello/{rank}').decode()}", name)
-            return store.check([f"{name}/joined/{rank}"])
+            if store.check([f"{name}/joined/{rank}"]):
+                missing.remove(rank)
+        return not missing
 
-        _wait(has_joined, deadline, f"rank {rank} has not come")
+    _wait(have_joined, deadline, lambda: f"rank {missing[0]} has not come")
     return name
 
 
-def _wait(is_so: Callable[[], bool], deadline: float, otherwise: str) -> None:
+def _wait(is_so: Callable[[], bool], deadline: float, otherwise: Callable[[], str]) -> None:
     while not is_so():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise}: is that rank's process still running?")
+            raise TimeoutError(f"{otherwise()}: is that rank's process still running?")
         time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -10,13 +10,31 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
+class GridGroup(ProcessGroup):
+    """All ranks in rows and columns: what is gathered over the row and then over the column is gathered over all.
+
+    In gloo's ring of n ranks, 2n short messages follow each other; in two rings of a grid it is 4√n. At 4,096 ranks this
+    is 30 times less, and a rank has 126 connections in place of 4,095.
+    """
+
+    def __init__(self, row: ProcessGroup, column: ProcessGroup):
+        """Args: row: ranks that follow each other. column: the ranks at the same place of each row."""
+        width = dist.get_world_size(row)
+        super().__init__(dist.get_rank(column) * width + dist.get_rank(row), dist.get_world_size(column) * width)
+        self.row, self.column = row, column
+
+
 def rank_in(group: ProcessGroup | None) -> int:
     """The rank of this process in `group`."""
+    if isinstance(group, GridGroup):
+        return group.rank()
     return 0 if group is None else dist.get_rank(group)
 
 
 def size_of(group: ProcessGroup | None) -> int:
     """The number of ranks in `group`."""
+    if isinstance(group, GridGroup):
+        return group.size()
     return 1 if group is None else dist.get_world_size(group)
 
 
@@ -39,6 +57,8 @@ def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:
     """Every rank's `value`, in the order of ranks, on every rank (for short control messages)."""
     if size_of(group) == 1:
         return [value]
+    if isinstance(group, GridGroup):
+        return [one for row in gather_objects(gather_objects(value, group.row), group.column) for one in row]
     values: list[Any] = [None] * size_of(group)
     dist.all_gather_object(values, value, group=group)
     return values
@@ -54,6 +74,8 @@ def gather_problems(problem: str | None, group: ProcessGroup | None) -> tuple[st
 
 
 def _reduce(tensor: Tensor, operation: Any, group: ProcessGroup | None) -> Tensor:
+    if isinstance(group, GridGroup):
+        return _reduce(_reduce(tensor, operation, group.row), operation, group.column)
     if group is not None:
         dist.all_reduce(tensor, operation, group=group)
     return tensor

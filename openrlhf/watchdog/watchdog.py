@@ -1,8 +1,8 @@
 """Ranks that watch each other: one that dies, fails or hangs ends the job within a bound, and is named.
 
-Every rank notes its present work. A thread on each rank sends it to rank 0 as a heartbeat, about every second, over a
-connection of its own, and rank 0 sends its own to the others. None of this is a collective, so it works while
-collectives hang. A rank is lost when
+Every rank notes its present work. A thread on each rank sends it to rank 0 as a heartbeat, about every second (of more
+than 1,024 ranks less often), over a connection of its own, and rank 0 sends its own to the others. None of this is a
+collective, so it works while collectives hang. A rank is lost when
 
 - its process is gone (the connection ends and the rank had not said that it leaves: killed, out of memory, a dead
   machine),
@@ -31,6 +31,7 @@ from openrlhf.watchdog.connections import Message, connect_peers, joining_ranks
 from openrlhf.watchdog.failure_detector import SECONDS_FOR_FIRST_CAUSE, Activity, FailureDetector, Verdict
 
 HEARTBEAT_SECONDS = 1.0
+RANKS_A_SECOND = 1024  # whose heartbeats rank 0 reads; more ranks send theirs less often
 _RAISED_ON_ALL_RANKS = (UserError, RunStopped, SystemExit, KeyboardInterrupt)
 
 
@@ -55,7 +56,7 @@ class Watchdog:
         self._hang_seconds = hang_seconds
         self._end = end or _end_process
         self._activity = Activity("starting", is_long=True)
-        self._heartbeat_seconds = min(HEARTBEAT_SECONDS, hang_seconds / 8)
+        self._heartbeat_seconds = min(HEARTBEAT_SECONDS * max(1, world_size / RANKS_A_SECOND), hang_seconds / 8)
         self._is_concluded = threading.Event()
         self._own_failure: str | None = None
 
@@ -122,8 +123,9 @@ class Watchdog:
             self._own_failure = None
 
     def _listen_until(self, moment: float) -> None:
-        while (now := time.monotonic()) < moment and not self._is_concluded.is_set():
-            messages, ended = self._connections.receive(moment - now)
+        """Or until this rank has failed: that is told at once."""
+        while (now := time.monotonic()) < moment and not self._is_concluded.is_set() and self._own_failure is None:
+            messages, ended = self._connections.receive(min(moment - now, HEARTBEAT_SECONDS))
             for rank, message in messages:
                 self._on_message(rank, message)
             for rank in ended:

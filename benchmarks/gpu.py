@@ -87,7 +87,7 @@ TOY = Size(
     "tiny",
     0.02,
     "tests/models/test_gpu.py",
-    dict.fromkeys(LIMITS, 120),
+    dict.fromkeys(LIMITS, 400),
 )
 
 

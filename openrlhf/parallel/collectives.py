@@ -13,8 +13,8 @@ from torch.distributed import ProcessGroup
 class GridGroup(ProcessGroup):
     """All ranks in rows and columns: what is gathered over the row and then over the column is gathered over all.
 
-    In gloo's ring of n ranks, 2n short messages follow each other; in two rings of a grid it is 4√n. At 4,096 ranks this
-    is 30 times less, and a rank has 126 connections in place of 4,095.
+    In gloo's ring of n ranks, 2n short messages follow each other; in the two rings of a grid it is 4√n. At 4,096 ranks
+    this is 32 times less, and a rank has 126 connections in place of 4,095.
     """
 
     def __init__(self, row: ProcessGroup, column: ProcessGroup):

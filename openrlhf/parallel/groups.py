@@ -15,6 +15,7 @@ step may be one in which a rank has nothing to send. So each group begins with a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,7 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from openrlhf.parallel.collectives import GridGroup
+
 CPU = torch.device("cpu")
+LEAST_RANKS_OF_A_GRID = 256
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,23 @@ def make_process_groups(
         sequence=_mine(ranks.movedim(1, -1).reshape(-1, sequence_size), rank, timeout, device),
         tensor=_mine(ranks.reshape(-1, tensor_size), rank, timeout, device),
         loss=_mine(ranks.movedim(2, 0).reshape(tensor_size, -1), rank, timeout, device),
-        control=_begun(dist.new_group(backend="gloo", timeout=timeout), CPU),
+        control=_control(world_size, rank, timeout),
     )
+
+
+def _control(world_size: int, rank: int, timeout: timedelta) -> ProcessGroup | None:
+    """All ranks over gloo; many of them in rows and columns, each group of which its own ranks alone make."""
+    width = max(one for one in range(1, math.isqrt(world_size) + 1) if world_size % one == 0)
+    if world_size < LEAST_RANKS_OF_A_GRID or width == 1:
+        return _begun(dist.new_group(backend="gloo", timeout=timeout), CPU)
+    row, place = divmod(rank, width)
+    lines = (range(row * width, (row + 1) * width), range(place, world_size, width))
+    groups = [
+        dist.new_group(list(line), backend="gloo", timeout=timeout, use_local_synchronization=True) for line in lines
+    ]
+    for group in groups:
+        _begun(group, CPU)
+    return GridGroup(*groups)
 
 
 def _mine(ranks_by_group: Tensor, rank: int, timeout: timedelta, device: torch.device) -> ProcessGroup | None:

@@ -31,6 +31,19 @@ def test_records_of_all_ranks_are_collected_and_no_report_stays(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_waiting_for_many_ranks_is_looking_at_one_folder(tmp_path, monkeypatch):
+    """Opening a file of each rank that is missing, fifty times a second, would hold training up."""
+    RankReport(RECORDS).write(tmp_path, 7)
+    reads = []
+    read = RankReport.read
+    monkeypatch.setattr(
+        RankReport, "read", classmethod(lambda cls, folder, rank: reads.append(rank) or read(folder, rank))
+    )
+    with pytest.raises(OSError, match="did not write their part"):
+        collect_reports(tmp_path, 4096, lambda: False, timeout_seconds=0.3)
+    assert reads == [7]
+
+
 def test_a_rank_that_does_not_come_is_named(tmp_path):
     RankReport(RECORDS).write(tmp_path, 0)
     with pytest.raises(OSError, match=r"ranks \[1\] did not write their part"):

@@ -1,10 +1,19 @@
 """A manifest finds whatever happened to a file."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from openrlhf.checkpoint.manifest import looks_whole, read_manifest, saved_identity, verify, write_manifest
+from openrlhf.checkpoint.manifest import (
+    FileRecord,
+    looks_whole,
+    new_checksum,
+    read_manifest,
+    saved_identity,
+    verify,
+    write_manifest,
+)
 
 NAMES = ("a.bin", "folder/b.bin", "empty.json")
 
@@ -65,3 +74,14 @@ def test_missing_is_found(folder: Path, name: str) -> None:
 def test_shares_together_see_everything(folder: Path) -> None:
     (folder / NAMES[1]).write_bytes(bytes(200))
     assert [bool(verify(folder, share, 3)) for share in range(3)].count(True) == 1
+
+
+def test_a_manifest_is_json_with_the_checksum_of_the_rest_in_the_order_of_names(tmp_path: Path) -> None:
+    """So were manifests from the first on: those of earlier versions are read, and ours by them."""
+    write_manifest(tmp_path, [FileRecord("a", 1, "x")], {"seed": 3, "names": ["ä", "b"]})
+    text = (tmp_path / "manifest.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    checksum = content.pop("checksum")
+    assert checksum == new_checksum((json.dumps(content, indent=1, sort_keys=True) + "\n").encode()).hexdigest()
+    assert text == json.dumps({**content, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
+    assert read_manifest(tmp_path) == content

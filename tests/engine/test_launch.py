@@ -57,6 +57,27 @@ def test_a_rank_that_died_while_meeting_does_not_mislead_the_next_start():
     assert len(set(start(store, slowest=1))) == 1
 
 
+class QuickRanks(HashStore):
+    """Ranks that have said hello, and join as soon as they are welcomed."""
+
+    def __init__(self, num_ranks):
+        super().__init__()
+        for rank in range(1, num_ranks):
+            self.set(f"hello/{rank}", f"word-{rank}")
+
+    def set(self, key, value):
+        super().set(key, value)
+        if key.startswith("welcome/"):
+            super().set(f"{value}/joined/{key.rpartition('-')[2]}", "")
+
+
+def test_rank_0_waits_for_all_ranks_at_once(monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    name_of_this_start(QuickRanks(200), 0, 200, TIMEOUT)
+    assert len(waits) <= 1
+
+
 def test_a_rank_that_does_not_come_is_named():
     with pytest.raises(TimeoutError, match="rank 1 has not come"):
         name_of_this_start(HashStore(), 0, 2, timedelta(seconds=0.1))

@@ -187,7 +187,8 @@ def run_all(call: Call) -> None:
     prepare(call)
     peak = call.stage("matrix_peak", partial(measure_peak, size)).get("peak")
     call.stage("gpu_tests", partial(run_gpu_tests, size))
-    fastest_later = [name for name in OURS if name != "ours" and (name != "ours_liger" or find_spec("liger_kernel"))]
+    has_liger = call.found["gpu_bytes"] is not None and find_spec("liger_kernel") is not None
+    fastest_later = ["ours_compiled", *(["ours_liger"] if has_liger else [])]
     train_each(call, ["ours", *trl[:1]], peak)
     if trl:
         call.stage("same_loss", partial(same_loss, call))

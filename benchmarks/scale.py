@@ -38,6 +38,7 @@ from openrlhf.engine import launch
 from openrlhf.watchdog.connections import PeerConnections
 from openrlhf.watchdog.failure_detector import Activity, FailureDetector
 from openrlhf.watchdog.watchdog import Watchdog
+from tests.batching import plain_layout
 
 RESULTS = Path(__file__).parent / "results"
 MAX_TOKENS = 16_384
@@ -79,8 +80,12 @@ def step_window(num_rows: int, num_units: int, num_ranks: int) -> Figures:
         "layout: padded to 16,384 tokens": TokenBudget(MAX_TOKENS, packed=False),
         "layout: 4 units a micro-batch": FixedSize(4),
     }
+    found |= {name: milliseconds(partial(layout.of_rank, units, num_ranks, 0)) for name, layout in layouts.items()}
+    one_by_one = [(length,) for length in units.tolist()]
+    plain = {"packed": plain_layout.TokenBudget(MAX_TOKENS, packed=True), "4 units": plain_layout.FixedSize(4)}
     return found | {
-        name: milliseconds(partial(layout.of_rank, units, num_ranks, 0)) for name, layout in layouts.items()
+        f"for comparison, one unit after the other: {name}": milliseconds(partial(layout, one_by_one, num_ranks), 1)
+        for name, layout in plain.items()
     }
 
 
@@ -145,16 +150,18 @@ def checkpoint(num_ranks: int) -> Figures:
         staging = store.begin(1, 1)
         records = [record for rank in range(num_ranks) for record in _files_of_rank(staging, rank)]
 
-        def look_for_nobody() -> None:
+        def look_in_vain() -> None:
             try:
-                background.collect_reports(staging, num_ranks + 1, lambda: True, 60.0)
+                background.collect_reports(staging, num_ranks, lambda: True, 60.0)
             except OSError:
                 return
 
-        found = {"a look at reports of which one is missing": milliseconds(look_for_nobody, repeats=1)}
-        found["all reports read and removed"] = milliseconds(
-            lambda: background.collect_reports(staging, num_ranks, lambda: False, 60.0), repeats=1
-        )
+        found = {
+            "all reports read and removed": milliseconds(
+                lambda: background.collect_reports(staging, num_ranks, lambda: False, 60.0), repeats=1
+            )
+        }
+        found["a look for reports while none is there"] = milliseconds(look_in_vain)
         found["manifest written"] = milliseconds(lambda: manifest.write_manifest(staging, records))
         found["manifest read"] = milliseconds(lambda: manifest.read_manifest(staging))
         target, _ = store.put_in_place(staging, records)

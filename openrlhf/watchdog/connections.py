@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import json
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -24,6 +25,7 @@ from openrlhf.parallel.collectives import gather_objects
 
 SECONDS_TO_CONNECT = 30.0
 _TOKEN_BYTES = 16
+_OTHER_OPEN_FILES = 1024  # of data sets, libraries and process groups
 
 Message = dict[str, Any]
 
@@ -138,8 +140,17 @@ def connect_peers(rank: int, world_size: int, control: ProcessGroup | None, mast
         connection = socket.create_connection((master_address, port), timeout=SECONDS_TO_CONNECT)
         connection.sendall(f"{token}{rank:08d}".encode())
         return PeerConnections({0: connection})
+    _allow_open_files(world_size + _OTHER_OPEN_FILES)
     with server:
         return PeerConnections(_accept(server, world_size, token))
+
+
+def _allow_open_files(number: int) -> None:
+    """Each connection is an open file, and many systems allow a process 1,024 until it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _accept(server: socket.socket, world_size: int, token: str) -> dict[int, socket.socket]:

@@ -76,3 +76,10 @@ def test_the_gpu_script_keeps_its_time_and_names_what_it_left_out(work):
     found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))
     assert "s were left" in found["matrix_peak"]["left_out"]
     assert "s were left" in found["train tiny ours"]["left_out"]
+
+
+def test_what_grows_is_measured_quickly(work):
+    call([sys.executable, "-m", "benchmarks.scale", "--quick", "--results", str(work / "scale")])
+    parts = json.loads((work / "scale" / "scale.json").read_text(encoding="utf-8"))["parts"]
+    assert set(parts) == {"a step", "the watchdog", "a save", "the start", "a sum over all ranks"}
+    assert "| a step | layout: packed to 16,384 tokens |" in (work / "scale" / "scale.md").read_text(encoding="utf-8")

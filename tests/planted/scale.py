@@ -7,6 +7,8 @@ from tests.planted.bug import Bug
 _LAYOUT = "tests/batching/test_layout.py"
 _CHECKPOINTER = "tests/checkpoint/test_checkpointer.py"
 _MEMORY = "tests/checkpoint/test_host_memory.py"
+_BACKGROUND = "tests/checkpoint/test_background.py"
+_HEARTBEATS = "tests/watchdog/test_heartbeats.py"
 _PINNED = "tests/checkpoint/test_host_buffer.py"
 _ORDER = "tests/batching/test_order_and_schedule.py"
 
@@ -74,5 +76,53 @@ BUGS = [
         "            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())",
         "            pass",
         (f"{_PINNED}::test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed",),
+    ),
+    Bug(
+        "missing_reports_opened_one_by_one",
+        "while thousands of ranks write, a thread of rank 0 opens files that are not there, and training is slow",
+        "checkpoint/background.py",
+        "arrived = [rank_of[name] for name in os.listdir(folder) if name in rank_of]",
+        "arrived = list(rank_of.values())",
+        (f"{_BACKGROUND}::test_waiting_for_many_ranks_is_looking_at_one_folder",),
+    ),
+    Bug(
+        "heartbeats_of_all_ranks_every_second",
+        "at thousands of ranks a tenth of rank 0's processor time reads heartbeats",
+        "watchdog/watchdog.py",
+        "max(1, world_size / RANKS_A_SECOND)",
+        "max(1, 0 / RANKS_A_SECOND)",
+        (f"{_HEARTBEATS}::test_rank_0_hears_a_bounded_number_a_second[4096-600-4]",),
+    ),
+    Bug(
+        "a_failure_waits_for_the_heartbeat",
+        "a rank of thousands that fails is said to be gone without a word: its error comes too late",
+        "watchdog/watchdog.py",
+        " and self._own_failure is None:",
+        ":",
+        (f"{_HEARTBEATS}::test_a_rank_that_fails_does_not_wait_for_its_next_heartbeat",),
+    ),
+    Bug(
+        "ranks_welcomed_one_after_the_other",
+        "the start of thousands of ranks takes minutes after a restart",
+        "engine/launch.py",
+        "        for rank in missing.copy():\n",
+        "        for rank in missing[:1]:\n",
+        ("tests/engine/test_launch.py::test_rank_0_waits_for_all_ranks_at_once",),
+    ),
+    Bug(
+        "columns_forgotten",
+        "of hundreds of ranks each hears of its own row alone, and they do not stop or save together",
+        "parallel/collectives.py",
+        "return _reduce(_reduce(tensor, operation, group.row), operation, group.column)",
+        "return _reduce(tensor, operation, group.row)",
+        ("tests/parallel/test_collectives.py::test_a_grid_of_ranks_hears_of_all_of_them",),
+    ),
+    Bug(
+        "open_files_not_allowed",
+        "a job of more than 1,024 ranks does not start: too many open files",
+        "watchdog/connections.py",
+        "soft < wanted:",
+        "soft > wanted:",
+        ("tests/watchdog/test_connections.py::test_rank_0_of_thousands_may_open_so_many_connections",),
     ),
 ]

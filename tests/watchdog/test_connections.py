@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 import pytest
 
-from openrlhf.watchdog.connections import PeerConnections
+from openrlhf.watchdog.connections import PeerConnections, _allow_open_files
 
 
 @pytest.fixture
@@ -49,3 +50,21 @@ def test_who_does_not_read_holds_nobody_up(ends):
     rank_0, _ = ends
     for _ in range(2000):
         rank_0.send({"what": "x" * 1000})
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 1048576), [(5120, 1048576)]),
+        ((1024, 4096), [(4096, 4096)]),
+        ((1024, resource.RLIM_INFINITY), [(5120, resource.RLIM_INFINITY)]),
+        ((65536, 65536), []),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
+    ],
+)
+def test_rank_0_of_thousands_may_open_so_many_connections(limits, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, wanted: asked.append(wanted))
+    _allow_open_files(5120)
+    assert asked == expected

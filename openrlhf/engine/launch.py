@@ -147,7 +147,7 @@ def check_devices_differ(store: Store, rank: int, world_size: int, device_name: 
         deadline = time.monotonic() + timeout.total_seconds()
         for other in range(world_size):
             key = f"device/{other}"
-            _wait(partial(store.check, [key]), deadline, f"rank {other} has not come")
+            _wait(partial(store.check, [key]), deadline, partial("rank {} has not come".format, other))
             ranks_by_device[store.get(key).decode()].append(other)
         store.set("devices", _words_on_shared(ranks_by_device))
     if words := store.get("devices").decode():

@@ -20,7 +20,8 @@ class GridGroup(ProcessGroup):
     def __init__(self, row: ProcessGroup, column: ProcessGroup):
         """Args: row: ranks that follow each other. column: the ranks at the same place of each row."""
         width = dist.get_world_size(row)
-        super().__init__(dist.get_rank(column) * width + dist.get_rank(row), dist.get_world_size(column) * width)
+        rank, size = dist.get_rank(column) * width + dist.get_rank(row), dist.get_world_size(column) * width
+        super().__init__(rank, size)  # type: ignore[call-arg]  # torch's stub knows another of its constructors
         self.row, self.column = row, column
 
 

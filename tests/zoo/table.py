@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,8 +61,11 @@ class Results:
         return results
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
-        (folder / "zoo.json").write_text(text + "\n", encoding="utf-8")
+        """A line of zoo.json for each model."""
+        head = json.dumps({"versions": self.versions, "not_built": self.not_built}, indent=1).removesuffix("\n}")
+        rows = [f"{json.dumps(name)}: {json.dumps(_short(cells))}" for name, cells in sorted(self.findings.items())]
+        body = ",\n  ".join(rows)
+        (folder / "zoo.json").write_text(f'{head},\n "findings": {{\n  {body}\n }}\n}}\n', encoding="utf-8")
         (folder / "zoo.md").write_text(in_words(self), encoding="utf-8")
 
     def add(self, name: str, found: dict[str, Finding] | str) -> None:
@@ -85,6 +88,11 @@ class Results:
         found = [f"{name}, {cell}: {f.verdict}: {f.text}" for name, cell, f in self.of_verdict("wrong", "crash")]
         refused = [(name, cell, f.text) for name, cell, f in self.of_verdict("refused")]
         return found + [f"{n}, {c}: refused without a justification: {t}" for n, c, t in refused if not why_right(t)]
+
+
+def _short(cells: dict[str, Finding]) -> dict[str, dict[str, object]]:
+    """Without what is not said of a cell."""
+    return {cell: {name: value for name, value in vars(found).items() if value} for cell, found in cells.items()}
 
 
 def why_right(refusal: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.zoo.__main__ import look_at
+from tests.zoo.cells import CELLS, Finding
 from tests.zoo.shrink import CannotBeBuilt, small_model_named
 from tests.zoo.table import Results
 
@@ -58,3 +59,12 @@ def test_a_type_that_stays_large_is_left_out_by_name(monkeypatch):
     monkeypatch.setattr("tests.zoo.shrink._NUMBERS", ())
     with pytest.raises(CannotBeBuilt, match=r"parameters; model.* has the shape"):
         small_model_named("llama")
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = Results(not_built={"large": "5,000,001 parameters"})
+    assert Results.read(tmp_path) == Results()
+    results.add("llama", {cell: Finding("refused", f"why {cell}", cell == "export") for cell in CELLS})
+    results.write(tmp_path)
+    assert Results.read(tmp_path) == results
+    assert "| llama | refused |" in (tmp_path / "zoo.md").read_text(encoding="utf-8")

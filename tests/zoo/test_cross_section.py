@@ -35,7 +35,7 @@ CROSS_SECTION: dict[str, tuple[str, set[str]]] = {  # name: what it stands for, 
     "roberta": ("positions that count from the padding token", _WRITTEN_MASKS),
     "bert, encoder": ("bidirectional", _PACKS),
     "bloom": ("ALiBi", _PACKS),
-    "mamba": ("state space", _PACKS | {"LoRA"}),
+    "mamba": ("state space", _PACKS),
     "qwen3_next": ("linear attention beside full, shared experts", _PACKS),
     "deepseek_v32": ("sparse attention by an index", _PACKS),
 }

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from openrlhf.cli.standard_streams import make_standard_streams_last
-from openrlhf.engine.launchers import adopt_launcher, hide_gpus_if_cpu_is_asked_for
+from openrlhf.engine.launchers import adopt_launcher, prepare_cuda
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
     EXIT_CODE_PREEMPTED,
@@ -38,7 +38,7 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         adopt_launcher()
-        hide_gpus_if_cpu_is_asked_for()
+        prepare_cuda()
         command(sys.argv[1:])
     except UserError as error:
         _tell(error.problems)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.engine.launchers import hide_gpus_if_cpu_is_asked_for, num_local_ranks, ranks_see_the_same_gpus
+from openrlhf.engine.launchers import num_local_ranks, prepare_cuda, ranks_see_the_same_gpus
 from openrlhf.errors import UserError
 
 _DEVICE_NODES = Path("/dev")
@@ -27,7 +27,7 @@ def usable_device_type() -> str:
 
     Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks.
     """
-    hide_gpus_if_cpu_is_asked_for()
+    prepare_cuda()
     if not torch.cuda.is_available():
         _check_cpu_is_meant()
         return "cpu"

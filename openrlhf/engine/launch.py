@@ -26,7 +26,6 @@ from openrlhf.errors import UserError
 from openrlhf.watchdog.connections import joining_ranks
 
 _SECONDS_BETWEEN_LOOKS = 0.02
-_ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def join_ranks(timeout: timedelta) -> torch.device:
@@ -93,9 +92,6 @@ def _prepare(device: torch.device) -> None:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         compile_for_communication()
-    elif not any(name in os.environ for name in _ALLOCATOR_NAMES):
-        # packs differ in length: without it freed blocks of the wrong size pile up
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _share_cores_among_ranks() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from openrlhf.errors import UserError
 
 DEFAULT_PORT = 29500  # torchrun's and DeepSpeed's
+ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below the ports that Linux gives to connections
 
 
@@ -94,10 +95,16 @@ def derived_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return derived
 
 
-def hide_gpus_if_cpu_is_asked_for() -> None:
-    """With DS_ACCELERATOR=cpu: what asks torch for GPUs finds none. Call it before anything uses CUDA."""
+def prepare_cuda() -> None:
+    """Variables that torch reads when CUDA is first used: call it before.
+
+    With DS_ACCELERATOR=cpu all that asks torch for GPUs finds none. Memory grows in segments, as packs differ in size:
+    freed blocks that fit no other pack would pile up.
+    """
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not any(name in os.environ for name in ALLOCATOR_NAMES):
+        os.environ[ALLOCATOR_NAMES[0]] = "expandable_segments:True"
 
 
 def ranks_see_the_same_gpus(environ: Mapping[str, str]) -> bool:

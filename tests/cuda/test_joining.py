@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from openrlhf.engine import gloo_interface, launch
+from openrlhf.engine import gloo_interface, launch, launchers
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
 SEVERAL_MACHINES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
@@ -65,14 +65,14 @@ def test_torchruns_single_thread_is_not_taken_for_the_users_wish(
     assert variables["OMP_NUM_THREADS"] == num_threads
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_memory_of_packs_grows_in_segments_unless_the_user_says_how(environ, sixteen_cores, name):
-    variables = environ(LOCAL_WORLD_SIZE="4")
-    launch._prepare(torch.device("cuda", 0))
+@pytest.mark.parametrize("name", launchers.ALLOCATOR_NAMES)
+def test_memory_of_packs_grows_in_segments_unless_the_user_says_how(environ, name):
+    variables = environ()
+    launchers.prepare_cuda()
     assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    variables = environ(LOCAL_WORLD_SIZE="4", **{name: "max_split_size_mb:128"})
-    launch._prepare(torch.device("cuda", 0))
-    assert [variables.get(one) for one in launch._ALLOCATOR_NAMES if one in variables] == ["max_split_size_mb:128"]
+    variables = environ(**{name: "max_split_size_mb:128"})
+    launchers.prepare_cuda()
+    assert [variables[one] for one in launchers.ALLOCATOR_NAMES if one in variables] == ["max_split_size_mb:128"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The one error that speaks to the user."""
+"""The one error that speaks to the user, and the words of other libraries' errors in it."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,8 @@ class UserError(ValueError):
         """Args: problems: one sentence or paragraph each; all of them are shown together."""
         self.problems = list(problems)
         super().__init__("\n".join(problems))
+
+
+def first_line_of(error: BaseException) -> str:
+    """The first line of an error's text, its kind where it has none: as much as fits into a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

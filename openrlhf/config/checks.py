@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from openrlhf.config.disk import data_sources, model_folder
+from openrlhf.config.disk import data_sources, model_folder, split_names
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
 
@@ -173,7 +173,7 @@ def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
     if config.data.dataset_probs is None:
         return
     words = config.data.dataset_probs.split(",")
-    num_sets = len(config.data.dataset.split(","))
+    num_sets = len(split_names(config.data.dataset))
     if len(words) != num_sets:
         yield (
             f"--data.dataset_probs {config.data.dataset_probs} gives {len(words)} numbers, but "

@@ -21,6 +21,7 @@ DATA_SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
 
 
@@ -29,6 +30,34 @@ def data_file_kind(name: str | PurePath) -> str | None:
     path = PurePath(name)
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     return DATA_SUFFIXES.get(suffix.lower())
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is only the pointer that Git LFS leaves where it has not fetched the file. OSError as of open."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def split_names(names: str) -> list[str]:
+    """The entries of a comma list of files, folders and hub names; a comma may belong to the name of one that exists.
+
+    Of several ways to read a list, the one whose first entries are shortest holds.
+    """
+    parts, found = names.split(","), []
+    while parts:
+        ends = (end for end in range(1, len(parts) + 1) if _exists(",".join(parts[:end]).strip()))
+        end = next(ends, 1)
+        found.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return [name for name in found if name]
+
+
+def _exists(name: str) -> bool:
+    """Whether a name, or what stands before its subfolder's `@`, is of a file or folder."""
+    try:
+        return bool(name) and (Path(name).expanduser().exists() or _exists(name.rpartition("@")[0]))
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        return False
 
 
 def model_folder(config: SFTConfig, world_size: int) -> Iterator[str]:
@@ -52,7 +81,7 @@ def data_sources(config: SFTConfig, world_size: int) -> Iterator[str]:
         ("--data.dataset", config.data.dataset),
         ("--eval.dataset", config.eval.dataset or ""),
     ):
-        for name in filter(None, (part.strip() for part in names.split(","))):
+        for name in split_names(names):
             yield from _data_source(flag, name)
 
 

@@ -82,6 +82,9 @@ class DataConfig:
     targets: Literal["all_turns", "last_turn", "completion", "everything"] | None = free(
         None, "which tokens are trained on; none means all_turns with multiturn, last_turn without"
     )
+    control_tokens: Literal["text", "refuse", "keep"] = free(
+        "text", "control tokens such as <|im_start|> in the text of a row: read as text, refused, or kept as they are"
+    )
     overlong: Literal["drop", "truncate", "error"] = free("drop", "what happens to a sample longer than max_len")
     max_bad_rows: Count = free(0, "go on with up to that many rows left out because they cannot be read")
     cache_dir: str | None = free(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,6 +24,9 @@ from pathlib import Path
 from openrlhf.atomic_file import replace_file
 from openrlhf.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+MAKING = ".making-"  # the key stands before it, and behind it machine and process of the maker
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -54,7 +58,20 @@ def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_
     Args:
         make: fills an empty folder; may raise UserError, which every waiting process raises too.
         is_whole: whether a folder holds all that `make` writes; one that is not is made anew.
+
+    Raises UserError where the cache cannot be written.
     """
+    try:
+        _remove_leftovers(cache_dir)
+        return _prepared_folder(cache_dir, key, make, is_whole)
+    except OSError as error:
+        raise UserError(
+            f"The prepared data cannot be written to {cache_dir} ({error.strerror or error}): make room there, or choose "
+            "another folder by --data.cache_dir."
+        ) from error
+
+
+def _prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
     folder, waiting = cache_dir / key, _Wait(cache_dir / f"{key}.lock", cache_dir / f"{key}.failed")
     while not is_whole(folder):
         if _take_lock(waiting.lock):
@@ -69,7 +86,9 @@ def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_
 def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> None:
     """Makes the folder under another name and puts it in place when it is whole."""
     failure.unlink(missing_ok=True)
-    aside = folder.with_name(f"{folder.name}.making-{uuid.uuid4().hex[:8]}")
+    if folder.exists():
+        logger.warning("%s is damaged: it is prepared anew.", folder)
+    aside = folder.with_name(f"{folder.name}{MAKING}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     aside.mkdir()
     try:
         make(aside)
@@ -77,10 +96,21 @@ def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> No
             shutil.rmtree(folder)
         aside.rename(folder)
     except UserError as error:
-        replace_file(failure, json.dumps(error.problems))
+        with contextlib.suppress(OSError):  # a full disk
+            replace_file(failure, json.dumps(error.problems))
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(cache_dir: Path) -> None:
+    """Removes what killed makers have left: their process is gone, or, of another machine, nobody holds the lock."""
+    for aside in cache_dir.glob(f"*{MAKING}*"):
+        key, _, made_by = aside.name.rpartition(MAKING)
+        host, _, pid = made_by.rpartition("-")[0].rpartition("-")
+        is_ours = host == socket.gethostname()
+        if _owner_is_gone(f"{host} {pid}") if is_ours else not (cache_dir / f"{key}.lock").exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Wait:
@@ -123,6 +153,9 @@ def _take_lock(lock: Path) -> bool:
             file.write(f"{socket.gethostname()} {os.getpid()}")
     except FileExistsError:
         return False
+    except OSError:  # a full disk
+        lock.unlink(missing_ok=True)
+        raise
     return True
 
 

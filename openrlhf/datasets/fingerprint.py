@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from hashlib import blake2b
@@ -16,9 +17,11 @@ from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.tokenization.chat_template import template_text
 
 CODE_VERSION = 1  # raise it when the same rows and settings would give other ids or masks
-# They choose rows, which `selection` and the tables' content tell, or never change a sample.
+# They choose rows, which `selection` and the tables' content tell, or never change a sample. `control_tokens` changes
+# few data sets: theirs say so behind the fingerprint, so that the checkpoints of all others fit.
 NOT_IN_THE_KEY = (
     "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "cache_dir", "num_processors",
+    "control_tokens",
 )  # fmt: skip
 KNOWN_HASHES = "known_files.json"
 
@@ -41,7 +44,8 @@ def data_fingerprint(
     num_known = len(known)
     tables = [[table.name, table.content_hash(known)] for source in sources for table in source.tables]
     if len(known) > num_known:
-        replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))
+        with contextlib.suppress(OSError):  # it only saves time
+            replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))
     settings = {name: value for name, value in asdict(data).items() if name not in NOT_IN_THE_KEY}
     settings["tokenizer_chat_template"] = template_text(tokenizer, data.tokenizer_chat_template)
     settings["pretrain_mode"] = pretrain_mode
@@ -71,6 +75,7 @@ def hash_of(value: Any) -> str:
 def known_hashes(cache_dir: Path) -> dict[str, str]:
     """Hashes of files by their state, as far as they were computed before."""
     try:
-        return json.loads((cache_dir / KNOWN_HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads((cache_dir / KNOWN_HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return known if isinstance(known, dict) else {}

@@ -17,18 +17,18 @@ from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
 from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
-from openrlhf.datasets.report import FIRST_ROWS, BadRows, DataReport, SourceReport
+from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
 from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
-from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.datasets.tokenization.encoder import CONTROL_TOKENS_ARE_TEXT, SampleEncoder
 from openrlhf.datasets.tokenization.turns import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
 from openrlhf.datasets.workers import BlockResult, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
-FILE_FORMAT = 2  # raise it when `prepared` lays out its files in another way
+FILE_FORMAT = 3  # raise it when `prepared` lays out its files in another way
 
 
 def prepare_sources(
@@ -58,14 +58,23 @@ def prepare_sources(
     }
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
     make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint).run
-    samples = PreparedSamples(prepared_folder(folder, f"{fingerprint}-{FILE_FORMAT}", make, is_whole))
+    key = f"{fingerprint}-{data.control_tokens}-{FILE_FORMAT}"
+    samples = PreparedSamples(prepared_folder(folder, key, make, is_whole))
     report = samples.report
+    report.notes += filter(None, map(_skipped_members, sources))  # they do not change the samples, and may come and go
     if report.num_bad_rows > data.max_bad_rows:  # it was prepared under a higher limit
         raise UserError(
             f"{report.num_bad_rows} rows cannot be used (--data.max_bad_rows allows {data.max_bad_rows}):",
             *report.bad_rows,
         )
     return samples
+
+
+def _skipped_members(source: Source) -> str:
+    if not source.skipped:
+        return ""
+    more = f" and {len(source.skipped) - MAX_NAMES:,} more" if len(source.skipped) > MAX_NAMES else ""
+    return f"not read in {source.name}: {len(source.skipped):,} ({'; '.join(source.skipped[:MAX_NAMES])}{more})"
 
 
 def _check(data: DataConfig) -> None:
@@ -107,8 +116,10 @@ class _Preparation:
                 if result.samples is not None:
                     writer.append(result.samples)
         self._check_end()
-        # Rows with weights were trained without them once: a run that did so is another run.
+        # Rows with weights were trained without them once, and control tokens in rows as such: another run did so.
+        is_text = any(remark.endswith(CONTROL_TOKENS_ARE_TEXT) for remark in self.report.remarks)
         fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
+        fingerprint += "-refused" if self.data.control_tokens == "refuse" else "-text" if is_text else ""
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
         writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
 
@@ -184,6 +195,8 @@ class _Preparation:
         source.num_rows_taken += result.num_rows_taken
         for reason, count in result.left_out.items():
             report.left_out[reason] = report.left_out.get(reason, 0) + count
+        for remark, count in result.remarks.items():
+            report.remarks[remark] = report.remarks.get(remark, 0) + count
         for number, bad_row in result.bad_rows:
             self.bad_rows.add(self.tables[result.table].row_name(number), bad_row)
         self.bad_rows.check(report.num_rows)
@@ -194,6 +207,7 @@ class _Preparation:
             report.num_target_tokens += int(samples.num_targets.sum())
             report.num_cut += samples.num_cut
             report.num_weighted += samples.num_weighted
+            report.largest_id = max(report.largest_id, samples.largest_id)
             if report.turn_end_id is None and samples.turn_end_id is not None:
                 self._note_turn_end(samples.turn_end_id)
 

@@ -1,6 +1,8 @@
 """Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory.
 
-A sample's weights lie in `weights`, which is empty where every target of its block weighs 1.
+A sample's weights lie in `weights`, which is empty where every target of its block weighs 1. Every byte has a checksum.
+All of them are compared before a run begins, those of the samples up to `MAX_BYTES_AT_START`; a block of samples behind
+that, when it is first read.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from openrlhf.datasets.report import DataReport
 from openrlhf.datasets.samples import EncodedSample
+from openrlhf.errors import UserError
 
 SAMPLES, TOKENS, TARGETS = "samples.arrow", "num_tokens.i32", "num_targets.i32"
 REPORT, META = "report.json", "meta.json"
+MAX_BYTES_AT_START = 1 << 30  # about 0.1 s
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.large_list(pa.int32())),
@@ -39,6 +44,7 @@ class SampleBatch:
         num_tokens, num_targets: of each sample, `(N,)` int32.
         num_cut, num_weighted: how many samples were cut, and have a weight other than 1.
         turn_end_id: the last target of the first sample that was not cut; None if all were.
+        largest_id: of all token ids.
     """
 
     columns: pa.RecordBatch
@@ -47,6 +53,7 @@ class SampleBatch:
     num_cut: int
     num_weighted: int
     turn_end_id: int | None
+    largest_id: int
 
     @classmethod
     def of(cls, samples: list[EncodedSample], table: int, rows: list[int]) -> SampleBatch:
@@ -60,6 +67,7 @@ class SampleBatch:
             num_cut=sum(sample.was_cut for sample in samples),
             num_weighted=sum(sample.is_weighted for sample in samples),
             turn_end_id=None if whole is None else int(whole.input_ids[np.flatnonzero(whole.loss_mask)[-1] + 1]),
+            largest_id=max(int(sample.input_ids.max()) for sample in samples),
         )
 
 
@@ -79,44 +87,103 @@ def _columns(samples: list[EncodedSample], num_tokens: np.ndarray, table: int, r
     return pa.record_batch(columns, schema=SCHEMA)
 
 
+class _ChecksummedFile:
+    """A file to write, with a checksum of each part; a part ends where `end_part` is called."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+        self._digest = xxhash.xxh3_64()
+        self.parts: list[tuple[int, str]] = []  # where each ends, and its checksum
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def end_part(self) -> None:
+        self.parts.append((self._file.tell(), self._digest.hexdigest()))
+        self._digest.reset()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self.end_part()
+            self._file.close()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+
 class SampleWriter:
     """Appends samples, a record batch at a time, in a `with` block; `finish` writes what makes the folder whole."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._file = pa.OSFile(str(folder / SAMPLES), "wb")
-        self._writer = pa.ipc.new_file(self._file, SCHEMA)
-        self._tokens = (folder / TOKENS).open("wb")
-        self._targets = (folder / TARGETS).open("wb")
+        self._files = {name: _ChecksummedFile(folder / name) for name in (SAMPLES, TOKENS, TARGETS)}
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._files[SAMPLES], "w"), SCHEMA)
         self._batch_sizes: list[int] = []
 
     def __enter__(self) -> SampleWriter:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for file in (self._writer, self._file, self._tokens, self._targets):
+        self._writer.close()
+        for file in self._files.values():
             file.close()
 
     def append(self, samples: SampleBatch) -> None:
+        self._files[SAMPLES].end_part()
         self._writer.write_batch(samples.columns)
-        self._tokens.write(samples.num_tokens.tobytes())
-        self._targets.write(samples.num_targets.tobytes())
+        self._files[TOKENS].write(samples.num_tokens.tobytes())
+        self._files[TARGETS].write(samples.num_targets.tobytes())
         self._batch_sizes.append(len(samples.num_tokens))
 
     def finish(self, report: DataReport, meta: dict[str, Any]) -> None:
         """Writes the report, and `meta` (table names, fingerprint) beside it, behind the `with` block."""
-        report.write(self._folder / REPORT)
-        sizes_bytes = {name: (self._folder / name).stat().st_size for name in (SAMPLES, TOKENS, TARGETS, REPORT)}
-        meta = {**meta, "batch_sizes": self._batch_sizes, "sizes_bytes": sizes_bytes}
-        (self._folder / META).write_text(json.dumps(meta), encoding="utf-8")
+        file = _ChecksummedFile(self._folder / REPORT)
+        file.write(report.to_json().encode())
+        file.close()
+        parts = {name: file.parts for name, file in {**self._files, REPORT: file}.items()}
+        text = json.dumps({**meta, "batch_sizes": self._batch_sizes, "parts": parts})
+        (self._folder / META).write_text(f"{_checksum(text.encode())} {text}", encoding="utf-8")
+
+
+def _checksum(data: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where it is not there, or not as it was written."""
+    checksum, _, text = (folder / META).read_text(encoding="utf-8").partition(" ")
+    if checksum != _checksum(text.encode()):
+        raise ValueError("its own checksum does not fit")
+    return json.loads(text)
+
+
+def _damaged_part(data: Any, parts: list[tuple[int, str]]) -> int | None:
+    """The number of the first part of a file's bytes that is not as it was written."""
+    start = 0
+    for number, (end, checksum) in enumerate(parts):
+        if _checksum(data[start:end]) != checksum:
+            return number
+        start = end
+    return None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there with the size it had when it was written."""
+    """Whether every file is there as it was written; of the samples' the sizes alone where it is a big one."""
     try:
-        sizes_bytes = json.loads((folder / META).read_text(encoding="utf-8"))["sizes_bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes_bytes.items())
-    except (OSError, ValueError, KeyError):
+        for name, parts in _read_meta(folder)["parts"].items():
+            size_bytes = parts[-1][0]
+            if (folder / name).stat().st_size != size_bytes:
+                return False
+            if size_bytes and size_bytes <= MAX_BYTES_AT_START:
+                if _damaged_part(np.memmap(folder / name, mode="r"), parts) is not None:
+                    return False
+        return True
+    except (OSError, ValueError):
         return False
 
 
@@ -125,14 +192,18 @@ class PreparedSamples:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = _read_meta(folder)
         self.table_names: list[str] = meta["table_names"]
         self.fingerprint: str = meta["fingerprint"]
-        self.report = DataReport.read(folder / REPORT)
+        self.report = DataReport.from_json((folder / REPORT).read_text(encoding="utf-8"))
         self.num_tokens: np.ndarray = np.memmap(folder / TOKENS, dtype=np.int32, mode="r")
         self.num_target_tokens: np.ndarray = np.memmap(folder / TARGETS, dtype=np.int32, mode="r")
         self._ends = np.cumsum(meta["batch_sizes"])
         self._file = pa.ipc.open_file(pa.memory_map(str(folder / SAMPLES)))
+        # The first part is what stands before the first batch, the last one what stands behind the last.
+        self._parts: list[tuple[int, str]] = meta["parts"][SAMPLES]
+        is_checked = self._parts[-1][0] <= MAX_BYTES_AT_START
+        self._unchecked = set() if is_checked else set(range(len(self._ends)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedSamples, (self.folder,)
@@ -160,7 +231,20 @@ class PreparedSamples:
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
+        if number in self._unchecked:
+            self._check(number)
         return self._file.get_batch(number), index - start
+
+    def _check(self, number: int) -> None:
+        """Raises UserError where a batch is not as it was written."""
+        start, end = self._parts[number][0], self._parts[number + 1][0]
+        data = np.memmap(self.folder / SAMPLES, mode="r", offset=start, shape=(end - start,))
+        if _checksum(data) != self._parts[number + 1][1]:
+            raise UserError(
+                f"The prepared data in {self.folder} are damaged (checksum of block {number}): remove that folder, and "
+                "start again."
+            )
+        self._unchecked.discard(number)
 
 
 def _values(column: pa.LargeListArray, row: int, dtype: type[np.number]) -> np.ndarray:

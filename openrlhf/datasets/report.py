@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from openrlhf.errors import UserError
@@ -38,7 +37,8 @@ class SourceReport:
 class DataReport:
     """Counts of a prepared data set; `left_out` and `bad_rows` go by reason.
 
-    `num_weighted` samples have a target that weighs other than 1.
+    `num_weighted` samples have a target that weighs other than 1. `remarks`: what is worth a look, by number of rows.
+    `largest_id`: of all token ids.
     """
 
     sources: list[SourceReport] = field(default_factory=list)
@@ -48,6 +48,8 @@ class DataReport:
     num_cut: int = 0
     num_weighted: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
+    largest_id: int = 0
     num_bad_rows: int = 0
     bad_rows: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -74,17 +76,18 @@ class DataReport:
             lines.append(f"cut at max_len: {self.num_cut:,}")
         if self.num_weighted:
             lines.append(f"samples weighted other than 1: {self.num_weighted:,}")
+        lines += [f"{remark}: {count:,} rows" for remark, count in sorted(self.remarks.items())]
         return lines + self.bad_rows + self.notes
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=True), encoding="utf-8")
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=True)
 
     @classmethod
-    def read(cls, path: Path) -> DataReport:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    def from_json(cls, text: str) -> DataReport:
+        values = json.loads(text)
         values["sources"] = [SourceReport(**source) for source in values["sources"]]
         return cls(**values)
 

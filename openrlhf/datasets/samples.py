@@ -19,10 +19,12 @@ class PlainText:
         text: a prompt and its answer, or text alone.
         num_prompt_characters: behind them, the answer's tokens and one end token are targets; None: every token after
             the first is.
+        template_spans: the characters that are of the user's own template, not of the row.
     """
 
     text: str
     num_prompt_characters: int | None = None
+    template_spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Conversation:
         tools: JSON schemas, or None.
         weights: of each message in the loss; 0: context only.
         num_prompt_messages: the completion begins here; None: after the last user message.
+        remarks: what the user is told of such rows, with their number.
     """
 
     messages: list[Message]
     tools: list[Any] | None = None
     weights: list[float] = field(default_factory=list)
     num_prompt_messages: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ class EncodedSample:
             1: then it holds the weights.
         was_cut: the row was longer.
         row_weight: the part of the weights that the row as a whole has.
+        remarks: what the user is told of such rows, with their number.
     """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
     was_cut: bool = False
     row_weight: float = 1.0
+    remarks: tuple[str, ...] = ()
 
     @property
     def is_weighted(self) -> bool:

@@ -36,13 +36,14 @@ class EncodingTask:
 
 @dataclass
 class BlockResult:
-    """The samples of a block's rows (None: they became none), and the reasons of the other rows."""
+    """The samples of a block's rows (None: they became none), remarks on them, and the reasons of the other rows."""
 
     table: int
     num_rows: int
     num_rows_taken: int
     samples: SampleBatch | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
     bad_rows: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -63,6 +64,7 @@ def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -
             if weight == 0:
                 raise LeftOut(ZERO_WEIGHT)
             samples.append(encoder.encode(read(row, data), weight))
+            result.remarks.update(samples[-1].remarks)
             numbers.append(number)
         except BadRow as problem:
             result.bad_rows.append((number, str(problem)))

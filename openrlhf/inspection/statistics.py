@@ -106,6 +106,8 @@ def facts_of(report: DataReport, statistics: Statistics) -> Iterator[tuple[str, 
         yield f"left out: {reason}", f"{count:,}"
     if report.num_bad_rows:
         yield "left out: unusable", "\n".join([f"{report.num_bad_rows:,}", *report.bad_rows])
+    for remark, count in sorted(report.remarks.items()):
+        yield "rows to look at", f"{count:,}: {remark}"
     if report.num_weighted:
         yield "samples weighted other than 1", f"{report.num_weighted:,}"
     if report.num_cut:

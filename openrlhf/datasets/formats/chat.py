@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats.columns import WEIGHT, column, json_value, kind, weight_in
+from openrlhf.datasets.formats.columns import WEIGHT, column, json_value, kind, names, weight_in
 from openrlhf.datasets.samples import BadRow, Conversation, Message, Row
 
 COLUMNS = ("messages", "conversations", "conversation")
-ROLES = {
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SYNONYMS = {
     "human": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call", "tool_call"), "assistant"),
-    **dict.fromkeys(("tool_response", "function_response", "observation"), "tool"),
+    **dict.fromkeys(("tool_response", "function_response", "observation", "function", "ipython"), "tool"),
 }
 CALL_ROLES = {"function_call", "tool_call"}
 TRAINING_KEYS = ("train", WEIGHT)
@@ -36,9 +37,10 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     Raises BadRow if a message is none.
     """
     raw_messages = message_list(raw_messages)
-    messages = [_message(raw, index) for index, raw in enumerate(raw_messages)]
+    remarks: dict[str, None] = {}
+    messages = [_message(raw, index, remarks) for index, raw in enumerate(raw_messages)]
     weights = [_turn_weight(raw, index) for index, raw in enumerate(raw_messages)]
-    return Conversation(messages, _tools(row), weights, num_prompt_messages)
+    return Conversation(messages, _tools(row), weights, num_prompt_messages, tuple(remarks))
 
 
 def message_list(raw: Any, where: str = "messages") -> list[Any]:
@@ -61,23 +63,47 @@ def is_message_list(value: Any) -> bool:
     )
 
 
-def _message(raw: Any, index: int) -> Message:
+def _message(raw: Any, index: int, remarks: dict[str, None]) -> Message:
     where = f"message {index + 1}"
     if not isinstance(raw, dict):
         raise BadRow(f"{where}: {kind(raw)} where an object with role and content belongs")
     message = {key: value for key, value in raw.items() if value is not None and key not in TRAINING_KEYS}
-    role = message.pop("from", None) or message.get("role")
-    if not isinstance(role, str):
-        raise BadRow(f"{where} has no role; it has {', '.join(map(repr, raw)) or 'nothing'}")
-    message["role"] = ROLES.get(role.lower(), role)
-    content = _content(message.pop("value", None) or message.get("content"), where)
-    if role in CALL_ROLES:
+    given = _one_of(message, "role", "from", where)
+    message["role"] = _role(given, where, raw, remarks)
+    content = _one_of(message, "content", "value", where)
+    if content is None and message["role"] != "assistant":
+        raise BadRow(f"{where} has no content; it has {names(raw)}")
+    if given.strip().lower() in CALL_ROLES:
         message["tool_calls"], content = json_value(content, f"{where}: the tool call"), ""
-    message["content"] = content
+    message["content"] = _content(content, where)
     calls = _listed(message.pop("tool_calls", None), f"{where}: tool_calls")
     if calls:
         message["tool_calls"] = [_call(call, f"{where}, tool call {number}") for number, call in enumerate(calls, 1)]
     return message
+
+
+def _one_of(message: Message, key: str, synonym: str, where: str) -> Any:
+    """Takes the value that stands under a key or its synonym; BadRow where two stand there that differ."""
+    value, other = message.pop(key, None), message.pop(synonym, None)
+    if None not in (value, other) and value != other:
+        raise BadRow(f"{where} has both {key!r} and {synonym!r}, and they differ: leave one of them out")
+    return other if value is None else value
+
+
+def _role(given: Any, where: str, raw: dict[str, Any], remarks: dict[str, None]) -> str:
+    """One of `ROLES`. A synonym is remarked on, another word refused: a template may print it, or drop its message."""
+    if given is None or given == "":
+        raise BadRow(f"{where} has no role; it has {names(raw)}")
+    role = given.strip().lower() if isinstance(given, str) else ""
+    role = SYNONYMS.get(role, role)
+    if role not in ROLES:
+        raise BadRow(
+            f"{where}: its role is {str(given)[:60]!r}; roles are {', '.join(ROLES)} "
+            f"(and {', '.join(SYNONYMS)}, which are read as one of them)"
+        )
+    if role != given:
+        remarks[f"the role {given!r} is read as {role!r}"] = None
+    return role
 
 
 def _content(content: Any, where: str) -> str:
@@ -125,5 +151,7 @@ def _listed(value: Any, where: str) -> list[Any]:
 
 def _turn_weight(raw: dict[str, Any], index: int) -> float:
     """The message's weight in the loss, 0 where it says `train: false`."""
-    weight = weight_in(raw, f"message {index + 1}: its weight")
-    return 0.0 if raw.get("train") is False else weight
+    weight, train = weight_in(raw, f"message {index + 1}: its weight"), raw.get("train")
+    if train is not None and not isinstance(train, bool):
+        raise BadRow(f"message {index + 1}: its train holds {kind(train)}: write true or false, or leave it out")
+    return 0.0 if train is False else weight

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 from openrlhf.config import DataConfig
+from openrlhf.datasets.json_text import RefusedJson, load_json
 from openrlhf.datasets.samples import BadRow, Row
 
 KINDS = {
@@ -14,6 +17,7 @@ KINDS = {
     list: "a list", dict: "an object",
 }  # fmt: skip
 WEIGHT = "weight"
+MAX_NAMES_SHOWN, MAX_NAME_SHOWN = 20, 60
 LEAST_WEIGHT, MOST_WEIGHT = 1e-18, 1e18  # the product of a row's and a turn's weight is still a float32
 
 
@@ -59,7 +63,7 @@ def weight_in(holder: dict[str, Any], where: str) -> float:
             "write a number, 0 or above, or leave it out, which means 1"
         )
     if value != 0 and not LEAST_WEIGHT <= value <= MOST_WEIGHT:
-        raise BadRow(f"{where} is {value}: give 0, which leaves out, or a number from {LEAST_WEIGHT} to {MOST_WEIGHT}")
+        raise BadRow(f"{where} is {str(value)[:30]}: give 0, which leaves out, or a number from {LEAST_WEIGHT} to {MOST_WEIGHT}")
     return float(value)
 
 
@@ -72,13 +76,18 @@ def json_value(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return load_json(value)
     except json.JSONDecodeError as error:
         raise BadRow(f"{where} is no valid JSON ({error.msg} at character {error.pos + 1}): {value[:60]!r}") from None
+    except RefusedJson as error:
+        raise BadRow(f"{where}: {error}") from None
 
 
-def names(row: Row) -> str:
-    return ", ".join(repr(key) for key in row) or "no columns"
+def names(row: Mapping[str, Any]) -> str:
+    """The names of columns, as far as they can be read at a glance."""
+    shown = [repr(str(key)[:MAX_NAME_SHOWN]) for key in itertools.islice(row, MAX_NAMES_SHOWN)]
+    more = f" and {len(row) - MAX_NAMES_SHOWN:,} more" if len(row) > MAX_NAMES_SHOWN else ""
+    return ", ".join(shown) + more or "no columns"
 
 
 def kind(value: Any) -> str:

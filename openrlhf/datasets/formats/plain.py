@@ -15,6 +15,7 @@ from openrlhf.datasets.samples import BadRow, Conversation, PlainText, Row
 
 TEXT = "text"
 PROMPT, COMPLETION = "prompt", "completion"
+_PLACE = "\x00"  # stands in no template
 INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
 # The columns that tell a format, in the order in which they are tried.
 COLUMNS = {"alpaca": {INSTRUCTION, OUTPUT}, "prompt_completion": {PROMPT, COMPLETION}, "text": {TEXT}}
@@ -53,8 +54,12 @@ def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: 
 
 
 def _in_template(prompt: str, answer: str, data: DataConfig) -> PlainText:
-    prompt = prompt if data.input_template is None else data.input_template.format(prompt)
-    return PlainText(prompt + answer, len(prompt))
+    if data.input_template is None:
+        return PlainText(prompt + answer, len(prompt))
+    before, behind = data.input_template.format(_PLACE).split(_PLACE)
+    end = len(before) + len(prompt)
+    spans = ((0, len(before)), (end, end + len(behind)))
+    return PlainText(before + prompt + behind + answer, end + len(behind), spans)
 
 
 def _conversation(row: Row, prompt: Any, answer: Any, prompt_key: str, answer_key: str) -> Conversation:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind
+from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, split_names
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
+HIDDEN = (".", "_")
 SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of the spec: its name as the user wrote it, and its tables."""
+    """One entry of the spec: its name as the user wrote it, its tables, and the members of its folder that are none.
+
+    `skipped` gives each member with the reason.
+    """
 
     name: str
     tables: list[Table]
+    skipped: list[str] = field(default_factory=list)
 
 
 def open_sources(spec: str, split: str = "train") -> list[Source]:
@@ -29,13 +35,13 @@ def open_sources(spec: str, split: str = "train") -> list[Source]:
 
     Raises UserError of every entry that is not there.
     """
-    names = [name.strip() for name in spec.split(",") if name.strip()]
+    names = split_names(spec)
     if not names:
         raise UserError("--data.dataset is empty: give a file, a folder or a hub name.")
     sources, problems = [], []
     for name in names:
         try:
-            sources.append(Source(name, _tables(name, split)))
+            sources.append(_source(name, split))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -43,16 +49,16 @@ def open_sources(spec: str, split: str = "train") -> list[Source]:
     return sources
 
 
-def _tables(name: str, split: str) -> list[Table]:
+def _source(name: str, split: str) -> Source:
     whole = Path(name).expanduser()
     if whole.exists():
-        return _local_tables(whole, split)
+        return _local_source(name, whole, split)
     base, _, part = name.rpartition("@")
     if base and Path(base).expanduser().exists():
-        return _local_tables(_subfolder(Path(base).expanduser(), part), split)
+        return _local_source(name, _subfolder(Path(base).expanduser(), part), split)
     if _looks_like_path(base or name):
         raise UserError(f"{name} does not exist{_nearest(Path(base or name).expanduser())}.")
-    return [_hub_table(base or name, part if base else None, split)]
+    return Source(name, [_hub_table(base or name, part if base else None, split)])
 
 
 def _subfolder(folder: Path, part: str) -> Path:
@@ -61,25 +67,65 @@ def _subfolder(folder: Path, part: str) -> Path:
     return folder / part
 
 
-def _local_tables(path: Path, split: str) -> list[Table]:
+def _local_source(name: str, path: Path, split: str) -> Source:
     if path.is_file():
         if data_file_kind(path) is None:
             raise UserError(
                 f"{path} is of an unknown kind: known are {', '.join(DATA_SUFFIXES)}, text ones also .gz and .zst."
             )
-        return [FileTable(str(path))]
+        return Source(name, [FileTable(str(path))])
+    if not path.is_dir():
+        raise UserError(f"{path} is a pipe or a device, which can be read once or never ends: write its rows to a file.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return [_saved_table(path, split)]
-    files = [file for file in sorted(path.rglob("*")) if data_file_kind(file) and _is_shown(file, path)]
+        return Source(name, [_saved_table(path, split)])
+    members = _members(path)
+    files = [member for member, reason in members.items() if not reason]
     if not files:
         raise UserError(f"{path} holds no data file ({', '.join(DATA_SUFFIXES)}); it has {_listing(path)}.")
-    return [FileTable(str(file)) for file in _of_split(files, path, split)]
+    chosen = _of_split(files, path, split)
+    members.update({file: f"not of the split {split!r}" for file in files if file not in chosen})
+    skipped = [f"{member.relative_to(path)} ({reason})" for member, reason in members.items() if reason]
+    return Source(name, [FileTable(str(file)) for file in chosen], skipped)
+
+
+def _members(folder: Path) -> dict[Path, str]:
+    """All files of a folder and its subfolders, in order; each with the reason why it is no data file, else ''.
+
+    Raises UserError where a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    found = {}
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        for name in [*files, *folders]:
+            member = Path(parent, name)
+            if name in files or member.is_symlink() or name.startswith(HIDDEN):
+                found[member] = _why_skipped(member)
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+    return dict(sorted(found.items()))
+
+
+def _why_skipped(member: Path) -> str:
+    if member.name.startswith(HIDDEN):
+        return "its name begins with . or _"
+    if member.is_dir():
+        return "a link to a folder"
+    if not member.exists():
+        return "a link to nothing"
+    if not member.is_file():
+        return "a pipe or a device"
+    return "" if data_file_kind(member) else "of an unknown kind"
 
 
 def _saved_table(path: Path, split: str) -> Table:
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # any of the library's and of Arrow's
+        raise UserError(f"{path} is no saved data set that can be opened: {first_line_of(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise UserError(
@@ -122,9 +168,8 @@ def _hub_table(name: str, part: str | None, split: str) -> Table:
     try:
         loaded = _load_from_hub(datasets, name, part, split)
     except Exception as error:  # any failure of a remote load ends in the same advice
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name!r} is no local file or folder, and could not be loaded from the hub: {first_line}"
+            f"{name!r} is no local file or folder, and could not be loaded from the hub: {first_line_of(error)}"
         ) from error
     return DatasetTable(name if part is None else f"{name}@{part}", loaded)
 
@@ -150,7 +195,3 @@ def _nearest(path: Path) -> str:
 def _listing(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing in it"
-
-
-def _is_shown(file: Path, folder: Path) -> bool:
-    return file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)

@@ -5,28 +5,32 @@ The reading process cuts the blocks, the workers make rows of them.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import gzip
 import io
 import itertools
 import json
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import zstandard
 
+from openrlhf.datasets.formats.columns import names
+from openrlhf.datasets.json_text import Refused, RefusedJson, load_json, load_json_with_refused, refused_in
 from openrlhf.datasets.samples import BadRow, Row
 from openrlhf.errors import UserError
 
 MAX_ROWS = 512
 MAX_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 28  # of a text file, decompressed
+MAX_JSON_BYTES = 1 << 31  # of a file that is one JSON text, which is read at once
+_FOREIGN_BYTE = re.compile("[\udc80-\udcff]")  # as `surrogateescape` reads a byte that is not UTF-8
 WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
 
 
@@ -64,7 +68,7 @@ def _read_lines(path: Path, read_row: Callable[[bytes], Row | BadRow]) -> Iterat
     lines: list[bytes] = []
     size_bytes = 0
     with open_binary(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(path, file), start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
@@ -78,16 +82,24 @@ def _read_lines(path: Path, read_row: Callable[[bytes], Row | BadRow]) -> Iterat
         yield SourceBlock(numbers, lines, read)
 
 
+def _lines(path: Path, file: BinaryIO | TextIO) -> Iterator[Any]:
+    """The file's lines. Raises UserError of one that no row can be, before it fills the memory."""
+    for line in iter(lambda: file.readline(MAX_LINE_BYTES + 1), file.read(0)):
+        if len(line) > MAX_LINE_BYTES:
+            raise UserError(f"{path} has a line of more than {MAX_LINE_BYTES >> 20} MiB: write a row a line.")
+        yield line
+
+
 def _json_row(line: bytes) -> Row | BadRow:
     """The object that a line of JSON holds."""
     try:
-        return _checked_row(json.loads(line.decode("utf-8")))
+        return _checked_row(load_json(line.decode("utf-8")))
     except json.JSONDecodeError as error:
         return BadRow(f"broken JSON: {error.msg} at character {error.pos + 1}")
     except UnicodeDecodeError as error:
         return _not_utf8(line, error)
-    except RecursionError:
-        return BadRow("its JSON is nested too deeply to be read")
+    except RefusedJson as error:
+        return BadRow(str(error))
 
 
 def _text_row(line: bytes) -> Row | BadRow:
@@ -100,6 +112,8 @@ def _text_row(line: bytes) -> Row | BadRow:
 
 def _checked_row(row: Any) -> Row | BadRow:
     """The row, if it is an object with columns."""
+    if isinstance(row, Refused):
+        return BadRow(row.reason)
     return row if isinstance(row, dict) else BadRow(f"{type(row).__name__} where an object with columns belongs")
 
 
@@ -112,15 +126,24 @@ def read_json(path: Path) -> Iterator[SourceBlock]:
     with open_binary(path) as file:
         begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
         file.seek(0)
-        first_line = None
-        with contextlib.suppress(ValueError):  # an object of several lines
-            first_line = None if begins_list else json.loads(file.readline())
-        if isinstance(first_line, dict) and _wrapped(first_line) is None:
+        if not begins_list and _is_row(file.readline(MAX_LINE_BYTES)):
+            file.seek(0)
             yield from _read_lines(path, _json_row)
             return
         file.seek(0)
-        rows = _rows_of(path, file.read())
+        rows, has_refused = _rows_of(path, file.read(MAX_JSON_BYTES + 1))
+    if has_refused:
+        rows = [row if (found := refused_in(row)) is None else found for row in rows]
     yield from read_objects(rows)
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line holds a row of its own; else it begins an object of several lines, or one that wraps rows."""
+    try:
+        value = load_json(line.decode("utf-8-sig"))
+    except ValueError as error:
+        return isinstance(error, RefusedJson)
+    return isinstance(value, dict) and _wrapped(value) is None
 
 
 def _wrapped(value: dict[str, Any]) -> list[Any] | None:
@@ -128,45 +151,65 @@ def _wrapped(value: dict[str, Any]) -> list[Any] | None:
     return next((value[key] for key in WRAPPER_KEYS if isinstance(value.get(key), list)), None)
 
 
-def _rows_of(path: Path, data: bytes) -> list[Any]:
+def _rows_of(path: Path, data: bytes) -> tuple[list[Any], bool]:
+    """The rows of a whole file, and whether something in them is refused."""
+    if len(data) > MAX_JSON_BYTES:
+        raise UserError(f"{path} is one JSON text of more than {MAX_JSON_BYTES >> 30} GiB: write a row a line (JSONL).")
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value, refused = load_json_with_refused(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start + 1}.") from None
+    except RefusedJson as error:
+        raise UserError(f"{path}: {error}.") from None
+    if isinstance(value, Refused):
+        raise UserError(f"{path}: {value.reason}.")
     rows = _wrapped(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise UserError(f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL).")
-    return rows
+    return rows, bool(refused)
 
 
 def read_csv(path: Path) -> Iterator[SourceBlock]:
     """Rows of a CSV file with a header; a `.tsv` file has tabs between its columns."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_LINE_BYTES)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+        reader = csv.DictReader(_lines(path, text), delimiter=delimiter, restkey="", strict=True)
         try:
+            _check_columns(path, reader.fieldnames or [])
             yield from _in_blocks((reader.line_num, _csv_row(row)) for row in reader)
         except csv.Error as error:
             raise UserError(f"{path}: broken CSV after line {reader.line_num}: {error}.") from None
 
 
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raises UserError where a name is not UTF-8, or two columns have one: the later one would hide the other."""
+    if _FOREIGN_BYTE.search("".join(columns)):
+        raise UserError(f"{path} is not UTF-8: {names(dict.fromkeys(columns))}. Save the file as UTF-8.")
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise UserError(f"{path} has two columns of the name {twice[:60]!r}: rename or remove one of them.")
+
+
 def _csv_row(row: dict) -> Row | BadRow:
     if "" in row and isinstance(row[""], list):
         return BadRow(
-            f"more fields than the header has columns: {row['']!r} is left over; quote fields that hold commas"
+            f"more fields than the header has columns: {str(row[''])[:200]} is left over; quote fields that hold commas"
         )
     if None in row.values():
-        missing = [key for key, value in row.items() if value is None]
-        return BadRow(f"fewer fields than the header has columns: nothing for {', '.join(map(repr, missing))}")
+        missing = dict.fromkeys(key for key, value in row.items() if value is None)
+        return BadRow(f"fewer fields than the header has columns: nothing for {names(missing)}")
+    if foreign := _FOREIGN_BYTE.search("".join(row.values())):
+        return BadRow(f"not UTF-8: byte {ord(foreign[0]) - 0xDC00:#04x}; save the file as UTF-8")
     return row
 
 
 def read_parquet(path: Path) -> Iterator[SourceBlock]:
     with parquet.ParquetFile(path) as file:
+        _check_columns(path, file.schema_arrow.names)
         yield from _arrow_blocks(file.iter_batches(batch_size=MAX_ROWS))
 
 
@@ -176,8 +219,11 @@ def read_arrow(path: Path) -> Iterator[SourceBlock]:
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
-            yield from _arrow_blocks(iter(pa.ipc.open_stream(source)))
+            stream = pa.ipc.open_stream(source)
+            _check_columns(path, stream.schema.names)
+            yield from _arrow_blocks(iter(stream))
             return
+        _check_columns(path, file.schema.names)
         yield from _arrow_blocks(file.get_batch(index) for index in range(file.num_record_batches))
 
 
@@ -208,9 +254,23 @@ def _arrow_blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[SourceBlock]:
             number += part.num_rows
 
 
-def _arrow_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+def _arrow_rows(batch: pa.RecordBatch) -> Iterator[Row | BadRow]:
     nested = _nested_columns(batch.schema)
-    return (_without_filled_in(row, nested) for row in batch.to_pylist())
+    try:
+        rows: list[Row | BadRow] = batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date that Python has not
+        rows = [_arrow_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
+    return (_without_filled_in(row, nested) if isinstance(row, dict) else row for row in rows)
+
+
+def _arrow_row(row: pa.RecordBatch) -> Row | BadRow:
+    found = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            found[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return BadRow(f"column {name!r} cannot be read: {error}")
+    return found
 
 
 def _without_filled_in(row: Row, nested: set[str]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -15,13 +16,14 @@ import pyarrow as pa
 import xxhash
 import zstandard
 
-from openrlhf.config.disk import data_file_kind
+from openrlhf.config.disk import data_file_kind, is_lfs_pointer
 from openrlhf.datasets.report import BadRows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.readers import READERS, SourceBlock, read_dataset, read_objects
 from openrlhf.errors import UserError
 
 READ_ERRORS = (OSError, EOFError, pa.ArrowException, zlib.error, zstandard.ZstdError, UnicodeError)
+SETTLED_SECONDS = 2.0  # a file changed a moment ago may change again within one tick of its clock
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class FileTable(Table):
         kind = data_file_kind(self.path)
         assert kind is not None, self.path
         before = self._state()
+        if is_lfs_pointer(self.path):
+            raise UserError(f"{self.path} is a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`.")
         try:
             yield from READERS[kind](self.path)
         except READ_ERRORS as error:
@@ -69,17 +73,24 @@ class FileTable(Table):
 
     def content_hash(self, known: dict[str, str]) -> str:
         state = self._state()
-        if state not in known:
-            digest = xxhash.xxh3_128()
+        if state in known:
+            return known[state]
+        digest = xxhash.xxh3_128()
+        try:
             with self.path.open("rb") as file:
                 for chunk in iter(lambda: file.read(1 << 22), b""):
                     digest.update(chunk)
+            has_settled = time.time() - self.path.stat().st_ctime > SETTLED_SECONDS
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error}.") from error
+        if has_settled and self._state() == state:
             known[state] = digest.hexdigest()
-        return known[state]
+        return digest.hexdigest()
 
     def _state(self) -> str:
+        """Changes with the file. The last number is the time that no program can set back."""
         stat = self.path.stat()
-        return f"{self.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        return f"{self.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}|{stat.st_ctime_ns}"
 
     def row_name(self, number: int) -> str:
         return f"{self.path}:{number}"
@@ -92,7 +103,10 @@ class DatasetTable(Table):
     dataset: Any
 
     def blocks(self) -> Iterator[SourceBlock]:
-        return read_dataset(self.dataset)
+        try:
+            yield from read_dataset(self.dataset)
+        except READ_ERRORS as error:
+            raise UserError(f"{self.name} cannot be read: {error}.") from error
 
     def content_hash(self, known: dict[str, str]) -> str:
         digest = xxhash.xxh3_128(repr(self.dataset.features).encode())
@@ -113,8 +127,12 @@ class ListTable(Table):
 
     def content_hash(self, known: dict[str, str]) -> str:
         digest = xxhash.xxh3_128()
-        for row in self.sequence:
-            digest.update(json.dumps(row, sort_keys=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
+        for number, row in enumerate(self.sequence, start=1):
+            try:
+                text = json.dumps(row, sort_keys=False, default=str)
+            except (ValueError, RecursionError) as error:  # a circle, or a number of thousands of digits
+                raise UserError(f"{self.row_name(number)} cannot be read: {error}.") from error
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
 
 

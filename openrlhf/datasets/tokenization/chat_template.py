@@ -9,8 +9,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from openrlhf.datasets.samples import BadRow, Message
+from openrlhf.datasets.tokenization.bounded_jinja import MAX_SOURCE_CHARACTERS
 from openrlhf.datasets.tokenization.marked_template import MarkedRender, MarkedTemplate
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 CHATML = (
     "{% for message in messages %}"
@@ -24,7 +25,6 @@ PROBE: list[Message] = [
     {"role": "user", "content": "x"},
     {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]},
 ]
-TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 
 
 def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
@@ -38,10 +38,16 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
             "The rows are conversations, but the tokenizer has no chat template. "
             "Give one by --data.tokenizer_chat_template: chatml, a file, or Jinja text."
         )
+    if len(template) > MAX_SOURCE_CHARACTERS:
+        raise UserError(f"The chat template has {len(template):,} characters; {MAX_SOURCE_CHARACTERS:,} are allowed.")
     try:
         MarkedTemplate(template)
     except TemplateSyntaxError as error:
         raise UserError(f"The chat template is no valid Jinja: {error.message} (line {error.lineno}).") from error
+    except UserError:
+        raise
+    except Exception as error:  # nested too deeply for Jinja or Python, a number of thousands of digits
+        raise UserError(f"The chat template cannot be compiled: {first_line_of(error)}") from error
     return template
 
 
@@ -50,13 +56,19 @@ def template_text(tokenizer: Any, given: str | None) -> str | None:
     if given in NAMED_TEMPLATES:
         return NAMED_TEMPLATES[given]
     if given is not None and "{" not in given:
-        if Path(given).is_file():
-            return Path(given).read_text(encoding="utf-8")
+        try:
+            if Path(given).is_file():
+                return Path(given).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:  # a name too long, a file that is not UTF-8
+            raise UserError(f"--data.tokenizer_chat_template {given[:200]} cannot be read: {error}.") from error
         known = ", ".join(NAMED_TEMPLATES)
         raise UserError(
             f"--data.tokenizer_chat_template {given!r} is no file, no known name ({known}) and no Jinja text."
         )
-    return None if given is None and tokenizer.chat_template is None else tokenizer.get_chat_template(given)
+    try:
+        return None if given is None and tokenizer.chat_template is None else tokenizer.get_chat_template(given)
+    except ValueError as error:  # several by name, none of them the usual one
+        raise UserError(f"The tokenizer's chat template cannot be chosen: {first_line_of(error)}") from error
 
 
 class ChatRenderer:
@@ -77,18 +89,24 @@ class ChatRenderer:
         """
         messages = self._for_template(messages)
         try:
+            render = self._render_marked(messages, tools, add_generation_prompt=False)  # first: it is within bounds
             text = self._tokenizer.apply_chat_template(
                 messages, tools=tools, chat_template=self._source, tokenize=False
             )
-            render = self._render_marked(messages, tools, add_generation_prompt=False)
-        except TEMPLATE_FAILURES as error:
-            raise BadRow(f"the chat template refuses the conversation: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # a template may fail in any way that Python can
+            raise BadRow(f"the chat template refuses the conversation: {_said(error)}") from error
         if render.text != text:
             raise BadRow(
                 "the template's text cannot be traced to its messages: it changes text after putting it together. "
                 "Mark the assistant's part in the template with {% generation %}…{% endgeneration %}"
             )
         return render
+
+    def text_of(self, messages: list[Message], tools: list[Any] | None) -> str:
+        """The conversation's text, as far as it can be rendered: '' where the template refuses it."""
+        return self._tried(self._for_template(messages), tools) or ""
 
     def generation_prompt(self, messages: list[Message], tools: list[Any] | None, turn: int) -> str:
         """The text that the template prints for the model to go on from, before message `turn` is said."""
@@ -99,8 +117,10 @@ class ChatRenderer:
         try:
             with_prompt = self._render_marked(history, tools, add_generation_prompt=True)
             without = self._render_marked(history, tools, add_generation_prompt=False)
-        except TEMPLATE_FAILURES as error:
-            raise BadRow(f"the chat template refuses the conversation up to turn {turn + 1}: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            raise BadRow(f"the chat template refuses the conversation up to turn {turn + 1}: {_said(error)}") from error
         prompt = _prompt_of(with_prompt, without)
         if self._marked.constant_prompt:
             self._constant_prompt = prompt
@@ -122,11 +142,17 @@ class ChatRenderer:
         fails_with_objects = as_object is None or "{'probe_key'" in as_object
         return fails_with_objects and as_text is not None and '{"probe_key"' in as_text
 
-    def _tried(self, messages: list[Message]) -> str | None:
+    def _tried(self, messages: list[Message], tools: list[Any] | None = None) -> str | None:
         try:
-            return self._render_marked(messages, None, add_generation_prompt=False).text
-        except TEMPLATE_FAILURES:
+            return self._render_marked(messages, tools, add_generation_prompt=False).text
+        except Exception:  # it cannot, in whatever way
             return None
+
+
+def _said(error: Exception) -> str:
+    """The template's own words; of Python's errors the kind too."""
+    words = first_line_of(error)
+    return words if isinstance(error, TemplateError) else f"{type(error).__name__}: {words}"
 
 
 def _with_reasoning_names(message: Message) -> Message:

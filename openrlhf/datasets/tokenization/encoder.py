@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +12,15 @@ import numpy as np
 from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Conversation, EncodedSample, LeftOut, PlainText, RowContent, TokenRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
+from openrlhf.datasets.tokenization.control_tokens import ControlTokens
 from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
 from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns, target_choice
+from openrlhf.datasets.tokenization.unprinted import check_printed
 from openrlhf.errors import UserError
 
+CONTROL_TOKENS_ARE_TEXT = "in the text of rows are encoded as text (--data.control_tokens text)"
+CONTROL_TOKENS_ARE_KEPT = "in the text of rows are control tokens (--data.control_tokens keep)"
 NO_TARGETS = "no target token"
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
 
@@ -31,10 +37,13 @@ class SampleEncoder:
             )
         self._tokenizer = tokenizer
         self._texts = TextTokenizer(tokenizer)
+        self._controls = ControlTokens(tokenizer)
         self._data = data
         self._targets = target_choice(data, pretrain_mode)
+        self._remarks: set[str] = set()  # on the row that is being encoded
         self._eos_id: int = tokenizer.eos_token_id
-        self._longest_token = max(map(len, tokenizer.get_vocab()))
+        vocabulary = tokenizer.get_vocab()
+        self._longest_token, self._num_ids = max(map(len, vocabulary)), max(vocabulary.values()) + 1
 
     def encode(self, content: RowContent, row_weight: float = 1.0) -> EncodedSample:
         """Ids and mask of a row, within `max_len`; each target weighs its turn's weight times `row_weight`.
@@ -42,18 +51,38 @@ class SampleEncoder:
         Raises BadRow if the row cannot be used, LeftOut if it does not become a sample.
         """
         if isinstance(content, TokenRow):
+            self._check_ids(content.input_ids)
             ids = np.asarray(content.input_ids, dtype=np.int32)
             return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
+        self._remarks = set()
         if isinstance(content, Conversation):
+            self._remarks.update(content.remarks)
             ids, targets = self._conversation(content)
         else:
             ids, targets = self._plain_text(content)
-        return self._fit(ids, _judging_next(targets), row_weight)
+        return replace(self._fit(ids, _judging_next(targets), row_weight), remarks=tuple(sorted(self._remarks)))
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if outside := next((one for one in ids if not 0 <= one < self._num_ids), None):
+            raise BadRow(
+                f"the token id {str(outside)[:30]} is not in the vocabulary, whose ids are 0 to {self._num_ids - 1}: the "
+                "row was tokenized for another model"
+            )
+
+    def _judge_controls(self, found: list[str]) -> bool:
+        """Whether control tokens in a row's own text are to be read as text. Raises BadRow if they are refused."""
+        choice = self._data.control_tokens
+        if found and choice == "refuse":
+            raise BadRow(f"the text holds the control token {found[0]!r}, which --data.control_tokens refuse refuses")
+        what = CONTROL_TOKENS_ARE_TEXT if choice == "text" else CONTROL_TOKENS_ARE_KEPT
+        self._remarks.update(f"the characters {token!r} {what}" for token in found)
+        return bool(found) and choice == "text"
 
     # Each of the next two gives the ids, (L,) int32, and the targets beside them, (L,): bool, or weights as float32.
 
     def _plain_text(self, content: PlainText) -> tuple[np.ndarray, np.ndarray]:
-        tokens = self._tokenize(content.text, add_special_tokens=True)
+        is_control = self._trusted_places(content)
+        tokens = self._tokenize(content.text, add_special_tokens=True, is_control=is_control)
         first = self._num_doubled_bos(tokens.ids)
         ids = self._with_end_token(tokens.ids[first:])
         targets = np.ones(len(ids), dtype=bool)
@@ -63,18 +92,42 @@ class SampleEncoder:
             targets[-1] = True  # the end token, written by the text itself or by us
         return ids, targets
 
+    def _trusted_places(self, content: PlainText) -> Callable[[int, int], bool] | None:
+        """Tells control tokens that are of the user's template from those of the row; None: the row's own text has none.
+
+        A start token that begins the text, and an end token that ends it, are what they seem.
+        """
+        text, trusted = content.text, [*content.template_spans]
+        if not self._controls.found_in(text):
+            return None
+        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
+        trusted += [(0, len(bos))] if bos and text.startswith(bos) else []
+        trusted += [(len(text) - len(eos), len(text))] if text.endswith(eos) else []
+
+        def is_control(start: int, end: int) -> bool:
+            return any(first <= start and end <= last for first, last in trusted)
+
+        found = [text[start:end] for start, end in self._controls.spans(text) if not is_control(start, end)]
+        return is_control if self._judge_controls(found) else None
+
     def _with_end_token(self, ids: np.ndarray) -> np.ndarray:
         return ids if len(ids) and ids[-1] == self._eos_id else np.append(ids, np.int32(self._eos_id))
 
     def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
+        is_broken = self._judge_controls(self._controls.found_in([content.messages, content.tools]))
+        if is_broken:
+            messages, tools = self._controls.broken([content.messages, content.tools])
+            content = replace(content, messages=messages, tools=tools)
         render = self._renderer.render(content.messages, content.tools)
-        tokens = self._tokenize(render.text, add_special_tokens=False)
+        tokens = self._tokenize(render.text, add_special_tokens=False, is_control=_always if is_broken else None)
         first = self._num_doubled_bos(tokens.ids)
         ids = tokens.ids[first:]
+        turns = [] if self._targets == "everything" else chosen_turns(content, self._targets)
+        self._remarks.update(check_printed(self._renderer, content, render, turns))
         if self._targets == "everything":
             _check_no_weights(content)
             return ids, np.ones(len(ids), dtype=bool)
-        spans = self._spans.of(content, render, chosen_turns(content, self._targets))
+        spans = self._spans.of(content, render, turns)
         starts, ends = _starts_and_ends(tokens.offsets()[first:])
         _check_borders(render.text, starts, ends, [span for _, span in spans])
         return ids, _target_weights(starts, ends, [(content.weights[turn], span) for turn, span in spans])
@@ -88,7 +141,9 @@ class SampleEncoder:
     def _spans(self) -> TurnSpans:
         return TurnSpans(self._renderer, self._tokenizer)
 
-    def _tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
+    def _tokenize(
+        self, text: str, add_special_tokens: bool, is_control: Callable[[int, int], bool] | None
+    ) -> TokenizedText:
         try:
             text.isascii() or text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -99,7 +154,14 @@ class SampleEncoder:
         hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
         if len(text) > hopeless and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(text):,} characters")
-        return self._texts.tokenize(text, add_special_tokens)
+        if is_control is None:
+            return self._texts.tokenize(text, add_special_tokens)
+        if not self._texts.is_plain:
+            raise BadRow(
+                "this tokenizer does more than its tokenizer.json says, so control tokens in the row cannot be read as "
+                "text: choose --data.control_tokens refuse or keep"
+            )
+        return self._controls.tokenize(text, add_special_tokens, is_control)
 
     def _num_doubled_bos(self, ids: np.ndarray) -> int:
         """1 if the text itself began with the start token that the tokenizer adds."""
@@ -127,6 +189,11 @@ class SampleEncoder:
             f"{length} do not fit into --data.max_len {self._data.max_len}: raise it, "
             "or choose --data.overlong drop or truncate"
         )
+
+
+def _always(start: int, end: int) -> bool:
+    """The template has printed it: those of the row are broken."""
+    return True
 
 
 def _starts_and_ends(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,12 +19,13 @@ from jinja2 import nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from openrlhf.datasets.tokenization.bounded_jinja import BoundedEnvironment
 
 _NONCE = secrets.token_hex(4)
 _MARK = re.compile(f"\ue0f0{_NONCE}([LEGH]|M[0-9]+)\ue0f1")
-_TURN_FUNCTION = "turn_mark"
+_TURN_FUNCTION, _JOIN_FUNCTION = f"turn_mark_{_NONCE}", f"joined_{_NONCE}"
 PER_ROW_NAMES = {"messages", "tools", "documents"}
 
 
@@ -58,7 +59,7 @@ class MarkedTemplate:
 
     def __init__(self, source: str):
         """Raises jinja2.TemplateSyntaxError if the source is no Jinja."""
-        environment = _environment()
+        self._environment = environment = _environment()
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
         self.constant_prompt = _prompt_is_constant(tree)
@@ -67,8 +68,9 @@ class MarkedTemplate:
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:
         """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
         index_of = {id(message): index for index, message in enumerate(messages)}
+        self._environment.begin(sum(len(message["content"]) for message in messages))
 
-        def turn_mark(item: Any) -> str:
+        def turn_mark(item: Any = None) -> str:
             index = index_of.get(id(item))
             return "" if index is None else _mark(f"M{index}")
 
@@ -129,12 +131,17 @@ class _LoopMarks(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> list[nodes.Node]:
         self.generic_visit(node)
-        if isinstance(node.target, nodes.Name):
-            turn = nodes.Call(
-                nodes.Name(_TURN_FUNCTION, "load"), [nodes.Name(node.target.name, "load")], [], None, None
-            )
-            node.body.insert(0, nodes.Output([turn]))
+        item = [nodes.Name(node.target.name, "load")] if isinstance(node.target, nodes.Name) else []
+        node.body.insert(0, nodes.Output([_call(_TURN_FUNCTION, item)]))
         return [_mark_output("L"), node, _mark_output("E")]
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call(_JOIN_FUNCTION, node.nodes)
+
+
+def _call(name: str, arguments: list[Any]) -> nodes.Call:
+    return nodes.Call(nodes.Name(name, "load"), arguments, [], None, None)
 
 
 class _GenerationMarks(Extension):
@@ -152,12 +159,11 @@ def _mark_output(kind: str) -> nodes.Output:
     return nodes.Output([nodes.TemplateData(_mark(kind))])
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment() -> BoundedEnvironment:
     """The filters and functions that transformers documents for chat templates."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
+    environment.add_filter("tojson", _to_json)
+    environment.globals[_JOIN_FUNCTION] = environment.joined
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment

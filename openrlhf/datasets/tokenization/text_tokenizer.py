@@ -44,12 +44,16 @@ _is_safe = re.compile(f"[{_SAFE}]*").fullmatch
 
 
 class TextTokenizer:
-    """The ids and offsets of `tokenizer(text)`, untruncated and unpadded, in less time."""
+    """The ids and offsets of `tokenizer(text)`, untruncated and unpadded, in less time.
+
+    Attributes:
+        is_plain: calling the tokenizer is calling its backend.
+    """
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._is_plain = _only_calls_its_backend(tokenizer)
-        self._words = word_tokenizer_of(tokenizer.backend_tokenizer) if self._is_plain else None
+        self.is_plain = _only_calls_its_backend(tokenizer)
+        self._words = word_tokenizer_of(tokenizer.backend_tokenizer) if self.is_plain else None
 
     def tokenize(self, text: str, add_special_tokens: bool) -> TokenizedText:
         """The tokens of a text that is valid Unicode."""
@@ -58,7 +62,7 @@ class TextTokenizer:
 
     def tokenize_whole(self, text: str, add_special_tokens: bool) -> WholeText:
         """The same without the short way over words."""
-        if self._is_plain:
+        if self.is_plain:
             backend = self._tokenizer.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()

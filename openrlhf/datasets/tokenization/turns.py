@@ -78,8 +78,6 @@ class TurnSpans:
 
         Raises BadRow naming the turn whose span cannot be found exactly.
         """
-        for turn in turns:
-            _check_calls(render, conversation.messages[turn], turn)
         if self._renderer.has_generation_marks:
             return self._marked_spans(render, turns)
         return [(turn, self._span(conversation, render, turn)) for turn in turns]
@@ -175,18 +173,6 @@ def _only_region(render: MarkedRender, turn: int, is_last: bool) -> CharSpan:
         return regions[0]
     found = "prints nothing for" if not regions else f"prints {len(regions)} separate pieces for"
     raise BadRow(f"turn {turn + 1}: the template {found} this message in a plain loop over the messages. {REMEDY}")
-
-
-def _check_calls(render: MarkedRender, message: Message, turn: int) -> None:
-    """A template that knows no tool calls would teach the model to say nothing in their place."""
-    printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
-    printed = printed or render.text[render.loops_end :]
-    for call in message.get("tool_calls", []):
-        if call["function"]["name"] not in printed:
-            raise BadRow(
-                f"turn {turn + 1}: the chat template does not print the tool call {call['function']['name']!r}; "
-                "give a template that knows tools by --data.tokenizer_chat_template"
-            )
 
 
 def _check_says(region: str, message: Message, turn: int) -> None:

@@ -1,0 +1,109 @@
+"""What a conversation holds and its template does not print: a model would be taught to say nothing in its place.
+
+Tool calls, reasoning and tools are looked for by tags: the conversation is rendered once more with a tag in each of
+them. Their own words would not do, for the text may hold them elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from openrlhf.datasets.samples import BadRow, Conversation, Message
+from openrlhf.datasets.tokenization.chat_template import ChatRenderer
+from openrlhf.datasets.tokenization.marked_template import MarkedRender
+
+_NONCE = secrets.token_hex(4)
+_TAG = re.compile(f"{_NONCE}n([0-9]+)x")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_REMEDY = "give a template that knows tools by --data.tokenizer_chat_template"
+
+
+def check_printed(
+    renderer: ChatRenderer, conversation: Conversation, render: MarkedRender, turns: list[int]
+) -> Iterator[str]:
+    """Yields remarks on what is not printed. Raises BadRow for a tool call, and where nothing is left of an answer.
+
+    Args: turns: the messages that are trained; of the others, templates leave out the reasoning on purpose.
+    """
+    messages, tools = conversation.messages, conversation.tools
+    yield from _unprinted_contents(messages, render.text)
+    if not tools and not any(message.keys() & {"tool_calls", *_REASONING} for message in messages):
+        return
+    tags: list[tuple[str, int, str]] = []  # kind, message, name
+    tagged = [_tagged_message(message, turn, tags) for turn, message in enumerate(messages)]
+    tagged_tools = [_tagged_tool(tool, tags) for tool in tools or ()] or None
+    text = renderer.text_of(tagged, tagged_tools)
+    if not text:  # the template refuses the tags
+        return
+    printed = {int(number) for number in _TAG.findall(text)}
+    for number, (kind, turn, name) in enumerate(tags):
+        if number not in printed:
+            yield from _judged(kind, turn, name, messages, turns)
+
+
+def _judged(kind: str, turn: int, name: str, messages: list[Message], turns: list[int]) -> Iterator[str]:
+    """What follows from a tag that is not printed."""
+    if kind == "call":
+        raise BadRow(f"turn {turn + 1}: the chat template does not print the tool call {name!r}; {_REMEDY}")
+    if kind == "argument":
+        raise BadRow(f"turn {turn + 1}: the chat template does not print an argument of {name!r}; {_REMEDY}")
+    if kind == "tools":
+        yield "the chat template does not print the row's tools"
+    elif turn in turns:
+        if not messages[turn]["content"].strip() and not messages[turn].get("tool_calls"):
+            raise BadRow(f"turn {turn + 1}: the answer is reasoning alone, which the chat template does not print")
+        yield f"the chat template does not print the {name} of an answer"
+
+
+def _unprinted_contents(messages: list[Message], text: str) -> Iterator[str]:
+    """Of messages that are not the assistant's; a tool's may be printed as JSON."""
+    bare = None
+    for message in messages:
+        role, content = message["role"], message["content"].strip()
+        if role in ("assistant", "tool") or content in text:
+            continue
+        bare = bare or "".join(text.split())
+        if "".join(content.split()) not in bare:
+            yield f"the chat template does not print a message of the role {role!r}"
+
+
+def _tagged_message(message: Message, turn: int, tags: list[tuple[str, int, str]]) -> Message:
+    changed = dict(message)
+    for name in _REASONING:
+        if message.get(name):
+            changed[name] = f"{message[name]}{_new_tag(tags, ('reasoning', turn, name))}"
+    if "tool_calls" in message:
+        changed["tool_calls"] = [_tagged_call(call, turn, tags) for call in message["tool_calls"]]
+    return changed
+
+
+def _tagged_call(call: dict[str, Any], turn: int, tags: list[tuple[str, int, str]]) -> dict[str, Any]:
+    name = call["function"]["name"]
+    tagged_name = name + _new_tag(tags, ("call", turn, name))
+
+    def tagged(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tagged(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [tagged(part) for part in value]
+        tag = _new_tag(tags, ("argument", turn, name))
+        return value + tag if isinstance(value, str) else tag
+
+    arguments = tagged(call["function"]["arguments"])
+    return {**call, "function": {**call["function"], "name": tagged_name, "arguments": arguments}}
+
+
+def _tagged_tool(tool: dict[str, Any], tags: list[tuple[str, int, str]]) -> dict[str, Any]:
+    inner = tool.get("function", tool)
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        return tool
+    named = {**inner, "name": inner["name"] + _new_tag(tags, ("tools", -1, inner["name"]))}
+    return {**tool, "function": named} if "function" in tool else named
+
+
+def _new_tag(tags: list[tuple[str, int, str]], meaning: tuple[str, int, str]) -> str:
+    tags.append(meaning)
+    return f"{_NONCE}n{len(tags) - 1}x"

@@ -22,6 +22,46 @@ class Refused:
         self.reason = reason
 
 
+class _Decoder:
+    """A decoder that is made once: to make one takes longer than to read a row."""
+
+    def __init__(self) -> None:
+        self.refused: list[Refused] = []
+        self._usual = json.JSONDecoder(object_pairs_hook=self._object)
+        self._careful = json.JSONDecoder(object_pairs_hook=self._object, parse_int=self._whole_number)
+
+    def decode(self, text: str) -> Any:
+        self.refused = []
+        try:
+            return self._usual.decode(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a number of too many digits; the slower way tells which
+            self.refused = []
+            return self._careful.decode(text)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        return self._refuse(f"two keys of the name {twice[:60]!r} in one object: which is meant cannot be told")
+
+    def _whole_number(self, digits: str) -> Any:
+        try:
+            return int(digits)
+        except ValueError:
+            return self._refuse(f"a number of {len(digits):,} digits, which cannot be read")
+
+    def _refuse(self, reason: str) -> Refused:
+        self.refused.append(Refused(reason))
+        return self.refused[-1]
+
+
+_decoder = _Decoder()
+
+
 def load_json(text: str) -> Any:
     """The value of a JSON text. Raises json.JSONDecodeError where it is broken, RefusedJson where it is refused."""
     value, refused = load_json_with_refused(text)
@@ -34,31 +74,9 @@ def load_json_with_refused(text: str) -> tuple[Any, list[Refused]]:
     """The value, and what was refused in it. Raises json.JSONDecodeError, or RefusedJson for its depth."""
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise RefusedJson(f"its JSON is nested too deeply: more than {MAX_DEPTH} lists and objects within one another")
-    refused: list[Refused] = []
-
-    def object_of(pairs: list[tuple[str, Any]]) -> Any:
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        refused.append(Refused(f"two keys of the name {twice[:60]!r} in one object: which is meant cannot be told"))
-        return refused[-1]
-
-    def whole_number(digits: str) -> Any:
-        try:
-            return int(digits)
-        except ValueError:
-            refused.append(Refused(f"a number of {len(digits):,} digits, which cannot be read"))
-            return refused[-1]
-
-    try:
-        return json.loads(text, object_pairs_hook=object_of), refused
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # a number of too many digits; the slower way tells which
-        refused.clear()
-        return json.loads(text, object_pairs_hook=object_of, parse_int=whole_number), refused
+    if text.startswith("\ufeff"):
+        raise json.JSONDecodeError("a byte order mark", text, 0)
+    return _decoder.decode(text), _decoder.refused
 
 
 def refused_in(value: Any) -> Refused | None:

@@ -59,25 +59,28 @@ class SampleBatch:
     def of(cls, samples: list[EncodedSample], table: int, rows: list[int]) -> SampleBatch:
         """At least one sample, each of one token at least, of one table; `rows` are their row numbers."""
         num_tokens = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
+        input_ids = np.concatenate([sample.input_ids for sample in samples])
         whole = next((sample for sample in samples if not sample.was_cut), None)
         return cls(
-            columns=_columns(samples, num_tokens, table, rows),
+            columns=_columns(samples, input_ids, num_tokens, table, rows),
             num_tokens=num_tokens,
             num_targets=np.array([np.count_nonzero(sample.loss_mask) for sample in samples], dtype=np.int32),
             num_cut=sum(sample.was_cut for sample in samples),
             num_weighted=sum(sample.is_weighted for sample in samples),
             turn_end_id=None if whole is None else int(whole.input_ids[np.flatnonzero(whole.loss_mask)[-1] + 1]),
-            largest_id=max(int(sample.input_ids.max()) for sample in samples),
+            largest_id=int(input_ids.max()),
         )
 
 
-def _columns(samples: list[EncodedSample], num_tokens: np.ndarray, table: int, rows: list[int]) -> pa.RecordBatch:
+def _columns(
+    samples: list[EncodedSample], input_ids: np.ndarray, num_tokens: np.ndarray, table: int, rows: list[int]
+) -> pa.RecordBatch:
     offsets = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
     loss_mask = np.concatenate([sample.loss_mask for sample in samples])  # float32 if any sample is weighted
     has_weights = loss_mask.dtype == np.float32
     weights = loss_mask if has_weights else np.zeros(0, np.float32)
     columns = [
-        pa.LargeListArray.from_arrays(offsets, np.concatenate([sample.input_ids for sample in samples])),
+        pa.LargeListArray.from_arrays(offsets, input_ids),
         pa.LargeListArray.from_arrays(offsets, (loss_mask > 0).astype(np.uint8)),
         pa.LargeListArray.from_arrays(offsets if has_weights else np.zeros_like(offsets), weights),
         pa.array([sample.row_weight for sample in samples], pa.float32()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -19,10 +19,12 @@ from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
+from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
+from openrlhf.strategy.rank_facts import facts_of_model, facts_of_optimizer, facts_of_settings
 from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
@@ -98,6 +100,7 @@ class DeepspeedStrategy:
         self.device = device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
+        self.check_agreement(facts_of_settings(self.max_norm, train=self.train, ds=self.ds, adam=self.adam, muon=self.muon))
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             compute_deterministically()
@@ -118,6 +121,10 @@ class DeepspeedStrategy:
 
     def is_rank_0(self) -> bool:
         return self.groups.rank == 0
+
+    def check_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Compares facts over all ranks; every rank calls. Raises UserError that names each difference and its ranks."""
+        check_agreement(facts, self.groups.control)
 
     def print(self, *message: Any) -> None:
         """Prints on rank 0 alone."""
@@ -203,10 +210,13 @@ class DeepspeedStrategy:
 
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
+            self.check_agreement(facts_of_model(argument.trainable_module))
             prepare_evaluation(argument, self.get_ds_eval_config(), self.device)
             return argument
         model, *rest = argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
+        facts = facts_of_model(model.trainable_module) | facts_of_optimizer(optimizer, scheduler)
+        self.check_agreement(facts | {"DeepSpeed's configuration": self.get_ds_train_config()})
         trained = prepare_training(
             model,
             optimizer,

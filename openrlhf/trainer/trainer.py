@@ -13,6 +13,7 @@ from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.step import StepResult, WindowStep
@@ -90,6 +91,7 @@ class Trainer:
         users = named_callbacks if self._given_callbacks is None else self._given_callbacks
         self._callbacks, self.wishes = CallbackList(self, users, standard_callbacks), Wishes()
         self.progress = self._progress_at(consumed_samples)
+        self._check_ranks(max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         self.model.train()
         with self._callbacks.leaving():
@@ -111,6 +113,24 @@ class Trainer:
         train, is_packed = self.strategy.train, self.strategy.ds.packing_samples
         if is_packed or train.micro_batch_size > 1 or train.max_tokens_per_micro_batch is not None:
             self.model.check_layout(is_packed, self.strategy.groups.sequence)
+
+    def _check_ranks(self, max_steps: int | None, aux_loss: AuxLossSettings) -> None:
+        """Raises UserError where a rank would train on other rows, or in another way."""
+        loaders = facts_of_loader("the training data", self.train_dataloader)
+        if self.eval_dataloader is not None:
+            loaders |= facts_of_loader("the evaluation's data", self.eval_dataloader)
+        self.strategy.check_agreement(
+            loaders
+            | {
+                "batch_size": self.batch_size,
+                "max_epochs": self.max_epochs,
+                "--train.max_steps": max_steps,
+                "the samples trained before": self.progress.consumed_samples,
+                "the objective": type(self.objective).__name__,
+                "the load-balancing loss": aux_loss,
+                "the callbacks": self._callbacks.names,
+            }
+        )
 
     def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""

@@ -50,17 +50,17 @@ class SampleEncoder:
 
         Raises BadRow if the row cannot be used, LeftOut if it does not become a sample.
         """
+        self._remarks = set()
         if isinstance(content, TokenRow):
             self._check_ids(content.input_ids)
             ids = np.asarray(content.input_ids, dtype=np.int32)
             return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
-        self._remarks = set()
         if isinstance(content, Conversation):
             self._remarks.update(content.remarks)
             ids, targets = self._conversation(content)
         else:
             ids, targets = self._plain_text(content)
-        return replace(self._fit(ids, _judging_next(targets), row_weight), remarks=tuple(sorted(self._remarks)))
+        return self._fit(ids, _judging_next(targets), row_weight)
 
     def _check_ids(self, ids: list[int]) -> None:
         if outside := next((one for one in ids if not 0 <= one < self._num_ids), None):
@@ -180,7 +180,7 @@ class SampleEncoder:
             raise LeftOut(f"{NO_TARGETS} within max_len" if cut else NO_TARGETS)
         if row_weight != 1:
             loss_mask = loss_mask * np.float32(row_weight)
-        return EncodedSample(ids, loss_mask, cut, row_weight)
+        return EncodedSample(ids, loss_mask, cut, row_weight, tuple(self._remarks))
 
     def _refuse_overlong(self, length: str) -> None:
         if self._data.overlong == "drop":

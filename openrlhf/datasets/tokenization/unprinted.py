@@ -30,7 +30,7 @@ def check_printed(
     """
     messages, tools = conversation.messages, conversation.tools
     yield from _unprinted_contents(messages, render.text)
-    if not tools and not any(message.keys() & {"tool_calls", *_REASONING} for message in messages):
+    if not tools and all(_is_plainly_printed(message, messages, render.text) for message in messages):
         return
     tags: list[tuple[str, int, str]] = []  # kind, message, name
     tagged = [_tagged_message(message, turn, tags) for turn, message in enumerate(messages)]
@@ -42,6 +42,17 @@ def check_printed(
     for number, (kind, turn, name) in enumerate(tags):
         if number not in printed:
             yield from _judged(kind, turn, name, messages, turns)
+
+
+def _is_plainly_printed(message: Message, messages: list[Message], text: str) -> bool:
+    """Whether no tag is needed: it has no calls, and reasoning, if any, that stands in the text and in no content."""
+    if "tool_calls" in message:
+        return False
+    reasoning = [message[name] for name in _REASONING if message.get(name)]
+    return all(
+        isinstance(one, str) and one in text and not any(one in other["content"] for other in messages)
+        for one in reasoning
+    )
 
 
 def _judged(kind: str, turn: int, name: str, messages: list[Message], turns: list[int]) -> Iterator[str]:

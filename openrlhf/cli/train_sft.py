@@ -21,6 +21,7 @@ def train(config: SFTConfig) -> None:
     run = SFTRun.prepare_data(config)
     run.strategy.setup_distributed()
     with run.strategy.watchdog, run.owning_folders():
+        run.check_ranks()
         if not run.has_finished():
             run.build()
             run.resume()

@@ -36,13 +36,14 @@ from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
+from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import METRICS_FILE
 from openrlhf.tracking.sinks import RUN_ID_FILE
 from openrlhf.trainer import Callback, SFTTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
-from openrlhf.trainer.run_identity import run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 
 CURVES_FILE = "training_curves.png"
 
@@ -90,6 +91,16 @@ class SFTRun:
         train = self.config.train
         schedule = StepSchedule(len(self.train_data), train.batch_size, train.seed)
         return schedule.num_steps(train.max_epochs, train.max_steps)
+
+    def check_ranks(self) -> None:
+        """Raises UserError, on every rank, that names each difference between the ranks: settings, data, tokenizer."""
+        facts = facts_of_config(self.config) | {
+            "the training data": self.train_data.fingerprint,
+            "the evaluation's data": self.eval_data and self.eval_data.fingerprint,
+            "the tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "the base model's weights": base_model_fingerprint(self.config.model.model_name_or_path),
+        }
+        self.strategy.check_agreement(facts)
 
     # --- going on ------------------------------------------------------------------------------------------------
 

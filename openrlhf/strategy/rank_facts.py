@@ -12,8 +12,11 @@ from torch import nn
 
 import openrlhf
 from openrlhf.batching import StepWindowLoader
+from openrlhf.config import shown_values
+from openrlhf.config.schema import Root
 from openrlhf.engine.parameters import whole_shape
 
+_OF_A_MACHINE = ("data.cache_dir", "data.num_processors")
 _ROWS_READ = 256  # of a data set that has no fingerprint
 
 
@@ -26,6 +29,11 @@ def facts_of_settings(max_norm: float, **groups: Any) -> dict[str, Any]:
     }
     versions = {"the version of openrlhf": openrlhf.__version__, "the version of torch": torch.__version__}
     return {**versions, "--max_norm": float(max_norm), **settings}
+
+
+def facts_of_config(config: Root) -> dict[str, Any]:
+    """All settings but those that a machine may have for itself."""
+    return {f"--{name}": value for name, value in shown_values(config).items() if name not in _OF_A_MACHINE}
 
 
 def facts_of_model(module: nn.Module) -> dict[str, Any]:

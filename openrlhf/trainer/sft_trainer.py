@@ -17,6 +17,7 @@ from openrlhf.models import Actor
 from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, name_of, objective_named
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
@@ -104,6 +105,7 @@ class SFTTrainer(Trainer):
             CallbackFailed: a callback of the user's own raised.
         """
         config = args if isinstance(args, SFTConfig) else from_namespace(SFTConfig, args)
+        self.strategy.check_agreement(facts_of_config(config))
         if not self._has_own_objective:
             self.objective = objective_named(config.train.loss)
         named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []

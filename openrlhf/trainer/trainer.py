@@ -91,7 +91,7 @@ class Trainer:
         users = named_callbacks if self._given_callbacks is None else self._given_callbacks
         self._callbacks, self.wishes = CallbackList(self, users, standard_callbacks), Wishes()
         self.progress = self._progress_at(consumed_samples)
-        self._check_ranks(max_steps, aux_loss)
+        self._check_ranks(users, max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         self.model.train()
         with self._callbacks.leaving():
@@ -114,7 +114,7 @@ class Trainer:
         if is_packed or train.micro_batch_size > 1 or train.max_tokens_per_micro_batch is not None:
             self.model.check_layout(is_packed, self.strategy.groups.sequence)
 
-    def _check_ranks(self, max_steps: int | None, aux_loss: AuxLossSettings) -> None:
+    def _check_ranks(self, users: Sequence[Callback], max_steps: int | None, aux_loss: AuxLossSettings) -> None:
         """Raises UserError where a rank would train on other rows, or in another way."""
         loaders = facts_of_loader("the training data", self.train_dataloader)
         if self.eval_dataloader is not None:
@@ -128,7 +128,7 @@ class Trainer:
                 "the samples trained before": self.progress.consumed_samples,
                 "the objective": type(self.objective).__name__,
                 "the load-balancing loss": aux_loss,
-                "the callbacks": self._callbacks.names,
+                "the callbacks": [type(one).__name__ for one in users],
             }
         )
 

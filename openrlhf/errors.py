@@ -14,5 +14,6 @@ class UserError(ValueError):
 
 
 def first_line_of(error: BaseException) -> str:
-    """The first line of an error's text, its kind where it has none: as much as fits into a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The first line of an error's text that says something, its kind where none does: what fits into a sentence."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())[:300]

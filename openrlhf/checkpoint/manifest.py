@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,12 @@ def looks_whole(folder: Path) -> bool:
     """Manifest intact, every file there with its size. Reads no file's content."""
     records, problems = _records_or_problems(folder)
     return not problems and not any(problem_of(folder, record, read=False) for record in records)
+
+
+def listed_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a checkpoint that its manifest lists, of those that fit a pattern: others were copied in."""
+    names = (entry["name"] for entry in read_manifest(folder)["files"])
+    return [folder / name for name in names if fnmatchcase(name, pattern)]
 
 
 def size_bytes_of(folder: Path) -> int:

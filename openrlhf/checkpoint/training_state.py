@@ -24,7 +24,7 @@ from torch import Tensor
 from openrlhf.atomic_file import write_flushed
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.host_buffer import HostBuffer
-from openrlhf.checkpoint.manifest import FileRecord, record_of
+from openrlhf.checkpoint.manifest import FileRecord, listed_files, record_of
 from openrlhf.checkpoint.optimizer_states import OptimizerStates, copy_optimizer_states, load_optimizer_states
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.tensor_file import write_tensors
@@ -130,7 +130,7 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
             f"The checkpoint was saved with --ds.tensor_parallel_size {saved_size}, this run has {size}. "
             f"Resume with {saved_size}, or start a new run from the exported model."
         )
-    load_optimizer_states(engine, folder.glob("optim_states_rank*.safetensors"))
+    load_optimizer_states(engine, listed_files(folder, "optim_states_rank*.safetensors"))
     _load_buffers(engine.module, folder / _BUFFERS_NAME)
     _restore_values(engine, values, scheduler or engine.lr_scheduler)
     is_same_layout = values["num_ranks"] == num_ranks

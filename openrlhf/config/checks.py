@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from openrlhf.config.settings import SFTConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_INPUT = "\x00"  # stands in no template
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 
@@ -147,9 +147,10 @@ def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
 def input_template_problems(template: str) -> Iterator[str]:
     """Problems of a template for `str.format`, in which `{}` is the input's place and `{{` is a brace of the text."""
     try:
-        is_in_place = template.format(_INPUT).count(_INPUT) == 1
-    except (IndexError, KeyError, ValueError, AttributeError):
-        is_in_place = False
+        places = [place for _, *place in string.Formatter().parse(template) if place[0] is not None]
+    except ValueError:
+        places = []
+    is_in_place = places in ([["", "", None]], [["0", "", None]])  # a width, say, could fill the memory
     if not is_in_place:
         yield (
             f"--data.input_template {template!r} must hold the place of the input, {{}}, once, as in 'User: {{}}'; "

@@ -124,4 +124,4 @@ def _where_it_ends(path: Path) -> str:
 
 def nearest_existing(path: Path) -> Path:
     """The path itself, or the first of its parents that exists."""
-    return next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
+    return next(folder for folder in (path, *path.parents, Path("/")) if _exists(str(folder)))

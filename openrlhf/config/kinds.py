@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+MAX_CHARACTERS, MAX_SHOWN = 1 << 20, 200
 NONE_WORDS = ("", "none", "null")
 
 
@@ -29,6 +30,10 @@ def _not_zero(value: int) -> int:
 
 _Int = Annotated[int, BeforeValidator(_read_whole_number)]
 
+MOST = 2**62  # of a whole number: what 64 bits hold
+MOST_OF_FLOATS = 1e30  # float32 ends at 3e38
+MOST_MINUTES = 1e7  # 19 years; a clock of the libraries overflows somewhere beyond
+
 WholeNumber = Annotated[_Int, Field(description="a whole number")]
 Count = Annotated[_Int, Field(ge=0, description="a whole number, 0 or above")]
 PositiveCount = Annotated[_Int, Field(gt=0, description="a whole number above 0")]
@@ -36,6 +41,7 @@ EverySteps = Annotated[
     _Int, AfterValidator(_not_zero), Field(ge=-1, description="a whole number above 0, or -1 for never")
 ]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or above")]
+Minutes = Annotated[float, Field(gt=0, le=MOST_MINUTES, description=f"a number above 0, at most {MOST_MINUTES:g}")]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 BelowOne = Annotated[float, Field(ge=0, lt=1, description="a number, 0 or above and below 1")]
@@ -99,18 +105,45 @@ def read_value(kind: Any, value: Any) -> Any:
         raise ValueError(problem)
     if takes_many(kind) and not isinstance(value, (list, tuple)) and value is not None:
         value = [value]
-    value = next((option for option in choices(kind) if str(option) == str(value)), value)  # '2' → 2
+    value = next((option for option in choices(kind) if str(option) == _shown(value).strip("'")), value)  # '2' → 2
+    if problem := _unusable_text(value):
+        raise ValueError(problem)
     try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError:
-        raise ValueError(f"is {value!r}; it must be {describe(kind)}.{_nearest_choice(kind, value)}") from None
+        read = TypeAdapter(kind).validate_python(value)
+    except (ValidationError, OverflowError):
+        raise ValueError(f"is {_shown(value)}; it must be {describe(kind)}.{_nearest_choice(kind, value)}") from None
+    for number in read if isinstance(read, tuple) else (read,):
+        most = MOST if isinstance(number, int) else MOST_OF_FLOATS
+        if isinstance(number, int | float) and abs(number) > most:
+            raise ValueError(f"is {_shown(value)}; it may be {most} at most.")
+    return read
+
+
+def _unusable_text(value: Any) -> str:
+    """No file can be named so, and no log or file could hold it."""
+    for text in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(text, str) and "\x00" in text:
+            return f"holds a zero byte: {_shown(text)}."
+        if isinstance(text, str) and not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+            return f"is no valid text in UTF-8: {_shown(text)}."
+        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
+            return f"has {len(text):,} characters; {MAX_CHARACTERS:,} are allowed."
+    return ""
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        return "a number of too many digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _wrong_number_of_values(kind: Any, value: Any) -> str:
     if value is True and kind is not bool:
         return f"needs a value: {describe(kind)}."
     if isinstance(value, (list, tuple)) and not takes_many(kind):
-        shown = " ".join(map(repr, value))
+        shown = " ".join(map(_shown, value[:20]))
         return f"takes one value, but {len(value)} are given: {shown}. Quote a value with spaces."
     if isinstance(value, (list, tuple)) and not value:
         return f"is an empty list; it must be {describe(kind)}."
@@ -118,5 +151,5 @@ def _wrong_number_of_values(kind: Any, value: Any) -> str:
 
 
 def _nearest_choice(kind: Any, value: Any) -> str:
-    near = difflib.get_close_matches(str(value), [str(option) for option in choices(kind)], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(_shown(value), [str(option) for option in choices(kind)], n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else ""

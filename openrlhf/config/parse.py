@@ -84,7 +84,7 @@ def _read_one(reading: _Reading, setting: Setting, value: Any, where: str) -> No
 
 def _report_unknown(reading: _Reading, item: Given) -> None:
     if not item.name:
-        reading.problems.append(f"{item.value!r} belongs to no flag. Quote a value with spaces; see --help.")
+        reading.problems.append(f"{str(item.value)[:200]!r} belongs to no flag. Quote a value with spaces; see --help.")
         return
     if item.name in groups(reading.root):
         example = next(name for name in settings(reading.root) if name.startswith(item.name + "."))

@@ -18,6 +18,7 @@ from openrlhf.config.kinds import (
     EverySteps,
     FactorAboveOne,
     Fraction,
+    Minutes,
     Number,
     PositiveCount,
     PositiveNumber,
@@ -131,8 +132,8 @@ class TrainConfig:
     max_grad_norm_spike: FactorAboveOne | None = taken(
         None, "skip a step whose gradient norm is that many times its recent median"
     )
-    comm_timeout_minutes: PositiveNumber = free(30.0, "end the run when ranks have waited that long for each other")
-    hang_timeout_minutes: PositiveNumber = free(
+    comm_timeout_minutes: Minutes = free(30.0, "end the run when ranks have waited that long for each other")
+    hang_timeout_minutes: Minutes = free(
         10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
     )
 
@@ -201,7 +202,7 @@ class CkptConfig:
     output_dir: str = free("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
     path: str = free("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
     save_steps: EverySteps = free(-1, "save every that many optimizer steps; -1: not by steps")
-    save_minutes: PositiveNumber | None = free(None, "save every that many minutes, beside save_steps")
+    save_minutes: Minutes | None = free(None, "save every that many minutes, beside save_steps")
     save_hf: bool = free(False, "at each save export the model in Hugging Face form too")
     disable_ds: bool = free(False, "save no training checkpoints")
     max_num: PositiveCount = free(3, "training checkpoints kept")

@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 CONFIG_FLAG = "config"
+MAX_FILE_BYTES, MAX_PARTS, MAX_DEPTH = 1 << 20, 10_000, 20  # of a configuration file
 _FLAG = re.compile(r"--?[a-zA-Z]")
 
 
@@ -64,7 +65,11 @@ def read_config_file(path: Any) -> list[Given]:
     content = _parse_file(file)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")
-    return [Given(name, value, f"{path}: {name}") for name, value in _flatten(content, "")]
+    given = [Given(name, value, f"{path}: {name}") for name, value in _flatten(content, "")]
+    names = [one.name for one in given]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"{path} gives {', '.join(twice[:MAX_DEPTH])} twice: leave one of them out.")
+    return given
 
 
 def _read_flags(argv: Sequence[str]) -> Iterator[Given]:
@@ -91,22 +96,57 @@ def _take_values(words: list[str]) -> list[str]:
 
 
 def _parse_file(file: Path) -> Any:
+    text = _text_of(file)
+    if file.suffix not in (".toml", ".yaml", ".yml"):
+        raise UserError(
+            f"The configuration file {file} is of no known type; its name must end in .toml, .yaml or .yml."
+        )
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration file {file} cannot be read: {error}.") from None
-    try:
-        if file.suffix == ".toml":
-            return tomllib.loads(text)
-        if file.suffix in (".yaml", ".yml"):
-            return yaml.safe_load(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The configuration file {file} is broken: {error}") from None
+        content = tomllib.loads(text) if file.suffix == ".toml" else yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:  # its own text shows the line, in which a key may stand
         mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"The configuration file {file} is broken: {reason}{place}") from None
-    raise UserError(f"The configuration file {file} is of no known type; its name must end in .toml, .yaml or .yml.")
+    except (ValueError, RecursionError, TypeError) as error:  # broken TOML; numbers, dates and depth of both
+        raise UserError(f"The configuration file {file} is broken: {error}") from None
+    _check_size(content, file)
+    return content
+
+
+def _text_of(file: Path) -> str:
+    try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no plain file")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it has more than {MAX_FILE_BYTES:,} bytes")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # a name that no file can have, text that is not UTF-8
+        raise UserError(f"The configuration file {file} cannot be read: {error}.") from None
+
+
+def _check_size(content: Any, file: Path) -> None:
+    """An alias of YAML stands for all that it names: a few lines could mean more than a memory holds."""
+    parts, num_parts = [(content, 0)], 0
+    while parts:
+        part, depth = parts.pop()
+        num_parts += 1
+        if num_parts > MAX_PARTS or depth > MAX_DEPTH:
+            raise UserError(
+                f"The configuration file {file} holds more than {MAX_PARTS:,} values, or lists and groups more than "
+                f"{MAX_DEPTH} deep, its aliases written out: it is none."
+            )
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        parts += [(one, depth + 1) for one in inner]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a group; the later would hold."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [str(key) for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _flatten(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -46,7 +46,8 @@ _SAME_NAME = {
     "model": "aux_loss_coef trust_remote_code",
     "data": (
         "dataset dataset_probs dataset_split max_samples max_len input_key output_key input_template "
-        "apply_chat_template tokenizer_chat_template multiturn format targets overlong control_tokens max_bad_rows cache_dir"
+        "apply_chat_template tokenizer_chat_template multiturn format targets overlong control_tokens max_bad_rows "
+        "cache_dir"
     ),
     "train": "max_epochs seed",
     "ds": (

@@ -66,8 +66,8 @@ def prepared_folder(cache_dir: Path, key: str, make: Callable[[Path], None], is_
         return _prepared_folder(cache_dir, key, make, is_whole)
     except OSError as error:
         raise UserError(
-            f"The prepared data cannot be written to {cache_dir} ({error.strerror or error}): make room there, or choose "
-            "another folder by --data.cache_dir."
+            f"The prepared data cannot be written to {cache_dir} ({error.strerror or error}): make room there, or "
+            "choose another folder by --data.cache_dir."
         ) from error
 
 

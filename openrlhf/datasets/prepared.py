@@ -182,9 +182,9 @@ def is_whole(folder: Path) -> bool:
             size_bytes = parts[-1][0]
             if (folder / name).stat().st_size != size_bytes:
                 return False
-            if size_bytes and size_bytes <= MAX_BYTES_AT_START:
-                if _damaged_part(np.memmap(folder / name, mode="r"), parts) is not None:
-                    return False
+            is_read = 0 < size_bytes <= MAX_BYTES_AT_START
+            if is_read and _damaged_part(np.memmap(folder / name, mode="r"), parts) is not None:
+                return False
         return True
     except (OSError, ValueError):
         return False

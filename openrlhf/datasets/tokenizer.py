@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from openrlhf.datasets.hub import hub_can_be_asked
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 
 def get_tokenizer(
@@ -29,7 +29,7 @@ def get_tokenizer(
             trust_remote_code=trust_remote_code,
             local_files_only=not os.path.isdir(name_or_path) and not hub_can_be_asked(),
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a damaged file fails in any way
         raise UserError(_no_tokenizer(name_or_path, error)) from error
     prepare_special_tokens(tokenizer, name_or_path)
     return tokenizer
@@ -47,7 +47,7 @@ def prepare_special_tokens(tokenizer: Any, name: str = "the tokenizer") -> None:
 
 
 def _no_tokenizer(name: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first_line = first_line_of(error)
     if os.path.isdir(name):
         return f"{name} holds no tokenizer that can be opened (tokenizer.json, tokenizer_config.json): {first_line}"
     return f"No tokenizer at {name!r}: it is no local folder and could not be fetched from the hub: {first_line}"

@@ -26,6 +26,19 @@ def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str)
         )
 
 
+def check_vocabulary(config: PretrainedConfig, smallest_id: int, largest_id: int, what: str) -> None:
+    """Raises UserError where data hold a token id that the model has no embedding for: a GPU would only abort.
+
+    Args: what: the data's name, for the message.
+    """
+    num_ids = config.get_text_config().vocab_size
+    if smallest_id < 0 or largest_id >= num_ids:
+        raise UserError(
+            f"{what}: its token ids go from {smallest_id:,} to {largest_id:,}, but the model's vocabulary has "
+            f"{num_ids:,} (vocab_size in its config.json): the tokenizer, or the rows' input_ids, are of another model."
+        )
+
+
 def check_dtype(param_dtype: str, device_type: str) -> None:
     """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
     if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():

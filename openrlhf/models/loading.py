@@ -20,13 +20,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import LoraSettings, add_lora, apply_liger_kernels
+from openrlhf.models.weights_check import check_loaded, check_weight_files
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -109,7 +110,7 @@ def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
         raise UserError(f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model.")
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # values of wrong types fail in any way
         raise UserError(_no_model(path, error)) from error
 
 
@@ -138,8 +139,9 @@ def load_causal_lm(
     config = config or load_config(path, trust_remote_code)
     if not trust_remote_code and causal_lm_class(config) is None:
         raise UserError(f"{path} is a {config.model_type} model, which is no causal language model of transformers.")
+    check_weight_files(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=PARAM_DTYPES[param_dtype],
@@ -147,9 +149,16 @@ def load_causal_lm(
             quantization_config=_four_bit_config(PARAM_DTYPES[param_dtype]) if load_in_4bit else None,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            output_loading_info=True,
         )
-    except OSError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # damaged weights, and values in config.json of wrong types, fail in any way
         raise UserError(_no_model(path, error)) from error
+    model, info = loaded  # the types of transformers do not know of the second
+    check_loaded(model, info, path)
+    return model
 
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -192,5 +201,5 @@ def _four_bit_config(compute_dtype: torch.dtype) -> Any:
 
 
 def _no_model(path: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"No model could be loaded from {path!r}: {first_line} Give the folder of a saved model, or a hub name."
+    said = f"{type(error).__name__}: {first_line_of(error)}"
+    return f"No model could be loaded from {path!r}: {said} Give the folder of a saved model, or a hub name."

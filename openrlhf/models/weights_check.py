@@ -73,7 +73,7 @@ def _problem_of_safetensors(file: Path) -> str | None:
 
 
 def check_loaded(model: nn.Module, info: dict[str, Any], path: str) -> None:
-    """Raises UserError that names weights which the files lack, have beside the model's, in another shape, or not finite.
+    """Raises UserError that names the weights that are missing, extra, of another shape, or not finite.
 
     Args: info: what transformers says of the loading.
     """
@@ -101,6 +101,6 @@ def _not_finite(model: nn.Module) -> Iterator[str]:
     """A sum tells that all is finite in one pass without a copy; a sum that overflows is looked into."""
     for name, weight in model.named_parameters():
         values = getattr(weight, "ds_tensor", weight).detach()  # under ZeRO-3 this rank's part
-        if values.is_floating_point() and not torch.isfinite(values.sum(dtype=torch.float32)):
-            if not torch.isfinite(values).all():
-                yield name
+        is_doubtful = values.is_floating_point() and not torch.isfinite(values.sum(dtype=torch.float32))
+        if is_doubtful and not torch.isfinite(values).all():
+            yield name

@@ -65,6 +65,11 @@ def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:
     return values
 
 
+def on_host(data: Any) -> Tensor:
+    """A number or tensor as a tensor on the CPU."""
+    return data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(data, dtype=torch.float64)
+
+
 def gather_problems(problem: str | None, group: ProcessGroup | None) -> tuple[str, ...]:
     """The problems that any rank has, each with its rank, on every rank; empty when all is well.
 

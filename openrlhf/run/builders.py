@@ -19,6 +19,7 @@ from openrlhf.models.layers import check_compiler, check_liger
 from openrlhf.models.limits import check_dtype
 from openrlhf.models.loading import facts_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
+from openrlhf.models.weights_check import check_weight_files
 
 
 def build_tokenizer(config: SFTConfig) -> Any:
@@ -31,6 +32,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
 
     Before data is prepared, which may take minutes.
     """
+    check_weight_files(config.model.model_name_or_path)
     ds = config.ds
     model = facts_of(config.model.model_name_or_path, ds.param_dtype, config.model.trust_remote_code)
     check_tensor_parallel(model.config, ds.tensor_parallel_size)

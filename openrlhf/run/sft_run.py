@@ -22,8 +22,9 @@ from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
-from openrlhf.models.limits import check_positions
+from openrlhf.models.limits import check_positions, check_vocabulary
 from openrlhf.objectives import Objective, objective_named
+from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import (
     build_actor,
@@ -83,6 +84,7 @@ class SFTRun:
             if dataset is not None:
                 longest = int(dataset.num_tokens.argmax())
                 check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
+                check_vocabulary(model_config, 0, dataset.report.largest_id, dataset.report.sources[0].name)
         return run
 
     @property
@@ -100,7 +102,7 @@ class SFTRun:
             "the tokenizer": tokenizer_fingerprint(self.tokenizer),
             "the base model's weights": base_model_fingerprint(self.config.model.model_name_or_path),
         }
-        self.strategy.check_agreement(facts)
+        check_agreement(facts, self.strategy.groups.control)
 
     # --- going on ------------------------------------------------------------------------------------------------
 

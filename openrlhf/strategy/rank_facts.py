@@ -1,4 +1,4 @@
-"""The facts that all ranks of a run must have alike, for `parallel.agreement` to compare."""
+"""What all ranks of a run must have alike. Each check raises the UserError of `parallel.agreement`; every rank calls."""
 
 from __future__ import annotations
 
@@ -15,36 +15,31 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import shown_values
 from openrlhf.config.schema import Root
 from openrlhf.engine.parameters import whole_shape
+from openrlhf.parallel.agreement import check_agreement
 
 _OF_A_MACHINE = ("data.cache_dir", "data.num_processors")
 _ROWS_READ = 256  # of a data set that has no fingerprint
 
 
-def facts_of_settings(max_norm: float, **groups: Any) -> dict[str, Any]:
-    """Versions, and the groups of settings that a strategy is made of."""
+def check_strategy(strategy: Any) -> None:
+    """Versions, and the settings that a strategy is made of."""
+    groups = {"train": strategy.train, "ds": strategy.ds, "adam": strategy.adam, "muon": strategy.muon}
     settings = {
         f"--{name}.{field}": value
         for name, group in groups.items()
         for field, value in (asdict(group) if group else {}).items()
     }
     versions = {"the version of openrlhf": openrlhf.__version__, "the version of torch": torch.__version__}
-    return {**versions, "--max_norm": float(max_norm), **settings}
+    check_agreement({**versions, "--max_norm": float(strategy.max_norm), **settings}, strategy.groups.control)
 
 
-def facts_of_config(config: Root) -> dict[str, Any]:
-    """All settings but those that a machine may have for itself."""
-    return {f"--{name}": value for name, value in shown_values(config).items() if name not in _OF_A_MACHINE}
-
-
-def facts_of_model(module: nn.Module) -> dict[str, Any]:
+def check_model(strategy: Any, module: nn.Module) -> None:
     """The weights of a model, before an engine holds it."""
-    shapes = {name: f"{tuple(whole_shape(one))} {one.dtype}" for name, one in module.named_parameters()}
-    trained = {name: one.requires_grad for name, one in module.named_parameters()}
-    return {"the model": type(module).__name__, "a weight's shape": shapes, "whether a weight is trained": trained}
+    check_agreement(_facts_of_model(module), strategy.groups.control)
 
 
-def facts_of_optimizer(optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """Kinds and numbers of an optimizer and its schedule, as they stand before the first step."""
+def check_training(strategy: Any, module: nn.Module, optimizer: Any, scheduler: Any) -> None:
+    """A model's weights, and kinds and numbers of its optimizer, schedule and engine, before the first step."""
     groups = getattr(optimizer, "param_groups", [])
     numbers = {
         f"{name} of group {number}": value
@@ -53,11 +48,24 @@ def facts_of_optimizer(optimizer: Any, scheduler: Any) -> dict[str, Any]:
         if name != "params" and not isinstance(value, torch.Tensor)
     }
     schedule = {name: value for name, value in getattr(scheduler, "__dict__", {}).items() if _is_plain(value)}
-    return {
+    facts = {
+        "DeepSpeed's configuration": strategy.get_ds_train_config(),
         "the optimizer": type(optimizer).__name__,
         "the optimizer's numbers": numbers,
         "the schedule": {"kind": type(scheduler).__name__, **schedule},
     }
+    check_agreement(_facts_of_model(module) | facts, strategy.groups.control)
+
+
+def facts_of_config(config: Root) -> dict[str, Any]:
+    """All settings but those that a machine may have for itself."""
+    return {f"--{name}": value for name, value in shown_values(config).items() if name not in _OF_A_MACHINE}
+
+
+def _facts_of_model(module: nn.Module) -> dict[str, Any]:
+    shapes = {name: f"{tuple(whole_shape(one))} {one.dtype}" for name, one in module.named_parameters()}
+    trained = {name: one.requires_grad for name, one in module.named_parameters()}
+    return {"the model": type(module).__name__, "a weight's shape": shapes, "whether a weight is trained": trained}
 
 
 def facts_of_loader(name: str, loader: Any) -> dict[str, Any]:

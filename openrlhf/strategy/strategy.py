@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -19,12 +19,11 @@ from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
-from openrlhf.parallel.agreement import check_agreement
-from openrlhf.parallel.collectives import gather_objects
+from openrlhf.parallel.collectives import gather_objects, on_host
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
+from openrlhf.strategy import rank_facts
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
-from openrlhf.strategy.rank_facts import facts_of_model, facts_of_optimizer, facts_of_settings
 from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
@@ -100,7 +99,7 @@ class DeepspeedStrategy:
         self.device = device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
-        self.check_agreement(facts_of_settings(self.max_norm, train=self.train, ds=self.ds, adam=self.adam, muon=self.muon))
+        rank_facts.check_strategy(self)
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             compute_deterministically()
@@ -121,10 +120,6 @@ class DeepspeedStrategy:
 
     def is_rank_0(self) -> bool:
         return self.groups.rank == 0
-
-    def check_agreement(self, facts: Mapping[str, Any]) -> None:
-        """Compares facts over all ranks; every rank calls. Raises UserError that names each difference and its ranks."""
-        check_agreement(facts, self.groups.control)
 
     def print(self, *message: Any) -> None:
         """Prints on rank 0 alone."""
@@ -210,13 +205,12 @@ class DeepspeedStrategy:
 
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
-            self.check_agreement(facts_of_model(argument.trainable_module))
+            rank_facts.check_model(self, argument.trainable_module)
             prepare_evaluation(argument, self.get_ds_eval_config(), self.device)
             return argument
         model, *rest = argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
-        facts = facts_of_model(model.trainable_module) | facts_of_optimizer(optimizer, scheduler)
-        self.check_agreement(facts | {"DeepSpeed's configuration": self.get_ds_train_config()})
+        rank_facts.check_training(self, model.trainable_module, optimizer, scheduler)
         trained = prepare_training(
             model,
             optimizer,
@@ -331,7 +325,7 @@ class DeepspeedStrategy:
         if isinstance(data, dict):
             return {name: self.all_reduce(value, op) for name, value in data.items()}
         assert op in ("mean", "sum", "max"), op
-        gathered = torch.stack(gather_objects(_on_host(data), self.groups.control))
+        gathered = torch.stack(gather_objects(on_host(data), self.groups.control))
         result = gathered.amax(0) if op == "max" else gathered.sum(0)
         result = result / self.world_size if op == "mean" else result
         return result.to(data.device) if isinstance(data, Tensor) else result.item()
@@ -341,7 +335,7 @@ class DeepspeedStrategy:
         if isinstance(data, dict):
             return {name: self.all_gather(value) for name, value in data.items()}
         gathered = torch.cat(
-            [part.reshape(-1, *part.shape[1:]) for part in gather_objects(_on_host(data), self.groups.control)]
+            [part.reshape(-1, *part.shape[1:]) for part in gather_objects(on_host(data), self.groups.control)]
         )
         return gathered.to(data.device) if isinstance(data, Tensor) else gathered
 
@@ -354,7 +348,3 @@ def _trained(model: Trainable) -> TrainedModel:
 def _with(settings: Any, **changes: Any) -> Any:
     """A copy of frozen `settings` with the changes that are not None."""
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _on_host(data: Any) -> Tensor:
-    return data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(data, dtype=torch.float64)

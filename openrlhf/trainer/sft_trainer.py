@@ -15,6 +15,7 @@ from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import AuxLossSettings, Objective, SFTObjective, name_of, objective_named
+from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_config
@@ -105,7 +106,7 @@ class SFTTrainer(Trainer):
             CallbackFailed: a callback of the user's own raised.
         """
         config = args if isinstance(args, SFTConfig) else from_namespace(SFTConfig, args)
-        self.strategy.check_agreement(facts_of_config(config))
+        check_agreement(facts_of_config(config), self.strategy.groups.control)
         if not self._has_own_objective:
             self.objective = objective_named(config.train.loss)
         named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []

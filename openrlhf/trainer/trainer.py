@@ -11,7 +11,9 @@ from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import Actor
+from openrlhf.models.limits import check_vocabulary
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective
+from openrlhf.parallel.agreement import check_agreement
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
@@ -119,7 +121,7 @@ class Trainer:
         loaders = facts_of_loader("the training data", self.train_dataloader)
         if self.eval_dataloader is not None:
             loaders |= facts_of_loader("the evaluation's data", self.eval_dataloader)
-        self.strategy.check_agreement(
+        check_agreement(
             loaders
             | {
                 "batch_size": self.batch_size,
@@ -129,7 +131,8 @@ class Trainer:
                 "the objective": type(self.objective).__name__,
                 "the load-balancing loss": aux_loss,
                 "the callbacks": [type(one).__name__ for one in users],
-            }
+            },
+            self.strategy.groups.control,
         )
 
     def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
@@ -141,7 +144,15 @@ class Trainer:
             window = next(windows, None)
             if window is None:
                 return
+            self._check_ids(window)
             yield window, began_at
+
+    def _check_ids(self, window: StepWindow) -> None:
+        """On the CPU: a GPU would abort without a word."""
+        for one in window.micro_batches:
+            smallest, largest = one.input_ids.aminmax()
+            what = ", ".join(one.unit_names) or "a micro-batch"
+            check_vocabulary(self.model.config, int(smallest), int(largest), what)
 
     def _advance(self, window: StepWindow) -> None:
         counts = self.last_step.counts

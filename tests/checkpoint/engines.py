@@ -127,6 +127,7 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
 def save_by_hand(engine: Any, folder: str) -> None:
     """All ranks write a training state, without a store."""
     from openrlhf.checkpoint.host_buffer import HostBuffer
+    from openrlhf.checkpoint.manifest import write_manifest
     from openrlhf.checkpoint.progress import TrainingProgress
     from openrlhf.checkpoint.training_state import copy_training_state, write_training_state
 
@@ -137,6 +138,9 @@ def save_by_hand(engine: Any, folder: str) -> None:
     progress, num_ranks = TrainingProgress(optimizer_step=3), dist.get_world_size()
     state = copy_training_state(engine, progress, rank, num_ranks, HostBuffer(), {"a": [1]})
     write_training_state(state, Path(folder), rank)
+    dist.barrier()
+    if rank == 0:
+        write_manifest(Path(folder))
     dist.barrier()
 
 

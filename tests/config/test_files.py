@@ -124,7 +124,9 @@ def test_writing_leaves_nothing_beside_the_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-_text = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.lower() not in ("none", "null"))
+_text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(
+    lambda text: text.lower() not in ("none", "null")
+)
 
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -63,7 +63,9 @@ def weight_in(holder: dict[str, Any], where: str) -> float:
             "write a number, 0 or above, or leave it out, which means 1"
         )
     if value != 0 and not LEAST_WEIGHT <= value <= MOST_WEIGHT:
-        raise BadRow(f"{where} is {str(value)[:30]}: give 0, which leaves out, or a number from {LEAST_WEIGHT} to {MOST_WEIGHT}")
+        raise BadRow(
+            f"{where} is {str(value)[:30]}: give 0, which leaves out, or a number from {LEAST_WEIGHT} to {MOST_WEIGHT}"
+        )
     return float(value)
 
 

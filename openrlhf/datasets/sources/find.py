@@ -75,7 +75,7 @@ def _local_source(name: str, path: Path, split: str) -> Source:
             )
         return Source(name, [FileTable(str(path))])
     if not path.is_dir():
-        raise UserError(f"{path} is a pipe or a device, which can be read once or never ends: write its rows to a file.")
+        raise UserError(f"{path} is a pipe or a device, which may be read once or has no end: write a file.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return Source(name, [_saved_table(path, split)])
     members = _members(path)

@@ -25,7 +25,18 @@ MAX_INTEGER_BITS = 4096
 MAX_WIDTH = 100_000  # of what a filter or method fills up
 CHARACTERS_A_PART = 64  # what a part of a list or object counts, beside its own text
 
-_TEXT_OF_ANYTHING = {"string", "join", "tojson", "pprint", "format", "replace", "urlencode", "escape", "e", "forceescape"}
+_TEXT_OF_ANYTHING = {
+    "string",
+    "join",
+    "tojson",
+    "pprint",
+    "format",
+    "replace",
+    "urlencode",
+    "escape",
+    "e",
+    "forceescape",
+}
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{6}|\*)|\{[^}]*(\d{6}|\{)")  # a field of a format that could fill the memory
 
 

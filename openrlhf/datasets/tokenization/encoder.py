@@ -65,8 +65,8 @@ class SampleEncoder:
     def _check_ids(self, ids: list[int]) -> None:
         if outside := next((one for one in ids if not 0 <= one < self._num_ids), None):
             raise BadRow(
-                f"the token id {str(outside)[:30]} is not in the vocabulary, whose ids are 0 to {self._num_ids - 1}: the "
-                "row was tokenized for another model"
+                f"the token id {str(outside)[:30]} is not in the vocabulary, whose ids are 0 to {self._num_ids - 1}: "
+                "the row was tokenized for another model"
             )
 
     def _judge_controls(self, found: list[str]) -> bool:
@@ -93,7 +93,7 @@ class SampleEncoder:
         return ids, targets
 
     def _trusted_places(self, content: PlainText) -> Callable[[int, int], bool] | None:
-        """Tells control tokens that are of the user's template from those of the row; None: the row's own text has none.
+        """Tells control tokens of the user's template from those of the row; None: the row's own text has none.
 
         A start token that begins the text, and an end token that ends it, are what they seem.
         """

@@ -1,4 +1,4 @@
-"""What all ranks of a run must have alike. Each check raises the UserError of `parallel.agreement`; every rank calls."""
+"""What all ranks of a run must have alike. Every rank calls; `parallel.agreement` raises the UserError."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ BUGS = [
         "braces_of_a_template_counted",
         "a template with {{}} beside its place is refused by the flags though it can be filled",
         "config/checks.py",
-        "places in ([["", "", None]], [["0", "", None]])",
+        'places in ([["", "", None]], [["0", "", None]])',
         'template.count("{}") == 1',
         ("tests/config/test_checks.py::test_what_can_be_is_not_refused",),
     ),

@@ -89,7 +89,7 @@ BUGS = [
         "untrained_messages_are_trained",
         "messages marked with train: false are trained",
         "datasets/formats/chat.py",
-        'return 0.0 if train is False else weight',
+        "return 0.0 if train is False else weight",
         "return weight",
         (f"{_FORMATS}::test_messages_marked_as_untrained_are_context_only",),
     ),

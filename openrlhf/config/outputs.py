@@ -25,12 +25,14 @@ _CHECKPOINTS = "global_step"
 def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
     """Folders that cannot be written, or whose writing would destroy something that is no output of a run."""
     ckpt = config.ckpt
-    yield from _writable("--ckpt.output_dir", ckpt.output_dir)
-    yield from _writable("--ckpt.path", ckpt.path) if not ckpt.disable_ds else _named("--ckpt.path", ckpt.path)
+    problems = list(_writable("--ckpt.output_dir", ckpt.output_dir))
+    problems += _writable("--ckpt.path", ckpt.path) if not ckpt.disable_ds else _named("--ckpt.path", ckpt.path)
     if config.logger.tensorboard_dir is not None:
-        yield from _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
-    yield from _another_model(config)
-    yield from _among_checkpoints(config)
+        problems += _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
+    yield from problems
+    if not problems:  # a name that no file can have is no path to look at
+        yield from _another_model(config)
+        yield from _among_checkpoints(config)
 
 
 def report_file(config: InspectConfig, world_size: int) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
@@ -13,6 +15,7 @@ from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.operators import check_adam
+from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
@@ -33,6 +36,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     Before data is prepared, which may take minutes.
     """
     check_weight_files(config.model.model_name_or_path)
+    _check_generation_settings(config.model.model_name_or_path)
     ds = config.ds
     model = facts_of(config.model.model_name_or_path, ds.param_dtype, config.model.trust_remote_code)
     check_tensor_parallel(model.config, ds.tensor_parallel_size)
@@ -48,6 +52,16 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     engine_config(ds, config.max_norm, pin_memory=False)
     check_adam(config.adam.kernel, ds.adam_offload)
     return model.config
+
+
+def _check_generation_settings(name_or_path: str) -> None:
+    """Those that transformers cannot read at all would end the loading of the weights."""
+    path = Path(name_or_path).expanduser() / GENERATION_CONFIG_NAME
+    try:
+        if path.is_file():
+            GenerationConfig.from_pretrained(path.parent)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]} Mend it, or remove the file.") from None
 
 
 def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:

@@ -133,6 +133,15 @@ class WeightsBecomeNan(Callback):
                 next(iter(trainer.model.model.parameters())).view(-1)[0] = float("nan")
 
 
+class WeightsBecomeNan3(Callback):
+    """A part of a weight that ZeRO-3 has cut is nan after the last step, on the second rank."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if trainer.progress.optimizer_step == 4 and trainer.strategy.get_rank() == 1:
+            for parameter in trainer.model.model.parameters():
+                parameter.ds_tensor.fill_(float("nan"))
+
+
 class Raises(Callback):
     """At step 3."""
 

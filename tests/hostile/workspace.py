@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,7 @@ class Workspace:
     def __init__(self, folder: Path, originals: Path):
         self.folder, self._originals = folder, originals
         self.out = folder / "out"
+        self._remembered: dict[Path, str] = {}
         self._jobs: list[Job] = []
 
     @cached_property
@@ -66,6 +68,25 @@ class Workspace:
             content = "".join(json.dumps(row) + "\n" for row in content)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+    def remember(self, path: Path) -> None:
+        """Takes note of a file, or of all files of a folder, for `changed` and `lost`."""
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        self._remembered |= {one: _content(one) for one in files}
+
+    def changed(self) -> list[str]:
+        """The remembered files that are not as they were, or not at their place, in words."""
+        here = {path: _content(path) if path.is_file() else "" for path in self._remembered}
+        return [
+            f"{path.relative_to(self.folder)} is not as it was" for path in here if here[path] != self._remembered[path]
+        ]
+
+    def lost(self) -> list[str]:
+        """The remembered files whose content stands nowhere in the workspace any more, in words."""
+        there = {_content(path) for path in self.folder.rglob("*") if path.is_file()}
+        return [
+            f"{path.relative_to(self.folder)} is lost" for path, text in self._remembered.items() if text not in there
+        ]
 
     def words(self, **changes: Any) -> list[str]:
         """The flags of a run of four steps; `changes` have `__` for `.`, and None for left out."""
@@ -109,6 +130,10 @@ class Workspace:
         """No process of this workspace outlives it."""
         for job in self._jobs:
             job.__exit__()
+
+
+def _content(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes()).hexdigest()
 
 
 def _before(folder: Path, env: dict[str, str], more: Callable[[], None] | None) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from tests.hostile.case import Case
-from tests.hostile.groups import rows, settings
+from tests.hostile.groups import endings, ends_of_runs, outputs, ownership, rows, secrets, settings
 
 GROUPS = {
+    "ownership": ownership,
+    "outputs": outputs,
+    "ends of runs": ends_of_runs,
+    "endings": endings,
+    "secrets": secrets,
     "settings": settings,
     "rows": rows,
 }

@@ -102,10 +102,11 @@ def _writable(flag: str, name: str) -> Iterator[str]:
     if not name.strip():
         yield from _named(flag, name)
         return
+    if "\0" in name:
+        yield f"{flag} {name!r} cannot be written: it holds a zero byte."
+        return
     try:
-        parent = nearest_existing(Path(name).expanduser())
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=nearest_existing(Path(name).expanduser())):
             return
-    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        yield f"{flag} {name} cannot be written: {reason}."
+    except OSError as error:
+        yield f"{flag} {name} cannot be written: {error.strerror}."

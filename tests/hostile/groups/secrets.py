@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.hostile.case import Came, Case
 from tests.hostile.groups.ownership import training
+from tests.hostile.hooks import be_quick_about_leases
 from tests.hostile.workspace import Workspace
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -24,7 +25,7 @@ def while_training(w: Workspace) -> Came:
     """A second run is told who holds the folder, and the first one's command line holds the key."""
     with training(w, logger__wandb__key=KEY):
         leases = [path.read_text() for path in w.folder.rglob(".owner.json")]
-        came = w.run()
+        came = w.run(before=be_quick_about_leases)
     return Came(came.exit_code, came.said + "".join(leases), came.seconds)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from openrlhf.checkpoint.manifest import (
     FileRecord,
+    listed_files,
     looks_whole,
     new_checksum,
     read_manifest,
@@ -35,6 +36,11 @@ def test_untouched_is_whole(folder: Path) -> None:
 def test_extra_files_do_not_matter(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     assert verify(folder) == []
+
+
+def test_what_was_copied_in_is_not_among_the_listed_files(folder: Path) -> None:
+    (folder / "c.bin").write_bytes(b"of another step")
+    assert listed_files(folder, "*.bin") == [folder / "a.bin", folder / "folder/b.bin"]
 
 
 def test_identity_and_versions_come_back(folder: Path) -> None:

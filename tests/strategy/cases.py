@@ -217,3 +217,36 @@ def losses_with(folder: str, dtype: str = "fp32", lora_rank: int = 0, **changes:
         step.run(window, number).loss
         for number, window in zip(range(10), loader.windows(max_epochs=None), strict=False)
     ]
+
+
+def refused_ranks(folder: str, what: str) -> str:
+    """What a script is told whose second rank differs in `what`."""
+    import torch.distributed as dist
+
+    from openrlhf.errors import UserError
+    from openrlhf.models import Actor
+    from openrlhf.trainer import SFTTrainer
+    from openrlhf.utils import get_strategy
+
+    is_other = dist.get_rank() == 1 and what != "nothing"
+    args = arguments(folder, save_steps=-1, logging_steps=1)
+    if is_other and what in vars(args):
+        setattr(args, what, {"zero_stage": 1, "seed": 2, "max_norm": 0.5, "train_batch_size": 4}[what])
+    try:
+        strategy = get_strategy(args)
+        strategy.setup_distributed()
+        layers = 1 if is_other and what == "layers" else 2
+        actor = Actor(tiny_model("qwen3", num_hidden_layers=layers))
+        cfg = SimpleNamespace(lr=2e-3 if is_other and what == "rate" else 1e-3, lr_scheduler="constant")
+        cfg.num_training_steps = 6
+        actor, optimizer, scheduler = strategy.prepare((actor, cfg))
+        data = rows()
+        if is_other and what == "row":
+            data[3][0][0, 1] += 1
+        shuffle = not (is_other and what == "order")
+        loader = strategy.setup_dataloader(data, 2, shuffle=shuffle, pad_token_id=0)
+        epochs = 3 if is_other and what == "epochs" else 2
+        SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=epochs, batch_size=8).fit(args)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.hostile.case import Case
-from tests.hostile.groups import endings, ends_of_runs, outputs, ownership, rows, secrets, settings
+from tests.hostile.groups import endings, ends_of_runs, inputs, outputs, ownership, rows, secrets, settings
 
 GROUPS = {
     "ownership": ownership,
@@ -13,6 +13,7 @@ GROUPS = {
     "secrets": secrets,
     "settings": settings,
     "rows": rows,
+    "inputs": inputs,
 }
 
 

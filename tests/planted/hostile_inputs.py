@@ -103,7 +103,7 @@ BUGS = [
         "strategy/strategy.py",
         "        rank_facts.check_strategy(self)\n",
         "",
-        (f"{_RANKS}[seed",),
+        (_RANKS,),
     ),
     Bug(
         "missing_weights_pass",

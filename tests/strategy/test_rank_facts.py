@@ -16,7 +16,7 @@ from tests.strategy import cases
         ("train_batch_size", "--train.batch_size: 8 on rank 0, 4 on rank 1"),
         (
             "layers",
-            "a weight's shape: model.layers.1.self_attn.q_proj.weight: (64, 64) torch.float32 on rank 0",
+            "layers.1.self_attn.q_proj.weight: (64, 64) torch.float32 on rank 0",
         ),
         ("rate", "lr of group 0: 0.001 on rank 0, 0.002 on rank 1"),
         ("row", "the training data: content:"),

@@ -53,8 +53,8 @@ BUGS = [
         "no_step_limit",
         "a template from elsewhere never ends",
         "datasets/tokenization/bounded_jinja.py",
-        "if self._steps_left < 0 or self._characters_left < 0 or time.monotonic() > self._deadline:",
-        "if self._characters_left < 0:",
+        "MAX_STEPS = 1_000_000\n",
+        "MAX_STEPS = 1_000_000_000\n",
         (f"{_SEEN}[inputs: endless loops]",),
     ),
     Bug(
@@ -77,8 +77,8 @@ BUGS = [
         "time_that_can_be_set_back",
         "edited data are not prepared anew",
         "datasets/sources/tables.py",
-        "if has_settled and self._state() == state:",
-        "if True:",
+        "|{stat.st_ino}|{stat.st_ctime_ns}",
+        "|{stat.st_ino}",
         (f"{_SEEN}[inputs: data edited with size and time kept]",),
     ),
     Bug(

@@ -9,12 +9,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.datasets.sources import tables
 from openrlhf.errors import UserError
 from tests.helpers.tokenizers import CHATML, IM_END, IM_START, tiny_tokenizer
 from tests.hostile.case import Came, Case
@@ -222,7 +224,8 @@ def comma_in_name(w: Workspace) -> Came:
 
 def edited_with_its_time_kept(w: Workspace) -> Came:
     path = w.write("a.jsonl", [GOOD])
-    prepared(w, path)
+    with mock.patch.object(tables, "SETTLED_SECONDS", -1.0):  # as if it had not been written just now
+        prepared(w, path)
     times = path.stat()
     path.write_text(path.read_text().replace('"b"', '"c"'))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -14,6 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import modeling_flash_attention_utils as formerly
 from transformers.utils import is_flash_attn_greater_or_equal
 
+from openrlhf.engine.parameters import whole_shape
+
 
 def carries_state(model_class: type[PreTrainedModel]) -> bool:
     """Whether a layer carries a state along the sequence, as state-space models do."""
@@ -74,6 +76,30 @@ def first_position(model: nn.Module) -> int:
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
     return next((index + 1 for index in padding if index is not None), 0)
+
+
+def computes_as_linear(module: nn.Linear) -> bool:
+    """Whether a layer gives (..., out_features) for (..., in_features); a model's own class may do something else.
+
+    A model's own class is tried out with weights that hold no numbers.
+    """
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    stand_in = copy.copy(module)
+    stand_in._parameters = {
+        name: None if weight is None else nn.Parameter(torch.empty(whole_shape(weight), device="meta"))
+        for name, weight in module._parameters.items()
+    }
+    try:
+        output = stand_in(torch.empty(3, module.in_features, device="meta"))
+    except Exception:  # whatever it is, the layer asks for more than a linear one does
+        return False
+    return isinstance(output, torch.Tensor) and output.shape == (3, module.out_features)
+
+
+def recomputes_layers(model_class: type[PreTrainedModel]) -> bool:
+    """Whether gradient checkpointing works in it."""
+    return model_class.supports_gradient_checkpointing
 
 
 def rope_by_length(module: nn.Module, layer_type: str | None = None) -> int | None:

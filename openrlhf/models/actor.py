@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.models.attention.choice import choose_attention
-from openrlhf.models.layers import LoraSettings, compile_layers
+from openrlhf.models.layers import compile_layers
+from openrlhf.models.limits import check_checkpointing
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm
+from openrlhf.models.lora import LoraSettings
 from openrlhf.models.moe import expert_leaf_modules
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
@@ -132,7 +134,11 @@ class Actor(ScoringModel):
         return self.model.generate(input_ids=input_ids, **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given."""
+        """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given.
+
+        Raises UserError for a model that cannot.
+        """
+        check_checkpointing(type(self.scorer.base_model))
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self._checkpoints_reentrantly = settings["use_reentrant"]
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Changes to the layers of a loaded model: adapters (LoRA, by PEFT), Liger's fused kernels, torch.compile."""
+"""Changes to the layers of a loaded model: Liger's fused kernels, torch.compile."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,42 +19,6 @@ from openrlhf.engine.torch_operators import num_compiled_graphs
 from openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters (arXiv 2106.09685)."""
-
-    rank: int  # 0: none
-    alpha: int
-    dropout: float
-    target_modules: Sequence[str] | str | None  # names of layers; None or "all-linear": all but the output layer
-
-
-def add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
-    """Freezes the model and puts trainable adapters beside its linear layers.
-
-    Raises:
-        UserError: PEFT is not installed, or no layer has one of these names.
-    """
-    try:
-        from peft import LoraConfig, TaskType, get_peft_model
-    except ImportError:
-        raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=_module_names(lora.target_modules),
-        bias="none",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"--ds.lora.target_modules: {error} Linear layers of this model: {', '.join(_linear_names(model))}."
-        ) from error
 
 
 def check_liger(config: PretrainedConfig) -> None:
@@ -152,14 +114,3 @@ def _compiled_class(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 def _one_if_compiled(zero: Tensor) -> Tensor:
     return zero + 1 if torch.compiler.is_compiling() else zero
-
-
-def _module_names(target_modules: Sequence[str] | str | None) -> list[str] | str:
-    if target_modules is None or target_modules in ("all-linear", ["all-linear"], ("all-linear",)):
-        return "all-linear"
-    return [target_modules] if isinstance(target_modules, str) else list(target_modules)
-
-
-def _linear_names(model: nn.Module) -> list[str]:
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return sorted(names)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+import re
 
+from transformers import PretrainedConfig, PreTrainedModel
+
+from openrlhf.engine.model_internals import recomputes_layers
 from openrlhf.engine.torch_operators import cpu_computes_fp16
 from openrlhf.errors import UserError
 
@@ -43,3 +46,23 @@ def check_dtype(param_dtype: str, device_type: str) -> None:
     """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
     if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():
         raise UserError("--ds.param_dtype fp16: this processor does not compute in float16. Use bf16 or fp32.")
+
+
+def check_checkpointing(model_class: type[PreTrainedModel]) -> None:
+    """Raises UserError where transformers cannot recompute the layers of this class."""
+    if not recomputes_layers(model_class):
+        raise UserError(
+            f"{model_class.__name__} cannot recompute its layers in the backward pass: leave "
+            "--model.gradient_checkpointing_enable out."
+        )
+
+
+def check_ring_dropout(config: PretrainedConfig) -> None:
+    """Raises UserError where the model drops attention weights in training, which a ring cannot."""
+    fields = config.get_text_config().to_dict()
+    name = next((name for name, value in fields.items() if re.search("att.*drop", name) and value), None)
+    if name is not None:
+        raise UserError(
+            f"--ds.ring_attn_size: a ring has no attention dropout, the model has {name} {fields[name]:g}: set it to "
+            "0 in its config.json."
+        )

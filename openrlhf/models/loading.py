@@ -26,7 +26,8 @@ from openrlhf.models.attention.choice import check_causal, check_packable
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
-from openrlhf.models.layers import LoraSettings, add_lora, apply_liger_kernels
+from openrlhf.models.layers import apply_liger_kernels
+from openrlhf.models.lora import LoraSettings, add_lora
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -19,7 +19,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
-from openrlhf.models.limits import check_dtype
+from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout
 from openrlhf.models.loading import facts_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
@@ -46,6 +46,10 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
         check_compiler(device_type)
     if ds.packing_samples and model.model_class:
         check_packable(model.model_class, model.config)
+    if config.model.gradient_checkpointing_enable and model.model_class:
+        check_checkpointing(model.model_class)
+    if ds.ring_attn_size > 1:
+        check_ring_dropout(model.config)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size, model)
     if ds.use_liger_kernel:
         check_liger(model.config)

@@ -106,8 +106,9 @@ def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig)
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Raises UserError for a model with layers that look ahead, as encoders have; needs the model itself."""
-    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+    """Raises UserError for a model whose text layers look ahead, as encoders do; needs the model itself."""
+    text_model: Any = model.get_decoder()  # without the encoders of a model that also sees or hears
+    if any(getattr(module, "is_causal", True) is False for module in text_model.modules()):
         name = type(model).__name__
         raise UserError(f"{name} cannot be trained on packed samples: its attention is not causal. {_REMEDY}")
 
@@ -202,6 +203,8 @@ def _reason_against_packs(model_class: type[PreTrainedModel], config: Pretrained
         return "its attention cannot be replaced by one that knows where samples end"
     if not takes_borders(model_class):
         return "its attention takes no borders of samples"
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+    # "vision": the tokens of an image see one another; there are none in text.
+    looks_ahead = getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
+    if looks_ahead or not getattr(config, "is_causal", True):
         return "its attention is not causal"
     return None

@@ -50,7 +50,9 @@ def ring_attention(
     if ring is None:
         return attend_alone(module, query, key, value, attention_mask, options, **kwargs), None
     if options.dropout > 0:
-        raise UserError("Ring attention has no attention dropout: set the model's attention_dropout to 0.")
+        raise UserError(
+            "Ring attention has no attention dropout: set the model's own to 0 (attention_dropout, attn_pdrop)."
+        )
     assert query.shape[0] == 1, "a pack is one row"
     assert isinstance(attention_mask, CausalMask), "a mask of the model's own making cannot be shared by a ring"
     window = attention_mask.window

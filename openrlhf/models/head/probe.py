@@ -40,8 +40,10 @@ def probe_head(model: PreTrainedModel) -> HeadFinding:
     """Examines a Hugging Face causal language model (not one wrapped by PEFT)."""
     head = model.get_output_embeddings()
     name = next((name for name, child in model.named_children() if child is head), None)
-    if type(head) is not nn.Linear or name is None:
-        return HeadFinding(None, f"its output layer is a {type(head).__name__}, not a plain linear layer of the model")
+    if type(head) is not nn.Linear:
+        return HeadFinding(None, f"its output layer is a {type(head).__name__}, not a plain linear layer")
+    if name is None:
+        return HeadFinding(None, "its output layer is a part of another module")
     backbone_child = backbone_name(model)
     if backbone_child is None:
         return HeadFinding(None, f"it has no backbone named {model.base_model_prefix!r}")

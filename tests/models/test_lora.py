@@ -1,0 +1,123 @@
+"""Adapters stand beside every layer that is computed as a linear one; what gets none is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from tests.helpers.tiny_models import tiny_model
+from tests.models.batches import assert_close, make_samples, reference_log_probs
+
+LLAMA4 = dict(
+    model_type="llama4_text", vocab_size=512, hidden_size=64, intermediate_size=96, intermediate_size_mlp=96,
+    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=4,
+)  # fmt: skip
+
+
+def mamba():
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mamba", vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4)
+    ).eval()
+
+
+def adapted_layers(actor):
+    return {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in actor.named_parameters() if ".lora_A" in name}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiny_model("phimoe"),
+        lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA4)).eval(),
+    ],
+    ids=["phimoe", "llama4"],
+)
+def test_a_router_that_is_linear_by_class_alone_gets_none(make):
+    model, samples = make(), make_samples()
+    expected = reference_log_probs(model, samples).detach()
+    actor = Actor(model, lora_rank=4)
+    sequences, mask = samples.padded()
+    log_probs = actor(sequences, mask)[(mask[:, 1:] * mask[:, :-1]).bool()]
+    assert_close(log_probs.detach(), expected, 1e-5, "log-probs")
+    log_probs.sum().backward()
+    assert adapted_layers(actor) >= {"q_proj", "o_proj"}
+    assert not adapted_layers(actor) & {"router", "gate"}
+
+
+def test_a_linear_class_of_the_models_own_that_computes_as_one_gets_adapters():
+    config = AutoConfig.for_model("falcon", vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
+    actor = Actor(AutoModelForCausalLM.from_config(config), lora_rank=4)
+    assert adapted_layers(actor) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+
+
+def test_default_adapters_leave_out_what_fused_kernels_read():
+    assert adapted_layers(Actor(mamba(), lora_rank=4)) == {"in_proj", "x_proj", "dt_proj"}
+
+
+def test_a_layer_that_takes_none_is_refused_by_its_flag_with_those_that_do():
+    message = r"--ds.lora.target_modules out_proj: .* take adapters: dt_proj, in_proj, lm_head, out_proj, x_proj\.$"
+    with pytest.raises(UserError, match=message):
+        Actor(mamba(), lora_rank=4, target_modules=["out_proj"])
+
+
+def lines_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "openrlhf.models.lora"]
+
+
+@pytest.mark.parametrize("names", [None, "all-linear", ["all-linear"]])
+def test_fused_experts_without_adapters_are_told_in_one_line(caplog, names):
+    model = tiny_model("gpt_oss")
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    share = sum(size for name, size in sizes.items() if name.endswith("_proj") and "experts" in name) / sum(
+        sizes.values()
+    )
+    Actor(model, lora_rank=4, target_modules=names)
+    assert lines_of(caplog) == [
+        f"LoRA: no adapters for the experts' fused weights (gate_up_proj and down_proj, {share:.0%} of all weights). "
+        "They stay as they are."
+    ]
+
+
+def test_experts_that_get_adapters_are_not_told_of(caplog):
+    actor = Actor(tiny_model("qwen3_moe"), lora_rank=4)
+    assert any(".experts." in name and "lora_" in name for name, _ in actor.named_parameters())
+    assert lines_of(caplog) == []
+
+
+def test_experts_with_dropout_are_refused_by_its_flag():
+    with pytest.raises(UserError, match=r"--ds.lora.dropout 0.1 \(set 0 to adapt the experts\)"):
+        Actor(tiny_model("qwen3_moe"), lora_rank=4, lora_dropout=0.1)
+
+
+def test_layers_that_were_named_are_all_that_is_asked_for(caplog):
+    Actor(tiny_model("gpt_oss"), lora_rank=4, target_modules=["q_proj"])
+    assert lines_of(caplog) == []
+
+
+def test_layers_that_cannot_be_recomputed_are_refused():
+    config = AutoConfig.for_model("openai-gpt", vocab_size=512, n_embd=32, n_layer=1, n_head=2)
+    actor = Actor(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(UserError, match=r"OpenAIGPTLMHeadModel .* leave --model.gradient_checkpointing_enable out"):
+        actor.gradient_checkpointing_enable()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_text_of_a_model_that_also_sees_is_trained(packed):
+    sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    text = dict(num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=8, **sizes)
+    vision = dict(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32, image_size=28)
+    ids = dict(boi_token_index=500, eoi_token_index=501, image_token_index=502)
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=dict(patch_size=14, **vision), **ids)
+    torch.manual_seed(0)
+    model, samples = AutoModelForCausalLM.from_config(config).eval(), make_samples(vocab_size=500)
+    expected = reference_log_probs(model, samples).detach()
+    actor = Actor(model, packing_samples=packed)
+    if packed:
+        found = actor.score_targets(**samples.packed()).log_probs
+    else:
+        sequences, mask = samples.padded()
+        found = actor(sequences, mask)[(mask[:, 1:] * mask[:, :-1]).bool()]
+    assert_close(found.detach(), expected, 1e-5, "log-probs")

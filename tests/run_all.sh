@@ -39,7 +39,7 @@ make_environment() {
         "$python" -m venv --clear "$venv"
     }
     # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' requirements.txt)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 }
 

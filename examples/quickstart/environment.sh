@@ -43,5 +43,5 @@ has_headers || apt_install python3-dev
 has_headers || fail "Python's headers are missing: apt install python3-dev"
 
 # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
-"$venv/bin/pip" install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/requirements.txt")"
+"$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' "$root/requirements.txt")"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$root"

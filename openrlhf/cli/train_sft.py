@@ -15,7 +15,6 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: SFTConfig) -> None:
     """One run, from data to exported model."""
-    from openrlhf.engine.launch import leave_ranks
     from openrlhf.run.sft_run import SFTRun  # after the flags are known to be right: it loads torch and transformers
 
     run = SFTRun.prepare_data(config)
@@ -26,7 +25,6 @@ def train(config: SFTConfig) -> None:
             run.build()
             run.resume()
             run.fit_and_export()
-    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The losses of a pair of answers, each a formula on the log-probs of the two; `--model.loss_type` names them.
+"""The losses of a pair of answers, each a formula on the log-probs of the two; by name.
 
 Shapes: U pairs. An answer's log-prob is the sum over its target tokens. Notation of the comments: y_w is the chosen
 answer, y_l the rejected one, pi the policy, ref the reference, r(y) = beta * log(pi(y) / ref(y)) the implicit reward.

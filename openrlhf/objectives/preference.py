@@ -129,11 +129,11 @@ class PreferenceObjective(Objective):
 
 def _check_losses(losses: Mapping[str, float], reference: Reference | None) -> None:
     if unknown := [name for name in losses if name not in LOSSES]:
-        raise UserError(f"--model.loss_type {', '.join(unknown)} is none of {', '.join(LOSSES)}.")
+        raise UserError(f"The loss {', '.join(unknown)} is none of {', '.join(LOSSES)}.")
     if not losses:
-        raise UserError("--model.loss_type names no loss.")
+        raise UserError("A preference names one loss at least.")
     if reference is None and (lacking := [name for name in losses if name not in WITHOUT_REFERENCE]):
-        raise UserError(f"--model.loss_type {', '.join(lacking)} needs a reference model.")
+        raise UserError(f"The loss {', '.join(lacking)} needs a reference model.")
 
 
 def _of_two(of_sequences: Tensor) -> tuple[Tensor, Tensor]:

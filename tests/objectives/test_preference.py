@@ -83,9 +83,9 @@ def test_adapters_off_and_a_frozen_model_are_one_reference(ring, zero_stage, two
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ({"sigmoyd": 1.0}, "--model.loss_type sigmoyd is none of sigmoid, "),
-        ({}, "names no loss"),
-        ({"simpo": 1.0, "ipo": 1.0}, "--model.loss_type ipo needs a reference model"),
+        ({"sigmoyd": 1.0}, "The loss sigmoyd is none of sigmoid, "),
+        ({}, "names one loss at least"),
+        ({"simpo": 1.0, "ipo": 1.0}, "The loss ipo needs a reference model"),
     ],
 )
 def test_a_mix_that_cannot_be_is_told(losses, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,10 +103,9 @@ def _writable(flag: str, name: str) -> Iterator[str]:
     if not name.strip():
         yield from _named(flag, name)
         return
-    if "\0" in name:
-        yield f"{flag} {name!r} cannot be written: it holds a zero byte."
-        return
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(Path(name).expanduser())  # raises for a name that no file can have
         with tempfile.TemporaryFile(dir=nearest_existing(Path(name).expanduser())):
             return
     except OSError as error:

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
-_NUM_EXPERTS_NAMES = ("num_local_experts", "num_experts", "n_routed_experts")
+_NUM_EXPERTS_NAMES = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K_NAMES = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 
 
 def num_experts_per_token(config: PretrainedConfig) -> int | None:
     """How many experts a token is sent to; None for a model without experts."""
     fields = config.get_text_config().to_dict()
-    has_experts = any(fields.get(name) for name in _NUM_EXPERTS_NAMES)
-    return fields.get("num_experts_per_tok") if has_experts else None
+    fields |= fields.get("ffn_config") or {}  # DBRX's
+    if not any(fields.get(name) for name in _NUM_EXPERTS_NAMES):
+        return None
+    top_k = next((fields[name] for name in _TOP_K_NAMES if fields.get(name)), None)
+    return max(top_k) if isinstance(top_k, list) else top_k  # a list: of each layer
 
 
 def expert_leaf_modules(model: nn.Module) -> list[type[nn.Module]]:

@@ -252,5 +252,11 @@ class TokenScorer(nn.Module):
     def _aux_loss(self, outputs: Any, routing: _Routing) -> Tensor:
         experts_per_token = num_experts_per_token(self.base_model.config)
         assert experts_per_token is not None, "an auxiliary loss needs a model with experts"
-        router_logits = tuple(layer.flatten(0, -2) for layer in outputs.router_logits)
+        found = getattr(outputs, "router_logits", None) or ()
+        router_logits = tuple(layer.flatten(0, -2) for layer in found if layer is not None)
+        if not router_logits:  # its layers are all dense, or it does not tell them
+            name = type(self.base_model).__name__
+            raise UserError(
+                f"{name} tells no router's logits, so no load can be balanced: set --model.aux_loss_coef 0."
+            )
         return load_balancing_loss(router_logits, experts_per_token, *routing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from openrlhf.errors import UserError
@@ -90,6 +91,25 @@ def test_reentrant_checkpointing_would_lose_the_gradient_and_is_refused():
 def test_a_model_without_experts_has_no_aux_loss():
     with pytest.raises(UserError, match="no experts"):
         Actor(tiny_model("llama"), packing_samples=True).score_targets(**make_samples().packed(), with_aux_loss=True)
+
+
+def test_a_model_of_a_family_with_experts_whose_layers_are_dense_is_told_so():
+    dense = tiny_model("qwen3_moe", mlp_only_layers=[0, 1])
+    with pytest.raises(UserError, match="tells no router's logits"):
+        Actor(dense, packing_samples=True).score_targets(**make_samples().packed(), with_aux_loss=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "top_k"),
+    [
+        ("ernie4_5_moe", dict(moe_num_experts=8, moe_k=3), 3),
+        ("dbrx", dict(ffn_config=dict(moe_num_experts=8, moe_top_k=3)), 3),
+        ("hunyuan_v1_moe", dict(num_experts=8, moe_topk=3), 3),
+        ("llama", {}, None),
+    ],
+)
+def test_experts_are_found_under_each_family_s_names(model_type, fields, top_k):
+    assert num_experts_per_token(AutoConfig.for_model(model_type, **fields)) == top_k
 
 
 def test_global_loads_of_two_ranks_equal_those_of_one(two_ranks):

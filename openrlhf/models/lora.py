@@ -66,7 +66,13 @@ def add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
         bias="none",
     )
     sizes = {name: whole_numel(parameter) for name, parameter in model.named_parameters()}
-    fused = [name for name, parameter in model.named_parameters() if len(whole_shape(parameter)) == 3]
+    fused = [
+        name
+        for path, module in model.named_modules()
+        if "expert" in f"{path} {type(module).__name__}".lower()
+        for name, parameter in module.named_parameters(path, recurse=False)
+        if len(whole_shape(parameter)) == 3
+    ]
     try:
         with_adapters = get_peft_model(model, config)
     except ValueError as error:

@@ -37,6 +37,10 @@ JUSTIFIED: tuple[tuple[str, str], ...] = (  # a refusal's pattern, and why it is
         r"in a padded batch a sample gets other hidden states",
         "the model reads padding, or counts positions through it; the message names micro-batches of one sample",
     ),
+    (
+        r"the attention ring: in a pack a sample gets other hidden states",
+        "the look before training has measured it; a pack without a ring is computed right",
+    ),
     (r"not causal", "a token sees later ones, of its neighbours too"),
 )
 

@@ -41,12 +41,7 @@ CROSS_SECTION: dict[str, tuple[str, set[str]]] = {  # name: what it stands for, 
 }
 
 
-_BEING_MENDED = {"gemma3", "qwen3_moe, dense layers only", "phimoe", "llama4", "mamba"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.xfail] * (name in _BEING_MENDED)) for name in CROSS_SECTION]
-)
+@pytest.mark.parametrize("name", CROSS_SECTION)
 def test_a_model_is_trained_right_or_refused(name, two_ranks):
     found = look_at(name, two_ranks)
     assert not isinstance(found, str), f"{name} cannot be built: {found}"

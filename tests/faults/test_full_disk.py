@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf.checkpoint.store import CheckpointStore
-from openrlhf.exit_codes import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR
+from openrlhf.exit_codes import EXIT_CODE_USER_ERROR
 from tests.faults.bench import BATCH_SIZE, SECONDS_FOR_A_RUN, Layout, differences, outcome_of
 from tests.faults.jobs import Job
 
@@ -64,7 +64,7 @@ def test_a_disk_that_stays_full_stops_the_run_and_leaves_the_last_good_checkpoin
     assert codes == [-9], said[-3000:]
     assert newest(tmp_path) == ("global_step1", [])
     codes, said = launch(bench, tmp_path, largest_file_bytes=LESS_THAN_THE_WEIGHTS_BYTES)
-    assert codes == [EXIT_CODE_STOPPED], said[-3000:]
+    assert codes == [EXIT_CODE_USER_ERROR], said[-3000:]
     assert "--ckpt.max_failed_saves_in_a_row" in said
     assert newest(tmp_path) == ("global_step1", [])
     codes, said = launch(bench, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ class PoisonedBench:
     def train(self, value: float, num_ranks: int, out: Path, **changes: Any) -> tuple[list[int] | None, str]:
         """Exit codes, and all that was said."""
         settings = dict(train__batch_size=BATCH_SIZE, ckpt__save_steps=5) | changes
-        with Job(flags(self.model(value), self.rows, out, **settings), num_ranks, out / "log") as job:
+        if math.isnan(value):  # weights that are not finite are refused at the start
+            os.environ["BAD_TOKENS"] = " ".join(map(str, self.bad_tokens))
+            settings |= dict(train__loss="tests.faults.nan_loss:NanOfBadTokens")
+        model = self._clean if math.isnan(value) else self.model(value)
+        with Job(flags(model, self.rows, out, **settings), num_ranks, out / "log") as job:
             return job.wait(SECONDS_FOR_A_RUN), job.words_said()
 
 

@@ -55,7 +55,7 @@ class Objective(ABC):
         An objective that has some sets `needs_unit_scores`, and `needs_window_sums`: the window is then run once more,
         before its first backward pass, and `scorer.window.unit_scores` holds those of all units.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} sets needs_unit_scores, so it gives unit_scores")
 
     @abstractmethod
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:

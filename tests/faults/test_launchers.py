@@ -15,6 +15,7 @@ from tests.faults.launched import Launched, deepspeed, torchrun
 
 LAYOUT = Layout(2, 2)
 SECONDS_TO_LEAVE = 60.0
+SECONDS_TO_END_AS_ORPHANS = 10.0
 
 
 def last_step(out: Path) -> int:
@@ -59,3 +60,21 @@ def test_a_launcher_that_is_asked_to_leave_leaves_a_saved_run(bench, tmp_path, l
     newest, problems = CheckpointStore(out / "checkpoints").newest_whole()
     assert newest is not None
     assert (newest.name, problems) == (f"global_step{last_step(out)}", [])
+
+
+@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+def test_ranks_end_with_a_launcher_that_was_killed_and_the_run_goes_on(bench, tmp_path, launcher):
+    out = tmp_path / "run"
+    with Launched(launcher(2), bench.words(LAYOUT, out), tmp_path / "log") as job:
+        job.wait_until(lambda: last_step(out) >= 5, SECONDS_FOR_A_RUN)
+        parents = {
+            int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in job.ranks().values()
+        }
+        for pid in parents | {job.launcher.pid}:  # deepspeed starts its ranks by a process between
+            os.kill(pid, signal.SIGKILL)
+        assert job.have_ranks_left(SECONDS_TO_END_AS_ORPHANS), job.said()[-5000:]
+    assert "is gone: the rank ends and saves nothing" in job.said()
+    with Launched(launcher(2), bench.words(LAYOUT, out), tmp_path / "log2") as job:
+        code = job.launcher.wait(SECONDS_FOR_A_RUN)
+    assert code == 0, job.said()[-5000:]
+    assert differences(outcome_of(out), bench.unbroken(LAYOUT), is_same_layout=True) == []

@@ -9,6 +9,14 @@ from openrlhf.objectives import Objective, Scorer, Share
 
 BETA = 0.1
 NUM_PAIRS, BATCH_SIZE, NUM_STEPS = 10, 4, 5
+LAYOUTS = [  # (fixture of the ranks, how the pairs are laid out)
+    ("one_rank", dict(ring=1, zero_stage=0, packed=False)),
+    ("one_rank", dict(ring=1, zero_stage=2, packed=True, max_tokens=120)),
+    ("two_ranks", dict(ring=1, zero_stage=3, packed=True)),
+    ("two_ranks", dict(ring=1, zero_stage=1, packed=False, max_tokens=130)),
+    ("two_ranks", dict(ring=2, zero_stage=2, packed=True)),
+    ("two_ranks", dict(ring=2, zero_stage=3, packed=True, max_tokens=60)),
+]
 
 
 class PairObjective(Objective):
@@ -51,6 +59,12 @@ class Pairs:
     def unit(self, row: int) -> Unit:
         sequences = tuple(TokenSequence(ids, (torch.arange(len(ids)) >= 2).long()) for ids in self.ids[row])
         return Unit(sequences, f"pair {row}", numbers={"margin": self.margins[row]})
+
+
+def log_prob_of_answer(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Of one answer by plain transformers: the sum over its targets, all tokens behind the first three."""
+    log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    return torch.stack([log_probs[t, ids[t + 1]] for t in range(2, len(ids) - 1)]).sum()
 
 
 def curve(ring: int, zero_stage: int, packed: bool, max_tokens: int | None = None) -> list[tuple[float, float, float]]:

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import pair_cases
-from tests.objectives.pair_cases import BATCH_SIZE, BETA, NUM_PAIRS, NUM_STEPS, Pairs
+from tests.objectives.pair_cases import BATCH_SIZE, BETA, LAYOUTS, NUM_PAIRS, NUM_STEPS, Pairs, log_prob_of_answer
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def float64_curve() -> list[tuple[float, float, float]]:
         end = min(start + BATCH_SIZE, NUM_PAIRS * (1 + start // NUM_PAIRS))
         losses, hits = [], 0
         for row in order[start:end]:
-            better, worse = (_log_prob(model, ids) for ids in pairs.ids[row])
+            better, worse = (log_prob_of_answer(model, ids) for ids in pairs.ids[row])
             losses.append(-torch.nn.functional.logsigmoid(BETA * (better - worse) - pairs.margins[row]))
             hits += int(better > worse)
         optimizer.zero_grad()
@@ -36,23 +36,7 @@ def float64_curve() -> list[tuple[float, float, float]]:
     return results
 
 
-def _log_prob(model, ids):
-    log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-    return torch.stack([log_probs[t, ids[t + 1]] for t in range(2, len(ids) - 1)]).sum()
-
-
-@pytest.mark.parametrize(
-    ("ranks", "layout"),
-    [
-        ("one_rank", dict(ring=1, zero_stage=0, packed=False)),
-        ("one_rank", dict(ring=1, zero_stage=2, packed=True, max_tokens=120)),
-        ("two_ranks", dict(ring=1, zero_stage=3, packed=True)),
-        ("two_ranks", dict(ring=1, zero_stage=1, packed=False, max_tokens=130)),
-        ("two_ranks", dict(ring=2, zero_stage=2, packed=True)),
-        ("two_ranks", dict(ring=2, zero_stage=3, packed=True, max_tokens=60)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS, ids=str)
 def test_a_pair_objective_equals_a_float64_loop(ranks, layout, request):
     for found in request.getfixturevalue(ranks).run(pair_cases.curve, **layout):
         for step, (one, right) in enumerate(zip(found, float64_curve(), strict=True)):

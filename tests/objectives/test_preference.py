@@ -13,7 +13,7 @@ from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, WindowFacts
 from openrlhf.objectives.preference import PreferenceObjective
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import preference_cases
-from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS
+from tests.objectives.pair_cases import BATCH_SIZE, LAYOUTS, NUM_PAIRS, NUM_STEPS, log_prob_of_answer
 from tests.objectives.preference_cases import MIX, SETTINGS, WeightedPairs
 
 
@@ -25,7 +25,7 @@ def float64_curve() -> list[tuple[float, float, float]]:
     results, order = [], list(range(NUM_PAIRS)) * 2
     for start in [0, 4, 8, 10, 14][:NUM_STEPS]:
         rows = order[start : min(start + BATCH_SIZE, NUM_PAIRS * (1 + start // NUM_PAIRS))]
-        w, l = (torch.stack([_log_prob(model, data.ids[row][side]) for row in rows]) for side in (0, 1))  # noqa: E741
+        w, l = (torch.stack([log_prob_of_answer(model, data.ids[row][side]) for row in rows]) for side in (0, 1))  # noqa: E741
         ref_w, ref_l = torch.tensor([data.references[row] for row in rows], dtype=torch.float64).unbind(1)
         n_w, n_l = torch.tensor([[len(ids) - 3 for ids in data.ids[row]] for row in rows]).unbind(1)
         weights = torch.tensor([data.weights[row] for row in rows], dtype=torch.float64)
@@ -45,23 +45,7 @@ def float64_curve() -> list[tuple[float, float, float]]:
     return results
 
 
-def _log_prob(model, ids):
-    log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-    return torch.stack([log_probs[t, ids[t + 1]] for t in range(2, len(ids) - 1)]).sum()
-
-
-@pytest.mark.parametrize(
-    ("ranks", "layout"),
-    [
-        ("one_rank", dict(ring=1, zero_stage=0, packed=False)),
-        ("one_rank", dict(ring=1, zero_stage=2, packed=True, max_tokens=120)),
-        ("two_ranks", dict(ring=1, zero_stage=3, packed=True)),
-        ("two_ranks", dict(ring=1, zero_stage=1, packed=False, max_tokens=130)),
-        ("two_ranks", dict(ring=2, zero_stage=2, packed=True)),
-        ("two_ranks", dict(ring=2, zero_stage=3, packed=True, max_tokens=60)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS, ids=str)
 def test_a_mix_of_losses_equals_a_float64_loop(ranks, layout, request):
     for found in request.getfixturevalue(ranks).run(preference_cases.curve, **layout):
         for step, (one, right) in enumerate(zip(found, float64_curve(), strict=True)):

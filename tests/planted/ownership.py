@@ -87,4 +87,12 @@ BUGS = [
         'is broken: {error}") from None',
         _HOSTILE,
     ),
+    Bug(
+        "orphans_train_on",
+        "the ranks of a launcher that was killed train on beside the run that is started next",
+        "watchdog/launcher.py",
+        "    while os.getppid() == launcher:\n",
+        "    while True:\n",
+        ("tests/faults/test_launchers.py::test_ranks_end_with_a_launcher_that_was_killed_and_the_run_goes_on",),
+    ),
 ]

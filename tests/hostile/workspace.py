@@ -47,7 +47,7 @@ class Workspace:
     def __init__(self, folder: Path, originals: Path):
         self.folder, self._originals = folder, originals
         self.out = folder / "out"
-        self._remembered: dict[Path, str] = {}
+        self._remembered: list[tuple[Path, str]] = []
         self._jobs: list[Job] = []
 
     @cached_property
@@ -72,20 +72,21 @@ class Workspace:
     def remember(self, path: Path) -> None:
         """Takes note of a file, or of all files of a folder, for `changed` and `lost`."""
         files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-        self._remembered |= {one: _content(one) for one in files}
+        self._remembered += [(one, _content(one)) for one in files]
 
     def changed(self) -> list[str]:
         """The remembered files that are not as they were, or not at their place, in words."""
-        here = {path: _content(path) if path.is_file() else "" for path in self._remembered}
         return [
-            f"{path.relative_to(self.folder)} is not as it was" for path in here if here[path] != self._remembered[path]
+            f"{path.relative_to(self.folder)} is not as it was"
+            for path, content in self._remembered
+            if not path.is_file() or _content(path) != content
         ]
 
     def lost(self) -> list[str]:
         """The remembered files whose content stands nowhere in the workspace any more, in words."""
         there = {_content(path) for path in self.folder.rglob("*") if path.is_file()}
         return [
-            f"{path.relative_to(self.folder)} is lost" for path, text in self._remembered.items() if text not in there
+            f"{path.relative_to(self.folder)} is lost" for path, content in self._remembered if content not in there
         ]
 
     def words(self, **changes: Any) -> list[str]:

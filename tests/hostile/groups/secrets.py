@@ -93,12 +93,12 @@ CASES = (
         "a key in a line of YAML that is broken",
         lambda w: settings_file(w, "yaml", f"logger: {{wandb: {{key: [{KEY}\n"),
         "is broken",
-        in_suite=True,
     ),
     _hidden(
         "a key in a line of YAML with a tab",
         lambda w: settings_file(w, "yaml", f"logger:\n\twandb: {KEY}: {KEY}\n"),
         "is broken",
+        in_suite=True,
     ),
     _hidden(
         "a key in a line of TOML that is broken",

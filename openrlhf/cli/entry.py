@@ -40,7 +40,6 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
         adopt_launcher()
         prepare_cuda()
         command(sys.argv[1:])
-        _leave_ranks()
     except UserError as error:
         _tell(error.problems)
         sys.exit(EXIT_CODE_USER_ERROR)
@@ -50,14 +49,6 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     except RankLost as error:
         _tell(str(error).splitlines())
         sys.exit(EXIT_CODE_RANK_LOST)
-
-
-def _leave_ranks() -> None:
-    """At the end of the process alone: DeepSpeed keeps its groups, which a second run in one process takes over."""
-    if "openrlhf.engine.launch" in sys.modules:
-        from openrlhf.engine.launch import leave_ranks
-
-        leave_ranks()
 
 
 def leave_when_asked() -> None:

@@ -30,3 +30,6 @@ def train(config: SFTConfig) -> None:
 if __name__ == "__main__":
     leave_when_asked()
     run_command(main)
+    from openrlhf.engine.launch import leave_ranks
+
+    leave_ranks()  # here and not in `train`: DeepSpeed keeps its groups for the next run of a process

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.tracking.metrics_file import read_records
 from tests.faults.bench import SECONDS_FOR_A_RUN
 from tests.faults.jobs import Job
+from tests.faults.nan_loss import BAD_TOKENS
 from tests.helpers.workbench import flags, save_model, save_rows
 
 NUM_ROWS, BATCH_SIZE, SEED = 80, 4, 42
@@ -60,7 +60,7 @@ class PoisonedBench:
         """Exit codes, and all that was said."""
         settings = dict(train__batch_size=BATCH_SIZE, ckpt__save_steps=5) | changes
         if math.isnan(value):  # weights that are not finite are refused at the start
-            os.environ["BAD_TOKENS"] = " ".join(map(str, self.bad_tokens))
+            self.rows.with_name(BAD_TOKENS).write_text(" ".join(map(str, self.bad_tokens)))
             settings |= dict(train__loss="tests.faults.nan_loss:NanOfBadTokens")
         model = self._clean if math.isnan(value) else self.model(value)
         with Job(flags(model, self.rows, out, **settings), num_ranks, out / "log") as job:

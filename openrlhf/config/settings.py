@@ -56,7 +56,10 @@ class ModelConfig:
     gradient_checkpointing_enable: bool = free(False, "recompute activations in the backward pass: less memory")
     gradient_checkpointing_reentrant: bool = free(False, "use torch's reentrant form of checkpointing")
     compile_layers: bool = free(False, "fuse each layer's element-wise work: faster steps, a minute more at start")
-    aux_loss_coef: Number = taken(0.0, "weight of the load-balancing loss of a mixture of experts; 0 is off")
+    aux_loss_coef: Number = taken(
+        0.0,
+        "weight of the load-balancing loss of experts, over the top-k of a softmax of each router's logits; 0 is off",
+    )
     aux_loss_scope: Literal["micro_batch", "global"] = taken(
         "micro_batch", "where expert loads are counted: in each micro-batch, or over all ranks of a micro-step"
     )

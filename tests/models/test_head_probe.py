@@ -94,6 +94,17 @@ def test_a_head_that_is_no_linear_layer():
     assert "Sequential" in probe_head(model).reason
 
 
+def test_a_head_that_is_a_part_of_another_module():
+    class Holds(type(tiny_model("llama"))):
+        def get_output_embeddings(self):
+            return self.holder[0]
+
+    model = model_of(Holds)
+    model.holder = nn.Sequential(model.lm_head)
+    del model.lm_head
+    assert probe_head(model).reason == "its output layer is a part of another module"
+
+
 def test_the_probe_leaves_the_model_as_it_was():
     model = tiny_model("llama", torch.float64)
     children, ids = dict(model.named_children()), make_samples()

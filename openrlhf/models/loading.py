@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.calls import ModelFacts
@@ -156,9 +157,12 @@ def load_causal_lm(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # damaged weights, and values in config.json of wrong types, fail in any way
-        raise UserError(_no_model(path, error)) from error
+        raise UserError(_no_model(path, error), *_hint_of_parts()) from error
     model, info = loaded  # the types of transformers do not know of the second
-    check_loaded(model, info, path)
+    try:
+        check_loaded(model, info, path)
+    except UserError as error:
+        raise UserError(*error.problems, *_hint_of_parts()) from None
     return model
 
 
@@ -186,6 +190,13 @@ def loading_in_parts(ds_config: dict | None) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del announcement
+
+
+def _hint_of_parts() -> list[str]:
+    """Where weights are loaded in parts, some models of transformers fail that load otherwise."""
+    if not is_deepspeed_zero3_enabled():
+        return []
+    return ["ZeRO-3 loads a model in parts, which not every model bears: --ds.zero_stage 0, 1 or 2 loads it whole."]
 
 
 def _four_bit_config(compute_dtype: torch.dtype) -> Any:

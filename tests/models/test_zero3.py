@@ -8,6 +8,7 @@ from openrlhf.models import Actor
 from tests.helpers.tiny_models import tiny_model
 from tests.models import zero3_cases
 from tests.models.batches import assert_close
+from tests.zoo.shrink import small_model_named
 
 pytest.importorskip("deepspeed")
 
@@ -53,3 +54,9 @@ def test_weights_computed_from_log_probs_travel_through_the_engine(two_ranks, st
     case = dict(kind="qwen3", steps=3, only_rank_0_has_targets=only_rank_0_has_targets)
     losses, _ = two_ranks.run(zero3_cases.train, "", stage=stage, weighs_by_probability=True, **case)[0]
     assert_close(losses, zero3_cases.plain_losses_by_probability(**case), 1e-5, "loss")
+
+
+def test_a_model_that_cannot_be_loaded_in_parts_is_told_so(two_ranks, tmp_path):
+    small_model_named("roformer").save_pretrained(tmp_path)
+    for told in two_ranks.run(zero3_cases.refusal, str(tmp_path)):
+        assert "ZeRO-3 loads a model in parts, which not every model bears: --ds.zero_stage 0, 1 or 2" in told

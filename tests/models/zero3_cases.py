@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from openrlhf.engine.parameters import is_partitioned
+from openrlhf.errors import UserError
 from openrlhf.models import Actor, expert_leaf_modules
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
@@ -153,3 +154,12 @@ def _sum_over_ranks(value: torch.Tensor) -> float:
     total = value.detach().double()
     dist.all_reduce(total)
     return total.item()
+
+
+def refusal(folder: str) -> str:
+    """What a user is told whose model ZeRO-3 does not load."""
+    try:
+        Actor(folder, param_dtype="fp32", ds_config=engine_config(3))
+    except UserError as error:
+        return str(error)
+    return ""

@@ -10,6 +10,12 @@ from openrlhf.engine.model_internals import recomputes_layers
 from openrlhf.engine.torch_operators import cpu_computes_fp16
 from openrlhf.errors import UserError
 
+# Seen by `python -m tests.zoo.zero3 --unrefused`, with transformers 5.23 and DeepSpeed 0.19.8.
+NOT_UNDER_ZERO3 = {
+    "jetmoe": "needs weights in its backward pass that ZeRO-3 has taken away by then",
+    "qwen4_exp": "lets ranks gather unlike weights at one time, which ends them",
+    "qwen4_exp_text": "lets ranks gather unlike weights at one time, which ends them",
+}
 _POSITIONS = "max_position_embeddings"
 
 
@@ -55,6 +61,13 @@ def check_checkpointing(model_class: type[PreTrainedModel]) -> None:
             f"{model_class.__name__} cannot recompute its layers in the backward pass: leave "
             "--model.gradient_checkpointing_enable out."
         )
+
+
+def check_zero3(config: PretrainedConfig, zero_stage: int) -> None:
+    """Raises UserError for a type of model that is known to crash under ZeRO-3."""
+    if zero_stage == 3 and config.model_type in NOT_UNDER_ZERO3:
+        reason = NOT_UNDER_ZERO3[config.model_type]
+        raise UserError(f"--ds.zero_stage 3: {config.model_type} {reason}. Use --ds.zero_stage 0, 1 or 2.")
 
 
 def check_ring_dropout(config: PretrainedConfig) -> None:

@@ -19,7 +19,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
-from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout
+from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
 from openrlhf.models.loading import facts_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
@@ -42,6 +42,7 @@ def check_layout(config: SFTConfig) -> PretrainedConfig:
     check_tensor_parallel(model.config, ds.tensor_parallel_size)
     device_type = usable_device_type()
     check_dtype(ds.param_dtype, device_type)
+    check_zero3(model.config, ds.zero_stage)
     if config.model.compile_layers:
         check_compiler(device_type)
     if ds.packing_samples and model.model_class:

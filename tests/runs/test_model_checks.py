@@ -17,6 +17,11 @@ CASES = {
         dict(ds__packing_samples=True),
         "MambaForCausalLM cannot be trained on packed samples",
     ),
+    "a type that crashes under ZeRO-3": (
+        dict(model_type="jetmoe", vocab_size=64, hidden_size=32, num_hidden_layers=1),
+        dict(ds__zero_stage=3),
+        r"--ds\.zero_stage 3: jetmoe needs weights",
+    ),
     "layers that are not recomputed": (
         dict(model_type="openai-gpt", vocab_size=64, n_embd=32, n_layer=1, n_head=2),
         dict(model__gradient_checkpointing_enable=True),

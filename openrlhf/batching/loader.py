@@ -85,12 +85,13 @@ class StepWindowLoader:
         return prefetched((self._window(rows) for rows in rows_of_windows), num_ahead=2)
 
     def _window(self, window: WindowRows) -> StepWindow:
+        rows_of_micro_batches = self._rows_of_micro_batches(window)
         micro_batches = []
-        for rows in self._rows_of_micro_batches(window):
+        for rows in rows_of_micro_batches:
             units = [self._unit(row) for row in rows]
             micro_batch = make_micro_batch(units, **vars(self.micro_batch_format))
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
-        return StepWindow(window.epoch, micro_batches)
+        return StepWindow(window.epoch, micro_batches, rows_of_micro_batches)
 
     def windows_to_train(self, progress: Position, max_epochs: int) -> Iterator[StepWindow]:
         """The windows from where a run stands to the end of its last epoch."""

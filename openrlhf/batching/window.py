@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class StepWindow:
 
     epoch: int
     micro_batches: list[MicroBatch]  # as many on every rank
+    rows_of_micro_batches: list[list[int]] = field(default_factory=list)  # of the data set, where the loader knows
 
     @property
     def unit_names(self) -> list[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from openrlhf.batching import Unit
 from openrlhf.objectives.pair_losses import PairLossSettings
 from openrlhf.objectives.preference import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.trainer.computed_reference import compute_reference
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
 
 SETTINGS = PairLossSettings(beta=0.1, label_smoothing=0.1)
@@ -29,6 +33,19 @@ class WeightedPairs(Pairs):
         chosen, rejected = self.references[row]
         numbers = {"reference_chosen": chosen, "reference_rejected": rejected}
         return replace(super().unit(row), weight=self.weights[row], numbers=numbers)
+
+
+class PairsWithReference(Pairs):
+    """Pairs with log-probs that a reference has given them, (rows, 2)."""
+
+    def __init__(self, reference: np.ndarray):
+        super().__init__()
+        self.reference = reference
+
+    def unit(self, row: int) -> Unit:
+        unit = super().unit(row)
+        chosen, rejected = self.reference[row].tolist()
+        return replace(unit, numbers={"reference_chosen": chosen, "reference_rejected": rejected})
 
 
 def _strategy(ring: int, zero_stage: int, packed: bool, max_tokens: int | None):
@@ -65,7 +82,7 @@ def curve(
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
 
 
-def curve_of_adapters(kind: str, ring: int, zero_stage: int) -> list[tuple[float, float, float]]:
+def curve_of_adapters(kind: str, ring: int, zero_stage: int, folder: str = "") -> list[tuple[float, float, float]]:
     """(loss, reward margin, gradient norm) of adapters whose reference is of that kind."""
     from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
@@ -73,10 +90,15 @@ def curve_of_adapters(kind: str, ring: int, zero_stage: int) -> list[tuple[float
     from tests.helpers.tiny_models import tiny_model
 
     strategy = _strategy(ring, zero_stage, True, None)
-    reference = BaseUnderAdapters()
-    if kind == "frozen":
-        frozen = Actor(tiny_model("llama"), packing_samples=True, ring_attn_size=ring)
-        reference = FrozenReference(strategy.prepare(frozen))
+    pairs: Pairs = Pairs()
+    reference: Any = BaseUnderAdapters()
+    if kind != "off":
+        frozen = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True, ring_attn_size=ring))
+        reference = FrozenReference(frozen)
+    if kind == "computed":
+        loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
+        pairs = PairsWithReference(compute_reference(frozen, loader, strategy, Path(folder) / "reference.f64"))
+        reference = ComputedReference()
     torch.manual_seed(0)
     actor = Actor(
         tiny_model("llama"), packing_samples=True, ring_attn_size=ring, lora_rank=4, lora_alpha=32, lora_dropout=0.1
@@ -85,7 +107,22 @@ def curve_of_adapters(kind: str, ring: int, zero_stage: int) -> list[tuple[float
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, PreferenceObjective({"sigmoid": 1.0}, reference=reference))
-    windows = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
+    windows = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
     results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
     actor.engine.destroy()
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
+
+
+def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is computed in one go, and what is after the file was cut behind so many bytes."""
+    from openrlhf.models import Actor
+    from tests.helpers.tiny_models import tiny_model
+
+    strategy, file = _strategy(1, 0, True, None), Path(folder) / "reference.f64"
+    model = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))
+    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0)
+    whole = compute_reference(model, loader, strategy, file)
+    if strategy.is_rank_0():
+        content = file.read_bytes()[:num_bytes]
+        file.write_bytes(np.full(num_bytes // 8, 7.0).tobytes()[:16] + content[16:])  # a mark: it is not computed anew
+    return whole, compute_reference(model, loader, strategy, file)

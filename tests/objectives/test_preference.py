@@ -53,15 +53,25 @@ def test_a_mix_of_losses_equals_a_float64_loop(ranks, layout, request):
 
 
 @pytest.mark.parametrize(("ring", "zero_stage"), [(1, 2), (1, 3), (2, 2)], ids=lambda value: str(value))
-def test_adapters_off_and_a_frozen_model_are_one_reference(ring, zero_stage, two_ranks):
-    off, frozen = (
-        two_ranks.run(preference_cases.curve_of_adapters, kind=kind, ring=ring, zero_stage=zero_stage)[0]
-        for kind in ("off", "frozen")
+def test_three_kinds_of_reference_are_one(ring, zero_stage, two_ranks, tmp_path):
+    layout = dict(ring=ring, zero_stage=zero_stage, folder=str(tmp_path))
+    off, *others = (
+        two_ranks.run(preference_cases.curve_of_adapters, kind=kind, **layout)[0]
+        for kind in ("off", "frozen", "computed")
     )
     assert off[0][0] == pytest.approx(math.log(2), abs=1e-7)  # adapters begin as nothing
     assert off[-1][0] != pytest.approx(math.log(2), abs=1e-4)
-    for step, (one, other) in enumerate(zip(off, frozen, strict=True)):
-        assert one == pytest.approx(other, rel=1e-6, abs=1e-6), f"loss, margin, gradient norm of step {step}"
+    for kind, other in zip(("frozen", "computed"), others, strict=True):
+        for step, (one, same) in enumerate(zip(off, other, strict=True)):
+            assert one == pytest.approx(same, rel=1e-6, abs=1e-6), f"{kind}: loss, margin, gradient norm of {step}"
+
+
+@pytest.mark.parametrize("num_bytes", [0, 16 * 4, 16 * 6 + 3, 16 * 10])
+def test_a_reference_goes_on_after_a_kill_at_any_byte(num_bytes, two_ranks, tmp_path):
+    whole, again = two_ranks.run(preference_cases.reference_after_a_kill, folder=str(tmp_path), num_bytes=num_bytes)[0]
+    assert whole.shape == (NUM_PAIRS, 2)
+    assert num_bytes == 0 or again[0].tolist() == [7.0, 7.0]  # what was whole is not asked for again
+    assert (again[1:] == whole[1:]).all()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from tests.planted.bug import Bug
 
 _FORMULAS = "tests/objectives/test_pair_losses.py::test_loss_and_gradients_are_those_of_the_paper"
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
-_REFERENCES = "tests/objectives/test_preference.py::test_adapters_off_and_a_frozen_model_are_one_reference"
+_REFERENCES = "tests/objectives/test_preference.py::test_three_kinds_of_reference_are_one"
 
 BUGS = [
     Bug(

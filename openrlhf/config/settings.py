@@ -98,6 +98,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairDataConfig(DataConfig):
+    """The pairs of answers, and how rows become tokens."""
+
+    prompt_key: str | None = free(
+        None, "column of the prompt; none means prompt, or the beginning that both answers share"
+    )
+    chosen_key: str = free("chosen", "column of the better answer: text or messages")
+    rejected_key: str = free("rejected", "column of the other answer: text or messages")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on rows that are not trained on."""
 

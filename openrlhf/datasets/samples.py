@@ -58,6 +58,15 @@ RowContent = PlainText | Conversation | TokenRow
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, each behind the prompt."""
+
+    chosen: RowContent
+    rejected: RowContent
+    margin: float = 0.0  # by how much the chosen one is said to be better
+
+
+@dataclass(frozen=True)
 class EncodedSample:
     """Token ids and loss mask of one sample.
 

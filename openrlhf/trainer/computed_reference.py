@@ -46,8 +46,8 @@ def compute_reference(model: Actor, loader: StepWindowLoader, strategy: Deepspee
             shown.update(len(values))
     shown.close()
     model.train(was_training)
-    values = np.fromfile(file, dtype=np.float64).reshape(-1, 2) if strategy.is_rank_0() else None
-    return gather_objects(values, strategy.groups.control)[0]
+    whole = np.fromfile(file, dtype=np.float64).reshape(-1, 2) if strategy.is_rank_0() else None
+    return gather_objects(whole, strategy.groups.control)[0]
 
 
 def _whole_rows(file: Path, num_rows: int, batch_size: int) -> int:

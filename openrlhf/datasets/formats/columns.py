@@ -57,7 +57,7 @@ def weight_in(holder: dict[str, Any], where: str) -> float:
     value = holder.get(WEIGHT)
     if value is None:
         return 1.0
-    if not _is_number(value):
+    if not is_number(value):
         raise BadRow(
             f"{where} holds {kind(value)} where a number belongs (it weighs targets in the loss): "
             "write a number, 0 or above, or leave it out, which means 1"
@@ -69,7 +69,7 @@ def weight_in(holder: dict[str, Any], where: str) -> float:
     return float(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -43,17 +43,17 @@ def read_alpaca(row: Row, data: DataConfig) -> PlainText | Conversation:
         prompt = f"{prompt}\n\n{text_column(row, INPUT)}"
     if data.apply_chat_template:
         return _conversation(row, prompt, answer, INSTRUCTION, OUTPUT)
-    return _in_template(prompt, answer, data)
+    return in_template(prompt, answer, data)
 
 
 def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: str) -> PlainText | Conversation:
     prompt, answer = column(row, prompt_key), column(row, answer_key)
     if data.apply_chat_template or is_message_list(prompt) or is_message_list(answer):
         return _conversation(row, prompt, answer, prompt_key, answer_key)
-    return _in_template(text_column(row, prompt_key), answer_column(row, answer_key), data)
+    return in_template(text_column(row, prompt_key), answer_column(row, answer_key), data)
 
 
-def _in_template(prompt: str, answer: str, data: DataConfig) -> PlainText:
+def in_template(prompt: str, answer: str, data: DataConfig) -> PlainText:
     if data.input_template is None:
         return PlainText(prompt + answer, len(prompt))
     before, behind = data.input_template.format(_PLACE).split(_PLACE)
@@ -63,12 +63,12 @@ def _in_template(prompt: str, answer: str, data: DataConfig) -> PlainText:
 
 
 def _conversation(row: Row, prompt: Any, answer: Any, prompt_key: str, answer_key: str) -> Conversation:
-    before = _as_messages(prompt, "user", prompt_key)
-    after = _as_messages(answer, "assistant", answer_key)
+    before = as_messages(prompt, "user", prompt_key)
+    after = as_messages(answer, "assistant", answer_key)
     return conversation(before + after, row, num_prompt_messages=len(before))
 
 
-def _as_messages(value: Any, role: str, key: str) -> list[Any]:
+def as_messages(value: Any, role: str, key: str) -> list[Any]:
     """Text as one message of the role; messages as they are."""
     if isinstance(value, str):
         if role == "assistant" and not value.strip():

@@ -12,6 +12,7 @@ from openrlhf.errors import UserError
 
 # Seen by `python -m tests.zoo.zero3 --unrefused`, with transformers 5.23 and DeepSpeed 0.19.8.
 NOT_UNDER_ZERO3 = {
+    "deepseek_v4": "loses its last norm's weight where transformers loads it in parts",
     "jetmoe": "needs weights in its backward pass that ZeRO-3 has taken away by then",
     "qwen4_exp": "lets ranks gather unlike weights at one time, which ends them",
     "qwen4_exp_text": "lets ranks gather unlike weights at one time, which ends them",

@@ -2,12 +2,13 @@
 
 command line and files → sources.py → synonyms.py → kinds.py (values) → settings.py → checks.py
 
-`settings.py` declares the settings of each command. Nothing else here knows a command: functions take the root, a type,
-or a configuration, its instance (`schema.py`).
+`settings.py` declares the settings of each command, and `pair_settings.py` those of the commands on pairs. Nothing else
+here knows a command: functions take the root, a type, or a configuration, its instance (`schema.py`).
 """
 
 from openrlhf.config.checks import check_config
 from openrlhf.config.help import print_help
+from openrlhf.config.pair_settings import DPOConfig, PairDataConfig, RMConfig
 from openrlhf.config.parse import parse_config
 from openrlhf.config.schema import shown_values
 from openrlhf.config.settings import (
@@ -21,9 +22,9 @@ from openrlhf.config.settings import (
     LoraConfig,
     ModelConfig,
     MuonConfig,
-    PairDataConfig,
     SFTConfig,
     TrainConfig,
+    TrainingConfig,
     WandbConfig,
 )
 from openrlhf.config.written import as_namespace, from_namespace, write_resolved
@@ -31,6 +32,7 @@ from openrlhf.config.written import as_namespace, from_namespace, write_resolved
 __all__ = [
     "AdamConfig",
     "CkptConfig",
+    "DPOConfig",
     "DataConfig",
     "DeepspeedConfig",
     "EvalConfig",
@@ -40,8 +42,10 @@ __all__ = [
     "ModelConfig",
     "MuonConfig",
     "PairDataConfig",
+    "RMConfig",
     "SFTConfig",
     "TrainConfig",
+    "TrainingConfig",
     "WandbConfig",
     "as_namespace",
     "check_config",

@@ -17,7 +17,7 @@ from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
 
 if TYPE_CHECKING:
-    from openrlhf.config.settings import SFTConfig
+    from openrlhf.config.settings import TrainingConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
@@ -33,14 +33,14 @@ def notices_of(config: Root) -> list[str]:
     return [sentence for notice in config.command.notices for sentence in notice(config)]
 
 
-def _needed(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _needed(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if not config.model.model_name_or_path:
         yield "--model.model_name_or_path is missing: give the folder of a model, or its name on the hub."
     if not config.data.dataset:
         yield "--data.dataset is missing: give a file, a folder or the name of a data set on the hub."
 
 
-def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _ranks(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     ranks_a_sample = ds.ring_attn_size * ds.tensor_parallel_size
     if world_size % ranks_a_sample:
@@ -58,7 +58,7 @@ def _ranks(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _rows(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _rows(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.ring_attn_size > 1 and not config.ds.packing_samples:
         yield f"--ds.ring_attn_size {config.ds.ring_attn_size} shares a packed row: add --ds.packing_samples."
     budget = config.train.max_tokens_per_micro_batch
@@ -70,7 +70,7 @@ def _rows(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
         yield (
@@ -87,7 +87,7 @@ def _zero(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
 
 
-def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size == 1:
         return
@@ -100,7 +100,7 @@ def _tensor_parallel(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"{flag} leaves a rank parts of matrices, of which --optim muon needs the whole; leave one of them out."
 
 
-def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if not ds.load_in_4bit:
         return
@@ -112,19 +112,19 @@ def _four_bits(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
 
 
-def _liger(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _liger(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.use_liger_kernel and not importlib.util.find_spec("liger_kernel"):
         yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
 
 
-def _compiled_layers(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _compiled_layers(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if config.model.compile_layers and (ds.zero_stage == 3 or ds.tensor_parallel_size > 1):
         flag = "--ds.zero_stage 3" if ds.zero_stage == 3 else f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
         yield f"--model.compile_layers needs weights that are whole on every rank: it does not go with {flag}."
 
 
-def _compiler(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _compiler(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if not config.ds.deepcompile:
         return
     import torch  # here alone: no other check needs it, and it takes seconds to load
@@ -133,7 +133,7 @@ def _compiler(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield "--ds.deepcompile compiles for CUDA devices, and this machine has none; leave it out."
 
 
-def _what_is_trained(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _what_is_trained(config: TrainingConfig, world_size: int) -> Iterator[str]:
     data = config.data
     if config.model.pretrain_mode_enable and data.apply_chat_template:
         yield (
@@ -158,7 +158,7 @@ def input_template_problems(template: str) -> Iterator[str]:
         )
 
 
-def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
     template = config.data.input_template
     if template is None:
         return
@@ -170,7 +170,7 @@ def _template(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.data.dataset_probs is None:
         return
     words = config.data.dataset_probs.split(",")
@@ -184,7 +184,7 @@ def _probabilities(config: SFTConfig, world_size: int) -> Iterator[str]:
         yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
 
 
-def _evaluation(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.eval.steps > 0 and not config.eval.dataset:
         yield f"--eval.steps {config.eval.steps} has nothing to evaluate: add --eval.dataset or leave it out."
     patience = config.train.early_stop_patience
@@ -195,7 +195,7 @@ def _evaluation(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _callbacks(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.train.callbacks is None:
         return
     for name in (part.strip() for part in config.train.callbacks.split(",")):
@@ -203,7 +203,7 @@ def _callbacks(config: SFTConfig, world_size: int) -> Iterator[str]:
             yield f"--train.callbacks: {name!r} must be module:Name, as in my_package.callbacks:Sampler."
 
 
-def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
+def _saving(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ckpt = config.ckpt
     saves = ckpt.save_steps > 0 or ckpt.save_minutes is not None
     if ckpt.save_hf and not saves:
@@ -218,7 +218,7 @@ def _saving(config: SFTConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _key(config: SFTConfig) -> Iterator[str]:
+def _key(config: TrainingConfig) -> Iterator[str]:
     if config.logger.wandb.key:
         yield (
             "warning: the key of --logger.wandb.key can be read by others, in the list of processes and in the log of "
@@ -227,7 +227,7 @@ def _key(config: SFTConfig) -> Iterator[str]:
         )
 
 
-def _universal_checkpoint(config: SFTConfig) -> Iterator[str]:
+def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
     if config.ds.use_universal_ckpt:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
 

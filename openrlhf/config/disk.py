@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openrlhf.config.settings import SFTConfig
+    from openrlhf.config.settings import TrainingConfig
 
 
 # Suffix → kind of file; `openrlhf.datasets.sources.readers` has a reader for each kind.
@@ -60,22 +60,26 @@ def _exists(name: str) -> bool:
         return False
 
 
-def model_folder(config: SFTConfig, world_size: int) -> Iterator[str]:
+def model_folder(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """A model folder that is not there, or holds none."""
-    name = config.model.model_name_or_path
+    yield from folder_of_model("--model.model_name_or_path", config.model.model_name_or_path)
+
+
+def folder_of_model(flag: str, name: str) -> Iterator[str]:
+    """The same of any flag."""
     folder = Path(name).expanduser()
     if not name:
         return
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            yield f"--model.model_name_or_path {name} is no model: it has no config.json. {_adapter(folder)}"
+            yield f"{flag} {name} is no model: it has no config.json. {_adapter(folder)}"
     elif folder.exists():
-        yield f"--model.model_name_or_path {name} is a file; give the folder of a Hugging Face model."
+        yield f"{flag} {name} is a file; give the folder of a Hugging Face model."
     elif _looks_local(name):
-        yield f"--model.model_name_or_path {name} does not exist. {_where_it_ends(folder)}"
+        yield f"{flag} {name} does not exist. {_where_it_ends(folder)}"
 
 
-def data_sources(config: SFTConfig, world_size: int) -> Iterator[str]:
+def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """Data files that are not there."""
     for flag, names in (
         ("--data.dataset", config.data.dataset),

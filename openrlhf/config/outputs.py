@@ -13,7 +13,7 @@ from openrlhf.config.disk import nearest_existing
 from openrlhf.config.schema import Root, values_of
 
 if TYPE_CHECKING:
-    from openrlhf.config.settings import InspectConfig, SFTConfig
+    from openrlhf.config.settings import InspectConfig, TrainingConfig
 
 REPORT_MARK = b"<title>What will be trained</title>"  # in the head of each page that inspect_data writes
 _MARK_WITHIN_BYTES = 4096
@@ -23,7 +23,7 @@ _READ = ("model_name_or_path", "dataset", "tokenizer_chat_template")  # last wor
 _CHECKPOINTS = "global_step"
 
 
-def output_folders(config: SFTConfig, world_size: int) -> Iterator[str]:
+def output_folders(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """Folders that cannot be written, or whose writing would destroy something that is no output of a run."""
     ckpt = config.ckpt
     problems = list(_writable("--ckpt.output_dir", ckpt.output_dir))
@@ -54,7 +54,7 @@ def _is_report(path: Path) -> bool:
         return False
 
 
-def _another_model(config: SFTConfig) -> Iterator[str]:
+def _another_model(config: TrainingConfig) -> Iterator[str]:
     name = config.ckpt.output_dir
     folder, model = Path(name).expanduser(), Path(config.model.model_name_or_path or "/").expanduser()
     if model.is_dir() and folder.exists() and model.samefile(folder):
@@ -73,7 +73,7 @@ def _has(folder: Path, names: tuple[str, ...]) -> bool:
     return any(os.path.lexists(folder / name) for name in names)
 
 
-def _among_checkpoints(config: SFTConfig) -> Iterator[str]:
+def _among_checkpoints(config: TrainingConfig) -> Iterator[str]:
     """What is read, or the output, in a folder that a run moves, replaces or removes."""
     for flag, name in (*_names_read(config), ("ckpt.output_dir", config.ckpt.output_dir)):
         for spelt in (os.path.abspath, os.path.realpath):

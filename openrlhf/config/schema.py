@@ -89,8 +89,9 @@ def _cached(function: _F) -> _F:
 @_cached
 def settings(root: type[Root]) -> Mapping[str, Setting]:
     """All settings by dotted name, group by group."""
+    defaults = root()
     rows = (
-        Setting(prefix + field.name, kind, field.default, **field.metadata)
+        Setting(prefix + field.name, kind, _value(defaults, prefix + field.name), **field.metadata)
         for prefix, group in _walk(root, "")
         for field, kind in _fields(group)
         if not dataclasses.is_dataclass(kind)
@@ -113,7 +114,7 @@ def synonyms(root: type[Root]) -> Synonyms:
 
 def values_of(config: Root) -> dict[str, Any]:
     """The configuration as a flat dict by dotted name, secrets included."""
-    return {name: functools.reduce(getattr, name.split("."), config) for name in settings(type(config))}
+    return {name: _value(config, name) for name in settings(type(config))}
 
 
 def shown_values(config: Root) -> dict[str, Any]:
@@ -123,18 +124,24 @@ def shown_values(config: Root) -> dict[str, Any]:
 
 def build(root: type[RootT], values: Mapping[str, Any]) -> RootT:
     """Flat values by dotted name → configuration; a setting that is not among them has its default."""
-    return _build(root, values, "")
+    return _with_values(root(), values, "")
 
 
-def _build(group: type, values: Mapping[str, Any], prefix: str) -> Any:
+def _with_values(group: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """The group with those of `values` that are its own."""
     given = {}
-    for field, kind in _fields(group):
+    for field, kind in _fields(type(group)):
         name = prefix + field.name
         if dataclasses.is_dataclass(kind):
-            given[field.name] = _build(typing.cast(type, kind), values, f"{name}.")
+            given[field.name] = _with_values(getattr(group, field.name), values, f"{name}.")
         elif name in values:
             given[field.name] = values[name]
-    return group(**given)
+    return dataclasses.replace(group, **given)
+
+
+def _value(config: Any, name: str) -> Any:
+    """At a dotted name."""
+    return functools.reduce(getattr, name.split("."), config)
 
 
 def _walk(group: type, prefix: str) -> Iterator[tuple[str, type]]:

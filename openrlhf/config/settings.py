@@ -98,17 +98,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairDataConfig(DataConfig):
-    """The pairs of answers, and how rows become tokens."""
-
-    prompt_key: str | None = free(
-        None, "column of the prompt; none means prompt, or the beginning that both answers share"
-    )
-    chosen_key: str = free("chosen", "column of the better answer: text or messages")
-    rejected_key: str = free("rejected", "column of the other answer: text or messages")
-
-
-@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on rows that are not trained on."""
 
@@ -259,16 +248,9 @@ class LoggerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig(Root):
+class TrainingConfig(Root):
     """Optimizer, schedule and clipping."""
 
-    command: ClassVar[Command] = Command(
-        "Supervised fine-tuning.",
-        "deepspeed --module openrlhf.cli.train_sft",
-        COMMON_SYNONYMS,
-        CHECKS_OF_TRAINING,
-        COMMON_NOTICES,
-    )
     optim: Literal["adam", "muon"] = must_match("adam", "optimizer")
     lr_scheduler: Scheduler = taken("cosine_with_min_lr", "how the learning rate goes over the whole run")
     lr_warmup_ratio: Fraction = taken(0.03, "share of the steps in which the learning rate rises")
@@ -286,6 +268,19 @@ class SFTConfig(Root):
 
 
 @dataclasses.dataclass(frozen=True)
+class SFTConfig(TrainingConfig):
+    """Optimizer, schedule and clipping."""
+
+    command: ClassVar[Command] = Command(
+        "Supervised fine-tuning.",
+        "deepspeed --module openrlhf.cli.train_sft",
+        COMMON_SYNONYMS,
+        CHECKS_OF_TRAINING,
+        COMMON_NOTICES,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class InspectConfig(SFTConfig):
     """Report; optimizer, schedule and clipping, as in training."""
 
@@ -298,6 +293,3 @@ class InspectConfig(SFTConfig):
     )
     html: str | None = free(None, "file for the report as a page")
     show: Count = free(4, "samples shown in the terminal")
-
-
-ROOTS = (SFTConfig, InspectConfig)

@@ -43,16 +43,17 @@ def resolve(synonyms: Synonyms, name: str, value: Any) -> list[tuple[str, Any]]:
 
 # Old names that are the setting's own, without its group.
 _SAME_NAME = {
-    "model": "aux_loss_coef trust_remote_code",
+    "model": "aux_loss_coef trust_remote_code beta label_smoothing nll_loss_coef",
     "data": (
         "dataset dataset_probs dataset_split max_samples max_len input_key output_key input_template "
         "apply_chat_template tokenizer_chat_template multiturn format targets overlong control_tokens max_bad_rows "
-        "cache_dir"
+        "cache_dir prompt_key chosen_key rejected_key"
     ),
     "train": "max_epochs seed",
     "ds": (
         "zero_stage param_dtype attn_implementation packing_samples ring_attn_size ring_head_stride "
-        "adam_offload zpg overlap_comm grad_accum_dtype use_liger_kernel load_in_4bit deepcompile"
+        "adam_offload zpg overlap_comm grad_accum_dtype use_liger_kernel load_in_4bit deepcompile "
+        "value_head_prefix"
     ),
     "ds.lora": "target_modules",
     "ckpt": "save_steps",
@@ -69,6 +70,12 @@ COMMON_SYNONYMS: Synonyms = {
     "model.gradient_checkpointing_use_reentrant": "model.gradient_checkpointing_reentrant",
     "ds.gradient_checkpointing_use_reentrant": "model.gradient_checkpointing_reentrant",
     "pretrain_mode": "model.pretrain_mode_enable",
+    "loss": "model.loss_type",
+    "loss_type": "model.loss_type",
+    "margin_loss": "model.margin_loss_enable",
+    "ipo": "model.ipo_enable",
+    "ref_pretrain": "ref.model_name_or_path",
+    "ref_offload": "ref.offload",
     "train_split": "data.dataset_split",
     "eval_dataset": "eval.dataset",
     "eval_split": "eval.split",

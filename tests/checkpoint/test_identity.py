@@ -18,8 +18,8 @@ from openrlhf.checkpoint.identity import (
 )
 from openrlhf.checkpoint.manifest import write_manifest
 from openrlhf.config import SFTConfig
+from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
-from openrlhf.config.settings import ROOTS
 from openrlhf.errors import UserError
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 

@@ -11,8 +11,8 @@ import pytest
 
 from openrlhf.config import as_namespace, check_config, from_namespace, parse_config, write_resolved
 from openrlhf.config.kinds import Count, PositiveCount, read_value
+from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import Command, Resume, Root, build, groups, setting, settings, synonyms, values_of
-from openrlhf.config.settings import ROOTS
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.errors import UserError
 

@@ -1,0 +1,80 @@
+"""Checks of the settings of a training on pairs, for roots to list."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from openrlhf.config.checks import CHECKS_OF_TRAINING
+from openrlhf.config.disk import folder_of_model
+from openrlhf.config.schema import Check
+
+if TYPE_CHECKING:
+    from openrlhf.config.pair_settings import DPOConfig, RMConfig
+    from openrlhf.config.settings import TrainingConfig
+
+_MOST_SMOOTHING_OF_ROBUST = 0.5
+
+
+def _room_for_pairs(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    """The two answers of a pair stand in one micro-batch."""
+    budget, longest = config.train.max_tokens_per_micro_batch, config.data.max_len
+    if budget and longest <= budget * config.ds.ring_attn_size < 2 * longest:
+        yield (
+            f"--train.max_tokens_per_micro_batch {budget} has no room for the two answers of a pair, each of "
+            f"--data.max_len {longest} tokens; raise the first or lower the second."
+        )
+
+
+def _margin(config: RMConfig, world_size: int) -> Iterator[str]:
+    if config.model.margin_loss_enable and config.model.loss_type != "sigmoid":
+        yield "--model.margin_loss_enable is of --model.loss_type sigmoid, logexp has no margin; leave one of them out."
+
+
+def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
+    model = config.model
+    names = [name.strip() for name in model.loss_type.split(",")]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        yield f"--model.loss_type {model.loss_type} names {', '.join(repeated)} twice."
+    if "robust" in names and model.label_smoothing >= _MOST_SMOOTHING_OF_ROBUST:
+        yield (
+            f"--model.label_smoothing {model.label_smoothing:g} must be below {_MOST_SMOOTHING_OF_ROBUST} for "
+            "--model.loss_type robust."
+        )
+    if model.ipo_enable and len({"ipo", "sigmoid"}.intersection(names)) != 1:
+        yield (
+            f"--model.ipo_enable makes IPO of sigmoid or of ipo, and --model.loss_type {model.loss_type} must name one "
+            "of the two."
+        )
+    if model.loss_weights is None:
+        return
+    weights = [word.strip() for word in model.loss_weights.split(",")]
+    if len(weights) != len(names):
+        yield (
+            f"--model.loss_weights {model.loss_weights} gives {len(weights)} numbers, but --model.loss_type names "
+            f"{len(names)}; give one number for each, by commas."
+        )
+    if not all(re.fullmatch(r"(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?", word) and float(word) > 0 for word in weights):
+        yield f"--model.loss_weights {model.loss_weights} must be numbers above 0, by commas: 1,0.2."
+
+
+def _reference(config: DPOConfig, world_size: int) -> Iterator[str]:
+    ref, ds = config.ref, config.ds
+    if ref.model_name_or_path is not None:
+        yield from folder_of_model("--ref.model_name_or_path", ref.model_name_or_path)
+    elif ref.offload and ds.lora.rank and not ref.precompute:
+        yield (
+            "--ref.offload moves a second model, and with --ds.lora.rank the reference is the base under the adapters; "
+            "leave it out, or give --ref.model_name_or_path."
+        )
+    if ref.offload and ds.tensor_parallel_size > 1:
+        yield (
+            f"--ref.offload does not go with --ds.tensor_parallel_size {ds.tensor_parallel_size}; leave one of them "
+            "out."
+        )
+
+
+CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _margin)
+CHECKS_OF_PREFERENCES: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _losses, _reference)

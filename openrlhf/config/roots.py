@@ -1,0 +1,6 @@
+"""The root of every command's settings."""
+
+from openrlhf.config.pair_settings import DPOConfig, RMConfig
+from openrlhf.config.settings import InspectConfig, SFTConfig
+
+ROOTS = (SFTConfig, InspectConfig, RMConfig, DPOConfig)

@@ -7,6 +7,7 @@ here knows a command: functions take the root, a type, or a configuration, its i
 """
 
 from openrlhf.config.checks import check_config
+from openrlhf.config.generate_settings import GenerateConfig, PromptConfig, SamplingConfig
 from openrlhf.config.help import print_help
 from openrlhf.config.pair_settings import DPOConfig, PairDataConfig, RMConfig
 from openrlhf.config.parse import parse_config
@@ -36,14 +37,17 @@ __all__ = [
     "DataConfig",
     "DeepspeedConfig",
     "EvalConfig",
+    "GenerateConfig",
     "InspectConfig",
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
     "MuonConfig",
     "PairDataConfig",
+    "PromptConfig",
     "RMConfig",
     "SFTConfig",
+    "SamplingConfig",
     "TrainConfig",
     "TrainingConfig",
     "WandbConfig",

@@ -86,7 +86,7 @@ def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
         ("--eval.dataset", config.eval.dataset or ""),
     ):
         for name in split_names(names):
-            yield from _data_source(flag, name)
+            yield from data_source(flag, name)
 
 
 def _adapter(folder: Path) -> str:
@@ -95,7 +95,8 @@ def _adapter(folder: Path) -> str:
     return "Give the folder that save_pretrained wrote."
 
 
-def _data_source(flag: str, name: str) -> Iterator[str]:
+def data_source(flag: str, name: str) -> Iterator[str]:
+    """A data file that is not there."""
     source, _, subfolder = name.partition("@")
     path = Path(source).expanduser()
     if Path(name).expanduser().exists() or "*" in source:

@@ -26,10 +26,10 @@ _CHECKPOINTS = "global_step"
 def output_folders(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """Folders that cannot be written, or whose writing would destroy something that is no output of a run."""
     ckpt = config.ckpt
-    problems = list(_writable("--ckpt.output_dir", ckpt.output_dir))
-    problems += _writable("--ckpt.path", ckpt.path) if not ckpt.disable_ds else _named("--ckpt.path", ckpt.path)
+    problems = list(writable("--ckpt.output_dir", ckpt.output_dir))
+    problems += writable("--ckpt.path", ckpt.path) if not ckpt.disable_ds else _named("--ckpt.path", ckpt.path)
     if config.logger.tensorboard_dir is not None:
-        problems += _writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
+        problems += writable("--logger.tensorboard_dir", config.logger.tensorboard_dir)
     yield from problems
     if not problems:  # a name that no file can have is no path to look at
         yield from _another_model(config)
@@ -40,7 +40,7 @@ def report_file(config: InspectConfig, world_size: int) -> Iterator[str]:
     """A report in the place of a file that is none."""
     if config.html is None:
         return
-    yield from _writable("--html", str(Path(config.html).parent)) if config.html.strip() else _named("--html", "")
+    yield from writable("--html", str(Path(config.html).parent)) if config.html.strip() else _named("--html", "")
     path = Path(config.html).expanduser()
     if config.html.strip() and (path.is_dir() or (path.exists() and not _is_report(path))):
         yield f"--html {config.html} exists and is no report of this command: it would be lost. Give another name."
@@ -98,7 +98,7 @@ def _named(flag: str, name: str) -> Iterator[str]:
         yield f"{flag} is empty, which would be the working folder {Path.cwd()}; give a name."
 
 
-def _writable(flag: str, name: str) -> Iterator[str]:
+def writable(flag: str, name: str) -> Iterator[str]:
     """Tries with a file without a name, so that nothing is left behind."""
     if not name.strip():
         yield from _named(flag, name)

@@ -9,6 +9,7 @@ from tests.house.source import imports
 ROOMS = (
     "cli",
     "run",
+    "rejection",
     "inspection",
     "trainer",
     "strategy",

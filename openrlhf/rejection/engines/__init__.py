@@ -1,0 +1,1 @@
+"""Who answers prompts: one interface (`engine.py`), and an engine behind it in each other file."""

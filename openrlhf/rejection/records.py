@@ -1,0 +1,251 @@
+"""What a stage leaves: rows appended as they come, and a manifest of what they depend on.
+
+    manifest.json      stage, settings, weights, inputs: written before the first row, so that rows of other settings,
+                       weights or inputs never join them; `files` once the stage is finished
+    rows-<name>.jsonl  a shard: a JSON object a line, appended and flushed by one process at a time
+    stats.json         counts of the finished stage
+
+A line counts once it ends with a line feed: a process that dies leaves at most one torn line, at the end of its shard.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from openrlhf.atomic_file import replace_file
+from openrlhf.config.schema import Root, settings, values_of
+from openrlhf.errors import UserError
+
+MANIFEST, STATS = "manifest.json", "stats.json"
+_FORMAT = 1
+_BLOCK_BYTES = 4 << 20
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the rows of a stage depend on: other rows belong to another folder.
+
+    Attributes:
+        stage: its command: generate, score, select, train.
+        settings: value by dotted name; see `settings_of`.
+        weights: fingerprint of the model, where one speaks.
+        inputs: hash by name.
+    """
+
+    stage: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Flat, as JSON reads them back: each fact under the words that a message calls it by."""
+        facts = {f"--{name}": value for name, value in self.settings.items()}
+        facts |= {"the model's weights": self.weights}
+        facts |= {f"the content of {name}": value for name, value in self.inputs.items()}
+        return {"the stage": self.stage, **json.loads(json.dumps(facts, default=str))}
+
+
+def settings_of(config: Root) -> dict[str, Any]:
+    """The settings that rows depend on: those that are declared `must_match`."""
+    return {
+        name: value for name, value in values_of(config).items() if settings(type(config))[name].resume == "must_match"
+    }
+
+
+def open_output(folder: Path, identity: Identity, flag: str) -> None:
+    """Makes the folder of a stage, or goes on with it.
+
+    Args: flag: the one that names the folder, for messages.
+
+    Raises UserError where the folder holds the output of another run or something else, or cannot be written.
+    """
+    is_used = folder.exists() and any(not name.startswith(".") for name in os.listdir(folder))
+    found = read_manifest(folder)  # another rank may just have written it
+    if found is None:
+        if is_used:
+            raise UserError(
+                f"{flag} {folder} is no empty folder and no output of a {identity.stage} stage: give another."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_manifest(folder, {"facts": identity.facts()})
+        except OSError as error:
+            raise UserError(f"{flag} {folder} cannot be written: {error.strerror}.") from error
+    elif changes := differences(found, identity):
+        raise UserError(
+            f"{flag} {folder} is the output of another run: {'; '.join(changes)}. "
+            "Give another folder, or the settings of that run."
+        )
+
+
+def differences(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
+    """What an identity has other than a manifest, in words; empty where they are one."""
+    old, new = manifest["facts"], identity.facts()
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [_change(name, old.get(name), new.get(name)) for name in names]
+
+
+def finish(folder: Path, stats: Mapping[str, Any]) -> None:
+    """Writes `stats.json`, and marks the stage as finished: its manifest then has its files' sizes and hashes."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, folder
+    replace_file(folder / STATS, json.dumps(stats, indent=1) + "\n")
+    files = {path.name: [path.stat().st_size, _hash_of(path)] for path in shards(folder)}
+    _write_manifest(folder, {**manifest, "files": files})
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the stage is finished and its shards have the sizes that they had then."""
+    manifest = read_manifest(folder)
+    if manifest is None or "files" not in manifest:
+        return False
+    sizes = {path.name: path.stat().st_size for path in shards(folder)}
+    return sizes == {name: size_bytes for name, (size_bytes, _) in manifest["files"].items()}
+
+
+def content_of(folder: Path) -> str:
+    """Hash of a finished stage's rows, for the identity of the next one. Raises UserError where it is not finished."""
+    if not is_finished(folder):
+        raise UserError(f"{folder} is not the output of a finished stage: start the command that writes it again.")
+    manifest = read_manifest(folder)
+    assert manifest is not None, folder
+    return xxhash.xxh3_128(json.dumps([manifest["facts"], manifest["files"]], sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a stage's folder; None where there is none. Raises UserError where it is damaged."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT or not isinstance(manifest["facts"], dict):
+            raise ValueError("another format")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no manifest of a stage that can be read ({error}): give another folder.") from error
+    return dict(manifest)
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rows-*.jsonl"))
+
+
+class Rows:
+    """The rows of a folder, or of one file of JSON lines; each iteration reads them anew, a line at a time.
+
+    Lines that are no JSON object, and one that has not been written to its end, are stepped over;
+    `num_torn` counts those of the last iteration.
+    """
+
+    def __init__(self, path: Path):
+        """Raises UserError where there is nothing to read."""
+        self.num_torn = 0
+        self._files = shards(path) if path.is_dir() else [path]
+        if not path.exists():
+            raise UserError(f"{path} does not exist: give the output of the stage before.")
+        if path.is_dir() and read_manifest(path) is None:
+            raise UserError(f"{path} is no output of a stage: it has no {MANIFEST}.")
+
+    def __iter__(self) -> Iterator[Row]:
+        self.num_torn = 0
+        for file in self._files:
+            with file.open("rb") as lines:
+                for line in lines:
+                    row = _row(line)
+                    if row is None:
+                        self.num_torn += 1
+                    else:
+                        yield row
+
+
+class ShardWriter:
+    """Appends rows to a shard that this process alone writes: `with ShardWriter(folder, "rank-0") as shard: …`."""
+
+    def __init__(self, folder: Path, name: str):
+        """Cuts a torn last line off. Raises UserError where another process writes the shard."""
+        self.path = folder / f"rows-{name}.jsonl"
+        self._file = self.path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"{self.path} is being written by another process: wait until that has ended.") from None
+        except OSError:  # a file system without locks
+            pass
+        self._size_bytes = _end_of_last_line(self._file)
+        self._file.truncate(self._size_bytes)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """The row is in the file when this returns. Raises UserError where the disk is full; what was written stays."""
+        line = json.dumps(row, default=str).encode() + b"\n"
+        try:
+            if (written := self._file.write(line)) != len(line):
+                self._file.write(line[written:])  # the rest of it, or the error that tells why
+        except OSError as error:
+            self._file.truncate(self._size_bytes)
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}. All rows so far are kept: make room, and start "
+                "the same command again."
+            ) from error
+        self._size_bytes += len(line)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            os.fsync(self._file)
+        finally:
+            self._file.close()
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if name.startswith("--"):
+        return f"{name} was {json.dumps(old)} and is {json.dumps(new)}"
+    return f"{name} is another" if name != "the stage" else f"it is of the stage {old}"
+
+
+def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    replace_file(folder / MANIFEST, json.dumps({**content, "format": _FORMAT}, indent=1) + "\n")
+
+
+def _row(line: bytes) -> Row | None:
+    """The object in a whole line; None where there is none."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _end_of_last_line(file: Any) -> int:
+    """The number of bytes up to the last line feed."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        last = file.read(end - start).rfind(b"\n")
+        if last >= 0:
+            return int(start + last + 1)
+        end = start
+    return 0
+
+
+def _hash_of(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

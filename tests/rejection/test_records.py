@@ -1,0 +1,148 @@
+"""What a stage leaves: rows are appended and kept, a torn one is stepped over, and another run's are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.rejection.records import (
+    Identity,
+    Rows,
+    ShardWriter,
+    content_of,
+    finish,
+    is_finished,
+    open_output,
+    shards,
+)
+
+IDENTITY = Identity("generate", {"generate.n": 2, "generate.top_p": 1.0}, "w1", {"data.dataset": "h1"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    open_output(tmp_path / "out", IDENTITY, "--generate.output")
+    return tmp_path / "out"
+
+
+def append(folder: Path, *rows: dict, name: str = "0") -> None:
+    with ShardWriter(folder, name) as shard:
+        for row in rows:
+            shard.append(row)
+
+
+def test_rows_are_read_back_from_all_shards(folder: Path) -> None:
+    rows = [{"x": 1, "text": "half a pair \ud800, a line\nfeed"}, {"x": 2}, {"x": 3}]
+    append(folder, *rows[:2])
+    append(folder, rows[2], name="1")
+    assert list(Rows(folder)) == rows
+
+
+def test_a_row_is_in_the_file_before_the_writer_is_closed(folder: Path) -> None:
+    with ShardWriter(folder, "0") as shard:
+        shard.append({"x": 1})
+        assert list(Rows(folder)) == [{"x": 1}]
+
+
+@pytest.mark.parametrize("torn", [b'{"x": 3', b'{"x": 3}', b"\xff", b"\x00" * 5000])
+def test_a_torn_last_line_is_counted_and_cut_before_the_next_row(folder: Path, torn: bytes) -> None:
+    append(folder, {"x": 1}, {"x": 2})
+    with shards(folder)[0].open("ab") as file:
+        file.write(torn)
+    rows = Rows(folder)
+    assert list(rows) == [{"x": 1}, {"x": 2}]
+    assert rows.num_torn == 1
+    append(folder, {"x": 4})
+    assert list(rows) == [{"x": 1}, {"x": 2}, {"x": 4}]
+    assert rows.num_torn == 0
+
+
+def test_a_broken_line_in_the_middle_is_stepped_over_and_counted(folder: Path) -> None:
+    append(folder, {"x": 1})
+    with shards(folder)[0].open("ab") as file:
+        file.write(b'{"x": \n[1]\n')
+    append(folder, {"x": 2})
+    rows = Rows(folder)
+    assert list(rows) == [{"x": 1}, {"x": 2}]
+    assert rows.num_torn == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": {"generate.n": 3, "generate.top_p": 1.0}}, "--generate.n was 2 and is 3"),
+        ({"weights": "w2"}, "the model's weights is another"),
+        ({"inputs": {"data.dataset": "h2"}}, "the content of data.dataset is another"),
+        ({"stage": "score"}, "it is of the stage generate"),
+    ],
+)
+def test_the_output_of_another_run_is_refused_in_a_sentence(folder: Path, change: dict, words: str) -> None:
+    open_output(folder, IDENTITY, "--generate.output")  # the same run goes on
+    with pytest.raises(UserError) as error:
+        open_output(folder, dataclasses.replace(IDENTITY, **change), "--generate.output")
+    (sentence,) = error.value.problems
+    assert "is the output of another run: " + words in sentence
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no empty folder and no output"):
+        open_output(tmp_path, IDENTITY, "--generate.output")
+
+
+def test_a_damaged_manifest_is_told(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": 1')
+    with pytest.raises(UserError, match="no manifest of a stage that can be read"):
+        open_output(folder, IDENTITY, "--generate.output")
+
+
+def test_a_stage_is_finished_when_it_said_so_and_its_rows_are_there(folder: Path) -> None:
+    append(folder, {"x": 1})
+    with pytest.raises(UserError, match="not the output of a finished stage"):
+        content_of(folder)
+    finish(folder, {"num_rows": 1})
+    assert json.loads((folder / "stats.json").read_text()) == {"num_rows": 1}
+    assert is_finished(folder)
+    before = content_of(folder)
+    append(folder, {"x": 2})
+    assert not is_finished(folder)
+    finish(folder, {"num_rows": 2})
+    assert content_of(folder) != before
+
+
+def test_a_shard_has_one_writer(folder: Path) -> None:
+    with ShardWriter(folder, "0"), pytest.raises(UserError, match="written by another process"):
+        ShardWriter(folder, "0")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told_and_what_was_written_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = ShardWriter(folder, "0")
+    shard.append({"x": 1})
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(shard, "_file", _Full(shard._file, full))
+        with pytest.raises(UserError, match=r"No space left on device\. All rows so far are kept"):
+            shard.append({"x": 2})
+    assert list(rows := Rows(folder)) == [{"x": 1}]
+    assert rows.num_torn == 0
+
+
+class _Full:
+    """A file that takes half of a line, and then says what the system says of a full disk."""
+
+    def __init__(self, file, full):
+        self._file, self._full, self._is_full = file, full, False
+
+    def write(self, data: bytes) -> int:
+        if self._is_full:
+            return self._full.write(data)
+        self._is_full = True
+        return self._file.write(data[: len(data) // 2])
+
+    def truncate(self, size: int) -> None:
+        self._file.truncate(size)

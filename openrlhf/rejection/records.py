@@ -140,7 +140,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.jsonl"))
 
 
-class Rows:
+class StoredRows:
     """The rows of a folder, or of one file of JSON lines; each iteration reads them anew, a line at a time.
 
     Lines that are no JSON object, and one that has not been written to its end, are stepped over;
@@ -168,8 +168,8 @@ class Rows:
                         yield row
 
 
-class ShardWriter:
-    """Appends rows to a shard that this process alone writes: `with ShardWriter(folder, "rank-0") as shard: …`."""
+class RowWriter:
+    """Appends rows to a shard that this process alone writes: `with RowWriter(folder, "rank-0") as shard: …`."""
 
     def __init__(self, folder: Path, name: str):
         """Cuts a torn last line off. Raises UserError where another process writes the shard."""
@@ -199,7 +199,7 @@ class ShardWriter:
             ) from error
         self._size_bytes += len(line)
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(self, *error: object) -> None:

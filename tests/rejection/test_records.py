@@ -12,8 +12,8 @@ import pytest
 from openrlhf.errors import UserError
 from openrlhf.rejection.records import (
     Identity,
-    Rows,
-    ShardWriter,
+    RowWriter,
+    StoredRows,
     content_of,
     finish,
     is_finished,
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def append(folder: Path, *rows: dict, name: str = "0") -> None:
-    with ShardWriter(folder, name) as shard:
+    with RowWriter(folder, name) as shard:
         for row in rows:
             shard.append(row)
 
@@ -40,13 +40,13 @@ def test_rows_are_read_back_from_all_shards(folder: Path) -> None:
     rows = [{"x": 1, "text": "half a pair \ud800, a line\nfeed"}, {"x": 2}, {"x": 3}]
     append(folder, *rows[:2])
     append(folder, rows[2], name="1")
-    assert list(Rows(folder)) == rows
+    assert list(StoredRows(folder)) == rows
 
 
 def test_a_row_is_in_the_file_before_the_writer_is_closed(folder: Path) -> None:
-    with ShardWriter(folder, "0") as shard:
+    with RowWriter(folder, "0") as shard:
         shard.append({"x": 1})
-        assert list(Rows(folder)) == [{"x": 1}]
+        assert list(StoredRows(folder)) == [{"x": 1}]
 
 
 @pytest.mark.parametrize("torn", [b'{"x": 3', b'{"x": 3}', b"\xff", b"\x00" * 5000])
@@ -54,7 +54,7 @@ def test_a_torn_last_line_is_counted_and_cut_before_the_next_row(folder: Path, t
     append(folder, {"x": 1}, {"x": 2})
     with shards(folder)[0].open("ab") as file:
         file.write(torn)
-    rows = Rows(folder)
+    rows = StoredRows(folder)
     assert list(rows) == [{"x": 1}, {"x": 2}]
     assert rows.num_torn == 1
     append(folder, {"x": 4})
@@ -67,7 +67,7 @@ def test_a_broken_line_in_the_middle_is_stepped_over_and_counted(folder: Path) -
     with shards(folder)[0].open("ab") as file:
         file.write(b'{"x": \n[1]\n')
     append(folder, {"x": 2})
-    rows = Rows(folder)
+    rows = StoredRows(folder)
     assert list(rows) == [{"x": 1}, {"x": 2}]
     assert rows.num_torn == 2
 
@@ -116,19 +116,19 @@ def test_a_stage_is_finished_when_it_said_so_and_its_rows_are_there(folder: Path
 
 
 def test_a_shard_has_one_writer(folder: Path) -> None:
-    with ShardWriter(folder, "0"), pytest.raises(UserError, match="written by another process"):
-        ShardWriter(folder, "0")
+    with RowWriter(folder, "0"), pytest.raises(UserError, match="written by another process"):
+        RowWriter(folder, "0")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told_and_what_was_written_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard = ShardWriter(folder, "0")
+    shard = RowWriter(folder, "0")
     shard.append({"x": 1})
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(shard, "_file", _Full(shard._file, full))
         with pytest.raises(UserError, match=r"No space left on device\. All rows so far are kept"):
             shard.append({"x": 2})
-    assert list(rows := Rows(folder)) == [{"x": 1}]
+    assert list(rows := StoredRows(folder)) == [{"x": 1}]
     assert rows.num_torn == 0
 
 

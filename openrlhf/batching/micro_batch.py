@@ -31,6 +31,8 @@ class MicroBatch:
     target_ids: Tensor  # (N,) int64
     target_weights: Tensor  # (N,) float32: the weight of -log p in the loss
     target_sequence: Tensor  # (N,) int64: the sequence of the micro-batch that the target belongs to
+    last_index: Tensor  # (E,) int64: place in the flattened input of the last token of a sequence
+    last_sequence: Tensor  # (E,) int64: the sequence that the token ends
     unit_numbers: dict[str, Tensor]  # (U,) float32 each, see Unit.numbers
     # The rest speaks of the whole micro-batch, also where a ring shares it.
     unit_names: tuple[str, ...]
@@ -69,6 +71,8 @@ class MicroBatch:
         place_in_share[mine] = torch.arange(len(mine))
         target_index = place_in_share[self.target_index]
         is_mine = target_index >= 0
+        last_index = place_in_share[self.last_index]
+        ends_here = last_index >= 0
         return replace(
             self,
             input_ids=self.input_ids[:, mine],
@@ -77,6 +81,8 @@ class MicroBatch:
             target_ids=self.target_ids[is_mine],
             target_weights=self.target_weights[is_mine],
             target_sequence=self.target_sequence[is_mine],
+            last_index=last_index[ends_here],
+            last_sequence=self.last_sequence[ends_here],
         )
 
 
@@ -106,6 +112,8 @@ def make_micro_batch(
         target_ids=_cat([ids for _, ids, _ in targets], torch.long),
         target_weights=_cat([weights for _, _, weights in targets], torch.float32),
         target_sequence=torch.arange(len(targets)).repeat_interleave(torch.tensor(num_targets, dtype=torch.long)),
+        last_index=torch.tensor([s + len(t) - 1 for s, t in zip(starts, tokens, strict=True)][: len(sequences)]).long(),
+        last_sequence=torch.arange(len(sequences)),
         unit_numbers=_unit_numbers(units),
         unit_names=tuple(unit.name for unit in units),
         sequences_of_units=tuple(len(unit.sequences) for unit in units),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -126,6 +126,16 @@ def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter])
+
+
+def whole_for_writing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within, the parameters are whole and may be written, alike on every rank. A collective call under ZeRO-3."""
+    listed = list(parameters)
+    if not any(is_partitioned(parameter) for parameter in listed):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(listed, modifier_rank=0)
 
 
 def _parameters_once(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

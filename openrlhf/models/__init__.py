@@ -3,6 +3,7 @@
 from openrlhf.models.actor import Actor
 from openrlhf.models.losses import SFTLoss
 from openrlhf.models.moe import expert_leaf_modules
+from openrlhf.models.reward_model import RewardModel
 from openrlhf.models.token_scorer import TargetScores
 
-__all__ = ["Actor", "SFTLoss", "TargetScores", "expert_leaf_modules"]
+__all__ = ["Actor", "RewardModel", "SFTLoss", "TargetScores", "expert_leaf_modules"]

@@ -57,7 +57,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
         left_out += [name for name in linear if name.endswith(".out_proj")]
     suitable = sorted(_counts_by_last_name(name for name in linear if name not in left_out))
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if model.can_generate() else TaskType.SEQ_CLS,  # the latter trains its head whole
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

@@ -32,7 +32,7 @@ class TargetScores(NamedTuple):
     log_probs: Tensor  # (N,) float32; float64 for a float64 model; without a gradient where weights were given
     weighted_sum: Tensor | None  # scalar, sum of weight * log-prob; None where no weights were given
     aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
-    is_likeliest: Tensor  # (N,) bool: no token has a greater logit, and none with a lower id an equal one
+    is_likeliest: Tensor | None  # (N,) bool: no token has a greater logit, and none with a lower id an equal one
     entropy: Tensor | None  # (N,) of the distribution that predicts the target, in nats; None if not asked for
 
 

@@ -34,6 +34,7 @@ class Objective(ABC):
     """
 
     metrics: tuple[str, ...] = ("loss",)  # names of the sums in a Share; `loss` is one of them
+    scores_tokens: bool = True  # it asks for log-probs; `token_accuracy` is then counted
     needs_window_sums: bool = False  # its loss depends on `window_sums`, in evaluations too
     needs_unit_scores: bool = False  # its loss depends on `unit_scores`
     name: str = ""  # the name by which `--train.loss` found it; empty: its class is its name

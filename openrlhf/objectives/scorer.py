@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.batching import MicroBatch
 from openrlhf.errors import UserError
-from openrlhf.models import Actor, TargetScores
+from openrlhf.models import Actor, RewardModel, TargetScores
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -50,6 +50,7 @@ class WindowScores:
 
 
 NOTHING_OF_THE_WINDOW = WindowScores()
+_ASKED_TWICE = "The objective has asked its scorer for log-probs twice: a micro-batch takes one pass."
 
 
 class Scorer:
@@ -92,6 +93,25 @@ class Scorer:
         assert scores.weighted_sum is not None, "weights were given"
         return scores.log_probs, scores.weighted_sum
 
+    def sequence_values(self) -> Tensor:
+        """(Q,) the value that a reward model reads at each sequence's last token, whole on every rank of a ring."""
+        if self._scores is not None:
+            raise UserError(_ASKED_TWICE)
+        batch, model = self.batch, self.model
+        assert isinstance(model, RewardModel), "only a reward model gives values"
+        values = model.score_sequences(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            last_index=batch.last_index,
+            attention_mask=batch.attention_mask,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            sequence_group=self._groups.sequence,
+        )
+        self._scores = TargetScores(values, None, None, None, None)
+        of_sequences = values.new_zeros(batch.num_sequences).index_add(0, batch.last_sequence, values)
+        return self._whole_over_ring(of_sequences)
+
     def sequence_sums(self, of_targets: Tensor) -> Tensor:
         """(Q,) the sum of `of_targets` (N,) over each sequence's targets; differentiable, over a ring too.
 
@@ -100,6 +120,9 @@ class Scorer:
         """
         sums = of_targets.new_zeros(self.batch.num_sequences)
         sums = sums.index_add(0, self.batch.target_sequence, of_targets)
+        return self._whole_over_ring(sums)
+
+    def _whole_over_ring(self, sums: Tensor) -> Tensor:
         return sums if self._groups.sequence is None else _SumOverRing.apply(sums, self._groups.sequence)
 
     def beside(self, model: Actor) -> Scorer:
@@ -113,7 +136,7 @@ class Scorer:
 
     def _run(self, weights: Weights | None) -> TargetScores:
         if self._scores is not None:
-            raise UserError("The objective has asked its scorer for log-probs twice: a micro-batch takes one pass.")
+            raise UserError(_ASKED_TWICE)
         batch, groups = self.batch, self._groups
         is_real_token = None
         if not batch.unit_names:  # its tokens stand there for the collectives' sake: no expert's load counts them

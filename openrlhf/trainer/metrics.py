@@ -34,7 +34,8 @@ class MetricSums:
         _check_names(objective)
         entropy = ("entropy",) if with_entropy else ()
         aux_loss = ("aux_loss",) if with_aux_loss else ()
-        self.names = (*objective.metrics, *aux_loss, "token_accuracy", *entropy)
+        token_accuracy = ("token_accuracy",) if objective.scores_tokens else ()
+        self.names = (*objective.metrics, *aux_loss, *token_accuracy, *entropy)
         self.pairs = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
@@ -53,7 +54,8 @@ class MetricSums:
         for name, (total, count) in share.sums.items():
             self.add(name, total, count)
         scores = scorer.scores
-        self.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
+        if scores.is_likeliest is not None:
+            self.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
         if scores.entropy is not None:
             self.add("entropy", scores.entropy.double().sum(), len(scores.entropy))
 

@@ -71,6 +71,13 @@ def backbone_name(model: PreTrainedModel) -> str | None:
     return models[0] if len(models) == 1 else None
 
 
+def forget_renaming(model: PreTrainedModel, pattern: str) -> None:
+    """Weights that were renamed at loading by `key_mapping={pattern: …}` are saved under the names that they have."""
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions:
+        conversions[:] = [one for one in conversions if pattern not in one.source_patterns]
+
+
 def first_position(model: nn.Module) -> int:
     """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

@@ -1,9 +1,18 @@
-"""From token ids to the scores of target tokens. It needs no flash-attn, no GPU and no DeepSpeed."""
+"""Models: loading, attention, scoring of target tokens or of whole sequences, losses."""
 
 from openrlhf.models.actor import Actor
 from openrlhf.models.losses import SFTLoss
 from openrlhf.models.moe import expert_leaf_modules
-from openrlhf.models.reward_model import RewardModel
+from openrlhf.models.prepared_model import PreparedModel
+from openrlhf.models.reward_model import RewardModel, SequenceScores
 from openrlhf.models.token_scorer import TargetScores
 
-__all__ = ["Actor", "RewardModel", "SFTLoss", "TargetScores", "expert_leaf_modules"]
+__all__ = [
+    "Actor",
+    "PreparedModel",
+    "RewardModel",
+    "SFTLoss",
+    "SequenceScores",
+    "TargetScores",
+    "expert_leaf_modules",
+]

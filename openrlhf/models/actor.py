@@ -1,28 +1,24 @@
-"""The trained model as the rest of the library sees it: OpenRLHF's constructor, and services of the Hugging Face model.
+"""The causal language model as the rest of the library sees it, with OpenRLHF's constructor.
 
-How it scores a micro-batch stands in token_scorer.py; how it is loaded and made ready, in loading.py.
+How it scores a micro-batch stands in token_scorer.py; what it has in common with other models, in prepared_model.py;
+how it is loaded and made ready, in loading.py.
 
 Shapes: B batch, S sequence (padded).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from openrlhf.engine.parameters import is_partitioned, whole_numel
+from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models.attention.choice import choose_attention
-from openrlhf.models.layers import compile_layers
-from openrlhf.models.limits import check_checkpointing
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm
 from openrlhf.models.lora import LoraSettings
-from openrlhf.models.moe import expert_leaf_modules
-from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 
 
@@ -80,12 +76,9 @@ class Actor(ScoringModel):
                 temperature=temperature,
                 lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
-        super().__init__(TokenScorer(model, temperature), ring_head_stride)
-        self.attention = attention
-        # Elsewhere the model waits for its device, its engine or its ring, and is looked at when it has them.
-        computes_here = device_type == "cpu" and not any(is_partitioned(one) for one in model.parameters())
-        if packing_samples and ring_attn_size == 1 and computes_here:
-            self.check_layout(True, None)
+        super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
+        if packing_samples:
+            self._check_packs_now(ring_attn_size)
 
     def forward(self, sequences: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Log-probs of each next token.
@@ -110,19 +103,6 @@ class Actor(ScoringModel):
         log_probs = scores.log_probs.new_zeros(sequences.shape[0], sequences.shape[1] - 1)
         return log_probs.index_put((rows, places), scores.log_probs)
 
-    # --- what the engine asks
-
-    def zero3_leaf_modules(self) -> list[type[nn.Module]]:
-        """Classes of the modules that hold experts."""
-        return expert_leaf_modules(self.scorer)
-
-    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """How `size` ranks share each layer, by a pattern of its name. Raises UserError where they cannot."""
-        check_tensor_parallel(self.config, size)
-        return tensor_parallel_plan(self.scorer, self.model)
-
-    # --- the model's own services
-
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """Token ids, prompt included, by the Hugging Face model's `generate`.
@@ -132,33 +112,3 @@ class Actor(ScoringModel):
         if any(is_partitioned(parameter) for parameter in self.model.parameters()):
             kwargs = {"synced_gpus": True} | kwargs
         return self.model.generate(input_ids=input_ids, **kwargs)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given.
-
-        Raises UserError for a model that cannot.
-        """
-        check_checkpointing(type(self.scorer.base_model))
-        settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self._checkpoints_reentrantly = settings["use_reentrant"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the method's new name is not in all versions we support
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-        if any(not parameter.requires_grad for parameter in self.model.parameters()):
-            self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
-
-    def compile_layers(self) -> None:
-        """Lets torch.compile fuse the element-wise work of each layer (see models/layers.py)."""
-        compile_layers(self.scorer.base_model)
-
-    def gradient_checkpointing_disable(self) -> None:
-        self._checkpoints_reentrantly = False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self.model.gradient_checkpointing_disable()
-
-    def print_trainable_parameters(self) -> None:
-        sizes = [(whole_numel(parameter), parameter.requires_grad) for parameter in self.parameters()]
-        total = sum(size for size, _ in sizes)
-        trainable = sum(size for size, is_trainable in sizes if is_trainable)
-        print(f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.2f}%)")

@@ -4,7 +4,7 @@ Two samples of a few tokens are computed alone, without padding or position ids,
 pack or one padded batch, on the way of a training step; then again with another first sample. The second one may not
 move.
 
-Shapes: N tokens, K words: the log-probs of K words, less their mean, stand for a hidden state.
+Shapes: N tokens, K numbers that stand for a hidden state (see `PreparedModel.probe_states`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import choose_attention
 
 if TYPE_CHECKING:
-    from openrlhf.models.token_scorer import ScoringModel
+    from openrlhf.models.prepared_model import PreparedModel
 
 _NUM_WORDS = 16
 _NUM_TOKENS = 6  # of a sample, for each rank that shares it: few, so that most of them see what leaks in
@@ -35,7 +35,7 @@ _ROUNDING = {torch.float16: 0.1, torch.bfloat16: 0.1}  # relative: a router near
 _ROUNDING_OF_WIDE_DTYPES = 5e-3
 
 
-def check_layout(model: ScoringModel, is_packed: bool, sequence_group: ProcessGroup | None) -> None:
+def check_layout(model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None) -> None:
     """Raises UserError for a model that lets samples of a micro-batch see one another, or miscounts their positions.
 
     Every rank calls. Random numbers, gradients and training modes stay as they are.
@@ -64,7 +64,7 @@ def check_layout(model: ScoringModel, is_packed: bool, sequence_group: ProcessGr
 
 
 class _Probe:
-    def __init__(self, model: ScoringModel, is_packed: bool, sequence_group: ProcessGroup | None):
+    def __init__(self, model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None):
         self._model, self._is_packed, self._group = model, is_packed, sequence_group
         self._device = model.device
         self._ring_rank = 0 if sequence_group is None else dist.get_rank(sequence_group)
@@ -118,11 +118,7 @@ class _Probe:
         return [(places[mine], states[mine]) for mine in is_of]
 
     def _states(self, index: Tensor, **inputs: Any) -> Tensor:
-        words = self._words.to(self._device)
-        log_probs = self._model.score_targets(
-            target_index=index.repeat_interleave(len(words)), target_ids=words.repeat(len(index)), **inputs
-        ).log_probs.view(len(index), len(words))
-        return log_probs - log_probs.mean(1, keepdim=True)
+        return self._model.probe_states(index, self._words.to(self._device), **inputs)
 
     def _moves(self, found: Tensor, expected: Tensor, tolerance: float) -> bool:
         """Whether most of a sample's tokens on some rank differ, relative to the size of their states."""
@@ -134,7 +130,7 @@ class _Probe:
 
 
 @contextmanager
-def _looking_only(model: ScoringModel) -> Iterator[None]:
+def _looking_only(model: PreparedModel) -> Iterator[None]:
     """Without gradients, dropout or compilation; random numbers and modes are afterwards as they were."""
     modules = list(model.scorer.modules())
     modes = [module.training for module in modules]
@@ -149,7 +145,7 @@ def _looking_only(model: ScoringModel) -> Iterator[None]:
             module.training = mode
 
 
-def _attention_that_works(model: ScoringModel, probe: _Probe) -> str | None:
+def _attention_that_works(model: PreparedModel, probe: _Probe) -> str | None:
     """The name of an attention that keeps the samples of a pack apart; None where none does."""
     base_model: Any = model.scorer.base_model
     own = attention_name(model.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,16 +72,26 @@ def prepare_causal_lm(
             trust_remote_code=trust_remote_code,
         )
     else:
-        model = pretrain_or_model
-        if attn_implementation is not None:
-            model.set_attn_implementation(attn_implementation)
+        model = with_attention(pretrain_or_model, attn_implementation)
+    make_ready(model, is_packed, use_liger_kernel)
+    _install_log_prob_head(model, temperature)
+    return add_lora(model, lora) if lora.rank > 0 else model
+
+
+def with_attention(model: PreTrainedModel, attn_implementation: str | None) -> PreTrainedModel:
+    """A model from memory, which computes by that attention from now on; None: by its own."""
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
+    return model
+
+
+def make_ready(model: PreTrainedModel, is_packed: bool, use_liger_kernel: bool) -> None:
+    """Refuses a model that could not be packed; puts Liger's kernels into it."""
     if is_packed:
         check_packable(type(model), model.config)
         check_causal(model)
     if use_liger_kernel:
         apply_liger_kernels(model)
-    _install_log_prob_head(model, temperature)
-    return add_lora(model, lora) if lora.rank > 0 else model
 
 
 def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
@@ -141,29 +151,48 @@ def load_causal_lm(
     config = config or load_config(path, trust_remote_code)
     if not trust_remote_code and causal_lm_class(config) is None:
         raise UserError(f"{path} is a {config.model_type} model, which is no causal language model of transformers.")
+    model, info = load_weights(
+        AutoModelForCausalLM,
+        path,
+        config=config,
+        dtype=PARAM_DTYPES[param_dtype],
+        attn_implementation=attn_implementation,
+        quantization_config=four_bit_config(PARAM_DTYPES[param_dtype]) if load_in_4bit else None,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    check_weights(model, info, path)
+    return model
+
+
+def load_weights(auto_class: Any, path: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model by `auto_class.from_pretrained(path, **settings)`, and what transformers says of the loading.
+
+    Raises UserError where it fails.
+    """
     check_weight_files(path)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        return auto_class.from_pretrained(
             path,
-            config=config,
-            dtype=PARAM_DTYPES[param_dtype],
-            attn_implementation=attn_implementation,
-            quantization_config=_four_bit_config(PARAM_DTYPES[param_dtype]) if load_in_4bit else None,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are told below, by name
+            ignore_mismatched_sizes=True,  # they are told by `check_weights`, by name
             output_loading_info=True,
+            **settings,
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # damaged weights, and values in config.json of wrong types, fail in any way
         raise UserError(_no_model(path, error), *_hint_of_parts()) from error
-    model, info = loaded  # the types of transformers do not know of the second
+
+
+def check_weights(model: PreTrainedModel, info: dict[str, Any], path: str, hints: Sequence[str] = ()) -> None:
+    """Raises UserError where weights are missing or wrong.
+
+    Args: info: as of `load_weights`; hints: said beside what is wrong.
+    """
     try:
         check_loaded(model, info, path)
     except UserError as error:
-        raise UserError(*error.problems, *_hint_of_parts()) from None
-    return model
+        raise UserError(*error.problems, *hints, *_hint_of_parts()) from None
 
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
@@ -199,7 +228,8 @@ def _hint_of_parts() -> list[str]:
     return ["ZeRO-3 loads a model in parts, which not every model bears: --ds.zero_stage 0, 1 or 2 loads it whole."]
 
 
-def _four_bit_config(compute_dtype: torch.dtype) -> Any:
+def four_bit_config(compute_dtype: torch.dtype, skipped: list[str] | None = None) -> Any:
+    """Quantization by bitsandbytes, but of the modules `skipped`. Raises UserError where it is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--ds.load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -209,6 +239,7 @@ def _four_bit_config(compute_dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=skipped,
     )
 
 

@@ -3,32 +3,47 @@
 Its class is transformers' own for sequence classification with one label, so its folder opens there. The value at one
 token of a causal model depends on the tokens before it alone, so a reward does not depend on batch or padding.
 
-Shapes: B batch, S sequence (padded), T packed tokens, E sequence ends that this rank holds.
+Shapes: H hidden, N places, E sequence ends that this rank holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.parameters import whole_for_writing
-from openrlhf.errors import UserError
-from openrlhf.models.attention.choice import check_causal, check_packable, choose_attention
-from openrlhf.models.attention.ring_plan import borders_of_samples
-from openrlhf.models.layers import LoraSettings, add_lora
-from openrlhf.models.loading import PARAM_DTYPES, load_config, loading_in_parts
-from openrlhf.models.token_scorer import ScoringModel
-
-HEAD = "score"  # the name of the head in transformers' classes
+from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.classifier import HEAD, check_head, classifier_facts, load_classifier
+from openrlhf.models.loading import loading_in_parts, make_ready, with_attention
+from openrlhf.models.lora import LoraSettings, add_lora
+from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
 
 
-class RewardModel(ScoringModel):
-    """Gives each sequence a number; trained like an `Actor`."""
+class SequenceScores(NamedTuple):
+    """The values that the model reads in a micro-batch."""
+
+    values: Tensor  # (E,) float32 (float64 of a float64 model), with gradients
+    hidden: Tensor  # (E, H) the states that the head has read
+    aux_loss: Tensor | None  # scalar, this rank's share (see models/moe.py); None where it was not asked for
+
+    @property
+    def with_graph(self) -> Tensor:
+        """What of the scores has a gradient."""
+        return self.values
+
+
+class RewardModel(PreparedModel):
+    """Gives each sequence a number; trained like an `Actor`.
+
+    `strategy.prepare`, `WindowStep`, `evaluate`, `Trainer` and `strategy.save_model` take it as they take an actor.
+    `classifier_facts` (models/classifier.py) refuses, before data are prepared, what this constructor would refuse.
+
+    Attributes:
+        head_begins: the folder had no head; it starts by `head_seed`.
+    """
 
     scorer: ValueScorer
 
@@ -44,125 +59,85 @@ class RewardModel(ScoringModel):
         ds_config: dict | None = None,
         packing_samples: bool = False,
         *,
+        load_in_4bit: bool = False,
+        use_liger_kernel: bool = False,
         ring_attn_size: int = 1,
         ring_head_stride: int = 0,
         trust_remote_code: bool = False,
+        head_prefix: str = HEAD,
         head_seed: int = 42,
     ):
         """
         Args:
             pretrain_or_model: a causal language model or a reward model, as a folder or hub name; or a model of
                 transformers for sequence classification, which keeps its dtype.
+            head_prefix: the name of the head among the folder's weights, where it is not transformers' own. It is
+                exported under transformers' own, `score`.
             head_seed: of the head's first weights, where the folder has no head.
             others: as of `Actor`; with LoRA the head is trained whole.
 
-        Raises UserError where transformers has no classifier of that type, or one whose head is not plain.
+        Raises:
+            UserError: as of `Actor`; transformers has no classifier of that type, or one whose head is not plain, or
+                the folder holds a classifier with several labels.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size)
-        if isinstance(pretrain_or_model, str):
-            with loading_in_parts(ds_config):
-                model = _load(pretrain_or_model, param_dtype, attention, trust_remote_code, head_seed)
-        else:
-            model = pretrain_or_model
-            if attention is not None:
-                model.set_attn_implementation(attention)
-        _check_head(model)
+        facts = classifier_facts(pretrain_or_model, param_dtype, trust_remote_code)
+        attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
+        head_begins = False
+        with loading_in_parts(ds_config):
+            if isinstance(pretrain_or_model, str):
+                model, head_begins = load_classifier(
+                    pretrain_or_model,
+                    facts,
+                    param_dtype=param_dtype,
+                    attn_implementation=attention.name,
+                    load_in_4bit=load_in_4bit,
+                    trust_remote_code=trust_remote_code,
+                    head_prefix=head_prefix,
+                    head_seed=head_seed,
+                )
+            else:
+                model = with_attention(pretrain_or_model, attention.name)
+                check_head(model)
+            make_ready(model, packing_samples, use_liger_kernel)
+            lora = LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules)
+            scorer = ValueScorer(add_lora(model, lora) if lora_rank > 0 else model)
+        super().__init__(scorer, ring_head_stride, attention)
+        self.head_begins = head_begins
         if packing_samples:
-            check_packable(type(model), model.config)
-            check_causal(model)
-        lora = LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules)
-        super().__init__(ValueScorer(add_lora(model, lora) if lora_rank > 0 else model), ring_head_stride)
+            self._check_packs_now(ring_attn_size)
 
-    def score_sequences(
-        self,
-        *,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        last_index: Tensor,
-        attention_mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        sequence_group: ProcessGroup | None = None,
-    ) -> Tensor:
-        """(E,) float32 (float64 of a float64 model) values, with gradients.
+    def score_sequences(self, *, last_index: Tensor, **inputs: Any) -> SequenceScores:
+        """The values at some tokens.
 
         Args:
-            last_index: (E,) places in the flattened input of the tokens whose value is read.
-            others: as of `ScoringModel.score_targets`.
+            last_index: (E,) places in the flattened input of the tokens whose value is read; E may be 0: every
+                parameter is part of the graph all the same.
+            inputs: the micro-batch, as of `PreparedModel.compute`, which also says what is refused.
         """
-        borders = borders_of_samples(cu_seqlens, max_seqlen, sequence_group, self._ring_head_stride, input_ids.device)
-        run: Any = self.scorer if self._engine is None else self._engine
-        inputs = dict(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **borders)
-        return run(inputs=inputs, last_index=last_index)
+        return self.compute(last_index=last_index, **inputs)
+
+    def probe_states(self, places: Tensor, words: Tensor, **inputs: Any) -> Tensor:
+        """(N, H) the hidden states themselves."""
+        return self.score_sequences(last_index=places, **inputs).hidden
 
 
-class ValueScorer(nn.Module):
+class ValueScorer(TransformerScorer):
     """The module that DeepSpeed's engine wraps; it holds the model of transformers."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    @property
-    def base_model(self) -> PreTrainedModel:
-        """The classifier itself, also inside PEFT's wrapper."""
-        model: Any = self.model
-        return model if isinstance(model, PreTrainedModel) else model.get_base_model()
-
-    def forward(self, inputs: dict[str, Any], last_index: Tensor) -> Tensor:
+    def forward(self, inputs: dict[str, Any], last_index: Tensor, routing: Routing | None) -> SequenceScores:
         """See `RewardModel.score_sequences`."""
+        inputs, routing = self._as_taken(inputs, routing)
         num_values = len(last_index)
-        if inputs["input_ids"].numel() == 0:  # a rank whose share of a short pack is empty computes one token
-            inputs = inputs | {name: inputs[name].new_zeros(1, 1) for name in ("input_ids", "position_ids")}
-        if num_values == 0:  # every parameter is part of the graph all the same
+        if num_values == 0:
             last_index = last_index.new_zeros(1)
-        model: Any = self.base_model
-        hidden = getattr(model, model.base_model_prefix)(**inputs, use_cache=False)[0].flatten(0, 1)
-        values = getattr(model, HEAD)(hidden[last_index])[:, 0]
-        return values.to(torch.promote_types(values.dtype, torch.float32))[:num_values]
+        outputs: Any = self._backbone(**inputs)
+        hidden = outputs[0].flatten(0, 1)[last_index]
+        values = self.base_model.get_submodule(HEAD)(hidden)[:, 0]
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return SequenceScores(values[:num_values], hidden[:num_values], self._aux_loss(outputs, routing))
 
 
-def _load(
-    path: str, param_dtype: str, attn_implementation: str | None, trust_remote_code: bool, head_seed: int
-) -> PreTrainedModel:
-    config = load_config(path, trust_remote_code)
-    model_class = _class_of(config, path)
-    config.num_labels = 1
-    model, info = model_class.from_pretrained(
-        path, config=config, dtype=PARAM_DTYPES[param_dtype], attn_implementation=attn_implementation,
-        output_loading_info=True,
-    )  # fmt: skip
-    if any(name.startswith(f"{HEAD}.") for name in info["missing_keys"]):
-        _start_head(getattr(model, HEAD), head_seed)
-    return model
-
-
-def _class_of(config: PretrainedConfig, path: str) -> type[PreTrainedModel]:
-    found: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    if found is None:
-        raise UserError(
-            f"{path} is a {config.model_type} model, of which transformers has no classifier: choose another base for "
-            "the reward model."
-        )
-    return found
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    head = getattr(model, HEAD, None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
-        found = type(head).__name__ if not isinstance(head, nn.Linear) else f"{head.out_features} outputs"
-        raise UserError(
-            f"{type(model).__name__} has no head `{HEAD}` of one output (found: {found}): it cannot be a reward model."
-        )
-
-
-@torch.no_grad()
-def _start_head(head: nn.Linear, seed: int) -> None:
-    """Small random weights by the seed alone, the same on every rank and in every layout."""
-    draw = torch.Generator().manual_seed(seed)
-    weight = torch.randn(1, head.in_features, generator=draw) / (head.in_features + 1)
-    with whole_for_writing(head.parameters()):
-        head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.zero_()
+def note_reward_statistics(config: PretrainedConfig, mean: float, std: float) -> None:
+    """Keeps mean and deviation of the rewards of an evaluation in the model's config.json, as OpenRLHF does."""
+    config.mean, config.std = mean, std

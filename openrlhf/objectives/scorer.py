@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.batching import MicroBatch
 from openrlhf.errors import UserError
-from openrlhf.models import Actor, RewardModel, TargetScores
+from openrlhf.models import Actor, PreparedModel, RewardModel, SequenceScores, TargetScores
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -50,7 +50,7 @@ class WindowScores:
 
 
 NOTHING_OF_THE_WINDOW = WindowScores()
-_ASKED_TWICE = "The objective has asked its scorer for log-probs twice: a micro-batch takes one pass."
+_ASKED_TWICE = "The objective has asked its scorer for log-probs twice, or values too: a micro-batch takes one pass."
 
 
 class Scorer:
@@ -58,7 +58,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: Actor,
+        model: PreparedModel,
         batch: MicroBatch,
         groups: ProcessGroups,
         aux_loss: AuxLossSettings = NO_AUX_LOSS,
@@ -71,10 +71,10 @@ class Scorer:
         self._groups = groups
         self._aux_loss = aux_loss
         self._with_entropy = with_entropy
-        self._scores: TargetScores | None = None
+        self._scores: TargetScores | SequenceScores | None = None
 
     @property
-    def scores(self) -> TargetScores:
+    def scores(self) -> TargetScores | SequenceScores:
         """All that the forward pass has said."""
         if self._scores is None:
             raise UserError("The objective has not asked its scorer for log-probs: each micro-batch takes one pass.")
@@ -95,21 +95,11 @@ class Scorer:
 
     def sequence_values(self) -> Tensor:
         """(Q,) the value that a reward model reads at each sequence's last token, whole on every rank of a ring."""
-        if self._scores is not None:
-            raise UserError(_ASKED_TWICE)
-        batch, model = self.batch, self.model
+        model = self.model
         assert isinstance(model, RewardModel), "only a reward model gives values"
-        values = model.score_sequences(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            last_index=batch.last_index,
-            attention_mask=batch.attention_mask,
-            cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            sequence_group=self._groups.sequence,
-        )
-        self._scores = TargetScores(values, None, None, None, None)
-        of_sequences = values.new_zeros(batch.num_sequences).index_add(0, batch.last_sequence, values)
+        scores = model.score_sequences(last_index=self.batch.last_index, **self._inputs())
+        self._scores, values = scores, scores.values
+        of_sequences = values.new_zeros(self.batch.num_sequences).index_add(0, self.batch.last_sequence, values)
         return self._whole_over_ring(of_sequences)
 
     def sequence_sums(self, of_targets: Tensor) -> Tensor:
@@ -125,7 +115,7 @@ class Scorer:
     def _whole_over_ring(self, sums: Tensor) -> Tensor:
         return sums if self._groups.sequence is None else _SumOverRing.apply(sums, self._groups.sequence)
 
-    def beside(self, model: Actor) -> Scorer:
+    def beside(self, model: PreparedModel) -> Scorer:
         """A scorer of the same micro-batch by another model, or by this one in another state."""
         return Scorer(model, self.batch, self._groups)
 
@@ -135,28 +125,36 @@ class Scorer:
         return float(self._groups.sequence_rank == 0)
 
     def _run(self, weights: Weights | None) -> TargetScores:
+        model, batch = self.model, self.batch
+        assert isinstance(model, Actor), "only a language model gives log-probs"
+        self._scores = scores = model.score_targets(
+            target_index=batch.target_index,
+            target_ids=batch.target_ids,
+            target_weights=weights,
+            with_entropy=self._with_entropy,
+            **self._inputs(),
+        )
+        return scores
+
+    def _inputs(self) -> dict[str, Any]:
+        """What a pass needs, whatever is asked; a second pass is refused."""
         if self._scores is not None:
             raise UserError(_ASKED_TWICE)
         batch, groups = self.batch, self._groups
         is_real_token = None
         if not batch.unit_names:  # its tokens stand there for the collectives' sake: no expert's load counts them
             is_real_token = torch.zeros_like(batch.input_ids.flatten(), dtype=torch.bool)
-        self._scores = self.model.score_targets(
+        return dict(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=batch.attention_mask,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
-            target_index=batch.target_index,
-            target_ids=batch.target_ids,
-            target_weights=weights,
             sequence_group=groups.sequence,
             with_aux_loss=self._aux_loss.coef != 0,
-            with_entropy=self._with_entropy,
             is_real_token=is_real_token,
             router_group=groups.loss if self._aux_loss.scope == "global" else groups.sequence,
         )
-        return self._scores
 
 
 class _SumOverRing(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from openrlhf.batching import MicroBatch, StepWindow
-from openrlhf.models import Actor
+from openrlhf.models import PreparedModel
 from openrlhf.objectives import NOTHING_OF_THE_WINDOW, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
@@ -25,7 +25,7 @@ _PREFIX = "eval_"
 
 
 def evaluate(
-    model: Actor,
+    model: PreparedModel,
     windows: Iterable[StepWindow],
     strategy: DeepspeedStrategy,
     objective: Objective,

@@ -12,7 +12,7 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.errors import UserError
-from openrlhf.models import Actor
+from openrlhf.models import PreparedModel
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 
@@ -25,7 +25,7 @@ class ExporterAlongTheWay:
     def __init__(
         self,
         strategy: DeepspeedStrategy,
-        model: Actor,
+        model: PreparedModel,
         tokenizer: Any,
         store: CheckpointStore,
         max_shard_size: int | str,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from openrlhf.errors import UserError
+from openrlhf.models import TargetScores
 from openrlhf.objectives import Objective, Scorer, Share
 from openrlhf.parallel.collectives import sum_over
 
@@ -32,10 +33,9 @@ class MetricSums:
     ):
         self._of_objective = objective.metrics
         _check_names(objective)
-        entropy = ("entropy",) if with_entropy else ()
         aux_loss = ("aux_loss",) if with_aux_loss else ()
-        token_accuracy = ("token_accuracy",) if objective.scores_tokens else ()
-        self.names = (*objective.metrics, *aux_loss, *token_accuracy, *entropy)
+        of_tokens = ("token_accuracy", *(("entropy",) if with_entropy else ())) if objective.scores_tokens else ()
+        self.names = (*objective.metrics, *aux_loss, *of_tokens)
         self.pairs = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
@@ -54,8 +54,9 @@ class MetricSums:
         for name, (total, count) in share.sums.items():
             self.add(name, total, count)
         scores = scorer.scores
-        if scores.is_likeliest is not None:
-            self.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
+        if not isinstance(scores, TargetScores):
+            return
+        self.add("token_accuracy", scores.is_likeliest.sum(), len(scores.is_likeliest))
         if scores.entropy is not None:
             self.add("entropy", scores.entropy.double().sum(), len(scores.entropy))
 

@@ -14,7 +14,7 @@ from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
-from openrlhf.models import Actor, TargetScores
+from openrlhf.models import PreparedModel
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
@@ -48,7 +48,7 @@ class WindowStep:
 
     def __init__(
         self,
-        model: Actor,
+        model: PreparedModel,
         trained: TrainedModel,
         strategy: DeepspeedStrategy,
         objective: Objective,
@@ -102,7 +102,8 @@ class WindowStep:
         """One micro-batch's part of the step; returns its sum of the metric `loss`, on the device."""
         share = self._objective.loss(scorer, scorer.batch, counts.divisor)
         sums.add_share(share, scorer)
-        loss_share, aux_loss = _with_graph(share.loss, scorer.scores, self._objective), scorer.scores.aux_loss
+        scores = scorer.scores
+        loss_share, aux_loss = _with_graph(share.loss, scores.with_graph, self._objective), scores.aux_loss
         if aux_loss is not None:
             aux_share = aux_loss * self._aux_weight(scorer.batch, micro_step, counts)
             sums.add("aux_loss", aux_share, 0)
@@ -131,7 +132,7 @@ class WindowStep:
         return tuple(line for lines in gather_objects(mine, self._strategy.groups.control) for line in lines)
 
 
-def _with_graph(loss: Tensor, scores: TargetScores, objective: Objective) -> Tensor:
+def _with_graph(loss: Tensor, of_model: Tensor, objective: Objective) -> Tensor:
     """The loss; a constant one is joined to the model, so that every rank has its backward pass.
 
     Raises UserError for a loss that is no scalar tensor.
@@ -141,5 +142,4 @@ def _with_graph(loss: Tensor, scores: TargetScores, objective: Objective) -> Ten
         raise UserError(f"{type(objective).__name__} has given a loss {found}: a share's loss is a scalar tensor.")
     if loss.requires_grad:
         return loss
-    of_model = scores.log_probs.sum() if scores.weighted_sum is None else scores.weighted_sum
-    return loss + 0.0 * of_model
+    return loss + 0.0 * of_model.sum()

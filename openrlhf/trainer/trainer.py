@@ -10,7 +10,7 @@ from typing import Any
 from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
-from openrlhf.models import Actor
+from openrlhf.models import PreparedModel
 from openrlhf.models.limits import check_vocabulary
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective
 from openrlhf.parallel.agreement import check_agreement
@@ -41,7 +41,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Actor,
+        model: PreparedModel,
         strategy: DeepspeedStrategy,
         train_dataloader: Loader,
         eval_dataloader: Loader | None,

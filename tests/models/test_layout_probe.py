@@ -55,7 +55,7 @@ def test_where_no_attention_helps_none_is_named():
 
 
 def test_a_model_that_counts_positions_through_the_pack_is_refused(monkeypatch):
-    monkeypatch.setattr("openrlhf.models.token_scorer.first_position", lambda model: 0)
+    monkeypatch.setattr("openrlhf.models.prepared_model.first_position", lambda model: 0)
     with pytest.raises(UserError, match="in a pack a sample gets other hidden states than alone"):
         Actor(roberta(), packing_samples=True)
 

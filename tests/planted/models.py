@@ -168,7 +168,7 @@ BUGS = [
     Bug(
         "aux_loss_counts_padding",
         "experts are balanced for padding",
-        "models/token_scorer.py",
+        "models/prepared_model.py",
         "is_real_token = attention_mask.flatten().bool()",
         "is_real_token = torch.ones_like(attention_mask).flatten().bool()",
         (f"{_MOE}::test_actor_gives_the_same_loss_padded_and_packed",),

@@ -24,6 +24,7 @@ _FACTS_IN_WORDS = {
     "horizon_steps": "the horizon of the learning rate schedule in optimizer steps (--train.max_epochs, "
     "--train.max_steps)",
     "base_model": "the model under the adapters (--model.model_name_or_path)",
+    "reference": "the reference model (--ref.model_name_or_path)",
 }
 _MISSING = object()
 
@@ -42,6 +43,7 @@ class RunIdentity:
         tokenizer_fingerprint: of vocabulary, special tokens and chat template.
         horizon_steps: optimizer steps of the whole run.
         base_model: fingerprint of the weights under adapters.
+        reference: fingerprint of the weights of the model that a preference is held to.
             None in any of these: not known, and compared with nothing.
         run_id: of the run itself, from its first start on; no part of the comparison. Its checkpoints and its exported
             model carry it.
@@ -56,6 +58,7 @@ class RunIdentity:
     tokenizer_fingerprint: str | None = None
     horizon_steps: int | None = None
     base_model: str | None = None
+    reference: str | None = None
     run_id: str | None = None
 
     @property

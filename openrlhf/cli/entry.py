@@ -51,6 +51,15 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
         sys.exit(EXIT_CODE_RANK_LOST)
 
 
+def run_training(command: Callable[[Sequence[str]], None]) -> None:
+    """`run_command` for a command that trains, as all that a process does."""
+    leave_when_asked()
+    run_command(command)
+    from openrlhf.engine.launch import leave_ranks
+
+    leave_ranks()  # here and not where a run ends: DeepSpeed keeps its groups for the next run of a process
+
+
 def leave_when_asked() -> None:
     """Until training begins, and after it, there is nothing to save: a signal that asks to leave ends the process.
 

@@ -25,9 +25,10 @@ def inspect(config: InspectConfig) -> None:
     from openrlhf.inspection.show import show, write_page
     from openrlhf.inspection.statistics import statistics_of
     from openrlhf.run.builders import build_tokenizer, build_train_data
+    from openrlhf.run.sft_run import SFTRun
 
     tokenizer = build_tokenizer(config)
-    dataset = build_train_data(config, tokenizer)
+    dataset = build_train_data(config, tokenizer, SFTRun.preparation(config))
     statistics = statistics_of(dataset, **_batching(config))
     console = Console(highlight=False)
     show(console, dataset, tokenizer, statistics, config.show)

@@ -70,8 +70,6 @@ class RewardModelConfig(ModelConfig):
     """The reward model that is trained, and its loss."""
 
     pretrain_mode_enable: ClassVar[bool] = False
-    aux_loss_coef: ClassVar[float] = 0.0
-    aux_loss_scope: ClassVar[Literal["micro_batch"]] = "micro_batch"
 
     loss_type: Literal["sigmoid", "logexp"] = must_match(
         "sigmoid",
@@ -87,9 +85,6 @@ class RewardModelConfig(ModelConfig):
 @dataclasses.dataclass(frozen=True)
 class RewardDeepspeedConfig(DeepspeedConfig):
     """Precision, memory and how the work is split over ranks; the name of the head."""
-
-    use_liger_kernel: ClassVar[bool] = False
-    load_in_4bit: ClassVar[bool] = False
 
     value_head_prefix: str = free("score", "name of the reward's head in the model")
 

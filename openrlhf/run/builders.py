@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from openrlhf.config import SFTConfig
-from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
+from openrlhf.config import TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
@@ -25,12 +24,18 @@ from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
 
-def build_tokenizer(config: SFTConfig) -> Any:
+class Prepare(Protocol):
+    """How the rows that settings of data name become a data set, as of `prepare_sft_dataset`."""
+
+    def __call__(self, data: Any, tokenizer: Any, *, seed: int = 42) -> Any: ...
+
+
+def build_tokenizer(config: TrainingConfig) -> Any:
     """The tokenizer saved with the model."""
     return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
 
 
-def check_layout(config: SFTConfig) -> PretrainedConfig:
+def check_layout(config: TrainingConfig) -> PretrainedConfig:
     """The model's own configuration; raises UserError where the model cannot be laid out as the user asks.
 
     Before data is prepared, which may take minutes.
@@ -69,15 +74,13 @@ def _check_generation_settings(name_or_path: str) -> None:
         raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]} Mend it, or remove the file.") from None
 
 
-def build_train_data(config: SFTConfig, tokenizer: Any) -> SFTDataset:
-    """The samples to train on."""
-    return prepare_sft_dataset(
-        config.data, tokenizer, pretrain_mode=config.model.pretrain_mode_enable, seed=config.train.seed
-    )
+def build_train_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -> Any:
+    """The data set to train on."""
+    return prepare(config.data, tokenizer, seed=config.train.seed)
 
 
-def build_eval_data(config: SFTConfig, tokenizer: Any) -> SFTDataset | None:
-    """The samples to evaluate on, if the run has any: all rows of their own data set, prepared as the others."""
+def build_eval_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -> Any | None:
+    """The data set to evaluate on, if the run has any: all rows of its own source, prepared as the others."""
     if not config.eval.dataset:
         return None
     data = replace(
@@ -87,10 +90,10 @@ def build_eval_data(config: SFTConfig, tokenizer: Any) -> SFTDataset | None:
         dataset_probs=None,
         max_samples=None,
     )
-    return prepare_sft_dataset(data, tokenizer, pretrain_mode=config.model.pretrain_mode_enable)
+    return prepare(data, tokenizer)
 
 
-def build_actor(config: SFTConfig, ds_config: dict[str, Any]) -> Actor:
+def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:
     """The model that is trained, before any engine holds it."""
     model, ds = config.model, config.ds
     actor = Actor(

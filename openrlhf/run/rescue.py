@@ -17,13 +17,13 @@ from openrlhf.config import CkptConfig
 from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import any_rank, gather_objects
-from openrlhf.trainer import SFTTrainer
+from openrlhf.trainer import CommandTrainer
 
 
 class Rescue:
     """Sees to it that what a run has trained is on a disk. All ranks call each method."""
 
-    def __init__(self, trainer: SFTTrainer, ckpt: CkptConfig, identity: RunIdentity):
+    def __init__(self, trainer: CommandTrainer, ckpt: CkptConfig, identity: RunIdentity):
         self._trainer, self._ckpt, self._identity = trainer, ckpt, identity
         self._group = trainer.strategy.groups.control
 

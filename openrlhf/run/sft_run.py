@@ -1,182 +1,43 @@
-"""The parts of a run of supervised fine-tuning, put together in the order in which they can fail."""
+"""A run of supervised fine-tuning: what it has of its own."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import functools
 
-from openrlhf.atomic_file import keep_aside
-from openrlhf.batching import StepSchedule
-from openrlhf.checkpoint.checkpointer import FoundCheckpoint
-from openrlhf.checkpoint.export import is_export_of
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run, compare, is_longer, read_identity
-from openrlhf.checkpoint.lease import owning_together
-from openrlhf.checkpoint.rehearsal import try_export
-from openrlhf.config import SFTConfig, write_resolved
-from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
-from openrlhf.config.written import written_by
-from openrlhf.datasets.fingerprint import tokenizer_fingerprint
-from openrlhf.datasets.sft_dataset import SFTDataset
-from openrlhf.engine.optimizers import build_schedule
-from openrlhf.errors import UserError
-from openrlhf.exit_codes import RunStopped
-from openrlhf.models.limits import check_positions, check_vocabulary
+from openrlhf.config import SFTConfig
+from openrlhf.datasets.sft_dataset import prepare_sft_dataset
+from openrlhf.models import Actor
 from openrlhf.objectives import Objective, objective_named
-from openrlhf.parallel.agreement import check_agreement
-from openrlhf.parallel.collectives import gather_objects
-from openrlhf.run.builders import (
-    build_actor,
-    build_eval_data,
-    build_tokenizer,
-    build_train_data,
-    check_layout,
-)
-from openrlhf.run.rescue import Rescue
-from openrlhf.run.start_table import print_start_table
-from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.strategy.checkpoints import load_found, newest
-from openrlhf.strategy.rank_facts import facts_of_config
-from openrlhf.tracking.curves import draw_training_curves
-from openrlhf.tracking.metrics_file import METRICS_FILE
-from openrlhf.tracking.sinks import RUN_ID_FILE
-from openrlhf.trainer import Callback, SFTTrainer
-from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
-from openrlhf.trainer.callbacks.standard import callbacks_named
-from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
-
-CURVES_FILE = "training_curves.png"
+from openrlhf.run.builders import Prepare, build_actor
+from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.trainer import SFTTrainer
 
 
-class SFTRun:
-    """A run: its configuration, data, strategy, trainer."""
+class SFTRun(TrainingRun):
+    """See `TrainingRun`."""
 
-    def __init__(
-        self,
-        config: SFTConfig,
-        objective: Objective,
-        callbacks: list[Callback],
-        tokenizer: Any,
-        train_data: SFTDataset,
-        eval_data: SFTDataset | None,
-    ):
-        self.config = config
-        self.objective = objective
-        self.callbacks = callbacks
-        self.tokenizer = tokenizer
-        self.train_data = train_data
-        self.eval_data = eval_data
-        self.strategy = DeepspeedStrategy.of(config)
-        self.consumed_samples = 0
-        self._found: FoundCheckpoint | None = None
-        self._is_trained = False  # the checkpoint that was found is the last of this run
+    config: SFTConfig
 
     @classmethod
-    def prepare_data(cls, config: SFTConfig) -> SFTRun:
-        """Before ranks are joined: nobody waits in a collective for a tokenizer."""
-        objective, callbacks = objective_named(config.train.loss), callbacks_named(config.train.callbacks)
-        tokenizer = build_tokenizer(config)
-        model_config = check_layout(config)
-        train_data, eval_data = build_train_data(config, tokenizer), build_eval_data(config, tokenizer)
-        run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
-        for dataset in (run.train_data, run.eval_data):
-            if dataset is not None:
-                longest = int(dataset.num_tokens.argmax())
-                check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
-                check_vocabulary(model_config, 0, dataset.report.largest_id, dataset.report.sources[0].name)
-        return run
+    def build_objective(cls, config: SFTConfig) -> Objective:
+        return objective_named(config.train.loss)
 
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        train = self.config.train
-        schedule = StepSchedule(len(self.train_data), train.batch_size, train.seed)
-        return schedule.num_steps(train.max_epochs, train.max_steps)
+    @classmethod
+    def preparation(cls, config: SFTConfig) -> Prepare:
+        return functools.partial(prepare_sft_dataset, pretrain_mode=config.model.pretrain_mode_enable)
 
-    def check_ranks(self) -> None:
-        """Raises UserError, on every rank, that names each difference between the ranks: settings, data, tokenizer."""
-        facts = facts_of_config(self.config) | {
-            "the training data": self.train_data.fingerprint,
-            "the evaluation's data": self.eval_data and self.eval_data.fingerprint,
-            "the tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "the base model's weights": base_model_fingerprint(self.config.model.model_name_or_path),
-        }
-        check_agreement(facts, self.strategy.groups.control)
+    def build_model(self) -> Actor:
+        return build_actor(self.config, self.strategy.get_ds_train_config())
 
-    # --- going on ------------------------------------------------------------------------------------------------
-
-    def has_finished(self) -> bool:
-        """Looks for the checkpoint to go on from. True where that run has finished and its model is exported.
-
-        A finished run goes on where it is to take more epochs or steps than it had; one that differs otherwise, where
-        `--ckpt.allow_mismatch` allows it.
-        """
-        ckpt = self.config.ckpt
-        checkpointer = self.strategy.checkpointers.of(ckpt.path)
-        if not ckpt.load_enable:
-            self._set_earlier_run_aside(checkpointer)
-            return False
-        self._found = newest(checkpointer, self.strategy.print)
-        if self._found is None:
-            self._set_earlier_run_aside(checkpointer)
-            self.strategy.print(
-                f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
-            )
-            return False
-        # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
-        now = run_identity(
-            self.config,
-            data_fingerprint=self.train_data.fingerprint,
-            num_samples=len(self.train_data),
-            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
-            horizon_steps=self.num_steps,
-        )
-        saved = read_identity(self._found.path)
-        check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
-        is_same = not compare(saved, now).refused and not is_longer(saved, now)
-        self._is_trained = self._found.progress.finished and is_same
-        if not (self._is_trained and self._is_exported(saved.run_id)):
-            return False
-        self.strategy.print(
-            f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."
-        )
-        return True
-
-    def _is_exported(self, run_id: str | None) -> bool:
-        """Rank 0 has written the model; its folder need not be seen by other machines."""
-        assert self._found is not None
-        is_ours = self.strategy.is_rank_0() and is_export_of(
-            self.config.ckpt.output_dir, run_id, self._found.progress.optimizer_step
-        )
-        return gather_objects(is_ours, self.strategy.groups.control)[0]
-
-    def _set_earlier_run_aside(self, checkpointer: Any) -> None:
-        """A new run among another's checkpoints would one day resume from the wrong one."""
-        moved_to = checkpointer.move_to_earlier_run()
-        if moved_to:
-            self.strategy.print(
-                f"{self.config.ckpt.path} holds checkpoints of an earlier run: they are in {moved_to} now. "
-                "(--ckpt.load_enable goes on with a run.)"
-            )
-
-    # --- building ------------------------------------------------------------------------------------------------
-
-    def build(self) -> None:
-        config, strategy = self.config, self.strategy
-        actor = build_actor(config, strategy.get_ds_train_config())
-        optimizer = strategy.create_optimizer(actor)
-        scheduler = build_schedule(
-            optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
-        )
-        actor, optimizer, scheduler = strategy.prepare((actor, optimizer, scheduler))
-        self.trainer = SFTTrainer(
-            actor,
-            strategy,
-            optimizer,
-            self._loader(self.train_data, shuffle=True),
-            self._loader(self.eval_data, shuffle=False) if self.eval_data is not None else None,
-            scheduler,
+    def build_trainer(self, prepared: Prepared) -> SFTTrainer:
+        config = self.config
+        return SFTTrainer(
+            prepared.model,
+            self.strategy,
+            prepared.optimizer,
+            prepared.train_loader,
+            prepared.eval_loader,
+            prepared.scheduler,
             max_norm=config.max_norm,
             pretrain_mode=config.model.pretrain_mode_enable,
             batch_size=config.train.batch_size,
@@ -187,97 +48,3 @@ class SFTRun:
             callbacks=self.callbacks,
             objective=self.objective,
         )
-        self.trainer.check_layout()  # before anything is said of a run that cannot be
-
-    def _loader(self, dataset: SFTDataset, shuffle: bool) -> Any:
-        return self.strategy.setup_dataloader(
-            dataset,
-            self.config.train.micro_batch_size,
-            shuffle=shuffle,
-            collate_fn=dataset.collate_fn,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-
-    def resume(self) -> None:
-        """Goes on from the checkpoint that was found."""
-        if self._found is None:
-            return
-        states = load_found(
-            self.strategy.checkpointers.of(self.config.ckpt.path),
-            self.trainer.trained,
-            self._found,
-            self.trainer.identity(self.config, self.num_steps),
-            self.config.ckpt.allow_mismatch,
-            self.strategy.print,
-        )
-        self.consumed_samples = states["consumed_samples"]
-        self.strategy.print(f"going on from {self._found.path}: {self.consumed_samples:,} samples are trained.")
-
-    # --- running -------------------------------------------------------------------------------------------------
-
-    def owning_folders(self) -> AbstractContextManager[None]:
-        """While it lasts, no other run may write into the folders of this one."""
-        return owning_together(self.config.ckpt.folders(), self.strategy.groups.control, self.strategy.print)
-
-    def fit_and_export(self) -> None:
-        """Trains what is left to train. Raises UserError where the trained model cannot be exported."""
-        output_dir, trainer = Path(self.config.ckpt.output_dir), self.trainer
-        if self._is_trained and self._found is not None:
-            self.strategy.print("this run has finished, and its model is not exported yet: nothing is trained.")
-            trainer.progress = self._found.progress
-        else:
-            notes = try_export(trainer.model.model, self.tokenizer, output_dir, self.strategy.groups.control)
-            self._take_output_dir(output_dir)
-            for note in notes:
-                self.strategy.print(f"note: {note}")
-        with LeaveRequests("the run is finished and its model exported"):
-            if not self._is_trained:
-                self._fit()
-            self._export(output_dir)
-
-    def _take_output_dir(self, output_dir: Path) -> None:
-        """The files of an earlier run stay, under other names."""
-        run_id, config_path = self.trainer.run_id, output_dir / RESOLVED_CONFIG_FILE_NAME
-        if not self.strategy.is_rank_0():
-            return
-        if written_by(config_path) != run_id:
-            for name in (METRICS_FILE, CURVES_FILE, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
-                keep_aside(output_dir / name)
-        write_resolved(self.config, config_path, run_id)
-        print_start_table(self.config, self.trainer, self.train_data, self.eval_data, self.consumed_samples)
-
-    def _fit(self) -> None:
-        try:
-            self.trainer.fit(self.config, self.consumed_samples)
-        except (RunStopped, Preempted) as error:
-            if isinstance(error, RunStopped):
-                error.args = (f"{error}\n{self._rescue().after_stop()}",)
-            elif self.config.ckpt.disable_ds:
-                self.strategy.print(self._rescue().after_stop())
-            raise
-
-    def _export(self, output_dir: Path) -> None:
-        """The model in Hugging Face form, and the picture of how it came about."""
-        identity = self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
-        try:
-            self.strategy.save_model(
-                self.trainer.model,
-                self.tokenizer,
-                str(output_dir),
-                max_shard_size=self.config.ckpt.export_shard_size,
-                identity=identity,
-            )
-        except UserError as error:
-            raise UserError(*error.problems, self._rescue().after_failed_export()) from None
-        if self.strategy.is_rank_0():
-            try:
-                draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
-            except (UserError, OSError) as error:
-                self.strategy.print(f"warning: the curves could not be drawn: {error}")
-            self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")
-
-    def _identity(self) -> RunIdentity:
-        return replace(self.trainer.identity(self.config, self.num_steps), run_id=self.trainer.run_id)
-
-    def _rescue(self) -> Rescue:
-        return Rescue(self.trainer, self.config.ckpt, self._identity())

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from openrlhf.batching import StepWindowLoader
-from openrlhf.config import SFTConfig, TrainConfig
-from openrlhf.datasets.sft_dataset import SFTDataset
+from openrlhf.config import TrainConfig, TrainingConfig
 from openrlhf.engine.engine_config import gradient_dtype
 from openrlhf.engine.fragments import base_optimizer
 from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_numel
-from openrlhf.trainer.sft_trainer import SFTTrainer
+from openrlhf.trainer import CommandTrainer
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 ADAM_NUMBERS_A_WEIGHT = 2
@@ -26,27 +25,33 @@ BYTES_OF_DTYPE = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def print_start_table(
-    config: SFTConfig,
-    trainer: SFTTrainer,
-    train_data: SFTDataset,
-    eval_data: SFTDataset | None,
+    config: TrainingConfig,
+    trainer: CommandTrainer,
+    train_data: Any,
+    eval_data: Any | None,
     consumed_samples: int = 0,
     console: Console | None = None,
+    more_rows: Mapping[str, str] | None = None,
 ) -> None:
-    """Prints the table on `console` (standard output when not given). Counts are over all ranks."""
+    """Prints the table on `console` (standard output when not given). Counts are over all ranks.
+
+    Args: more_rows: text by name, at the end.
+    """
     table = Table(title="This run", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples):
         table.add_row(name, text)
+    for name, text in (more_rows or {}).items():
+        table.add_row(name, text)
     (console or Console()).print(table)
 
 
 def _rows(
-    config: SFTConfig,
-    trainer: SFTTrainer,
-    train_data: SFTDataset,
-    eval_data: SFTDataset | None,
+    config: TrainingConfig,
+    trainer: CommandTrainer,
+    train_data: Any,
+    eval_data: Any | None,
     consumed_samples: int,
 ) -> Iterator[tuple[str, str]]:
     loader, strategy = cast(StepWindowLoader, trainer.train_dataloader), trainer.strategy
@@ -79,13 +84,13 @@ def _rows(
     yield "attention", attention_name(trainer.model.config) + (f"; {note}" if note else "")
 
 
-def _samples(data: SFTDataset) -> str:
+def _samples(data: Any) -> str:
     reasons = {**data.report.left_out, "unusable": data.report.num_bad_rows}
     left_out = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
     return f"{len(data):,} kept" + (f"; left out: {left_out}" if left_out else ", none left out")
 
 
-def _tokens(data: SFTDataset) -> str:
+def _tokens(data: Any) -> str:
     num_tokens, num_targets = data.report.num_tokens, data.report.num_target_tokens
     share = num_targets / num_tokens if num_tokens else 0.0
     return f"{num_tokens:,} an epoch, {num_targets:,} of them targets ({share:.1%})"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
-from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, SFTConfig, TrainConfig, as_namespace
+from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, TrainConfig, TrainingConfig, as_namespace
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
@@ -80,7 +80,7 @@ class DeepspeedStrategy:
         self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
 
     @classmethod
-    def of(cls, config: SFTConfig, args: Any = None) -> DeepspeedStrategy:
+    def of(cls, config: TrainingConfig, args: Any = None) -> DeepspeedStrategy:
         """The strategy of a configuration. `strategy.args` is `args` where the caller has its own."""
         return cls(
             max_norm=config.max_norm,

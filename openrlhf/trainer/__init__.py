@@ -1,7 +1,8 @@
 """The loop, its step, and the callbacks around it."""
 
 from openrlhf.trainer.callbacks import Callback
+from openrlhf.trainer.command_trainer import CommandTrainer
 from openrlhf.trainer.sft_trainer import SFTTrainer
 from openrlhf.trainer.trainer import Trainer
 
-__all__ = ["Callback", "SFTTrainer", "Trainer"]
+__all__ = ["Callback", "CommandTrainer", "SFTTrainer", "Trainer"]

@@ -21,6 +21,7 @@ def run_identity(
     tokenizer_fingerprint: str | None = None,
     horizon_steps: int | None = None,
     base_model: str | None = None,
+    reference: str | None = None,
 ) -> RunIdentity:
     """The identity of a run with that configuration. A fact that is None is not known (yet), and not compared.
 
@@ -41,6 +42,7 @@ def run_identity(
         tokenizer_fingerprint,
         horizon_steps,
         base_model,
+        reference,
     )
 
 
@@ -50,6 +52,8 @@ def _is_idle(name: str, values: dict[str, Any]) -> bool:
         return values["optim"] != "muon"
     if name in ("ds.lora.alpha", "ds.lora.dropout"):
         return values["ds.lora.rank"] == 0
+    if name == "model.simpo_gamma":
+        return "simpo" not in values["model.loss_type"]
     if name == "model.aux_loss_scope":
         return values["model.aux_loss_coef"] == 0
     return name == "eval.split" and values["eval.dataset"] is None

@@ -58,9 +58,9 @@ def signal_at_export(number: int) -> None:
 
 def signal_while_reading(number: int) -> None:
     """The signal comes while the data are prepared."""
-    from openrlhf.run import sft_run
+    from openrlhf.run import training_run
 
-    _before(sft_run, "build_train_data", lambda: os.kill(os.getpid(), number))
+    _before(training_run, "build_train_data", lambda: os.kill(os.getpid(), number))
 
 
 def _before(module: Any, name: str, act: Callable[[], None]) -> None:

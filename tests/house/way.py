@@ -12,9 +12,9 @@ ENTRIES = {"trainer/step.py": "run"}
 
 # Files that decide what happens next; file → what happens there.
 WAY = {
-    "cli/train_sft.py": "parses the command line and runs the parts of a run in their order",
-    "run/sft_run.py": "builds data, model, optimizer and trainer, and calls the trainer",
-    "trainer/sft_trainer.py": "turns settings into an objective and callbacks",
+    "cli/train_sft.py": "parses the command line",
+    "run/training_run.py": "builds data, model, optimizer and trainer in their order, and calls the trainer",
+    "trainer/command_trainer.py": "turns settings into an objective and callbacks",
     "trainer/trainer.py": "takes a window after another, steps, and tells the callbacks",
     "trainer/step.py": "passes forward and backward over the micro-batches, then updates",
     "objectives/sft.py": "says what is minimised, and what it is divided by",

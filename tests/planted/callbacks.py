@@ -34,7 +34,7 @@ BUGS = [
     Bug(
         "finished_run_trains_on",
         "a run that was stopped early trains on when it starts again",
-        "run/sft_run.py",
+        "run/training_run.py",
         "            if not self._is_trained:\n                self._fit()",
         "            self._fit()",
         (f"{_CALLBACKS}::test_a_run_that_was_stopped_early_is_only_exported_when_it_starts_again",),

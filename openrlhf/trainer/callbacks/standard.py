@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
-from openrlhf.config import CkptConfig, SFTConfig, shown_values
+from openrlhf.config import CkptConfig, TrainingConfig, shown_values
 from openrlhf.named_object import named_object
 from openrlhf.tracking.tracker import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
@@ -18,11 +18,11 @@ from openrlhf.trainer.evaluation import EarlyStop, Evaluating
 from openrlhf.trainer.exporter import ExporterAlongTheWay
 
 if TYPE_CHECKING:
-    from openrlhf.trainer.sft_trainer import SFTTrainer
+    from openrlhf.trainer.command_trainer import CommandTrainer
 
 
 def standard_callbacks(
-    trainer: SFTTrainer, config: SFTConfig, num_steps: int, resume_step: int, identity: RunIdentity
+    trainer: CommandTrainer, config: TrainingConfig, num_steps: int, resume_step: int, identity: RunIdentity
 ) -> list[Callback]:
     """The callbacks of the house, in their order.
 
@@ -59,7 +59,7 @@ def callbacks_named(names: str | None) -> list[Callback]:
     return [named_object(word, Callback, "--train.callbacks") for word in words]
 
 
-def _saving(trainer: SFTTrainer, ckpt: CkptConfig, identity: RunIdentity) -> Saving:
+def _saving(trainer: CommandTrainer, ckpt: CkptConfig, identity: RunIdentity) -> Saving:
     checkpointer = trainer.strategy.checkpointers.of(ckpt.path, ckpt.max_num, ckpt.max_mem, ckpt.background_save)
     exporter = None
     if trainer.save_hf_ckpt:

@@ -1,0 +1,159 @@
+"""CommandTrainer: what the trainers of all commands have in common: `fit(args)`, by a command's settings."""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from openrlhf.batching import StepWindowLoader
+from openrlhf.checkpoint.identity import RunIdentity, model_shape
+from openrlhf.checkpoint.lease import owning_together
+from openrlhf.config import TrainingConfig, from_namespace
+from openrlhf.datasets.fingerprint import tokenizer_fingerprint
+from openrlhf.errors import UserError
+from openrlhf.objectives import AuxLossSettings, Objective
+from openrlhf.parallel.agreement import check_agreement
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.rank_facts import facts_of_config
+from openrlhf.trainer.callbacks import Callback
+from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
+from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
+from openrlhf.trainer.trainer import Loader, Trainer
+
+
+class CommandTrainer(Trainer):
+    """A trainer with OpenRLHF's signature.
+
+    Args:
+        model, optim, scheduler: what `strategy.prepare` gave back; the model knows the other two.
+        max_norm: the strategy clips; another value than the strategy's is an error.
+        save_hf_ckpt, disable_ds_ckpt: what each save writes.
+        callbacks: the user's own; None: those that `--train.callbacks` names.
+        objective: what is minimised, whatever `fit` is given; None: what its settings name.
+        first_objective: holds until `fit` is called.
+        others: as of `Trainer`.
+    """
+
+    config_class: ClassVar[type[TrainingConfig]]
+
+    def __init__(
+        self,
+        model: Any,
+        strategy: DeepspeedStrategy,
+        optim: Any,
+        train_dataloader: Loader,
+        eval_dataloader: Loader | None,
+        scheduler: Any,
+        max_norm: float | None,
+        save_hf_ckpt: bool,
+        disable_ds_ckpt: bool,
+        callbacks: Sequence[Callback] | None,
+        objective: Objective | None,
+        first_objective: Objective,
+        **others: Any,
+    ):
+        self._check_callbacks(callbacks)
+        self._check_max_norm(max_norm, strategy)
+        super().__init__(
+            model,
+            strategy,
+            train_dataloader,
+            eval_dataloader,
+            objective or first_objective,
+            callbacks=callbacks,
+            **others,
+        )
+        self.optimizer = optim
+        self.scheduler = scheduler
+        self.save_hf_ckpt = save_hf_ckpt
+        self.disable_ds_ckpt = disable_ds_ckpt
+        self.reference_fingerprint: str | None = None  # of the weights of the reference model, where there is one
+        self._has_own_objective = objective is not None
+        self._run_id: str | None = None
+
+    @abstractmethod
+    def objective_of(self, config: Any) -> Objective:
+        """What the settings name."""
+
+    def settings_of(self, config: Any) -> Any:
+        """The settings as this trainer holds them, for the identity of its run."""
+        return config
+
+    def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
+        """Trains to the end of the last epoch.
+
+        Args:
+            args: a configuration, or any object with the names of the command line, nested or flat; a missing name has
+                its default.
+            consumed_samples: where the data stream stands (0, or what `strategy.load_ckpt` gave back).
+            num_update_steps_per_epoch: for the time left; needed by nothing else.
+
+        Raises:
+            Preempted: SIGTERM or SIGUSR1 came; the run has saved.
+            UserError: another run holds the folders of output or checkpoints.
+            NonFiniteSteps: several steps in a row were not finite.
+            CallbackFailed: a callback of the user's own raised.
+        """
+        config = args if isinstance(args, self.config_class) else from_namespace(self.config_class, args)
+        check_agreement(facts_of_config(config), self.strategy.groups.control)
+        if not self._has_own_objective:
+            self.objective = self.objective_of(config)
+        named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []
+        steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
+        num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
+        resume_step = self.windows.num_steps_before(consumed_samples)
+        identity = replace(self.identity(config, num_steps), run_id=self.run_id)
+        with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
+            self.run(
+                named_callbacks,
+                standard_callbacks(self, config, num_steps, resume_step, identity),
+                consumed_samples,
+                config.train.max_steps,
+                AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
+                config.logger.entropy,
+            )
+
+    @property
+    def run_id(self) -> str | None:
+        """Of this run, from its first start on; None for one that goes on from a checkpoint of an earlier version.
+
+        All ranks ask together.
+        """
+        if self._run_id is None and self.trained.restored_progress is not None:
+            self._run_id = self.trained.restored_run_id
+        elif self._run_id is None:
+            self._run_id = gather_objects(secrets.token_hex(8), self.strategy.groups.control)[0]
+        return self._run_id
+
+    def identity(self, config: TrainingConfig, num_steps: int) -> RunIdentity:
+        """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
+        model = self.model.model
+        data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
+        return run_identity(
+            self.settings_of(config),
+            data_fingerprint=getattr(data, "fingerprint", "unknown"),
+            num_samples=-1 if data is None else len(data),
+            model_shape=model_shape(self.model.trainable_module),
+            tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
+            horizon_steps=num_steps,
+            base_model=base_model_fingerprint(model.config.name_or_path) if hasattr(model, "peft_config") else None,
+            reference=self.reference_fingerprint,
+        )
+
+    def _check_callbacks(self, callbacks: Sequence[Callback] | None) -> None:
+        for callback in callbacks or ():
+            if not isinstance(callback, Callback):
+                raise UserError(
+                    f"{type(self).__name__}(callbacks=) has {callback!r}, which is no object of a Callback's subclass."
+                )
+
+    def _check_max_norm(self, max_norm: float | None, strategy: DeepspeedStrategy) -> None:
+        if max_norm is not None and max_norm != strategy.max_norm:
+            raise UserError(
+                f"{type(self).__name__}(max_norm={max_norm:g}) contradicts the strategy, which clips gradients at "
+                f"{strategy.max_norm:g} (--max_norm). Give both the same value, or leave the trainer's out."
+            )

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf.config import DataConfig
+from openrlhf.config import DataConfig, PairDataConfig
 from openrlhf.config.checks import input_template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
-from openrlhf.datasets.prepared import PreparedSamples, SampleWriter, is_whole
+from openrlhf.datasets.prepared import PAIR_SCHEMA, SCHEMA, PreparedSamples, SampleWriter, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
@@ -42,6 +42,7 @@ def prepare_sources(
     """Prepared samples of opened sources; from the cache if nothing changed.
 
     Args:
+        data: a `PairDataConfig` makes pairs of the rows.
         shares: of the sources in a mix that the seed draws; None: every row is taken.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
@@ -82,6 +83,11 @@ def _check(data: DataConfig) -> None:
     problems = [] if data.max_len >= 2 else [f"--data.max_len is {data.max_len}: a sample needs two tokens at least."]
     if data.input_template is not None:
         problems += input_template_problems(data.input_template)
+    if isinstance(data, PairDataConfig) and (data.input_key or data.output_key):
+        problems.append(
+            "--data.input_key and --data.output_key are of rows with one answer: the columns of pairs are named by "
+            "--data.prompt_key, --data.chosen_key and --data.rejected_key."
+        )
     if problems:
         raise UserError(*problems)
 
@@ -110,7 +116,7 @@ class _Preparation:
         tasks = self._tasks(self._find_formats())
         encoder = SampleEncoder(self.tokenizer, self.data, self.pretrain_mode)
         encode = functools.partial(encode_block, encoder, self.data)
-        with SampleWriter(folder) as writer:
+        with SampleWriter(folder, PAIR_SCHEMA if isinstance(self.data, PairDataConfig) else SCHEMA) as writer:
             for result in encode_blocks(tasks, encode, self.data.num_processors):
                 self._count(result)
                 if result.samples is not None:
@@ -201,8 +207,8 @@ class _Preparation:
             self.bad_rows.add(self.tables[result.table].row_name(number), bad_row)
         self.bad_rows.check(report.num_rows)
         if (samples := result.samples) is not None:
-            source.num_samples += len(samples.num_tokens)
-            report.num_samples += len(samples.num_tokens)
+            source.num_samples += samples.num_rows
+            report.num_samples += samples.num_rows
             report.num_tokens += int(samples.num_tokens.sum())
             report.num_target_tokens += int(samples.num_targets.sum())
             report.num_cut += samples.num_cut

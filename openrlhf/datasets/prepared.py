@@ -1,5 +1,7 @@
 """Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory.
 
+A pair is two samples of one row, the chosen answer's first, in a file that has a column more, `margin`.
+
 A sample's weights lie in `weights`, which is empty where every target of its block weighs 1. Every byte has a checksum.
 All of them are compared before a run begins, those of the samples up to `MAX_BYTES_AT_START`; a block of samples behind
 that, when it is first read.
@@ -33,6 +35,7 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),
     ]
 )
+PAIR_SCHEMA = SCHEMA.append(pa.field("margin", pa.float64()))
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class SampleBatch:
     """N samples as a record batch (it goes between processes, and to disk, faster than many), and facts about them.
 
     Attributes:
-        columns: rows of `SCHEMA`.
+        columns: rows of `SCHEMA`, or of `PAIR_SCHEMA`.
         num_tokens, num_targets: of each sample, `(N,)` int32.
-        num_cut, num_weighted: how many samples were cut, and have a weight other than 1.
+        num_rows, num_cut, num_weighted: rows that the samples are of; those with a sample that was cut, and with one
+            that has a weight other than 1.
         turn_end_id: the last target of the first sample that was not cut; None if all were.
         largest_id: of all token ids.
     """
@@ -50,6 +54,7 @@ class SampleBatch:
     columns: pa.RecordBatch
     num_tokens: np.ndarray
     num_targets: np.ndarray
+    num_rows: int
     num_cut: int
     num_weighted: int
     turn_end_id: int | None
@@ -65,8 +70,9 @@ class SampleBatch:
             columns=_columns(samples, input_ids, num_tokens, table, rows),
             num_tokens=num_tokens,
             num_targets=np.array([np.count_nonzero(sample.loss_mask) for sample in samples], dtype=np.int32),
-            num_cut=sum(sample.was_cut for sample in samples),
-            num_weighted=sum(sample.is_weighted for sample in samples),
+            num_rows=len(set(rows)),
+            num_cut=len({row for sample, row in zip(samples, rows, strict=True) if sample.was_cut}),
+            num_weighted=len({row for sample, row in zip(samples, rows, strict=True) if sample.is_weighted}),
             turn_end_id=None if whole is None else int(whole.input_ids[np.flatnonzero(whole.loss_mask)[-1] + 1]),
             largest_id=int(input_ids.max()),
         )
@@ -87,7 +93,10 @@ def _columns(
         pa.array(np.full(len(samples), table, dtype=np.int32)),
         pa.array(rows, pa.int64()),
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    if samples[0].margin is None:
+        return pa.record_batch(columns, schema=SCHEMA)
+    margins = pa.array([sample.margin for sample in samples], pa.float64())
+    return pa.record_batch([*columns, margins], schema=PAIR_SCHEMA)
 
 
 class _ChecksummedFile:
@@ -122,10 +131,10 @@ class _ChecksummedFile:
 class SampleWriter:
     """Appends samples, a record batch at a time, in a `with` block; `finish` writes what makes the folder whole."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, schema: pa.Schema):
         self._folder = folder
         self._files = {name: _ChecksummedFile(folder / name) for name in (SAMPLES, TOKENS, TARGETS)}
-        self._writer = pa.ipc.new_file(pa.PythonFile(self._files[SAMPLES], "w"), SCHEMA)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._files[SAMPLES], "w"), schema)
         self._batch_sizes: list[int] = []
 
     def __enter__(self) -> SampleWriter:
@@ -223,6 +232,11 @@ class PreparedSamples:
             loss_mask=weights if len(weights) else _values(batch.column("loss_mask"), row, np.uint8),
             row_weight=batch.column("row_weight")[row].as_py(),
         )
+
+    def margin(self, index: int) -> float:
+        """That of the pair whose answer the sample is."""
+        batch, row = self._locate(index)
+        return batch.column("margin")[row].as_py()
 
     def origin(self, index: int) -> tuple[int, int]:
         """The table that the sample came from, and its row number there."""

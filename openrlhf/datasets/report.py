@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from openrlhf.datasets.samples import PAIRS
 from openrlhf.errors import UserError
 
 FIRST_ROWS = 1000  # problems of so many rows are told together
@@ -23,7 +24,7 @@ class SourceReport:
         formats: names of the formats its tables are in.
         num_rows: rows it holds (with probabilities: before the draw), as far as they were read.
         num_rows_taken: rows that were drawn.
-        num_samples: samples they became.
+        num_samples: samples they became, or pairs.
     """
 
     name: str
@@ -37,8 +38,8 @@ class SourceReport:
 class DataReport:
     """Counts of a prepared data set; `left_out` and `bad_rows` go by reason.
 
-    `num_weighted` samples have a target that weighs other than 1. `remarks`: what is worth a look, by number of rows.
-    `largest_id`: of all token ids.
+    `num_weighted` samples have a target that weighs other than 1. A pair counts once, in `num_cut` and `num_weighted`
+    too. `remarks`: what is worth a look, by number of rows. `largest_id`: of all token ids.
     """
 
     sources: list[SourceReport] = field(default_factory=list)
@@ -61,21 +62,26 @@ class DataReport:
         """Rows taken from all sources."""
         return sum(source.num_rows_taken for source in self.sources)
 
+    @property
+    def samples(self) -> str:
+        """The word for what the rows become."""
+        return PAIRS if any(PAIRS in source.formats for source in self.sources) else "samples"
+
     def lines(self) -> list[str]:
         """The report for a terminal, a fact a line."""
         share = self.num_target_tokens / max(1, self.num_tokens)
         lines = [
-            f"{self.num_samples:,} samples of {self.num_rows:,} rows, {self.num_tokens:,} tokens, "
+            f"{self.num_samples:,} {self.samples} of {self.num_rows:,} rows, {self.num_tokens:,} tokens, "
             f"{self.num_target_tokens:,} of them targets ({share:.1%})"
         ]
-        lines += [_source_line(source) for source in self.sources if len(self.sources) > 1]
+        lines += [_source_line(source, self.samples) for source in self.sources if len(self.sources) > 1]
         lines += [f"left out, {reason}: {count:,}" for reason, count in sorted(self.left_out.items())]
         if self.num_bad_rows:
             lines.append(f"left out, unusable: {self.num_bad_rows:,}")
         if self.num_cut:
             lines.append(f"cut at max_len: {self.num_cut:,}")
         if self.num_weighted:
-            lines.append(f"samples weighted other than 1: {self.num_weighted:,}")
+            lines.append(f"{self.samples} weighted other than 1: {self.num_weighted:,}")
         lines += [f"{remark}: {count:,} rows" for remark, count in sorted(self.remarks.items())]
         return lines + self.bad_rows + self.notes
 
@@ -92,9 +98,9 @@ class DataReport:
         return cls(**values)
 
 
-def _source_line(source: SourceReport) -> str:
+def _source_line(source: SourceReport, samples: str) -> str:
     return (
-        f"{source.name}: {source.num_samples:,} samples of {source.num_rows_taken:,} rows taken "
+        f"{source.name}: {source.num_samples:,} {samples} of {source.num_rows_taken:,} rows taken "
         f"({source.num_rows:,} read, {', '.join(source.formats)})"
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+PAIRS = "pairs"  # the format whose rows become two samples each
 Row = dict[str, Any]
 Message = dict[str, Any]
 
@@ -59,11 +60,19 @@ RowContent = PlainText | Conversation | TokenRow
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt, each behind the prompt."""
+    """Two answers to one prompt, each behind the prompt.
+
+    Attributes:
+        margin: by how much the chosen one is said to be better.
+        shares_beginning: the prompt is what the two texts begin with.
+        remarks: what the user is told of such rows, with their number.
+    """
 
     chosen: RowContent
     rejected: RowContent
-    margin: float = 0.0  # by how much the chosen one is said to be better
+    margin: float = 0.0
+    shares_beginning: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,9 @@ class EncodedSample:
         loss_mask: `(L,)`; entry t judges token t+1, the last is 0. uint8, or float32 where a target weighs other than
             1: then it holds the weights.
         was_cut: the row was longer.
-        row_weight: the part of the weights that the row as a whole has.
+        row_weight: the part of the weights that the row as a whole has. For an answer of a pair it stands here alone.
         remarks: what the user is told of such rows, with their number.
+        margin: that of the pair whose answer this is; None: it is of no pair.
     """
 
     input_ids: np.ndarray
@@ -84,10 +94,11 @@ class EncodedSample:
     was_cut: bool = False
     row_weight: float = 1.0
     remarks: tuple[str, ...] = ()
+    margin: float | None = None
 
     @property
     def is_weighted(self) -> bool:
-        return self.loss_mask.dtype == np.float32
+        return self.loss_mask.dtype == np.float32 or self.row_weight != 1
 
 
 class BadRow(Exception):

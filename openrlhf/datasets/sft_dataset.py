@@ -12,9 +12,8 @@ from openrlhf.config import DataConfig, SFTConfig, from_namespace
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
-from openrlhf.datasets.sources.find import Source, open_sources
+from openrlhf.datasets.sources.find import open_sources, source_of
 from openrlhf.datasets.sources.mixing import parse_probabilities
-from openrlhf.datasets.sources.tables import DatasetTable, ListTable
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -63,7 +62,7 @@ class SFTDataset(torch.utils.data.Dataset):
             multiturn=multiturn,
             max_samples=None,
         )
-        samples = prepare_sources([_source(dataset)], tokenizer, data, pretrain_mode)
+        samples = prepare_sources([source_of(dataset)], tokenizer, data, pretrain_mode)
         self._open(samples, tokenizer, pretrain_mode)
 
     @classmethod
@@ -124,9 +123,3 @@ def prepare_sft_dataset(data: DataConfig, tokenizer: Any, *, pretrain_mode: bool
     shares = parse_probabilities(data.dataset_probs, len(sources))
     samples = prepare_sources(sources, tokenizer, data, pretrain_mode, shares, seed)
     return SFTDataset.from_prepared(samples, tokenizer, pretrain_mode)
-
-
-def _source(dataset: Any) -> Source:
-    is_dataset = hasattr(dataset, "with_format") and hasattr(dataset, "features")
-    name = "the data set"
-    return Source(name, [DatasetTable(name, dataset) if is_dataset else ListTable(name, dataset)])

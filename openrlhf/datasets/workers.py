@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import FORMATS
+from openrlhf.datasets.formats import READERS
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.prepared import SampleBatch
-from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut
+from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Pair
 from openrlhf.datasets.sources.readers import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.datasets.tokenization.pairs import encode_pair
 
 ZERO_WEIGHT = "weight 0"
 NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big one, need no other process
@@ -53,7 +54,7 @@ Encode = Callable[[EncodingTask], BlockResult]
 def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -> BlockResult:
     """Rows of a block → encoded samples, with every failure kept in its place."""
     result = BlockResult(task.table, len(task.taken), int(task.taken.sum()))
-    read = FORMATS[task.format_name]
+    read = READERS[task.format_name]
     samples: list[EncodedSample] = []
     numbers: list[int] = []
     for number, row in itertools.compress(zip(task.block.numbers, task.block.rows(), strict=True), task.taken):
@@ -63,7 +64,12 @@ def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -
             weight = row_weight(row, data)
             if weight == 0:
                 raise LeftOut(ZERO_WEIGHT)
-            samples.append(encoder.encode(read(row, data), weight))
+            content = read(row, data)
+            if isinstance(content, Pair):
+                samples += encode_pair(encoder, content, weight)
+                numbers.append(number)
+            else:
+                samples.append(encoder.encode(content, weight))
             result.remarks.update(samples[-1].remarks)
             numbers.append(number)
         except BadRow as problem:

@@ -169,8 +169,8 @@ BUGS = [
         "row_weight_is_ignored",
         "rows that should count half count whole",
         "datasets/workers.py",
-        "encoder.encode(read(row, data), weight)",
-        "encoder.encode(read(row, data))",
+        "encoder.encode(content, weight)",
+        "encoder.encode(content)",
         (f"{_WEIGHTS}::test_one_weighted_row_makes_every_mask_a_float",),
     ),
     Bug(

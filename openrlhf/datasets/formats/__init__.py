@@ -7,17 +7,18 @@ To add one: a function that reads a row (raises BadRow), a line in `FORMATS`, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import chat, plain, tokenized
+from openrlhf.config import DataConfig, PairDataConfig
+from openrlhf.datasets.formats import chat, pairs, plain, tokenized
 from openrlhf.datasets.formats.columns import names
-from openrlhf.datasets.samples import Row, RowContent
+from openrlhf.datasets.samples import PAIRS, Pair, Row, RowContent
 from openrlhf.errors import UserError
 
 DEFAULT_INPUT_KEY = "input"  # OpenRLHF's default: nobody has asked for this column by name
 
 
-FORMATS: dict[str, Callable[[Row, DataConfig], RowContent]] = {
+FORMATS: dict[str, Callable[[Row, Any], RowContent]] = {
     "tokenized": tokenized.read,
     "tokenized_by_token": tokenized.read_by_token,
     "input_output": plain.read_input_output,
@@ -26,6 +27,7 @@ FORMATS: dict[str, Callable[[Row, DataConfig], RowContent]] = {
     "prompt_completion": plain.read_prompt_completion,
     "text": plain.read_text,
 }
+READERS: dict[str, Callable[[Row, Any], RowContent | Pair]] = {**FORMATS, PAIRS: pairs.read}
 SYNONYMS = {"sharegpt": "messages", "chat": "messages", "tools": "messages", "pretrain": "text"}
 
 
@@ -38,6 +40,9 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
 
     Raises UserError with the columns that exist.
     """
+    if isinstance(data, PairDataConfig):
+        _check_pair(row, data, where)
+        return PAIRS
     if data.format != "auto":
         return _known_name(data.format)
     if tokenized.fits(row):
@@ -61,6 +66,17 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
         "prompt and completion; instruction and output; text; input_ids with labels or loss_mask. "
         "Name other columns by --data.input_key and --data.output_key."
     )
+
+
+def _check_pair(row: Row, data: PairDataConfig, where: str) -> None:
+    if data.format not in ("auto", PAIRS):
+        raise UserError(f"--data.format {data.format!r} is of rows with one answer: choose auto or {PAIRS}.")
+    asked_for = [key for key in (data.prompt_key, data.chosen_key, data.rejected_key) if key is not None]
+    if missing := [key for key in asked_for if key not in row]:
+        raise UserError(
+            f"{where} has no column {' and no column '.join(map(repr, missing))}; it has {names(row)}. "
+            "Name the columns of pairs by --data.prompt_key, --data.chosen_key and --data.rejected_key."
+        )
 
 
 def _known_name(given: str) -> str:

@@ -1,103 +1,142 @@
 """The format of pairs: a prompt, and two answers of which one is chosen.
 
 The prompt is text or messages in a column of its own; or the two answers begin with it, and it is all that they share.
+Messages may be whole conversations beside a prompt: then the prompt is a part of their beginning.
 """
 
 from __future__ import annotations
 
-import math
 import os
+from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets.formats.chat import conversation, message_list
+from openrlhf.datasets.formats.chat import conversation
 from openrlhf.datasets.formats.columns import column, is_number, kind
 from openrlhf.datasets.formats.plain import as_messages, in_template
-from openrlhf.datasets.samples import BadRow, Pair, PlainText, Row, RowContent
+from openrlhf.datasets.samples import BadRow, Conversation, Message, Pair, PlainText, Row
 
 MARGIN, PROMPT = "margin", "prompt"
+TWICE = "both answers begin with the prompt, which stands before them once more"
 _MOST_MARGIN = 1e6
 
 
 def read(row: Row, data: PairDataConfig) -> Pair:
     """The row's two answers, each behind the prompt. Raises BadRow where it has none."""
     chosen, rejected = column(row, data.chosen_key), column(row, data.rejected_key)
-    prompt = column(row, data.prompt_key) if data.prompt_key is not None else row.get(PROMPT)
+    prompt = _prompt(row, data)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        return Pair(*_texts(row, data, prompt, chosen, rejected), margin=_margin(row))
-    answers = [
-        message_list([raw] if isinstance(raw, dict) else raw, f"column {key!r}")
-        for raw, key in ((chosen, data.chosen_key), (rejected, data.rejected_key))
-    ]
-    return Pair(*_messages(row, data, prompt, *answers), margin=_margin(row))
+        _check_not_empty(chosen, rejected, data)
+        if prompt is None:
+            pair = _behind_shared_beginning(chosen, rejected, data)
+        elif isinstance(prompt, str) and not data.apply_chat_template:
+            is_twice = bool(prompt.strip()) and chosen.startswith(prompt) and rejected.startswith(prompt)
+            sides = (in_template(prompt, answer, data) for answer in (chosen, rejected))
+            pair = Pair(*sides, remarks=(TWICE,) if is_twice else ())
+        else:
+            pair = _messages(row, data, prompt, chosen, rejected)
+    else:
+        pair = _messages(row, data, prompt, chosen, rejected)
+    return replace(pair, margin=_margin(row))
 
 
-def _texts(row: Row, data: PairDataConfig, prompt: Any, chosen: str, rejected: str) -> tuple[RowContent, RowContent]:
+def _prompt(row: Row, data: PairDataConfig) -> Any:
+    if data.prompt_key is None:
+        return row.get(PROMPT)
+    if (prompt := column(row, data.prompt_key)) is None:
+        raise BadRow(f"column {data.prompt_key!r} holds nothing (null) where the prompt belongs")
+    return prompt
+
+
+def _check_not_empty(chosen: str, rejected: str, data: PairDataConfig) -> None:
     for answer, key in ((chosen, data.chosen_key), (rejected, data.rejected_key)):
         if not answer.strip():
             raise BadRow(f"the answer in column {key!r} is empty")
-    if prompt is None:
-        border = _shared_beginning(data, chosen, rejected)
-        return PlainText(chosen, border), PlainText(rejected, border)
-    if isinstance(prompt, str) and not data.apply_chat_template:
-        return in_template(prompt, chosen, data), in_template(prompt, rejected, data)
-    before = as_messages(prompt, "user", data.prompt_key or PROMPT)
-    of_chosen, of_rejected = (
-        conversation([*before, {"role": "assistant", "content": answer}], row, num_prompt_messages=len(before))
-        for answer in (chosen, rejected)
-    )
-    return of_chosen, of_rejected
 
 
-def _shared_beginning(data: PairDataConfig, chosen: str, rejected: str) -> int:
-    """The number of characters that the prompt has, where the two texts begin with it."""
-    if data.apply_chat_template:
-        raise BadRow("a chat template needs the prompt in a column of its own (--data.prompt_key), or messages")
+def _behind_shared_beginning(chosen: str, rejected: str, data: PairDataConfig) -> Pair:
+    if data.apply_chat_template or data.input_template is not None:
+        raise BadRow("a template needs the prompt in a column of its own (--data.prompt_key), or messages")
     border = len(os.path.commonprefix([chosen, rejected]))
     if not chosen[border:].strip() or not rejected[border:].strip():  # one answer goes on where the other ends
-        border = max(chosen.rfind(space, 0, border) for space in " \n") + 1
+        border = max(chosen.rfind(space, 0, len(chosen[:border].rstrip())) for space in " \n") + 1
     if not border and chosen != rejected:
         raise BadRow(
             f"columns {data.chosen_key!r} and {data.rejected_key!r} share no beginning, and there is no prompt: name "
             "the prompt's column by --data.prompt_key"
         )
-    return border
+    return Pair(PlainText(chosen, border), PlainText(rejected, border), shares_beginning=True)
 
 
-def _messages(
-    row: Row, data: PairDataConfig, prompt: Any, chosen: list[Any], rejected: list[Any]
-) -> tuple[RowContent, RowContent]:
+def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected: Any) -> Pair:
     before = [] if prompt is None else as_messages(prompt, "user", data.prompt_key or PROMPT)
-    num_shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))
-    num_shared = min(num_shared, len(chosen) - 1, len(rejected) - 1)
-    if num_shared:  # both are whole conversations
-        _check_prompt(before, chosen[:num_shared], data)
-        before, chosen, rejected = chosen[:num_shared], chosen[num_shared:], rejected[num_shared:]
-    elif not before:
+    sides = [
+        conversation([*before, *_answer(answer, key)], row, num_prompt_messages=len(before))
+        for answer, key in ((chosen, data.chosen_key), (rejected, data.rejected_key))
+    ]
+    answers = [side.messages[len(before) :] for side in sides]
+    shared = answers[0][: _num_shared(*answers)]
+    if not before and not shared:
         raise BadRow(
             f"columns {data.chosen_key!r} and {data.rejected_key!r} share no first message, and there is no prompt: "
             "name the prompt's column by --data.prompt_key"
         )
-    of_chosen, of_rejected = (
-        conversation([*before, *answer], row, num_prompt_messages=len(before)) for answer in (chosen, rejected)
+    if not before or any(message["role"] == "user" for message in shared):  # both are whole conversations
+        _check_prompt(sides[0].messages[: len(before)], shared, data)
+        sides = [_without_first(side, len(before), num_prompt_messages=len(shared)) for side in sides]
+    for side, key in zip(sides, (data.chosen_key, data.rejected_key), strict=True):
+        _check_answer(side, key)
+    return Pair(*sides)
+
+
+def _answer(value: Any, key: str) -> list[Any]:
+    return as_messages([value] if isinstance(value, dict) else value, "assistant", key)
+
+
+def _num_shared(chosen: list[Message], rejected: list[Message]) -> int:
+    """The number of messages with which both begin, so that each has one more at least."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((number for number in range(most) if chosen[number] != rejected[number]), most)
+
+
+def _without_first(side: Conversation, count: int, num_prompt_messages: int) -> Conversation:
+    return replace(
+        side,
+        messages=side.messages[count:],
+        weights=side.weights[count:],
+        num_prompt_messages=num_prompt_messages,
     )
-    return of_chosen, of_rejected
 
 
-def _check_prompt(before: list[Any], shared: list[Any], data: PairDataConfig) -> None:
-    """A prompt beside whole conversations says the same as their beginning, or nothing."""
-    texts = [message.get("content") for message in shared if isinstance(message, dict)]
-    for message in before:
-        if message not in shared and message.get("content") not in texts:
-            raise BadRow(
-                f"the prompt in column {data.prompt_key or PROMPT!r} differs from the one with which the answers begin"
-            )
+def _check_prompt(before: list[Message], shared: list[Message], data: PairDataConfig) -> None:
+    """A prompt beside whole conversations says the same as their beginning, or a part of it."""
+    known = [(message["role"], message["content"]) for message in shared]
+    if any((message["role"], message["content"]) not in known for message in before):
+        raise BadRow(
+            f"the prompt in column {data.prompt_key or PROMPT!r} differs from the one with which the answers begin"
+        )
+
+
+def _check_answer(side: Conversation, key: str) -> None:
+    first = side.num_prompt_messages
+    assert first is not None, "a pair knows its prompt"
+    if side.messages[first]["role"] != "assistant":
+        raise BadRow(
+            f"the messages in column {key!r} leave the prompt with a message of the {side.messages[first]['role']}, "
+            "where the assistant's answer belongs: both answers must be to the same prompt"
+        )
+    if side.messages[-1]["role"] != "assistant":
+        raise BadRow(f"the messages in column {key!r} end with the {side.messages[-1]['role']}, not with an answer")
 
 
 def _margin(row: Row) -> float:
     value = row.get(MARGIN)
     if value is None:
         return 0.0
-    if not is_number(value) or not math.isfinite(value) or abs(value) > _MOST_MARGIN:
-        raise BadRow(f"column {MARGIN!r} holds {value if is_number(value) else kind(value)} where a number belongs")
+    if not is_number(value) or not abs(value) <= _MOST_MARGIN:
+        found = str(value)[:30] if is_number(value) else kind(value)
+        raise BadRow(
+            f"column {MARGIN!r} holds {found} where a number from -{_MOST_MARGIN:g} to {_MOST_MARGIN:g} belongs: leave "
+            "it out where none is known"
+        )
     return float(value)

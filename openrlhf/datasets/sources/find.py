@@ -11,7 +11,7 @@ from typing import Any
 
 from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, split_names
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
-from openrlhf.datasets.sources.tables import DatasetTable, FileTable, Table
+from openrlhf.datasets.sources.tables import DatasetTable, FileTable, ListTable, Table
 from openrlhf.errors import UserError, first_line_of
 
 HIDDEN = (".", "_")
@@ -47,6 +47,13 @@ def open_sources(spec: str, split: str = "train") -> list[Source]:
     if problems:
         raise UserError(*problems)
     return sources
+
+
+def source_of(dataset: Any) -> Source:
+    """A `datasets.Dataset`, or any sequence of dicts, as a source."""
+    is_dataset = hasattr(dataset, "with_format") and hasattr(dataset, "features")
+    name = "the data set"
+    return Source(name, [DatasetTable(name, dataset) if is_dataset else ListTable(name, dataset)])
 
 
 def _source(name: str, split: str) -> Source:

@@ -1,0 +1,142 @@
+"""PairDataset: prepared pairs of answers as units of two sequences; RewardDataset: OpenRLHF's way to make one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from openrlhf.batching import TokenSequence, Unit
+from openrlhf.config import InspectConfig, PairDataConfig, from_namespace
+from openrlhf.datasets.prepare import prepare_sources
+from openrlhf.datasets.prepared import PreparedSamples
+from openrlhf.datasets.report import DataReport
+from openrlhf.datasets.sources.find import open_sources, source_of
+from openrlhf.datasets.sources.mixing import parse_probabilities
+
+PairTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """Pairs of answers to one prompt, as units of two sequences: the chosen answer's, then the rejected one's.
+
+    A sequence is prompt and answer; its loss mask is that of supervised fine-tuning on this answer. The pairs lie in an
+    Arrow file that is read by page, so memory does not grow with their number.
+
+    Attributes:
+        num_tokens: of each pair's longer sequence, `(len,)` int32.
+        num_target_tokens: of both sequences of each pair, `(len,)` int32.
+        is_dpo: whether an item ends with the prompt's length in place of the margin.
+        fingerprint: changes when the rows, the tokenizer, the template or a setting changes.
+        report: counts of the rows and of the pairs made of them.
+    """
+
+    is_dpo = False
+
+    def __init__(self, samples: PreparedSamples, tokenizer: Any):
+        """`samples`: as a `PairDataConfig` prepares them."""
+        self.samples = samples
+        self.fingerprint: str = samples.fingerprint
+        self.report: DataReport = samples.report
+        self._lengths = np.asarray(samples.num_tokens).reshape(-1, 2)
+        self.num_tokens: np.ndarray = self._lengths.max(axis=1)
+        self.num_target_tokens: np.ndarray = np.asarray(samples.num_target_tokens).reshape(-1, 2).sum(axis=1)
+        self._pad_id: int = tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def unit(self, row: int) -> Unit:
+        """The pair with its weight, and the number `margin`, 0 where the row has none. Tensors are int64."""
+        first = 2 * int(row)
+        chosen, rejected = self.samples.sample(first), self.samples.sample(first + 1)
+        sequences = tuple(
+            TokenSequence(*(torch.from_numpy(part.astype(np.int64)) for part in (sample.input_ids, sample.loss_mask)))
+            for sample in (chosen, rejected)
+        )
+        return Unit(sequences, self.sample_name(row), chosen.row_weight, {"margin": self.samples.margin(first)})
+
+    def unit_lengths(self, row: int) -> tuple[int, int]:
+        """Tokens of the chosen answer's sequence, and of the rejected one's."""
+        chosen, rejected = self._lengths[int(row)].tolist()
+        return chosen, rejected
+
+    def sample_name(self, row: int) -> str:
+        """The place that the pair came from, for messages: file and line, or data set and row."""
+        table, number = self.samples.origin(2 * int(row))
+        return f"{self.samples.table_names[table]}{number}"
+
+    def __getitem__(self, row: int) -> PairTensors:
+        """`(chosen_ids, chosen_mask, rejected_ids, rejected_mask, extra)`.
+
+        Ids and attention masks are `(L,)` int64, each pair of them of a length of its own. `extra` is the margin, a
+        float32; with `is_dpo` the number of tokens before the first target, an int64. The loss masks are in `unit`.
+        """
+        unit = self.unit(row)
+        chosen, rejected = (sequence.input_ids for sequence in unit.sequences)
+        extra = torch.tensor(unit.numbers["margin"], dtype=torch.float32)
+        if self.is_dpo:
+            extra = torch.stack([sequence.loss_mask.argmax() + 1 for sequence in unit.sequences]).min()
+        return chosen, torch.ones_like(chosen), rejected, torch.ones_like(rejected), extra
+
+    def collate_fn(self, items: list[PairTensors]) -> PairTensors:
+        """Items → the same five, ids and masks `(B, S)` padded on the right, `extra` `(B,)`."""
+        *sides, extras = zip(*items, strict=True)
+        padded = (
+            pad_sequence(list(side), batch_first=True, padding_value=padding)
+            for side, padding in zip(sides, (self._pad_id, 0, self._pad_id, 0), strict=True)
+        )
+        return *padded, torch.stack(extras)  # type: ignore[return-value]  # five of them
+
+
+class RewardDataset(PairDataset):
+    """A `PairDataset` by OpenRLHF's signature. `StepWindowLoader` takes it; its items are those of `PairDataset`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        max_length: int,
+        strategy: Any,
+        input_template: str | None = None,
+        is_dpo: bool = False,
+        num_processors: int = 8,
+    ):
+        """Prepares a `datasets.Dataset` (or any sequence of dicts).
+
+        Args:
+            max_length: most tokens that prompt and answer may have; longer pairs are left out.
+            strategy: any object whose `args` hold `prompt_key`, `chosen_key`, `rejected_key`, `apply_chat_template`
+                and `tokenizer_chat_template` (and further names of `PairDataConfig`), flat or under `args.data`.
+            is_dpo: items end with the prompt's length in place of the margin.
+
+        Raises UserError if rows are unusable or no pair is left.
+        """
+        data = replace(
+            from_namespace(InspectConfig, strategy.args).data,
+            format="auto",
+            input_key=None,
+            output_key=None,
+            max_len=max_length,
+            input_template=input_template,
+            num_processors=num_processors,
+            max_samples=None,
+        )
+        super().__init__(prepare_sources([source_of(dataset)], tokenizer, data), tokenizer)
+        self.is_dpo = is_dpo
+
+
+def prepare_pair_dataset(data: PairDataConfig, tokenizer: Any, *, seed: int = 42) -> PairDataset:
+    """The pairs that `data.dataset` names: a comma list of files, folders, saved data sets or hub names.
+
+    Args:
+        seed: draws the rows of a mix.
+
+    Raises UserError if a source is not there, a column is missing, too many rows are unusable, or no pair is left.
+    """
+    sources = open_sources(data.dataset, data.dataset_split)
+    shares = parse_probabilities(data.dataset_probs, len(sources))
+    return PairDataset(prepare_sources(sources, tokenizer, data, shares=shares, seed=seed), tokenizer)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf.batching import TokenSequence, Unit
-from openrlhf.config import InspectConfig, PairDataConfig, from_namespace
+from openrlhf.config import PairDataConfig, from_namespace
+from openrlhf.config.schema import Command, Root
+from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
@@ -92,6 +94,14 @@ class PairDataset(torch.utils.data.Dataset):
         return *padded, torch.stack(extras)  # type: ignore[return-value]  # five of them
 
 
+@dataclass(frozen=True)
+class _DataAlone(Root):
+    """What a strategy's settings say of the data."""
+
+    command: ClassVar[Command] = Command(synonyms=COMMON_SYNONYMS)
+    data: PairDataConfig = PairDataConfig()
+
+
 class RewardDataset(PairDataset):
     """A `PairDataset` by OpenRLHF's signature. `StepWindowLoader` takes it; its items are those of `PairDataset`."""
 
@@ -116,10 +126,7 @@ class RewardDataset(PairDataset):
         Raises UserError if rows are unusable or no pair is left.
         """
         data = replace(
-            from_namespace(InspectConfig, strategy.args).data,
-            format="auto",
-            input_key=None,
-            output_key=None,
+            from_namespace(_DataAlone, strategy.args).data,
             max_len=max_length,
             input_template=input_template,
             num_processors=num_processors,

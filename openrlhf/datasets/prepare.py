@@ -83,11 +83,6 @@ def _check(data: DataConfig) -> None:
     problems = [] if data.max_len >= 2 else [f"--data.max_len is {data.max_len}: a sample needs two tokens at least."]
     if data.input_template is not None:
         problems += input_template_problems(data.input_template)
-    if isinstance(data, PairDataConfig) and (data.input_key or data.output_key):
-        problems.append(
-            "--data.input_key and --data.output_key are of rows with one answer: the columns of pairs are named by "
-            "--data.prompt_key, --data.chosen_key and --data.rejected_key."
-        )
     if problems:
         raise UserError(*problems)
 

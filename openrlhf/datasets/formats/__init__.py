@@ -69,8 +69,6 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
 
 
 def _check_pair(row: Row, data: PairDataConfig, where: str) -> None:
-    if data.format not in ("auto", PAIRS):
-        raise UserError(f"--data.format {data.format!r} is of rows with one answer: choose auto or {PAIRS}.")
     asked_for = [key for key in (data.prompt_key, data.chosen_key, data.rejected_key) if key is not None]
     if missing := [key for key in asked_for if key not in row]:
         raise UserError(

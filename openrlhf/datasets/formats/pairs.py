@@ -31,7 +31,7 @@ def read(row: Row, data: PairDataConfig) -> Pair:
             pair = _behind_shared_beginning(chosen, rejected, data)
         elif isinstance(prompt, str) and not data.apply_chat_template:
             is_twice = bool(prompt.strip()) and chosen.startswith(prompt) and rejected.startswith(prompt)
-            sides = (in_template(prompt, answer, data) for answer in (chosen, rejected))
+            sides = in_template(prompt, chosen, data), in_template(prompt, rejected, data)
             pair = Pair(*sides, remarks=(TWICE,) if is_twice else ())
         else:
             pair = _messages(row, data, prompt, chosen, rejected)
@@ -86,7 +86,8 @@ def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected
         sides = [_without_first(side, len(before), num_prompt_messages=len(shared)) for side in sides]
     for side, key in zip(sides, (data.chosen_key, data.rejected_key), strict=True):
         _check_answer(side, key)
-    return Pair(*sides)
+    of_chosen, of_rejected = sides
+    return Pair(of_chosen, of_rejected)
 
 
 def _answer(value: Any, key: str) -> list[Any]:

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.faults.jobs import Job
 from tests.helpers.fault_points import EXPORT_POINTS, SAVE_POINTS
@@ -28,6 +29,10 @@ _SECONDS_TO_START = 2.5
 _SECONDS_BETWEEN_LOOKS = 0.005
 
 
+class Running(Protocol):
+    def is_running(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Moment:
     """After so many lines of this launch in metrics.jsonl, and then so many seconds. No line: while it starts."""
@@ -41,7 +46,7 @@ class Moment:
             return cls(0, rng.uniform(0, _SECONDS_TO_START))
         return cls(rng.randint(1, 5), rng.uniform(0, 0.15))
 
-    def wait(self, job: Job, out: Path) -> None:
+    def wait(self, job: Running, out: Path) -> None:
         """Until then, or until the job has ended."""
         last_step = _last_step(out)
         while self.num_lines and job.is_running() and not 0 < _last_step(out) - last_step >= self.num_lines:
@@ -58,6 +63,9 @@ class Break:
     fault_point: asked of `rank` by the environment ("" for none).
     ranks_killed: SIGKILL to these at `moment`.
     signals: (rank, signal, seconds until the next) from `moment` on.
+    second_job: at `moment` the same command is launched once more, into the same folder; so many seconds later the
+        first job is killed, and so many after that the second one.
+    kills_launcher: the launch is torchrun's, which is killed at `moment`.
     """
 
     kind: str
@@ -66,6 +74,8 @@ class Break:
     fault_point: str = ""
     ranks_killed: tuple[int, ...] = ()
     signals: tuple[tuple[int, signal.Signals, float], ...] = ()
+    second_job: tuple[float, float] | None = None
+    kills_launcher: bool = False
 
     def apply(self, job: Job, out: Path) -> None:
         """Does it, but for the fault point: that waits inside the rank."""
@@ -108,10 +118,20 @@ def disk_full_then_kill(rng: random.Random, num_ranks: int) -> Break:
     return Break("disk full, then SIGKILL", moment, rank, fault_point, ranks_killed=tuple(range(num_ranks)))
 
 
+def second_job(rng: random.Random, num_ranks: int) -> Break:
+    return Break(
+        "a second job on the folder", Moment.by_chance(rng), second_job=(rng.uniform(0, 1.2), rng.uniform(0, 3))
+    )
+
+
+def kill_launcher(rng: random.Random, num_ranks: int) -> Break:
+    return Break("SIGKILL of torchrun alone", Moment(rng.randint(1, 8), rng.uniform(0, 0.15)), kills_launcher=True)
+
+
 def by_chance(rng: random.Random, num_ranks: int) -> Break:
     """On the way of a run: mostly kills."""
-    kinds = [kill_at_random, kill_at_point, signal_storm, disk_full_then_kill]
-    return rng.choices(kinds, weights=[10, 10, 2, 3])[0](rng, num_ranks)
+    kinds = [kill_at_random, kill_at_point, signal_storm, disk_full_then_kill, second_job, kill_launcher]
+    return rng.choices(kinds, weights=[10, 10, 2, 3, 1, 1])[0](rng, num_ranks)
 
 
 def damage(rng: random.Random, checkpoint: Path) -> str:

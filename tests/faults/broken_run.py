@@ -17,7 +17,9 @@ from tests.faults import breaks
 from tests.faults.bench import SECONDS_FOR_A_RUN, Bench, Layout, differences, outcome_of
 from tests.faults.breaks import POINTS_AT_THE_END, Break
 from tests.faults.jobs import Job
+from tests.faults.launched import Launched, torchrun
 
+SECONDS_TO_END_AS_ORPHANS = 10.0
 SECONDS_TO_END = 40.0
 """A job that lost a rank must end by itself within that; far below any timeout of a collective."""
 
@@ -82,8 +84,10 @@ class BrokenRun:
         fault = make(self._rng, layout.num_ranks) if make else None
         damaged = self._damage_newest() if fault and self._rng.random() < 0.15 else None
         account.num_launches += 1
+        if fault and fault.kills_launcher:
+            return self._launch_and_kill_launcher(layout, fault)
         points = {fault.rank: fault.fault_point} if fault and fault.fault_point else {}
-        log = self._out.parent / f"{self._out.name}-log" / f"launch{account.num_launches:03d}"
+        log = self._log_of(account.num_launches)
         with Job(self._bench.words(layout, self._out), layout.num_ranks, log, points) as job:
             codes = self._break_and_wait(job, fault) if fault else job.wait(SECONDS_FOR_A_RUN)
             self._check_codes(codes, fault, job)
@@ -92,8 +96,25 @@ class BrokenRun:
         self._check_disk(allow_loss=damaged is not None)
         return codes == [0] * layout.num_ranks
 
+    def _launch_and_kill_launcher(self, layout: Layout, fault: Break) -> bool:
+        """Its ranks must end by themselves, and save nothing more."""
+        words, log = self._bench.words(layout, self._out), self._log_of(self.account.num_launches)
+        with Launched(torchrun(layout.num_ranks), words, log / "log") as job:
+            assert fault.moment is not None
+            fault.moment.wait(job, self._out)
+            is_late = not job.is_running()
+            job.launcher.kill()
+            self.account.kinds[fault.kind] += 1
+            if not job.have_ranks_left(SECONDS_TO_END_AS_ORPHANS):
+                self._wrong(f"ranks outlived their launcher:\n{job.said()}")
+            self.account.num_kills += not is_late
+        self._check_disk(allow_loss=False)
+        return is_late and job.launcher.returncode == 0
+
     def _break_and_wait(self, job: Job, fault: Break) -> list[int] | None:
         fault.apply(job, self._out)
+        if fault.second_job:
+            self._launch_second_job(job, fault.second_job)
         job.wait_for_first_loss(SECONDS_FOR_A_RUN)
         lost_at = time.monotonic()
         if fault.moment is not None and fault.moment.num_lines == 0 and job.has_lost_a_rank():
@@ -105,6 +126,21 @@ class BrokenRun:
             self.account.num_kills += 1
             self.account.longest_end_seconds = max(self.account.longest_end_seconds, time.monotonic() - lost_at)
         return codes
+
+    def _launch_second_job(self, first: Job, second_job: tuple[float, float]) -> None:
+        """The second one waits for the folder; when the first one has been killed, it goes on with the run."""
+        layout = self._layouts[0]
+        log = self._log_of(self.account.num_launches) / "second"
+        with Job(self._bench.words(layout, self._out), layout.num_ranks, log) as second:
+            for job, seconds in zip((first, second), second_job, strict=True):
+                job.wait(seconds)
+                job.kill(range(len(job.ranks)))
+            codes = second.wait(SECONDS_TO_END)
+            if codes is None or set(codes) - {0, _KILLED}:
+                self._wrong(f"the second job on a folder ended with {codes}:\n{second.words_said()}")
+
+    def _log_of(self, launch: int) -> Path:
+        return self._out.parent / f"{self._out.name}-log" / f"launch{launch:03d}"
 
     def _damage_newest(self) -> Path | None:
         """Only where an older one is there to go on from."""

@@ -83,6 +83,9 @@ class Launched:
             assert time.monotonic() < deadline, f"not within {seconds:.0f} s:\n{self.said()}"
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
+    def is_running(self) -> bool:
+        return self.launcher.poll() is None
+
     def said(self) -> str:
         return self._log.read_text(errors="replace")
 

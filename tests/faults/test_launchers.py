@@ -11,11 +11,11 @@ import pytest
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.tracking.metrics_file import read_records
 from tests.faults.bench import SECONDS_FOR_A_RUN, Layout, differences, outcome_of
+from tests.faults.broken_run import SECONDS_TO_END_AS_ORPHANS
 from tests.faults.launched import Launched, deepspeed, torchrun
 
 LAYOUT = Layout(2, 2)
 SECONDS_TO_LEAVE = 60.0
-SECONDS_TO_END_AS_ORPHANS = 10.0
 
 
 def last_step(out: Path) -> int:

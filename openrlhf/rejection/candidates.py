@@ -1,0 +1,124 @@
+"""Scored answers as arrays, an entry an answer; their texts stay on the disk. A million take about 100 MB."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+from openrlhf.rejection.equations import equations_of
+from openrlhf.rejection.records import Place, Row, Rows
+
+LengthUnit = Literal["tokens", "characters"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Answers with their rewards, in the order of the files.
+
+    Attributes:
+        prompt_ids: of each prompt, sorted.
+        prompt: (N,) int32, the prompt's place in `prompt_ids`.
+        reward: (N,) float64, nan without a verdict.
+        tie: (N,) uint64, hash of the answer and of what identifies it: the order of answers of equal reward.
+        text, equations: (N,) uint64, hash of the stripped text, of the sequence of its equations.
+        length: (N,) int64 in `length_unit`.
+        is_truncated, is_empty: (N,) bool.
+        file, offset: (N,), where the row stands.
+    """
+
+    prompt_ids: list[str]
+    prompt: np.ndarray
+    reward: np.ndarray
+    tie: np.ndarray
+    text: np.ndarray
+    equations: np.ndarray
+    length: np.ndarray
+    is_truncated: np.ndarray
+    is_empty: np.ndarray
+    file: np.ndarray
+    offset: np.ndarray
+    length_unit: LengthUnit
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def place(self, number: int) -> Place:
+        return Place(int(self.file[number]), int(self.offset[number]))
+
+    def best_first(self, numbers: np.ndarray) -> np.ndarray:
+        """The numbers by prompt, and the best of a prompt first: a total order, whatever the order of the files."""
+        return numbers[np.lexsort((self.tie[numbers], -self.reward[numbers], self.prompt[numbers]))]
+
+
+def read_candidates(rows: Rows, with_equations: bool = False) -> Candidates:
+    """One pass over the rows."""
+    columns = {name: array(code) for name, code in _CODES.items()}
+    prompts: dict[str, int] = {}
+    unit: LengthUnit | None = None
+    for place, row in rows.placed():
+        unit = unit or ("tokens" if "num_tokens" in row else "characters")
+        for name, value in _facts(row, prompts, unit, with_equations):
+            columns[name].append(value)
+        columns["file"].append(place.file)
+        columns["offset"].append(place.offset)
+    arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items() if len(column)}
+    arrays = arrays or {name: np.zeros(0, code) for name, code in _CODES.items()}
+    ids = list(prompts)
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    rank = np.empty(len(ids), np.int32)
+    rank[by_id] = np.arange(len(ids))
+    arrays["prompt"] = rank[arrays["prompt"]] if ids else arrays["prompt"]
+    for name in ("is_truncated", "is_empty"):
+        arrays[name] = arrays[name].astype(bool)
+    return Candidates([ids[number] for number in by_id], **arrays, length_unit=unit or "tokens")
+
+
+_CODES = {
+    "prompt": "i", "reward": "d", "tie": "Q", "text": "Q", "equations": "Q", "length": "q",
+    "is_truncated": "b", "is_empty": "b", "file": "i", "offset": "q",
+}  # fmt: skip
+
+
+def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: bool) -> Iterator[tuple[str, Any]]:
+    text, reward, prompt_id = row["response"], row.get("reward"), prompt_id_of(row)
+    stripped = text.strip()
+    identity = f"{prompt_id}\0{row.get('sample_index')}\0{row.get('seed')}\0{row.get('model')}\0{text}"
+    yield "prompt", prompts.setdefault(prompt_id, len(prompts))
+    yield "reward", float("nan") if reward is None else reward
+    yield "tie", _hash(identity)
+    yield "text", (text_hash := _hash(stripped))
+    equations = equations_of(text) if with_equations else ()
+    yield "equations", _hash("\0".join(equations)) if equations else text_hash
+    yield "length", row.get("num_tokens") or 0 if unit == "tokens" else len(text)
+    yield "is_truncated", row.get("finish_reason") == "length"
+    yield "is_empty", not stripped
+
+
+def prompt_id_of(row: Row) -> str:
+    """The row's own, else a hash of its prompt."""
+    found = row.get("prompt_id")
+    return found if found is not None else f"{_hash(json.dumps(row['prompt'], sort_keys=True)):016x}"
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def first_of_each(*keys: np.ndarray) -> np.ndarray:
+    """Of entries sorted so that equal keys are neighbours: (N,) bool, whether an entry is the first with its keys."""
+    is_first = np.ones(len(keys[0]), bool)
+    if len(is_first):
+        is_first[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    return is_first
+
+
+def rank_in_prompt(prompt: np.ndarray) -> np.ndarray:
+    """Of entries sorted by prompt: (N,) the place of each in its prompt, from 0."""
+    starts = np.flatnonzero(first_of_each(prompt))
+    return np.arange(len(prompt)) - np.repeat(starts, np.diff([*starts, len(prompt)]))

@@ -12,6 +12,7 @@ from openrlhf.config.help import print_help
 from openrlhf.config.pair_settings import DPOConfig, PairDataConfig, RMConfig
 from openrlhf.config.parse import parse_config
 from openrlhf.config.schema import shown_values
+from openrlhf.config.select_settings import ScoreConfig, ScoreSettings, SelectConfig, SelectSettings
 from openrlhf.config.settings import (
     AdamConfig,
     CkptConfig,
@@ -48,6 +49,10 @@ __all__ = [
     "RMConfig",
     "SFTConfig",
     "SamplingConfig",
+    "ScoreConfig",
+    "ScoreSettings",
+    "SelectConfig",
+    "SelectSettings",
     "TrainConfig",
     "TrainingConfig",
     "WandbConfig",

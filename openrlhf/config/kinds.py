@@ -42,6 +42,7 @@ EverySteps = Annotated[
 ]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or above")]
 Minutes = Annotated[float, Field(gt=0, le=MOST_MINUTES, description=f"a number above 0, at most {MOST_MINUTES:g}")]
+AnyNumber = Annotated[float, Field(allow_inf_nan=False, description="a number")]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 BelowOne = Annotated[float, Field(ge=0, lt=1, description="a number, 0 or above and below 1")]

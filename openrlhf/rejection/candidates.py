@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from openrlhf.rejection.equations import equations_of
-from openrlhf.rejection.records import Place, Row, Rows
+from openrlhf.rejection.records import Place, Row, StoredRows
 
 LengthUnit = Literal["tokens", "characters"]
 
@@ -56,7 +56,7 @@ class Candidates:
         return numbers[np.lexsort((self.tie[numbers], -self.reward[numbers], self.prompt[numbers]))]
 
 
-def read_candidates(rows: Rows, with_equations: bool = False) -> Candidates:
+def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidates:
     """One pass over the rows."""
     columns = {name: array(code) for name, code in _CODES.items()}
     prompts: dict[str, int] = {}
@@ -66,7 +66,7 @@ def read_candidates(rows: Rows, with_equations: bool = False) -> Candidates:
         for name, value in _facts(row, prompts, unit, with_equations):
             columns[name].append(value)
         columns["file"].append(place.file)
-        columns["offset"].append(place.offset)
+        columns["offset"].append(place.offset_bytes)
     arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items() if len(column)}
     arrays = arrays or {name: np.zeros(0, code) for name, code in _CODES.items()}
     ids = list(prompts)

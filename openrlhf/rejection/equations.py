@@ -1,27 +1,49 @@
-"""The equations of an answer, by which rejection-sampling fine-tuning tells paths of reasoning apart (arXiv 2308.01825)."""
+"""The equations of an answer, by which rejection-sampling fine-tuning tells ways of reasoning apart (arXiv 2308.01825).
+
+No expression here can backtrack far: the texts are a model's, and may be long and repeat themselves.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")  # GSM8K's calculator marks: 48/2 = <<48/2=24>>24
-_NUMBER = r"[-+]?[$€£]?\s*(?:\d[\d,]*(?:\.\d+)?|\.\d+)\s*%?"
-_OPERATOR = r"(?:\*\*|[-+*/^×÷·−]|(?<=[\d%)\s])[xX](?=[\s\d($]))"
-_SIDE = rf"\(*\s*{_NUMBER}(?:\s*\)*\s*{_OPERATOR}\s*\(*\s*{_NUMBER})*\s*\)*"
-_WRITTEN = re.compile(rf"(?<![\w.]){_SIDE}(?:\s*=\s*{_SIDE})+")
-_SIGNS = str.maketrans({"×": "*", "·": "*", "x": "*", "X": "*", "÷": "/", "−": "-", "^": "**"})
-_LEFT_OUT = re.compile(r"[\s$€£,]")
-_HAS_OPERATION = re.compile(r"[\d)%][-+*/]")
+_TIMES = re.compile(r"(?<=[\d%)]) ?[xX] ?(?=[\d(.$€£])")
+_RUN = re.compile(r"[\d.,$€£%()+\-*/^×÷·−= ]+")
+_GAP = re.compile(r"(?<=[\d.%)]) (?=[\d(.$€£])|,(?!\d{3}(?!\d))")  # two numbers behind one another; a comma of a sentence
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)%?"
+_SIDE = re.compile(rf"[-+(]*{_NUMBER}(?:\)*(?:\*\*|[-+*/])[-+(]*{_NUMBER})*\)*")
+_SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", **dict.fromkeys(" $€£,")})
+_OPERATION = re.compile(r"[\d)%][-+*/]")
 
 
 def equations_of(text: str) -> tuple[str, ...]:
     """The equations of a text, in their order.
 
-    Where it has GSM8K's marks, `<<48/2=24>>`, an equation is what stands in one. Elsewhere it is a run of numbers,
-    operators, parentheses and equals signs with an operation on one side at least. Spaces, currency signs and the
-    commas of thousands are left out; ×, ·, x and ÷ are read as * and /, ^ as **. Nothing is computed: 3+4=7 and
-    4+3=7 are two equations, and so are two orders of the same equations.
+    Where it has GSM8K's marks, `<<48/2=24>>`, an equation is what stands in one. Elsewhere it is two or more sides of
+    numbers, operators and parentheses with equals signs between them, in one line, with an operation on one side at
+    least. Spaces, currency signs and the commas of thousands are left out; ×, ·, ÷, − and x between numbers are read
+    as *, *, /, - and *, and ^ as **. Nothing is computed: 3+4=7 and 4+3=7 are two, and their order counts.
     """
-    found = _MARKED.findall(text) or _WRITTEN.findall(text)
-    plain = (_LEFT_OUT.sub("", equation).translate(_SIGNS) for equation in found)
-    return tuple(equation for equation in plain if _HAS_OPERATION.search(equation.partition("=")[0] + " " + equation))
+    if marked := _MARKED.findall(text):
+        return tuple(equation.translate(_SIGNS) for equation in marked)
+    return tuple(equation for line in text.splitlines() for equation in _written(" ".join(line.split())))
+
+
+def _written(line: str) -> Iterator[str]:
+    line = _TIMES.sub("*", line.removeprefix("- "))
+    for run in _RUN.findall(line):
+        for part in _GAP.split(run) if "=" in run else ():
+            yield from _equations_in(part.translate(_SIGNS).strip(".*/"))
+
+
+def _equations_in(part: str) -> Iterator[str]:
+    sides: list[str] = []
+    for side in (*part.split("="), ""):
+        if _SIDE.fullmatch(side):
+            sides.append(side)
+            continue
+        if len(sides) > 1 and any(map(_OPERATION.search, sides)):
+            yield "=".join(sides)
+        sides = []

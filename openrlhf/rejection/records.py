@@ -10,13 +10,14 @@ A line counts once it ends with a line feed: a process that dies leaves at most 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -140,6 +141,13 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("rows-*.jsonl"))
 
 
+class Place(NamedTuple):
+    """Where a row stands: the number of its file, and the first byte of its line."""
+
+    file: int
+    offset_bytes: int
+
+
 class StoredRows:
     """The rows of a folder, or of one file of JSON lines; each iteration reads them anew, a line at a time.
 
@@ -157,15 +165,31 @@ class StoredRows:
             raise UserError(f"{path} is no output of a stage: it has no {MANIFEST}.")
 
     def __iter__(self) -> Iterator[Row]:
+        return (row for _, row in self.placed())
+
+    def placed(self) -> Iterator[tuple[Place, Row]]:
+        """Each row with its place."""
         self.num_torn = 0
-        for file in self._files:
+        for number, file in enumerate(self._files):
+            offset_bytes = 0
             with file.open("rb") as lines:
                 for line in lines:
                     row = _row(line)
                     if row is None:
                         self.num_torn += 1
                     else:
-                        yield row
+                        yield Place(number, offset_bytes), row
+                    offset_bytes += len(line)
+
+    def at(self, places: Iterable[Place]) -> Iterator[Row]:
+        """The rows at places, in their order."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(file.open("rb")) for file in self._files]
+            for place in places:
+                files[place.file].seek(place.offset_bytes)
+                row = _row(files[place.file].readline())
+                assert row is not None, place
+                yield row
 
 
 class RowWriter:

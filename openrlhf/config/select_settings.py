@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from openrlhf.config.kinds import AnyNumber, Count, Fraction, PositiveCount, PositiveNumber, WholeNumber
@@ -52,7 +53,7 @@ class SelectSettings:
     k: PositiveCount | None = must_match(
         None, "answers or pairs a prompt of top_k, pairs and random; none means max_per_prompt, else 1"
     )
-    min_reward: AnyNumber | None = must_match(None, "lowest reward of a selected answer, or of the better one of a pair")
+    min_reward: AnyNumber | None = must_match(None, "lowest reward of an answer, or of the better one of a pair")
     max_per_prompt: PositiveCount | None = must_match(None, "at most that many answers or pairs of a prompt")
     dedupe: Literal["none", "text", "equations"] = must_match(
         "none", "of a prompt's answers with one text, or with one sequence of equations, the best alone"
@@ -64,7 +65,7 @@ class SelectSettings:
     )
     keep_truncated: bool = must_match(False, "select from answers too that were cut at the longest length")
     seed: WholeNumber = must_match(42, "decides the draw of random")
-    like: str | None = must_match(None, "file of a selection: random draws as many answers as that has")
+    like: str | None = free(None, "file of a selection: random draws as many answers as that has")
     match_lengths: bool = must_match(False, "with like: draw as many short and long answers as that has")
     iteration: Count = must_match(0, "number of the iteration, for the provenance of the rows")
 
@@ -81,7 +82,7 @@ def score_problems(config: ScoreConfig, world_size: int) -> Iterator[str]:
         if not all(map(_is_number, words)):
             yield f"--score.weights {score.weights} must be numbers by commas, as in 1,0.5."
         elif len(words) != num_rewards:
-            yield f"--score.weights {score.weights} gives {len(words)} numbers for {num_rewards} rewards; give one for each."
+            yield f"--score.weights {score.weights} gives {len(words)} numbers for {num_rewards} rewards; give as many."
     yield from writable("--score.output", score.output)
 
 
@@ -109,7 +110,9 @@ def select_problems(config: SelectConfig, world_size: int) -> Iterator[str]:
             f"--select.pass_rate_min {select.pass_rate_min:g} is above --select.pass_rate_max "
             f"{select.pass_rate_max:g}: no prompt is between them."
         )
-    yield from writable("--select.output", select.output)
+    if Path(select.output).expanduser().is_dir():
+        yield f"--select.output {select.output} is a folder: give the name of a file, as in selected.jsonl."
+    yield from writable("--select.output", str(Path(select.output).parent) if select.output.strip() else "")
 
 
 def names_of_rewards(reward: str) -> list[str]:

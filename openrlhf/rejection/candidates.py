@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xxhash
 
+from openrlhf.errors import UserError
 from openrlhf.rejection.equations import equations_of
 from openrlhf.rejection.records import Place, Row, StoredRows
 
@@ -57,14 +59,20 @@ class Candidates:
 
 
 def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidates:
-    """One pass over the rows."""
+    """One pass over the rows. Raises UserError of a row that is no scored answer."""
     columns = {name: array(code) for name, code in _CODES.items()}
     prompts: dict[str, int] = {}
     unit: LengthUnit | None = None
-    for place, row in rows.placed():
+    for number, (place, row) in enumerate(rows.placed(), start=1):
         unit = unit or ("tokens" if "num_tokens" in row else "characters")
-        for name, value in _facts(row, prompts, unit, with_equations):
-            columns[name].append(value)
+        try:
+            for name, value in _facts(row, prompts, unit, with_equations):
+                columns[name].append(value)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{rows.path}: answer {number} has no prompt, response or reward that can be read "
+                f"({type(error).__name__}: {error}). Give the folder that score has written."
+            ) from error
         columns["file"].append(place.file)
         columns["offset"].append(place.offset_bytes)
     arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items() if len(column)}
@@ -86,11 +94,11 @@ _CODES = {
 
 
 def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: bool) -> Iterator[tuple[str, Any]]:
-    text, reward, prompt_id = row["response"], row.get("reward"), prompt_id_of(row)
+    text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
     stripped = text.strip()
     identity = f"{prompt_id}\0{row.get('sample_index')}\0{row.get('seed')}\0{row.get('model')}\0{text}"
     yield "prompt", prompts.setdefault(prompt_id, len(prompts))
-    yield "reward", float("nan") if reward is None else reward
+    yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan
     yield "tie", _hash(identity)
     yield "text", (text_hash := _hash(stripped))
     equations = equations_of(text) if with_equations else ()

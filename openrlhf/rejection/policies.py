@@ -26,7 +26,19 @@ BELOW = "below min_reward"
 NOT_BEST = "others of the prompt are better"
 NO_PARTNER = "no partner for a pair"
 NOT_DRAWN = "not drawn"
-REASONS = (SELECTED, REPEATED, NO_VERDICT, EMPTY, TRUNCATED, PASS_RATE, *SAME.values(), BELOW, NOT_BEST, NO_PARTNER, NOT_DRAWN)
+REASONS = (
+    SELECTED,
+    REPEATED,
+    NO_VERDICT,
+    EMPTY,
+    TRUNCATED,
+    PASS_RATE,
+    *SAME.values(),
+    BELOW,
+    NOT_BEST,
+    NO_PARTNER,
+    NOT_DRAWN,
+)
 NUM_LENGTH_BINS = 20
 
 
@@ -49,7 +61,9 @@ class Selection:
     def left_out(self) -> dict[str, int]:
         """Number of answers by the reason why they are not selected."""
         counts = np.bincount(self.reason, minlength=len(REASONS))
-        return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True) if count and reason != SELECTED}
+        return {
+            reason: int(count) for reason, count in zip(REASONS, counts, strict=True) if count and reason != SELECTED
+        }
 
 
 def select_answers(candidates: Candidates, settings: SelectSettings, like: np.ndarray | None = None) -> Selection:
@@ -80,9 +94,7 @@ def pass_reward(settings: SelectSettings) -> float:
     return 1.0 if settings.min_reward is None else settings.min_reward
 
 
-def _filters(
-    candidates: Candidates, settings: SelectSettings, reason: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
+def _filters(candidates: Candidates, settings: SelectSettings, reason: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """A reason, and which of the answers that are still open fall to it; one after another."""
 
     def still(values: np.ndarray) -> np.ndarray:

@@ -115,7 +115,12 @@ def is_finished(folder: Path) -> bool:
 
 
 def content_of(folder: Path) -> str:
-    """Hash of a finished stage's rows, for the identity of the next one. Raises UserError where it is not finished."""
+    """Hash of a finished stage's rows, or of a file, for the identity of the next stage.
+
+    Raises UserError where the stage is not finished.
+    """
+    if folder.is_file():
+        return _hash_of(folder)
     if not is_finished(folder):
         raise UserError(f"{folder} is not the output of a finished stage: start the command that writes it again.")
     manifest = read_manifest(folder)
@@ -157,6 +162,7 @@ class StoredRows:
 
     def __init__(self, path: Path):
         """Raises UserError where there is nothing to read."""
+        self.path = path
         self.num_torn = 0
         self._files = shards(path) if path.is_dir() else [path]
         if not path.exists():

@@ -1,0 +1,124 @@
+"""`report.html`, which each stage leaves: one file that needs nothing beside it. All texts in it are escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openrlhf.atomic_file import replace_file
+from openrlhf.rejection.charts import Point, curves
+from openrlhf.rejection.records import Row
+
+REPORT = "report.html"
+MAX_PROMPTS, MAX_ANSWERS = 40, 16  # shown on a page
+MAX_CHARACTERS = 6000  # of a text; what is cut is said
+
+
+class Answer(NamedTuple):
+    """An answer, and what is said of it in a line above it."""
+
+    text: str
+    remark: str
+    is_kept: bool = False
+
+
+class Sample(NamedTuple):
+    """A prompt with answers."""
+
+    prompt: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of a report.
+
+    Attributes:
+        facts: names and values, a table.
+        charts: headline and SVG text of each, from `charts.py`.
+        samples: to leaf through.
+    """
+
+    title: str
+    subtitle: str
+    facts: Sequence[tuple[str, str]]
+    charts: Sequence[tuple[str, str]] = ()
+    samples: Iterable[Sample] = field(default_factory=tuple)
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Writes the page in the place of the file."""
+    frame = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in page.facts)
+    cards = [("Numbers", f"<table>{rows}</table>"), *page.charts]
+    content = {
+        "title": escape(page.title),
+        "subtitle": escape(page.subtitle),
+        "cards": "".join(f'<section class="card"><h2>{escape(head)}</h2>{body}</section>' for head, body in cards),
+        "samples": "".join(map(_article, page.samples)),
+    }
+    filled = re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], frame)
+    replace_file(path, filled.encode("utf-8", "replace"))
+
+
+def write_iterations(path: Path, iterations: Sequence[Mapping[str, Any]], subtitle: str = "") -> None:
+    """The report of several iterations: pass@k of the trained model against its random control.
+
+    Args:
+        iterations: of each, what is evaluated by its name, as `{"model": statistics, "control": statistics}`, of
+            `pass_statistics`; a name may be missing in some of them, and the first may be the model before training.
+    """
+    names = list(dict.fromkeys(name for evaluated in iterations for name in evaluated))
+    measures = list(dict.fromkeys(key for one in iterations for of in one.values() for key in of["intervals"]))
+    charts = [
+        (measure, curves({name: list(_course(iterations, name, measure)) for name in names}, "iteration"))
+        for measure in measures
+    ]
+    facts = [
+        (f"iteration {number}, {name}", told_passes(evaluated[name]))
+        for number, evaluated in enumerate(iterations)
+        for name in evaluated
+    ]
+    write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts))
+
+
+def told_passes(statistics: Mapping[str, Any]) -> str:
+    """`pass@1 35.0% (33.1 to 36.9), …`: what `pass_statistics` has found, in a line."""
+    return ", ".join(
+        f"{name} {statistics[name]:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+        for name, (low, high) in statistics["intervals"].items()
+    )
+
+
+def text_of_prompt(row: Row) -> str:
+    """The row's prompt, messages as their roles and contents."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
+
+
+def _course(iterations: Sequence[Mapping[str, Any]], name: str, measure: str) -> Iterator[Point]:
+    for number, evaluated in enumerate(iterations):
+        if measure in evaluated.get(name, {}):
+            yield Point(number, evaluated[name][measure], *evaluated[name]["intervals"][measure])
+
+
+def _article(sample: Sample) -> str:
+    parts = [f'<p>prompt</p><pre class="prompt">{_shown(sample.prompt)}</pre>']
+    for answer in sample.answers[:MAX_ANSWERS]:
+        kept = ' class="kept"' if answer.is_kept else ""
+        parts.append(f"<p>{escape(answer.remark)}</p><pre{kept}>{_shown(answer.text)}</pre>")
+    if (more := len(sample.answers) - MAX_ANSWERS) > 0:
+        parts.append(f"<p>and {more:,} more</p>")
+    return f"<article>{''.join(parts)}</article>"
+
+
+def _shown(text: str) -> str:
+    cut = f"\n… and {len(text) - MAX_CHARACTERS:,} characters more" if len(text) > MAX_CHARACTERS else ""
+    return escape(text[:MAX_CHARACTERS]) + cut

@@ -1,0 +1,276 @@
+"""Scored answers → the rows that are trained on, with their provenance, a report and counts of all that is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openrlhf.atomic_file import replace_file, replacing
+from openrlhf.config import SelectConfig, SelectSettings
+from openrlhf.errors import UserError
+from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
+from openrlhf.rejection.charts import histogram
+from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
+from openrlhf.rejection.records import STATS, Identity, Row, StoredRows, content_of, differences, settings_of
+from openrlhf.rejection.report import MAX_PROMPTS, REPORT, Answer, Page, Sample, text_of_prompt, told_passes, write_page
+from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
+
+
+class _Output(NamedTuple):
+    rows: Path
+    stats: Path
+    report: Path
+
+
+def select(config: SelectConfig) -> dict[str, Any]:
+    """Writes the selected rows to `select.output`, `report.html` and `stats.json` beside it; returns the latter's content.
+
+    A selection that is finished is not made again.
+
+    Raises UserError where the input is empty or no output of `score`, nothing is selected, or the output is the file of
+    somebody else, or of another selection.
+    """
+    settings = config.select
+    source = StoredRows(Path(settings.input).expanduser())
+    identity = _identity(config, source.path)
+    output = _output_of(Path(settings.output).expanduser())
+    if (finished := _finished(output, identity)) is not None:
+        print(f"{output.rows} is this selection already: {finished['num_rows']:,} rows", flush=True)
+        return finished
+    candidates = read_candidates(source, with_equations=settings.dedupe == "equations")
+    if not len(candidates):
+        raise UserError(f"{source.path} holds no answer: give the folder that score has written.")
+    like = None if settings.like is None else np.array(list(_lengths_of(Path(settings.like).expanduser(), candidates)))
+    selection = select_answers(candidates, settings, like)
+    if not len(selection.picked):
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in selection.left_out().items())
+        raise UserError(
+            f"--select.policy {settings.policy} selects none of the {len(candidates):,} answers of {source.path}: "
+            f"{counts}. Change the settings of --select."
+        )
+    stats = _statistics(candidates, selection, settings, output, identity)
+    _write(output, source, candidates, selection, settings, stats)
+    _tell(output, stats, like)
+    return stats
+
+
+def control_of(config: SelectConfig, output: str) -> SelectConfig:
+    """The settings of the random control of a selection: as many answers, drawn whatever their rewards."""
+    control = dataclasses.replace(
+        config.select,
+        output=output,
+        policy="random",
+        like=config.select.output,
+        k=None,
+        min_reward=None,
+        pass_reward=pass_reward(config.select),
+        pass_rate_min=0.0,
+        pass_rate_max=1.0,
+    )
+    return dataclasses.replace(config, select=control)
+
+
+def _identity(config: SelectConfig, source: Path) -> Identity:
+    inputs = {"--select.input": content_of(source)}
+    if config.select.like is not None:
+        inputs["--select.like"] = content_of(Path(config.select.like).expanduser())
+    return Identity("select", settings_of(config), inputs=inputs)
+
+
+def _output_of(rows: Path) -> _Output:
+    """Other selections of a folder have reports of their own names."""
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    plain = _Output(rows, rows.with_name(STATS), rows.with_name(REPORT))
+    named = _Output(rows, rows.with_name(f"{rows.stem}.{STATS}"), rows.with_name(f"{rows.stem}.{REPORT}"))
+    is_taken = plain.stats.exists() and (_read_stats(plain.stats) or {}).get("output") != rows.name
+    return named if is_taken or named.stats.exists() else plain
+
+
+def _read_stats(path: Path) -> dict[str, Any] | None:
+    try:
+        stats = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stats if isinstance(stats, dict) else None
+
+
+def _finished(output: _Output, identity: Identity) -> dict[str, Any] | None:
+    """The statistics of this selection, where it is there. Raises UserError where something else is."""
+    if not output.rows.exists():
+        return None
+    stats = _read_stats(output.stats)
+    if stats is None or stats.get("output") != output.rows.name:
+        raise UserError(
+            f"--select.output {output.rows} exists and is no selection: it would be lost. Give another name."
+        )
+    if changes := differences(stats, identity):
+        raise UserError(
+            f"--select.output {output.rows} is another selection: {'; '.join(changes)}. Give another name, or remove it."
+        )
+    return stats if output.rows.stat().st_size == stats["size_bytes"] else None
+
+
+def _lengths_of(path: Path, candidates: Candidates) -> Iterator[int]:
+    """The lengths of a selection's answers, in the unit of the candidates."""
+    for row in StoredRows(path):
+        answer = row["messages"][-1]["content"] if "messages" in row else row.get("completion")
+        if not isinstance(answer, str) or not isinstance(row.get("provenance"), dict):
+            raise UserError(f"--select.like {path} is no selection of answers: give the output of another select.")
+        num_tokens = row["provenance"].get("num_tokens")
+        yield len(answer) if candidates.length_unit == "characters" or num_tokens is None else num_tokens
+
+
+def _statistics(
+    candidates: Candidates, selection: Selection, settings: SelectSettings, output: _Output, identity: Identity
+) -> dict[str, Any]:
+    kept = selection.is_kept
+    judged, passed = passes_by_prompt(
+        candidates.prompt, candidates.reward, pass_reward(settings), len(candidates.prompt_ids)
+    )
+    return {
+        "output": output.rows.name,
+        "num_rows": len(selection.picked),
+        "num_responses": len(candidates),
+        "num_prompts": len(candidates.prompt_ids),
+        "num_kept": int(kept.sum()),
+        "num_prompts_kept": len(np.unique(candidates.prompt[kept])),
+        "left_out": selection.left_out(),
+        **pass_statistics(judged, passed),
+        "pass_reward": pass_reward(settings),
+        "mean_reward": _mean(candidates.reward),
+        "mean_reward_kept": _mean(candidates.reward[kept]),
+        "length_unit": candidates.length_unit,
+        "lengths": {
+            "kept": length_statistics(candidates.length[kept]),
+            "left_out": length_statistics(candidates.length[~kept]),
+        },
+        "facts": identity.facts(),
+    }
+
+
+def _mean(rewards: np.ndarray) -> float | None:
+    judged = rewards[~np.isnan(rewards)]
+    return float(judged.mean()) if len(judged) else None
+
+
+def _write(
+    output: _Output,
+    source: StoredRows,
+    candidates: Candidates,
+    selection: Selection,
+    settings: SelectSettings,
+    stats: dict[str, Any],
+) -> None:
+    """The rows take their place last: with the statistics alone the selection is made again."""
+    places = map(candidates.place, selection.picked.reshape(-1).tolist())
+    rows = source.at(places)
+    try:
+        with replacing(output.rows) as temporary:
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in rows:
+                    made = _pair(row, next(rows), settings) if settings.policy == "pairs" else _answer(row, settings)
+                    file.write(json.dumps(made) + "\n")
+            stats["size_bytes"] = temporary.stat().st_size
+            write_page(output.report, _page(source, candidates, selection, settings, stats))
+            replace_file(output.stats, json.dumps(stats, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{output.rows} cannot be written: {error.strerror}. Make room, and start again.") from error
+
+
+def _answer(row: Row, settings: SelectSettings) -> Row:
+    """A row as train_sft takes it without a flag."""
+    prompt, response = row["prompt"], row["response"]
+    if isinstance(prompt, str):
+        trained = {"prompt": prompt, "completion": response}
+    else:
+        trained = {"messages": [*prompt, {"role": "assistant", "content": response}]}
+    return {**trained, **_tools(row), "provenance": _provenance(row, settings)}
+
+
+def _pair(chosen: Row, rejected: Row, settings: SelectSettings) -> Row:
+    """A row as train_dpo takes it without a flag."""
+    return {
+        "prompt": chosen["prompt"],
+        "chosen": chosen["response"],
+        "rejected": rejected["response"],
+        "margin": chosen["reward"] - rejected["reward"],
+        **_tools(chosen),
+        "provenance": {"chosen": _provenance(chosen, settings), "rejected": _provenance(rejected, settings)},
+    }
+
+
+def _tools(row: Row) -> Row:
+    return {"tools": row["tools"]} if row.get("tools") else {}
+
+
+def _provenance(row: Row, settings: SelectSettings) -> Row:
+    names = ("sample_index", "seed", "model", "reward", "num_tokens")
+    return {"prompt_id": prompt_id_of(row), **{name: row.get(name) for name in names}, "iteration": settings.iteration}
+
+
+def _page(
+    source: StoredRows,
+    candidates: Candidates,
+    selection: Selection,
+    settings: SelectSettings,
+    stats: Mapping[str, Any],
+) -> Page:
+    kept = selection.is_kept
+    split = {"kept": kept, "left out": ~kept}
+    return Page(
+        f"Selected by {settings.policy}",
+        f"{settings.output} of {settings.input}",
+        list(_told(stats)),
+        [
+            ("Rewards", histogram({name: candidates.reward[which] for name, which in split.items()}, "reward")),
+            (
+                "Lengths",
+                histogram({name: candidates.length[which] for name, which in split.items()}, candidates.length_unit),
+            ),
+        ],
+        _samples(source, candidates, selection),
+    )
+
+
+def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a selection is, as names and values."""
+    yield "rows", f"{stats['num_rows']:,}"
+    yield "answers", f"{stats['num_kept']:,} kept of {stats['num_responses']:,}"
+    yield "prompts", f"{stats['num_prompts_kept']:,} kept of {stats['num_prompts']:,}"
+    for reason, count in stats["left_out"].items():
+        yield f"left out: {reason}", f"{count:,}"
+    yield f"passes (reward {stats['pass_reward']:g} or more)", told_passes(stats)
+    for name, words in (("mean_reward", "mean reward"), ("mean_reward_kept", "mean reward of the kept")):
+        yield words, "none" if stats[name] is None else f"{stats[name]:.4g}"
+    for name, words in (("kept", "length of the kept"), ("left_out", "length of the left out")):
+        lengths = stats["lengths"][name]
+        if lengths["num_responses"]:
+            yield words, f"mean {lengths['mean']:.1f}, median {lengths['median']:.0f} {stats['length_unit']}"
+
+
+def _samples(source: StoredRows, candidates: Candidates, selection: Selection) -> Iterator[Sample]:
+    """Prompts spread over all, each with its answers, the best first."""
+    chosen = np.unique(np.linspace(0, len(candidates.prompt_ids) - 1, MAX_PROMPTS).astype(int))
+    numbers = candidates.best_first(np.flatnonzero(np.isin(candidates.prompt, chosen)))
+    for prompt in chosen:
+        of_prompt = numbers[candidates.prompt[numbers] == prompt].tolist()
+        rows = list(source.at(map(candidates.place, of_prompt)))
+        words = [REASONS[selection.reason[number]] for number in of_prompt]
+        answers = [
+            Answer(row["response"], f"reward {row['reward']} · {word}", word == REASONS[0])
+            for row, word in zip(rows, words, strict=True)
+        ]
+        yield Sample(text_of_prompt(rows[0]), answers)
+
+
+def _tell(output: _Output, stats: Mapping[str, Any], like: np.ndarray | None) -> None:
+    for name, value in _told(stats):
+        print(f"{name:<36} {value}")
+    if like is not None and len(like) > stats["num_rows"]:
+        print(f"There are no {len(like):,} answers to draw: the control is smaller than the selection.")
+    print(f"wrote {', '.join(map(str, output))}", flush=True)

@@ -47,7 +47,7 @@ def histogram(series: Mapping[str, np.ndarray], unit: str) -> str:
             height = (_BOTTOM - _TOP) * count / most
             parts.append(
                 f'<rect class="s{place % _NUM_COLOURS}" x="{x:.1f}" y="{_BOTTOM - height:.1f}" '
-                f'width="{max(bar - 0.5, 0.5):.1f}" height="{height:.1f}"><title>{escape(name)}: {count:,}</title></rect>'
+                f'width="{max(bar - 0.5, 0.5):.1f}" height="{height:.1f}">{_tip(f"{name}: {count:,}")}</rect>'
             )
     return _svg(*parts, _legend(counts))
 
@@ -72,7 +72,7 @@ def curves(series: Mapping[str, Sequence[Point]], unit: str) -> str:
             told = f"{name}: {point.y:.1%}, from {point.low:.1%} to {point.high:.1%}"
             parts.append(
                 f'<line class="{colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
-                f'<circle class="{colour}" cx="{x:.1f}" cy="{y(point.y):.1f}" r="4"><title>{escape(told)}</title></circle>'
+                f'<circle class="{colour}" cx="{x:.1f}" cy="{y(point.y):.1f}" r="4">{_tip(told)}</circle>'
             )
     return _svg(*parts, _legend(series))
 
@@ -99,6 +99,10 @@ def _legend(names: Iterable[str]) -> str:
 
 def _text(x: float, y: float, anchor: str, text: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _tip(text: str) -> str:
+    return f"<title>{escape(text)}</title>"
 
 
 def _number(value: float) -> str:

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 _MARKED = re.compile(r"<<([^<>]*=[^<>]*)>>")  # GSM8K's calculator marks: 48/2 = <<48/2=24>>24
 _TIMES = re.compile(r"(?<=[\d%)]) ?[xX] ?(?=[\d(.$€£])")
 _RUN = re.compile(r"[\d.,$€£%()+\-*/^×÷·−= ]+")
-_GAP = re.compile(
-    r"(?<=[\d.%)]) (?=[\d(.$€£])|,(?!\d{3}(?!\d))"
-)  # two numbers behind one another; a comma of a sentence
+_GAP = re.compile(r"(?<=[\d.%)]) (?=[\d(.$€£])|,(?!\d{3}(?!\d))")  # between two numbers; of a sentence
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)%?"
 _SIDE = re.compile(rf"[-+(]*{_NUMBER}(?:\)*(?:\*\*|[-+*/])[-+(]*{_NUMBER})*\)*")
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", **dict.fromkeys(" $€£,")})

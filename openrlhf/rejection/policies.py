@@ -6,6 +6,7 @@ No result depends on the order of the rows: answers of a prompt stand in a total
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -184,9 +185,9 @@ def _pairs(candidates: Candidates, settings: SelectSettings, best_first: np.ndar
     """(N, 2): the best answer of a prompt with the worst that has another reward and another text; then the next."""
     prompt, reward = candidates.prompt[best_first], candidates.reward[best_first]
     text, pairs = candidates.text[best_first], []
-    starts = np.flatnonzero(first_of_each(prompt)).tolist()
+    borders = [*np.flatnonzero(first_of_each(prompt)).tolist(), len(prompt)]
     most = _per_prompt(settings)
-    for start, end in zip(starts, [*starts[1:], len(prompt)], strict=True):
+    for start, end in itertools.pairwise(borders):
         best, worst, num_pairs = start, end - 1, 0
         while best < worst and num_pairs < most and reward[best] > reward[worst]:
             if settings.min_reward is not None and reward[best] < settings.min_reward:

@@ -28,7 +28,7 @@ class _Output(NamedTuple):
 
 
 def select(config: SelectConfig) -> dict[str, Any]:
-    """Writes the selected rows to `select.output`, `report.html` and `stats.json` beside it; returns the latter's content.
+    """Writes the selected rows to `select.output`, `report.html` and `stats.json` beside it; returns the statistics.
 
     A selection that is finished is not made again.
 
@@ -105,13 +105,9 @@ def _finished(output: _Output, identity: Identity) -> dict[str, Any] | None:
         return None
     stats = _read_stats(output.stats)
     if stats is None or stats.get("output") != output.rows.name:
-        raise UserError(
-            f"--select.output {output.rows} exists and is no selection: it would be lost. Give another name."
-        )
+        raise UserError(f"--select.output {output.rows} is no selection, and would be lost: give another name.")
     if changes := differences(stats, identity):
-        raise UserError(
-            f"--select.output {output.rows} is another selection: {'; '.join(changes)}. Give another name, or remove it."
-        )
+        raise UserError(f"--select.output {output.rows} is another selection: {'; '.join(changes)}. Give another name.")
     return stats if output.rows.stat().st_size == stats["size_bytes"] else None
 
 

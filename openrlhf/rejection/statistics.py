@@ -42,12 +42,17 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def pass_statistics(num_answers: np.ndarray, num_passed: np.ndarray) -> dict[str, Any]:
-    """`pass@1`, `pass@2`, `pass@4`, … and their intervals, each over the prompts that have that many judged answers."""
+    """`pass@1`, `pass@2`, `pass@4`, … and their intervals, each over the prompts that have that many judged answers.
+
+    A k is left out where fewer than half of the judged prompts have so many: the others would not be like them.
+    """
     found: dict[str, Any] = {}
     intervals = {}
     most = int(num_answers.max(initial=0))
     for k in sorted({1 << power for power in range(most.bit_length())} | {most} - {0}):
         enough = num_answers >= k
+        if 2 * enough.sum() < (num_answers > 0).sum():
+            break
         values = pass_at_k(num_answers[enough], num_passed[enough], k)
         found[f"pass@{k}"] = float(values.mean())
         intervals[f"pass@{k}"] = [*mean_interval(values)]

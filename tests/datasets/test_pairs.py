@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
-from openrlhf.batching import Unit
+from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, Unit
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets import PairDataset, prepare_pair_dataset
+from openrlhf.datasets import PairDataset, RewardDataset, prepare_pair_dataset
 from openrlhf.errors import UserError
-from tests.datasets.conftest import write_jsonl
+from openrlhf.parallel.groups import alone
+from tests.datasets.conftest import Prepare, write_jsonl
+from tests.helpers.chat_templates import FAMILIES
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(CHATML)
@@ -105,3 +109,240 @@ def test_a_unit_holds_margin_weight_and_place(prepare_pairs: PreparePairs):
     assert (Path(first.name).name, Path(second.name).name) == ("pairs.jsonl:1", "pairs.jsonl:2")
     lengths = tuple(len(sequence.input_ids) for sequence in first.sequences)
     assert (dataset.unit_lengths(0), dataset.num_tokens.tolist()) == (lengths, [max(lengths)] * 2)
+
+
+TOOL = {"type": "function", "function": {"name": "get_menu", "parameters": {"type": "object", "properties": {}}}}
+CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "get_menu", "arguments": {"q": "latte"}}}])
+OTHER_CALL = assistant("", tool_calls=[{"function": {"name": "get_menu", "arguments": {}}}])
+EARLIER = [user("Hi?"), assistant("Yes?"), user("A latte.")]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_masks_are_those_of_fine_tuning_on_each_answer(prepare_pairs: PreparePairs, prepare: Prepare, tmp_path, family):
+    answers = [[assistant("Sure. Ça coûte 3€")], [assistant("No."), user("Why?"), assistant("Closed.")]]
+    if family.tools:
+        answers = [[CALL, {"role": "tool", "content": "[]"}, assistant("None left.")], [OTHER_CALL]]
+    rows = [{"tools": [TOOL]}, {}] if family.tools else [{}]
+    pairs = [{**row, "chosen": EARLIER + answers[0], "rejected": EARLIER + answers[1]} for row in rows]
+    sides = [{**row, "prompt": EARLIER, "completion": answer} for row in rows for answer in answers]
+    tokenizer = family.tokenizer(marked=False)
+    of_pairs = prepare_pairs(pairs, tokenizer)
+    of_sides = prepare(write_jsonl(tmp_path / "sides.jsonl", sides), tokenizer, targets="completion")
+    found = [sequence for row in range(len(of_pairs)) for sequence in of_pairs.unit(row).sequences]
+    assert len(found) == len(of_sides) == 2 * len(rows)
+    for sequence, (ids, _, mask) in zip(found, of_sides, strict=True):
+        assert torch.equal(sequence.input_ids, ids)
+        assert torch.equal(sequence.loss_mask, mask)
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_template": "Q: {}\nA: "}, {"apply_chat_template": True}])
+@pytest.mark.parametrize("prompt", ["Hi? ", "Hi?\n", "Clips: 2", ""])
+def test_masks_of_text_are_those_of_fine_tuning(
+    prepare_pairs: PreparePairs, prepare: Prepare, tmp_path, prompt, settings
+):
+    answers = ["48/2 = 24", " 4 clips."]
+    pair = prepare_pairs([{"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}], **settings).unit(0)
+    rows = [{"prompt": prompt, "completion": answer} for answer in answers]
+    of_sides = prepare(write_jsonl(tmp_path / "sides.jsonl", rows), TOKENIZER, **settings)
+    for sequence, (ids, _, mask) in zip(pair.sequences, of_sides, strict=True):
+        assert torch.equal(sequence.input_ids, ids)
+        assert torch.equal(sequence.loss_mask, mask)
+
+
+def test_a_shared_beginning_is_the_same_tokens_on_both_sides(prepare_pairs: PreparePairs):
+    """The tokenizer joins characters over the border of what the texts share: =2 of =24, and = of =37."""
+    assert TOKENIZER.tokenize("=24") != [*TOKENIZER.tokenize("=2"), *TOKENIZER.tokenize("4")]
+    numbers = [(one, other) for one in range(20, 30) for other in range(20, 30) if one != other]
+    dataset = prepare_pairs([{"chosen": f"clips <<48/2={a}>>", "rejected": f"clips <<48/2={b}>>"} for a, b in numbers])
+    for row, (chosen, rejected) in enumerate(numbers):
+        (context, said), (other_context, other_said) = texts(dataset.unit(row))
+        first, other_first = (sequence.loss_mask.argmax() + 1 for sequence in dataset.unit(row).sequences)
+        ids, other_ids = (sequence.input_ids for sequence in dataset.unit(row).sequences)
+        assert ids[:first].tolist() == other_ids[:other_first].tolist()
+        assert ids[first] != other_ids[other_first], "no token that both share is judged"
+        assert (context + said, other_context + other_said) == (
+            f"clips <<48/2={chosen}>>{EOS}",
+            f"clips <<48/2={rejected}>>{EOS}",
+        )
+
+
+def test_an_answer_that_goes_on_where_the_other_ends_begins_at_a_word(prepare_pairs: PreparePairs):
+    pair = {"chosen": "Hi? Sure, wait.", "rejected": "Hi? Sure"}
+    assert texts(prepare_pairs([pair]).unit(0)) == [("Hi?", " Sure, wait." + EOS), ("Hi?", " Sure" + EOS)]
+
+
+def test_identical_answers_are_left_out_and_counted(prepare_pairs: PreparePairs):
+    pair = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}
+    rows = [pair, {**pair, "rejected": " Ho."}, {"chosen": "Hi? Ho.", "rejected": "Hi? Ho."}]
+    dataset = prepare_pairs(rows)
+    assert (len(dataset), dataset.report.left_out) == (1, {"identical answers": 2})
+    assert dataset.report.lines()[:2] == [
+        "1 pairs of 3 rows, 14 tokens, 8 of them targets (57.1%)",
+        "left out, identical answers: 2",
+    ]
+
+
+LONG = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " never" * 30}
+
+
+def test_a_pair_with_one_long_answer_is_dropped_whole(prepare_pairs: PreparePairs):
+    dataset = prepare_pairs([{"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}, LONG], max_len=16)
+    assert (len(dataset), dataset.report.num_tokens) == (1, sum(dataset.unit_lengths(0)))
+    assert dataset.report.left_out == {"longer than max_len": 1}
+
+
+def test_truncation_cuts_the_long_answer_alone(prepare_pairs: PreparePairs):
+    dataset = prepare_pairs([LONG], max_len=16, overlong="truncate")
+    (_, chosen), (_, rejected) = texts(dataset.unit(0))
+    assert (chosen, rejected.startswith(" never never"), EOS in rejected) == (" Ho." + EOS, True, False)
+    assert dataset.unit_lengths(0)[1] == 16
+    assert "cut at max_len: 1" in dataset.report.lines()
+    both = {"prompt": "Hi?", "chosen": " never" * 30, "rejected": " never" * 31}
+    cut = prepare_pairs([LONG, both], max_len=16, overlong="truncate")
+    assert cut.report.left_out == {"identical answers within max_len": 1}
+    assert cut.report.num_cut == 1
+
+
+def test_a_pair_without_a_target_on_one_side_is_left_out(prepare_pairs: PreparePairs):
+    near = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}
+    silent = {"chosen": [user("Hi?"), assistant("Ho.", train=False)], "rejected": [user("Hi?"), NO]}
+    far = {"prompt": "x" * 70, "chosen": "y", "rejected": "z"}
+    dataset = prepare_pairs([near, silent, far], max_len=64, overlong="truncate")
+    assert (len(dataset), dataset.report.left_out) == (
+        1,
+        {"no assistant turn to train": 1, "no target token within max_len": 1},
+    )
+
+
+PAIR = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "said"),
+    [
+        ({**PAIR, "chosen": " "}, {}, "the answer in column 'chosen' is empty"),
+        ({"chosen": [user("Hi?"), assistant(" ")], "rejected": [user("Hi?"), NO]}, {}, "chosen answer: turn 2"),
+        ({**PAIR, "rejected": None}, {}, "column 'rejected' holds nothing (null) where text or messages belong"),
+        ({**PAIR, "prompt": None}, {"prompt_key": "prompt"}, "column 'prompt' holds nothing (null) where"),
+        ({**PAIR, "margin": "big"}, {}, "column 'margin' holds text where a number from -1e+06 to 1e+06 belongs"),
+        ({**PAIR, "margin": 1e9}, {}, "column 'margin' holds 1000000000.0 where a number"),
+        ({**PAIR, "weight": -1}, {}, "column 'weight' is -1"),
+        ({"chosen": "Ho.", "rejected": "No."}, {}, "share no beginning, and there is no prompt: name"),
+        ({"chosen": [HO], "rejected": [NO]}, {}, "share no first message, and there is no prompt"),
+        ({"chosen": "Hi? A", "rejected": "Hi? B"}, {"apply_chat_template": True}, "a template needs the prompt"),
+        ({"chosen": "Hi? A", "rejected": "Hi? B"}, {"input_template": "Q: {}"}, "a template needs the prompt"),
+        (
+            {"prompt": "Who?", "chosen": [user("Hi?"), HO], "rejected": [user("Hi?"), NO]},
+            {},
+            "the prompt in column 'prompt' differs from the one with which the answers begin",
+        ),
+        (
+            {"chosen": [user("Hi?"), HO, user("A"), HO], "rejected": [user("Hi?"), HO, user("B"), NO]},
+            {},
+            "leave the prompt with a message of the user, where the assistant's answer belongs: both answers must be",
+        ),
+        ({"prompt": "Hi?", "chosen": [HO, user("Bye.")], "rejected": [NO]}, {}, "'chosen' end with the user"),
+        (
+            {"chosen": [user("Hi?"), assistant("Ho.", weight=0.5)], "rejected": [user("Hi?"), NO]},
+            {},
+            "the chosen answer: a message has a weight other than 0 and 1",
+        ),
+        (LONG, {"max_len": 16, "overlong": "error"}, "the rejected answer: "),
+        ({**PAIR, "chosen": 5}, {}, "column 'chosen' holds a number where text or messages belong"),
+    ],
+)  # fmt: skip
+def test_a_pair_that_cannot_be_used_is_told_with_its_row(refusal, row, settings, said):
+    message = refusal([PAIR, row], **settings) if settings.get("overlong") else refusal([row], **settings)
+    assert said in message
+    assert "pairs.jsonl:" in message
+
+
+def test_a_margin_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
+    rows = datasets.Dataset.from_list([{**PAIR, "margin": float("nan")}])
+    with pytest.raises(UserError, match="column 'margin' holds nan where a number from .* belongs"):
+        RewardDataset(rows, TOKENIZER, 64, SimpleNamespace(args=SimpleNamespace()))
+
+
+def test_missing_columns_are_told_with_those_that_exist(refusal):
+    said = refusal([{"chosen": "a", "reject": "b"}], prompt_key="question")
+    assert "pairs.jsonl:1 has no column 'question' and no column 'rejected'; it has 'chosen', 'reject'." in said
+    assert "--data.rejected_key" in said
+
+
+def test_a_prompt_that_stands_twice_is_told(prepare_pairs: PreparePairs):
+    dataset = prepare_pairs([{"prompt": "Hi?", "chosen": "Hi? Ho.", "rejected": "Hi? No."}, PAIR])
+    assert dataset.report.remarks == {"both answers begin with the prompt, which stands before them once more": 1}
+
+
+def test_an_allowed_bad_pair_is_left_out_whole(prepare_pairs: PreparePairs):
+    dataset = prepare_pairs([{**PAIR, "rejected": ""}, PAIR], max_bad_rows=1)
+    assert (len(dataset), dataset.report.num_bad_rows) == (1, 1)
+    assert texts(dataset.unit(0)) == [("Hi?", " Ho." + EOS), ("Hi?", " No." + EOS)]
+
+
+def test_control_tokens_in_an_answer_are_text_and_told_once_a_pair(prepare_pairs: PreparePairs):
+    said = f"Ho{END}"
+    dataset = prepare_pairs([{"prompt": "Hi?", "chosen": [assistant(said)], "rejected": [assistant(said + ".")]}])
+    assert [targets for _, targets in texts(dataset.unit(0))] == [said + END, said + "." + END]
+    assert list(dataset.report.remarks.values()) == [1]
+
+
+def test_pairs_and_rows_of_one_file_do_not_share_the_cache(prepare_pairs: PreparePairs, prepare: Prepare, tmp_path):
+    of_pairs = prepare_pairs([PAIR])
+    of_rows = prepare(tmp_path / "pairs.jsonl", input_key="prompt", output_key="chosen")
+    assert of_pairs.fingerprint != of_rows.fingerprint
+    assert of_pairs.fingerprint == prepare_pairs([PAIR]).fingerprint
+    assert of_pairs.fingerprint != prepare_pairs([PAIR], chosen_key="rejected", rejected_key="chosen").fingerprint
+    assert of_pairs.fingerprint != prepare_pairs([{**PAIR, "margin": 1}]).fingerprint
+
+
+def test_several_blocks_and_processes_keep_both_sides_together(prepare_pairs: PreparePairs):
+    rows = [{"prompt": f"Number {i}?", "chosen": f" It is {i}.", "rejected": " No.", "margin": i} for i in range(2500)]
+    dataset = prepare_pairs(rows, num_processors=2)
+    for row in (0, 499, 500, 1000, 2499):
+        unit = dataset.unit(row)
+        assert texts(unit)[0] == (f"Number {row}?", f" It is {row}." + EOS)
+        assert (unit.numbers, dataset.unit_lengths(row)) == (
+            {"margin": float(row)},
+            tuple(len(sequence.input_ids) for sequence in unit.sequences),
+        )
+
+
+NESTED = SimpleNamespace(prompt_key="q", chosen_key="good", rejected_key="bad", cache_dir=None)
+OF_OPENRLHF = [
+    {"q": "Hi?", "good": " Ho.", "bad": " No, never.", "margin": 0.5},
+    {"q": "Hi?", "good": " Ho, ho.", "bad": " No."},
+]
+
+
+@pytest.mark.parametrize("args", [NESTED, SimpleNamespace(data=NESTED, model=SimpleNamespace(loss_type="ipo"))])
+def test_openrlhfs_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
+    given = datasets.Dataset.from_list(OF_OPENRLHF)
+    dataset = RewardDataset(given, TOKENIZER, 64, SimpleNamespace(args=args), input_template="Q: {}\nA:")
+    assert texts(dataset.unit(0))[0] == ("Q: Hi?\nA:", " Ho." + EOS)
+    chosen, chosen_mask, rejected, rejected_mask, margins = dataset.collate_fn([dataset[0], dataset[1]])
+    assert margins.tolist() == [0.5, 0.0]
+    assert TOKENIZER.decode(rejected[0]) == f"Q: Hi?\nA: No, never.{EOS}"
+    assert TOKENIZER.decode(chosen[0][chosen_mask[0].bool()]) == f"Q: Hi?\nA: Ho.{EOS}"
+    assert (chosen[0, -1], chosen_mask[0, -1], rejected_mask[1, -1]) == (TOKENIZER.pad_token_id, 0, 0)
+
+
+def test_an_item_for_dpo_ends_with_the_length_of_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
+    dataset = RewardDataset(OF_OPENRLHF, TOKENIZER, 64, SimpleNamespace(args=NESTED), is_dpo=True)
+    chosen, _, rejected, _, length = dataset[0]
+    assert (TOKENIZER.decode(chosen[:length]), TOKENIZER.decode(rejected[length:])) == ("Hi?", " No, never." + EOS)
+
+
+def test_the_loader_makes_micro_batches_of_pairs(prepare_pairs: PreparePairs):
+    rows = [{**PAIR, "chosen": f" It is {i}.", "margin": i, "weight": i + 1} for i in range(4)]
+    dataset = prepare_pairs(rows)
+    schedule, form = StepSchedule(4, 2, seed=1), MicroBatchFormat(TOKENIZER.pad_token_id, packed=True)
+    loader = StepWindowLoader(dataset, schedule, FixedSize(2), form, alone(), dataset.collate_fn)
+    batches = [batch for window in loader.windows(max_epochs=1) for batch in window.micro_batches]
+    assert [batch.sequences_of_units for batch in batches] == [(2, 2), (2, 2)]
+    found = [pair for b in batches for pair in zip(b.unit_numbers["margin"].tolist(), b.unit_weights, strict=True)]
+    assert sorted(found) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert len(next(iter(loader))) == 5

@@ -1,0 +1,93 @@
+"""Bugs of pairs as data: two answers of one row, what is judged of them, and what is left out."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_TESTS = "tests/datasets/test_pairs.py"
+_FORMAT = "datasets/formats/pairs.py"
+_ENCODER = "datasets/tokenization/pairs.py"
+_DATASET = "datasets/pair_dataset.py"
+
+BUGS = [
+    Bug(
+        "answers_of_a_pair_swapped",
+        "the model learns to prefer the worse answers",
+        _ENCODER,
+        "return of_chosen, of_rejected",
+        "return of_rejected, of_chosen",
+        (f"{_TESTS}::test_the_targets_are_the_answers_and_their_end",),
+    ),
+    Bug(
+        "shared_beginning_cut_by_characters",
+        "the two answers of a text are judged behind different tokens",
+        _ENCODER,
+        "first = min(num_shared, *first_targets)",
+        "first = first_targets[0]",
+        (f"{_TESTS}::test_a_shared_beginning_is_the_same_tokens_on_both_sides",),
+    ),
+    Bug(
+        "identical_answers_are_trained",
+        "pairs that say nothing count as pairs",
+        _ENCODER,
+        "if np.array_equal(chosen.input_ids, rejected.input_ids):",
+        "if pair.chosen is pair.rejected:",
+        (f"{_TESTS}::test_identical_answers_are_left_out_and_counted",),
+    ),
+    Bug(
+        "weight_of_a_pair_counts_twice",
+        "a pair of weight 0.25 weighs 0.0625",
+        _ENCODER,
+        "sample = encoder.encode(content)",
+        "sample = encoder.encode(content, 0.25)",
+        (f"{_TESTS}::test_a_unit_holds_margin_weight_and_place",),
+    ),
+    Bug(
+        "message_weights_of_pairs_are_ignored",
+        "a message that should count half counts whole, without a word",
+        _ENCODER,
+        "if sample.is_weighted:",
+        "if sample.row_weight != 1:",
+        (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
+    ),
+    Bug(
+        "margin_of_the_neighbour",
+        "a pair is held to the margin of another",
+        _DATASET,
+        '{"margin": self.samples.margin(first)}',
+        '{"margin": self.samples.margin(int(row))}',
+        (f"{_TESTS}::test_several_blocks_and_processes_keep_both_sides_together",),
+    ),
+    Bug(
+        "margins_that_are_no_number_pass",
+        "one NaN margin makes the loss of its whole step NaN",
+        _FORMAT,
+        "not abs(value) <= _MOST_MARGIN",
+        "abs(value) > _MOST_MARGIN",
+        (f"{_TESTS}::test_a_margin_that_is_no_number_is_refused",),
+    ),
+    Bug(
+        "prompt_of_other_conversations",
+        "answers to one question are trained as answers to another",
+        _FORMAT,
+        'if any((message["role"], message["content"]) not in known for message in before):',
+        "if before and not known:",
+        (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
+    ),
+    Bug(
+        "sides_of_a_pair_counted_as_rows",
+        "the report tells twice as many pairs as there are",
+        "datasets/prepared.py",
+        "num_rows=len(set(rows)),",
+        "num_rows=len(rows),",
+        (f"{_TESTS}::test_identical_answers_are_left_out_and_counted",),
+    ),
+    Bug(
+        "lengths_of_one_side",
+        "micro-batches are laid out by the chosen answers alone, and overflow",
+        _DATASET,
+        "return chosen, rejected\n\n    def sample_name",
+        "return chosen, chosen\n\n    def sample_name",
+        (f"{_TESTS}::test_a_unit_holds_margin_weight_and_place",),
+    ),
+]

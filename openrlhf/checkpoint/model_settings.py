@@ -30,12 +30,50 @@ def write_settings(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def save_settings(model: Any, tokenizer: Any, folder: Path) -> None:
     """All files of a model but its weights, neither flushed nor read back."""
+    base = base_of(model)
+    tokenizer, _ = tokenizer_for(base, tokenizer)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    is_adapter = hasattr(model, "peft_config")
-    generation_config_for(model.get_base_model() if is_adapter else model, tokenizer).save_pretrained(folder)
-    if not is_adapter:
+    if base.can_generate():
+        generation_config_for(base, tokenizer).save_pretrained(folder)
+    if base is model:
         _write_config(model, tokenizer, folder)
+
+
+def notes_of_export(model: Any, tokenizer: Any) -> list[str]:
+    """What is written otherwise than it was, in words."""
+    base = base_of(model)
+    _, of_generation = mended(base.generation_config) if base.can_generate() else (None, None)
+    _, of_tokenizer = tokenizer_for(base, tokenizer)
+    notes = [of_generation and f"generation_config.json of the model {of_generation}.", of_tokenizer]
+    return [note for note in notes if note]
+
+
+def base_of(model: Any) -> Any:
+    """The model of transformers, also inside PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def tokenizer_for(model: Any, tokenizer: Any) -> tuple[Any, str | None]:
+    """The tokenizer to save with the model, and what was changed in words.
+
+    A classifier of transformers reads its value at a row's last token that is not the pad token. Where answers end with
+    that token, it would read the one before; a copy then pads with another one, or with none.
+    """
+    if model.can_generate() or tokenizer is None or tokenizer.pad_token_id not in end_token_ids(tokenizer):
+        return tokenizer, None
+    taken, copied = {*end_token_ids(tokenizer), None}, copy.deepcopy(tokenizer)
+    special = {id_: str(one) for id_, one in tokenizer.added_tokens_decoder.items() if one.special}
+    room = model.config.get_text_config().vocab_size
+    others = [token for id_, token in special.items() if id_ not in taken and id_ < room]
+    pad = min(others, key=lambda token: "pad" not in token.lower(), default=None)
+    copied.pad_token = pad
+    if pad is None:
+        return copied, (
+            f"answers end with the pad token, {tokenizer.pad_token}, and there is no other special token: the exported "
+            "model has none, and transformers scores one answer at a time."
+        )
+    return copied, f"answers end with the pad token, {tokenizer.pad_token}: the exported tokenizer pads with {pad}."
 
 
 def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -51,6 +89,7 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id  # where a classifier looks for it
     if model.is_remote_code():
         custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from openrlhf.atomic_file import write_flushed
-from openrlhf.checkpoint.model_settings import mended, save_settings
+from openrlhf.checkpoint.model_settings import notes_of_export, save_settings
 from openrlhf.engine.parameters import model_dtype, whole_numel, whole_shape
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, rank_in
@@ -29,12 +29,7 @@ def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGro
     if rank_in(group) == 0:
         try:
             _try(model, tokenizer, Path(folder))
-            base = model.get_base_model() if hasattr(model, "peft_config") else model
-            notes = [
-                f"generation_config.json of the model {words}."
-                for words in [mended(base.generation_config)[1]]
-                if words
-            ]
+            notes = notes_of_export(model, tokenizer)
         except Exception as error:  # of any kind: it would be raised at the end
             problem = f"{type(error).__name__}: {error}"
     if problem := gather_objects(problem, group)[0]:

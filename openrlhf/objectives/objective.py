@@ -34,6 +34,7 @@ class Objective(ABC):
     """
 
     metrics: tuple[str, ...] = ("loss",)  # names of the sums in a Share; `loss` is one of them
+    eval_sums: tuple[str, ...] = ()  # names of more sums, which evaluations alone take: `derived` makes metrics of them
     scores_tokens: bool = True  # it asks for log-probs; `token_accuracy` is then counted
     needs_window_sums: bool = False  # its loss depends on `window_sums`, in evaluations too
     needs_unit_scores: bool = False  # its loss depends on `unit_scores`
@@ -69,7 +70,7 @@ class Objective(ABC):
         """
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """More metrics of an evaluation, worked out from the means of `metrics` over all its rows."""
+        """More metrics of an evaluation, worked out from the means of `metrics` and `eval_sums` over all its rows."""
         return {}
 
 

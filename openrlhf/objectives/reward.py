@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +15,11 @@ from openrlhf.objectives.objective import Amount, Objective, Share
 from openrlhf.objectives.scorer import Scorer
 
 RewardLoss = Literal["sigmoid", "logexp"]
+Sums = dict[str, tuple[Amount, Amount]]
+
+SUBSET = "subset"  # number of a unit: which of the named subsets its row is of
+_NUM_BINS = 10  # of confidences, all between 0.5 and 1
+_GAPS = tuple(f"gap_of_bin_{number}" for number in range(_NUM_BINS))
 
 
 class RewardObjective(Objective):
@@ -22,26 +29,52 @@ class RewardObjective(Objective):
         loss_type: `sigmoid`, or `logexp`: log(1 + exp(r_rejected - r_chosen)), which has no margin.
         with_margin: subtract the pair's own margin (its number `margin`, 0 without one).
         center_coef: adds that many times (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv 2312.09244).
+        subsets: names of the parts of the evaluation that get an accuracy of their own; a unit's number `subset` is
+            the place of its own among them.
+
+    Evaluations have besides: `longer_is_better_accuracy`, that of a model that prefers the answer with more tokens;
+    `calibration_error`, how far the probabilities sigmoid(r_chosen - r_rejected) are from the accuracy of pairs of like
+    probability (the expected calibration error of arXiv 1706.04599, in 10 bins); `reward_mean` and `reward_std` of all
+    answers; `accuracy/<subset>`. Two equal rewards are no success.
     """
 
-    metrics = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "longer_is_better_accuracy")
+    metrics = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
     scores_tokens = False
 
-    def __init__(self, loss_type: RewardLoss = "sigmoid", with_margin: bool = False, center_coef: float = 0.0):
+    def __init__(
+        self,
+        loss_type: RewardLoss = "sigmoid",
+        with_margin: bool = False,
+        center_coef: float = 0.0,
+        subsets: Sequence[str] = (),
+    ):
         self._loss_type = loss_type
         self._with_margin = with_margin
         self._center_coef = center_coef
+        self._subsets = tuple(subsets)
+        self.eval_sums = ("longer_is_better", "reward_square", *_GAPS, *map(_correct_in, subsets))
 
     def weight(self, batch: MicroBatch) -> float:
         return batch.unit_weight_sum
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
-        rewards = scorer.sequence_values()
+        rewards, speaks = scorer.sequence_values(), scorer.speaks_for_sequences
         chosen, rejected = rewards[::2], rewards[1::2]
         of_pairs = self._of_pairs(chosen, rejected, batch) + self._center_coef * (chosen + rejected) ** 2
-        of_pairs = of_pairs * scorer.speaks_for_sequences
         weights = torch.tensor(batch.unit_weights, dtype=of_pairs.dtype, device=of_pairs.device)
-        return Share((of_pairs * weights).sum() / divisor, _sums(batch, chosen, rejected, of_pairs, scorer))
+        sums = self._sums(batch, chosen.detach().double(), rejected.detach().double())
+        sums |= {"loss": (of_pairs.detach().double().sum(), len(of_pairs))}
+        counted = {name: (total * speaks, count * speaks) for name, (total, count) in sums.items()}
+        return Share((of_pairs * weights).sum() * speaks / divisor, counted)
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        mean = (means["chosen_reward"] + means["rejected_reward"]) / 2
+        return {
+            "longer_is_better_accuracy": means["longer_is_better"],
+            "calibration_error": sum(abs(means[name]) for name in _GAPS),
+            "reward_mean": mean,
+            "reward_std": math.sqrt(max(means["reward_square"] - mean**2, 0.0)),
+        } | {f"accuracy/{name}": means[_correct_in(name)] for name in self._subsets}
 
     def _of_pairs(self, chosen: Tensor, rejected: Tensor, batch: MicroBatch) -> Tensor:
         if self._loss_type == "logexp":
@@ -49,23 +82,32 @@ class RewardObjective(Objective):
         margin = batch.unit_numbers.get("margin") if self._with_margin else None
         return -logsigmoid(chosen - rejected - (0.0 if margin is None else margin.to(chosen)))
 
+    def _sums(self, batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> Sums:
+        """By name, a sum over pairs and the count that it is divided by; values are (U,) float64."""
+        difference, tokens = chosen - rejected, batch.targets_of_sequences
+        values: dict[str, Tensor | float] = {
+            "accuracy": (difference > 0).sum(),
+            "margin": difference.sum(),
+            "chosen_reward": chosen.sum(),
+            "rejected_reward": rejected.sum(),
+            "longer_is_better": sum(a > b for a, b in zip(tokens[::2], tokens[1::2], strict=True)),
+            "reward_square": (chosen**2 + rejected**2).sum() / 2,
+            **dict(zip(_GAPS, _gaps(difference), strict=True)),
+        }
+        sums: Sums = {name: (value, len(difference)) for name, value in values.items()}
+        of = batch.unit_numbers.get(SUBSET)  # a row of the training has none
+        for place, name in enumerate(self._subsets):
+            is_in = torch.zeros_like(difference) if of is None else (of == place).to(difference)
+            sums[_correct_in(name)] = ((is_in * (difference > 0)).sum(), is_in.sum())
+        return sums
 
-def _sums(
-    batch: MicroBatch, chosen: Tensor, rejected: Tensor, of_pairs: Tensor, scorer: Scorer
-) -> dict[str, tuple[Amount, Amount]]:
-    speaks, count = scorer.speaks_for_sequences, len(chosen) * scorer.speaks_for_sequences
-    targets = batch.targets_of_sequences
-    num_longer = sum(a > b for a, b in zip(targets[::2], targets[1::2], strict=True))
-    values = {
-        "accuracy": chosen > rejected,
-        "margin": chosen - rejected,
-        "chosen_reward": chosen,
-        "rejected_reward": rejected,
-    }
-    sums: dict[str, tuple[Amount, Amount]] = {
-        name: (value.detach().double().sum() * speaks, count) for name, value in values.items()
-    }
-    return sums | {
-        "loss": (of_pairs.detach().double().sum(), count),
-        "longer_is_better_accuracy": (num_longer * speaks, count),
-    }
+
+def _correct_in(subset: str) -> str:
+    return f"correct_in/{subset}"
+
+
+def _gaps(difference: Tensor) -> Tensor:
+    """(bins,) in each bin of confidences the successes, less those that its confidences promise; a tie is half one."""
+    confidence, success = difference.abs().sigmoid(), (difference.sign() + 1) / 2
+    place = ((confidence - 0.5) * (2 * _NUM_BINS)).long().clamp(max=_NUM_BINS - 1)
+    return difference.new_zeros(_NUM_BINS).index_add(0, place, success - confidence)

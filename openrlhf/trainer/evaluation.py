@@ -37,7 +37,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    sums = MetricSums(objective, strategy.device, with_entropy)
+    sums = MetricSums(objective, strategy.device, with_entropy, is_evaluation=True)
     num_targets = torch.zeros(1, dtype=torch.float64)
 
     def scorer_of(micro_batch: MicroBatch, number: int, of_window: WindowScores) -> Scorer:
@@ -57,7 +57,7 @@ def evaluate(
     means = sums.means_over(strategy.groups.loss)
     total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
     metrics = {"loss": means["loss"]} | objective.derived(means) | {"num_target_tokens": total} | means
-    return {_PREFIX + name: value for name, value in metrics.items()}
+    return {_PREFIX + name: value for name, value in metrics.items() if name not in objective.eval_sums}
 
 
 def _of_window(

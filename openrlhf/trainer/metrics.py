@@ -30,12 +30,13 @@ class MetricSums:
         device: torch.device,
         with_entropy: bool = False,
         with_aux_loss: bool = False,
+        is_evaluation: bool = False,
     ):
-        self._of_objective = objective.metrics
+        self._of_objective = {*objective.metrics, *objective.eval_sums}
         _check_names(objective)
         aux_loss = ("aux_loss",) if with_aux_loss else ()
         of_tokens = ("token_accuracy", *(("entropy",) if with_entropy else ())) if objective.scores_tokens else ()
-        self.names = (*objective.metrics, *aux_loss, *of_tokens)
+        self.names = (*objective.metrics, *aux_loss, *of_tokens, *(objective.eval_sums if is_evaluation else ()))
         self.pairs = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
@@ -46,13 +47,14 @@ class MetricSums:
 
     def add_share(self, share: Share, scorer: Scorer) -> None:
         """Adds a micro-batch's sums. Raises UserError where they are not those that the objective has declared."""
-        if share.sums.keys() != set(self._of_objective):
+        if share.sums.keys() != self._of_objective:
+            declared = ", ".join(sorted(self._of_objective))
             raise UserError(
-                f"The objective has declared the metrics {', '.join(self._of_objective)}, but its Share has sums of "
-                f"{', '.join(share.sums)}."
+                f"The objective has declared the metrics {declared}, but its Share has sums of {', '.join(share.sums)}."
             )
         for name, (total, count) in share.sums.items():
-            self.add(name, total, count)
+            if name in self.names:
+                self.add(name, total, count)
         scores = scorer.scores
         if not isinstance(scores, TargetScores):
             return

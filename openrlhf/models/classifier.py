@@ -65,11 +65,13 @@ def load_classifier(
     param_dtype: str,
     attn_implementation: str | None,
     load_in_4bit: bool,
+    device_map: Any,
     trust_remote_code: bool,
     head_prefix: str,
     head_seed: int,
+    begin_head: bool,
 ) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its head was begun here because the folder has none; arguments as of `RewardModel`."""
+    """The model, and whether its head was begun here; arguments as of `RewardModel`."""
     dtype, renaming = PARAM_DTYPES[param_dtype], rf"^{re.escape(head_prefix)}\."
     with torch.random.fork_rng(devices=[]):  # transformers draws a head that is missing, on some ranks alone
         model, info = load_weights(
@@ -79,12 +81,13 @@ def load_classifier(
             dtype=dtype,
             attn_implementation=attn_implementation,
             quantization_config=four_bit_config(dtype, skipped=[HEAD]) if load_in_4bit else None,
+            device_map=device_map,
             key_mapping=None if head_prefix == HEAD else {renaming: f"{HEAD}."},
             trust_remote_code=trust_remote_code,
         )
     forget_renaming(model, renaming)  # it is exported under transformers' name
     check_head(model)
-    begins = not _is_classifier(facts.config) and f"{HEAD}.weight" in info["missing_keys"]
+    begins = begin_head or (not _is_classifier(facts.config) and f"{HEAD}.weight" in info["missing_keys"])
     if begins:
         info = _without_heads(info, facts.config)
     check_weights(model, info, path, _hint_of_head(info, head_prefix))

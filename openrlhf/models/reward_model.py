@@ -3,7 +3,7 @@
 Its class is transformers' own for sequence classification with one label, so its folder opens there. The value at one
 token of a causal model depends on the tokens before it alone, so a reward does not depend on batch or padding.
 
-Shapes: H hidden, N places, E sequence ends that this rank holds.
+Shapes: B batch, S sequence (padded), H hidden, N places, E sequence ends that this rank holds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.classifier import HEAD, check_head, classifier_facts, load_classifier
 from openrlhf.models.loading import loading_in_parts, make_ready, with_attention
@@ -43,6 +44,7 @@ class RewardModel(PreparedModel):
 
     Attributes:
         head_begins: the folder had no head; it starts by `head_seed`.
+        normalizes: `forward` takes mean and deviation of the rewards, kept in the config, off them in evaluation mode.
     """
 
     scorer: ValueScorer
@@ -64,8 +66,10 @@ class RewardModel(PreparedModel):
         ring_attn_size: int = 1,
         ring_head_stride: int = 0,
         trust_remote_code: bool = False,
+        device_map: Any = None,
         head_prefix: str = HEAD,
         head_seed: int = 42,
+        begin_head: bool = False,
     ):
         """
         Args:
@@ -74,6 +78,7 @@ class RewardModel(PreparedModel):
             head_prefix: the name of the head among the folder's weights, where it is not transformers' own. It is
                 exported under transformers' own, `score`.
             head_seed: of the head's first weights, where the folder has no head.
+            begin_head: do not take the folder's head.
             others: as of `Actor`; with LoRA the head is trained whole.
 
         Raises:
@@ -92,9 +97,11 @@ class RewardModel(PreparedModel):
                     param_dtype=param_dtype,
                     attn_implementation=attention.name,
                     load_in_4bit=load_in_4bit,
+                    device_map=device_map,
                     trust_remote_code=trust_remote_code,
                     head_prefix=head_prefix,
                     head_seed=head_seed,
+                    begin_head=begin_head,
                 )
             else:
                 model = with_attention(pretrain_or_model, attention.name)
@@ -104,8 +111,28 @@ class RewardModel(PreparedModel):
             scorer = ValueScorer(add_lora(model, lora) if lora_rank > 0 else model)
         super().__init__(scorer, ring_head_stride, attention)
         self.head_begins = head_begins
+        self.normalizes = False
         if packing_samples:
             self._check_packs_now(ring_attn_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B,) float32 rewards of rows.
+
+        Args:
+            input_ids: (B, S) token ids, padded left or right.
+            attention_mask: (B, S), 1 for real tokens; None: all are.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        places = torch.arange(mask.shape[1], device=mask.device) * mask.bool()
+        rewards = self.score_sequences(
+            input_ids=input_ids,
+            position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
+            attention_mask=mask,
+            last_index=places.max(1).values + torch.arange(len(mask), device=mask.device) * mask.shape[1],
+        ).values
+        if self.normalizes and not self.training:
+            rewards = (rewards - self.config.mean) / self.config.std
+        return rewards
 
     def score_sequences(self, *, last_index: Tensor, **inputs: Any) -> SequenceScores:
         """The values at some tokens.
@@ -141,3 +168,54 @@ class ValueScorer(TransformerScorer):
 def note_reward_statistics(config: PretrainedConfig, mean: float, std: float) -> None:
     """Keeps mean and deviation of the rewards of an evaluation in the model's config.json, as OpenRLHF does."""
     config.mean, config.std = mean, std
+
+
+def get_llm_for_sequence_regression(
+    model_name_or_path: str,
+    model_type: str,
+    *,
+    param_dtype: str = "bf16",
+    bf16: bool | None = None,
+    attn_implementation: str = "auto",
+    use_flash_attention_2: bool = False,
+    normalize_reward: bool = False,
+    init_value_head: bool = False,
+    value_head_prefix: str = HEAD,
+    **settings: Any,
+) -> RewardModel:
+    """A reward model by OpenRLHF's signature.
+
+    Args:
+        model_type: "reward".
+        bf16: False: float32, in place of `param_dtype`.
+        use_flash_attention_2: in place of `attn_implementation`.
+        normalize_reward: as of `RewardModel.normalizes`.
+        init_value_head: begin the head anew where the folder has one, too.
+        value_head_prefix: `head_prefix` of `RewardModel`.
+        settings: more arguments of `RewardModel`.
+
+    Raises UserError as `RewardModel`; for another `model_type`, and where normal rewards lack mean and deviation.
+    """
+    if model_type != "reward":
+        raise UserError(f"model_type {model_type}: reward models alone are made here (model_type reward).")
+    model = RewardModel(
+        model_name_or_path,
+        "flash_attention_2" if use_flash_attention_2 else attn_implementation,
+        param_dtype if bf16 is None else "bf16" if bf16 else "fp32",
+        head_prefix=value_head_prefix,
+        begin_head=init_value_head,
+        **settings,
+    )
+    if normalize_reward:
+        check_reward_statistics(model.config, model_name_or_path)
+    model.normalizes = normalize_reward
+    return model
+
+
+def check_reward_statistics(config: PretrainedConfig, path: str) -> None:
+    """Raises UserError where the config holds no mean and deviation to make rewards normal by."""
+    if getattr(config, "mean", None) is None or not getattr(config, "std", None):
+        raise UserError(
+            f"{path}: its config.json names no mean and std of its rewards, so they cannot be made normal. train_rm "
+            "writes them after an evaluation (--eval.dataset)."
+        )

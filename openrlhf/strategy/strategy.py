@@ -313,9 +313,8 @@ class DeepspeedStrategy:
 
     def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet."""
-        from transformers import AutoModelForCausalLM
-
-        weights = AutoModelForCausalLM.from_pretrained(path, dtype=model.model.dtype).state_dict()
+        base: Any = type(model.scorer.base_model)
+        weights = base.from_pretrained(path, dtype=model.model.dtype).state_dict()
         model.model.load_state_dict(weights, strict=strict)
 
     # --- collectives ---------------------------------------------------------------------------------------------

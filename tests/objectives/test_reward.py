@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import functools
+import random
 
 import pytest
 import torch
 
 from openrlhf.batching import TokenSequence, Unit
 from openrlhf.batching.micro_batch import make_micro_batch
-from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.objectives import Scorer
 from openrlhf.parallel.groups import alone
+from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import reward_cases
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
 from tests.objectives.reward_cases import CENTER_COEF, tiny_classifier
 
+PACKED = dict(packing_samples=True)
+RING = dict(packing_samples=True, ring_attn_size=2)
+LAYOUTS = [
+    ("one_rank", dict(zero_stage=0)),
+    ("one_rank", dict(zero_stage=2, max_tokens=120, **PACKED)),
+    ("two_ranks", dict(zero_stage=3, **PACKED)),
+    ("two_ranks", dict(zero_stage=1, max_tokens=130)),
+    ("two_ranks", dict(zero_stage=2, **RING)),
+    ("two_ranks", dict(zero_stage=3, max_tokens=60, **RING)),
+]
+
 
 @functools.cache
-def float64_curve() -> list[tuple[float, float, float]]:
+def float64_curve(kind: str = "llama") -> list[tuple[float, float, float]]:
     """One answer at a time by transformers' own classifier."""
-    pairs, model = Pairs(), tiny_classifier(dtype=torch.float64)
+    pairs, model = Pairs(), tiny_classifier(kind, torch.float64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.0)
     results, order = [], list(range(NUM_PAIRS)) * 2
     for start in [0, 4, 8, 10, 14][:NUM_STEPS]:
@@ -42,68 +54,112 @@ def float64_curve() -> list[tuple[float, float, float]]:
     return results
 
 
+def assert_same_curves(found, expected):
+    for step, (one, right) in enumerate(zip(found, expected, strict=True)):
+        assert one == pytest.approx(right, rel=1e-5), f"loss, accuracy, gradient norm of step {step}"
+
+
+@pytest.mark.parametrize(("ranks", "layout"), LAYOUTS, ids=str)
+def test_a_reward_model_equals_a_float64_loop(ranks, layout, request):
+    for found in request.getfixturevalue(ranks).run(reward_cases.curve, layout):
+        assert_same_curves(found, float64_curve())
+
+
+def test_a_reward_model_with_experts_equals_a_float64_loop(two_ranks):
+    for found in two_ranks.run(reward_cases.curve, dict(zero_stage=3, **PACKED), kind="mixtral"):
+        assert_same_curves(found, float64_curve("mixtral"))
+
+
+def test_shared_weights_change_nothing():
+    with RankPool(2) as ranks:  # of their own: DeepSpeed keeps the tensor groups of a process
+        for found in ranks.run(reward_cases.curve, dict(zero_stage=1, tensor_parallel_size=2, **PACKED)):
+            assert_same_curves(found, float64_curve())
+
+
 @pytest.mark.parametrize(
-    ("ranks", "layout"),
+    ("model", "layout"),
     [
-        ("one_rank", dict(ring=1, zero_stage=0, packed=False)),
-        ("one_rank", dict(ring=1, zero_stage=2, packed=True, max_tokens=120)),
-        ("two_ranks", dict(ring=1, zero_stage=3, packed=True)),
-        ("two_ranks", dict(ring=1, zero_stage=1, packed=False, max_tokens=130)),
-        ("two_ranks", dict(ring=2, zero_stage=2, packed=True)),
-        ("two_ranks", dict(ring=2, zero_stage=3, packed=True, max_tokens=60)),
+        (dict(lora_rank=4), dict(zero_stage=3)),
+        (dict(lora_rank=4), dict(zero_stage=2, **RING)),
+        (dict(kind="mixtral", aux_coef=0.1), dict(zero_stage=2, **RING)),  # whose micro-steps hold the same pairs
     ],
     ids=str,
 )
-def test_a_reward_model_equals_a_float64_loop(ranks, layout, request):
-    for found in request.getfixturevalue(ranks).run(reward_cases.curve, **layout):
-        for step, (one, right) in enumerate(zip(found, float64_curve(), strict=True)):
-            assert one == pytest.approx(right, rel=1e-5), f"loss, accuracy, gradient norm of step {step}"
+def test_any_layout_trains_as_one_rank(one_rank, two_ranks, model, layout):
+    (expected,) = one_rank.run(reward_cases.curve, dict(zero_stage=0), **model)
+    for found in two_ranks.run(reward_cases.curve, layout, **model):
+        assert_same_curves(found, expected)
 
 
-def rewards(ids: list[torch.Tensor], packed: bool, size: int) -> torch.Tensor:
-    """Scores of the answers, so many a micro-batch."""
-    model = RewardModel(tiny_classifier(), packing_samples=packed).eval()
-    scores = []
-    for start in range(0, len(ids), size):
-        units = [Unit((TokenSequence(one, torch.ones_like(one)),), "") for one in ids[start : start + size]]
-        batch = make_micro_batch(units, packed, pad_token_id=0)
-        with torch.no_grad():
-            scores.append(Scorer(model, batch, alone()).sequence_values())
-    return torch.cat(scores)
-
-
-def test_a_score_does_not_depend_on_its_neighbours():
-    ids = [answer for pair in Pairs().ids for answer in pair]
-    alone_ = rewards(ids, packed=False, size=1)
-    assert alone_.std() > 1e-3
-    for packed, size in ((False, 7), (True, 7), (True, len(ids)), (False, len(ids))):
-        torch.testing.assert_close(rewards(ids, packed, size), alone_, rtol=0, atol=1e-6)
-
-
-def test_adapters_and_the_whole_head_are_trained():
-    model = RewardModel(tiny_classifier(), lora_rank=4)
-    trained = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
-    assert any("score" in name for name in trained)
-    assert all("lora_" in name or "score" in name for name in trained)
-
-
-def test_the_head_of_a_base_model_starts_by_its_seed(tmp_path):
+def test_adapters_and_a_new_head_train_alike_from_a_base_in_parts(one_rank, two_ranks, tmp_path):
     tiny_model("qwen3").save_pretrained(tmp_path)
-    one, same, other = (
-        RewardModel(str(tmp_path), param_dtype="fp32", head_seed=seed).model.score.weight for seed in (1, 1, 2)
-    )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert 0 < one.std() < 0.1
+    model = dict(folder=str(tmp_path), lora_rank=4)
+    (expected,) = one_rank.run(reward_cases.curve, dict(zero_stage=0), **model)
+    for found in two_ranks.run(reward_cases.curve, dict(zero_stage=3), **model):
+        assert_same_curves(found, expected)
 
 
-def test_a_reward_model_that_is_there_keeps_its_head(tmp_path):
-    model = tiny_classifier()
-    model.save_pretrained(tmp_path)
-    assert torch.equal(RewardModel(str(tmp_path), param_dtype="fp32").model.score.weight, model.score.weight)
+# --- scores
 
 
-def test_a_model_without_a_classifier_is_refused_by_name(tmp_path):
-    tiny_model("granite").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a granite model, of which transformers has no classifier"):
-        RewardModel(str(tmp_path))
+def rewards(model: RewardModel, ids: list[torch.Tensor], packed: bool) -> list[float]:
+    """Scores of a micro-batch of answers."""
+    units = [Unit((TokenSequence(one, torch.ones_like(one)),), "") for one in ids]
+    with torch.no_grad():
+        return Scorer(model, make_micro_batch(units, packed, pad_token_id=0), alone()).sequence_values().tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "longrope", "qwen3_moe"])
+def test_a_score_does_not_depend_on_its_neighbours(kind):
+    """Over random batches, padded and packed."""
+    draw = random.Random(3)
+    ids = [torch.tensor([draw.randrange(3, 500) for _ in range(draw.randint(1, 40))]) for _ in range(24)]
+    padded, packed = (RewardModel(tiny_classifier(kind), packing_samples=packed).eval() for packed in (False, True))
+    expected = [rewards(padded, [one], False)[0] for one in ids]
+    assert max(expected) - min(expected) > 1e-2
+    for model, is_packed in ((padded, False), (packed, True)):
+        for _ in range(4):
+            rows = draw.sample(range(24), draw.randint(2, 12))
+            found = rewards(model, [ids[row] for row in rows], is_packed)
+            assert found == pytest.approx([expected[row] for row in rows], rel=0, abs=1e-6), rows
+
+
+# --- evaluation
+
+
+@functools.cache
+def expected_evaluation() -> dict[str, float]:
+    """By hand, from the rewards of transformers' own classifier."""
+    pairs, model = Pairs(), tiny_classifier()
+    with torch.no_grad():
+        values = torch.tensor(
+            [[model(input_ids=ids[None]).logits.item() for ids in pair] for pair in pairs.ids]
+        ).double()
+    chosen, rejected = values.T
+    right = chosen > rejected
+    bins: dict[int, list[float]] = {}
+    for difference in (chosen - rejected).tolist():
+        confidence = torch.tensor(abs(difference)).sigmoid().item()
+        bins.setdefault(min(int((confidence - 0.5) * 20), 9), []).append((difference > 0) - confidence)
+    is_code = torch.arange(NUM_PAIRS) % 3 == 0
+    lengths = torch.tensor([[len(ids) for ids in pair] for pair in pairs.ids])
+    return {
+        "eval_loss": torch.nn.functional.softplus(rejected - chosen).mean().item(),
+        "eval_accuracy": right.double().mean().item(),
+        "eval_margin": (chosen - rejected).mean().item(),
+        "eval_chosen_reward": chosen.mean().item(),
+        "eval_rejected_reward": rejected.mean().item(),
+        "eval_longer_is_better_accuracy": (lengths[:, 0] > lengths[:, 1]).double().mean().item(),
+        "eval_calibration_error": sum(abs(sum(gaps)) for gaps in bins.values()) / NUM_PAIRS,
+        "eval_reward_mean": values.mean().item(),
+        "eval_reward_std": values.std(correction=0).item(),
+        "eval_accuracy/chat": right[~is_code].double().mean().item(),
+        "eval_accuracy/code": right[is_code].double().mean().item(),
+        "eval_num_target_tokens": (lengths - 3).sum().item(),
+    }
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [LAYOUTS[0], LAYOUTS[2], LAYOUTS[4]], ids=str)
+def test_an_evaluation_tells_accuracy_calibration_subsets_and_length(ranks, layout, request):
+    for found in request.getfixturevalue(ranks).run(reward_cases.evaluation, layout):
+        assert found == pytest.approx(expected_evaluation(), rel=1e-5, abs=1e-7)

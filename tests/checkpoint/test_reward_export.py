@@ -1,0 +1,112 @@
+"""An exported reward model opens in transformers, and gives the same values there, however rows are padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from openrlhf.checkpoint.export import export_model
+from openrlhf.checkpoint.rehearsal import try_export
+from openrlhf.models import RewardModel, note_reward_statistics
+from openrlhf.strategy import DeepspeedStrategy
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import tiny_tokenizer
+from tests.objectives import reward_cases
+
+TEXTS = ["Sure.", "The sum of three and four is seven.", "Can I get a coffee with oat milk, please?"]
+
+
+def answers(tokenizer) -> list[list[int]]:
+    """Texts with their end token; the first one has the pad token of its tokenizer inside, too."""
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in TEXTS]
+    return [[*ids[0][:1], tokenizer.pad_token_id, *ids[0][1:]], *ids[1:]]
+
+
+def our_values(model: RewardModel, ids: list[list[int]]) -> list[float]:
+    values = []
+    for one in ids:
+        places = torch.arange(len(one))
+        with torch.no_grad():
+            scores = model.score_sequences(
+                last_index=places[-1:], input_ids=torch.tensor([one]), position_ids=places[None]
+            )
+        values.append(scores.values.item())
+    return values
+
+
+def their_values(folder: Path, ids: list[list[int]], side: str) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
+    with torch.no_grad():
+        return model(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits[:, 0].tolist()
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True], ids=["a pad token", "the end token pads"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gemma3"])
+def test_transformers_reads_the_same_values(kind, pad_is_eos, tmp_path):
+    tiny_model(kind).save_pretrained(tmp_path / "base")
+    model, tokenizer = (
+        RewardModel(str(tmp_path / "base"), param_dtype="fp32").eval(),
+        tiny_tokenizer(pad_is_eos=pad_is_eos),
+    )
+    ids = answers(tokenizer)
+    export_model(model.model, tokenizer, tmp_path / "out")
+    for side in ("right", "left"):
+        assert their_values(tmp_path / "out", ids, side) == pytest.approx(our_values(model, ids), abs=1e-6), side
+
+
+def test_the_export_is_rehearsed_and_says_what_pads(tmp_path):
+    model = reward_cases.tiny_classifier()
+    (note,) = try_export(model, tiny_tokenizer(pad_is_eos=True), tmp_path)
+    assert note == "answers end with the pad token, <|endoftext|>: the exported tokenizer pads with <|pad|>."
+    assert try_export(model, tiny_tokenizer(), tmp_path) == []
+    assert try_export(tiny_model("llama"), tiny_tokenizer(pad_is_eos=True), tmp_path) == []
+
+
+def test_without_another_special_token_transformers_takes_one_answer_at_a_time(tmp_path):
+    model, tokenizer = reward_cases.tiny_classifier().eval(), tiny_tokenizer(pad_is_eos=True)
+    model.config.vocab_size = 1  # no embedding for the others
+    (note,) = try_export(model, tokenizer, tmp_path)
+    assert "there is no other special token" in note
+
+
+def test_mean_and_deviation_of_the_rewards_stand_in_the_config(tmp_path):
+    model = RewardModel(reward_cases.tiny_classifier())
+    note_reward_statistics(model.config, 0.25, 1.5)
+    export_model(model.model, tiny_tokenizer(), tmp_path)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert (config.mean, config.std) == (0.25, 1.5)
+
+
+def test_an_export_is_loaded_into_another_model(tmp_path):
+    model, other = (RewardModel(reward_cases.tiny_classifier()) for _ in range(2))
+    torch.nn.init.ones_(model.model.score.weight)
+    export_model(model.model, None, tmp_path)
+    DeepspeedStrategy().load_model(other, str(tmp_path))
+    assert torch.equal(other.model.score.weight, model.model.score.weight)
+
+
+def test_a_model_in_parts_is_exported_whole(two_ranks, one_rank, tmp_path):
+    tiny_model("qwen3").save_pretrained(tmp_path / "base")
+    for ranks, zero_stage in ((one_rank, 0), (two_ranks, 3)):
+        ranks.run(
+            reward_cases.trained_and_exported, str(tmp_path / "base"), str(tmp_path / str(zero_stage)), zero_stage, 0
+        )
+    one, other = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict() for name in "03")
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_adapters_are_exported_with_their_head(two_ranks, tmp_path, zero_stage):
+    tiny_model("qwen3").save_pretrained(tmp_path / "base")
+    two_ranks.run(reward_cases.trained_and_exported, str(tmp_path / "base"), str(tmp_path / "out"), zero_stage, 4)
+    opened = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1)
+    fresh = RewardModel(str(tmp_path / "base"), param_dtype="fp32").model.score.weight
+    trained = opened.base_model.model.score.modules_to_save["default"].weight
+    assert 1e-5 < (trained - fresh).abs().max() < 1e-2  # one step from the same start

@@ -26,7 +26,10 @@ from openrlhf.models.loading import (
     four_bit_config,
     load_config,
     load_weights,
+    make_ready,
+    with_attention,
 )
+from openrlhf.models.lora import LoraSettings, add_lora
 
 HEAD = "score"  # the name of the head in transformers' classes
 _CLASSIFIER = "ForSequenceClassification"  # how the names of their classes end
@@ -58,7 +61,33 @@ def classifier_facts(
     return ModelFacts(found, config, PARAM_DTYPES[param_dtype])
 
 
-def load_classifier(
+def prepare_classifier(
+    pretrain_or_model: str | PreTrainedModel,
+    facts: ModelFacts,
+    *,
+    is_packed: bool,
+    use_liger_kernel: bool,
+    lora: LoraSettings,
+    attn_implementation: str | None,
+    **loading: Any,
+) -> tuple[nn.Module, bool]:
+    """The classifier that a reward model trains, and whether its head was begun here; arguments as of `RewardModel`.
+
+    Args: facts: of `classifier_facts`; loading: more arguments of `_load_classifier`.
+    """
+    head_begins = False
+    if isinstance(pretrain_or_model, str):
+        model, head_begins = _load_classifier(
+            pretrain_or_model, facts, attn_implementation=attn_implementation, **loading
+        )
+    else:
+        model = with_attention(pretrain_or_model, attn_implementation)
+        _check_head(model)
+    make_ready(model, is_packed, use_liger_kernel)
+    return (add_lora(model, lora) if lora.rank > 0 else model), head_begins
+
+
+def _load_classifier(
     path: str,
     facts: ModelFacts,
     *,
@@ -71,7 +100,6 @@ def load_classifier(
     head_seed: int,
     begin_head: bool,
 ) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its head was begun here; arguments as of `RewardModel`."""
     dtype, renaming = PARAM_DTYPES[param_dtype], rf"^{re.escape(head_prefix)}\."
     with torch.random.fork_rng(devices=[]):  # transformers draws a head that is missing, on some ranks alone
         model, info = load_weights(
@@ -86,7 +114,7 @@ def load_classifier(
             trust_remote_code=trust_remote_code,
         )
     forget_renaming(model, renaming)  # it is exported under transformers' name
-    check_head(model)
+    _check_head(model)
     begins = begin_head or (not _is_classifier(facts.config) and f"{HEAD}.weight" in info["missing_keys"])
     if begins:
         info = _without_heads(info, facts.config)
@@ -96,7 +124,7 @@ def load_classifier(
     return model, begins
 
 
-def check_head(model: PreTrainedModel) -> None:
+def _check_head(model: PreTrainedModel) -> None:
     """Raises UserError where the model has no head of one output behind a backbone."""
     head = getattr(model, HEAD, None)
     if isinstance(head, nn.Linear) and head.out_features == 1 and backbone_name(model) is not None:

@@ -17,9 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import choose_attention
-from openrlhf.models.classifier import HEAD, check_head, classifier_facts, load_classifier
-from openrlhf.models.loading import loading_in_parts, make_ready, with_attention
-from openrlhf.models.lora import LoraSettings, add_lora
+from openrlhf.models.classifier import HEAD, classifier_facts, prepare_classifier
+from openrlhf.models.loading import loading_in_parts
+from openrlhf.models.lora import LoraSettings
 from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
 
 
@@ -88,28 +88,23 @@ class RewardModel(PreparedModel):
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         facts = classifier_facts(pretrain_or_model, param_dtype, trust_remote_code)
         attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
-        head_begins = False
         with loading_in_parts(ds_config):
-            if isinstance(pretrain_or_model, str):
-                model, head_begins = load_classifier(
-                    pretrain_or_model,
-                    facts,
-                    param_dtype=param_dtype,
-                    attn_implementation=attention.name,
-                    load_in_4bit=load_in_4bit,
-                    device_map=device_map,
-                    trust_remote_code=trust_remote_code,
-                    head_prefix=head_prefix,
-                    head_seed=head_seed,
-                    begin_head=begin_head,
-                )
-            else:
-                model = with_attention(pretrain_or_model, attention.name)
-                check_head(model)
-            make_ready(model, packing_samples, use_liger_kernel)
-            lora = LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules)
-            scorer = ValueScorer(add_lora(model, lora) if lora_rank > 0 else model)
-        super().__init__(scorer, ring_head_stride, attention)
+            model, head_begins = prepare_classifier(
+                pretrain_or_model,
+                facts,
+                is_packed=packing_samples,
+                use_liger_kernel=use_liger_kernel,
+                lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
+                param_dtype=param_dtype,
+                attn_implementation=attention.name,
+                load_in_4bit=load_in_4bit,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                head_prefix=head_prefix,
+                head_seed=head_seed,
+                begin_head=begin_head,
+            )
+        super().__init__(ValueScorer(model), ring_head_stride, attention)
         self.head_begins = head_begins
         self.normalizes = False
         if packing_samples:

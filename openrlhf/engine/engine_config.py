@@ -10,7 +10,9 @@ from openrlhf.errors import UserError
 ParamDtype = Literal["bf16", "fp16", "fp32"]
 
 
-def engine_config(ds: DeepspeedConfig, max_norm: float, pin_memory: bool, is_training: bool = True) -> dict[str, Any]:
+def engine_config(
+    ds: DeepspeedConfig, max_norm: float, pin_memory: bool, is_training: bool = True, offload_weights: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
     DeepSpeed is told of one micro-batch a step: the trainer itself says which micro-batch is a window's last, so that
@@ -20,12 +22,13 @@ def engine_config(ds: DeepspeedConfig, max_norm: float, pin_memory: bool, is_tra
         max_norm: the global gradient norm is clipped to that; 0: not at all.
         pin_memory: offloaded states lie in page-locked memory of the host.
         is_training: False for a model that is only evaluated.
+        offload_weights: of such a model, into the host's memory; ranks then share them as in ZeRO-3.
     """
     config: dict[str, Any] = {
         "steps_per_print": 2**62,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": _zero(ds, pin_memory, is_training),
+        "zero_optimization": _zero(ds, pin_memory, is_training, offload_weights),
         "bf16": {"enabled": ds.param_dtype == "bf16", "check_grad_overflow": True, "immediate_grad_update": True},
         "fp16": {"enabled": ds.param_dtype == "fp16", "loss_scale": 0, "initial_scale_power": 16},
         "gradient_clipping": max_norm if is_training else 0.0,
@@ -67,14 +70,16 @@ def _check_deepcompile(ds: DeepspeedConfig) -> None:
         raise UserError("--ds.deepcompile cannot sum gradients of a bf16 model in fp32 with --ds.zero_stage 1: set 2.")
 
 
-def _zero(ds: DeepspeedConfig, pin_memory: bool, is_training: bool) -> dict[str, Any]:
+def _zero(ds: DeepspeedConfig, pin_memory: bool, is_training: bool, offload_weights: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {
-        "stage": ds.zero_stage if is_training or ds.zero_stage == 3 else 0,
+        "stage": 3 if offload_weights else ds.zero_stage if is_training or ds.zero_stage == 3 else 0,
         "overlap_comm": ds.overlap_comm,
         "contiguous_gradients": True,
     }
     if is_training and ds.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu" if ds.adam_offload else "none", "pin_memory": pin_memory}
+    if offload_weights:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": pin_memory}
     if ds.zero_stage == 3:
         zero["zero_hpz_partition_size"] = ds.zpg
     return zero

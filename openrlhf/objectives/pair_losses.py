@@ -6,7 +6,7 @@ answer, y_l the rejected one, pi the policy, ref the reference, r(y) = beta * lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -197,6 +197,11 @@ LOSSES: dict[str, PairLoss] = {
 }  # fmt: skip
 WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
 FROM_SCORES_OF_THE_WINDOW = frozenset({"aot", "bco_pair"})
+
+
+def needs_reference(names: Iterable[str]) -> bool:
+    """Whether any of these losses compares with a reference."""
+    return not WITHOUT_REFERENCE.issuperset(names)
 
 
 def _rewards(pairs: PairLogProbs, settings: PairLossSettings) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class PreferenceObjective(Objective):
         _check_losses(losses, reference)
         self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
         self._settings = settings or PairLossSettings()
-        self._reference = reference
+        self.reference = reference
         self.needs_unit_scores = not FROM_SCORES_OF_THE_WINDOW.isdisjoint(losses)
 
     def weight(self, batch: MicroBatch) -> float:
@@ -91,7 +91,7 @@ class PreferenceObjective(Objective):
         return Share(share, self._sums(pairs, of_pairs, scorer.speaks_for_sequences))
 
     def _pairs(self, scorer: Scorer, batch: MicroBatch, facts: WindowFacts) -> PairLogProbs:
-        reference = None if self._reference is None else self._reference.log_probs(scorer, batch)
+        reference = None if self.reference is None else self.reference.log_probs(scorer, batch)
         log_probs = scorer.sequence_sums(scorer.log_probs())
         reference = torch.zeros_like(log_probs) if reference is None else reference.to(log_probs)
         tokens = _as_tensor(batch.targets_of_sequences[: len(log_probs)], log_probs)

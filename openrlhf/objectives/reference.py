@@ -15,10 +15,15 @@ REFERENCE_CHOSEN, REFERENCE_REJECTED = "reference_chosen", "reference_rejected" 
 class FrozenReference:
     """A second model, which is not trained."""
 
-    def __init__(self, model: Actor):
+    def __init__(self, model: Actor | None = None):
+        """Args: model: None: `use` gives it before the first step."""
+        self._model = model and model.eval()
+
+    def use(self, model: Actor) -> None:
         self._model = model.eval()
 
     def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
+        assert self._model is not None, "the reference has its model by now"
         return _log_probs(scorer.beside(self._model))
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from openrlhf.config import TrainingConfig
+from openrlhf.config import ModelConfig, RMConfig, TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.operators import check_adam
 from openrlhf.errors import UserError
-from openrlhf.models import Actor
+from openrlhf.models import Actor, PreparedModel, RewardModel
+from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
-from openrlhf.models.loading import facts_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
+
+
+ModelT = TypeVar("ModelT", bound=PreparedModel)
 
 
 class Prepare(Protocol):
@@ -35,10 +39,15 @@ def build_tokenizer(config: TrainingConfig) -> Any:
     return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
 
 
-def check_layout(config: TrainingConfig) -> PretrainedConfig:
+FactsOf = Callable[[str, str, bool], ModelFacts]
+
+
+def check_layout(config: TrainingConfig, facts_of: FactsOf) -> PretrainedConfig:
     """The model's own configuration; raises UserError where the model cannot be laid out as the user asks.
 
     Before data is prepared, which may take minutes.
+
+    Args: facts_of: what is known of a model before its weights are read: by its name, dtype and trust in its code.
     """
     check_weight_files(config.model.model_name_or_path)
     _check_generation_settings(config.model.model_name_or_path)
@@ -94,10 +103,25 @@ def build_eval_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) ->
 
 
 def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:
-    """The model that is trained, before any engine holds it."""
-    model, ds = config.model, config.ds
-    actor = Actor(
-        model.model_name_or_path,
+    """The causal language model that is trained, before any engine holds it."""
+    return _with_layers(config.model, Actor(config.model.model_name_or_path, **_as_asked(config, ds_config)))
+
+
+def build_reward_model(config: RMConfig, ds_config: dict[str, Any]) -> RewardModel:
+    """The reward model that is trained, before any engine holds it."""
+    model = RewardModel(
+        config.model.model_name_or_path,
+        **_as_asked(config, ds_config),
+        head_prefix=config.ds.value_head_prefix,
+        head_seed=config.train.seed,
+    )
+    return _with_layers(config.model, model)
+
+
+def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of every kind of model."""
+    ds = config.ds
+    return dict(
         attn_implementation=ds.attn_implementation,
         param_dtype=ds.param_dtype,
         load_in_4bit=ds.load_in_4bit,
@@ -110,10 +134,13 @@ def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:
         use_liger_kernel=ds.use_liger_kernel,
         ring_attn_size=ds.ring_attn_size,
         ring_head_stride=ds.ring_head_stride,
-        trust_remote_code=model.trust_remote_code,
+        trust_remote_code=config.model.trust_remote_code,
     )
-    if model.gradient_checkpointing_enable:
-        actor.gradient_checkpointing_enable({"use_reentrant": model.gradient_checkpointing_reentrant})
-    if model.compile_layers:
-        actor.compile_layers()
-    return actor
+
+
+def _with_layers(settings: ModelConfig, model: ModelT) -> ModelT:
+    if settings.gradient_checkpointing_enable:
+        model.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_reentrant})
+    if settings.compile_layers:
+        model.compile_layers()
+    return model

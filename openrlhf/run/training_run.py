@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from openrlhf.atomic_file import keep_aside
 from openrlhf.batching import StepSchedule
@@ -26,10 +26,11 @@ from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.limits import check_positions, check_vocabulary
+from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
-from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.run.builders import FactsOf, Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
@@ -64,6 +65,7 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
+    facts_of: ClassVar[FactsOf] = staticmethod(facts_of)
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class TrainingRun(ABC):
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
         objective, callbacks = cls.build_objective(config), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
-        model_config = check_layout(config)
+        model_config = check_layout(config, cls.facts_of)
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)

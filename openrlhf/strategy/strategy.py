@@ -170,12 +170,15 @@ class DeepspeedStrategy:
         """DeepSpeed's configuration for training."""
         return self._engine_config(is_training=True)
 
-    def get_ds_eval_config(self) -> dict[str, Any]:
-        """DeepSpeed's configuration for a model that is only evaluated."""
-        return self._engine_config(is_training=False)
+    def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
+        """DeepSpeed's configuration for a model that is only evaluated.
 
-    def _engine_config(self, is_training: bool) -> dict[str, Any]:
-        config = engine_config(self.ds, self.max_norm, torch.cuda.is_available(), is_training)
+        Args: offload: its weights lie in the host's memory, and are fetched layer by layer.
+        """
+        return self._engine_config(is_training=False, offload=offload)
+
+    def _engine_config(self, is_training: bool, offload: bool = False) -> dict[str, Any]:
+        config = engine_config(self.ds, self.max_norm, torch.cuda.is_available(), is_training, offload)
         return config | {"train_batch_size": self.world_size}
 
     def create_optimizer(
@@ -198,7 +201,7 @@ class DeepspeedStrategy:
 
         Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where cfg has any of the attributes lr, betas,
         eps, weight_decay, lr_scheduler, num_training_steps, lr_warmup_ratio, min_lr_ratio, and a triple comes back; or
-        a bare model, for evaluation.
+        a bare model, for evaluation; one with `_offload` set keeps its weights in the host's memory.
         """
         prepared = [self._prepare(model) for model in models]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
@@ -206,7 +209,8 @@ class DeepspeedStrategy:
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
             rank_facts.check_model(self, argument.trainable_module)
-            prepare_evaluation(argument, self.get_ds_eval_config(), self.device)
+            offload = getattr(argument, "_offload", False)
+            prepare_evaluation(argument, self.get_ds_eval_config(offload), self.device)
             return argument
         model, *rest = argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)

@@ -2,7 +2,8 @@
 
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
+from openrlhf.trainer.pair_trainers import DPOTrainer, RewardModelTrainer
 from openrlhf.trainer.sft_trainer import SFTTrainer
 from openrlhf.trainer.trainer import Trainer
 
-__all__ = ["Callback", "CommandTrainer", "SFTTrainer", "Trainer"]
+__all__ = ["Callback", "CommandTrainer", "DPOTrainer", "RewardModelTrainer", "SFTTrainer", "Trainer"]

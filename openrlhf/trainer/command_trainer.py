@@ -33,8 +33,8 @@ class CommandTrainer(Trainer):
         max_norm: the strategy clips; another value than the strategy's is an error.
         save_hf_ckpt, disable_ds_ckpt: what each save writes.
         callbacks: the user's own; None: those that `--train.callbacks` names.
-        objective: what is minimised, whatever `fit` is given; None: what its settings name.
-        first_objective: holds until `fit` is called.
+        objective: what is minimised.
+        has_own_objective: it holds whatever settings `fit` is given.
         others: as of `Trainer`.
     """
 
@@ -52,8 +52,9 @@ class CommandTrainer(Trainer):
         save_hf_ckpt: bool,
         disable_ds_ckpt: bool,
         callbacks: Sequence[Callback] | None,
-        objective: Objective | None,
-        first_objective: Objective,
+        objective: Objective,
+        *,
+        has_own_objective: bool,
         **others: Any,
     ):
         self._check_callbacks(callbacks)
@@ -63,7 +64,7 @@ class CommandTrainer(Trainer):
             strategy,
             train_dataloader,
             eval_dataloader,
-            objective or first_objective,
+            objective,
             callbacks=callbacks,
             **others,
         )
@@ -72,7 +73,7 @@ class CommandTrainer(Trainer):
         self.save_hf_ckpt = save_hf_ckpt
         self.disable_ds_ckpt = disable_ds_ckpt
         self.reference_fingerprint: str | None = None  # of the weights of the reference model, where there is one
-        self._has_own_objective = objective is not None
+        self._has_own_objective = has_own_objective
         self._run_id: str | None = None
 
     @abstractmethod

@@ -1,71 +1,153 @@
 """Log-probs of a reference model, computed once for a data set and kept in a file that a kill does not spoil.
 
-The file holds float64 numbers in the order of the rows, two a pair. Rows are appended a window at a time, each window
-flushed; a run that goes on cuts what was not flushed whole. Whoever holds the same weights, tokens and settings finds
-the same file.
+The file holds float64 numbers in the order of the rows, two a pair, and a checksum behind them when it is whole. Rows are
+appended a window at a time, each window flushed; a run that goes on cuts what was not flushed whole. Whoever holds the
+same weights, tokens and settings finds the same file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindow, StepWindowLoader
+from openrlhf.batching import StepWindow, StepWindowLoader, Unit
+from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import Scorer
+from openrlhf.objectives.reference import REFERENCE_CHOSEN, REFERENCE_REJECTED
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 
 _ROW_BYTES = 2 * 8
 
 
-def compute_reference(model: Actor, loader: StepWindowLoader, strategy: DeepspeedStrategy, file: Path) -> np.ndarray:
+class PairsWithReference:
+    """A data set of pairs whose units hold the reference's log-probs; in all else it is `dataset`."""
+
+    def __init__(self, dataset: Any, log_probs: np.ndarray):
+        """Args: log_probs: (rows, 2) of the chosen and the rejected answers."""
+        self._dataset = dataset
+        self._log_probs = log_probs
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        return self._dataset[row]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def unit(self, row: int) -> Unit:
+        unit, (chosen, rejected) = self._dataset.unit(row), self._log_probs[row].tolist()
+        return replace(unit, numbers={**unit.numbers, REFERENCE_CHOSEN: chosen, REFERENCE_REJECTED: rejected})
+
+
+def compute_reference(
+    load: Callable[[], Actor], loader: StepWindowLoader, strategy: DeepspeedStrategy, file: Path
+) -> np.ndarray:
     """(rows, 2) float64 log-probs of the chosen and the rejected answer of each row. Every rank calls.
 
     Args:
-        model: frozen or not; it is not changed.
+        load: gives the model, frozen or not; it is not changed. Not called where the file is whole.
         loader: without shuffling, over a data set of pairs.
         file: on a disk that rank 0 sees; rows that it holds are not computed again.
+
+    Raises UserError where the file cannot be written.
     """
-    num_rows, batch_size = len(loader.dataset), loader.schedule.batch_size
-    on_disk = gather_objects(_whole_rows(file, num_rows, batch_size), strategy.groups.control)[0]
-    was_training = model.training
+    num_rows, control = len(loader.dataset), strategy.groups.control
+    with _written_by_this_run_alone(file, strategy.is_rank_0()) as mine:
+        begin = _rows_on_disk(mine, num_rows, loader.schedule.batch_size) if strategy.is_rank_0() else None
+        begin = gather_objects(begin, control)[0]
+        if begin < num_rows:
+            _compute(load(), loader, strategy, mine, begin)
+        numbers = np.fromfile(mine, np.float64, 2 * num_rows) if strategy.is_rank_0() else None
+    return gather_objects(numbers, control)[0].reshape(num_rows, 2)
+
+
+@contextmanager
+def _written_by_this_run_alone(file: Path, is_writer: bool) -> Iterator[Path]:
+    """The file; where another run writes it at this moment, one of this run's own: nobody waits for another run."""
+    if not is_writer:
+        yield file
+        return
+    with _telling_of(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_suffix(".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            own = file.with_name(f"{file.stem}-{uuid.uuid4().hex}{file.suffix}")
+            try:
+                yield own
+            finally:
+                own.unlink(missing_ok=True)
+        else:
+            yield file
+
+
+def _rows_on_disk(file: Path, num_rows: int, batch_size: int) -> int:
+    """The rows that the file holds in whole windows, all of them where it is whole; it is cut behind them."""
+    with _telling_of(file):
+        content = file.read_bytes() if file.is_file() else b""
+        size_bytes = num_rows * _ROW_BYTES
+        if content[size_bytes:] == xxhash.xxh3_64_digest(content[:size_bytes]):
+            return num_rows
+        is_damaged = len(content) > size_bytes
+        rows = 0 if is_damaged else min(len(content) // _ROW_BYTES, num_rows - 1) // batch_size * batch_size
+        if content:
+            os.truncate(file, rows * _ROW_BYTES)
+        return rows
+
+
+def _compute(model: Actor, loader: StepWindowLoader, strategy: DeepspeedStrategy, file: Path, begin: int) -> None:
+    """The rows from `begin` on, appended by rank 0, and the checksum."""
+    was_training, is_writer = model.training, strategy.is_rank_0()
     model.eval()
-    shown = tqdm(total=num_rows, initial=on_disk, desc="reference", disable=None if strategy.is_rank_0() else True)
-    if on_disk < num_rows:
-        for window in loader.windows(on_disk, max_epochs=1):
-            strategy.watchdog.note("computing the reference's log-probs")
-            values = _of_window(model, window, strategy)
-            if strategy.is_rank_0():
-                _append(file, values)
-            shown.update(len(values))
+    shown = tqdm(
+        total=len(loader.dataset), initial=begin, desc="reference", disable=None if strategy.is_rank_0() else True
+    )
+    for window in loader.windows(begin, max_epochs=1):
+        strategy.watchdog.note("computing the reference's log-probs")
+        values = _of_window(model, window, strategy)
+        if is_writer:
+            _append(file, values.tobytes())
+        shown.update(len(values))
     shown.close()
     model.train(was_training)
-    whole = np.fromfile(file, dtype=np.float64).reshape(-1, 2) if strategy.is_rank_0() else None
-    return gather_objects(whole, strategy.groups.control)[0]
+    if is_writer:
+        _append(file, xxhash.xxh3_64_digest(file.read_bytes()))
 
 
-def _whole_rows(file: Path, num_rows: int, batch_size: int) -> int:
-    """The rows that the file holds in whole windows; it is cut behind them."""
-    if not file.is_file():
-        return 0
-    rows = min(file.stat().st_size // _ROW_BYTES, num_rows)
-    rows = rows if rows == num_rows else rows // batch_size * batch_size
-    os.truncate(file, rows * _ROW_BYTES)
-    return rows
-
-
-def _append(file: Path, values: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as target:
-        target.write(values.tobytes())
+def _append(file: Path, content: bytes) -> None:
+    with _telling_of(file), file.open("ab") as target:
+        target.write(content)
         target.flush()
         os.fsync(target.fileno())
+
+
+@contextmanager
+def _telling_of(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The reference's log-probs cannot be kept in {file.parent} ({error.strerror or error}): make room there, "
+            "or choose another folder by --data.cache_dir."
+        ) from error
 
 
 def _of_window(model: Actor, window: StepWindow, strategy: DeepspeedStrategy) -> np.ndarray:

@@ -39,6 +39,8 @@ class Trainer:
         all_targets: every token of a loader of the user's own is a target, whatever its mask says.
     """
 
+    sequences_a_unit = 1  # of a row of the data set
+
     def __init__(
         self,
         model: PreparedModel,
@@ -113,7 +115,8 @@ class Trainer:
     def check_layout(self) -> None:
         """Raises UserError where the model computes samples of a pack, or of a padded batch, otherwise than alone."""
         train, is_packed = self.strategy.train, self.strategy.ds.packing_samples
-        if is_packed or train.micro_batch_size > 1 or train.max_tokens_per_micro_batch is not None:
+        num_sequences = train.micro_batch_size * self.sequences_a_unit
+        if is_packed or num_sequences > 1 or train.max_tokens_per_micro_batch is not None:
             self.model.check_layout(is_packed, self.strategy.groups.sequence)
 
     def _check_ranks(self, users: Sequence[Callback], max_steps: int | None, aux_loss: AuxLossSettings) -> None:

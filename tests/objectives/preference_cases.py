@@ -13,7 +13,7 @@ from openrlhf.batching import Unit
 from openrlhf.objectives.pair_losses import PairLossSettings
 from openrlhf.objectives.preference import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
-from openrlhf.trainer.computed_reference import compute_reference
+from openrlhf.trainer.computed_reference import PairsWithReference, compute_reference
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
 
 SETTINGS = PairLossSettings(beta=0.1, label_smoothing=0.1)
@@ -33,19 +33,6 @@ class WeightedPairs(Pairs):
         chosen, rejected = self.references[row]
         numbers = {"reference_chosen": chosen, "reference_rejected": rejected}
         return replace(super().unit(row), weight=self.weights[row], numbers=numbers)
-
-
-class PairsWithReference(Pairs):
-    """Pairs with log-probs that a reference has given them, (rows, 2)."""
-
-    def __init__(self, reference: np.ndarray):
-        super().__init__()
-        self.reference = reference
-
-    def unit(self, row: int) -> Unit:
-        unit = super().unit(row)
-        chosen, rejected = self.reference[row].tolist()
-        return replace(unit, numbers={"reference_chosen": chosen, "reference_rejected": rejected})
 
 
 def _strategy(ring: int, zero_stage: int, packed: bool, max_tokens: int | None):
@@ -90,14 +77,15 @@ def curve_of_adapters(kind: str, ring: int, zero_stage: int, folder: str = "") -
     from tests.helpers.tiny_models import tiny_model
 
     strategy = _strategy(ring, zero_stage, True, None)
-    pairs: Pairs = Pairs()
+    pairs: Any = Pairs()
     reference: Any = BaseUnderAdapters()
     if kind != "off":
         frozen = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True, ring_attn_size=ring))
         reference = FrozenReference(frozen)
     if kind == "computed":
         loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
-        pairs = PairsWithReference(compute_reference(frozen, loader, strategy, Path(folder) / "reference.f64"))
+        computed = compute_reference(lambda: frozen, loader, strategy, Path(folder) / "reference.f64")
+        pairs = PairsWithReference(pairs, computed)
         reference = ComputedReference()
     torch.manual_seed(0)
     actor = Actor(
@@ -121,8 +109,8 @@ def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.
     strategy, file = _strategy(1, 0, True, None), Path(folder) / "reference.f64"
     model = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))
     loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0)
-    whole = compute_reference(model, loader, strategy, file)
+    whole = compute_reference(lambda: model, loader, strategy, file)
     if strategy.is_rank_0():
         content = file.read_bytes()[:num_bytes]
         file.write_bytes(np.full(num_bytes // 8, 7.0).tobytes()[:16] + content[16:])  # a mark: it is not computed anew
-    return whole, compute_reference(model, loader, strategy, file)
+    return whole, compute_reference(lambda: model, loader, strategy, file)

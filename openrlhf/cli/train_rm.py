@@ -1,0 +1,19 @@
+"""Reward models: `deepspeed --module openrlhf.cli.train_rm FLAGS` (or torchrun -m, or python -m)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openrlhf.cli.entry import run_training
+from openrlhf.config import RMConfig, parse_config
+
+
+def main(argv: Sequence[str]) -> None:
+    config = parse_config(RMConfig, argv)
+    from openrlhf.run.rm_run import RMRun  # after the flags are known to be right: it loads torch and transformers
+
+    RMRun.train(config)
+
+
+if __name__ == "__main__":
+    run_training(main)

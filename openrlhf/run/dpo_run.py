@@ -1,0 +1,108 @@
+"""A run of train_dpo: what it has of its own."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from openrlhf.config import DPOConfig
+from openrlhf.datasets.pair_dataset import prepare_pair_dataset
+from openrlhf.models import Actor
+from openrlhf.objectives import PreferenceObjective
+from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.run.builders import Prepare, build_actor
+from openrlhf.run.reference import check_reference, load_reference, reference_file, reference_name, reference_of
+from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.trainer import DPOTrainer
+from openrlhf.trainer.computed_reference import PairsWithReference, compute_reference
+from openrlhf.trainer.pair_trainers import preference_objective
+from openrlhf.trainer.run_identity import base_model_fingerprint
+
+
+class DPORun(TrainingRun):
+    """See `TrainingRun`."""
+
+    config: DPOConfig
+    objective: PreferenceObjective
+
+    @classmethod
+    def build_objective(cls, config: DPOConfig) -> PreferenceObjective:
+        check_reference(config)
+        return preference_objective(config.model, reference_of(config))
+
+    @classmethod
+    def preparation(cls, config: DPOConfig) -> Prepare:
+        return prepare_pair_dataset
+
+    def build(self) -> None:
+        reference = self.objective.reference
+        if isinstance(reference, ComputedReference):
+            self._compute_reference()
+        elif isinstance(reference, FrozenReference):
+            reference.use(load_reference(self.config, self.strategy))
+        super().build()
+
+    def build_model(self) -> Actor:
+        return build_actor(self.config, self.strategy.get_ds_train_config())
+
+    def build_trainer(self, prepared: Prepared) -> DPOTrainer:
+        config = self.config
+        return DPOTrainer(
+            prepared.model,
+            None,
+            self.strategy,
+            self.tokenizer,
+            prepared.optimizer,
+            prepared.train_loader,
+            prepared.eval_loader,
+            prepared.scheduler,
+            max_norm=config.max_norm,
+            beta=config.model.beta,
+            max_epochs=config.train.max_epochs,
+            save_hf_ckpt=config.ckpt.save_hf,
+            disable_ds_ckpt=config.ckpt.disable_ds,
+            callbacks=self.callbacks,
+            objective=self.objective,
+        )
+
+    def _compute_reference(self) -> None:
+        """Its log-probs go into the data sets; the model, if it was needed, is gone before the training begins."""
+        loaded: list[Actor] = []
+
+        def load() -> Actor:
+            if not loaded:
+                loaded.append(load_reference(self.config, self.strategy))
+            return loaded[0]
+
+        def with_log_probs(dataset: Any) -> PairsWithReference:
+            with self.strategy.watchdog.long_phase("looking for the reference's log-probs"):
+                file = reference_file(self.config, dataset.fingerprint) if self.strategy.is_rank_0() else None
+                file = gather_objects(file, self.strategy.groups.control)[0]
+            loader = self.loader(dataset, shuffle=False)
+            return PairsWithReference(dataset, compute_reference(load, loader, self.strategy, file))
+
+        self.train_data = with_log_probs(self.train_data)
+        self.eval_data = self.eval_data and with_log_probs(self.eval_data)
+        for model in loaded:
+            model.engine.destroy()
+
+    @functools.cached_property
+    def reference_fingerprint(self) -> str | None:  # type: ignore[override]
+        name = reference_name(self.config)
+        return None if name is None else base_model_fingerprint(name)
+
+    def rows_of_start_table(self) -> dict[str, str]:
+        mix = " + ".join(f"{weight:g} {name}" for name, weight in self.config.model.losses().items())
+        return {"loss": f"{mix.removeprefix('1 ')}; beta {self.config.model.beta:g}", "reference": self._reference()}
+
+    def _reference(self) -> str:
+        name, reference = reference_name(self.config), self.objective.reference
+        if name is None:
+            return "none: the loss has none"
+        if isinstance(reference, BaseUnderAdapters):
+            return "the base under the adapters"
+        if isinstance(reference, ComputedReference):
+            return f"{name}; its log-probs are computed already"
+        where = ", its weights in the host's memory" if self.config.ref.offload else ""
+        return f"{name}, a second model{where}"

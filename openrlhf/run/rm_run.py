@@ -1,0 +1,50 @@
+"""A run of train_rm: what it has of its own."""
+
+from __future__ import annotations
+
+from openrlhf.config import RMConfig
+from openrlhf.datasets.pair_dataset import prepare_pair_dataset
+from openrlhf.models import RewardModel
+from openrlhf.models.classifier import classifier_facts
+from openrlhf.objectives import RewardObjective
+from openrlhf.run.builders import Prepare, build_reward_model
+from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.trainer import RewardModelTrainer
+from openrlhf.trainer.pair_trainers import reward_objective
+
+
+class RMRun(TrainingRun):
+    """See `TrainingRun`."""
+
+    config: RMConfig
+    facts_of = staticmethod(classifier_facts)
+
+    @classmethod
+    def build_objective(cls, config: RMConfig) -> RewardObjective:
+        return reward_objective(config.model)
+
+    @classmethod
+    def preparation(cls, config: RMConfig) -> Prepare:
+        return prepare_pair_dataset
+
+    def build_model(self) -> RewardModel:
+        return build_reward_model(self.config, self.strategy.get_ds_train_config())
+
+    def build_trainer(self, prepared: Prepared) -> RewardModelTrainer:
+        config = self.config
+        return RewardModelTrainer(
+            prepared.model,
+            self.strategy,
+            prepared.optimizer,
+            prepared.train_loader,
+            prepared.eval_loader,
+            prepared.scheduler,
+            self.tokenizer,
+            max_norm=config.max_norm,
+            max_epochs=config.train.max_epochs,
+            loss=config.model.loss_type,
+            save_hf_ckpt=config.ckpt.save_hf,
+            disable_ds_ckpt=config.ckpt.disable_ds,
+            callbacks=self.callbacks,
+            objective=self.objective,
+        )

@@ -1,0 +1,188 @@
+"""DPOTrainer and RewardModelTrainer: the faces of the loop over pairs of answers, with OpenRLHF's signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from openrlhf.batching import StepWindowLoader
+from openrlhf.config import DPOConfig, RMConfig, from_namespace
+from openrlhf.config.pair_settings import PreferenceModelConfig, RewardModelConfig
+from openrlhf.errors import UserError
+from openrlhf.models import Actor, RewardModel
+from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
+from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
+from openrlhf.objectives.preference import Reference
+from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.trainer.callbacks import Callback
+from openrlhf.trainer.command_trainer import CommandTrainer
+from openrlhf.trainer.computed_reference import PairsWithReference
+from openrlhf.trainer.run_identity import base_model_fingerprint
+
+
+def preference_objective(model: PreferenceModelConfig, reference: Reference | None) -> PreferenceObjective:
+    """What the settings name. Raises UserError for a loss that there is not, or that lacks its reference."""
+    settings = PairLossSettings(model.beta, model.label_smoothing, model.ipo_enable, model.simpo_gamma)
+    return PreferenceObjective(model.losses(), settings, model.nll_loss_coef, reference)
+
+
+def reward_objective(model: RewardModelConfig) -> RewardObjective:
+    """What the settings name."""
+    return RewardObjective(model.loss_type, model.margin_loss_enable, model.center_rewards_coef)
+
+
+class DPOTrainer(CommandTrainer):
+    """DPO, and the other losses of preferences, on pairs of answers.
+
+    Args:
+        model, optim, scheduler: what `strategy.prepare` gave back.
+        ref_model: a second model, which `strategy.prepare` was given alone; None: the base under the adapters of
+            `model`, or log-probs that the data set holds (`PairsWithReference`).
+        train_dataloader, eval_dataloader: what `strategy.setup_dataloader` gave for a `PairDataset` or
+            `RewardDataset`; the latter may be None.
+        tokenizer: saved with the model; its padding token fills rows.
+        max_norm: the strategy clips; another value than the strategy's is an error.
+        beta: strength of the tie to the reference. The rest of the loss is in `strategy.args`, and in those of `fit`.
+        max_epochs: passes over the data.
+        save_hf_ckpt, disable_ds_ckpt: what each save writes.
+        callbacks: the user's own; None: those that `--train.callbacks` names.
+        objective: what is minimised; None: the losses that `--model.loss_type` names.
+
+    Raises UserError where the loss needs a reference and there is none, or one with another vocabulary.
+    """
+
+    config_class = DPOConfig
+    sequences_a_unit = 2
+
+    def __init__(
+        self,
+        model: Actor,
+        ref_model: Actor | None,
+        strategy: DeepspeedStrategy,
+        tokenizer: Any,
+        optim: Any,
+        train_dataloader: StepWindowLoader,
+        eval_dataloader: StepWindowLoader | None,
+        scheduler: Any,
+        max_norm: float | None = None,
+        beta: float = 0.01,
+        max_epochs: int = 2,
+        save_hf_ckpt: bool = False,
+        disable_ds_ckpt: bool = False,
+        *,
+        callbacks: Sequence[Callback] | None = None,
+        objective: Objective | None = None,
+    ):
+        _check_pairs(self, train_dataloader, eval_dataloader)
+        self._beta = beta
+        self._reference = _reference_of(model, ref_model, train_dataloader)
+        super().__init__(
+            model,
+            strategy,
+            optim,
+            train_dataloader,
+            eval_dataloader,
+            scheduler,
+            max_norm,
+            save_hf_ckpt,
+            disable_ds_ckpt,
+            callbacks,
+            objective or self.objective_of(from_namespace(DPOConfig, strategy.args)),
+            has_own_objective=objective is not None,
+            max_epochs=max_epochs,
+            tokenizer=tokenizer,
+        )
+        if ref_model is not None:
+            self.reference_fingerprint = base_model_fingerprint(ref_model.config.name_or_path)
+
+    def objective_of(self, config: DPOConfig) -> Objective:
+        model = self.settings_of(config).model
+        return preference_objective(model, self._reference if needs_reference(model.losses()) else None)
+
+    def settings_of(self, config: DPOConfig) -> DPOConfig:
+        return replace(config, model=replace(config.model, beta=self._beta))
+
+
+class RewardModelTrainer(CommandTrainer):
+    """A reward model on pairs of answers.
+
+    Args:
+        loss: `sigmoid` or `logexp`.
+        others: as of `DPOTrainer`.
+    """
+
+    config_class = RMConfig
+    sequences_a_unit = 2
+
+    def __init__(
+        self,
+        model: RewardModel,
+        strategy: DeepspeedStrategy,
+        optim: Any,
+        train_dataloader: StepWindowLoader,
+        eval_dataloader: StepWindowLoader | None,
+        scheduler: Any,
+        tokenizer: Any,
+        max_norm: float | None = None,
+        max_epochs: int = 2,
+        loss: str = "sigmoid",
+        save_hf_ckpt: bool = False,
+        disable_ds_ckpt: bool = False,
+        *,
+        callbacks: Sequence[Callback] | None = None,
+        objective: Objective | None = None,
+    ):
+        _check_pairs(self, train_dataloader, eval_dataloader)
+        self._loss = loss
+        super().__init__(
+            model,
+            strategy,
+            optim,
+            train_dataloader,
+            eval_dataloader,
+            scheduler,
+            max_norm,
+            save_hf_ckpt,
+            disable_ds_ckpt,
+            callbacks,
+            objective or self.objective_of(from_namespace(RMConfig, strategy.args)),
+            has_own_objective=objective is not None,
+            max_epochs=max_epochs,
+            tokenizer=tokenizer,
+        )
+
+    def objective_of(self, config: RMConfig) -> Objective:
+        return reward_objective(self.settings_of(config).model)
+
+    def settings_of(self, config: RMConfig) -> RMConfig:
+        return replace(config, model=replace(config.model, loss_type=self._loss))
+
+
+def _check_pairs(trainer: CommandTrainer, *loaders: Any) -> None:
+    for loader in loaders:
+        if loader is not None and not hasattr(getattr(loader, "dataset", None), "unit"):
+            raise UserError(
+                f"{type(trainer).__name__} has been given a loader that knows of no pairs: give what "
+                "strategy.setup_dataloader makes of a PairDataset or a RewardDataset."
+            )
+
+
+def _reference_of(model: Actor, ref_model: Actor | None, loader: StepWindowLoader) -> Reference | None:
+    if ref_model is not None:
+        check_same_vocabulary(model, ref_model)
+        return FrozenReference(ref_model)
+    if isinstance(loader.dataset, PairsWithReference):
+        return ComputedReference()
+    return BaseUnderAdapters() if hasattr(model.model, "peft_config") else None
+
+
+def check_same_vocabulary(model: Actor, ref_model: Actor) -> None:
+    """Raises UserError where the two do not score the same tokens."""
+    here, there = (one.config.get_text_config().vocab_size for one in (model, ref_model))
+    if here != there:
+        raise UserError(
+            f"The reference model has a vocabulary of {there:,} tokens, the model one of {here:,}: their log-probs "
+            "cannot be compared. Give a reference with the model's vocabulary."
+        )

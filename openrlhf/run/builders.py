@@ -24,7 +24,6 @@ from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
-
 ModelT = TypeVar("ModelT", bound=PreparedModel)
 
 
@@ -39,10 +38,7 @@ def build_tokenizer(config: TrainingConfig) -> Any:
     return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
 
 
-FactsOf = Callable[[str, str, bool], ModelFacts]
-
-
-def check_layout(config: TrainingConfig, facts_of: FactsOf) -> PretrainedConfig:
+def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> PretrainedConfig:
     """The model's own configuration; raises UserError where the model cannot be laid out as the user asks.
 
     Before data is prepared, which may take minutes.

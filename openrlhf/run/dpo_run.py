@@ -88,7 +88,7 @@ class DPORun(TrainingRun):
             model.engine.destroy()
 
     @functools.cached_property
-    def reference_fingerprint(self) -> str | None:  # type: ignore[override]
+    def reference_fingerprint(self) -> str | None:
         name = reference_name(self.config)
         return None if name is None else base_model_fingerprint(name)
 

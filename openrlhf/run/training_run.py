@@ -6,6 +6,7 @@ What differs by command stands in a subclass: `sft_run.py`, `dpo_run.py`, `rm_ru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +26,13 @@ from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
+from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.limits import check_positions, check_vocabulary
 from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
-from openrlhf.run.builders import FactsOf, Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
@@ -65,7 +67,7 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
-    facts_of: ClassVar[FactsOf] = staticmethod(facts_of)
+    facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Log-probs of a reference model, computed once for a data set and kept in a file that a kill does not spoil.
 
-The file holds float64 numbers in the order of the rows, two a pair, and a checksum behind them when it is whole. Rows are
-appended a window at a time, each window flushed; a run that goes on cuts what was not flushed whole. Whoever holds the
-same weights, tokens and settings finds the same file.
+The file holds float64 numbers in the order of the rows, two a pair, and a checksum behind them when it is whole. Rows
+are appended a window at a time, each window flushed; a run that goes on cuts what was not flushed whole. Whoever holds
+the same weights, tokens and settings finds the same file.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
 from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
 from openrlhf.objectives.preference import Reference
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.objectives.reward import RewardLoss
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
@@ -95,7 +96,7 @@ class DPOTrainer(CommandTrainer):
             tokenizer=tokenizer,
         )
         if ref_model is not None:
-            self.reference_fingerprint = base_model_fingerprint(ref_model.config.name_or_path)
+            self.reference_fingerprint = base_model_fingerprint(ref_model.config.name_or_path or "")
 
     def objective_of(self, config: DPOConfig) -> Objective:
         model = self.settings_of(config).model
@@ -127,7 +128,7 @@ class RewardModelTrainer(CommandTrainer):
         tokenizer: Any,
         max_norm: float | None = None,
         max_epochs: int = 2,
-        loss: str = "sigmoid",
+        loss: RewardLoss = "sigmoid",
         save_hf_ckpt: bool = False,
         disable_ds_ckpt: bool = False,
         *,

@@ -171,10 +171,7 @@ class DeepspeedStrategy:
         return self._engine_config(is_training=True)
 
     def get_ds_eval_config(self, offload: bool = False) -> dict[str, Any]:
-        """DeepSpeed's configuration for a model that is only evaluated.
-
-        Args: offload: its weights lie in the host's memory, and are fetched layer by layer.
-        """
+        """DeepSpeed's configuration for a model that is only evaluated; `offload`: its weights lie on the host."""
         return self._engine_config(is_training=False, offload=offload)
 
     def _engine_config(self, is_training: bool, offload: bool = False) -> dict[str, Any]:
@@ -209,8 +206,7 @@ class DeepspeedStrategy:
     def _prepare(self, argument: Any) -> Any:
         if not isinstance(argument, tuple):
             rank_facts.check_model(self, argument.trainable_module)
-            offload = getattr(argument, "_offload", False)
-            prepare_evaluation(argument, self.get_ds_eval_config(offload), self.device)
+            prepare_evaluation(argument, self.get_ds_eval_config(getattr(argument, "_offload", False)), self.device)
             return argument
         model, *rest = argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)

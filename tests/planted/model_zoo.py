@@ -43,7 +43,7 @@ BUGS = [
         "trainers_do_not_look",
         "padding that a model reads is trained on",
         "trainer/trainer.py",
-        "train.micro_batch_size > 1 or train",
+        "num_sequences > 1 or train",
         "train",
         (_PROBE + "test_a_trainer_looks_before_its_first_step",),
     ),

@@ -3,6 +3,7 @@
     manifest.json      stage, settings, weights, inputs: written before the first row, so that rows of other settings,
                        weights or inputs never join them; `files` once the stage is finished
     rows-<name>.jsonl  a shard: a JSON object a line, appended and flushed by one process at a time
+    left_out-<name>.jsonl  the same of what became no row, with the reason
     stats.json         counts of the finished stage
 
 A line counts once it ends with a line feed: a process that dies leaves at most one torn line, at the end of its shard.
@@ -26,6 +27,7 @@ from openrlhf.config.schema import Root, settings, values_of
 from openrlhf.errors import UserError
 
 MANIFEST, STATS = "manifest.json", "stats.json"
+ROWS, LEFT_OUT = "rows", "left_out"
 _FORMAT = 1
 _BLOCK_BYTES = 4 << 20
 
@@ -142,8 +144,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
-def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("rows-*.jsonl"))
+def read_stats(folder: Path) -> dict[str, Any]:
+    """The counts of a finished stage."""
+    return dict(json.loads((folder / STATS).read_text(encoding="utf-8")))
+
+
+def shards(folder: Path, kind: str = ROWS) -> list[Path]:
+    return sorted(folder.glob(f"{kind}-*.jsonl"))
 
 
 class Place(NamedTuple):
@@ -160,11 +167,11 @@ class StoredRows:
     `num_torn` counts those of the last iteration.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, kind: str = ROWS):
         """Raises UserError where there is nothing to read."""
         self.path = path
         self.num_torn = 0
-        self._files = shards(path) if path.is_dir() else [path]
+        self._files = shards(path, kind) if path.is_dir() else [path]
         if not path.exists():
             raise UserError(f"{path} does not exist: give the output of the stage before.")
         if path.is_dir() and read_manifest(path) is None:
@@ -201,9 +208,9 @@ class StoredRows:
 class RowWriter:
     """Appends rows to a shard that this process alone writes: `with RowWriter(folder, "rank-0") as shard: …`."""
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, kind: str = ROWS):
         """Cuts a torn last line off. Raises UserError where another process writes the shard."""
-        self.path = folder / f"rows-{name}.jsonl"
+        self.path = folder / f"{kind}-{name}.jsonl"
         self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,197 @@
+"""Any OpenAI-compatible server (vLLM, SGLang, `transformers serve`, …), or several: one request for each answer.
+
+A server gives the second answer of one request a seed of its own choice, and some ignore how many are asked for. The
+key is read from OPENAI_API_KEY alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import httpx
+
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.rejection.engines.engine import TOO_LONG, Answer, Engine, Refusal, Request, Sampling
+
+API_KEY = "OPENAI_API_KEY"
+_CONNECT_SECONDS = 10.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
+_OFTEN_OTHER_NAMES = {"max_tokens": "stop", "eos": "stop", "eos_token": "stop"}
+_TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
+
+
+class _TryAgain(Exception):
+    """A failure that may pass. `wait_seconds`: what the server asks for."""
+
+    def __init__(self, reason: str, wait_seconds: float = 0.0):
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+
+
+class OpenAIEngine(Engine):
+    """Args: model: as the servers call it; concurrency: requests that wait for an answer, over all servers."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        model: str,
+        sampling: Sampling,
+        concurrency: int,
+        timeout_seconds: float,
+        max_retries: int,
+    ):
+        self._urls = [url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1" for url in urls]
+        self._model, self._sampling = model, sampling
+        self._concurrency, self._max_retries = concurrency, max_retries
+        key = os.environ.get(API_KEY)
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
+            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        )
+        self._turn = itertools.count()
+        self._is_closed = threading.Event()
+
+    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai") as threads:
+            waiting: set[Future[Answer | Refusal]] = set()
+            try:
+                while True:
+                    for request in itertools.islice(requests, self._concurrency - len(waiting)):
+                        waiting.add(threads.submit(self._ask, request))
+                    if not waiting:
+                        return
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    failed = [future for future in done if future.exception()]
+                    for future in done.difference(failed):  # what has come is kept, whatever else fails
+                        yield future.result()
+                    for future in failed:
+                        future.result()
+            finally:
+                self._is_closed.set()  # those that wait to try again give up
+                for future in waiting:
+                    future.cancel()
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._client.close()
+
+    def _ask(self, request: Request) -> Answer | Refusal:
+        """Tries one server after another. Raises UserError where tries are used up, or where none can help."""
+        first = next(self._turn)
+        reasons: dict[str, str] = {}
+        for number in range(self._max_retries + 1):
+            url = self._urls[(first + number) % len(self._urls)]
+            try:
+                return self._ask_one(url, request)
+            except _TryAgain as failure:
+                reasons[url] = str(failure)
+                longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
+                # Others wait too: at random, so that they do not all come back at once.
+                if number < self._max_retries and self._is_closed.wait(
+                    max(failure.wait_seconds, random.uniform(longest / 2, longest))
+                ):
+                    break
+        told = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
+        raise UserError(
+            f"No answer after {self._max_retries + 1} tries ({told}). All answers so far are kept: look after the "
+            "server, and start the same command again."
+        )
+
+    def _ask_one(self, url: str, request: Request) -> Answer | Refusal:
+        is_chat = not isinstance(request.prompt.content, str)
+        try:
+            response = self._client.post(
+                f"{url}/{'chat/completions' if is_chat else 'completions'}", json=self._payload(request, is_chat)
+            )
+        except httpx.TimeoutException:
+            raise _TryAgain("no answer in time (--generate.timeout_seconds)") from None
+        except httpx.InvalidURL as error:
+            raise UserError(f"--generate.url {url} is no address: {error}.") from None
+        except httpx.HTTPError as error:
+            raise _TryAgain(first_line_of(error)) from error
+        if response.status_code >= 400:
+            return self._refusal(url, request, response)
+        return _answer_in(request, response, is_chat)
+
+    def _payload(self, request: Request, is_chat: bool) -> dict[str, Any]:
+        sampling, prompt = self._sampling, request.prompt
+        asked: dict[str, Any] = {"messages" if is_chat else "prompt": prompt.content}
+        if is_chat and prompt.tools:
+            asked["tools"] = prompt.tools
+        return {
+            **asked,
+            "model": self._model,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed,
+            "n": 1,
+            "stream": False,
+        }
+
+    def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
+        """Raises _TryAgain for what may pass, and UserError for what holds for every request."""
+        status, said = response.status_code, _said(response)
+        if status in (408, 409, 425, 429) or status >= 500:
+            raise _TryAgain(f"status {status}, {said}", _retry_after(response))
+        if status in (400, 413, 422) and any(words in said.lower() for words in _TOO_LONG_WORDS):
+            return Refusal(request, TOO_LONG)
+        if status in (401, 403):
+            raise UserError(f"{url} wants a key, or another one (status {status}): set {API_KEY} in the environment.")
+        if status == 404:
+            raise UserError(
+                f"{url} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
+            )
+        raise UserError(f"{url} refuses the request (status {status}): {said}")
+
+    def _models_of(self, url: str) -> str:
+        try:
+            names = [model["id"] for model in self._client.get(f"{url}/models").json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return ""
+        return f"; it has {', '.join(map(repr, names[:10])) or 'none'}"
+
+
+def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Answer:
+    """Raises _TryAgain where the body is no answer."""
+    try:
+        body = response.json()
+        choice = body["choices"][0]
+        message = choice["message"] if is_chat else {"content": choice["text"]}
+        calls = message.get("tool_calls") or None
+        text = message.get("content")
+        if text is None and calls:
+            text = ""
+        reason = choice.get("finish_reason")
+        num_tokens = (body.get("usage") or {}).get("completion_tokens")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _TryAgain(f"an answer that is none: {response.text[:100]!r}") from None
+    if not isinstance(text, str) or not isinstance(reason, str):
+        raise _TryAgain(f"an answer without text or without its end: {response.text[:100]!r}")
+    columns = {"tool_calls": calls} if calls else {}
+    return Answer(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
+
+
+def _said(response: httpx.Response) -> str:
+    """The server's own words."""
+    try:
+        body = response.json()
+        error = body.get("error", body)
+        said = error if isinstance(error, str) else error.get("message") or error.get("detail") or error
+    except (ValueError, AttributeError):
+        said = response.text
+    return " ".join(str(said).split())[:300]
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        return min(_LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", 0)))
+    except ValueError:  # a date
+        return 0.0

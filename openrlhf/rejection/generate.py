@@ -1,0 +1,264 @@
+"""The first stage: a model's answers to prompts, several to each, kept as they come.
+
+    from openrlhf.rejection.generate import generate
+    stats = generate(config)
+
+What is there is never asked for again, whichever engine goes on and with however many ranks. Ranks share the prompts
+and need not talk: each knows its own by their order, and appends to a shard of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from openrlhf.config import GenerateConfig
+from openrlhf.rejection.engines.engine import Answer, Engine, Refusal, Request, Sampling
+from openrlhf.rejection.model_fingerprint import model_fingerprint
+from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
+from openrlhf.rejection.records import (
+    LEFT_OUT,
+    ROWS,
+    Identity,
+    RowWriter,
+    StoredRows,
+    finish,
+    is_finished,
+    open_output,
+    read_stats,
+    settings_of,
+)
+
+EMPTY = "the prompt is empty"
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where nobody watches a terminal
+
+
+def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, Any]:
+    """Asks for every answer that `generate.output` lacks, and returns the content of its `stats.json`.
+
+    Under torchrun each rank asks for its share; the last to end writes `stats.json`, and the others return it without
+    the rest, as far as it is known.
+
+    Args: engine: in the place of the one that `generate.engine` names; it is not closed.
+
+    Raises UserError where the output is another run's, where prompts cannot be read, or where the engine cannot go on.
+    """
+    output = Path(config.generate.output).expanduser()
+    prompts = Prompts(config.data)
+    identity = generation_identity(config, prompts)
+    open_output(output, identity, "--generate.output")
+    if is_finished(output):
+        _tell(f"{output} is finished: nothing is left to do")
+        return read_stats(output)
+    known = _Known.of(output)
+    rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = _Share(prompts, known, config, rank, num_ranks)
+    if mine.num_missing:
+        made = engine or make_engine(config)
+        try:
+            _ask(made, mine, output, f"rank-{rank}", identity.weights)
+        finally:
+            if engine is None:
+                made.close()
+    return _finished_by_the_last(output, prompts, config)
+
+
+def generation_identity(config: GenerateConfig, prompts: Prompts) -> Identity:
+    """What answers depend on: settings, weights, prompts."""
+    weights = model_fingerprint(config.model.model_name_or_path)
+    return Identity("generate", settings_of(config), weights, {"data.dataset": prompts.content_hash()})
+
+
+def make_engine(config: GenerateConfig) -> Engine:
+    """The engine that `generate.engine` names. Raises UserError where it, or its model, is not there."""
+    given, name = config.generate, config.model.model_name_or_path
+    sampling = Sampling(given.temperature, given.top_p, given.max_new_tokens, given.max_prompt_len)
+    if given.engine == "openai":
+        from openrlhf.rejection.engines.openai_engine import OpenAIEngine
+
+        urls = [url.strip() for url in (given.url or "").split(",") if url.strip()]
+        served = given.served_name or name
+        return OpenAIEngine(urls, served, sampling, given.concurrency, given.timeout_seconds, given.max_retries)
+    if given.engine == "vllm":
+        from openrlhf.rejection.engines.vllm_engine import VLLMEngine as InProcess
+    else:
+        from openrlhf.rejection.engines.transformers_engine import TransformersEngine as InProcess  # type: ignore
+    return InProcess(
+        name,
+        sampling,
+        given.concurrency,
+        param_dtype=given.param_dtype,
+        template=config.data.tokenizer_chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+@dataclass
+class _Known:
+    """What an output holds.
+
+    Attributes:
+        answered: by prompt, the numbers of its answers as bits.
+        left_out: by prompt, why it has none.
+    """
+
+    answered: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    left_out: dict[str, str] = field(default_factory=dict)
+    num_tokens: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    num_torn_lines: int = 0
+
+    @classmethod
+    def of(cls, output: Path) -> _Known:
+        known, rows = cls(), StoredRows(output)
+        for row in rows:
+            known.answered[row["prompt_id"]] |= 1 << row["sample_index"]
+            known.num_tokens += row["num_tokens"] or 0
+            known.finish_reasons[row["finish_reason"]] += 1
+        known.num_torn_lines = rows.num_torn
+        for row in StoredRows(output, LEFT_OUT):
+            known.left_out[row["prompt_id"]] = row["reason"]
+        return known
+
+    def missing(self, prompt: Prompt, n: int) -> list[int]:
+        """The numbers of the answers that are to be asked for."""
+        if prompt.prompt_id in self.left_out:
+            return []
+        answered = self.answered.get(prompt.prompt_id, 0)
+        return [index for index in range(n) if not answered >> index & 1]
+
+    def statistics(self) -> dict[str, Any]:
+        """The content of `stats.json`."""
+        num_answers = self.finish_reasons.total()
+        return {
+            "num_prompts": len(self.answered),
+            "num_generations": num_answers,
+            "num_tokens": self.num_tokens,
+            "mean_tokens": self.num_tokens / num_answers if num_answers else None,
+            "finish_reasons": dict(self.finish_reasons),
+            "left_out": dict(Counter(self.left_out.values())),
+            "num_torn_lines": self.num_torn_lines,
+        }
+
+
+class _Share:
+    """What this rank is to ask for; each iteration gives all of it."""
+
+    def __init__(self, prompts: Prompts, known: _Known, config: GenerateConfig, rank: int, num_ranks: int):
+        self._prompts, self._known = prompts, known
+        self._n, self._seed = config.generate.n, config.generate.seed
+        self._rank, self._num_ranks = rank, num_ranks
+        self.num_missing = sum(len(known.missing(prompt, self._n)) for prompt in self._mine())
+
+    def __iter__(self) -> Iterator[Request]:
+        for prompt in self._mine():
+            for index in self._known.missing(prompt, self._n):
+                yield Request(prompt, index, seed_of(self._seed, prompt.prompt_id, index))
+
+    def _mine(self) -> Iterator[Prompt]:
+        return itertools.islice(self._prompts, self._rank, None, self._num_ranks)
+
+
+def _ask(engine: Engine, share: _Share, output: Path, name: str, weights: str | None) -> None:
+    """Appends answers and refusals as they come."""
+    with RowWriter(output, name, ROWS) as rows, RowWriter(output, name, LEFT_OUT) as left_out:
+        refused: dict[str, str] = {}
+
+        def leave_out(prompt: Prompt, reason: str) -> None:
+            if prompt.prompt_id not in refused:
+                refused[prompt.prompt_id] = reason
+                left_out.append({"prompt_id": prompt.prompt_id, "reason": reason})
+
+        def asked() -> Iterator[Request]:
+            for request in share:
+                if request.prompt.is_empty:
+                    leave_out(request.prompt, EMPTY)
+                if request.prompt.prompt_id in refused:
+                    progress.skip()
+                else:
+                    yield request
+
+        with _Progress(share.num_missing) as progress:
+            for result in engine.answers(asked()):
+                if isinstance(result, Refusal):
+                    leave_out(result.request.prompt, result.reason)
+                    progress.skip()
+                else:
+                    rows.append(_row_of(result, weights))
+                    progress.add(result.num_tokens)
+
+
+def _row_of(answer: Answer, weights: str | None) -> dict[str, Any]:
+    request = answer.request
+    prompt = request.prompt
+    return {
+        "prompt_id": prompt.prompt_id,
+        "sample_index": request.sample_index,
+        "prompt": prompt.content,
+        "response": answer.response,
+        "finish_reason": answer.finish_reason,
+        "seed": request.seed,
+        "num_tokens": answer.num_tokens,
+        "model": weights,
+        **prompt.columns,
+        **({"tools": prompt.tools} if prompt.tools else {}),
+        **answer.columns,
+    }
+
+
+class _Progress:
+    """A bar with the time left and the tokens a second, by the first rank; where there is no terminal, lines."""
+
+    def __init__(self, num_missing: int):
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=num_missing,
+            unit="answer",
+            desc="generating",
+            disable=os.environ.get("RANK", "0") != "0",
+            mininterval=0.1 if is_terminal else _SECONDS_BETWEEN_LINES,
+        )
+        self._num_tokens, self._start = 0, time.monotonic()
+
+    def add(self, num_tokens: int | None) -> None:
+        self._num_tokens += num_tokens or 0
+        seconds = time.monotonic() - self._start
+        self._bar.set_postfix_str(f"{self._num_tokens / max(seconds, 1e-3):,.0f} tokens/s", refresh=False)
+        self._bar.update()
+
+    def skip(self) -> None:
+        self._bar.update()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig) -> dict[str, Any]:
+    """Counts what is there; where nothing is missing any more, the stage is finished."""
+    known = _Known.of(output)
+    if any(known.missing(prompt, config.generate.n) for prompt in prompts):
+        return {}  # another rank has not ended yet
+    stats = known.statistics()
+    finish(output, stats)
+    reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())
+    _tell(
+        f"{output}: {stats['num_generations']:,} answers to {stats['num_prompts']:,} prompts, "
+        f"{stats['mean_tokens'] or 0:,.0f} tokens a piece{reasons}"
+    )
+    return stats
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,222 @@
+"""Generation: every answer once, whatever cuts it off and whoever goes on; prompts as people write them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.rejection.generate import generate
+from tests.rejection.stand_in import LONG, StandIn, generate_config, stored
+
+ROWS = [{"prompt": f"question {number}", "label": str(number), "topic": number % 3} for number in range(10)]
+
+
+def keys(folder: Path) -> list[tuple[str, int]]:
+    return [(row["prompt_id"], row["sample_index"]) for row in stored(folder)]
+
+
+def test_a_row_holds_what_the_contract_says(tmp_path: Path) -> None:
+    generate(generate_config(tmp_path, ROWS[:1], "--generate.n", "2"), StandIn())
+    first, second = sorted(stored(tmp_path / "out"), key=lambda row: row["sample_index"])
+    seeds = {first.pop("seed"), second.pop("seed")}
+    assert len(seeds) == 2
+    assert {first.pop("response"), second.pop("response")} == {f"answer {seed}" for seed in seeds}
+    assert first == {**second, "sample_index": 0}
+    assert len(first.pop("prompt_id")) == 32
+    assert first == {
+        "sample_index": 0, "prompt": "question 0", "finish_reason": "stop", "num_tokens": 3, "model": "a-model",
+        "label": "0", "topic": 0,
+    }  # fmt: skip
+
+
+def test_every_prompt_gets_n_answers_and_counts_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS, {"prompt": "  "}, {"prompt": LONG}]
+    stats = generate(generate_config(tmp_path, rows, "--generate.n", "3"), StandIn())
+    assert len(set(keys(tmp_path / "out"))) == len(stored(tmp_path / "out")) == 30
+    assert (stats["num_prompts"], stats["num_generations"]) == (10, 30)
+    assert stats["left_out"] == {"the prompt is empty": 1, "the prompt is too long": 1}
+    said = capsys.readouterr().err
+    assert "30 answers to 10 prompts, 3 tokens a piece" in said
+    assert "left out, the prompt is too long: 1" in said
+
+
+def test_equal_prompts_of_two_rows_are_asked_and_labelled_each_for_itself(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "label": "a"}, {"prompt": "x", "label": "b"}]
+    generate(generate_config(tmp_path, rows, "--generate.n", "2"), StandIn())
+    found = stored(tmp_path / "out")
+    by_label = {label: {row["prompt_id"] for row in found if row["label"] == label} for label in "ab"}
+    assert by_label["b"] == {f"{next(iter(by_label['a']))}-2"}
+    assert len({row["seed"] for row in found}) == 4
+
+
+def test_a_seed_depends_on_nothing_but_seed_prompt_and_number(tmp_path: Path) -> None:
+    def seeds(folder: str, rows: list, *flags: str) -> dict:
+        (tmp_path / folder).mkdir()
+        generate(generate_config(tmp_path / folder, rows, *flags), StandIn())
+        return {(row["prompt"], row["sample_index"]): row["seed"] for row in stored(tmp_path / folder / "out")}
+
+    one = seeds("one", ROWS)
+    more = seeds("more", ROWS[::-1], "--generate.n", "2")
+    assert one.items() < more.items()
+    assert set(seeds("other", ROWS, "--generate.seed", "7").values()).isdisjoint(one.values())
+
+
+def test_kills_at_random_instants_cost_nothing_that_was_kept(tmp_path: Path) -> None:
+    """The last word of each process is a kill; whatever a reader saw before stays, and nothing comes twice."""
+    config = generate_config(tmp_path, ROWS, "--generate.n", "8")
+    chance, num_kills, seen = random.Random(3), 0, set()
+    while True:
+        child = os.fork()
+        if child == 0:
+            generate(config, StandIn(seconds=0.002))
+            os._exit(0)
+        time.sleep(chance.uniform(0.0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        num_kills += os.WIFSIGNALED(status)
+        shard = tmp_path / "out" / "rows-rank-0.jsonl"
+        if shard.exists():
+            if os.WIFSIGNALED(status) and num_kills % 2:  # a machine that dies may leave a part of a line
+                with shard.open("ab") as file:
+                    file.write(b'{"prompt_id": "torn", "sample_i')
+            now = keys(tmp_path / "out")
+            assert len(now) == len(set(now))
+            assert seen <= set(now)
+            seen = set(now)
+        if not os.WIFSIGNALED(status):
+            break
+    assert num_kills >= 5
+    assert len(seen) == 80
+
+
+def test_what_is_there_is_not_asked_for_again_by_another_engine_or_number_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*ROWS, {"prompt": LONG}]
+    config = generate_config(tmp_path, rows, "--generate.n", "4")
+
+    class Dies(StandIn):
+        def answers(self, requests):
+            for number, answer in enumerate(super().answers(requests)):
+                if number == 17:
+                    raise UserError("the server is gone")
+                yield answer
+
+    with pytest.raises(UserError, match="gone"):
+        generate(config, Dies())
+    before = keys(tmp_path / "out")
+    assert len(before) == 17
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    url = ("--generate.engine", "openai", "--generate.url", "http://localhost:1", "--generate.concurrency", "2")
+    for rank in (2, 0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        engine = StandIn()
+        stats = generate(generate_config(tmp_path, rows, "--generate.n", "4", *url), engine)
+        assert bool(stats) == (rank == 1)  # the last to end sees that nothing is missing
+        asked.append(engine.asked)
+    answered = [key for of_rank in asked for key in of_rank if key in set(keys(tmp_path / "out"))]
+    assert set(answered).isdisjoint(before)
+    assert len(set(answered)) == len(answered) == 23
+    assert stats["num_generations"] == 40
+
+
+def test_finished_work_is_neither_asked_for_nor_opened_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = generate_config(tmp_path, ROWS)
+    stats = generate(config, StandIn())
+    engine = StandIn()
+    assert generate(config, engine) == stats
+    assert generate(generate_config(tmp_path, ROWS, model="a-model")) == stats  # no engine is made: there is no model
+    assert engine.asked == []
+    assert "is finished: nothing is left to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--generate.temperature", "0.5"], "--generate.temperature was 1.0 and is 0.5"),
+        (["--generate.seed", "1"], "--generate.seed was 42 and is 1"),
+        (["--data.max_samples", "3"], "--data.max_samples was null and is 3"),
+        (["--model.model_name_or_path", "b-model"], "the model's weights"),
+    ],
+)
+def test_other_settings_or_weights_are_another_output(tmp_path: Path, flags: list[str], words: str) -> None:
+    generate(generate_config(tmp_path, ROWS), StandIn())
+    before = keys(tmp_path / "out")
+    with pytest.raises(UserError, match="is the output of another run") as error:
+        generate(generate_config(tmp_path, ROWS, *flags), StandIn())
+    assert words in str(error.value)
+    assert keys(tmp_path / "out") == before
+
+
+def test_other_prompts_are_another_output(tmp_path: Path) -> None:
+    generate(generate_config(tmp_path, ROWS), StandIn())
+    with pytest.raises(UserError, match=r"the content of data\.dataset"):
+        generate(generate_config(tmp_path, ROWS[:9]), StandIn())
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "prompt"),
+    [
+        ({"instruction": "Add.", "input": "1, 2", "output": "3"}, [], "Add.\n\n1, 2"),
+        ({"input": "1 + 2"}, ["--data.input_template", "Q: {}\nA: "], "Q: 1 + 2\nA: "),
+        ({"question": "1 + 2"}, ["--data.input_key", "question"], "1 + 2"),
+        ({"prompt": "1 + 2"}, ["--data.apply_chat_template"], [{"role": "user", "content": "1 + 2"}]),
+        (
+            {"messages": [{"role": "user", "content": "1 + 2"}, {"role": "assistant", "content": "3"}]},
+            [],
+            [{"role": "user", "content": "1 + 2"}],
+        ),
+        ({"conversations": [{"from": "human", "value": "1 + 2"}]}, [], [{"role": "user", "content": "1 + 2"}]),
+    ],
+)
+def test_prompts_are_read_from_rows_of_training_too(tmp_path: Path, row: dict, flags: list[str], prompt) -> None:
+    generate(generate_config(tmp_path, [row], *flags), StandIn())
+    assert stored(tmp_path / "out")[0]["prompt"] == prompt
+
+
+def test_tools_go_with_their_prompt_and_are_part_of_it(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "what time is it?"}
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+    rows = [{"messages": [message], "tools": [tool]}, {"messages": [message]}]
+    generate(generate_config(tmp_path, rows), StandIn())
+    with_tools, without = sorted(stored(tmp_path / "out"), key=lambda row: "tools" not in row)
+    assert with_tools["tools"] == [tool]
+    assert not with_tools["prompt_id"].startswith(without["prompt_id"])
+
+
+def test_a_column_with_a_name_of_ours_is_kept_under_another(tmp_path: Path) -> None:
+    generate(generate_config(tmp_path, [{"prompt": "x", "response": "theirs", "seed": 1}]), StandIn())
+    (row,) = stored(tmp_path / "out")
+    assert (row["row_response"], row["row_seed"]) == ("theirs", 1)
+    assert row["response"] == f"answer {row['seed']}"
+
+
+def test_rows_without_a_prompt_are_told_with_their_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2.*name the column by --data\.input_key"):
+        generate(generate_config(tmp_path, [*ROWS[:1], {"question": "x"}]), StandIn())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--generate.engine", "openai"], "--generate.engine openai needs --generate.url"),
+        (["--generate.url", "http://x"], "add --generate.engine openai"),
+        (["--generate.engine", "openai", "--generate.url", "localhost:8000"], "must begin with http"),
+        (["--data.input_template", "no place"], "must hold the place of the input"),
+        (["--generate.top_p", "0"], "leaves no token"),
+        (["--model.model_name_or_path", "./nowhere/model"], "does not exist"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        generate_config(tmp_path, ROWS, *flags)
+    assert words in str(error.value)

@@ -1,0 +1,252 @@
+"""Answers of OpenAI-compatible servers, which fail in all the ways that servers fail."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.rejection.engines import openai_engine
+from openrlhf.rejection.generate import generate
+from tests.rejection.stand_in import generate_config, stored
+
+ROWS = [{"prompt": f"question {number}"} for number in range(6)]
+
+
+class FakeServer:
+    """Answers each request by its seed, unless `trouble` says otherwise: a status and a body, or None to hang up."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.headers: list[dict[str, str]] = []
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+        self.trouble: Callable[[int, dict[str, Any]], Any] = lambda number, body: "fine"
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._send(200, {"data": [{"id": "m"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server._lock:
+                    server.asked.append((self.path, body))
+                    server.headers.append(dict(self.headers))
+                    number = len(server.asked)
+                    server._at_once += 1
+                    server.most_at_once = max(server.most_at_once, server._at_once)
+                try:
+                    trouble = server.trouble(number, body)
+                finally:
+                    with server._lock:
+                        server._at_once -= 1
+                if trouble is None:
+                    self.close_connection = True
+                    self.connection.close()
+                elif trouble == "fine":
+                    self._send(200, answer(body))
+                else:
+                    self._send(*trouble)
+
+            def _send(self, status: int, body: Any) -> None:
+                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up too
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    text = f"answer {body['seed']}"
+    said = {"message": {"content": text}} if "messages" in body else {"text": text}
+    return {"choices": [{**said, "finish_reason": "stop"}], "usage": {"completion_tokens": 3}}
+
+
+@contextmanager
+def running(server: FakeServer) -> Iterator[FakeServer]:
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(openai_engine, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with running(FakeServer()) as one:
+        yield one
+
+
+def run(tmp_path: Path, url: str, *flags: str, rows: list | None = None) -> list[dict[str, Any]]:
+    given = ("--generate.engine", "openai", "--generate.url", url, "--generate.n", "2", "--generate.max_retries", "3")
+    generate(generate_config(tmp_path, ROWS if rows is None else rows, *given, *flags, model="m"))
+    return stored(tmp_path / "out")
+
+
+def check_whole(rows: list[dict[str, Any]]) -> None:
+    assert len({(row["prompt_id"], row["sample_index"]) for row in rows}) == len(rows) == 12
+    assert all(row["response"] == f"answer {row['seed']}" for row in rows)
+
+
+def test_one_request_an_answer_with_its_own_seed_and_within_the_bound(tmp_path: Path, server: FakeServer) -> None:
+    barrier = threading.Barrier(3)
+
+    def wait_for_three(number: int, body: dict) -> str:
+        barrier.wait(timeout=20)
+        return "fine"
+
+    server.trouble = wait_for_three
+    check_whole(run(tmp_path, server.url, "--generate.concurrency", "3"))
+    assert server.most_at_once == 3
+    assert {path for path, _ in server.asked} == {"/v1/completions"}
+    assert len({body["seed"] for _, body in server.asked}) == len(server.asked) == 12
+    _, body = server.asked[0]
+    assert (body["model"], body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (
+        "m",
+        1,
+        1.0,
+        1.0,
+        1024,
+    )
+
+
+def test_messages_and_tools_go_to_the_chat_endpoint(tmp_path: Path, server: FakeServer) -> None:
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    server.trouble = lambda number, body: (200, {"choices": [choice]})
+    rows = [{"messages": [{"role": "user", "content": "what time is it?"}], "tools": [tool]}]
+    found = run(tmp_path, server.url + "/v1/", rows=rows)
+    path, body = server.asked[0]
+    assert (path, body["messages"], body["tools"]) == ("/v1/chat/completions", rows[0]["messages"], [tool])
+    assert [(row["response"], row["tool_calls"], row["num_tokens"]) for row in found] == [("", [call], None)] * 2
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        None,
+        (500, {"error": {"message": "out of memory"}}),
+        (429, {"error": "slow down"}),
+        (503, b"<html>starting</html>"),
+        (200, b"<html>a proxy</html>"),
+        (200, {"choices": []}),
+        (200, {"choices": [{"text": None, "finish_reason": "stop"}]}),
+        (200, {"choices": [{"text": "cut", "finish_reason": None}]}),
+        (200, [1]),
+    ],
+    ids=["hangs up", "500", "429", "503", "proxy", "no choice", "no text", "no end", "a list"],
+)
+def test_failures_that_pass_are_tried_again(tmp_path: Path, server: FakeServer, trouble: Any) -> None:
+    server.trouble = lambda number, body: trouble if number in (1, 2, 5) else "fine"
+    check_whole(run(tmp_path, server.url))
+
+
+def test_a_server_that_dies_keeps_what_came_and_another_goes_on(tmp_path: Path, server: FakeServer) -> None:
+    server.trouble = lambda number, body: "fine" if number <= 5 else None
+    with pytest.raises(UserError, match=r"No answer after 4 tries.*All answers so far are kept") as error:
+        run(tmp_path, server.url, "--generate.concurrency", "1")
+    assert len(error.value.problems) == 1
+    before = stored(tmp_path / "out")
+    assert len(before) == 5
+    with running(FakeServer()) as other:
+        check_whole(run(tmp_path, other.url))
+        assert {body["seed"] for _, body in other.asked}.isdisjoint({row["seed"] for row in before})
+        assert len(other.asked) == 7
+
+
+def test_of_several_servers_one_may_be_gone(tmp_path: Path, server: FakeServer) -> None:
+    gone = FakeServer()
+    gone.http.server_close()
+    with running(FakeServer()) as other:
+        check_whole(run(tmp_path, f"{server.url}, {gone.url},{other.url}"))
+        assert server.asked
+        assert other.asked
+
+
+def test_a_server_that_does_not_answer_in_time_is_given_up(tmp_path: Path, server: FakeServer) -> None:
+    release = threading.Event()
+
+    def hang(number: int, body: dict) -> str:
+        release.wait(20)
+        return "fine"
+
+    server.trouble = hang
+    with pytest.raises(UserError, match=r"no answer in time \(--generate.timeout_seconds\)"):
+        run(tmp_path, server.url, "--generate.timeout_seconds", "0.1", "--generate.max_retries", "1")
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, {"error": {"message": "The model does not exist"}}, "has no model 'm'; it has 'm': name it by"),
+        (401, {"error": "no key"}, "set OPENAI_API_KEY in the environment"),
+        (400, {"error": {"message": "top_p must be in (0, 1]"}}, "refuses the request (status 400): top_p must be"),
+    ],
+)
+def test_what_no_further_try_can_mend_ends_at_once(
+    tmp_path: Path, server: FakeServer, status: int, body: dict, words: str
+) -> None:
+    server.trouble = lambda number, _: (status, body)
+    with pytest.raises(UserError) as error:
+        run(tmp_path, server.url, "--generate.concurrency", "1")
+    (sentence,) = error.value.problems
+    assert words in sentence
+    assert len(server.asked) <= 2
+
+
+def test_a_prompt_that_the_server_finds_too_long_is_left_out(tmp_path: Path, server: FakeServer) -> None:
+    too_long = (400, {"error": {"message": "This model's maximum context length is 128 tokens."}})
+    server.trouble = lambda number, body: too_long if body["prompt"] == "question 2" else "fine"
+    found = run(tmp_path, server.url, "--generate.concurrency", "1")
+    assert len(found) == 10
+    assert json.loads((tmp_path / "out/stats.json").read_text())["left_out"] == {"the prompt is too long": 1}
+    assert sum(body["prompt"] == "question 2" for _, body in server.asked) == 1  # not for its second answer
+
+
+def test_the_key_of_the_environment_is_sent_and_written_nowhere(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    run(tmp_path, server.url)
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert not any("sk-secret" in path.read_text() for path in (tmp_path / "out").iterdir())
+
+
+def test_answers_that_come_beside_a_failure_are_kept(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is done when the engine looks: half of it answers, half refusals that end the run."""
+    server.trouble = lambda number, body: (401, {}) if body["seed"] % 2 else "fine"
+
+    def wait_for_all(futures: Any, **_: Any) -> Any:
+        return wait(futures)
+
+    monkeypatch.setattr(openai_engine, "wait", wait_for_all)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        run(tmp_path, server.url, "--generate.concurrency", "12")
+    even = {body["seed"] for _, body in server.asked if body["seed"] % 2 == 0}
+    assert {row["seed"] for row in stored(tmp_path / "out")} == even != set()

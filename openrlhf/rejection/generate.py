@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from openrlhf.config import GenerateConfig
-from openrlhf.rejection.engines.engine import Answer, Engine, Refusal, Request, Sampling
+from openrlhf.rejection.engines.engine import Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
 from openrlhf.rejection.records import (
@@ -197,7 +197,7 @@ def _ask(engine: Engine, share: _Share, output: Path, name: str, weights: str | 
                     progress.add(result.num_tokens)
 
 
-def _row_of(answer: Answer, weights: str | None) -> dict[str, Any]:
+def _row_of(answer: Generation, weights: str | None) -> dict[str, Any]:
     request = answer.request
     prompt = request.prompt
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.config import GenerateConfig, parse_config
-from openrlhf.rejection.engines.engine import TOO_LONG, Answer, Engine, Refusal, Request
+from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request
 
 LONG = "too long"  # a prompt that the engine refuses
 
@@ -21,7 +21,7 @@ class StandIn(Engine):
         self.asked: list[tuple[str, int]] = []
         self._seconds, self._num_at_once = seconds, num_at_once
 
-    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+    def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         waiting: list[Request] = []
         for request in requests:
             waiting.append(request)
@@ -30,12 +30,12 @@ class StandIn(Engine):
         while waiting:
             yield self._result(waiting.pop())
 
-    def _result(self, request: Request) -> Answer | Refusal:
+    def _result(self, request: Request) -> Generation | Refusal:
         self.asked.append((request.prompt.prompt_id, request.sample_index))
         time.sleep(self._seconds)
         if request.prompt.content == LONG:
             return Refusal(request, TOO_LONG)
-        return Answer(request, f"answer {request.seed}", "stop", 3)
+        return Generation(request, f"answer {request.seed}", "stop", 3)
 
 
 def generate_config(tmp_path: Path, rows: list[dict[str, Any]], *flags: str, model: str = "a-model") -> GenerateConfig:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from openrlhf.rejection.engines.engine import Answer, Refusal, Request, Sampling
+from openrlhf.rejection.engines.engine import Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.sampler import draws_of, next_tokens
 from openrlhf.rejection.engines.transformers_engine import TransformersEngine
 from openrlhf.rejection.prompts import Prompt, seed_of
@@ -38,7 +38,7 @@ def requests(n: int = 4) -> list[Request]:
 def texts(engine: TransformersEngine, asked: list[Request]) -> dict[tuple[str, int], tuple[str, str, int | None]]:
     found = {}
     for answer in engine.answers(iter(asked)):
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Generation)
         key = (answer.request.prompt.prompt_id, answer.request.sample_index)
         assert key not in found
         found[key] = (answer.response, answer.finish_reason, answer.num_tokens)
@@ -107,7 +107,7 @@ def test_a_prompt_that_is_too_long_is_refused_and_room_ends_at_the_last_position
     found = {one.request.prompt.prompt_id: one for one in engine.answers(Request(p, 0, 1) for p in prompts)}
     fits, long = found["fits"], found["long"]
     assert isinstance(long, Refusal)
-    assert isinstance(fits, Answer)
+    assert isinstance(fits, Generation)
     assert fits.num_tokens is not None
     assert fits.num_tokens <= 512 - num_ids
 

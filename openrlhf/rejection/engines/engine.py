@@ -20,7 +20,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Generation:
     """What came.
 
     Attributes:
@@ -51,7 +51,7 @@ class Engine(ABC):
     """A model that answers."""
 
     @abstractmethod
-    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+    def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         """An answer or a refusal for each request, in any order, each as soon as it is there.
 
         Requests are taken as there is room for them. Raises UserError where the engine cannot go on.

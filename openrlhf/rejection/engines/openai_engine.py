@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from openrlhf.errors import UserError, first_line_of
-from openrlhf.rejection.engines.engine import TOO_LONG, Answer, Engine, Refusal, Request, Sampling
+from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
 API_KEY = "OPENAI_API_KEY"
 _CONNECT_SECONDS = 10.0
@@ -58,9 +58,9 @@ class OpenAIEngine(Engine):
         self._turn = itertools.count()
         self._is_closed = threading.Event()
 
-    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+    def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai") as threads:
-            waiting: set[Future[Answer | Refusal]] = set()
+            waiting: set[Future[Generation | Refusal]] = set()
             try:
                 while True:
                     for request in itertools.islice(requests, self._concurrency - len(waiting)):
@@ -82,7 +82,7 @@ class OpenAIEngine(Engine):
         self._is_closed.set()
         self._client.close()
 
-    def _ask(self, request: Request) -> Answer | Refusal:
+    def _ask(self, request: Request) -> Generation | Refusal:
         """Tries one server after another. Raises UserError where tries are used up, or where none can help."""
         first = next(self._turn)
         reasons: dict[str, str] = {}
@@ -104,7 +104,7 @@ class OpenAIEngine(Engine):
             "server, and start the same command again."
         )
 
-    def _ask_one(self, url: str, request: Request) -> Answer | Refusal:
+    def _ask_one(self, url: str, request: Request) -> Generation | Refusal:
         is_chat = not isinstance(request.prompt.content, str)
         try:
             response = self._client.post(
@@ -159,7 +159,7 @@ class OpenAIEngine(Engine):
         return f"; it has {', '.join(map(repr, names[:10])) or 'none'}"
 
 
-def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Answer:
+def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Generation:
     """Raises _TryAgain where the body is no answer."""
     try:
         body = response.json()
@@ -176,7 +176,7 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Ans
     if not isinstance(text, str) or not isinstance(reason, str):
         raise _TryAgain(f"an answer without text or without its end: {response.text[:100]!r}")
     columns = {"tool_calls": calls} if calls else {}
-    return Answer(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
+    return Generation(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
 
 
 def _said(response: httpx.Response) -> str:

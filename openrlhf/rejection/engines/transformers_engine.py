@@ -21,7 +21,7 @@ from openrlhf.engine.devices import take_device
 from openrlhf.errors import UserError
 from openrlhf.models.loading import load_causal_lm, load_config
 from openrlhf.rejection.engines.encoding import PromptEncoder
-from openrlhf.rejection.engines.engine import TOO_LONG, Answer, Engine, Refusal, Request, Sampling
+from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.row_cache import joined, kept_rows
 from openrlhf.rejection.engines.sampler import draws_of, next_tokens
 
@@ -66,7 +66,7 @@ class TransformersEngine(Engine):
         self._refills = self._has_plain_cache()
 
     @torch.inference_mode()
-    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+    def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         run = self._refilled if self._refills else self._in_plain_batches
         try:
             yield from run(_Pool(requests, self._row_of, _POOL_BATCHES * self._concurrency))
@@ -86,7 +86,7 @@ class TransformersEngine(Engine):
             room = min(room, self._max_positions - len(ids))
         return _Row(request, ids, room, draws_of(request.seed, room))
 
-    def _refilled(self, pool: _Pool) -> Iterator[Answer | Refusal]:
+    def _refilled(self, pool: _Pool) -> Iterator[Generation | Refusal]:
         """One batch whose ended rows give way to new ones."""
         batch = _Batch([], DynamicCache(), torch.zeros(0, 0, dtype=torch.long, device=self._device))
         while batch.num_live or not pool.is_empty:
@@ -146,11 +146,11 @@ class TransformersEngine(Engine):
                 row.answer_ids.append(token)
                 row.has_ended = token in self._end_ids or len(row.answer_ids) == row.max_new_tokens
 
-    def _answer_of(self, row: _Row) -> Answer:
+    def _answer_of(self, row: _Row) -> Generation:
         is_stopped = row.answer_ids[-1] in self._end_ids
         ids = row.answer_ids[:-1] if is_stopped else row.answer_ids
         text = self._encoder.decode(row.prompt_ids, ids)
-        return Answer(row.request, text, "stop" if is_stopped else "length", len(row.answer_ids))
+        return Generation(row.request, text, "stop" if is_stopped else "length", len(row.answer_ids))
 
     def _has_plain_cache(self) -> bool:
         """Whether the model keeps keys and values of every token, and nothing else: tried with one token."""
@@ -164,7 +164,7 @@ class TransformersEngine(Engine):
         layers = cache.layers
         return bool(layers) and all(type(layer) is DynamicLayer and layer.get_seq_length() == 1 for layer in layers)
 
-    def _in_plain_batches(self, pool: _Pool) -> Iterator[Answer | Refusal]:
+    def _in_plain_batches(self, pool: _Pool) -> Iterator[Generation | Refusal]:
         """Batches by `model.generate`: its tokens are chosen by a processor that leaves one of them."""
         while rows := pool.take(self._concurrency):
             width = max(len(row.prompt_ids) for row in rows)

@@ -11,7 +11,7 @@ from typing import Any
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError
 from openrlhf.rejection.engines.encoding import PromptEncoder
-from openrlhf.rejection.engines.engine import TOO_LONG, Answer, Engine, Refusal, Request, Sampling
+from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
 _DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -43,7 +43,7 @@ class VLLMEngine(Engine):
         )
         self._max_positions = self._llm.llm_engine.model_config.max_model_len
 
-    def answers(self, requests: Iterator[Request]) -> Iterator[Answer | Refusal]:
+    def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         engine = self._llm.llm_engine
         asked: dict[str, tuple[Request, list[int]]] = {}
         numbers = itertools.count()
@@ -73,6 +73,6 @@ class VLLMEngine(Engine):
             detokenize=False,
         )
 
-    def _answer_of(self, request: Request, prompt_ids: list[int], output: Any) -> Answer:
+    def _answer_of(self, request: Request, prompt_ids: list[int], output: Any) -> Generation:
         ids = list(output.token_ids)
-        return Answer(request, self._encoder.decode(prompt_ids, ids), output.finish_reason, len(ids))
+        return Generation(request, self._encoder.decode(prompt_ids, ids), output.finish_reason, len(ids))

@@ -9,8 +9,8 @@ here knows a command: functions take the root, a type, or a configuration, its i
 from openrlhf.config.checks import check_config
 from openrlhf.config.generate_settings import GenerateConfig, PromptConfig, SamplingConfig
 from openrlhf.config.help import print_help
-from openrlhf.config.pair_settings import DPOConfig, PairDataConfig, RMConfig
-from openrlhf.config.parse import parse_config
+from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, PairDataConfig, RMConfig
+from openrlhf.config.parse import nearest_root, parse_config
 from openrlhf.config.schema import shown_values
 from openrlhf.config.select_settings import ScoreConfig, ScoreSettings, SelectConfig, SelectSettings
 from openrlhf.config.settings import (
@@ -40,6 +40,7 @@ __all__ = [
     "EvalConfig",
     "GenerateConfig",
     "InspectConfig",
+    "InspectDPOConfig",
     "LoggerConfig",
     "LoraConfig",
     "ModelConfig",
@@ -59,6 +60,7 @@ __all__ = [
     "as_namespace",
     "check_config",
     "from_namespace",
+    "nearest_root",
     "parse_config",
     "print_help",
     "shown_values",

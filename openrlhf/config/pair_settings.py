@@ -21,6 +21,7 @@ from openrlhf.config.settings import (
     DataConfig,
     DeepspeedConfig,
     EvalConfig,
+    Inspection,
     LoggerConfig,
     ModelConfig,
     TrainConfig,
@@ -187,3 +188,13 @@ class DPOConfig(TrainingConfig):
     ckpt: CkptConfig = CkptConfig(path="./ckpt/checkpoints_dpo")
     logger: LoggerConfig = LoggerConfig(wandb=WandbConfig(project="openrlhf_train_dpo"))
     ref: ReferenceConfig = ReferenceConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectRMConfig(Inspection, RMConfig):
+    """Report; optimizer, schedule and clipping, as in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectDPOConfig(Inspection, DPOConfig):
+    """Report; optimizer, schedule and clipping, as in training."""

@@ -57,6 +57,17 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
     return config
 
 
+def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[RootT]:
+    """Of the roots the one that knows most of the names on the command line and in its files; the first of several."""
+    given, _ = read_argv(argv)
+
+    def num_known(root: type[Root]) -> int:
+        known, other_names = settings(root), synonyms(root)
+        return sum(all(name in known for name, _ in resolve(other_names, one.name, one.value)) for one in given)
+
+    return max(roots, key=num_known)
+
+
 def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
     """Names and values as given → values by dotted name, problems in words. The last of a name wins."""
     reading = _Reading(root)

@@ -1,8 +1,10 @@
 """The root of every command's settings."""
 
 from openrlhf.config.generate_settings import GenerateConfig
-from openrlhf.config.pair_settings import DPOConfig, RMConfig
+from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
 from openrlhf.config.settings import InspectConfig, SFTConfig
 
-ROOTS = (SFTConfig, InspectConfig, RMConfig, DPOConfig, GenerateConfig, ScoreConfig, SelectConfig)
+AnyInspection = InspectConfig | InspectDPOConfig | InspectRMConfig
+INSPECTIONS: tuple[type[AnyInspection], ...] = (InspectConfig, InspectDPOConfig, InspectRMConfig)
+ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, GenerateConfig, ScoreConfig, SelectConfig)

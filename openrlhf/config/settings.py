@@ -281,11 +281,12 @@ class SFTConfig(TrainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectConfig(SFTConfig):
-    """Report; optimizer, schedule and clipping, as in training."""
+class Inspection(Root):
+    """What a look at the data of a training has besides the flags of that training."""
 
     command: ClassVar[Command] = Command(
-        "A look at the samples that train_sft would train on. It takes the same flags; no GPU is needed.",
+        "A look at the samples that train_sft, or the pairs that train_rm and train_dpo would train on. "
+        "It takes their flags; no GPU is needed.",
         "python -m openrlhf.cli.inspect_data",
         COMMON_SYNONYMS,
         (*COMMON_CHECKS, report_file),
@@ -293,3 +294,8 @@ class InspectConfig(SFTConfig):
     )
     html: str | None = free(None, "file for the report as a page")
     show: Count = free(4, "samples shown in the terminal")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig(Inspection, SFTConfig):
+    """Report; optimizer, schedule and clipping, as in training."""

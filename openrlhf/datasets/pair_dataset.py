@@ -10,14 +10,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf.batching import TokenSequence, Unit
-from openrlhf.config import PairDataConfig, from_namespace
+from openrlhf.config import DataConfig, PairDataConfig, from_namespace
 from openrlhf.config.schema import Command, Root
 from openrlhf.config.synonyms import COMMON_SYNONYMS
+from openrlhf.datasets.formats import DEFAULT_INPUT_KEY, find_format
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
 from openrlhf.datasets.sources.find import open_sources, source_of
 from openrlhf.datasets.sources.mixing import parse_probabilities
+from openrlhf.errors import UserError
 
 PairTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -134,6 +136,24 @@ class RewardDataset(PairDataset):
         )
         super().__init__(prepare_sources([source_of(dataset)], tokenizer, data), tokenizer)
         self.is_dpo = is_dpo
+
+
+def holds_pairs(data: DataConfig) -> bool:
+    """Whether the first row has the columns of pairs, and fits no format of rows with one answer.
+
+    Raises UserError if a source is not there.
+    """
+    if data.format != "auto" or data.output_key is not None or data.input_key not in (None, DEFAULT_INPUT_KEY):
+        return False
+    tables = (table for source in open_sources(data.dataset, data.dataset_split) for table in source.tables)
+    row = next((row for table in tables for _, row in table.first_rows(1)), {})
+    if not {PairDataConfig.chosen_key, PairDataConfig.rejected_key} <= row.keys():
+        return False
+    try:
+        find_format(row, data, "the first row")
+    except UserError:
+        return True
+    return False
 
 
 def prepare_pair_dataset(data: PairDataConfig, tokenizer: Any, *, seed: int = 42) -> PairDataset:

@@ -18,7 +18,8 @@ from openrlhf.config import DataConfig, InspectConfig
 from openrlhf.config.schema import build
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
-from openrlhf.inspection.show import pieces_of, show, write_page
+from openrlhf.inspection.samples import parts_of
+from openrlhf.inspection.show import show, write_page
 from openrlhf.inspection.statistics import Statistics, statistics_of
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -71,7 +72,8 @@ def test_first_step_holds_each_of_its_samples_once(dataset: SFTDataset):
 
 
 def test_pieces_are_the_whole_text_and_characters_are_whole(dataset: SFTDataset):
-    pieces = pieces_of(dataset, TOKENIZER, 3)
+    (part,) = parts_of(dataset, TOKENIZER, 3)
+    pieces = part.pieces
     assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(dataset[3][0])
     assert "🙂" in [piece.text.strip() for piece in pieces]
     assert "".join(piece.text for piece in pieces if piece.is_target) == f"{EVIL} x x x <|im_end|>"
@@ -168,5 +170,5 @@ def test_weights_can_be_told_in_the_terminal(tmp_path: Path, colours: bool):
     assert "weighted other than 1" in out.getvalue()
     page = tmp_path / "report.html"
     write_page(page, found, TOKENIZER, statistics)
-    assert '"weight":0.2,' in page.read_text()
-    assert ",0.1,0]" in page.read_text()
+    assert "targets \\u00b7 weight 0.2" in page.read_text()
+    assert ",0.1,0,0]" in page.read_text()

@@ -8,6 +8,7 @@ _TESTS = "tests/datasets/test_pairs.py"
 _FORMAT = "datasets/formats/pairs.py"
 _ENCODER = "datasets/tokenization/pairs.py"
 _DATASET = "datasets/pair_dataset.py"
+_LOOK = "tests/inspection/test_pairs.py"
 
 BUGS = [
     Bug(
@@ -89,5 +90,37 @@ BUGS = [
         "return chosen, rejected\n\n    def sample_name",
         "return chosen, chosen\n\n    def sample_name",
         (f"{_TESTS}::test_a_unit_holds_margin_weight_and_place",),
+    ),
+    Bug(
+        "padding_of_pairs_counted_as_of_rows",
+        "inspect_data tells that pairs waste nothing, and half of what is computed is padding",
+        "inspection/statistics.py",
+        "one.max() * one.size",
+        "one.max() * len(one)",
+        (f"{_LOOK}::test_the_padding_is_that_of_both_sides",),
+    ),
+    Bug(
+        "longer_answers_counted_the_other_way",
+        "inspect_data hides that the longer answers are the chosen ones",
+        "inspection/statistics.py",
+        "(answers[:, 0] > answers[:, 1]).mean()",
+        "(answers[:, 0] < answers[:, 1]).mean()",
+        (f"{_LOOK}::test_the_facts_tell_whose_answers_are_longer_and_what_is_left_out",),
+    ),
+    Bug(
+        "what_differs_is_counted_from_the_prompt",
+        "inspect_data marks other words than those that differ",
+        "inspection/samples.py",
+        "piece.first - first + token in places",
+        "piece.first + token in places",
+        (f"{_LOOK}::test_the_terminal_shows_the_prompt_once_and_what_differs",),
+    ),
+    Bug(
+        "rows_of_fine_tuning_taken_for_pairs",
+        "inspect_data shows other samples than train_sft trains",
+        _DATASET,
+        "        return True\n    return False",
+        "        return True\n    return True",
+        (f"{_LOOK}::test_rows_that_train_sft_can_train_on_are_shown_as_it_trains_them",),
     ),
 ]

@@ -125,7 +125,7 @@ BUGS = [
         "padded_share_says_no_padding",
         "inspect_data promises that nothing is lost to padding",
         "inspection/statistics.py",
-        "int(one.sum() if packed else one.max() * len(one))",
+        "int(one.sum() if packed else one.max() * one.size)",
         "int(one.sum())",
         ("tests/inspection/test_inspection.py::test_padding_and_fill",),
     ),

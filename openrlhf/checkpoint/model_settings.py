@@ -144,14 +144,18 @@ def end_token_ids(tokenizer: Any) -> list[int]:
 
 def end_of_turn_token_id(tokenizer: Any) -> int | None:
     """The special token that the chat template puts first after an assistant's turn, if there is one."""
+    ids = tokenizer(text_behind_answer(tokenizer), add_special_tokens=False)["input_ids"]
+    special_ids = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((id_ for id_ in ids if id_ in special_ids or id_ in tokenizer.all_special_ids), None)
+
+
+def text_behind_answer(tokenizer: Any) -> str:
+    """What the chat template prints behind the last turn of an assistant; empty without a template."""
     if not tokenizer.chat_template:
-        return None
+        return ""
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # a template may raise anything; one that cannot render two plain turns tells nothing
-        return None
-    after_answer = text.rpartition(_ANSWER)[2]
-    ids = tokenizer(after_answer, add_special_tokens=False)["input_ids"]
-    special_ids = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((id_ for id_ in ids if id_ in special_ids or id_ in tokenizer.all_special_ids), None)
+        return ""
+    return text.rpartition(_ANSWER)[2]

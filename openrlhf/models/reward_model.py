@@ -44,7 +44,7 @@ class RewardModel(PreparedModel):
 
     Attributes:
         head_begins: the folder had no head; it starts by `head_seed`.
-        normalizes: `forward` takes mean and deviation of the rewards, kept in the config, off them in evaluation mode.
+        normalizes: `forward` rewards lose the mean and the deviation that the config holds, in evaluation mode.
     """
 
     scorer: ValueScorer
@@ -125,9 +125,13 @@ class RewardModel(PreparedModel):
             attention_mask=mask,
             last_index=places.max(1).values + torch.arange(len(mask), device=mask.device) * mask.shape[1],
         ).values
-        if self.normalizes and not self.training:
-            rewards = (rewards - self.config.mean) / self.config.std
-        return rewards
+        return self.normal(rewards)
+
+    def normal(self, rewards: Tensor) -> Tensor:
+        """The rewards less their mean, over their deviation, where the model `normalizes`."""
+        if not self.normalizes or self.training:
+            return rewards
+        return (rewards - self.config.mean) / self.config.std
 
     def score_sequences(self, *, last_index: Tensor, **inputs: Any) -> SequenceScores:
         """The values at some tokens.

@@ -1,0 +1,217 @@
+"""A reward model at work: texts or conversations in, a number for each out; what is beside them changes none of them.
+
+An answer is encoded as `train_rm` encodes it, one end token behind it, and its value is read at its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig
+
+from openrlhf.batching import TokenSequence, Unit, layout_of
+from openrlhf.batching.micro_batch import make_micro_batch
+from openrlhf.checkpoint.model_settings import text_behind_answer
+from openrlhf.config import PairDataConfig
+from openrlhf.datasets.formats.chat import conversation
+from openrlhf.datasets.formats.plain import as_messages, in_template
+from openrlhf.datasets.samples import BadRow, LeftOut, PlainText, RowContent
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
+from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.engine.devices import usable_device_type
+from openrlhf.errors import UserError
+from openrlhf.models import RewardModel
+from openrlhf.models.classifier import HEAD
+from openrlhf.models.loading import PARAM_DTYPES, load_config
+from openrlhf.models.reward_model import check_reward_statistics
+
+Messages = list[dict[str, Any]]
+Item = str | tuple[str | Messages, str | Messages] | Messages
+"""A whole text, in which control tokens are such; (prompt, answer), each text or messages; or a whole conversation."""
+
+_NO_LIMIT = 1 << 40
+
+
+class Judged(NamedTuple):
+    """The reward; or None, and why there is none."""
+
+    reward: float | None
+    reason: str | None = None
+
+
+class RewardScorer:
+    """Scores answers by the reward model in a folder, on a GPU where there is one. One call at a time.
+
+    Attributes:
+        max_len: tokens of the longest answer with its prompt; longer ones have no reward.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        param_dtype: str = "auto",
+        max_tokens: int = 16384,
+        max_len: int | None = None,
+        attn_implementation: str = "auto",
+        head_prefix: str = HEAD,
+        normalizes: bool = False,
+        apply_chat_template: bool = False,
+        trust_remote_code: bool = False,
+    ):
+        """
+        Args:
+            folder: of the reward model and its tokenizer, or a hub name.
+            param_dtype: "bf16", "fp16" or "fp32"; "auto": the one that the model is saved in.
+            max_tokens: computed at once; a longer answer is computed alone.
+            max_len: None: as many tokens as the model has positions.
+            head_prefix: as of `RewardModel`.
+            normalizes: take mean and deviation of the rewards, which the model's config holds, off them.
+            apply_chat_template: a prompt of text is the message of a user.
+
+        Raises UserError where there is no reward model, or it has no tokenizer.
+        """
+        config = load_config(folder, trust_remote_code)
+        dtype = _saved_dtype(config) if param_dtype == "auto" else param_dtype
+        if normalizes:
+            check_reward_statistics(config, folder)
+        self._tokenizer = get_tokenizer(folder, trust_remote_code=trust_remote_code)
+        self._model, self._is_packed = _ready(
+            folder, dtype, attn_implementation, head_prefix=head_prefix, trust_remote_code=trust_remote_code
+        )
+        self._model.normalizes = normalizes
+        self._max_tokens, self.max_len = max_tokens, _max_len(max_len, config)
+        self._applies_template = apply_chat_template
+        settings = PairDataConfig(max_len=_NO_LIMIT, apply_chat_template=apply_chat_template)
+        self._encoder = SampleEncoder(self._tokenizer, settings)
+        self._texts = _WholeTexts(self._tokenizer)
+
+    def scores(self, items: Sequence[Item]) -> list[float | None]:
+        """The reward of each item; None where `judged` says why there is none."""
+        return [judged.reward for judged in self.judged(items)]
+
+    def judged(self, items: Sequence[Item]) -> list[Judged]:
+        """The reward of each item, or why it has none: it is too long, or cannot be encoded."""
+        encoded = [self.encoded(item) for item in items]
+        rewards = iter(self.rewards_of([ids for ids in encoded if not isinstance(ids, str)]))
+        return [Judged(None, ids) if isinstance(ids, str) else Judged(next(rewards)) for ids in encoded]
+
+    def encoded(self, item: Item) -> np.ndarray | str:
+        """(L,) token ids; or why there are none, as a sentence's end."""
+        try:
+            ids = (
+                self._texts.encode(item)
+                if isinstance(item, str)
+                else self._encoder.encode(self._content(item)).input_ids
+            )
+        except (BadRow, LeftOut) as problem:
+            return str(problem)
+        too_long = f"it has {len(ids):,} tokens, more than the {self.max_len:,} that the model is given"
+        return too_long if len(ids) > self.max_len else ids
+
+    @torch.no_grad()
+    def rewards_of(self, token_ids: Sequence[np.ndarray]) -> list[float]:
+        """The reward of each sequence (L,) of token ids."""
+        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+        rewards = np.zeros(len(lengths))
+        if not len(lengths):
+            return []
+        budget = max(self._max_tokens, int(lengths.max()))
+        for places in layout_of(1, budget, 1, self._is_packed).of_rank(lengths, 1, 0):
+            if places:
+                rewards[list(places)] = self._values([token_ids[place] for place in places])
+        return rewards.tolist()
+
+    def _values(self, token_ids: Sequence[np.ndarray]) -> list[float]:
+        """Of one micro-batch."""
+        tensors = [torch.from_numpy(ids.astype(np.int64)) for ids in token_ids]
+        units = [Unit((TokenSequence(ids, torch.zeros_like(ids)),), "") for ids in tensors]
+        batch = make_micro_batch(units, self._is_packed, pad_token_id=0).to(self._model.device)
+        values = self._model.score_sequences(
+            last_index=batch.last_index,
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+        ).values
+        return self._model.normal(values).tolist()
+
+    def _content(self, item: tuple[str | Messages, str | Messages] | Messages) -> RowContent:
+        """Raises BadRow where it is none."""
+        if not isinstance(item, tuple):
+            return conversation(item, {})
+        prompt, answer = item
+        if isinstance(prompt, str) and isinstance(answer, str) and not self._applies_template:
+            return in_template(prompt, answer, PairDataConfig())
+        before = as_messages(prompt, "user", "prompt")
+        return conversation([*before, *as_messages(answer, "assistant", "answer")], {}, num_prompt_messages=len(before))
+
+
+class _WholeTexts:
+    """Texts that hold prompt and answer as a tokenizer or a chat template has printed them, as servers are given them.
+
+    An end token, padding and the end of a turn may stand behind the answer, or lack: one end stands there at last, as
+    in the training. A text with control tokens in it was printed by the chat template, and ends as that ends an answer.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._encoder = SampleEncoder(tokenizer, PairDataConfig(max_len=_NO_LIMIT, control_tokens="keep"))
+        self._end_of_turn = text_behind_answer(tokenizer)
+        plain = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._of_template = specials - plain
+        ends = {tokenizer.eos_token, tokenizer.pad_token, self._end_of_turn.strip()}
+        self._ends = tuple(filter(None, ends))
+
+    def encode(self, text: str) -> np.ndarray:
+        """(L,) token ids. Raises BadRow where there is nothing to encode."""
+        text = self._without_ends(text)
+        if not text:
+            raise BadRow("it is empty")
+        if not self._end_of_turn or not any(token in text for token in self._of_template):
+            return self._encoder.encode(PlainText(text)).input_ids
+        ids = self._tokenizer(text + self._end_of_turn, add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int32)
+
+    def _without_ends(self, text: str) -> str:
+        while end := next((end for end in self._ends if text.rstrip().endswith(end)), None):
+            text = text.rstrip().removesuffix(end)
+        return text
+
+
+def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[RewardModel, bool]:
+    """The model on its device, and whether it takes packs."""
+    device = torch.device(usable_device_type())
+
+    def load(is_packed: bool) -> RewardModel:
+        model = RewardModel(folder, attention, dtype, packing_samples=is_packed, **settings)
+        if model.head_begins:
+            raise UserError(
+                f"{folder} is no reward model: it has no head `{settings['head_prefix']}`. Give a folder that train_rm "
+                "has written."
+            )
+        model.eval().to(device)
+        model.check_layout(is_packed, None)
+        return model
+
+    try:
+        return load(is_packed=True), True
+    except UserError:  # of packs, or one that is told again
+        return load(is_packed=False), False
+
+
+def _saved_dtype(config: PretrainedConfig) -> str:
+    return next((name for name, dtype in PARAM_DTYPES.items() if dtype == config.dtype), "fp32")
+
+
+def _max_len(asked: int | None, config: PretrainedConfig) -> int:
+    """Raises UserError where the model has fewer positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if asked is not None and positions and asked > positions:
+        raise UserError(f"max_len {asked:,} is more than the {positions:,} positions of the model: give {positions}.")
+    return asked or positions or _NO_LIMIT

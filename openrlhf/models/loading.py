@@ -30,6 +30,7 @@ from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import LoraSettings, add_lora
 from openrlhf.models.weights_check import check_loaded, check_weight_files
+from openrlhf.parallel.collectives import is_lost_rank
 
 PARAM_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -181,6 +182,8 @@ def load_weights(auto_class: Any, path: str, **settings: Any) -> tuple[PreTraine
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # damaged weights, and values in config.json of wrong types, fail in any way
+        if is_lost_rank(error):  # in ZeRO-3, ranks share what they load: the watchdog tells who is gone
+            raise
         raise UserError(_no_model(path, error), *_hint_of_parts()) from error
 
 

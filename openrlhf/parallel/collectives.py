@@ -25,6 +25,11 @@ class GridGroup(ProcessGroup):
         self.row, self.column = row, column
 
 
+def is_lost_rank(error: Exception) -> bool:
+    """Whether a collective has failed as another rank is gone. Gloo says so in a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
 def rank_in(group: ProcessGroup | None) -> int:
     """The rank of this process in `group`."""
     if isinstance(group, GridGroup):

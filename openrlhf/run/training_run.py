@@ -200,8 +200,10 @@ class TrainingRun(ABC):
         saved = read_identity(self._found.path)
         check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
         is_same = not compare(saved, now).refused and not is_longer(saved, now)
-        self._is_trained = self._found.progress.finished and is_same
-        if not (self._is_trained and self._is_exported(saved.run_id)):
+        is_exported = is_same and self._is_exported(saved.run_id)
+        # The last checkpoint could not be written where the disk was full, and the model was exported all the same.
+        self._is_trained = is_same and (self._found.progress.finished or is_exported)
+        if not is_exported:
             return False
         self.strategy.print(
             f"this run has finished: {self._found.path} is its last step, {ckpt.output_dir} its model. Nothing is done."

@@ -99,7 +99,7 @@ class DeepspeedStrategy:
         self.device = device = join_ranks(timeout)
         with joining_ranks(torch.distributed.get_world_size()):
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
-        rank_facts.check_strategy(self)
+            rank_facts.check_strategy(self)
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             compute_deterministically()

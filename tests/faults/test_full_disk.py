@@ -48,6 +48,15 @@ def test_a_disk_full_at_one_save_does_not_stop_the_run(bench, unbroken, tmp_path
     assert differences(outcome_of(tmp_path), unbroken, is_same_layout=True) == []
 
 
+def test_a_run_whose_last_checkpoint_found_no_room_has_finished_with_its_export(bench, tmp_path):
+    launch(bench, tmp_path, f"save.manifest_written:{SAVES[-1]}:disk_full")
+    written_at = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    codes, said = launch(bench, tmp_path)
+    assert codes == [0], said[-3000:]
+    assert "this run has finished" in said, said[-3000:]
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written_at
+
+
 def test_a_disk_full_while_the_model_is_exported_costs_the_export_alone(bench, unbroken, tmp_path):
     codes, said = launch(bench, tmp_path, "export.half_of_shard_written:1:disk_full")
     assert codes == [EXIT_CODE_USER_ERROR], said[-3000:]

@@ -75,3 +75,15 @@ def test_a_model_of_another_kind(tmp_path):
 def test_four_bits_need_bitsandbytes(folder):
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         Actor(str(folder), load_in_4bit=True)
+
+
+def test_a_rank_that_is_lost_while_weights_are_shared_is_not_said_to_be_a_bad_model(folder, monkeypatch):
+    said = "[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:63665."
+
+    def from_pretrained(*args, **kwargs):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(RuntimeError, match="Connection closed by peer") as raised:
+        Actor(str(folder))
+    assert not isinstance(raised.value, UserError)

@@ -95,4 +95,22 @@ BUGS = [
         "    while True:\n",
         ("tests/faults/test_launchers.py::test_ranks_end_with_a_launcher_that_was_killed_and_the_run_goes_on",),
     ),
+    Bug(
+        "a_lost_rank_is_called_a_bad_model",
+        "ranks that load a model together blame its folder when one of them is killed",
+        "models/loading.py",
+        "if is_lost_rank(error):",
+        "if False:",
+        ("tests/models/test_loading.py",),
+    ),
+    Bug(
+        "an_exported_run_is_exported_again",
+        "a run whose last checkpoint found no room writes its model anew at each start",
+        "run/training_run.py",
+        "        if not is_exported:\n            return False",
+        "        if not (is_exported and self._found.progress.finished):\n            return False",
+        (
+            "tests/faults/test_full_disk.py::test_a_run_whose_last_checkpoint_found_no_room_has_finished_with_its_export",
+        ),
+    ),
 ]

@@ -1,4 +1,4 @@
-"""`training_curves.png`: a run's loss, learning rate, gradient norm and token accuracy, drawn from `metrics.jsonl`."""
+"""`training_curves.png`: a run's loss, learning rate, gradient norm, accuracy and rewards, drawn from `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, VIOLET = "#2f6db5", "#e07b1f", "#2f8f5b", "#b5403a", "#7a5aa6"
 INK, GRID = "#333a45", "#e3e6ea"
 STEPS_FROM_WHICH_TO_SMOOTH = 60
+ACCURACIES = {  # the first that the file knows → its title
+    "rewards/accuracies": "share of pairs whose better answer has the higher reward",
+    "accuracy": "share of pairs whose better answer has the higher reward",
+    "token_accuracy": "token accuracy",
+}
+REWARDS = (  # of a preference, of a reward model: chosen, rejected, and their difference
+    ("rewards/chosen", "rewards/rejected", "rewards/margins"),
+    ("chosen_reward", "rejected_reward", "margin"),
+)
 
 Records = list[dict[str, Any]]
 
@@ -24,8 +33,8 @@ Records = list[dict[str, Any]]
 def draw_training_curves(metrics_jsonl: str | Path, png_path: str | Path) -> None:
     """Draws the records of `metrics_jsonl` into `png_path`, which appears whole or not at all.
 
-    Numbers that were not finite (null in the file) are gaps in the curve. Token accuracy has a panel where the
-    file knows it; files of earlier versions do not.
+    Numbers that were not finite (null in the file) are gaps in the curve. An accuracy and rewards have a panel where
+    the file knows them; files of earlier versions know no accuracy.
 
     Raises:
         UserError: the file holds no step.
@@ -36,13 +45,16 @@ def draw_training_curves(metrics_jsonl: str | Path, png_path: str | Path) -> Non
     if not steps:
         raise UserError(f"{metrics_jsonl} holds no training step: there is nothing to draw.")
     figure = _new_figure()
-    has_accuracy = any("token_accuracy" in record for record in steps)
-    loss, lr, grad_norm, *accuracy = _new_axes(figure, num_small=3 if has_accuracy else 2)
-    _draw_loss(loss, steps, evals)
+    accuracies = [name for name in ACCURACIES if any(name in record for record in steps)][:1]
+    rewards = [names for names in REWARDS if any(names[0] in record for record in steps)]
+    loss, lr, grad_norm, *more = _new_axes(figure, num_small=2 + len(accuracies) + len(rewards))
+    _draw_loss(loss, steps, evals, "loss per pair" if rewards else "loss per target token")
     _draw(lr, "learning rate", GREEN, steps, "lr")
     _draw(grad_norm, "gradient norm", RED, steps, "grad_norm")
-    for axis in accuracy:
-        _draw_accuracy(axis, steps, evals)
+    for axis, name in zip(more, accuracies, strict=False):
+        _draw_accuracy(axis, steps, evals, name)
+    for axis, names in zip(more[len(accuracies) :], rewards, strict=True):
+        _draw_rewards(axis, steps, names)
     _save(figure, Path(png_path))
 
 
@@ -77,19 +89,27 @@ def _dress(axis: Axes) -> None:
     axis.locator_params(axis="x", integer=True)
 
 
-def _draw_loss(axis: Axes, steps: Records, evals: Records) -> None:
+def _draw_loss(axis: Axes, steps: Records, evals: Records, title: str) -> None:
     _draw_train(axis, BLUE, steps, "loss")
     _draw_eval(axis, evals, "eval_loss")
-    _title(axis, "loss per target token")
+    _title(axis, title)
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _draw_accuracy(axis: Axes, steps: Records, evals: Records) -> None:
-    _draw_train(axis, VIOLET, steps, "token_accuracy")
-    _draw_eval(axis, [record for record in evals if "eval_token_accuracy" in record], "eval_token_accuracy")
-    _title(axis, "token accuracy")
+def _draw_accuracy(axis: Axes, steps: Records, evals: Records, name: str) -> None:
+    _draw_train(axis, VIOLET, steps, name)
+    _draw_eval(axis, [record for record in evals if f"eval_{name}" in record], f"eval_{name}")
+    _title(axis, ACCURACIES[name])
     axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_rewards(axis: Axes, steps: Records, names: tuple[str, str, str]) -> None:
+    for name, label, color in zip(names, ("chosen", "rejected", "margin"), (GREEN, RED, VIOLET), strict=True):
+        axis.plot(*_series(steps, name), color=color, linewidth=1.2, label=label)
+    _title(axis, "rewards")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _draw(axis: Axes, title: str, color: str, steps: Records, key: str) -> None:

@@ -76,5 +76,10 @@ def _reference(config: DPOConfig, world_size: int) -> Iterator[str]:
         )
 
 
-CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _margin)
-CHECKS_OF_PREFERENCES: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _losses, _reference)
+def _subsets(config: DPOConfig | RMConfig, world_size: int) -> Iterator[str]:
+    if config.eval.subset_key is not None and not config.eval.dataset:
+        yield f"--eval.subset_key {config.eval.subset_key} has nothing to evaluate: add --eval.dataset or leave it out."
+
+
+CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _margin)
+CHECKS_OF_PREFERENCES: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _losses, _reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openrlhf.batching import MicroBatch
 from openrlhf.errors import UserError
-from openrlhf.objectives.objective import Amount, Objective, Share
+from openrlhf.objectives.objective import Share
 from openrlhf.objectives.pair_losses import (
     FROM_SCORES_OF_THE_WINDOW,
     LOSSES,
@@ -19,6 +19,7 @@ from openrlhf.objectives.pair_losses import (
     PairLossSettings,
     WindowFacts,
 )
+from openrlhf.objectives.pairs import PairObjective, Sums
 from openrlhf.objectives.scorer import Scorer
 
 
@@ -29,16 +30,15 @@ class Reference(Protocol):
         """(Q,) of each sequence of the micro-batch, whole on every rank of a ring; without gradients."""
 
 
-class PreferenceObjective(Objective):
+class PreferenceObjective(PairObjective):
     """The weighted mean over a window's pairs of a mix of pair losses.
-
-    A unit is a pair: the chosen answer's sequence, then the rejected one's.
 
     Args:
         losses: the weight of each loss of the mix, by its name in `pair_losses.LOSSES`.
         settings: numbers of their formulas.
         nll_coef: adds that many times -log p of the chosen answers, a mean over the window's chosen tokens.
         reference: None where no loss of the mix has one.
+        subsets: as of `PairObjective`.
 
     Raises UserError for a name that is no loss, and for a loss that lacks its reference.
     """
@@ -53,6 +53,7 @@ class PreferenceObjective(Objective):
         "logps/rejected",
     )
 
+    accuracy = "rewards/accuracies"
     needs_window_sums = True
 
     def __init__(
@@ -61,15 +62,14 @@ class PreferenceObjective(Objective):
         settings: PairLossSettings | None = None,
         nll_coef: float = 0.0,
         reference: Reference | None = None,
+        subsets: Sequence[str] = (),
     ):
+        super().__init__(subsets)
         _check_losses(losses, reference)
         self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
         self._settings = settings or PairLossSettings()
         self.reference = reference
         self.needs_unit_scores = not FROM_SCORES_OF_THE_WINDOW.isdisjoint(losses)
-
-    def weight(self, batch: MicroBatch) -> float:
-        return batch.unit_weight_sum
 
     def window_sums(self, batch: MicroBatch) -> tuple[float, ...]:
         chosen_tokens = batch.targets_of_sequences[::2]
@@ -86,9 +86,9 @@ class PreferenceObjective(Objective):
         pairs = self._pairs(scorer, batch, facts)
         of_pairs = sum(weight * LOSSES[name](pairs, self._settings) for name, weight in self._losses.items())
         assert isinstance(of_pairs, Tensor), "there is a loss"
-        of_pairs = of_pairs * scorer.speaks_for_sequences
-        share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() / divisor
-        return Share(share, self._sums(pairs, of_pairs, scorer.speaks_for_sequences))
+        speaks = scorer.speaks_for_sequences
+        share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() * speaks / divisor
+        return Share(share, self._sums(batch, pairs, of_pairs, speaks))
 
     def _pairs(self, scorer: Scorer, batch: MicroBatch, facts: WindowFacts) -> PairLogProbs:
         reference = None if self.reference is None else self.reference.log_probs(scorer, batch)
@@ -110,21 +110,20 @@ class PreferenceObjective(Objective):
         first = scorer.window.first_unit
         return WindowFacts(mean_chosen_tokens, shift, beside[first : first + num_pairs])
 
-    def _sums(self, pairs: PairLogProbs, of_pairs: Tensor, speaks: float) -> dict[str, tuple[Amount, Amount]]:
-        rewards = [self._settings.beta * ratio for ratio in (pairs.chosen_ratio, pairs.rejected_ratio)]
+    def _sums(self, batch: MicroBatch, pairs: PairLogProbs, of_pairs: Tensor, speaks: float) -> Sums:
+        chosen, rejected = (self._settings.beta * ratio for ratio in (pairs.chosen_ratio, pairs.rejected_ratio))
         values = {
-            "rewards/chosen": rewards[0],
-            "rewards/rejected": rewards[1],
-            "rewards/accuracies": rewards[0] > rewards[1],
-            "rewards/margins": rewards[0] - rewards[1],
+            "loss": of_pairs,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": chosen > rejected,
+            "rewards/margins": chosen - rejected,
             "logps/chosen": pairs.chosen,
             "logps/rejected": pairs.rejected,
         }
-        count = len(of_pairs) * speaks
-        sums: dict[str, tuple[Amount, Amount]] = {
-            name: (value.detach().double().sum() * speaks, count) for name, value in values.items()
-        }
-        return {"loss": (of_pairs.detach().double().sum(), count)} | sums
+        sums: Sums = {name: (value.detach().double().sum(), len(of_pairs)) for name, value in values.items()}
+        sums |= self.sums_of_parts(batch, (chosen - rejected).detach().double())
+        return {name: (total * speaks, count * speaks) for name, (total, count) in sums.items()}
 
 
 def _check_losses(losses: Mapping[str, float], reference: Reference | None) -> None:

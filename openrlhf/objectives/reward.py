@@ -11,34 +11,32 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from openrlhf.batching import MicroBatch
-from openrlhf.objectives.objective import Amount, Objective, Share
+from openrlhf.objectives.objective import Share
+from openrlhf.objectives.pairs import PairObjective, Sums
 from openrlhf.objectives.scorer import Scorer
 
 RewardLoss = Literal["sigmoid", "logexp"]
-Sums = dict[str, tuple[Amount, Amount]]
 
-SUBSET = "subset"  # number of a unit: which of the named subsets its row is of
 _NUM_BINS = 10  # of confidences, all between 0.5 and 1
 _GAPS = tuple(f"gap_of_bin_{number}" for number in range(_NUM_BINS))
 
 
-class RewardObjective(Objective):
+class RewardObjective(PairObjective):
     """The weighted mean over a window's pairs of -log sigmoid(r_chosen - r_rejected - margin).
 
     Args:
         loss_type: `sigmoid`, or `logexp`: log(1 + exp(r_rejected - r_chosen)), which has no margin.
         with_margin: subtract the pair's own margin (its number `margin`, 0 without one).
         center_coef: adds that many times (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv 2312.09244).
-        subsets: names of the parts of the evaluation that get an accuracy of their own; a unit's number `subset` is
-            the place of its own among them.
+        subsets: as of `PairObjective`.
 
-    Evaluations have besides: `longer_is_better_accuracy`, that of a model that prefers the answer with more tokens;
-    `calibration_error`, how far the probabilities sigmoid(r_chosen - r_rejected) are from the accuracy of pairs of like
-    probability (the expected calibration error of arXiv 1706.04599, in 10 bins); `reward_mean` and `reward_std` of all
-    answers; `accuracy/<subset>`. Two equal rewards are no success.
+    Evaluations have, beside what `PairObjective` says: `calibration_error`, how far the probabilities
+    sigmoid(r_chosen - r_rejected) are from the accuracy of pairs of like probability (the expected calibration error of
+    arXiv 1706.04599, in 10 bins); `reward_mean` and `reward_std` of all answers. Two equal rewards are no success.
     """
 
     metrics = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
+    accuracy = "accuracy"
     scores_tokens = False
 
     def __init__(
@@ -51,11 +49,7 @@ class RewardObjective(Objective):
         self._loss_type = loss_type
         self._with_margin = with_margin
         self._center_coef = center_coef
-        self._subsets = tuple(subsets)
-        self.eval_sums = ("longer_is_better", "reward_square", *_GAPS, *map(_correct_in, subsets))
-
-    def weight(self, batch: MicroBatch) -> float:
-        return batch.unit_weight_sum
+        super().__init__(subsets, ("reward_square", *_GAPS))
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         rewards, speaks = scorer.sequence_values(), scorer.speaks_for_sequences
@@ -69,12 +63,11 @@ class RewardObjective(Objective):
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         mean = (means["chosen_reward"] + means["rejected_reward"]) / 2
-        return {
-            "longer_is_better_accuracy": means["longer_is_better"],
+        return super().derived(means) | {
             "calibration_error": sum(abs(means[name]) for name in _GAPS),
             "reward_mean": mean,
             "reward_std": math.sqrt(max(means["reward_square"] - mean**2, 0.0)),
-        } | {f"accuracy/{name}": means[_correct_in(name)] for name in self._subsets}
+        }
 
     def _of_pairs(self, chosen: Tensor, rejected: Tensor, batch: MicroBatch) -> Tensor:
         if self._loss_type == "logexp":
@@ -84,26 +77,17 @@ class RewardObjective(Objective):
 
     def _sums(self, batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> Sums:
         """By name, a sum over pairs and the count that it is divided by; values are (U,) float64."""
-        difference, tokens = chosen - rejected, batch.targets_of_sequences
+        difference = chosen - rejected
         values: dict[str, Tensor | float] = {
             "accuracy": (difference > 0).sum(),
             "margin": difference.sum(),
             "chosen_reward": chosen.sum(),
             "rejected_reward": rejected.sum(),
-            "longer_is_better": sum(a > b for a, b in zip(tokens[::2], tokens[1::2], strict=True)),
             "reward_square": (chosen**2 + rejected**2).sum() / 2,
             **dict(zip(_GAPS, _gaps(difference), strict=True)),
         }
         sums: Sums = {name: (value, len(difference)) for name, value in values.items()}
-        of = batch.unit_numbers.get(SUBSET)  # a row of the training has none
-        for place, name in enumerate(self._subsets):
-            is_in = torch.zeros_like(difference) if of is None else (of == place).to(difference)
-            sums[_correct_in(name)] = ((is_in * (difference > 0)).sum(), is_in.sum())
-        return sums
-
-
-def _correct_in(subset: str) -> str:
-    return f"correct_in/{subset}"
+        return sums | self.sums_of_parts(batch, difference)
 
 
 def _gaps(difference: Tensor) -> Tensor:

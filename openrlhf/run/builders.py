@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from openrlhf.config import ModelConfig, RMConfig, TrainingConfig
+from openrlhf.config import DataConfig, ModelConfig, RMConfig, TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
@@ -86,16 +86,18 @@ def build_train_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -
 
 def build_eval_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -> Any | None:
     """The data set to evaluate on, if the run has any: all rows of its own source, prepared as the others."""
-    if not config.eval.dataset:
-        return None
-    data = replace(
+    return prepare(eval_settings(config), tokenizer) if config.eval.dataset else None
+
+
+def eval_settings(config: TrainingConfig) -> DataConfig:
+    """The settings of the data that are evaluated: those of `config.data` for other rows."""
+    return replace(
         config.data,
-        dataset=config.eval.dataset,
+        dataset=config.eval.dataset or "",
         dataset_split=config.eval.split,
         dataset_probs=None,
         max_samples=None,
     )
-    return prepare(data, tokenizer)
 
 
 def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:

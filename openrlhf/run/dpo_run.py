@@ -6,21 +6,21 @@ import functools
 from typing import Any
 
 from openrlhf.config import DPOConfig
-from openrlhf.datasets.pair_dataset import prepare_pair_dataset
 from openrlhf.models import Actor
 from openrlhf.objectives import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
 from openrlhf.parallel.collectives import gather_objects
-from openrlhf.run.builders import Prepare, build_actor
+from openrlhf.run.builders import build_actor
+from openrlhf.run.pair_run import PairRun
 from openrlhf.run.reference import check_reference, load_reference, reference_file, reference_name, reference_of
-from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.run.training_run import Prepared
 from openrlhf.trainer import DPOTrainer
-from openrlhf.trainer.computed_reference import PairsWithReference, compute_reference
+from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
 from openrlhf.trainer.pair_trainers import preference_objective
 from openrlhf.trainer.run_identity import base_model_fingerprint
 
 
-class DPORun(TrainingRun):
+class DPORun(PairRun):
     """See `TrainingRun`."""
 
     config: DPOConfig
@@ -30,10 +30,6 @@ class DPORun(TrainingRun):
     def build_objective(cls, config: DPOConfig) -> PreferenceObjective:
         check_reference(config)
         return preference_objective(config.model, reference_of(config))
-
-    @classmethod
-    def preparation(cls, config: DPOConfig) -> Prepare:
-        return prepare_pair_dataset
 
     def build(self) -> None:
         reference = self.objective.reference
@@ -75,15 +71,15 @@ class DPORun(TrainingRun):
                 loaded.append(load_reference(self.config, self.strategy))
             return loaded[0]
 
-        def with_log_probs(dataset: Any) -> PairsWithReference:
+        def with_its_log_probs(dataset: Any) -> Any:
             with self.strategy.watchdog.long_phase("looking for the reference's log-probs"):
                 file = reference_file(self.config, dataset.fingerprint) if self.strategy.is_rank_0() else None
                 file = gather_objects(file, self.strategy.groups.control)[0]
             loader = self.loader(dataset, shuffle=False)
-            return PairsWithReference(dataset, compute_reference(load, loader, self.strategy, file))
+            return with_log_probs(dataset, compute_reference(load, loader, self.strategy, file))
 
-        self.train_data = with_log_probs(self.train_data)
-        self.eval_data = self.eval_data and with_log_probs(self.eval_data)
+        self.train_data = with_its_log_probs(self.train_data)
+        self.eval_data = self.eval_data and with_its_log_probs(self.eval_data)
         for model in loaded:
             model.engine.destroy()
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from openrlhf.config import RMConfig
-from openrlhf.datasets.pair_dataset import prepare_pair_dataset
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import classifier_facts
 from openrlhf.objectives import RewardObjective
-from openrlhf.run.builders import Prepare, build_reward_model
-from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.run.builders import build_reward_model
+from openrlhf.run.pair_run import PairRun
+from openrlhf.run.training_run import Prepared
 from openrlhf.trainer import RewardModelTrainer
 from openrlhf.trainer.pair_trainers import reward_objective
 
 
-class RMRun(TrainingRun):
+class RMRun(PairRun):
     """See `TrainingRun`."""
 
     config: RMConfig
@@ -22,10 +22,6 @@ class RMRun(TrainingRun):
     @classmethod
     def build_objective(cls, config: RMConfig) -> RewardObjective:
         return reward_objective(config.model)
-
-    @classmethod
-    def preparation(cls, config: RMConfig) -> Prepare:
-        return prepare_pair_dataset
 
     def build_model(self) -> RewardModel:
         return build_reward_model(self.config, self.strategy.get_ds_train_config())

@@ -1,4 +1,4 @@
-"""`training_curves.png`: a run's loss, learning rate, gradient norm, accuracy and rewards, drawn from `metrics.jsonl`."""
+"""`training_curves.png`: a run's loss, learning rate, gradient norm, accuracy, rewards, from `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BLUE, ORANGE, GREEN, RED, VIOLET = "#2f6db5", "#e07b1f", "#2f8f5b", "#b5403a", "
 INK, GRID = "#333a45", "#e3e6ea"
 STEPS_FROM_WHICH_TO_SMOOTH = 60
 ACCURACIES = {  # the first that the file knows → its title
-    "rewards/accuracies": "share of pairs whose better answer has the higher reward",
-    "accuracy": "share of pairs whose better answer has the higher reward",
+    "rewards/accuracies": "accuracy over pairs",
+    "accuracy": "accuracy over pairs",
     "token_accuracy": "token accuracy",
 }
 REWARDS = (  # of a preference, of a reward model: chosen, rejected, and their difference

@@ -23,6 +23,8 @@ from openrlhf.errors import UserError
 SECONDS_BETWEEN_LINES = 10.0
 RUN_ID_FILE = "wandb_run_id.txt"
 KEY_VARIABLE = "WANDB_API_KEY"
+_ACCURACIES = ("token_accuracy", "accuracy", "rewards/accuracies")
+_MARGINS = ("margin", "rewards/margins")
 
 
 class BarSink:
@@ -93,12 +95,12 @@ def console_sink(num_steps: int, first_step: int = 0, stream: TextIO | None = No
 
 def _numbers(record: Mapping[str, float]) -> str:
     text = f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, {record['tokens_per_second']:,.0f} tokens/s"
-    return text + _if_there(record, "token_accuracy", ".4f") + _if_there(record, "aux_loss", ".4f")
+    return text + "".join(_if_there(record, name, ".4f") for name in (*_ACCURACIES, *_MARGINS, "aux_loss"))
 
 
 def _eval_line(record: Mapping[str, float]) -> str:
     loss = f"evaluation after step {record['global_step']}: loss {record['eval_loss']:.4f}"
-    accuracy = _if_there(record, "eval_token_accuracy", ".4f")
+    accuracy = "".join(_if_there(record, f"eval_{name}", ".4f") for name in (*_ACCURACIES, *_MARGINS))
     num_targets = f" over {record['eval_num_target_tokens']:,} target tokens"
     return loss + _if_there(record, "eval_perplexity", ".3f") + accuracy + num_targets
 

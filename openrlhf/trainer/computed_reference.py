@@ -12,7 +12,6 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindow, StepWindowLoader, Unit
+from openrlhf.batching import StepWindow, StepWindowLoader
+from openrlhf.datasets.pair_numbers import PairsWithNumbers
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import Scorer
@@ -33,26 +33,9 @@ from openrlhf.strategy import DeepspeedStrategy
 _ROW_BYTES = 2 * 8
 
 
-class PairsWithReference:
-    """A data set of pairs whose units hold the reference's log-probs; in all else it is `dataset`."""
-
-    def __init__(self, dataset: Any, log_probs: np.ndarray):
-        """Args: log_probs: (rows, 2) of the chosen and the rejected answers."""
-        self._dataset = dataset
-        self._log_probs = log_probs
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, row: int) -> Any:
-        return self._dataset[row]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def unit(self, row: int) -> Unit:
-        unit, (chosen, rejected) = self._dataset.unit(row), self._log_probs[row].tolist()
-        return replace(unit, numbers={**unit.numbers, REFERENCE_CHOSEN: chosen, REFERENCE_REJECTED: rejected})
+def with_log_probs(pairs: Any, log_probs: np.ndarray) -> PairsWithNumbers:
+    """The data set of pairs, each with its log-probs by the reference. Args: log_probs: (rows, 2)."""
+    return PairsWithNumbers(pairs, {REFERENCE_CHOSEN: log_probs[:, 0], REFERENCE_REJECTED: log_probs[:, 1]})
 
 
 def compute_reference(

@@ -14,12 +14,11 @@ from openrlhf.models import Actor, RewardModel
 from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
 from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
 from openrlhf.objectives.preference import Reference
-from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.objectives.reference import REFERENCE_CHOSEN, BaseUnderAdapters, ComputedReference, FrozenReference
 from openrlhf.objectives.reward import RewardLoss
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
-from openrlhf.trainer.computed_reference import PairsWithReference
 from openrlhf.trainer.run_identity import base_model_fingerprint
 
 
@@ -40,7 +39,7 @@ class DPOTrainer(CommandTrainer):
     Args:
         model, optim, scheduler: what `strategy.prepare` gave back.
         ref_model: a second model, which `strategy.prepare` was given alone; None: the base under the adapters of
-            `model`, or log-probs that the data set holds (`PairsWithReference`).
+            `model`, or log-probs that the data set holds (`with_log_probs`).
         train_dataloader, eval_dataloader: what `strategy.setup_dataloader` gave for a `PairDataset` or
             `RewardDataset`; the latter may be None.
         tokenizer: saved with the model; its padding token fills rows.
@@ -174,7 +173,8 @@ def _reference_of(model: Actor, ref_model: Actor | None, loader: StepWindowLoade
     if ref_model is not None:
         check_same_vocabulary(model, ref_model)
         return FrozenReference(ref_model)
-    if isinstance(loader.dataset, PairsWithReference):
+    pairs: Any = loader.dataset
+    if REFERENCE_CHOSEN in pairs.unit(0).numbers:
         return ComputedReference()
     return BaseUnderAdapters() if hasattr(model.model, "peft_config") else None
 

@@ -48,6 +48,29 @@ def save_rows(path: Path, num_rows: int, seed: int = 0) -> Path:
     return path
 
 
+def save_pairs(path: Path, num_rows: int, seed: int = 0) -> Path:
+    """Rows `prompt`, `chosen`, `rejected`, `margin` and `kind`, a word of two."""
+    questions = save_rows(path, 2 * num_rows, seed).read_text().splitlines()
+    rows = [json.loads(line) for line in questions]
+    pairs = [
+        {
+            "prompt": f"{row['question']} ",
+            "chosen": f"{row['answer']} sum",
+            "rejected": f"{other['answer']} four",
+            "margin": number / num_rows,
+            "kind": ("short", "long")[number % 2],
+        }
+        for number, (row, other) in enumerate(zip(rows[::2], rows[1::2], strict=True))
+    ]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return path
+
+
+def pair_flags(model: Path, pairs: Path, out: Path, **changes: Any) -> list[str]:
+    """`flags` for train_dpo and train_rm."""
+    return flags(model, pairs, out, **{"data__input_key": None, "data__output_key": None} | changes)
+
+
 def flags(model: Path, rows: Path, out: Path, **changes: Any) -> list[str]:
     """The words of a command line: fp32, 4 samples a step; `changes` have `__` for `.`, and None for left out."""
     values = {

@@ -13,7 +13,7 @@ from openrlhf.batching import Unit
 from openrlhf.objectives.pair_losses import PairLossSettings
 from openrlhf.objectives.preference import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
-from openrlhf.trainer.computed_reference import PairsWithReference, compute_reference
+from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
 
 SETTINGS = PairLossSettings(beta=0.1, label_smoothing=0.1)
@@ -85,7 +85,7 @@ def curve_of_adapters(kind: str, ring: int, zero_stage: int, folder: str = "") -
     if kind == "computed":
         loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
         computed = compute_reference(lambda: frozen, loader, strategy, Path(folder) / "reference.f64")
-        pairs = PairsWithReference(pairs, computed)
+        pairs = with_log_probs(pairs, computed)
         reference = ComputedReference()
     torch.manual_seed(0)
     actor = Actor(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from typing import Any
 
 
-def run(argv: list[str], env: dict[str, str] | None = None) -> None:
-    """`python -m openrlhf.cli.train_sft argv`."""
-    from openrlhf.cli.train_sft import main
+def _main(command: str) -> Any:
+    return importlib.import_module(f"openrlhf.cli.{command}").main
 
+
+def run(argv: list[str], env: dict[str, str] | None = None, command: str = "train_sft") -> None:
+    """`python -m openrlhf.cli.<command> argv`."""
     os.environ.update(env or {})
-    main(argv)
+    _main(command)(argv)
 
 
-def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) -> int:
+def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int, command: str = "train_sft") -> int:
     """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
-    from openrlhf.cli.train_sft import main
     from openrlhf.trainer.trainer import Trainer
 
     advance = Trainer._advance
@@ -29,7 +31,7 @@ def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) ->
 
     Trainer._advance = advance_and_signal  # type: ignore[method-assign]
     try:
-        main(argv)
+        _main(command)(argv)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     finally:
@@ -37,35 +39,32 @@ def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int) ->
     return 0
 
 
-def run_as_command(argv: list[str]) -> tuple[int, str]:
+def run_as_command(argv: list[str], command: str = "train_sft") -> tuple[int, str]:
     """What a user sees of a command that fails: the exit code and standard error."""
     import contextlib
     import io
     import sys
 
     from openrlhf.cli.entry import run_command
-    from openrlhf.cli.train_sft import main
 
     errors = io.StringIO()
-    sys.argv = ["train_sft", *argv]
+    sys.argv = [command, *argv]
     try:
         with contextlib.redirect_stderr(errors):
-            run_command(main)
+            run_command(_main(command))
     except SystemExit as leaving:
         return int(leaving.code or 0), errors.getvalue()
     return 0, errors.getvalue()
 
 
-def said_by_run(argv: list[str]) -> str:
+def said_by_run(argv: list[str], command: str = "train_sft") -> str:
     """What a run prints."""
     import contextlib
     import io
 
-    from openrlhf.cli.train_sft import main
-
     words = io.StringIO()
     with contextlib.redirect_stdout(words):
-        main(argv)
+        _main(command)(argv)
     return words.getvalue()
 
 

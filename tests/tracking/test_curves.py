@@ -87,3 +87,18 @@ def test_importing_the_room_loads_no_heavy_library():
     script = f"import sys, openrlhf.tracking; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pairs_have_an_accuracy_and_rewards(tmp_path, a_step, an_eval, monkeypatch):
+    rewards = {"rewards/chosen": 0.5, "rewards/rejected": -0.25, "rewards/margins": 0.75}
+    records = [
+        a_step(1, token_accuracy=0.9, **{"rewards/accuracies": 0.5}, **rewards),
+        {**an_eval(1), "eval_rewards/accuracies": 0.75},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(map(to_line, records)))
+    panels = drawn_panels(monkeypatch, tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert list(panels) == ["loss per pair", "learning rate", "gradient norm", "accuracy over pairs", "rewards"]
+    assert panels["accuracy over pairs"]["eval"] == ([1], [0.75])
+    assert {label: line[1] for label, line in panels["rewards"].items()} == {
+        "chosen": [0.5], "rejected": [-0.25], "margin": [0.75],
+    }  # fmt: skip

@@ -1,0 +1,225 @@
+"""train_dpo and train_rm by the command line: numbers, references, resumes, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.workbench import eval_lines, pair_flags, read_metrics, save_model, save_pairs, step_lines
+from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
+from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
+
+COMMANDS = ("train_dpo", "train_rm")
+NUM_STEPS = 8  # 14 pairs, 4 a step, 2 epochs
+OF_DPO = [
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+]
+OF_RM = ["accuracy", "margin", "chosen_reward", "rejected_reward"]
+TWO_RANKS = dict(ds__zero_stage=3, ds__packing_samples=True, ds__ring_attn_size=2)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    save_pairs(folder / "pairs.jsonl", 14)
+    save_model(folder / "model")
+    other = save_model(folder / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 1.1 * value for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def argv(bench: Path, out: str, **changes) -> list[str]:
+    settings = dict(train__max_epochs=2, ckpt__save_steps=2, ckpt__max_num=9) | changes
+    return pair_flags(bench / "model", bench / "pairs.jsonl", bench / out, **settings)
+
+
+def numbers(line: dict) -> dict:
+    return {name: value for name, value in line.items() if name not in WALL_CLOCK}
+
+
+@pytest.fixture(scope="module")
+def unbroken(bench, one_rank):
+    """Of each command, the folder of a run on one rank, evaluated by subset at its end."""
+    for command in COMMANDS:
+        evaluated = dict(eval__dataset=bench / "pairs.jsonl", eval__subset_key="kind")
+        one_rank.run(run, argv(bench, f"{command}-unbroken", **evaluated), command=command)
+    return {command: bench / f"{command}-unbroken" for command in COMMANDS}
+
+
+@pytest.mark.parametrize(("command", "names"), zip(COMMANDS, (OF_DPO, OF_RM), strict=True))
+def test_records_have_the_names_of_the_contract(unbroken, command, names):
+    steps, (evaluation,) = step_lines(unbroken[command]), eval_lines(unbroken[command])
+    assert [line["global_step"] for line in steps] == list(range(1, NUM_STEPS + 1))
+    assert steps[3]["consumed_samples"] == 14, "pairs are counted"
+    assert all(name in line for line in steps for name in ["num_target_tokens", *names])
+    accuracy = names[0] if command == "train_rm" else "rewards/accuracies"
+    of_subsets = [f"{accuracy}/long", f"{accuracy}/short"]
+    for name in ["loss", "longer_is_better_accuracy", *names, *of_subsets]:
+        assert f"eval_{name}" in evaluation
+    whole = sum(evaluation[f"eval_{name}"] for name in of_subsets) / 2  # 7 pairs each
+    assert evaluation[f"eval_{accuracy}"] == pytest.approx(whole)
+    assert (unbroken[command] / "training_curves.png").is_file()
+
+
+def test_the_longer_answer_is_the_better_one_so_often(unbroken, bench):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bench / "model")
+    pairs = [json.loads(line) for line in (bench / "pairs.jsonl").read_text().splitlines()]
+    lengths = [[len(tokenizer(pair[side]).input_ids) for side in ("chosen", "rejected")] for pair in pairs]
+    share = sum(chosen > rejected for chosen, rejected in lengths) / len(lengths)
+    for command in COMMANDS:
+        assert eval_lines(unbroken[command])[0]["eval_longer_is_better_accuracy"] == pytest.approx(share)
+
+
+def test_the_first_step_of_dpo_is_ln_2(unbroken):
+    first = step_lines(unbroken["train_dpo"])[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert (first["rewards/margins"], first["rewards/accuracies"]) == (0.0, 0.0)
+    assert step_lines(unbroken["train_dpo"])[-1]["rewards/margins"] > 0.01
+
+
+def test_what_is_exported_opens_in_transformers(unbroken):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    AutoModelForCausalLM.from_pretrained(unbroken["train_dpo"])
+    reward = AutoModelForSequenceClassification.from_pretrained(unbroken["train_rm"])
+    assert reward.config.num_labels == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command):
+    two_ranks.run(run, argv(bench, f"{command}-ring", **TWO_RANKS), command=command)
+    for one, other in zip(step_lines(unbroken[command]), step_lines(bench / f"{command}-ring"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5), f"loss of step {one['global_step']}"
+        assert other["num_tokens"] == one["num_tokens"]
+
+
+# --- resumes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command):
+    changes = dict(ds__zero_stage=2, ds__packing_samples=True)
+    two_ranks.run(run, argv(bench, f"{command}-whole", **changes), command=command)
+    stopped = argv(bench, f"{command}-stopped", **changes)
+    assert two_ranks.run(run_until_asked_to_leave, stopped, 3, 1, command=command) == [75, 75]
+    two_ranks.run(run, [*stopped, "--ckpt.load_enable"], command=command)
+    one, other = bench / f"{command}-whole", bench / f"{command}-stopped"
+    assert list(map(numbers, step_lines(one))) == list(map(numbers, step_lines(other)))
+    assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_goes_on_in_another_layout(one_rank, two_ranks, bench, unbroken, command):
+    out = f"{command}-elastic"
+    assert two_ranks.run(run_until_asked_to_leave, argv(bench, out, **TWO_RANKS), 3, 0, command=command) == [75, 75]
+    one_rank.run(run, argv(bench, out, ckpt__load_enable=True), command=command)
+    for one, again in zip(step_lines(unbroken[command]), step_lines(bench / out), strict=True):
+        assert again["loss"] == pytest.approx(one["loss"], rel=1e-5), f"loss of step {one['global_step']}"
+
+
+def refused(pool, bench, command, changes, source) -> str:
+    """What is said where a run would go on from a copy of the checkpoints of `source` with other settings."""
+    out = "refused"
+    shutil.rmtree(bench / out, ignore_errors=True)
+    shutil.copytree(bench / source, bench / out)
+    words = argv(bench, out, ckpt__load_enable=True, **changes)
+    code, said = pool.run(run_as_command, words, command=command)[0]
+    assert code == 2, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "said"),
+    [
+        ("train_dpo", {"model.loss_type": "hinge"}, "--model.loss_type differs: sigmoid in the checkpoint, hinge now"),
+        ("train_dpo", {"model.beta": 0.2}, "--model.beta differs: 0.1 in the checkpoint, 0.2 now"),
+        ("train_dpo", {"ref.model_name_or_path": "other"}, "the reference model (--ref.model_name_or_path) differs"),
+        ("train_rm", {"model.loss_type": "logexp"}, "--model.loss_type differs: sigmoid in the checkpoint, logexp now"),
+        ("train_rm", {"model.center_rewards_coef": 0.1}, "--model.center_rewards_coef differs"),
+    ],
+)
+def test_another_objective_or_reference_is_another_run(one_rank, bench, unbroken, command, changes, said):
+    changes = {name: bench / value if value == "other" else value for name, value in changes.items()}
+    assert said in refused(one_rank, bench, command, changes, f"{command}-unbroken")
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_adapters(one_rank, bench):
+    """The records of a run with adapters, whose reference is the base under them."""
+    one_rank.run(run, argv(bench, "adapters", ds__lora__rank=4, adam__lr=1e-2), command="train_dpo")
+    return step_lines(bench / "adapters")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("a second model", {"ref.model_name_or_path": "model"}),
+        ("offloaded", {"ref.model_name_or_path": "model", "ref.offload": True}),
+        ("computed", {"ref.precompute": True}),
+    ],
+)
+def test_every_kind_of_reference_gives_the_same_run(one_rank, bench, of_adapters, kind, changes):
+    changes = {name: bench / value if value == "model" else value for name, value in changes.items()}
+    one_rank.run(run, argv(bench, kind, ds__lora__rank=4, adam__lr=1e-2, **changes), command="train_dpo")
+    assert of_adapters[-1]["rewards/margins"] > 0.01
+    for one, other in zip(of_adapters, step_lines(bench / kind), strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins"):
+            assert other[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), f"{name} of step {one['global_step']}"
+
+
+def test_a_computed_reference_is_shared_and_known_by_weights(one_rank, bench, monkeypatch):
+    cache = bench / "cache" / "references"
+    shutil.rmtree(cache, ignore_errors=True)
+    computed = dict(ref__precompute=True, train__max_steps=1)
+
+    def files(out, **changes) -> set[str]:
+        one_rank.run(run, argv(bench, out, **computed | changes), command="train_dpo")
+        return {file.name: file.stat().st_mtime_ns for file in cache.glob("*.f64")}
+
+    first = files("first")
+    assert len(first) == 1
+    assert files("second", model__beta=0.3) == first, "another run finds it"
+    assert len(files("third", ref__model_name_or_path=bench / "other")) == 2, "other weights have a file of their own"
+    path = cache / next(iter(first))
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    files("fourth")
+    assert path.read_bytes() == content, "a damaged file is computed anew"
+
+
+def test_a_reference_with_another_vocabulary_is_refused(one_rank, bench):
+    other = save_model(bench / "other_words")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = argv(bench, "vocabulary", ref__model_name_or_path=other)
+    code, said = one_rank.run(run_as_command, words, command="train_dpo")[0]
+    assert code == 2
+    assert "has another vocabulary than --model.model_name_or_path" in said
+    assert not (bench / "vocabulary" / "metrics.jsonl").exists()
+
+
+def test_the_start_table_says_loss_and_reference(one_rank, bench):
+    words = argv(bench, "table", model__loss_type="sigmoid,sft", model__loss_weights="1,0.2", train__max_steps=1)
+    said = one_rank.run(said_by_run, words, command="train_dpo")[0]
+    assert "1 sigmoid + 0.2 sft; beta 0.1" in said
+    assert "a second model" in said
+    assert [line["loss"] for line in read_metrics(bench / "table")][0] > math.log(2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf.batching import Unit
-from openrlhf.config import PairDataConfig
+from openrlhf.config import DataConfig
 from openrlhf.datasets.sources.find import open_sources
 from openrlhf.datasets.sources.tables import Table
 from openrlhf.errors import UserError
@@ -39,7 +39,7 @@ class PairsWithNumbers:
         return replace(unit, numbers={**unit.numbers, **{name: float(of[row]) for name, of in self._numbers.items()}})
 
 
-def subsets_of(pairs: Any, data: PairDataConfig, key: str) -> tuple[list[str], np.ndarray]:
+def subsets_of(pairs: Any, data: DataConfig, key: str) -> tuple[list[str], np.ndarray]:
     """The values that the rows of a `PairDataset` have in column `key`, sorted, and the place of each row's, (rows,).
 
     Args: data: what the pairs were prepared by.

@@ -89,8 +89,9 @@ class DPORun(PairRun):
         return None if name is None else base_model_fingerprint(name)
 
     def rows_of_start_table(self) -> dict[str, str]:
-        mix = " + ".join(f"{weight:g} {name}" for name, weight in self.config.model.losses().items())
-        return {"loss": f"{mix.removeprefix('1 ')}; beta {self.config.model.beta:g}", "reference": self._reference()}
+        weights = self.config.model.losses()
+        mix = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
+        return {"loss": f"{mix}; beta {self.config.model.beta:g}", "reference": self._reference()}
 
     def _reference(self) -> str:
         name, reference = reference_name(self.config), self.objective.reference

@@ -4,6 +4,7 @@ schedule.py (rows of a step) → unit.py (sequences of a row) → layout.py
 (micro-batches of each rank) → micro_batch.py (tensors) → loader.py (step windows, built beside the training)
 """
 
+from openrlhf.batching.distributed_sampler import DistributedSampler
 from openrlhf.batching.foreign_loader import ForeignLoader
 from openrlhf.batching.layout import FixedSize, TokenBudget, layout_of
 from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader
@@ -13,6 +14,7 @@ from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow, WindowCounts
 
 __all__ = [
+    "DistributedSampler",
     "ForeignLoader",
     "FixedSize",
     "MicroBatch",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openrlhf.batching.distributed_sampler import DistributedSampler
 from openrlhf.batching.layout import FixedSize, TokenBudget, Units
 from openrlhf.batching.micro_batch import LossReduction, make_micro_batch
 from openrlhf.batching.schedule import StepSchedule, WindowRows
@@ -55,8 +56,9 @@ class MicroBatchFormat:
 class StepWindowLoader:
     """The windows of a run over `dataset`, laid out for one rank.
 
-    As an iterable it yields the first epoch's micro-batches of this rank as padded `(input_ids, attention_mask,
-    loss_mask)`, each (B, S): what a loop of the user's own expects.
+    As an iterable it yields the micro-batches of this rank as padded `(input_ids, attention_mask, loss_mask)`, each
+    (B, S): what a loop of the user's own expects. `sampler.set_epoch(epoch, consumed_samples)` says of which epoch, and
+    from where on; at first it is the whole first one.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class StepWindowLoader:
         self.micro_batch_format = micro_batch_format
         self.groups = groups
         self.collate_fn = collate_fn or _pad_rows
+        self.sampler = DistributedSampler(
+            dataset, groups.data_size, groups.data_rank, shuffle=schedule.shuffle, seed=schedule.seed
+        )
         num_tokens = getattr(dataset, "num_tokens", None)  # a data set that knows them saves reading rows
         self._lengths_tokens = None if num_tokens is None else np.asarray(num_tokens)
 
@@ -131,14 +136,19 @@ class StepWindowLoader:
         return Unit((TokenSequence(input_ids[is_token], loss_mask[is_token]),), name, weight)
 
     def __iter__(self) -> Iterator[Any]:
-        for window in self.schedule.windows(max_epochs=1):
+        for window in self._windows_of_sampler():
             for rows in self._rows_of_micro_batches(window):
                 if rows:
                     yield self.collate_fn([self.dataset[row] for row in rows])
 
     def __len__(self) -> int:
-        """Micro-batches an epoch, on the rank that has most."""
-        return sum(len(self._rows_of_micro_batches(window)) for window in self.schedule.windows(max_epochs=1))
+        """Micro-batches that an iteration has, on the rank that has most."""
+        return sum(len(self._rows_of_micro_batches(window)) for window in self._windows_of_sampler())
+
+    def _windows_of_sampler(self) -> Iterator[WindowRows]:
+        num_rows, epoch = self.schedule.num_rows, self.sampler.epoch
+        consumed_samples = epoch * num_rows + min(self.sampler.consumed_samples, num_rows)
+        return self.schedule.windows(consumed_samples, max_epochs=epoch + 1)
 
 
 def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

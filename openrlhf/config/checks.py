@@ -17,7 +17,7 @@ from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
 
 if TYPE_CHECKING:
-    from openrlhf.config.settings import TrainingConfig
+    from openrlhf.config.settings import MuonConfig, TrainingConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
@@ -85,6 +85,19 @@ def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
     if config.optim == "muon" and ds.adam_offload:
         yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
+
+
+def muon_problems(muon: MuonConfig) -> Iterator[str]:
+    """Settings of Muon that DeepSpeed's cannot have."""
+    if muon.ns_steps != 5:
+        yield f"--muon.ns_steps {muon.ns_steps}: DeepSpeed's Muon takes 5 steps and no other number; leave it out."
+    if not muon.nesterov:
+        yield "--muon.nesterov false: DeepSpeed's Muon has Nesterov's momentum and no other; leave it out."
+
+
+def _muon(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    if config.optim == "muon":
+        yield from muon_problems(config.muon)
 
 
 def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
@@ -237,6 +250,7 @@ COMMON_CHECKS: tuple[Check, ...] = (
     _ranks,
     _rows,
     _zero,
+    _muon,
     _tensor_parallel,
     _four_bits,
     _liger,

@@ -166,6 +166,9 @@ class DeepspeedConfig:
     zpg: PositiveCount = free(1, "ZeRO-3: ranks of a node that hold a second copy of the weights")
     overlap_comm: bool = free(False, "send gradients during the backward pass")
     grad_accum_dtype: Literal["bf16", "fp16", "fp32"] | None = taken(None, "type in which gradients add up")
+    experts_implementation: str | None = free(
+        None, "how transformers computes experts: eager, batched_mm or grouped_mm; none: its own choice"
+    )
     use_liger_kernel: bool = free(False, "Liger's fused kernels (GPU; extra liger)")
     load_in_4bit: bool = must_match(False, "hold the frozen base in 4 bits, for adapters (GPU; bitsandbytes)")
     use_universal_ckpt: bool = free(False, "taken for OpenRLHF's sake: every checkpoint here loads on any layout")
@@ -196,6 +199,8 @@ class MuonConfig:
 
     lr: PositiveNumber = kept(0.02, "highest learning rate of weight matrices")
     momentum: BelowOne = taken(0.95, "momentum")
+    ns_steps: PositiveCount = free(5, "Newton-Schulz steps; DeepSpeed's Muon takes 5")
+    nesterov: bool = free(True, "Nesterov's momentum; DeepSpeed's Muon has no other")
 
 
 @dataclasses.dataclass(frozen=True)

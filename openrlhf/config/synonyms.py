@@ -53,7 +53,7 @@ _SAME_NAME = {
     "ds": (
         "zero_stage param_dtype attn_implementation packing_samples ring_attn_size ring_head_stride "
         "adam_offload zpg overlap_comm grad_accum_dtype use_liger_kernel load_in_4bit deepcompile "
-        "value_head_prefix"
+        "value_head_prefix experts_implementation"
     ),
     "ds.lora": "target_modules",
     "ckpt": "save_steps",
@@ -84,6 +84,8 @@ COMMON_SYNONYMS: Synonyms = {
     "micro_train_batch_size": "train.micro_batch_size",
     "full_determinism": "train.full_determinism_enable",
     "ds_tensor_parallel_size": "ds.tensor_parallel_size",
+    "ring_attn_head_stride": "ds.ring_head_stride",
+    "ds.ring_attn_head_stride": "ds.ring_head_stride",
     "use_ds_universal_ckpt": "ds.use_universal_ckpt",
     "lora_rank": "ds.lora.rank",
     "lora_alpha": "ds.lora.alpha",

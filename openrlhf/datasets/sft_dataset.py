@@ -50,7 +50,8 @@ class SFTDataset(torch.utils.data.Dataset):
         Args:
             max_length: most tokens a sample may have.
             strategy: any object whose `args` hold `input_key`, `output_key`, `apply_chat_template` and
-                `tokenizer_chat_template` (and further names of `DataConfig`), flat or under `args.data`.
+                `tokenizer_chat_template` (and further names of `DataConfig`), flat or under `args.data`. Its `print`,
+                if it has one, tells how many rows became samples, and why others did not.
 
         Raises UserError if rows are unusable or none can be trained.
         """
@@ -64,6 +65,8 @@ class SFTDataset(torch.utils.data.Dataset):
         )
         samples = prepare_sources([source_of(dataset)], tokenizer, data, pretrain_mode)
         self._open(samples, tokenizer, pretrain_mode)
+        for line in self.report.lines() if hasattr(strategy, "print") else ():
+            strategy.print(line)
 
     @classmethod
     def from_prepared(cls, samples: PreparedSamples, tokenizer: Any, pretrain_mode: bool = False) -> SFTDataset:

@@ -5,6 +5,7 @@ Schedules of learning rates are those of transformers, with one horizon for the 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -145,3 +146,37 @@ def build_schedule(
 def _num_warmup_steps(num_training_steps: int, warmup_ratio: float) -> int:
     """Never all steps: a warm-up begins at learning rate 0, so that a run of one step would train nothing."""
     return min(math.ceil(num_training_steps * warmup_ratio), num_training_steps - 1)
+
+
+def fit_schedule(scheduler: Any, num_steps: int) -> str:
+    """Gives a schedule of transformers the horizon of the run: otherwise its rate would rise again, or never fall.
+
+    Returns: what was changed, or what is to be known of another schedule, in words; '' where nothing is.
+    """
+    partials = [one for one in getattr(scheduler, "lr_lambdas", ()) if isinstance(one, functools.partial)]
+    shapes = [one.keywords for one in partials if "num_training_steps" in one.keywords]
+    horizons = {keywords["num_training_steps"] for keywords in shapes} - {num_steps}
+    if not horizons:
+        return _horizon_of_torch(scheduler, num_steps)
+    for keywords in shapes:
+        keywords["num_training_steps"] = num_steps
+        keywords["num_warmup_steps"] = min(keywords["num_warmup_steps"], num_steps - 1)
+    rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, base_lr, shape in rates:
+        group["lr"] = base_lr * shape(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+    made_for = ", ".join(map(str, sorted(horizons)))
+    return (
+        f"note: the schedule of the learning rate was made for {made_for} steps, and this run takes {num_steps}: it "
+        "goes over these now."
+    )
+
+
+def _horizon_of_torch(scheduler: Any, num_steps: int) -> str:
+    """torch's own schedules end, or turn round, after a number of calls that only the script can have meant."""
+    for name in ("total_steps", "T_max", "total_iters"):
+        steps = getattr(scheduler, name, num_steps)
+        if steps != num_steps:
+            kind = type(scheduler).__name__
+            return f"warning: {kind} has {name}={steps}, and this run takes {num_steps} steps; give it as many."
+    return ""

@@ -66,6 +66,7 @@ class TrainedModel:
     tensor_group: ProcessGroup | None = None
     restored_progress: Any = None  # how far the checkpoint was that has been loaded (TrainingProgress); None: none was
     restored_run_id: str | None = None  # of the run whose checkpoint has been loaded
+    last_outcome: StepOutcome | None = None  # of the step before; None: there was none
 
     @property
     def optimizer(self) -> Any:
@@ -88,9 +89,9 @@ class TrainedModel:
 
     def step(self) -> StepOutcome:
         """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""
-        outcome = self.guard.step(self.engine, self.tensor_group)
+        self.last_outcome = self.guard.step(self.engine, self.tensor_group)
         self.scheduler.step()
-        return outcome
+        return self.last_outcome
 
 
 def prepare_training(

@@ -8,18 +8,26 @@ Shapes: B batch, S sequence (padded).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.attention.flash import is_flash
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm
 from openrlhf.models.lora import LoraSettings
+from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
+from openrlhf.parallel.collectives import SumOverRanks
+
+logger = logging.getLogger(__name__)
 
 
 class Actor(ScoringModel):
@@ -44,6 +52,8 @@ class Actor(ScoringModel):
         ring_attn_size: int = 1,
         ring_head_stride: int = 0,
         trust_remote_code: bool = False,
+        experts_implementation: str | None = None,
+        **unknown: Any,
     ):
         """
         Args:
@@ -56,11 +66,14 @@ class Actor(ScoringModel):
             temperature: divides the logits.
             ring_attn_size: how many ranks share one pack; `score_targets` is then given their group.
             ring_head_stride: how many key heads travel round the ring at a time; 0: all (see models/attention/ring.py).
+            experts_implementation: how transformers computes experts, such as "grouped_mm"; None: its own choice.
+            unknown: told once, and changes nothing.
 
         Raises:
             UserError: no model there, a package missing, or attention that cannot be packed.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        attn_implementation = _as_taken(attn_implementation, device_type, unknown)
         facts = facts_of(pretrain_or_model, param_dtype, trust_remote_code)
         attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
         with loading_in_parts(ds_config):
@@ -74,34 +87,51 @@ class Actor(ScoringModel):
                 is_packed=packing_samples,
                 use_liger_kernel=use_liger_kernel,
                 temperature=temperature,
+                experts_implementation=experts_implementation,
                 lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
         if packing_samples:
             self._check_packs_now(ring_attn_size)
 
-    def forward(self, sequences: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        sequences: Tensor,
+        attention_mask: Tensor | None = None,
+        action_mask: Tensor | None = None,
+        return_output: bool = False,
+        return_logprobs: bool = True,
+        ring_attn_group: ProcessGroup | None = None,
+        packed_seq_lens: Sequence[int] | None = None,
+        return_entropy: bool = False,
+    ) -> Any:
         """Log-probs of each next token.
 
         Args:
-            sequences: (B, S) token ids, padded left or right.
+            sequences: (B, S) token ids, padded left or right; with `packed_seq_lens` (1, T), one row after the other.
             attention_mask: (B, S), 1 for real tokens; None: all are.
+            action_mask: (B, A), of the last A log-probs, which alone come back, 0.0 where it is 0.
+            return_output: an `ActorOutput` comes back beside the log-probs, or, without `return_logprobs`, alone.
+            ring_attn_group: the ranks that compute this batch together; each gets the whole.
+            packed_seq_lens: tokens of each row of a pack; no log-prob reaches from one into the next.
 
         Returns:
             (B, S-1) float32: entry t is the log-prob of token t+1, and 0.0 where token t or t+1 is padding.
         """
-        mask = torch.ones_like(sequences) if attention_mask is None else attention_mask
-        is_real = mask.bool()
-        rows, places = (is_real[:, :-1] & is_real[:, 1:]).nonzero(as_tuple=True)
-        scores = self.score_targets(
-            input_ids=sequences,
-            position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
-            attention_mask=mask,
-            target_index=rows * sequences.shape[1] + places,
-            target_ids=sequences[rows, places + 1],
-        )
-        log_probs = scores.log_probs.new_zeros(sequences.shape[0], sequences.shape[1] - 1)
-        return log_probs.index_put((rows, places), scores.log_probs)
+        tokens = NextTokens.of(sequences, attention_mask, ring_attn_group, packed_seq_lens)
+        inputs, scored = tokens.inputs()
+        has_aux_loss = return_output and self.is_mixture_of_experts
+        scores = self.score_targets(**inputs, with_aux_loss=has_aux_loss, with_entropy=return_entropy)
+        log_probs = tokens.spread(scores.log_probs, scored)
+        if action_mask is not None:
+            log_probs = log_probs[:, -action_mask.shape[1] :] * action_mask
+        if not return_output:
+            return log_probs
+        aux_loss = log_probs.new_zeros(()) if scores.aux_loss is None else scores.aux_loss
+        if ring_attn_group is not None:
+            aux_loss = SumOverRanks.apply(aux_loss, ring_attn_group)
+        output = ActorOutput(aux_loss, None if scores.entropy is None else tokens.spread(scores.entropy, scored))
+        return (log_probs, output) if return_logprobs or action_mask is not None else output
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
@@ -112,3 +142,19 @@ class Actor(ScoringModel):
         if any(is_partitioned(parameter) for parameter in self.model.parameters()):
             kwargs = {"synced_gpus": True} | kwargs
         return self.model.generate(input_ids=input_ids, **kwargs)
+
+
+def _as_taken(attn_implementation: str, device_type: str, unknown: Iterable[str]) -> str:
+    """The attention to choose by. Tells of what a script asks for and cannot have."""
+    for name in unknown:
+        _tell(f"Actor knows no {name}: it changes nothing.")
+    if device_type == "cpu" and is_flash(attn_implementation):  # what OpenRLHF's scripts ask for by themselves
+        _tell(f"{attn_implementation} needs a GPU: the Actor's attention is chosen for the CPU.")
+        return "auto"
+    return attn_implementation
+
+
+def _tell(sentence: str) -> None:
+    """Once for all ranks."""
+    if not (dist.is_initialized() and dist.get_rank()):
+        logger.warning(sentence)

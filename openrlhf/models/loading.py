@@ -29,6 +29,7 @@ from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import LoraSettings, add_lora
+from openrlhf.models.moe import num_experts_per_token
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 from openrlhf.parallel.collectives import is_lost_rank
 
@@ -49,6 +50,7 @@ def prepare_causal_lm(
     use_liger_kernel: bool,
     temperature: float,
     lora: LoraSettings,
+    experts_implementation: str | None = None,
 ) -> nn.Module:
     """The model that an actor trains; arguments as of `Actor`.
 
@@ -74,6 +76,8 @@ def prepare_causal_lm(
         )
     else:
         model = with_attention(pretrain_or_model, attn_implementation)
+    if experts_implementation is not None:
+        _set_experts_implementation(model, experts_implementation)
     make_ready(model, is_packed, use_liger_kernel)
     _install_log_prob_head(model, temperature)
     return add_lora(model, lora) if lora.rank > 0 else model
@@ -93,6 +97,16 @@ def make_ready(model: PreTrainedModel, is_packed: bool, use_liger_kernel: bool) 
         check_causal(model)
     if use_liger_kernel:
         apply_liger_kernels(model)
+
+
+def _set_experts_implementation(model: PreTrainedModel, name: str) -> None:
+    if num_experts_per_token(model.config) is None:
+        logger.warning("%s has no experts: --ds.experts_implementation changes nothing.", type(model).__name__)
+        return
+    try:
+        model.set_experts_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--ds.experts_implementation {name}: {first_line_of(error)}") from None
 
 
 def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:

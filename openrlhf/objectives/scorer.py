@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from openrlhf.batching import MicroBatch
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, PreparedModel, RewardModel, SequenceScores, TargetScores
-from openrlhf.parallel.collectives import sum_over
+from openrlhf.parallel.collectives import SumOverRanks
 from openrlhf.parallel.groups import ProcessGroups
 
 AuxLossScope = Literal["micro_batch", "global"]
@@ -113,7 +112,7 @@ class Scorer:
         return self._whole_over_ring(sums)
 
     def _whole_over_ring(self, sums: Tensor) -> Tensor:
-        return sums if self._groups.sequence is None else _SumOverRing.apply(sums, self._groups.sequence)
+        return sums if self._groups.sequence is None else SumOverRanks.apply(sums, self._groups.sequence)
 
     def beside(self, model: PreparedModel) -> Scorer:
         """A scorer of the same micro-batch by another model, or by this one in another state."""
@@ -155,16 +154,3 @@ class Scorer:
             is_real_token=is_real_token,
             router_group=groups.loss if self._aux_loss.scope == "global" else groups.sequence,
         )
-
-
-class _SumOverRing(torch.autograd.Function):
-    """Sums over the ranks of a ring. Backward: the gradients of all ranks add up, since each rank used the sums."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return sum_over(sums.clone(), group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        return sum_over(grads[0].contiguous().clone(), ctx.group), None

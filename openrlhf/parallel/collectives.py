@@ -49,6 +49,19 @@ def sum_over(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     return _reduce(tensor, dist.ReduceOp.SUM, group)
 
 
+class SumOverRanks(torch.autograd.Function):
+    """Sums over the ranks of a group. Backward: the gradients of all ranks add up, since each rank used the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return sum_over(part.clone(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return sum_over(grads[0].contiguous().clone(), ctx.group), None
+
+
 def max_over(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """The largest of `tensor` over the ranks of `group`, in place."""
     return _reduce(tensor, dist.ReduceOp.MAX, group)

@@ -133,6 +133,7 @@ def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, An
         ring_attn_size=ds.ring_attn_size,
         ring_head_stride=ds.ring_head_stride,
         trust_remote_code=config.model.trust_remote_code,
+        experts_implementation=ds.experts_implementation,
     )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
 from openrlhf.checkpoint.export import export_model
@@ -19,24 +21,18 @@ from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
-from openrlhf.parallel.collectives import gather_objects, on_host
+from openrlhf.models.attention.choice import join_ring
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy import rank_facts
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
+from openrlhf.strategy.script_names import ScriptNames
+from openrlhf.strategy.training_cfg import TrainingCfg, read_cfg
 from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
-_CFG_OF_OPTIMIZER = ("lr", "betas", "eps", "weight_decay")
-_CFG_OF_SCHEDULE = {  # by the name in a script's cfg, that of `build_schedule`
-    "lr_scheduler": "name",
-    "num_training_steps": "num_training_steps",
-    "lr_warmup_ratio": "warmup_ratio",
-    "min_lr_ratio": "min_lr_ratio",
-}
 
-
-class DeepspeedStrategy:
+class DeepspeedStrategy(ScriptNames):
     """The engine room as a script sees it. `DeepspeedStrategy.of(config)` takes all of it from a configuration.
 
     Args:
@@ -77,6 +73,7 @@ class DeepspeedStrategy:
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()
+        self._by_module: WeakKeyDictionary[nn.Module, TrainedModel] = WeakKeyDictionary()
         self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
 
     @classmethod
@@ -107,30 +104,6 @@ class DeepspeedStrategy:
         self.watchdog = Watchdog(self.groups.rank, self.groups.world_size, self.groups.control, hang_seconds)
         self.checkpointers = Checkpointers(self.groups, timeout.total_seconds())
 
-    @property
-    def seed(self) -> int:
-        return self.train.seed
-
-    def get_rank(self) -> int:
-        return self.groups.rank
-
-    @property
-    def world_size(self) -> int:
-        return self.groups.world_size
-
-    def is_rank_0(self) -> bool:
-        return self.groups.rank == 0
-
-    def print(self, *message: Any) -> None:
-        """Prints on rank 0 alone."""
-        if self.is_rank_0():
-            print(*message, flush=True)
-
-    @property
-    def accumulated_gradient(self) -> int:
-        """Micro-batches a rank computes for one step, where each holds `micro_train_batch_size` samples."""
-        return max(1, self.train.batch_size // (self.train.micro_batch_size * self.groups.data_size))
-
     # --- data ----------------------------------------------------------------------------------------------------
 
     def setup_dataloader(
@@ -142,15 +115,34 @@ class DeepspeedStrategy:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
         *,
+        sampler: Any = None,
+        consumed_samples: int = 0,
+        num_workers: int = 0,
         pad_token_id: int | None = None,
-    ) -> StepWindowLoader:
+    ) -> Any:
         """Step windows of `train_batch_size` samples in micro-batches of `batch_size` samples (or by token budget).
 
-        `pin_memory` and `drop_last` are part of OpenRLHF's interface: nothing is dropped here, ever.
+        `pin_memory`, `num_workers` and `drop_last` are part of OpenRLHF's interface: windows are made in a thread
+        beside the training, and nothing is dropped, ever.
+
+        Args:
+            sampler: the rows of this rank in the user's own order: torch's DataLoader over them comes back, to which
+                all the other arguments apply.
+            consumed_samples: trained already; a loop of the user's own over the loader begins behind them.
         """
+        if sampler is not None:
+            return DataLoader(
+                dataset,
+                batch_size,
+                sampler=sampler,
+                collate_fn=collate_fn,
+                num_workers=num_workers,
+                pin_memory=pin_memory,
+                drop_last=drop_last,
+            )
         if pad_token_id is None:
             pad_token_id = getattr(getattr(dataset, "tokenizer", None), "pad_token_id", None) or 0
-        return StepWindowLoader(
+        loader = StepWindowLoader(
             dataset,
             StepSchedule(len(dataset), self.train.batch_size, self.seed, shuffle),
             layout_of(
@@ -160,6 +152,8 @@ class DeepspeedStrategy:
             self.groups,
             collate_fn,
         )
+        loader.sampler.set_epoch(*divmod(consumed_samples, len(dataset)))
+        return loader
 
     def micro_batch_format(self, pad_token_id: int) -> MicroBatchFormat:
         return MicroBatchFormat(pad_token_id, self.ds.packing_samples, self.train.loss_reduction)
@@ -187,28 +181,34 @@ class DeepspeedStrategy:
         eps: float | None = None,
     ) -> torch.optim.Optimizer:
         """DeepSpeed's fused AdamW, its CPU Adam when offloaded, or Muon where the strategy was built for it."""
-        adam = _with(self.adam, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps)
-        module: Any = getattr(model, "trainable_module", model)
-        if self.muon:
-            return build_muon(module, self.muon, adam)
-        return build_adamw(module, adam, offload=self.ds.adam_offload)
+        return self._optimizer(
+            model, _with(self.adam, lr=lr, betas=betas, weight_decay=weight_decay, eps=eps), self.muon
+        )
+
+    def _optimizer(self, model: Any, adam: AdamConfig, muon: MuonConfig | None) -> torch.optim.Optimizer:
+        module = getattr(model, "trainable_module", model)
+        return build_muon(module, muon, adam) if muon else build_adamw(module, adam, offload=self.ds.adam_offload)
 
     def prepare(self, *models: Any) -> Any:
         """Puts DeepSpeed's engine under each model; one result for one argument, else a tuple.
 
-        Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where cfg has any of the attributes lr, betas,
-        eps, weight_decay, lr_scheduler, num_training_steps, lr_warmup_ratio, min_lr_ratio, and a triple comes back; or
-        a bare model, for evaluation; one with `_offload` set keeps its weights in the host's memory.
+        Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where `read_cfg` says what cfg may hold, and a
+        triple comes back; or a bare model, for evaluation; one with `_offload` set keeps its weights in the host's
+        memory. `max_norm` of a cfg is the strategy's from then on.
+
+        Raises UserError for a cfg with a name that is not known.
         """
         prepared = [self._prepare(model) for model in models]
         return prepared[0] if len(prepared) == 1 else tuple(prepared)
 
     def _prepare(self, argument: Any) -> Any:
-        if not isinstance(argument, tuple):
+        model, *rest = argument if isinstance(argument, tuple) else (argument,)
+        if note := join_ring(model, self.ds.ring_attn_size, self.ds.packing_samples):
+            self.print(f"note: {note}")
+        if not rest:
             rank_facts.check_model(self, argument.trainable_module)
             prepare_evaluation(argument, self.get_ds_eval_config(getattr(argument, "_offload", False)), self.device)
             return argument
-        model, *rest = argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
         rank_facts.check_training(self, model.trainable_module, optimizer, scheduler)
         trained = prepare_training(
@@ -222,13 +222,20 @@ class DeepspeedStrategy:
             tensor_group=self.groups.tensor,
             say=self.print,
         )
+        self._by_module[model.model] = self._by_module[trained.engine] = trained
         return model, trained.optimizer, scheduler
 
     def _optimizer_and_schedule(self, model: Any, cfg: Any) -> tuple[Any, Any]:
-        given = cfg if isinstance(cfg, dict) else vars(cfg)
-        optimizer = self.create_optimizer(model, **{name: given.get(name) for name in _CFG_OF_OPTIMIZER})
-        schedule = {ours: given[name] for name, ours in _CFG_OF_SCHEDULE.items() if given.get(name) is not None}
-        return optimizer, build_schedule(optimizer, **schedule)
+        found = read_cfg(cfg, TrainingCfg(self.adam, self.muon, self.max_norm, {}))
+        self.max_norm = found.max_norm
+        optimizer = self._optimizer(model, found.adam, found.muon)
+        return optimizer, build_schedule(optimizer, **found.schedule)
+
+    def trained_of(self, model: Any) -> TrainedModel:
+        """What `prepare` has put under a model; a script may hand the Actor, its `model`, or the engine."""
+        trained = getattr(model, "trained", None) or self._by_module.get(model)
+        assert trained is not None, "strategy.prepare comes before training"
+        return trained
 
     # --- a loop of the user's own --------------------------------------------------------------------------------
 
@@ -239,15 +246,15 @@ class DeepspeedStrategy:
         """
         self._num_backwards += 1
         is_last = self._num_backwards % self.accumulated_gradient == 0
-        with _trained(model).micro_batch(is_last):
-            _trained(model).engine.backward(loss / self.accumulated_gradient)
+        with self.trained_of(model).micro_batch(is_last):
+            self.trained_of(model).engine.backward(loss / self.accumulated_gradient)
 
     def optimizer_step(
         self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any
     ) -> None:
         """After each `backward` of a loop of the user's own: an update after every `accumulated_gradient`-th."""
         if self._num_backwards % self.accumulated_gradient == 0:
-            _trained(model).step()
+            self.trained_of(model).step()
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -267,7 +274,7 @@ class DeepspeedStrategy:
             max_num, max_mem: how many are kept, and the GiB that they may take; the limits of the latest call hold.
             client_state: JSON values, `consumed_samples` among them; `load_ckpt` gives it back.
         """
-        trained = _trained(model)
+        trained = self.trained_of(model)
         checkpointer = self.checkpointers.of(save_dir, max_num, max_mem, in_background=False)
         identity = RunIdentity(model_shape=model_shape(trained.engine.module))  # a script says nothing of its settings
         tag = tag or f"global_step{trained.engine.global_steps}"
@@ -298,7 +305,7 @@ class DeepspeedStrategy:
         found = newest(checkpointer, self.print, tag)
         if found is None:
             return None, {}
-        states = load_found(checkpointer, _trained(model), found, identity, allow_mismatch, self.print)
+        states = load_found(checkpointer, self.trained_of(model), found, identity, allow_mismatch, self.print)
         return str(found.path), states
 
     def save_model(
@@ -308,40 +315,15 @@ class DeepspeedStrategy:
         from transformers.utils.hub import convert_file_size_to_int
 
         max_shard_bytes, identity = convert_file_size_to_int(max_shard_size), kwargs.get("identity")
+        module = model.model if hasattr(model, "trainable_module") else model  # an Actor, or its model
         with self.watchdog.long_phase("exporting the model"):
-            export_model(model.model, tokenizer, output_dir, self.groups.control, max_shard_bytes, identity)
+            export_model(module, tokenizer, output_dir, self.groups.control, max_shard_bytes, identity)
 
     def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet."""
         base: Any = type(model.scorer.base_model)
         weights = base.from_pretrained(path, dtype=model.model.dtype).state_dict()
         model.model.load_state_dict(weights, strict=strict)
-
-    # --- collectives ---------------------------------------------------------------------------------------------
-
-    def all_reduce(self, data: Any, op: str = "mean") -> Any:
-        """A number, tensor or dict of them, reduced over all ranks: op is mean, sum or max."""
-        if isinstance(data, dict):
-            return {name: self.all_reduce(value, op) for name, value in data.items()}
-        assert op in ("mean", "sum", "max"), op
-        gathered = torch.stack(gather_objects(on_host(data), self.groups.control))
-        result = gathered.amax(0) if op == "max" else gathered.sum(0)
-        result = result / self.world_size if op == "mean" else result
-        return result.to(data.device) if isinstance(data, Tensor) else result.item()
-
-    def all_gather(self, data: Any) -> Any:
-        """Every rank's number or tensor, joined along the first dimension in the order of ranks; dicts likewise."""
-        if isinstance(data, dict):
-            return {name: self.all_gather(value) for name, value in data.items()}
-        gathered = torch.cat(
-            [part.reshape(-1, *part.shape[1:]) for part in gather_objects(on_host(data), self.groups.control)]
-        )
-        return gathered.to(data.device) if isinstance(data, Tensor) else gathered
-
-
-def _trained(model: Trainable) -> TrainedModel:
-    assert model.trained is not None, "strategy.prepare comes before training"
-    return model.trained
 
 
 def _with(settings: Any, **changes: Any) -> Any:

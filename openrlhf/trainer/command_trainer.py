@@ -13,6 +13,7 @@ from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.config import TrainingConfig, from_namespace
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
+from openrlhf.engine.optimizers import fit_schedule
 from openrlhf.errors import UserError
 from openrlhf.objectives import AuxLossSettings, Objective
 from openrlhf.parallel.agreement import check_agreement
@@ -20,6 +21,7 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
+from openrlhf.trainer.callbacks.script_hook import NAMES_OF_A_STEP, ScriptHook
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
@@ -106,17 +108,38 @@ class CommandTrainer(Trainer):
         named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []
         steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
         num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
+        if num_steps and (note := fit_schedule(self.trained.scheduler, num_steps)):
+            self.strategy.print(note)
         resume_step = self.windows.num_steps_before(consumed_samples)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
         with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
             self.run(
                 named_callbacks,
-                standard_callbacks(self, config, num_steps, resume_step, identity),
+                [*self._hooks(args), *standard_callbacks(self, config, num_steps, resume_step, identity)],
                 consumed_samples,
                 config.train.max_steps,
                 AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
                 config.logger.entropy,
             )
+
+    def save_logs_and_checkpoints(
+        self,
+        args: Any,
+        global_step: int,
+        step_bar: Any,
+        logs_dict: dict[str, float] | None = None,
+        client_states: dict[str, Any] | None = None,
+    ) -> None:
+        """OpenRLHF's hook, called after every step where a subclass overrides it.
+
+        Records, evaluations and saves are made in any case. This adds to the step's record what `logs_dict` has more
+        than it was called with.
+        """
+        self.log({name: number for name, number in (logs_dict or {}).items() if name not in NAMES_OF_A_STEP})
+
+    def _hooks(self, args: Any) -> list[Callback]:
+        is_overridden = type(self).save_logs_and_checkpoints is not CommandTrainer.save_logs_and_checkpoints
+        return [ScriptHook(self.save_logs_and_checkpoints, args)] if is_overridden else []
 
     @property
     def run_id(self) -> str | None:

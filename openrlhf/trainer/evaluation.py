@@ -81,11 +81,14 @@ class Evaluating(Callback):
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if self._eval_steps > 0 and trainer.progress.optimizer_step % self._eval_steps == 0:
-            trainer.evaluate()
+            self._evaluate(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:
         if trainer.progress.last_eval_step != trainer.progress.optimizer_step:
-            trainer.evaluate()
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        trainer.evaluate(trainer.eval_dataloader, trainer.progress.optimizer_step)  # a subclass may ask for both
 
 
 class EarlyStop(Callback):

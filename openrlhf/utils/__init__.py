@@ -18,12 +18,13 @@ def get_strategy(args: Any) -> DeepspeedStrategy:
 
 
 def get_tokenizer(
-    name: str, model: Any, padding_side: str = "right", strategy: Any = None, use_fast: bool = True
+    name: str, model: Any, padding_side: str = "left", strategy: Any = None, use_fast: bool = True
 ) -> Any:
     """The tokenizer saved in `name`, with a padding token; the model's configuration learns its id.
 
     Args:
         model: an Actor, a model of transformers, or None.
+        padding_side: for generation "left"; training pads by itself.
         strategy: not used; part of OpenRLHF's interface.
     """
     from openrlhf.datasets.tokenizer import get_tokenizer as load_tokenizer

@@ -43,6 +43,6 @@ LEAVES = {
     "trainer/window_scores.py": "what an objective asks of the whole window, before any loss",
     "parallel/collectives.py": "sum and maximum over a group of ranks",
     "parallel/random_streams.py": "the seed of a micro-batch",
-    "strategy/strategy.py": "this rank's number, the seed",
+    "strategy/script_names.py": "this rank's number, the seed",
     "watchdog/watchdog.py": "a note of what this rank does, for the ranks that wait for it",
 }

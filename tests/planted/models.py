@@ -126,9 +126,9 @@ BUGS = [
     Bug(
         "positions_count_left_padding",
         "rows padded on the left begin at the position where their padding ends",
-        "models/actor.py",
-        "position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),",
-        "position_ids=torch.arange(mask.shape[1]).expand_as(mask),",
+        "models/next_token.py",
+        "position_ids=(self.is_real.long().cumsum(-1) - 1).clamp(min=0),",
+        "position_ids=torch.arange(self.is_real.shape[1]).expand_as(self.is_real),",
         (f"{_ACTOR}::test_equals_plain_transformers[gpt2-left]",),
     ),
     Bug(
@@ -161,7 +161,7 @@ BUGS = [
         "loss_is_a_mean_of_all_tokens",
         "SFTLoss divides by masked tokens too",
         "models/losses.py",
-        "/ loss_mask.sum().clamp(min=1)",
+        "/ loss_mask.sum(over).clamp(min=1)",
         "/ loss_mask.numel()",
         ("tests/models/test_losses.py::test_masked_mean",),
     ),

@@ -59,7 +59,7 @@ BUGS = [
     Bug(
         "ring_gradient_stays_on_one_rank",
         "tokens on other ranks of a ring than the first are not trained by a pair's loss",
-        "objectives/scorer.py",
+        "parallel/collectives.py",
         "return sum_over(grads[0].contiguous().clone(), ctx.group), None",
         "return grads[0], None",
         (f"{_PAIRS}[two_ranks-{{'ring': 2, 'zero_stage': 2, 'packed': True}}]",),

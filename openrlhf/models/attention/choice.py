@@ -41,6 +41,7 @@ from openrlhf.models.attention.ring import (
     ring_attention,
     ring_flash_attention,
 )
+from openrlhf.models.limits import check_ring_dropout
 
 FLAG = "--ds.attn_implementation"
 _PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
@@ -79,7 +80,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, 
             GPU, packing or the ring.
     """
     if ring_size > 1:
-        return AttentionChoice(_choose_for_ring(name, device_type, packed))
+        return _choose_for_ring(name, device_type, packed)
     if name == "auto":
         return _best_packed(device_type, model) if packed else AttentionChoice(None)
     if name == RING_FLASH:
@@ -90,6 +91,22 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, 
     if reason := _reason_against(name, device_type, model):
         raise UserError(f"{FLAG} {name}: {reason}. Or use auto.")
     return AttentionChoice(name, _slower_layers(attention_calls(model)) if name == TORCH_VARLEN else "")
+
+
+def join_ring(model: Any, ring_size: int, packed: bool) -> str:
+    """A model that was made without its ring computes what `ring_size` ranks share from now on: scripts of OpenRLHF's
+    tell the strategy of it alone.
+
+    Args: model: an Actor, or another model of ours, which has `attention`. Others are left as they are.
+    Returns: what was changed, in words; '' for nothing. Raises UserError where the model cannot share sequences.
+    """
+    made_with = getattr(model, "attention", None)
+    if ring_size == 1 or made_with is None or made_with.name in (RING, RING_FLASH_REGISTERED):
+        return ""
+    check_ring_dropout(model.config)
+    model.attention = _choose_for_ring("auto", "", packed)
+    model.scorer.base_model.set_attn_implementation(model.attention.name)
+    return f"the model was not told of its ring of {ring_size} ranks: its attention is {RING} now"
 
 
 def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
@@ -113,8 +130,9 @@ def check_causal(model: PreTrainedModel) -> None:
         raise UserError(f"{name} cannot be trained on packed samples: its attention is not causal. {_REMEDY}")
 
 
-def _choose_for_ring(name: str, device_type: str, packed: bool) -> str:
-    if name not in ("auto", RING, RING_FLASH):
+def _choose_for_ring(name: str, device_type: str, packed: bool) -> AttentionChoice:
+    """OpenRLHF's scripts ask for a ring by the name of the kernel that ring-flash-attn computes its blocks with."""
+    if name not in ("auto", RING, RING_FLASH) and not is_flash(name):
         raise UserError(
             f"{FLAG} {name} cannot share a sequence over ranks. With --ds.ring_attn_size use {RING}, "
             f"{RING_FLASH} or auto."
@@ -123,8 +141,8 @@ def _choose_for_ring(name: str, device_type: str, packed: bool) -> str:
         raise UserError("--ds.ring_attn_size above 1 shares packs over ranks: add --ds.packing_samples.")
     if name == RING_FLASH:
         require_ring_flash(device_type)
-        return RING_FLASH_REGISTERED
-    return RING
+        return AttentionChoice(RING_FLASH_REGISTERED)
+    return AttentionChoice(RING, f"{name} with a ring: our own ring, which computes the same" if is_flash(name) else "")
 
 
 def _best_packed(device_type: str, model: ModelFacts) -> AttentionChoice:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.attention.flash import is_flash
-from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm
+from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm, set_experts_implementation
 from openrlhf.models.lora import LoraSettings
 from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
@@ -87,10 +87,10 @@ class Actor(ScoringModel):
                 is_packed=packing_samples,
                 use_liger_kernel=use_liger_kernel,
                 temperature=temperature,
-                experts_implementation=experts_implementation,
                 lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
+        set_experts_implementation(self.scorer.base_model, experts_implementation)
         if packing_samples:
             self._check_packs_now(ring_attn_size)
 

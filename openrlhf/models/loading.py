@@ -50,7 +50,6 @@ def prepare_causal_lm(
     use_liger_kernel: bool,
     temperature: float,
     lora: LoraSettings,
-    experts_implementation: str | None = None,
 ) -> nn.Module:
     """The model that an actor trains; arguments as of `Actor`.
 
@@ -76,8 +75,6 @@ def prepare_causal_lm(
         )
     else:
         model = with_attention(pretrain_or_model, attn_implementation)
-    if experts_implementation is not None:
-        _set_experts_implementation(model, experts_implementation)
     make_ready(model, is_packed, use_liger_kernel)
     _install_log_prob_head(model, temperature)
     return add_lora(model, lora) if lora.rank > 0 else model
@@ -99,7 +96,10 @@ def make_ready(model: PreTrainedModel, is_packed: bool, use_liger_kernel: bool) 
         apply_liger_kernels(model)
 
 
-def _set_experts_implementation(model: PreTrainedModel, name: str) -> None:
+def set_experts_implementation(model: PreTrainedModel, name: str | None) -> None:
+    """How transformers computes the experts, such as "grouped_mm"; None: its own choice. UserError where it cannot."""
+    if name is None:
+        return
     if num_experts_per_token(model.config) is None:
         logger.warning("%s has no experts: --ds.experts_implementation changes nothing.", type(model).__name__)
         return

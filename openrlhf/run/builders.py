@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from openrlhf.config import DataConfig, ModelConfig, RMConfig, TrainingConfig
+from openrlhf.config import DataConfig, RMConfig, TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
@@ -21,6 +21,7 @@ from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
+from openrlhf.models.loading import set_experts_implementation
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
@@ -102,7 +103,7 @@ def eval_settings(config: TrainingConfig) -> DataConfig:
 
 def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:
     """The causal language model that is trained, before any engine holds it."""
-    return _with_layers(config.model, Actor(config.model.model_name_or_path, **_as_asked(config, ds_config)))
+    return _with_layers(config, Actor(config.model.model_name_or_path, **_as_asked(config, ds_config)))
 
 
 def build_reward_model(config: RMConfig, ds_config: dict[str, Any]) -> RewardModel:
@@ -113,7 +114,7 @@ def build_reward_model(config: RMConfig, ds_config: dict[str, Any]) -> RewardMod
         head_prefix=config.ds.value_head_prefix,
         head_seed=config.train.seed,
     )
-    return _with_layers(config.model, model)
+    return _with_layers(config, model)
 
 
 def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +134,12 @@ def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, An
         ring_attn_size=ds.ring_attn_size,
         ring_head_stride=ds.ring_head_stride,
         trust_remote_code=config.model.trust_remote_code,
-        experts_implementation=ds.experts_implementation,
     )
 
 
-def _with_layers(settings: ModelConfig, model: ModelT) -> ModelT:
+def _with_layers(config: TrainingConfig, model: ModelT) -> ModelT:
+    settings = config.model
+    set_experts_implementation(model.scorer.base_model, config.ds.experts_implementation)
     if settings.gradient_checkpointing_enable:
         model.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_reentrant})
     if settings.compile_layers:

@@ -13,6 +13,7 @@ from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, PairDataC
 from openrlhf.config.parse import nearest_root, parse_config
 from openrlhf.config.schema import shown_values
 from openrlhf.config.select_settings import ScoreConfig, ScoreSettings, SelectConfig, SelectSettings
+from openrlhf.config.serve_settings import ServeConfig
 from openrlhf.config.settings import (
     AdamConfig,
     CkptConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "ScoreSettings",
     "SelectConfig",
     "SelectSettings",
+    "ServeConfig",
     "TrainConfig",
     "TrainingConfig",
     "WandbConfig",

@@ -3,8 +3,9 @@
 from openrlhf.config.generate_settings import GenerateConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
+from openrlhf.config.serve_settings import ServeConfig
 from openrlhf.config.settings import InspectConfig, SFTConfig
 
 AnyInspection = InspectConfig | InspectDPOConfig | InspectRMConfig
 INSPECTIONS: tuple[type[AnyInspection], ...] = (InspectConfig, InspectDPOConfig, InspectRMConfig)
-ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, GenerateConfig, ScoreConfig, SelectConfig)
+ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, GenerateConfig, ScoreConfig, SelectConfig, ServeConfig)

@@ -5,6 +5,7 @@ An answer is encoded as `train_rm` encodes it, one end token behind it, and its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class RewardScorer:
         """The reward of each item, or why it has none: it is too long, or cannot be encoded."""
         encoded = [self.encoded(item) for item in items]
         rewards = iter(self.rewards_of([ids for ids in encoded if not isinstance(ids, str)]))
-        return [Judged(None, ids) if isinstance(ids, str) else Judged(next(rewards)) for ids in encoded]
+        return [Judged(None, ids) if isinstance(ids, str) else _finite(next(rewards)) for ids in encoded]
 
     def encoded(self, item: Item) -> np.ndarray | str:
         """(L,) token ids; or why there are none, as a sentence's end."""
@@ -203,6 +204,10 @@ def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[Re
         return load(is_packed=True), True
     except UserError:  # of packs, or one that is told again
         return load(is_packed=False), False
+
+
+def _finite(reward: float) -> Judged:
+    return Judged(reward) if math.isfinite(reward) else Judged(None, f"its reward is {reward}")
 
 
 def _saved_dtype(config: PretrainedConfig) -> str:

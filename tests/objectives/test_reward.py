@@ -11,7 +11,7 @@ import torch
 from openrlhf.batching import TokenSequence, Unit
 from openrlhf.batching.micro_batch import make_micro_batch
 from openrlhf.models import RewardModel
-from openrlhf.objectives import Scorer
+from openrlhf.objectives import RewardObjective, Scorer
 from openrlhf.parallel.groups import alone
 from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_models import tiny_model
@@ -163,3 +163,31 @@ def expected_evaluation() -> dict[str, float]:
 def test_an_evaluation_tells_accuracy_calibration_subsets_and_length(ranks, layout, request):
     for found in request.getfixturevalue(ranks).run(reward_cases.evaluation, layout):
         assert found == pytest.approx(expected_evaluation(), rel=1e-5, abs=1e-7)
+
+
+def sums_of(chosen: list[float], rejected: list[float]) -> dict[str, float]:
+    """The means over pairs of two-token answers with these rewards, and what is derived of them."""
+
+    class Values:
+        speaks_for_sequences = 1.0
+
+        def sequence_values(self) -> torch.Tensor:
+            return torch.tensor([chosen, rejected]).T.flatten()
+
+    answer = TokenSequence(torch.ones(2, dtype=torch.long), torch.ones(2))
+    batch = make_micro_batch([Unit((answer, answer), "")] * len(chosen), True, pad_token_id=0)
+    objective = RewardObjective()
+    share = objective.loss(Values(), batch, 1.0)
+    means = {name: float(total) / count for name, (total, count) in share.sums.items()}
+    return means | objective.derived(means)
+
+
+def test_equal_rewards_are_no_success():
+    assert sums_of([1.0, 2.0], [1.0, 1.0])["accuracy"] == 0.5
+
+
+def test_calibration_of_one_bin_does_not_make_up_for_anothers():
+    """Five sure pairs of which one is wrong, five unsure ones that are right."""
+    found = sums_of([4.0] * 4 + [0.0] + [0.1] * 5, [0.0] * 4 + [4.0] + [0.0] * 5)["calibration_error"]
+    sure, unsure = torch.tensor([4.0, 0.1]).double().sigmoid().tolist()
+    assert found == pytest.approx(abs(4 - 5 * sure) / 10 + abs(5 - 5 * unsure) / 10, rel=1e-6)

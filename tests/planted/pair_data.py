@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _TESTS = "tests/datasets/test_pairs.py"
+_DATASET_TESTS = "tests/datasets/test_pair_dataset.py"
 _FORMAT = "datasets/formats/pairs.py"
 _ENCODER = "datasets/tokenization/pairs.py"
 _DATASET = "datasets/pair_dataset.py"
@@ -28,6 +29,14 @@ BUGS = [
         (f"{_TESTS}::test_a_shared_beginning_is_the_same_tokens_on_both_sides",),
     ),
     Bug(
+        "texts_without_a_shared_token_are_trained",
+        "the first tokens of both answers are taken for their prompt",
+        _ENCODER,
+        "if first == 0:",
+        "if num_both == 0:",
+        (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
+    ),
+    Bug(
         "identical_answers_are_trained",
         "pairs that say nothing count as pairs",
         _ENCODER,
@@ -41,7 +50,7 @@ BUGS = [
         _ENCODER,
         "sample = encoder.encode(content)",
         "sample = encoder.encode(content, 0.25)",
-        (f"{_TESTS}::test_a_unit_holds_margin_weight_and_place",),
+        (f"{_DATASET_TESTS}::test_a_unit_holds_margin_weight_and_place",),
     ),
     Bug(
         "message_weights_of_pairs_are_ignored",
@@ -57,7 +66,7 @@ BUGS = [
         _DATASET,
         '{"margin": self.samples.margin(first)}',
         '{"margin": self.samples.margin(int(row))}',
-        (f"{_TESTS}::test_several_blocks_and_processes_keep_both_sides_together",),
+        (f"{_DATASET_TESTS}::test_several_blocks_and_processes_keep_both_sides_together",),
     ),
     Bug(
         "margins_that_are_no_number_pass",
@@ -65,13 +74,13 @@ BUGS = [
         _FORMAT,
         "not abs(value) <= _MOST_MARGIN",
         "abs(value) > _MOST_MARGIN",
-        (f"{_TESTS}::test_a_margin_that_is_no_number_is_refused",),
+        (f"{_DATASET_TESTS}::test_a_margin_that_is_no_number_is_refused",),
     ),
     Bug(
         "prompt_of_other_conversations",
         "answers to one question are trained as answers to another",
         _FORMAT,
-        'if any((message["role"], message["content"]) not in known for message in before):',
+        'if any((message["role"], message["content"].strip()) not in known for message in before):',
         "if before and not known:",
         (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
     ),
@@ -89,7 +98,7 @@ BUGS = [
         _DATASET,
         "return chosen, rejected\n\n    def sample_name",
         "return chosen, chosen\n\n    def sample_name",
-        (f"{_TESTS}::test_a_unit_holds_margin_weight_and_place",),
+        (f"{_DATASET_TESTS}::test_a_unit_holds_margin_weight_and_place",),
     ),
     Bug(
         "padding_of_pairs_counted_as_of_rows",

@@ -70,10 +70,7 @@ def _behind_shared_beginning(chosen: str, rejected: str, data: PairDataConfig) -
 
 def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected: Any) -> Pair:
     before = [] if prompt is None else as_messages(prompt, "user", data.prompt_key or PROMPT)
-    sides = [
-        conversation([*before, *_answer(answer, key)], row, num_prompt_messages=len(before))
-        for answer, key in ((chosen, data.chosen_key), (rejected, data.rejected_key))
-    ]
+    sides = [_side(row, before, chosen, data.chosen_key), _side(row, before, rejected, data.rejected_key)]
     answers = [side.messages[len(before) :] for side in sides]
     shared = answers[0][: _num_shared(*answers)]
     if not before and not shared:
@@ -90,8 +87,14 @@ def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected
     return Pair(of_chosen, of_rejected)
 
 
-def _answer(value: Any, key: str) -> list[Any]:
-    return as_messages([value] if isinstance(value, dict) else value, "assistant", key)
+def _side(row: Row, before: list[Any], answer: Any, key: str) -> Conversation:
+    after = as_messages([answer] if isinstance(answer, dict) else answer, "assistant", key)
+    try:
+        return conversation([*before, *after], row, num_prompt_messages=len(before))
+    except BadRow as problem:
+        raise BadRow(
+            f"column {key!r} behind its prompt: {problem}" if before else f"column {key!r}: {problem}"
+        ) from None
 
 
 def _num_shared(chosen: list[Message], rejected: list[Message]) -> int:
@@ -111,8 +114,8 @@ def _without_first(side: Conversation, count: int, num_prompt_messages: int) -> 
 
 def _check_prompt(before: list[Message], shared: list[Message], data: PairDataConfig) -> None:
     """A prompt beside whole conversations says the same as their beginning, or a part of it."""
-    known = [(message["role"], message["content"]) for message in shared]
-    if any((message["role"], message["content"]) not in known for message in before):
+    known = [(message["role"], message["content"].strip()) for message in shared]
+    if any((message["role"], message["content"].strip()) not in known for message in before):
         raise BadRow(
             f"the prompt in column {data.prompt_key or PROMPT!r} differs from the one with which the answers begin"
         )

@@ -57,6 +57,8 @@ def _behind_shared_tokens(chosen: EncodedSample, rejected: EncodedSample) -> tup
     num_shared = int(differing[0]) if len(differing) else num_both
     first_targets = [int(np.flatnonzero(sample.loss_mask)[0]) + 1 for sample in (chosen, rejected)]
     first = min(num_shared, *first_targets)
+    if first == 0:
+        raise BadRow("the two texts share no first token, and there is no prompt: name its column by --data.prompt_key")
     for sample in (chosen, rejected):
-        sample.loss_mask[max(0, first - 1) : -1] = 1
+        sample.loss_mask[first - 1 : -1] = 1
     return chosen, rejected

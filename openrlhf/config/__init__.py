@@ -9,6 +9,7 @@ here knows a command: functions take the root, a type, or a configuration, its i
 from openrlhf.config.checks import check_config
 from openrlhf.config.generate_settings import GenerateConfig, PromptConfig, SamplingConfig
 from openrlhf.config.help import print_help
+from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, PairDataConfig, RMConfig
 from openrlhf.config.parse import nearest_root, parse_config
 from openrlhf.config.schema import shown_values
@@ -49,6 +50,7 @@ __all__ = [
     "PairDataConfig",
     "PromptConfig",
     "RMConfig",
+    "RejectionConfig",
     "SFTConfig",
     "SamplingConfig",
     "ScoreConfig",

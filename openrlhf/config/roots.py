@@ -1,6 +1,7 @@
 """The root of every command's settings."""
 
 from openrlhf.config.generate_settings import GenerateConfig
+from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
 from openrlhf.config.serve_settings import ServeConfig
@@ -8,4 +9,5 @@ from openrlhf.config.settings import InspectConfig, SFTConfig
 
 AnyInspection = InspectConfig | InspectDPOConfig | InspectRMConfig
 INSPECTIONS: tuple[type[AnyInspection], ...] = (InspectConfig, InspectDPOConfig, InspectRMConfig)
-ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, GenerateConfig, ScoreConfig, SelectConfig, ServeConfig)
+STAGES = (GenerateConfig, ScoreConfig, SelectConfig, RejectionConfig)
+ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, *STAGES, ServeConfig)

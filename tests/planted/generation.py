@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _RECORDS = "tests/rejection/test_records.py"
 _GENERATE = "tests/rejection/test_generate.py"
 _SERVER = "tests/rejection/test_openai_engine.py"
+_ITERATE = "tests/rejection/test_iterate.py"
 _IN_PROCESS = "tests/rejection/test_transformers_engine.py"
 
 BUGS = [
@@ -109,5 +110,37 @@ BUGS = [
         "                    for future in done:\n                        future.result()\n"
         "                    for future in done:\n                        yield future.result()\n",
         (f"{_SERVER}::test_answers_that_come_beside_a_failure_are_kept",),
+    ),
+    Bug(
+        "next_iteration_asks_the_base",
+        "every iteration's answers are the first model's",
+        "rejection/plan.py",
+        "model = GeneratorConfig(self.model(iteration - 1), config.model.trust_remote_code)",
+        "model = GeneratorConfig(self.model(0), config.model.trust_remote_code)",
+        (f"{_ITERATE}::test_iterations_leave_what_the_documents_say",),
+    ),
+    Bug(
+        "control_trained_on_the_selection",
+        "the control is a second model of the selected answers",
+        "rejection/iterate.py",
+        "self._train(of, Path(chosen[of].select.output))",
+        'self._train(of, Path(chosen[""].select.output))',
+        (f"{_ITERATE}::test_iterations_leave_what_the_documents_say",),
+    ),
+    Bug(
+        "model_trained_again",
+        "a restart trains models that are finished",
+        "rejection/iterate.py",
+        'if noted.get("model") == model_fingerprint(model) and noted.get("inputs") == inputs:',
+        "if not noted:",
+        (f"{_ITERATE}::test_kills_at_random_instants_leave_the_same_run",),
+    ),
+    Bug(
+        "stale_steps_not_followed",
+        "a changed selection is told, the model that was trained on it is not",
+        "rejection/plan.py",
+        "if changed or any(one in stale for one in step.after):",
+        "if changed:",
+        (f"{_ITERATE}::test_a_changed_setting_tells_what_it_makes_stale",),
     ),
 ]

@@ -12,6 +12,7 @@ from openrlhf.config import GenerateConfig, parse_config
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request
 
 LONG = "too long"  # a prompt that the engine refuses
+KNOWN = "known"  # a label that two of three answers are
 
 
 class StandIn(Engine):
@@ -35,7 +36,8 @@ class StandIn(Engine):
         time.sleep(self._seconds)
         if request.prompt.content == LONG:
             return Refusal(request, TOO_LONG)
-        return Generation(request, f"answer {request.seed}", "stop", 3)
+        knows = "label" in request.prompt.columns and request.prompt.columns["label"] == KNOWN and request.seed % 3
+        return Generation(request, KNOWN if knows else f"answer {request.seed}", "stop", 3)
 
 
 def generate_config(tmp_path: Path, rows: list[dict[str, Any]], *flags: str, model: str = "a-model") -> GenerateConfig:

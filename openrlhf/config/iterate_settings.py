@@ -1,0 +1,140 @@
+"""The settings of `rejection_sampling`: those of its stages and of the training, save for what an iteration sets."""
+
+# mypy: disable-error-code="misc"
+# (a constant stands in the place of a field, which dataclasses allow)
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES
+from openrlhf.config.disk import model_folder
+from openrlhf.config.generate_settings import SamplingConfig, engine
+from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
+from openrlhf.config.outputs import writable
+from openrlhf.config.schema import Command, settings, values_of
+from openrlhf.config.select_settings import (
+    ScoreConfig,
+    ScoreSettings,
+    SelectConfig,
+    SelectSettings,
+    score_problems,
+    select_problems,
+)
+from openrlhf.config.settings import DataConfig, EvalConfig, TrainingConfig, free, must_match
+from openrlhf.config.synonyms import COMMON_SYNONYMS
+
+SET_BY_THE_ITERATION = (
+    "generate.output", "score.input", "score.output", "select.input", "select.output", "select.like",
+    "select.iteration", "ckpt.output_dir", "ckpt.path", "ckpt.load_enable",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationDataConfig(DataConfig):
+    """The prompts that are answered, and how the selected answers become tokens."""
+
+    dataset_probs: ClassVar[None] = None
+    format: ClassVar[str] = "auto"
+    output_key: ClassVar[None] = None
+    multiturn: ClassVar[bool] = False
+    targets: ClassVar[None] = None
+
+    label_key: str = must_match("label", "column that goes on as label, for rewards that compare; it may be missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutConfig(EvalConfig):
+    """Prompts that are never trained on: answered and scored before the first and after each iteration."""
+
+    steps: ClassVar[int] = -1
+
+    dataset: str | None = free(None, "like data.dataset; without it nothing is measured")
+    max_samples: PositiveCount | None = free(None, "use at most that many of its rows")
+    n: PositiveCount = free(1, "answers to each of its prompts")
+    temperature: Number = free(0.0, "of these answers; 0: the likeliest token each time")
+
+
+@dataclasses.dataclass(frozen=True)
+class IteratedSamplingConfig(SamplingConfig):
+    """How the model is asked, by which engine, and how a server gets the trained weights."""
+
+    start_command: str | None = free(
+        None, "openai: starts the server of a model, which stands at {model}; it is ended before the training"
+    )
+    start_timeout_seconds: PositiveNumber = free(600.0, "openai: longest wait for a server that was started")
+    reload_url: str | None = free(
+        None, 'openai: address to which {"model_path": folder} is sent, so that a server loads the weights; by commas'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class IterateConfig:
+    """The iterations."""
+
+    iterations: PositiveCount = free(1, "times that a model answers, and is trained on the best of its answers")
+    output: str = free("./rejection_sampling", "folder of all iterations; a run that was cut off goes on there")
+    start_from: Literal["last", "base"] = free("last", "model that each training starts from")
+    control: bool = free(False, "train a second model in each iteration, on as many answers drawn at random")
+    launcher: str = free("python -m", "starts the training, as in: deepspeed --num_accelerators 2 --module")
+
+
+def iteration_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
+    if world_size > 1:
+        yield "rejection_sampling is one process, and starts the ranks of its training itself: see --iterate.launcher."
+    given = values_of(config)
+    for name in SET_BY_THE_ITERATION:
+        if given[name] != settings(type(config))[name].default:
+            yield f"--{name} {given[name]} is set by each iteration, below --iterate.output: leave it out."
+    yield from writable("--iterate.output", config.iterate.output)
+    if not config.iterate.launcher.split():
+        yield "--iterate.launcher is empty: give the command that starts a module, as in python -m."
+    if config.select.policy == "pairs":
+        yield "--select.policy pairs is for train_dpo, and an iteration trains by train_sft: choose another."
+    if config.iterate.control and config.select.policy == "random":
+        yield "--iterate.control is the random control of a selection, which --select.policy random is itself."
+
+
+def stage_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
+    generate: Any = config
+    yield from engine(generate, world_size)
+    score = dataclasses.replace(config.score, input="generations")
+    yield from score_problems(ScoreConfig(score), world_size)
+    yield from select_problems(SelectConfig(dataclasses.replace(config.select, input="scores")), world_size)
+
+
+def server_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
+    generate = config.generate
+    ways = [name for name in ("start_command", "reload_url") if getattr(generate, name) is not None]
+    if generate.engine != "openai":
+        yield from (f"--generate.{name} is of a server: add --generate.engine openai." for name in ways)
+    elif len(ways) == 2:
+        yield "--generate.start_command and --generate.reload_url are two ways: leave one of them out."
+    elif not ways and (config.iterate.iterations > 1 or config.eval.dataset):
+        yield (
+            "--generate.engine openai: the trained weights must reach the server. Give --generate.start_command, as in "
+            "'vllm serve {model} --port 8000', or --generate.reload_url."
+        )
+    if generate.start_command is not None and "{model}" not in generate.start_command:
+        yield f"--generate.start_command {generate.start_command!r} must hold the place of the model, {{model}}."
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectionConfig(TrainingConfig):
+    """Optimizer, schedule and clipping of each training."""
+
+    command: ClassVar[Command] = Command(
+        "Rejection sampling: a model answers, is trained on the best of its answers, and answers again.",
+        "python -m openrlhf.cli.rejection_sampling",
+        COMMON_SYNONYMS,
+        (*COMMON_CHECKS, model_folder, iteration_problems, stage_problems, server_problems),
+        COMMON_NOTICES,
+    )
+    iterate: IterateConfig = IterateConfig()
+    data: IterationDataConfig = IterationDataConfig()
+    generate: IteratedSamplingConfig = IteratedSamplingConfig()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
+    eval: HeldOutConfig = HeldOutConfig()

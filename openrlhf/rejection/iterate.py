@@ -1,0 +1,167 @@
+"""All stages in turn, again and again: a model answers, the best of its answers are trained on, it answers again.
+
+    from openrlhf.rejection.iterate import rejection_sampling
+    stats = rejection_sampling(config)
+
+Each step is finished or not; one that is finished is not run again, so the same call goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openrlhf.atomic_file import replace_file
+from openrlhf.config import GenerateConfig, RejectionConfig, ScoreConfig, write_resolved
+from openrlhf.config.written import FILE_NAME
+from openrlhf.rejection.child_process import start, words_of
+from openrlhf.rejection.evaluation import PassRates, compared, measured, pass_rates
+from openrlhf.rejection.generate import generate
+from openrlhf.rejection.model_fingerprint import model_fingerprint
+from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
+from openrlhf.rejection.records import STATS, content_of, is_finished
+from openrlhf.rejection.score import score
+from openrlhf.rejection.select import control_of, select
+from openrlhf.rejection.serving import serving
+
+TRAIN_MODULE = "openrlhf.cli.train_sft"
+
+
+def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
+    """Runs what is not finished of all iterations; returns the content of `stats.json`.
+
+    Raises UserError where a stage does, and where steps that are there were made with other settings. Exits with the
+    training's code where that fails.
+    """
+    plan = Plan(config)
+    check_nothing_is_stale(plan)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    write_resolved(config, plan.output / FILE_NAME)
+    iterations = [_Iteration(plan, number) for number in range(config.iterate.iterations + 1)]
+    for iteration in iterations:
+        if iteration.number:
+            iteration.learn()
+        if config.eval.dataset is not None:
+            iteration.evaluate()
+    stats = {"iterations": list(_statistics(iterations))}
+    replace_file(plan.output / STATS, json.dumps(stats, indent=1) + "\n")
+    for line in _lines(stats["iterations"]):
+        print(line, flush=True)
+    return stats
+
+
+class _Iteration:
+    """One pass through the stages; number 0 is the start, which is evaluated alone."""
+
+    def __init__(self, plan: Plan, number: int):
+        self.number = number
+        self.rates: dict[str, PassRates] = {}
+        self.num_rows: dict[str, int] = {}
+        self._plan, self._folder = plan, plan.folder(number)
+        self._manifest = IterationManifest(self._folder)
+        self._settings = {step.name: step.settings for step in plan.steps() if step.iteration == number}
+        self._models = ("", "control_") if number and plan.config.iterate.control else ("",)
+
+    def learn(self) -> None:
+        """From prompts to a trained model, and to its control."""
+        plan, number = self._plan, self.number
+        asked = plan.generate(number)
+        self._generate("generate", asked)
+        self._score("score", asked)
+        self._manifest.note("select", settings=self._settings["select"])
+        selection = plan.select(number)
+        chosen = {"": selection, "control_": control_of(selection, str(self._folder / "selected" / "control.jsonl"))}
+        for of in self._models:
+            self.num_rows[of] = select(chosen[of])["num_rows"]
+        self._manifest.note("select", inputs={"scores": content_of(self._folder / "scores")})
+        for of in self._models:
+            self._train(of, Path(chosen[of].select.output))
+
+    def evaluate(self) -> None:
+        """Answers the held-out prompts by each of its models, and scores the answers."""
+        for of in self._models:
+            asked = self._plan.held_out(self.number, of)
+            self._generate(f"{of}evaluate", asked)
+            scores = self._score(f"{of}evaluate", asked)
+            self.rates[of] = pass_rates(Path(scores.score.output), scores.score.pass_reward)
+
+    def _generate(self, step: str, asked: GenerateConfig) -> None:
+        model = asked.model.model_name_or_path
+        self._manifest.note(step, settings=self._settings[step], weights=model_fingerprint(model))
+        output = Path(asked.generate.output)
+        if is_finished(output):  # a server is not started for it
+            generate(asked)
+        else:
+            self._say(f"{step}: {model} answers {asked.data.dataset}")
+            with serving(self._plan.config.generate, model):
+                generate(asked)
+        self._manifest.note(step, rows=content_of(output))
+
+    def _score(self, step: str, asked: GenerateConfig) -> ScoreConfig:
+        """Rewards may take seconds to start, so finished scores are known by the hash of what they judged."""
+        config = self._plan.score(asked)
+        judged = content_of(Path(asked.generate.output))
+        if self._manifest.of(step).get("judged") != judged or not is_finished(Path(config.score.output)):
+            self._manifest.note(step, settings=self._settings[step])
+            score(config)
+            self._manifest.note(step, judged=judged)
+        return config
+
+    def _train(self, of: str, rows: Path) -> None:
+        config = self._plan.train(self.number, rows, of)
+        step, model = f"{of}train", config.ckpt.output_dir
+        base = model_fingerprint(config.model.model_name_or_path)
+        inputs = {"base": base, "rows": content_of(rows)}
+        noted = self._manifest.of(step)
+        if noted.get("model") == model_fingerprint(model) and noted.get("inputs") == inputs:
+            return
+        self._say(f"{step}: {rows} → {model}")
+        self._manifest.note(step, settings=self._settings[step], inputs=inputs, model=None)
+        settings_file = self._folder / f"{step}.yaml"
+        write_resolved(config, settings_file)
+        words = [*words_of(self._plan.config.iterate.launcher), TRAIN_MODULE, "@", str(settings_file)]
+        code = start(words).wait()
+        if code:
+            self._say(f"{step} ended with exit code {code}. Start the same command again: what is finished stays.")
+            sys.exit(code if code > 0 else 128 - code)
+        self._manifest.note(step, model=model_fingerprint(model))
+
+    def _say(self, sentence: str) -> None:
+        print(f"iteration {self.number}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _statistics(iterations: list[_Iteration]) -> Iterator[dict[str, Any]]:
+    """For each iteration its rows, its pass rates on held-out prompts, and how these differ from start and control."""
+    start = iterations[0].rates.get("")
+    for iteration in iterations:
+        found: dict[str, Any] = {"iteration": iteration.number, "num_rows": iteration.num_rows.get("")}
+        if rates := iteration.rates.get(""):
+            found["model"] = measured(rates)
+            if iteration.number and start:
+                found["against_start"] = compared(rates, start)
+            if control := iteration.rates.get("control_"):
+                found["control"] = measured(control)
+                found["against_control"] = compared(rates, control)
+        yield found
+
+
+def _lines(iterations: list[dict[str, Any]]) -> Iterator[str]:
+    """The statistics for a terminal."""
+    for one in iterations:
+        words = [f"iteration {one['iteration']}" if one["iteration"] else "start      "]
+        if one["num_rows"] is not None:
+            words.append(f"{one['num_rows']:,} rows trained on")
+        for name, key in (("held-out", "model"), ("control", "control")):
+            if key in one:
+                words.append(f"{name} {one[key]['pass_rate']:.1%} {_interval(one[key]['interval'])}")
+        for name, key in (("start", "against_start"), ("control", "against_control")):
+            if key in one and one[key]["difference"] is not None:
+                words.append(f"{one[key]['difference']:+.1%} {_interval(one[key]['interval'])} against {name}")
+        yield ", ".join(words)
+
+
+def _interval(interval: list[float]) -> str:
+    return f"({interval[0]:.1%} to {interval[1]:.1%})"

@@ -1,0 +1,70 @@
+"""How the weights of a model reach the servers that answer: servers are started with them, or told to load them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from openrlhf.config.iterate_settings import IteratedSamplingConfig
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.rejection.child_process import end, start, words_of
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@contextmanager
+def serving(generate: IteratedSamplingConfig, model: str) -> Iterator[None]:
+    """In the block the engine answers with this model. Nothing is to do for an engine in this process.
+
+    Raises UserError where a server does not come up, or does not load the model.
+    """
+    if generate.start_command is not None:
+        words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
+        try:
+            process = start(words)
+        except OSError as error:
+            raise UserError(f"--generate.start_command cannot be run: {words[0]}: {error.strerror}.") from error
+        try:
+            _wait_until_it_answers(generate, process)
+            yield
+        finally:
+            end(process)
+        return
+    for url in (generate.reload_url or "").split(",") if generate.reload_url else ():
+        _reload(url.strip(), model, generate.start_timeout_seconds)
+    yield
+
+
+def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) -> None:
+    until = time.monotonic() + generate.start_timeout_seconds
+    for url in (part.strip().rstrip("/") for part in (generate.url or "").split(",")):
+        models = f"{url}/models" if url.endswith("/v1") else f"{url}/v1/models"
+        while not _answers(models):
+            if (code := process.poll()) is not None:  # type: ignore[attr-defined]
+                raise UserError(f"--generate.start_command ended with exit code {code}; its messages stand above.")
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{url} does not answer {generate.start_timeout_seconds:g} seconds after --generate.start_command: "
+                    "compare its port with --generate.url, or raise --generate.start_timeout_seconds."
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5.0).status_code < 500
+    except httpx.HTTPError:
+        return False
+
+
+def _reload(url: str, model: str, timeout_seconds: float) -> None:
+    path = os.path.abspath(model) if os.path.isdir(model) else model
+    try:
+        response = httpx.post(url, json={"model_path": path}, timeout=timeout_seconds)
+        response.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"--generate.reload_url {url} has not loaded {path}: {first_line_of(error)}") from error

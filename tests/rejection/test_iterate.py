@@ -1,0 +1,247 @@
+"""Iterations: a kill anywhere costs nothing that is finished, a changed setting tells what it makes stale.
+
+The model is a word: the stand-in engine answers with it, and the stand-in training adds to it what it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf.config import RejectionConfig, parse_config
+from openrlhf.errors import UserError
+from openrlhf.rejection import generate as generation
+from openrlhf.rejection import iterate
+from openrlhf.rejection.iterate import rejection_sampling
+from openrlhf.rejection.records import StoredRows
+from tests.rejection.stand_in import KNOWN, StandIn
+
+TRAIN = """
+import hashlib, pathlib, sys, time, yaml
+config = yaml.safe_load(open(sys.argv[2]))
+with open({log!r}, "a") as log:
+    log.write(config["ckpt"]["output_dir"] + "\\n")
+time.sleep({seconds})
+base = pathlib.Path(config["model"]["model_name_or_path"], "model.safetensors").read_bytes()
+rows = pathlib.Path(config["data"]["dataset"]).read_bytes()
+out = pathlib.Path(config["ckpt"]["output_dir"])
+out.mkdir(parents=True, exist_ok=True)
+(out / "config.json").write_text("{{}}")
+(out / "model.safetensors").write_bytes(hashlib.sha256(base + rows).digest())
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "make_engine", lambda config: StandIn(seconds=0.002))
+    monkeypatch.setattr(iterate, "TRAIN_MODULE", str(training(tmp_path)))
+
+
+def training(tmp_path: Path, seconds: float = 0.0) -> Path:
+    program = tmp_path / "train.py"
+    program.write_text(TRAIN.format(log=str(tmp_path / "trained.log"), seconds=seconds))
+    return program
+
+
+def config_of(tmp_path: Path, *flags: str) -> RejectionConfig:
+    base = tmp_path / "base"
+    if not base.exists():
+        base.mkdir()
+        (base / "config.json").write_text("{}")
+        (base / "model.safetensors").write_bytes(b"base")
+        for name in ("prompts", "held_out"):
+            rows = [{"prompt": f"{name} {number}", "label": KNOWN} for number in range(6)]
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {
+        "model.model_name_or_path": base,
+        "data.dataset": tmp_path / "prompts.jsonl",
+        "eval.dataset": tmp_path / "held_out.jsonl",
+        "generate.n": 4,
+        "score.reward": "exact",
+        "select.policy": "threshold",
+        "select.min_reward": 1,
+        "iterate.iterations": 2,
+        "iterate.output": tmp_path / "run",
+        "iterate.control": "true",
+        "iterate.launcher": sys.executable,
+        "train.batch_size": 1,
+    }
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return parse_config(RejectionConfig, [*words, *flags])
+
+
+def trained(tmp_path: Path) -> list[str]:
+    log = tmp_path / "trained.log"
+    return [str(Path(line).relative_to(tmp_path / "run")) for line in log.read_text().split()] if log.exists() else []
+
+
+def generations(run: Path) -> dict[str, list[tuple]]:
+    """By folder, what tells its answers apart."""
+    return {
+        str(folder.relative_to(run)): sorted(
+            (row["prompt_id"], row["sample_index"], row["model"], row["response"]) for row in StoredRows(folder)
+        )
+        for folder in run.rglob("generations")
+        if (folder / "manifest.json").exists()
+    }
+
+
+def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stats = rejection_sampling(config_of(tmp_path))
+    run = tmp_path / "run"
+    assert trained(tmp_path) == [f"iteration_{k}/{of}model" for k in (1, 2) for of in ("", "control_")]
+    found = generations(run)
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "start/evaluation/generations": 6,
+        **{f"iteration_{k}/generations": 24 for k in (1, 2)},
+        **{f"iteration_{k}/{of}evaluation/generations": 6 for k in (1, 2) for of in ("", "control_")},
+    }
+    models = {name: {row[2] for row in rows} for name, rows in found.items()}
+    assert models["iteration_1/generations"] == models["start/evaluation/generations"]
+    assert models["iteration_2/generations"] == models["iteration_1/evaluation/generations"]
+    assert len({model for names in models.values() for model in names}) == 5  # the base, two models, two controls
+    selected = list(StoredRows(run / "iteration_1/selected/selected.jsonl"))
+    control = list(StoredRows(run / "iteration_1/selected/control.jsonl"))
+    assert len(selected) == len(control) == stats["iterations"][1]["num_rows"]
+    assert {row["provenance"]["reward"] for row in selected} == {1.0}
+    assert selected[0]["provenance"]["iteration"] == 1
+    assert json.loads((run / "stats.json").read_text()) == stats
+    last = stats["iterations"][2]
+    assert last["model"]["num_prompts"] == last["against_control"]["num_prompts"] == 6
+    low, high = last["model"]["interval"]
+    assert low <= last["model"]["pass_rate"] <= high
+    said = capsys.readouterr().out
+    assert "iteration 2, " in said
+    assert "against control" in said
+    manifest = json.loads((run / "iteration_2/manifest.json").read_text())["steps"]
+    assert set(manifest) == {"generate", "score", "select", "train", "control_train", "evaluate", "control_evaluate"}
+    assert manifest["generate"]["weights"] == next(iter(models["iteration_2/generations"]))
+
+
+def test_finished_iterations_are_not_run_again_and_more_may_follow(tmp_path: Path) -> None:
+    stats = rejection_sampling(config_of(tmp_path))
+    begin = time.monotonic()
+    assert rejection_sampling(config_of(tmp_path)) == stats
+    assert time.monotonic() - begin < 3
+    assert len(trained(tmp_path)) == 4
+    more = rejection_sampling(config_of(tmp_path, "--iterate.iterations", "3"))
+    assert more["iterations"][:3] == stats["iterations"]
+    assert trained(tmp_path)[4:] == ["iteration_3/model", "iteration_3/control_model"]
+
+
+def test_from_the_base_each_training_starts_anew(tmp_path: Path) -> None:
+    rejection_sampling(config_of(tmp_path, "--iterate.start_from", "base"))
+    bases = {
+        (tmp_path / f"run/iteration_{k}/train.yaml").read_text().split("model_name_or_path: ")[1].split()[0]
+        for k in (1, 2)
+    }
+    assert bases == {str(tmp_path / "base")}
+
+
+def test_kills_at_random_instants_leave_the_same_run(tmp_path: Path) -> None:
+    """Of the samples that were kept none is lost or doubled, and the end is that of a run without a kill."""
+    training(tmp_path, seconds=0.05)
+    (tmp_path / "unbroken").mkdir()
+    whole = run_in_child(config_of(tmp_path, "--iterate.output", str(tmp_path / "unbroken")))
+    assert os.waitstatus_to_exitcode(os.waitpid(whole, 0)[1]) == 0
+    config, chance, num_kills = config_of(tmp_path), random.Random(5), 0
+    seen: dict[str, list[tuple]] = {}
+    while True:
+        child = run_in_child(config)
+        time.sleep(chance.uniform(0.05, 0.5 + 0.05 * num_kills))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        now = generations(tmp_path / "run")
+        for name, rows in seen.items():
+            assert set(rows) <= set(now[name])
+        for rows in now.values():
+            assert len({row[:2] for row in rows}) == len(rows)
+        seen = now
+        if not os.WIFSIGNALED(status):
+            break
+        num_kills += 1
+        assert num_kills < 60
+    assert os.WEXITSTATUS(status) == 0
+    assert num_kills >= 4
+    for name in ("iteration_1/selected/selected.jsonl", "iteration_2/selected/selected.jsonl"):
+        rows, others = ((tmp_path / of / name).read_text().splitlines() for of in ("run", "unbroken"))
+        assert sorted(rows) == sorted(others)
+
+
+def run_in_child(config: RejectionConfig) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            rejection_sampling(config)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+FOLLOWING = {"model", "control_model", "evaluation", "control_evaluation", "generations", "scores", "selected"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "stale"),
+    [
+        ("select.min_reward", "0.5", FOLLOWING),
+        ("train.max_epochs", "3", FOLLOWING),
+        ("eval.n", "2", {"evaluation", "control_evaluation"}),
+    ],
+)
+def test_a_changed_setting_tells_what_it_makes_stale(tmp_path: Path, flag: str, value: str, stale: set[str]) -> None:
+    rejection_sampling(config_of(tmp_path))
+    with pytest.raises(UserError) as error:
+        rejection_sampling(config_of(tmp_path, f"--{flag}", value))
+    (sentence,) = error.value.problems
+    assert f"--{flag} was" in sentence
+    named = sentence.split("are stale: ")[1].split(". Remove them")[0].split()
+    assert {Path(path).name for path in named} == stale
+    assert "iteration_1/generations" not in named  # what came before the change stays
+    before = len(trained(tmp_path))
+    for path in named:
+        shutil.rmtree(tmp_path / "run" / path)
+    rejection_sampling(config_of(tmp_path, f"--{flag}", value))
+    assert len(trained(tmp_path)) - before == (0 if flag == "eval.n" else 4)
+
+
+def test_a_training_that_fails_is_told_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys; sys.exit(3)")
+    monkeypatch.setattr(iterate, "TRAIN_MODULE", str(broken))
+    with pytest.raises(SystemExit) as error:
+        rejection_sampling(config_of(tmp_path))
+    assert error.value.code == 3
+    assert "iteration 1: train ended with exit code 3" in capsys.readouterr().err
+    before = generations(tmp_path / "run")["iteration_1/generations"]
+    monkeypatch.setattr(iterate, "TRAIN_MODULE", str(training(tmp_path)))
+    rejection_sampling(config_of(tmp_path))
+    assert generations(tmp_path / "run")["iteration_1/generations"] == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--score.output", "x"], "--score.output x is set by each iteration"),
+        (["--select.policy", "pairs"], "is for train_dpo"),
+        (["--select.policy", "random", "--select.min_reward", "none"], "random control of a selection"),
+        (["--generate.engine", "openai", "--generate.url", "http://x"], "the trained weights must reach the server"),
+        (["--generate.start_command", "serve {model}"], "add --generate.engine openai"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        config_of(tmp_path, *flags)
+    assert words in str(error.value)

@@ -1,0 +1,82 @@
+"""The weights of a model reach a server: by a command that starts it, or by an address that makes it load them."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from openrlhf.config.iterate_settings import IteratedSamplingConfig
+from openrlhf.errors import UserError
+from openrlhf.rejection.serving import serving
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(sys.argv[1].encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_a_server_is_started_with_the_model_and_ended(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    port = free_port()
+    command = f"{sys.executable} {tmp_path / 'server.py'} {{model}} {port}"
+    settings = IteratedSamplingConfig(url=f"http://127.0.0.1:{port}/v1", start_command=command)
+    for model in ("one model", "another"):
+        with serving(settings, model):
+            assert httpx.get(f"http://127.0.0.1:{port}").text == model
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds", "words"),
+    [
+        (f"{sys.executable} -c exit(7) {{model}}", 20.0, "ended with exit code 7"),
+        ("no-such-program {model}", 20.0, "cannot be run: no-such-program"),
+        (f"{sys.executable} -c 'import time; time.sleep(60)' {{model}}", 0.2, "does not answer 0.2 seconds after"),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_told(command: str, seconds: float, words: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = IteratedSamplingConfig(url=url, start_command=command, start_timeout_seconds=seconds)
+    with pytest.raises(UserError) as error, serving(settings, "model"):
+        pass
+    assert words in str(error.value)
+
+
+def test_a_running_server_is_told_to_load_the_model(tmp_path: Path) -> None:
+    loaded = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            loaded.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200 if len(loaded) == 1 else 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    settings = IteratedSamplingConfig(reload_url=f"http://127.0.0.1:{server.server_address[1]}/load")
+    with serving(settings, str(tmp_path)):
+        assert loaded == [f'{{"model_path":"{tmp_path}"}}']
+    with pytest.raises(UserError, match="has not loaded"), serving(settings, str(tmp_path)):
+        pass
+    server.shutdown()
+    server.server_close()

@@ -26,7 +26,7 @@ class ScoreSettings:
     reward: str = must_match(
         "",
         "file.py:function (of TRL's or OpenRLHF's signature), math (math-verify), exact (the label's text or number), "
-        "the folder of a reward model, http://…/get_reward, verifiers:environment; several by commas (needed)",
+        "the folder of a reward model, http://…/get_reward; several by commas (needed)",
     )
     weights: str | None = must_match(None, "a number for each reward, by commas; the reward is the weighted sum")
     timeout_seconds: PositiveNumber = free(30.0, "longest time of one call of a reward")

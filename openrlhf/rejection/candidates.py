@@ -96,10 +96,9 @@ _CODES = {
 def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: bool) -> Iterator[tuple[str, Any]]:
     text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
     stripped = text.strip()
-    identity = f"{prompt_id}\0{row.get('sample_index')}\0{row.get('seed')}\0{row.get('model')}\0{text}"
     yield "prompt", prompts.setdefault(prompt_id, len(prompts))
     yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan
-    yield "tie", _hash(identity)
+    yield "tie", identity_of(row)
     yield "text", (text_hash := _hash(stripped))
     equations = equations_of(text) if with_equations else ()
     yield "equations", _hash("\0".join(equations)) if equations else text_hash
@@ -112,6 +111,12 @@ def prompt_id_of(row: Row) -> str:
     """The row's own, else a hash of its prompt."""
     found = row.get("prompt_id")
     return found if found is not None else f"{_hash(json.dumps(row['prompt'], sort_keys=True)):016x}"
+
+
+def identity_of(row: Row) -> int:
+    """Hash of the answer and of what tells it from other answers."""
+    told = (prompt_id_of(row), row.get("sample_index"), row.get("seed"), row.get("model"), row["response"])
+    return _hash("\0".join(map(str, told)))
 
 
 def _hash(text: str) -> int:

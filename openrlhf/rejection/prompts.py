@@ -21,7 +21,7 @@ from openrlhf.errors import UserError
 
 OWN_COLUMNS = (
     "prompt_id", "sample_index", "prompt", "response", "finish_reason", "seed", "num_tokens", "model", "label",
-    "reward", "rewards", "provenance",
+    "reward", "rewards", "reason", "provenance",
 )  # fmt: skip
 _PROMPT_COLUMNS = ("prompt", *MESSAGE_COLUMNS, "instruction", "input")
 _SEED_BITS = 31  # what every server takes

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from openrlhf.atomic_file import replace_file
+from openrlhf.rejection.candidates import Candidates
 from openrlhf.rejection.charts import Point, curves
-from openrlhf.rejection.records import Row
+from openrlhf.rejection.records import Row, StoredRows
 
 REPORT = "report.html"
 MAX_PROMPTS, MAX_ANSWERS = 40, 16  # shown on a page
 MAX_CHARACTERS = 6000  # of a text; what is cut is said
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     """An answer, and what is said of it in a line above it."""
 
     text: str
@@ -31,7 +34,7 @@ class Sample(NamedTuple):
     """A prompt with answers."""
 
     prompt: str
-    answers: Sequence[Answer]
+    answers: Sequence[ShownAnswer]
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,36 @@ def told_passes(statistics: Mapping[str, Any]) -> str:
         f"{name} {statistics[name]:.1%} ({100 * low:.1f} to {100 * high:.1f})"
         for name, (low, high) in statistics["intervals"].items()
     )
+
+
+def pass_curve(statistics: Mapping[str, Any]) -> str:
+    """pass@k over k, as SVG."""
+    points = [
+        Point(float(name.partition("@")[2]), statistics[name], *interval)
+        for name, interval in statistics["intervals"].items()
+    ]
+    return curves({"pass@k": points}, "k")
+
+
+def samples_of(
+    source: StoredRows, candidates: Candidates, remark: Callable[[int, Row], str], is_kept: np.ndarray
+) -> Iterator[Sample]:
+    """Prompts spread over all, each with its answers, the best first.
+
+    Args:
+        remark: said of an answer, by its number and its row.
+        is_kept: (N,) bool.
+    """
+    prompts = np.unique(np.linspace(0, len(candidates.prompt_ids) - 1, MAX_PROMPTS).astype(int))
+    numbers = candidates.best_first(np.flatnonzero(np.isin(candidates.prompt, prompts)))
+    for prompt in prompts:
+        of_prompt = numbers[candidates.prompt[numbers] == prompt].tolist()
+        rows = list(source.at(map(candidates.place, of_prompt)))
+        answers = [
+            ShownAnswer(row["response"], remark(number, row), bool(is_kept[number]))
+            for number, row in zip(of_prompt, rows, strict=True)
+        ]
+        yield Sample(text_of_prompt(rows[0]), answers)
 
 
 def text_of_prompt(row: Row) -> str:

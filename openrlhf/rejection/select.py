@@ -17,7 +17,7 @@ from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candida
 from openrlhf.rejection.charts import histogram
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
 from openrlhf.rejection.records import STATS, Identity, Row, StoredRows, content_of, differences, settings_of
-from openrlhf.rejection.report import MAX_PROMPTS, REPORT, Answer, Page, Sample, text_of_prompt, told_passes, write_page
+from openrlhf.rejection.report import REPORT, Page, pass_curve, samples_of, told_passes, write_page
 from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
 
 
@@ -218,18 +218,23 @@ def _page(
 ) -> Page:
     kept = selection.is_kept
     split = {"kept": kept, "left out": ~kept}
+
+    def remark(number: int, row: Row) -> str:
+        return f"reward {row['reward']} · {REASONS[selection.reason[number]]}"
+
     return Page(
         f"Selected by {settings.policy}",
         f"{settings.output} of {settings.input}",
         list(_told(stats)),
         [
+            ("pass@k", pass_curve(stats)),
             ("Rewards", histogram({name: candidates.reward[which] for name, which in split.items()}, "reward")),
             (
                 "Lengths",
                 histogram({name: candidates.length[which] for name, which in split.items()}, candidates.length_unit),
             ),
         ],
-        _samples(source, candidates, selection),
+        samples_of(source, candidates, remark, kept),
     )
 
 
@@ -247,21 +252,6 @@ def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         lengths = stats["lengths"][name]
         if lengths["num_responses"]:
             yield words, f"mean {lengths['mean']:.1f}, median {lengths['median']:.0f} {stats['length_unit']}"
-
-
-def _samples(source: StoredRows, candidates: Candidates, selection: Selection) -> Iterator[Sample]:
-    """Prompts spread over all, each with its answers, the best first."""
-    chosen = np.unique(np.linspace(0, len(candidates.prompt_ids) - 1, MAX_PROMPTS).astype(int))
-    numbers = candidates.best_first(np.flatnonzero(np.isin(candidates.prompt, chosen)))
-    for prompt in chosen:
-        of_prompt = numbers[candidates.prompt[numbers] == prompt].tolist()
-        rows = list(source.at(map(candidates.place, of_prompt)))
-        words = [REASONS[selection.reason[number]] for number in of_prompt]
-        answers = [
-            Answer(row["response"], f"reward {row['reward']} · {word}", word == REASONS[0])
-            for row, word in zip(rows, words, strict=True)
-        ]
-        yield Sample(text_of_prompt(rows[0]), answers)
 
 
 def _tell(output: _Output, stats: Mapping[str, Any], like: np.ndarray | None) -> None:

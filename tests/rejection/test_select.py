@@ -82,7 +82,7 @@ def test_the_report_shows_numbers_pictures_and_samples_and_runs_nothing_of_them(
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<script>") == page.count("</script>") == 1
     assert "&lt;script&gt;alert" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert page.count("<article>") == 1
     assert "reward 1.0 · selected" in page
     assert "others of the prompt are better" in page

@@ -1,0 +1,50 @@
+"""A function as a reward: as many processes as threads ask at once."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+
+import xxhash
+
+from openrlhf.rejection.records import Row
+from openrlhf.rejection.rewards.functions import MATH
+from openrlhf.rejection.rewards.process import RewardProcess
+from openrlhf.rejection.rewards.reward import Reward, RewardVerdict, judge_apart
+
+
+class FunctionReward(Reward):
+    """A function of the user's, or math-verify."""
+
+    def __init__(self, name: str, timeout_seconds: float, rows_a_call: int):
+        """Starts a first process. Raises UserError where the function cannot be loaded."""
+        self.rows_a_call = rows_a_call
+        self.needs_label = name == MATH
+        self.name = name if name == MATH else name.rpartition(":")[2]
+        self._full_name, self._timeout_seconds = name, timeout_seconds
+        self._all: list[RewardProcess] = []
+        self._idle: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
+        process = self._new()
+        process.start()
+        self._idle.put(process)
+        if name != MATH:
+            self.content = xxhash.xxh3_128(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
+
+    def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            process = self._new()
+        try:
+            return judge_apart(process.call, rows)
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        for process in self._all:
+            process.end()
+
+    def _new(self) -> RewardProcess:
+        self._all.append(RewardProcess(self._full_name, self._timeout_seconds))
+        return self._all[-1]

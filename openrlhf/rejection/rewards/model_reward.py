@@ -1,0 +1,32 @@
+"""A reward model's folder as a reward."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf.config import ScoreSettings
+from openrlhf.rejection.model_fingerprint import model_fingerprint
+from openrlhf.rejection.records import Row
+from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
+
+
+class ModelReward(Reward):
+    """What a model gives to the answers, packed by tokens; one call computes at a time."""
+
+    rows_a_call = 1024
+
+    def __init__(self, folder: str, settings: ScoreSettings):
+        """Raises UserError where the folder holds no reward model, or one of fewer positions than are asked for."""
+        from openrlhf.rejection.reward_scorer import RewardScorer  # loads torch: no other reward needs it
+
+        self.name = Path(folder).expanduser().resolve().name
+        self.content = model_fingerprint(folder)
+        self._scorer = RewardScorer(folder, max_tokens=settings.max_tokens_per_micro_batch, max_len=settings.max_len)
+        self._turn = threading.Lock()
+
+    def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        with self._turn:
+            judged = self._scorer.judged([(row["prompt"], row["response"]) for row in rows])
+        return [RewardVerdict(*one) for one in judged]

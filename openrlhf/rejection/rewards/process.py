@@ -1,0 +1,144 @@
+"""A process that judges answers and can be killed, `python -m openrlhf.rejection.rewards.process FD`; who starts it.
+
+The two sides send each other JSON over a socket. The process leads a group of its own, so that what the function starts
+dies with it; it ends when its parent is gone; and where memory runs out, the kernel ends it rather than the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.rejection.records import Row
+from openrlhf.rejection.rewards.reward import CallFailed, RewardVerdict
+
+_SECONDS_TO_START = 600.0  # a user's file may load a model
+_SECONDS_BETWEEN_LOOKS = 1.0
+_KILLED_FIRST = "1000"  # Linux: the highest score of who is to be killed when memory runs out
+
+
+class RewardProcess:
+    """One process, started again after it has been killed or has died."""
+
+    def __init__(self, name: str, timeout_seconds: float):
+        self._name, self._timeout_seconds = name, timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Raises UserError where the function cannot be loaded."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a function prints belongs to no output of ours
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._connection = Connection(ours.detach())
+        try:
+            problem = self._ask(self._name, _SECONDS_TO_START)
+        except CallFailed as error:
+            problem = str(error)
+        if problem:
+            self._kill()
+            raise UserError(f"--score.reward {self._name}: {problem}.")
+
+    def call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        """Raises CallFailed: an exception, no end within the time limit, a death."""
+        if self._has_ended:
+            raise UserError(f"--score.reward {self._name}: the stage has ended.")
+        if self._process is None:
+            self.start()
+        answer = self._ask(list(rows), self._timeout_seconds)
+        if isinstance(answer, str):
+            raise CallFailed(answer)
+        return [RewardVerdict(*one) for one in answer]
+
+    def end(self) -> None:
+        """Kills the process for good; a thread that waits for it is told so."""
+        self._has_ended = True
+        self._kill()
+
+    def _kill(self) -> None:
+        """Kills the process and all that it has started; the next call starts another."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._connection.close()
+            self._process = None
+
+    def _ask(self, question: Any, timeout_seconds: float) -> Any:
+        assert self._process is not None
+        try:
+            self._connection.send_bytes(json.dumps(question).encode())
+            if self._connection.poll(timeout_seconds):
+                return json.loads(self._connection.recv_bytes())
+            reason = f"no verdict within {timeout_seconds:g} s"
+        except (OSError, EOFError):
+            reason = self._how_it_died()
+        self._kill()
+        raise CallFailed(reason)
+
+    def _how_it_died(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "its process has closed its connection"
+        if code == -signal.SIGKILL:
+            return "its process was killed, as when memory runs out"
+        return f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
+
+
+def _serve(connection: Connection) -> None:
+    """The process's side: the function's name first, then answers, until the parent hangs up."""
+    from openrlhf.rejection.rewards.functions import NoReward, load_function
+
+    try:
+        judge = load_function(json.loads(connection.recv_bytes()))
+    except NoReward as error:
+        connection.send_bytes(json.dumps(str(error)).encode())
+        return
+    connection.send_bytes(b"null")
+    while True:
+        rows = json.loads(connection.recv_bytes())
+        try:
+            answer: Any = judge(rows)
+        except CallFailed as error:
+            answer = str(error)
+        except Exception as error:
+            answer = f"{type(error).__name__}: {first_line_of(error)}"
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_KILLED_FIRST)
+    with suppress(EOFError, ConnectionError):
+        _serve(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

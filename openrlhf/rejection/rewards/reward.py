@@ -1,0 +1,97 @@
+"""A reward, its verdicts, and calls that fail: a failure is no verdict, never a 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from openrlhf.rejection.records import Row
+
+NO_VERDICT = "no verdict"  # a function may give None: the answer is not its matter
+
+
+class RewardVerdict(NamedTuple):
+    """A finite number; or None with the reason why there is none."""
+
+    value: float | None
+    reason: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there should have been a number."""
+        return self.value is None and self.reason != NO_VERDICT
+
+
+class CallFailed(Exception):
+    """A call has given no verdicts; the text says why."""
+
+
+class Reward:
+    """Judges answers. Threads may call `judge` at the same time.
+
+    Attributes:
+        name: its key in a row's `rewards`.
+        rows_a_call: answers that a call is given.
+        content: hash of the function, model or words behind it; other content makes other scores.
+        needs_label: the row's label is compared with.
+    """
+
+    name: str
+    rows_a_call: int = 1
+    content: str = ""
+    needs_label: bool = False
+
+    def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        """A verdict for each answer. Raises UserError where nothing more can be judged."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends what it has started."""
+
+
+def judge_apart(call: Callable[[Sequence[Row]], list[RewardVerdict]], rows: Sequence[Row]) -> list[RewardVerdict]:
+    """The verdicts of a call; where it fails, each answer is judged by itself, so that one spoils no other."""
+    try:
+        return call(rows)
+    except CallFailed as error:
+        if len(rows) == 1:
+            return [RewardVerdict(None, str(error))]
+    return [judge_apart(call, [row])[0] for row in rows]
+
+
+def verdicts_of(result: Any, num_answers: int) -> list[RewardVerdict]:
+    """What a reward has returned, a list, a tensor or a dict with `rewards`, as verdicts.
+
+    Raises CallFailed where it is something else, or not one for each answer.
+    """
+    if isinstance(result, dict):
+        result = next((result[name] for name in ("rewards", "reward", "scores") if name in result), None)
+    result = result.tolist() if hasattr(result, "tolist") else result
+    if isinstance(result, int | float):
+        result = [result]
+    if not isinstance(result, list | tuple):
+        raise CallFailed(f"returned {type(result).__name__} where a list of numbers belongs")
+    if len(result) != num_answers:
+        raise CallFailed(f"returned {len(result)} numbers for {num_answers} answers")
+    return [_verdict(value) for value in result]
+
+
+def _verdict(value: Any) -> RewardVerdict:
+    if isinstance(value, list | tuple) and len(value) == 1:  # a column of a tensor
+        value = value[0]
+    value = value.item() if hasattr(value, "item") else value
+    if value is None:
+        return RewardVerdict(None, NO_VERDICT)
+    if not isinstance(value, int | float):
+        return RewardVerdict(None, f"returned {type(value).__name__} where a number belongs")
+    if not math.isfinite(value):
+        return RewardVerdict(None, f"returned {value}")
+    return RewardVerdict(float(value))
+
+
+def text_of(prompt: Any) -> str:
+    """A prompt as one text: messages stand in lines of their own, by their content alone."""
+    if isinstance(prompt, str):
+        return prompt
+    return "".join(f"{message.get('content') or ''}\n" for message in prompt)

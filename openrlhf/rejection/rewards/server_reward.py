@@ -1,0 +1,67 @@
+"""A remote reward: POST {"query": […], "prompts": […], "labels": […]} → {"rewards": […]}, OpenRLHF's protocol."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.rejection.records import Row
+from openrlhf.rejection.rewards.reward import CallFailed, Reward, RewardVerdict, judge_apart, text_of, verdicts_of
+
+SECONDS_BEFORE_RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)
+MAX_ANSWER_BYTES = 1 << 28
+_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
+
+
+class ServerReward(Reward):
+    """A server that is asked again after an error; one that is gone ends the stage, which goes on when it is back."""
+
+    def __init__(self, url: str, timeout_seconds: float, rows_a_call: int):
+        self.name = self.content = self._url = url
+        self.rows_a_call = rows_a_call
+        self._timeout_seconds = timeout_seconds
+
+    def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        return judge_apart(self._call, rows)
+
+    def _call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        prompts = [text_of(row["prompt"]) for row in rows]
+        content = {
+            "query": [prompt + row["response"] for prompt, row in zip(prompts, rows, strict=True)],
+            "prompts": prompts,
+            "labels": [row.get("label") for row in rows],
+        }
+        return verdicts_of(self._asked(json.dumps(content).encode()), len(rows))
+
+    def _asked(self, body: bytes) -> Any:
+        """The server's answer, after some tries. Raises CallFailed; UserError where there is no server."""
+        for seconds in (*SECONDS_BEFORE_RETRIES, None):
+            try:
+                return self._post(body)
+            except urllib.error.HTTPError as error:
+                reason = f"the server answers {error.code} {error.reason}"
+                if error.code not in _WORTH_A_RETRY:
+                    raise CallFailed(reason) from error
+            except (ValueError, http.client.HTTPException) as error:
+                reason = f"the server's answer cannot be read: {first_line_of(error)}"
+            except OSError as error:
+                if "timed out" not in str(error) and seconds is None:
+                    raise UserError(
+                        f"--score.reward {self._url} cannot be reached: {first_line_of(error)}. What is scored is "
+                        "kept: start the server, and the same command again."
+                    ) from error
+                reason = f"no verdict within {self._timeout_seconds:g} s"
+            if seconds is not None:
+                time.sleep(seconds)
+        raise CallFailed(reason)
+
+    def _post(self, body: bytes) -> Any:
+        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=self._timeout_seconds) as response:
+            return json.loads(response.read(MAX_ANSWER_BYTES))

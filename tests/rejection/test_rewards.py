@@ -1,0 +1,142 @@
+"""Rewards one by one: exact answers, math-verify, a server that is slow, wrong, away for a while, or gone."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.rejection.rewards import server_reward
+from openrlhf.rejection.rewards.exact_reward import ExactReward
+from openrlhf.rejection.rewards.function_reward import FunctionReward
+from openrlhf.rejection.rewards.reward import RewardVerdict
+from openrlhf.rejection.rewards.server_reward import ServerReward
+
+
+def row(response: str, label: object = None, prompt: object = "q?") -> dict:
+    return {"prompt": prompt, "response": response, "label": label}
+
+
+@pytest.mark.parametrize(
+    ("response", "label", "value"),
+    [
+        (" 72\n", "72", 1), ("72.0", 72, 1), ("+72", "72", 1), ("1,000", 1000, 1), ("1e3", "1000", 1), (".5", 0.5, 1),
+        ("yes", " yes ", 1), ("Yes", "yes", 0), ("73", "72", 0), ("72 apples", "72", 0), ("", "0", 0),
+        ("10,00", "1000", 0), ("true", True, 1), ("nan", "nan", 1), ("0.1", 0.1, 1), ("0.10000000000000001", "0.1", 0),
+        ("\u0667", "7", 0),
+        ("x", None, None), ("[1, 2]", [1, 2], 1),
+    ],
+)  # fmt: skip
+def test_exact_answers_are_the_same_text_or_the_same_number(response, label, value):
+    (verdict,) = ExactReward().judge([row(response, label)])
+    assert verdict == (RewardVerdict(None, "the row has no label") if value is None else RewardVerdict(value))
+
+
+@pytest.fixture(scope="module")
+def math():
+    pytest.importorskip("math_verify")
+    reward = FunctionReward("math", timeout_seconds=2.0, rows_a_call=1)
+    yield reward
+    reward.close()
+
+
+def test_math_verify_judges_by_value(math):
+    rows = [
+        row("So it is $\\frac{2}{4}$.", "\\frac{1}{2}"), row("\\boxed{72}", "#### 72"), row("The answer is 73.", "72"),
+        row("I do not know", "72"), row("72", None), row("$x+1$", "1+x"), row("so 1", "1+x"),
+        row("5", "She has 2+3 = 5 of them #### 5"), row("5", "The answer is $5$"), row("5", "The answer is 5"),
+    ]  # fmt: skip
+    assert [verdict.value for verdict in math.judge(rows)] == [1, 1, 0, 0, None, 1, 0, 1, 1, 1]
+
+
+def test_math_that_does_not_end_is_no_verdict_and_the_next_answer_is_judged(math):
+    endless, fine = math.judge([row("$9^{9^{9^{9}}}$", "$8^{8^{8^{8}}}$"), row("5", "5")])
+    assert (endless.value, fine.value) == (None, 1)
+
+
+@contextmanager
+def served(answer):
+    """A server that gives what `answer(content, number of the call)` gives: (status, JSON), or bytes as they are."""
+    calls = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            calls.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            found = answer(calls[-1], len(calls))
+            status, content = found if isinstance(found, tuple) else (200, found)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *words: None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/get_reward", calls
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(server_reward, "SECONDS_BEFORE_RETRIES", (0.01, 0.01))
+
+
+def lengths(content):
+    return {"rewards": [float(len(text)) for text in content["query"]], "scores": [], "extra_logs": {}}
+
+
+def test_a_server_is_asked_as_openrlhf_asks(monkeypatch):
+    chat = [{"role": "user", "content": "Hi"}]
+    with served(lambda content, call: lengths(content)) as (url, calls):
+        verdicts = ServerReward(url, 5, 64).judge([row("a", "x"), row("bc", None, chat)])
+    assert calls == [{"query": ["q?a", "Hi\nbc"], "prompts": ["q?", "Hi\n"], "labels": ["x", None]}]
+    assert verdicts == [RewardVerdict(3.0), RewardVerdict(5.0)]
+
+
+def test_a_server_that_is_away_for_a_while_is_asked_again():
+    with served(lambda content, call: (503, {}) if call < 3 else lengths(content)) as (url, calls):
+        assert ServerReward(url, 5, 64).judge([row("a")]) == [RewardVerdict(3.0)]
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "reason"),
+    [
+        ((400, {}), "the server answers 400 Bad Request"),
+        ((500, {}), "the server answers 500 Internal Server Error"),
+        (b"<html>", "the server's answer cannot be read: Expecting value: line 1 column 1 (char 0)"),
+        ({"rewards": [1] * 7}, "returned 7 numbers for 1 answers"),
+        ({"rewards": [float("nan")]}, "returned nan"),
+        ({}, "returned NoneType where a list of numbers belongs"),
+    ],
+)
+def test_an_answer_that_a_server_fails_at_spoils_no_other(nonsense, reason):
+    def answer(content, call):
+        return nonsense if "q?poison" in content["query"] else lengths(content)
+
+    with served(answer) as (url, _):
+        verdicts = ServerReward(url, 5, 64).judge([row("a"), row("poison"), row("bc")])
+    assert verdicts == [RewardVerdict(3.0), RewardVerdict(None, reason), RewardVerdict(4.0)]
+
+
+def test_a_server_that_is_slow_gives_no_verdict():
+    with served(lambda content, call: time.sleep(0.6) or lengths(content)) as (url, _):
+        assert ServerReward(url, 0.2, 64).judge([row("a")]) == [RewardVerdict(None, "no verdict within 0.2 s")]
+
+
+def test_a_server_that_is_gone_ends_the_stage_in_words():
+    with served(lambda content, call: {}) as (url, _):
+        pass
+    with pytest.raises(UserError, match=r"cannot be reached: .*refused.*\. What is scored is kept: start the server"):
+        ServerReward(url, 1, 64).judge([row("a")])

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
 
 from openrlhf.errors import UserError
 
@@ -40,6 +41,21 @@ _TEXT_OF_ANYTHING = {
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\d{6}|\*)|\{[^}]*(\d{6}|\{)")  # a field of a format that could fill the memory
 
 
+class _Names(Namespace):
+    """Takes no name that begins as those of Python's insides do."""
+
+    def __init__(*args: Any, **more: Any):  # any name may be among `more`
+        self, values = args[0], dict(*args[1:], **more)
+        Namespace.__init__(self)
+        for name, value in values.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace takes no name that begins with an underscore: {name!r}")
+        super().__setitem__(name, value)
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """One thread renders at a time; `begin` comes before each compilation and each render."""
 
@@ -48,6 +64,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any):
         super().__init__(**options)
         del self.filters["urlize"], self.globals["lipsum"]
+        self.globals |= {"namespace": _Names, "dict": lambda *parts, **more: dict(*parts, **more)}
         for name, function in [*self.filters.items()]:
             self.add_filter(name, function)
         self.finalize = self._printed
@@ -81,6 +98,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str:  # by far the most, so it is quick
+            self.spend(len(left) + len(right))
+            return left + right
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             self.spend(0 if bits <= MAX_INTEGER_BITS else self._characters_left + 1)

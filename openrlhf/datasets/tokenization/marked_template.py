@@ -1,9 +1,9 @@
 """Compiles a chat template so that its output tells which message each character came from.
 
 The template's syntax tree gets a few extra outputs: where a loop over messages begins a round, where the loop ends,
-and where `{% generation %}` blocks begin and end. They print short marks into the rendered text. Taken out again,
-the text must equal what the tokenizer's own `apply_chat_template` renders; so spans are read off the one final
-render, and no prefix of the conversation is ever rendered to find them.
+and where `{% generation %}` blocks begin and end. They print short marks into the rendered text, and are taken out
+again; so spans are read off the one final render, and no prefix of the conversation is ever rendered to find them.
+A template that could see the marks, as it reads what it has printed, must be rendered without them too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Template, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
@@ -55,26 +56,46 @@ class MarkedRender:
 
 
 class MarkedTemplate:
-    """A chat template that renders with marks."""
+    """A chat template that renders with marks, and without.
+
+    Attributes:
+        can_see_marks: `render` may give another text than `text`.
+    """
 
     def __init__(self, source: str):
         """Raises jinja2.TemplateSyntaxError if the source is no Jinja."""
-        self._environment = environment = _environment()
+        self._source = source
+        self._environment = environment = _environment(_GenerationMarks)
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
+        self.can_see_marks = self.has_generation_marks or _reads_what_it_printed(tree)
         self.constant_prompt = _prompt_is_constant(tree)
         self._template = environment.from_string(_LoopMarks().visit(tree))
+
+    @cached_property
+    def _plain(self) -> Template:
+        environment = _environment(_GenerationBlocks)
+        return environment.from_string(_Bounds().visit(environment.parse(self._source)))
+
+    def text(self, messages: list[dict], **names: Any) -> str:
+        """The text of the messages, rendered without marks."""
+        self._plain.environment.begin(_num_characters(messages))
+        return self._plain.render(messages=messages, **names, **{_TURN_FUNCTION: lambda *_: ""})
 
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:
         """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
         index_of = {id(message): index for index, message in enumerate(messages)}
-        self._environment.begin(sum(len(message["content"]) for message in messages))
+        self._environment.begin(_num_characters(messages))
 
         def turn_mark(item: Any = None) -> str:
             index = index_of.get(id(item))
             return "" if index is None else _mark(f"M{index}")
 
         return _read_marks(self._template.render(messages=messages, **names, **{_TURN_FUNCTION: turn_mark}))
+
+
+def _num_characters(messages: list[dict]) -> int:
+    return sum(len(message["content"]) for message in messages)
 
 
 def _mark(kind: str) -> str:
@@ -126,18 +147,25 @@ def _note_region(regions: dict[int, list[CharSpan]], owner: int | None, span: Ch
         spans.append(span)
 
 
-class _LoopMarks(NodeTransformer):
-    """Puts marks around every loop, and at the start of each round a mark that names the message, if it is one."""
+class _Bounds(NodeTransformer):
+    """Puts a call into every round of a loop, and in place of `~`: calls are within bounds."""
 
-    def visit_For(self, node: nodes.For) -> list[nodes.Node]:
+    def visit_For(self, node: nodes.For) -> Any:
         self.generic_visit(node)
         item = [nodes.Name(node.target.name, "load")] if isinstance(node.target, nodes.Name) else []
         node.body.insert(0, nodes.Output([_call(_TURN_FUNCTION, item)]))
-        return [_mark_output("L"), node, _mark_output("E")]
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call(_JOIN_FUNCTION, node.nodes)
+
+
+class _LoopMarks(_Bounds):
+    """Puts marks around every loop besides; the call names the message of the round, if it is one."""
+
+    def visit_For(self, node: nodes.For) -> list[nodes.Node]:
+        return [_mark_output("L"), super().visit_For(node), _mark_output("E")]
 
 
 def _call(name: str, arguments: list[Any]) -> nodes.Call:
@@ -155,13 +183,27 @@ class _GenerationMarks(Extension):
         return [_mark_output("G"), *body, _mark_output("H")]
 
 
+class _GenerationBlocks(Extension):
+    """The block as transformers has it: what is set in it is gone behind it."""
+
+    tags = _GenerationMarks.tags
+
+    def parse(self, parser: Any) -> nodes.Node:
+        number = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_printed"), [], [], body).set_lineno(number)
+
+    def _printed(self, caller: Any) -> str:
+        return caller()
+
+
 def _mark_output(kind: str) -> nodes.Output:
     return nodes.Output([nodes.TemplateData(_mark(kind))])
 
 
-def _environment() -> BoundedEnvironment:
+def _environment(generation: type[Extension]) -> BoundedEnvironment:
     """The filters and functions that transformers documents for chat templates."""
-    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationMarks, loopcontrols])
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols])
     environment.add_filter("tojson", _to_json)
     environment.globals[_JOIN_FUNCTION] = environment.joined
     environment.globals["raise_exception"] = _raise_exception
@@ -181,6 +223,13 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
+
+
+def _reads_what_it_printed(tree: nodes.Template) -> bool:
+    """Whether a part of the output is a value of the template: marks in it could change what follows."""
+    holders = (nodes.AssignBlock, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.Block)
+    is_held = next(tree.find_all((*holders, nodes.ScopedEvalContextModifier)), None) is not None
+    return is_held or any(loop.recursive for loop in tree.find_all(nodes.For))
 
 
 def _prompt_is_constant(tree: nodes.Template) -> bool:

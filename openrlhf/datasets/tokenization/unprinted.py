@@ -30,7 +30,8 @@ def check_printed(
     """
     messages, tools = conversation.messages, conversation.tools
     yield from _unprinted_contents(messages, render.text)
-    if not tools and all(_is_plainly_printed(message, messages, render.text) for message in messages):
+    judged = [message for turn, message in enumerate(messages) if turn in turns or "tool_calls" in message]
+    if not tools and all(_is_plainly_printed(message, messages, render.text) for message in judged):
         return
     tags: list[tuple[str, int, str]] = []  # kind, message, name
     tagged = [_tagged_message(message, turn, tags) for turn, message in enumerate(messages)]

@@ -8,7 +8,9 @@ from typing import Any
 
 from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.engine.parameters import model_dtype
+from openrlhf.errors import UserError
 
 _QUESTION, _ANSWER = "question", "answer"
 
@@ -155,7 +157,7 @@ def text_behind_answer(tokenizer: Any) -> str:
         return ""
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template may raise anything; one that cannot render two plain turns tells nothing
+        text = ChatRenderer(tokenizer, resolve_chat_template(tokenizer, None)).text_of(turns, None)
+    except UserError:  # a template that is no Jinja
         return ""
     return text.rpartition(_ANSWER)[2]

@@ -36,6 +36,7 @@ from openrlhf.checkpoint.manifest import (
     is_of_run,
     looks_whole,
     remove_listed,
+    saved_identity,
     size_bytes_of,
     verify,
     write_manifest,
@@ -43,6 +44,7 @@ from openrlhf.checkpoint.manifest import (
 
 EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
+_STEP = "optimizer_step"  # in the identity that a manifest holds
 _SPACE_FACTOR = 1.05  # file systems need a little more than the bytes they are given
 
 
@@ -102,7 +104,8 @@ class CheckpointStore:
 
     def whole(self) -> list[Path]:
         """Checkpoints that look whole (nothing is read but manifests), newest first."""
-        return [path for path in self.candidates() if path.name not in self._damaged and looks_whole(path)]
+        seeming = (path for path in self.candidates() if path.name not in self._damaged and looks_whole(path))
+        return [path for path in seeming if not self._of_another_step(path)]
 
     def newest_whole(
         self, candidates: list[Path] | None = None, problems_of: Callable[[Path], list[str]] = verify
@@ -117,12 +120,19 @@ class CheckpointStore:
         """
         problems: list[str] = []
         for path in self.candidates() if candidates is None else candidates:
-            found = problems_of(path)
+            found = problems_of(path) or self._of_another_step(path)
             if not found:
                 return path, problems
             self._damaged.add(path.name)
             problems += found
         return None, problems
+
+    def _of_another_step(self, path: Path) -> list[str]:
+        """A sentence where a whole checkpoint has another's name; versions up to 0.2 did not note the step."""
+        step = saved_identity(path).get(_STEP)
+        if step in (None, self.step_of(path.name)):
+            return []
+        return [f"{path} holds the checkpoint of step {step}: it was copied there, or renamed"]
 
     def best(self) -> BestCheckpoint | None:
         """The best checkpoint by evaluation loss, as long as it is there."""
@@ -180,7 +190,7 @@ class CheckpointStore:
         # folder gets the name under which a resume looks for it.
         self._run_id = (identity or {}).get("run_id")
         fault_point("save.before_manifest")
-        write_manifest(staging, records, identity)
+        write_manifest(staging, records, {**(identity or {}), _STEP: self.step_of(target.name)})
         fault_point("save.manifest_written")
         flush_to_disk(staging)
         fault_point("save.folder_flushed")

@@ -25,7 +25,14 @@ _INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 def check_config(config: Root, world_size: int) -> list[str]:
     """All problems of a configuration on that many ranks, in words; the file system is looked at too."""
-    return [problem for check in config.command.checks for problem in check(config, world_size)]
+    return [problem for check in config.command.checks for problem in _found_by(check, config, world_size)]
+
+
+def _found_by(check: Check, config: Root, world_size: int) -> list[str]:
+    try:
+        return list(check(config, world_size))
+    except OSError as error:
+        return [f"{str(error.filename)[:200]!r} is no name of a file or folder: {error.strerror}."]
 
 
 def notices_of(config: Root) -> list[str]:

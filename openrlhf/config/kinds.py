@@ -36,6 +36,7 @@ MOST_MINUTES = 1e7  # 19 years; a clock of the libraries overflows somewhere bey
 
 WholeNumber = Annotated[_Int, Field(description="a whole number")]
 Count = Annotated[_Int, Field(ge=0, description="a whole number, 0 or above")]
+Rank = Annotated[_Int, Field(ge=0, le=2**16, description="a whole number from 0 to 65536")]
 PositiveCount = Annotated[_Int, Field(gt=0, description="a whole number above 0")]
 EverySteps = Annotated[
     _Int, AfterValidator(_not_zero), Field(ge=-1, description="a whole number above 0, or -1 for never")

@@ -22,6 +22,7 @@ from openrlhf.config.kinds import (
     Number,
     PositiveCount,
     PositiveNumber,
+    Rank,
     Size,
     WholeNumber,
 )
@@ -145,7 +146,7 @@ class TrainConfig:
 class LoraConfig:
     """Low-rank adapters."""
 
-    rank: Count = must_match(0, "rank of the adapters; 0 trains the whole model")
+    rank: Rank = must_match(0, "rank of the adapters; 0 trains the whole model")
     alpha: PositiveCount = must_match(16, "scale of the adapters")
     dropout: BelowOne = must_match(0.0, "dropout before the adapters")
     target_modules: tuple[str, ...] = free(("all-linear",), "names of the modules that get an adapter")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ else:
     import tomli as tomllib
 
 CONFIG_FLAG = "config"
-MAX_FILE_BYTES, MAX_PARTS, MAX_DEPTH = 1 << 20, 10_000, 20  # of a configuration file
+MAX_FILE_BYTES, MAX_PARTS, MAX_DEPTH = 1 << 15, 10_000, 20  # of a configuration file; read in 6 s at most
 _FLAG = re.compile(r"--?[a-zA-Z]")
 
 
@@ -66,8 +67,7 @@ def read_config_file(path: Any) -> list[Given]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")
     given = [Given(name, value, f"{path}: {name}") for name, value in _flatten(content, "")]
-    names = [one.name for one in given]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if twice := _twice(one.name for one in given):
         raise UserError(f"{path} gives {', '.join(twice[:MAX_DEPTH])} twice: leave one of them out.")
     return given
 
@@ -103,13 +103,13 @@ def _parse_file(file: Path) -> Any:
         )
     try:
         content = tomllib.loads(text) if file.suffix == ".toml" else yaml.load(text, _StrictLoader)
+        _check_size(content)
     except yaml.YAMLError as error:  # its own text shows the line, in which a key may stand
         mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"The configuration file {file} is broken: {reason}{place}") from None
-    except (ValueError, RecursionError, TypeError) as error:  # broken TOML; numbers, dates and depth of both
+    except (ValueError, RecursionError, TypeError, OverflowError) as error:  # numbers, dates, depth
         raise UserError(f"The configuration file {file} is broken: {error}") from None
-    _check_size(content, file)
     return content
 
 
@@ -124,27 +124,43 @@ def _text_of(file: Path) -> str:
         raise UserError(f"The configuration file {file} cannot be read: {error}.") from None
 
 
-def _check_size(content: Any, file: Path) -> None:
-    """An alias of YAML stands for all that it names: a few lines could mean more than a memory holds."""
+def _check_size(content: Any) -> None:
+    """Raises ValueError. An alias of YAML stands for all that it names: few lines could mean more than memory holds."""
     parts, num_parts = [(content, 0)], 0
     while parts:
         part, depth = parts.pop()
         num_parts += 1
         if num_parts > MAX_PARTS or depth > MAX_DEPTH:
-            raise UserError(
-                f"The configuration file {file} holds more than {MAX_PARTS:,} values, or lists and groups more than "
-                f"{MAX_DEPTH} deep, its aliases written out: it is none."
+            raise ValueError(
+                f"it holds more than {MAX_PARTS:,} values, or lists and groups more than {MAX_DEPTH} deep, its aliases "
+                "written out"
             )
-        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        parts += [(one, depth + 1) for one in inner]
+        parts += [(one, depth + 1) for one in _inner(part)]
+
+
+def _inner(part: Any) -> Iterable[Any]:
+    if isinstance(part, yaml.MappingNode):
+        return [one for pair in part.value for one in pair]
+    if isinstance(part, yaml.SequenceNode):
+        return part.value
+    return part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+def _twice(names: Iterable[Any]) -> list[Any]:
+    return [name for name, times in Counter(names).items() if times > 1]
 
 
 class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in a group; the later would hold."""
 
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        _check_size(node)  # before values are made of it: `<<` would write the aliases out
+        return node
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := [str(key) for key in keys if keys.count(key) > 1]:
+        if twice := _twice(map(str, keys)):
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 

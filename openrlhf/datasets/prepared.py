@@ -158,8 +158,18 @@ class SampleWriter:
         file.write(report.to_json().encode())
         file.close()
         parts = {name: file.parts for name, file in {**self._files, REPORT: file}.items()}
-        text = json.dumps({**meta, "batch_sizes": self._batch_sizes, "parts": parts})
-        (self._folder / META).write_text(f"{_checksum(text.encode())} {text}", encoding="utf-8")
+        _write_meta(self._folder, {**meta, "batch_sizes": self._batch_sizes, "parts": parts})
+
+
+def list_file(folder: Path, name: str) -> None:
+    """Makes a folder of one written file whole, in the sense of `is_whole`."""
+    data = np.memmap(folder / name, mode="r")
+    _write_meta(folder, {"parts": {name: [(len(data), _checksum(data))]}})
+
+
+def _write_meta(folder: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content)
+    (folder / META).write_text(f"{_checksum(text.encode())} {text}", encoding="utf-8")
 
 
 def _checksum(data: Any) -> str:
@@ -185,7 +195,7 @@ def _damaged_part(data: Any, parts: list[tuple[int, str]]) -> int | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there as it was written; of the samples' the sizes alone where it is a big one."""
+    """Whether every file is there as it was written; of a big one the size alone."""
     try:
         for name, parts in _read_meta(folder)["parts"].items():
             size_bytes = parts[-1][0]

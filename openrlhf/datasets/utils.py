@@ -10,6 +10,7 @@ import numpy as np
 
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
+from openrlhf.datasets.prepared import is_whole, list_file
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.find import Source, open_sources
 from openrlhf.datasets.sources.mixing import drawn_rows, parse_probabilities
@@ -83,23 +84,24 @@ def _rows_of(source: Source, cache_dir: Path) -> Any:
     folder = prepared_folder(
         cache_dir,
         key,
-        make=lambda folder: _write_rows(source, folder / ROWS_FILE),
-        is_whole=lambda folder: (folder / ROWS_FILE).is_file(),
+        make=lambda folder: _write_rows(source, folder),
+        is_whole=is_whole,
     )
     return datasets.Dataset.from_file(str(folder / ROWS_FILE))
 
 
-def _write_rows(source: Source, path: Path) -> None:
+def _write_rows(source: Source, folder: Path) -> None:
     """Writes the rows twice over: once to see every column's kind, once to write them."""
     from datasets.arrow_writer import ArrowWriter
 
     features = _features(readable_rows(source.tables))
     if not features:
         raise UserError(f"{source.name} is empty: it holds no row.")
-    with ArrowWriter(features=features, path=str(path)) as writer:
+    with ArrowWriter(features=features, path=str(folder / ROWS_FILE)) as writer:
         for row in readable_rows(source.tables):
             writer.write({name: row.get(name) for name in features})
         writer.finalize()
+    list_file(folder, ROWS_FILE)
 
 
 def _features(rows: Iterator[Row]) -> Any:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,26 @@ def test_damaged_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
     path, problems = store.newest_whole()
     assert path == tmp_path / "global_step1"
     assert "global_step2/weights" in problems[0]
+
+
+def test_a_checkpoint_copied_over_another_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        _save(store, step)
+    shutil.rmtree(tmp_path / "global_step3")
+    shutil.copytree(tmp_path / "global_step1", tmp_path / "global_step3")
+    path, (problem,) = CheckpointStore(tmp_path).newest_whole()
+    assert path == tmp_path / "global_step2"
+    assert "global_step3 holds the checkpoint of step 1" in problem
+
+
+def test_a_checkpoint_copied_over_another_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, max_num=2)
+    for step in (1, 2):
+        _save(store, step)
+    shutil.copytree(tmp_path / "global_step1", tmp_path / "global_step3")
+    _save(store, 4)
+    assert _steps(store) == [4, 2]
 
 
 def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:

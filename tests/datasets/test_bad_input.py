@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from openrlhf.datasets.sources import find
+from openrlhf.datasets.sources import find, readers
 from openrlhf.datasets.sources.readers import READERS
 from tests.datasets.conftest import pairs, write_jsonl
 
@@ -130,3 +130,10 @@ def test_without_a_network_a_hub_name_is_refused_at_once(problems, monkeypatch):
     monkeypatch.setattr(find, "hub_can_be_asked", lambda: False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert "'owner/name' is no local file or folder, and the hub cannot be reached" in problems("owner/name")
+
+
+def test_a_line_that_no_row_can_be_is_refused_before_it_is_read(tmp_path, problems, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "' + "a" * (1 << 20) + '", "completion": "b"}\n')
+    assert "has a line of more than 1 MiB: write a row a line" in problems(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 import torch
 from tokenizers.normalizers import Lowercase
 
-from openrlhf.datasets import cache
+from openrlhf.datasets import cache, prepared
 from openrlhf.datasets.cache import prepared_folder
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.prepared import SAMPLES
@@ -272,3 +273,29 @@ def test_a_failure_is_forgotten_when_the_next_attempt_works(tmp_path):
         prepared_folder(tmp_path, "key", refuse, same)
     assert same(prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same))
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_damaged_block_of_data_too_large_to_be_read_at_the_start_is_named(tmp_path, prepare, monkeypatch):
+    """A block is what a worker encodes at a time: 512 rows."""
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(1100))
+    folder = prepare(path).samples.folder
+    data = bytearray((folder / SAMPLES).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / SAMPLES).write_bytes(data)
+    monkeypatch.setattr(prepared, "MAX_BYTES_AT_START", 1000)
+    samples = prepare(path).samples
+    assert len(samples.sample(0).input_ids) > 0
+    with pytest.raises(UserError, match=r"are damaged \(checksum of block 1\): remove that folder"):
+        samples.sample(600)
+
+
+def test_a_full_disk_of_the_cache_is_said_in_words(tmp_path, prepare, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    monkeypatch.setattr(prepared.SampleWriter, "append", no_space)
+    with pytest.raises(UserError, match="cannot be written to .* make room there, or choose another folder"):
+        prepare(path)
+    assert [entry.name for entry in tmp_path.rglob("*.making-*")] == []
+
+
+def no_space(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

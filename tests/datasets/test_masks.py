@@ -69,8 +69,9 @@ def test_families_without_marks(family: Family, settings: DataConfig):
 
 
 @each_family
-def test_ids_are_those_of_the_whole_text_tokenized_once(family: Family):
-    tokenizer = family.tokenizer(marked=False)
+@each_marking
+def test_ids_are_those_of_the_whole_text_tokenized_once(family: Family, marked: bool):
+    tokenizer = family.tokenizer(marked)
     sample = encode({"messages": CHAT}, tokenizer, ALL_TURNS)
     assert sample.input_ids.tolist() == tokenizer.apply_chat_template(CHAT, return_dict=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow
@@ -43,6 +44,17 @@ def test_a_loop_by_index_needs_marks():
 def test_text_changed_after_it_was_put_together_needs_marks():
     template = "{% set text %}" + CHATML + "{% endset %}{{ text | replace('o', '0') | upper }}"
     assert "cannot be traced" in refusal(template, CHAT)
+
+
+def test_a_tokenizer_that_renders_in_a_way_of_its_own_is_compared_row_by_row():
+    class Shouting(PreTrainedTokenizerFast):
+        def apply_chat_template(self, *args, **more):
+            return super().apply_chat_template(*args, **more).upper()
+
+    tokenizer = tiny_tokenizer(CHATML)
+    tokenizer.__class__ = Shouting
+    with pytest.raises(BadRow, match="cannot be traced"):
+        encode({"messages": CHAT}, tokenizer, ALL_TURNS)
 
 
 def test_a_header_without_generation_prompt_is_no_guess():

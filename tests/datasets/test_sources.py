@@ -166,6 +166,16 @@ def test_blending_gives_every_row_as_it_was_written(tmp_path: Path):
     assert blended[0]["id"] == 1
 
 
+def test_blending_reads_anew_what_is_damaged_in_the_cache(tmp_path: Path):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+    rows = blending_datasets(str(path), cache_dir=tmp_path).to_list()
+    (kept,) = tmp_path.glob("rows-*/rows.arrow")
+    damaged = bytearray(kept.read_bytes())
+    damaged[damaged.index(b"3")] = ord("7")
+    kept.write_bytes(damaged)
+    assert blending_datasets(str(path), cache_dir=tmp_path).to_list() == rows
+
+
 def test_blending_reports_counts_and_obeys_them(tmp_path: Path):
     class Strategy:
         said: list[str] = []  # noqa: RUF012

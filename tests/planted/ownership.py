@@ -72,6 +72,14 @@ BUGS = [
         _HOSTILE,
     ),
     Bug(
+        "a_copied_checkpoint_counts",
+        "a checkpoint that was copied over another step's is gone on from",
+        "checkpoint/store.py",
+        "if step in (None, self.step_of(path.name)):",
+        "if True:",
+        ("tests/checkpoint/test_store.py::test_a_checkpoint_copied_over_another_is_named_and_the_one_before_is_used",),
+    ),
+    Bug(
         "report_over_the_data",
         "inspect_data --html replaces the data set",
         "config/outputs.py",

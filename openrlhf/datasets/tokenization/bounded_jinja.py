@@ -1,7 +1,8 @@
 """Jinja for templates from elsewhere: sandboxed, and within bounds of time, steps and characters.
 
-A template that exceeds them, for one conversation, ends the preparation: rows cannot mend it. Loops and calls count as
-steps (`MarkedTemplate` puts a call into every loop); each text that is made or printed counts by its characters.
+A template that exceeds them, for one conversation, ends the preparation: rows cannot mend it. Calls and rounds of loops
+count as steps (`MarkedTemplate` puts a filter into every loop); each text that is made or printed counts by its
+characters.
 """
 
 from __future__ import annotations

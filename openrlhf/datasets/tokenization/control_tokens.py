@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -32,17 +32,19 @@ class ControlTokens:
         texts = [] if self._backend.encode_special_tokens else sorted(special, key=len, reverse=True)
         self._names = {text: chr(_FIRST_NAME + number) * len(text) for number, text in enumerate(texts)}
         self._pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
-        self._first_characters = tuple({text[0] for text in texts})
+        self._first_characters = tuple({repr(text[0])[1:-1] for text in texts})
         self._copy: Tokenizer | None = None
 
     def found_in(self, value: Any) -> list[str]:
         """Those in a text, or in the texts of lists and objects."""
+        written = repr(value)  # to look for one character in it is many times faster than to look for the tokens
+        return list(self._all_in(value)) if any(map(written.__contains__, self._first_characters)) else []
+
+    def _all_in(self, value: Any) -> Iterator[str]:
         if isinstance(value, str):
-            # To look for one character is many times faster than to look for the tokens.
-            is_possible = any(map(value.__contains__, self._first_characters))
-            return self._pattern.findall(value) if is_possible else []
-        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return [token for part in parts for token in self.found_in(part)]
+            yield from self._pattern.findall(value)
+        for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from self._all_in(part)
 
     def broken(self, value: Any) -> Any:
         """A copy of a value with a `BREAK` behind the first character of each control token. Raises BadRow."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Template, nodes
+from jinja2 import Template, nodes, pass_context
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
@@ -26,7 +27,7 @@ from openrlhf.datasets.tokenization.bounded_jinja import BoundedEnvironment
 
 _NONCE = secrets.token_hex(4)
 _MARK = re.compile(f"\ue0f0{_NONCE}([LEGH]|M[0-9]+)\ue0f1")
-_TURN_FUNCTION, _JOIN_FUNCTION = f"turn_mark_{_NONCE}", f"joined_{_NONCE}"
+_TURN_FILTER, _JOIN_FILTER = f"turn_mark_{_NONCE}", f"joined_{_NONCE}"
 PER_ROW_NAMES = {"messages", "tools", "documents"}
 
 
@@ -65,33 +66,39 @@ class MarkedTemplate:
     def __init__(self, source: str):
         """Raises jinja2.TemplateSyntaxError if the source is no Jinja."""
         self._source = source
-        self._environment = environment = _environment(_GenerationMarks)
+        self._index_of: dict[int, int] = {}  # the messages that are being rendered, by their `id`
+        self._environment = environment = _environment(_GenerationMarks, self._turn_mark)
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
         self.can_see_marks = self.has_generation_marks or _reads_what_it_printed(tree)
         self.constant_prompt = _prompt_is_constant(tree)
-        self._template = environment.from_string(_LoopMarks().visit(tree))
+        self._template = _compiled(environment, _LoopMarks().visit(tree))
 
     @cached_property
     def _plain(self) -> Template:
-        environment = _environment(_GenerationBlocks)
-        return environment.from_string(_Bounds().visit(environment.parse(self._source)))
+        environment = _environment(_GenerationBlocks, lambda item: "")
+        return _compiled(environment, _Bounds().visit(environment.parse(self._source)))
 
     def text(self, messages: list[dict], **names: Any) -> str:
         """The text of the messages, rendered without marks."""
         self._plain.environment.begin(_num_characters(messages))
-        return self._plain.render(messages=messages, **names, **{_TURN_FUNCTION: lambda *_: ""})
+        return self._plain.render(messages=messages, **names)
 
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:
         """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
-        index_of = {id(message): index for index, message in enumerate(messages)}
+        self._index_of = {id(message): index for index, message in enumerate(messages)}
         self._environment.begin(_num_characters(messages))
+        return _read_marks(self._template.render(messages=messages, **names))
 
-        def turn_mark(item: Any = None) -> str:
-            index = index_of.get(id(item))
-            return "" if index is None else _mark(f"M{index}")
+    def _turn_mark(self, item: Any) -> str:
+        index = self._index_of.get(id(item))
+        return "" if index is None else _mark(f"M{index}")
 
-        return _read_marks(self._template.render(messages=messages, **names, **{_TURN_FUNCTION: turn_mark}))
+
+def _compiled(environment: BoundedEnvironment, tree: nodes.Template) -> Template:
+    template = environment.from_string(tree)
+    template.globals = dict(template.globals)  # Jinja copies them for each render, and its own kind of dict is slow
+    return template
 
 
 def _num_characters(messages: list[dict]) -> int:
@@ -148,28 +155,28 @@ def _note_region(regions: dict[int, list[CharSpan]], owner: int | None, span: Ch
 
 
 class _Bounds(NodeTransformer):
-    """Puts a call into every round of a loop, and in place of `~`: calls are within bounds."""
+    """Puts a filter into every round of a loop, and in place of `~`: filters are within bounds."""
 
     def visit_For(self, node: nodes.For) -> Any:
         self.generic_visit(node)
-        item = [nodes.Name(node.target.name, "load")] if isinstance(node.target, nodes.Name) else []
-        node.body.insert(0, nodes.Output([_call(_TURN_FUNCTION, item)]))
+        item = nodes.Name(node.target.name, "load") if isinstance(node.target, nodes.Name) else nodes.Const(None)
+        node.body.insert(0, nodes.Output([_filtered(_TURN_FILTER, item)]))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call(_JOIN_FUNCTION, node.nodes)
+        return _filtered(_JOIN_FILTER, *node.nodes)
 
 
 class _LoopMarks(_Bounds):
-    """Puts marks around every loop besides; the call names the message of the round, if it is one."""
+    """Puts marks around every loop besides; the filter names the message of the round, if it is one."""
 
     def visit_For(self, node: nodes.For) -> list[nodes.Node]:
         return [_mark_output("L"), super().visit_For(node), _mark_output("E")]
 
 
-def _call(name: str, arguments: list[Any]) -> nodes.Call:
-    return nodes.Call(nodes.Name(name, "load"), arguments, [], None, None)
+def _filtered(name: str, first: Any, *others: Any) -> nodes.Filter:
+    return nodes.Filter(first, name, [*others], [], None, None)
 
 
 class _GenerationMarks(Extension):
@@ -201,11 +208,18 @@ def _mark_output(kind: str) -> nodes.Output:
     return nodes.Output([nodes.TemplateData(_mark(kind))])
 
 
-def _environment(generation: type[Extension]) -> BoundedEnvironment:
+def _environment(generation: type[Extension], turn_mark: Callable[[Any], str]) -> BoundedEnvironment:
     """The filters and functions that transformers documents for chat templates."""
     environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols])
     environment.add_filter("tojson", _to_json)
-    environment.globals[_JOIN_FUNCTION] = environment.joined
+    environment.filters[_JOIN_FILTER] = environment.joined
+
+    @pass_context  # and so Jinja cannot work it out when it compiles
+    def begin_round(context: Any, item: Any) -> str:
+        environment.spend()
+        return turn_mark(item)
+
+    environment.filters[_TURN_FILTER] = begin_round
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment

@@ -18,6 +18,7 @@ from openrlhf.datasets.tokenization.marked_template import MarkedRender
 _NONCE = secrets.token_hex(4)
 _TAG = re.compile(f"{_NONCE}n([0-9]+)x")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_UNPRINTED = "the chat template does not print the {} of an answer"
 _REMEDY = "give a template that knows tools by --data.tokenizer_chat_template"
 
 
@@ -30,8 +31,10 @@ def check_printed(
     """
     messages, tools = conversation.messages, conversation.tools
     yield from _unprinted_contents(messages, render.text)
-    judged = [message for turn, message in enumerate(messages) if turn in turns or "tool_calls" in message]
-    if not tools and all(_is_plainly_printed(message, messages, render.text) for message in judged):
+    judged = [turn for turn, message in enumerate(messages) if turn in turns or "tool_calls" in message]
+    doubtful = [turn for turn in judged if not _is_plainly_printed(messages[turn], messages, render.text)]
+    if not tools and all(_has_no_room(messages[turn], turn, render) for turn in doubtful):
+        yield from (_UNPRINTED.format(name) for turn in doubtful for name in _REASONING if messages[turn].get(name))
         return
     tags: list[tuple[str, int, str]] = []  # kind, message, name
     tagged = [_tagged_message(message, turn, tags) for turn, message in enumerate(messages)]
@@ -56,6 +59,15 @@ def _is_plainly_printed(message: Message, messages: list[Message], text: str) ->
     )
 
 
+def _has_no_room(message: Message, turn: int, render: MarkedRender) -> bool:
+    """Whether what is printed of an answer, its content left out, is shorter than its reasoning."""
+    printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
+    content, reasoning = message["content"].strip(), [message[name] for name in _REASONING if message.get(name)]
+    if "tool_calls" in message or not content or content not in printed:
+        return False
+    return all(isinstance(one, str) and len(printed) - len(content) < len(one.strip()) for one in reasoning)
+
+
 def _judged(kind: str, turn: int, name: str, messages: list[Message], turns: list[int]) -> Iterator[str]:
     """What follows from a tag that is not printed."""
     if kind == "call":
@@ -67,7 +79,7 @@ def _judged(kind: str, turn: int, name: str, messages: list[Message], turns: lis
     elif turn in turns:
         if not messages[turn]["content"].strip() and not messages[turn].get("tool_calls"):
             raise BadRow(f"turn {turn + 1}: the answer is reasoning alone, which the chat template does not print")
-        yield f"the chat template does not print the {name} of an answer"
+        yield _UNPRINTED.format(name)
 
 
 def _unprinted_contents(messages: list[Message], text: str) -> Iterator[str]:

@@ -153,6 +153,24 @@ TEMPLATES = (
     ),
     template_case("a template nested too deeply", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be compiled"),
     template_case("a number of 5,000 digits in it", "{{ " + "9" * 5000 + " }}", "cannot be compiled"),
+    template_case(
+        "loops that are endless where no marks are seen",
+        "{% set said %}{% for message in messages %}{{ message.content }}{% endfor %}{% endset %}"
+        "{% if said | length < 9 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        "{% endif %}" + CHATML,
+        "1,000,000 steps",
+    ),
+    Case(
+        "a template that is broken where transformers itself renders it",
+        lambda w: prepared(
+            w,
+            w.write("a.jsonl", [messages()]),
+            template="{% if 'openrlhf' not in namespace | string %}{{ 1 / 0 }}{% endif %}" + CHATML,
+        ),
+        ("1 samples of 1 rows",),
+        0,
+        in_suite=True,
+    ),
     template_case("a template of two megabytes", "a" * 2**21, "characters"),
     template_case("secrets of Python", "{{ ''.__class__.__mro__ }}" + LOOP, "chat template"),
     file_case(

@@ -68,6 +68,7 @@ class MarkedTemplate:
         self._source = source
         self._index_of: dict[int, int] = {}  # the messages that are being rendered, by their `id`
         self._environment = environment = _environment(_GenerationMarks, self._turn_mark)
+        self._plain_environment = _environment(_GenerationBlocks, lambda item: "")
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
         self.can_see_marks = self.has_generation_marks or _reads_what_it_printed(tree)
@@ -76,12 +77,12 @@ class MarkedTemplate:
 
     @cached_property
     def _plain(self) -> Template:
-        environment = _environment(_GenerationBlocks, lambda item: "")
+        environment = self._plain_environment
         return _compiled(environment, _Bounds().visit(environment.parse(self._source)))
 
     def text(self, messages: list[dict], **names: Any) -> str:
         """The text of the messages, rendered without marks."""
-        self._plain.environment.begin(_num_characters(messages))
+        self._plain_environment.begin(_num_characters(messages))
         return self._plain.render(messages=messages, **names)
 
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:

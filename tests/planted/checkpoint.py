@@ -68,8 +68,8 @@ BUGS = [
         "damaged_pushes_out_whole",
         "rotation keeps a damaged checkpoint and removes a whole one",
         "checkpoint/store.py",
-        "if path.name not in self._damaged and looks_whole(path)]",
-        "if looks_whole(path)]",
+        "if path.name not in self._damaged and looks_whole(path))",
+        "if looks_whole(path))",
         (f"{_STORE}::test_a_damaged_one_does_not_push_out_a_whole_one",),
     ),
     Bug(

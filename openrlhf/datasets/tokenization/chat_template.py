@@ -118,7 +118,7 @@ class ChatRenderer:
         return render
 
     def text_of(self, messages: list[Message], tools: list[Any] | None) -> str:
-        """The conversation's text, as far as it can be rendered: '' where the template refuses it."""
+        """The conversation's text: '' where the template refuses it. Raises UserError where it exceeds its bounds."""
         return self._tried(self._for_template(messages), tools) or ""
 
     def _text_to_compare(self, messages: list[Message], tools: list[Any] | None) -> str | None:
@@ -168,6 +168,8 @@ class ChatRenderer:
     def _tried(self, messages: list[Message], tools: list[Any] | None = None) -> str | None:
         try:
             return self._text(messages, tools)
+        except UserError:  # beyond its bounds: no other text would help
+            raise
         except Exception:  # it cannot, in whatever way
             return None
 

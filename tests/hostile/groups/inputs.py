@@ -151,6 +151,23 @@ TEMPLATES = (
         "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
         "takes more than",
     ),
+    template_case("a long text between many", "{{ ('a' * 1000000).join([''] * 50000) }}", "takes more than"),
+    template_case("the same by a filter", "{{ range(9999) | map('string') | join('a' * 1000000) }}", "takes more than"),
+    template_case("a million tabs, each a line wide", "{{ ('\t' * 1000000).expandtabs(99999) }}", "takes more than"),
+    template_case("a million indented lines", "{{ ('\n' * 1000000) | indent(99999) }}", "takes more than"),
+    template_case("long texts for letters", "{{ ('a' * 1000000).translate({97: 'b' * 100000}) }}", "takes more than"),
+    template_case("wide fields", "{{ ('%99999s' * 100000) % (('a',) * 100000) }}", "takes more than"),
+    template_case("lists put together", "{{ ([[1]] * 1000000) | sum(start=[]) | length }}", "takes more than"),
+    template_case("a list of sixty million", "{{ ([1] * 60000000) | sort | length }}", "takes more than"),
+    Case(
+        "sorting without end",
+        lambda w: prepared(
+            w,
+            w.write("a.jsonl", [messages()]),
+            template="{% for a in range(9999) %}{% set x = range(90000) | list | sort %}{% endfor %}" + CHATML,
+        ),
+        ("takes more than 5 s",),
+    ),
     template_case("a template nested too deeply", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "cannot be compiled"),
     template_case("a number of 5,000 digits in it", "{{ " + "9" * 5000 + " }}", "cannot be compiled"),
     template_case(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from openrlhf.config import RMConfig
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import classifier_facts
@@ -17,6 +19,7 @@ class RMRun(PairRun):
     """See `TrainingRun`."""
 
     config: RMConfig
+    trainer: RewardModelTrainer
     facts_of = staticmethod(classifier_facts)
 
     @classmethod
@@ -25,6 +28,11 @@ class RMRun(PairRun):
 
     def build_model(self) -> RewardModel:
         return build_reward_model(self.config, self.strategy.get_ds_train_config())
+
+    def _export(self, output_dir: Path) -> None:
+        if self._is_trained:  # by an earlier process, and evaluated there
+            self.trainer.note_statistics()
+        super()._export(output_dir)
 
     def build_trainer(self, prepared: Prepared) -> RewardModelTrainer:
         config = self.config

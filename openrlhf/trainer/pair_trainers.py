@@ -10,7 +10,7 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.config import DPOConfig, RMConfig, from_namespace
 from openrlhf.config.pair_settings import PreferenceModelConfig, RewardModelConfig
 from openrlhf.errors import UserError
-from openrlhf.models import Actor, RewardModel
+from openrlhf.models import Actor, RewardModel, note_reward_statistics
 from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
 from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
 from openrlhf.objectives.preference import Reference
@@ -20,6 +20,7 @@ from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
 from openrlhf.trainer.run_identity import base_model_fingerprint
+from openrlhf.trainer.trainer import Loader
 
 
 def preference_objective(model: PreferenceModelConfig, reference: Reference | None) -> PreferenceObjective:
@@ -106,7 +107,7 @@ class DPOTrainer(CommandTrainer):
 
 
 class RewardModelTrainer(CommandTrainer):
-    """A reward model on pairs of answers.
+    """A reward model on pairs of answers. Its config keeps mean and deviation of the rewards of the last evaluation.
 
     Args:
         loss: `sigmoid` or `logexp`.
@@ -152,6 +153,17 @@ class RewardModelTrainer(CommandTrainer):
             max_epochs=max_epochs,
             tokenizer=tokenizer,
         )
+
+    def _evaluated(self, dataloader: Loader | None) -> dict[str, float]:
+        metrics = super()._evaluated(dataloader)
+        if dataloader is self.eval_dataloader and "eval_reward_mean" in metrics:  # an objective of one's own has none
+            note_reward_statistics(self.model.config, metrics["eval_reward_mean"], metrics["eval_reward_std"])
+        return metrics
+
+    def note_statistics(self) -> None:
+        """Mean and deviation of the rewards go into the model's config once more, where it was loaded as trained."""
+        if self.eval_dataloader is not None:
+            self._evaluated(self.eval_dataloader)
 
     def objective_of(self, config: RMConfig) -> Objective:
         return reward_objective(self.settings_of(config).model)

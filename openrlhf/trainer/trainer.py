@@ -218,14 +218,18 @@ class Trainer:
         Args: steps: part of OpenRLHF's interface; the record has the run's own step.
         """
         dataloader = self.eval_dataloader if dataloader is None else dataloader
-        assert dataloader is not None, "there is nothing to evaluate on"
-        windows = self._source_of(dataloader, num_micro_batches=1)
-        metrics = evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
+        metrics = self._evaluated(dataloader)
         if dataloader is self.eval_dataloader:  # on other rows it says nothing of the run's best checkpoint
             self.progress = self.progress.after_evaluation(metrics["eval_loss"])
         record = {"global_step": self.progress.optimizer_step, **metrics}
         self._emit_record("on_evaluate", record)
         return record
+
+    def _evaluated(self, dataloader: Loader | None) -> dict[str, float]:
+        """The metrics alone."""
+        assert dataloader is not None, "there is nothing to evaluate on"
+        windows = self._source_of(dataloader, num_micro_batches=1)
+        return evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
 
     # --- where the run stands ------------------------------------------------------------------------------------
 

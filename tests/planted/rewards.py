@@ -20,11 +20,11 @@ BUGS = [
         (_LAYOUTS + "test_a_score_does_not_depend_on_its_neighbours",),
     ),
     Bug(
-        "ring_ranks_forget_whose_end_it_is",
-        "under a ring, values go to other answers",
+        "each_ring_rank_reads_a_value",
+        "under a ring, each rank adds the value of a token of its own to a reward",
         "batching/micro_batch.py",
-        "last_sequence=self.last_sequence[ends_here]",
-        "last_sequence=self.last_sequence[: int(ends_here.sum())]",
+        "ends_here = last_index >= 0",
+        "ends_here = last_index >= -1",
         (_LAYOUTS + "test_a_reward_model_equals_a_float64_loop",),
     ),
     Bug(
@@ -66,6 +66,14 @@ BUGS = [
         "TaskType.CAUSAL_LM if model.can_generate() else TaskType.SEQ_CLS",
         "TaskType.CAUSAL_LM",
         (_MODEL + "test_adapters_and_the_whole_head_are_trained",),
+    ),
+    Bug(
+        "statistics_of_a_killed_run_are_lost",
+        "a run that was killed before its export exports a model without mean and deviation of its rewards",
+        "run/rm_run.py",
+        "if self._is_trained:",
+        "if False:",
+        ("tests/runs/test_pairs.py::test_the_config_keeps_mean_and_deviation_of_the_rewards",),
     ),
     Bug(
         "head_starts_by_chance",

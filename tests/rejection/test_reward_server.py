@@ -25,6 +25,9 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from openrlhf.rejection.reward_server import make_app  # noqa: E402
 
 
+SECONDS_TO_ANSWER = 60.0
+
+
 def by_length(items) -> list[Judged]:
     """A stand-in for the scorer."""
     return [Judged(None, "it is too long") if len(one) > 20 else Judged(float(len(one))) for one in items]
@@ -35,7 +38,8 @@ def asked(app, *requests: dict) -> list[httpx.Response]:
 
     async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rewards") as client:
-            return await asyncio.gather(*(client.post("/get_reward", **request) for request in requests))
+            sent = (client.post("/get_reward", **request) for request in requests)
+            return await asyncio.wait_for(asyncio.gather(*sent), SECONDS_TO_ANSWER)
 
     return asyncio.run(ask())
 

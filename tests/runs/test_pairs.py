@@ -98,6 +98,20 @@ def test_what_is_exported_opens_in_transformers(unbroken):
     assert reward.config.num_labels == 1
 
 
+def test_the_config_keeps_mean_and_deviation_of_the_rewards(unbroken, bench, one_rank):
+    """Also where a killed run had trained, and exports in another process."""
+    (evaluation,) = eval_lines(unbroken["train_rm"])
+    expected = [evaluation[f"eval_reward_{name}"] for name in ("mean", "std")]
+    found = json.loads((unbroken["train_rm"] / "config.json").read_text())
+    assert [found["mean"], found["std"]] == expected
+    shutil.copytree(unbroken["train_rm"], bench / "killed")
+    (bench / "killed" / "config.json").unlink()
+    evaluated = dict(eval__dataset=bench / "pairs.jsonl", eval__subset_key="kind", ckpt__load_enable=True)
+    one_rank.run(run, argv(bench, "killed", **evaluated), command="train_rm")
+    again = json.loads((bench / "killed" / "config.json").read_text())
+    assert [again["mean"], again["std"]] == expected
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command):
     two_ranks.run(run, argv(bench, f"{command}-ring", **TWO_RANKS), command=command)

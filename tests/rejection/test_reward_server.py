@@ -24,7 +24,6 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from openrlhf.rejection.reward_server import make_app  # noqa: E402
 
-
 SECONDS_TO_ANSWER = 60.0
 
 

@@ -57,7 +57,7 @@ def unbroken(bench, one_rank):
     return {command: bench / f"{command}-unbroken" for command in COMMANDS}
 
 
-@pytest.mark.parametrize(("command", "names"), zip(COMMANDS, (OF_DPO, OF_RM), strict=True))
+@pytest.mark.parametrize(("command", "names"), [("train_dpo", OF_DPO), ("train_rm", OF_RM)])
 def test_records_have_the_names_of_the_contract(unbroken, command, names):
     steps, (evaluation,) = step_lines(unbroken[command]), eval_lines(unbroken[command])
     assert [line["global_step"] for line in steps] == list(range(1, NUM_STEPS + 1))
@@ -234,6 +234,6 @@ def test_a_reference_with_another_vocabulary_is_refused(one_rank, bench):
 def test_the_start_table_says_loss_and_reference(one_rank, bench):
     words = argv(bench, "table", model__loss_type="sigmoid,sft", model__loss_weights="1,0.2", train__max_steps=1)
     said = one_rank.run(said_by_run, words, command="train_dpo")[0]
-    assert "1 sigmoid + 0.2 sft; beta 0.1" in said
+    assert "sigmoid + 0.2 sft; beta 0.1" in said
     assert "a second model" in said
     assert [line["loss"] for line in read_metrics(bench / "table")][0] > math.log(2)

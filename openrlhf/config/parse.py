@@ -13,6 +13,7 @@ from typing import Any
 from openrlhf.config.checks import check_config, notices_of
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
+from openrlhf.config.recipes import read_recipe
 from openrlhf.config.schema import Root, RootT, Setting, build, groups, settings, synonyms
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
 from openrlhf.config.synonyms import resolve
@@ -43,15 +44,17 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         print_help(root)
         raise SystemExit(0)
     given, file_problems = read_argv(argv)
-    reading = read_given(root, given)
-    config = build(root, reading.values)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    recipe = read_recipe(root, given, world_size)
+    reading = read_given(root, recipe.given)
+    config = build(root, reading.values)
     consequences = [
         problem for problem in check_config(config, world_size) if not _names_any(problem, reading.doubtful)
     ]
-    if problems := file_problems + reading.problems + ([] if file_problems else consequences):
+    if problems := file_problems + recipe.problems + reading.problems + ([] if file_problems else consequences):
         raise UserError(*problems)
     if os.environ.get("RANK", "0") == "0":
+        recipe.tell()
         for sentence in notices_of(config):
             print(sentence, file=sys.stderr)
     return config

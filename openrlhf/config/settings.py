@@ -84,9 +84,10 @@ class DataConfig:
     apply_chat_template: bool = free(False, "render rows by the tokenizer's chat template")
     tokenizer_chat_template: str | None = free(None, "chat template in place of the tokenizer's; chatml is built in")
     multiturn: bool = free(False, "train on every turn of the assistant, not on the last one alone")
-    targets: Literal["all_turns", "last_turn", "completion", "everything"] | None = free(
+    targets: Literal["all_turns", "last_turn", "completion", "everything", "completion_or_everything"] | None = free(
         None, "which tokens are trained on; none means all_turns with multiturn, last_turn without"
     )
+    eos_token: str | None = free(None, "token of the vocabulary that ends a text, in place of the tokenizer's own")
     control_tokens: Literal["text", "refuse", "keep"] = free(
         "text", "control tokens such as <|im_start|> in the text of a row: read as text, refused, or kept as they are"
     )
@@ -105,6 +106,7 @@ class EvalConfig:
     dataset: str | None = taken(None, "like data.dataset; evaluated at the end, and every eval.steps")
     split: str = taken("train", "split of eval.dataset (a plain file has the split train)")
     steps: EverySteps = free(-1, "evaluate every that many optimizer steps; -1: at the end alone")
+    at_end: bool = free(True, "evaluate at the end of the run")
 
 
 @dataclasses.dataclass(frozen=True)

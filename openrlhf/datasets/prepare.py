@@ -214,7 +214,7 @@ class _Preparation:
 
     def _note_turn_end(self, end_id: int) -> None:
         """The token that answers end with: a model stops there, so generation has to stop there."""
-        if target_choice(self.data, self.pretrain_mode) == "everything":
+        if target_choice(self.data, self.pretrain_mode).endswith("everything"):
             return
         self.report.turn_end_id, self.report.turn_end = end_id, self.tokenizer.decode([end_id])
         if end_id == self.tokenizer.eos_token_id:

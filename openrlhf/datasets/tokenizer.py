@@ -10,7 +10,11 @@ from openrlhf.errors import UserError, first_line_of
 
 
 def get_tokenizer(
-    name_or_path: str, padding_side: str = "right", use_fast: bool = True, trust_remote_code: bool = False
+    name_or_path: str,
+    padding_side: str = "right",
+    use_fast: bool = True,
+    trust_remote_code: bool = False,
+    eos_token: str | None = None,
 ) -> Any:
     """Opens the tokenizer of a model folder or hub name.
 
@@ -31,8 +35,20 @@ def get_tokenizer(
         )
     except Exception as error:  # a damaged file fails in any way
         raise UserError(_no_tokenizer(name_or_path, error)) from error
+    if eos_token is not None:
+        set_end_token(tokenizer, eos_token)
     prepare_special_tokens(tokenizer, name_or_path)
     return tokenizer
+
+
+def set_end_token(tokenizer: Any, eos_token: str) -> None:
+    """Gives the tokenizer another end token of its vocabulary. Raises UserError where it has none of that name."""
+    if eos_token not in tokenizer.get_vocab():
+        raise UserError(
+            f"--data.eos_token {eos_token!r} is no token of the tokenizer's vocabulary: give one that is, or add it to "
+            "the tokenizer and the model first."
+        )
+    tokenizer.eos_token = eos_token
 
 
 def prepare_special_tokens(tokenizer: Any, name: str = "the tokenizer") -> None:

@@ -36,7 +36,10 @@ class Prepare(Protocol):
 
 def build_tokenizer(config: TrainingConfig) -> Any:
     """The tokenizer saved with the model."""
-    return get_tokenizer(config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code)
+    model = config.model
+    return get_tokenizer(
+        model.model_name_or_path, trust_remote_code=model.trust_remote_code, eos_token=config.data.eos_token
+    )
 
 
 def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> PretrainedConfig:

@@ -74,17 +74,19 @@ def _of_window(
 
 
 class Evaluating(Callback):
-    """Evaluates every `eval_steps` optimizer steps (-1: never), and at the end of the run."""
+    """Evaluates every `eval_steps` optimizer steps (-1: never), where a callback asks for it, and at the end."""
 
-    def __init__(self, eval_steps: int):
+    def __init__(self, eval_steps: int, at_end: bool = True):
         self._eval_steps = eval_steps
+        self._at_end = at_end
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if self._eval_steps > 0 and trainer.progress.optimizer_step % self._eval_steps == 0:
+        is_wished, trainer.wishes.evaluation = trainer.wishes.evaluation, False
+        if is_wished or (self._eval_steps > 0 and trainer.progress.optimizer_step % self._eval_steps == 0):
             self._evaluate(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:
-        if trainer.progress.last_eval_step != trainer.progress.optimizer_step:
+        if self._at_end and trainer.progress.last_eval_step != trainer.progress.optimizer_step:
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:

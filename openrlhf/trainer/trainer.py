@@ -111,6 +111,7 @@ class Trainer:
                     break
             self.progress = replace(self.progress, finished=True)
             self._callbacks.emit_end()
+        self._callbacks = CallbackList(self, users)  # those of the house are closed: an evaluation may come later
 
     def check_layout(self) -> None:
         """Raises UserError where the model computes samples of a pack, or of a padded batch, otherwise than alone."""
@@ -207,6 +208,10 @@ class Trainer:
     def request_save(self) -> None:
         """Asks for a save at the end of this step."""
         self.wishes.save = True
+
+    def request_evaluation(self) -> None:
+        """Asks for an evaluation on the run's own rows at the end of this step."""
+        self.wishes.evaluation = True
 
     def request_stop(self, reason: str) -> None:
         """Asks for the end of the run after this step; its model is exported as at its usual end."""

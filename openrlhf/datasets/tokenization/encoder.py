@@ -122,9 +122,12 @@ class SampleEncoder:
         tokens = self._tokenize(render.text, add_special_tokens=False, is_control=_always if is_broken else None)
         first = self._num_doubled_bos(tokens.ids)
         ids = tokens.ids[first:]
-        turns = [] if self._targets == "everything" else chosen_turns(content, self._targets)
+        targets = self._targets
+        if targets == "completion_or_everything":
+            targets = "everything" if content.num_prompt_messages is None else "completion"
+        turns = [] if targets == "everything" else chosen_turns(content, targets)
         self._remarks.update(check_printed(self._renderer, content, render, turns))
-        if self._targets == "everything":
+        if targets == "everything":
             _check_no_weights(content)
             return ids, np.ones(len(ids), dtype=bool)
         spans = self._spans.of(content, render, turns)

@@ -22,8 +22,9 @@ class Callback:
     """Does something at the loop's events, on every rank. Each method does nothing until a subclass says otherwise.
 
     A method may read `trainer.progress`, `trainer.model` and `trainer.last_step`, add numbers to the next record by
-    `trainer.log({...})`, and ask for a save or for the end of the run by `trainer.request_save()` and
-    `trainer.request_stop(reason)`. A method that raises ends the run in order, with the callback's name.
+    `trainer.log({...})`, and ask for a save, an evaluation or the end of the run by `trainer.request_save()`,
+    `trainer.request_evaluation()` and `trainer.request_stop(reason)`. A method that raises ends the run in order, with
+    the callback's name.
     """
 
     def on_run_begin(self, trainer: Trainer) -> None:
@@ -68,6 +69,7 @@ class Wishes:
 
     stop_reason: str | None = None
     save: bool = False
+    evaluation: bool = False
 
 
 class CallbackList:
@@ -132,9 +134,11 @@ class CallbackList:
     def _agree(self, failures: list[str]) -> None:
         """A callback may raise, or wish something, on one rank only: then all ranks stop, or do it, together."""
         wishes = self._trainer.wishes
-        of_ranks = gather_objects((failures, wishes.stop_reason, wishes.save), self._trainer.strategy.groups.control)
-        lines = [f"rank {rank}: {line}" for rank, (lines, _, _) in enumerate(of_ranks) for line in lines]
+        of_ranks = gather_objects((failures, wishes), self._trainer.strategy.groups.control)
+        lines = [f"rank {rank}: {line}" for rank, (lines, _) in enumerate(of_ranks) for line in lines]
         if lines:
             raise CallbackFailed("\n".join([*lines, "The run stops; its training checkpoints are intact."]))
-        wishes.stop_reason = next((reason for _, reason, _ in of_ranks if reason is not None), None)
-        wishes.save = any(save for _, _, save in of_ranks)
+        wished = [of_rank for _, of_rank in of_ranks]
+        wishes.stop_reason = next((one.stop_reason for one in wished if one.stop_reason is not None), None)
+        wishes.save = any(one.save for one in wished)
+        wishes.evaluation = any(one.evaluation for one in wished)

@@ -1,0 +1,154 @@
+"""Recipes of TRL, Open-R1 and verifiers among the files of `@`: their names become ours, and a table tells how."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from openrlhf.config.schema import Root, settings, synonyms
+from openrlhf.config.sources import Given
+from openrlhf.config.trl_names import (
+    RECIPE_NAMES,
+    VERIFIERS_DEFAULTS,
+    ModelNames,
+    OpenR1Names,
+    ScriptNames,
+    SftNames,
+    VerifiersNames,
+)
+from openrlhf.config.trl_translation import Translation, translate
+
+_SFT = "sft."  # verifiers' group of TRL's names
+_OF_VERIFIERS = {"model": "model_name_or_path", "dataset": "dataset_name"}
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What a command line with a recipe gives: our names, what is told of the translation, and what cannot be."""
+
+    given: list[Given]
+    translation: Translation | None = None
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def tell(self) -> None:
+        """Prints the table to standard error."""
+        if self.translation is None:
+            return
+        table = Table(title="The recipe's names, and what became of them", title_justify="left", pad_edge=False)
+        table.add_column("there", overflow="fold")
+        table.add_column("here", overflow="fold")
+        for there, here in self.translation.rows:
+            table.add_row(there, here)
+        if self.defaults:
+            table.add_row("(defaults there)", ", ".join(f"{name} {value}" for name, value in self.defaults.items()))
+        Console(file=sys.stderr).print(table)
+
+
+def read_recipe(root: type[Root], given: Sequence[Given], world_size: int) -> Recipe:
+    """The names of a recipe, where a file is one, in our own names; all else as it is given.
+
+    A file is a recipe if it has a name that TRL, Open-R1 or verifiers know, and that is none of ours. Then all its
+    names mean what they mean there, and flags beside it may have such names too.
+    """
+    is_verifiers = any(one.name.startswith(_SFT) for one in given)
+    ours = {*settings(root), *synonyms(root)}
+    if not is_verifiers and not any(_is_theirs(one, ours) for one in given):
+        return Recipe(list(given))
+    theirs: dict[str, Given] = {}
+    rest, problems = [], []
+    for one in given:
+        name = _name_there(one, is_verifiers)
+        if name.partition(".")[0] in RECIPE_NAMES:
+            _put(theirs, dataclasses.replace(one, name=name))
+        elif one.name in ours or one.name.startswith("-") or not _is_in_file(one):
+            rest.append(one)
+        else:
+            problems.append(_unknown(one, ours))
+    values, wrong = _read_values(theirs)
+    folder = {"output_dir": f"outputs/{values.get('run_name', 'sft')}"}
+    defaults = VERIFIERS_DEFAULTS | folder if is_verifiers else {}
+    translation = translate(defaults | values, values.keys(), _num_data_ranks(rest, world_size))
+    return _as_ours(root, translation, theirs, rest, problems + wrong)
+
+
+def _is_in_file(one: Given) -> bool:
+    return not one.where.startswith("-") and one.name != ""
+
+
+def _is_theirs(one: Given, ours: Collection[str]) -> bool:
+    return _is_in_file(one) and one.name.partition(".")[0] in RECIPE_NAMES and one.name.partition(".")[0] not in ours
+
+
+def _name_there(one: Given, is_verifiers: bool) -> str:
+    if is_verifiers:
+        return _OF_VERIFIERS.get(one.name, one.name.removeprefix(_SFT))
+    return one.name
+
+
+def _put(theirs: dict[str, Given], one: Given) -> None:
+    """The later holds; the parts of a group (`lr_scheduler_kwargs.min_lr_rate`) come together again."""
+    name, _, part = one.name.partition(".")
+    value = one.value
+    if part:
+        earlier = theirs[name].value if name in theirs and isinstance(theirs[name].value, dict) else {}
+        value = earlier | {part: one.value}
+    theirs[name] = Given(name, value, one.where)
+
+
+def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
+    values, problems = {}, []
+    for name, one in theirs.items():
+        try:
+            values[name] = TypeAdapter(_KINDS[name]).validate_python(one.value)
+        except ValidationError:
+            kind = str(RECIPE_NAMES[name].type).replace("typing.", "")
+            problems.append(f"{one.where} is {str(one.value)[:60]!r}; it must be {kind}.")
+    return values, problems
+
+
+def _num_data_ranks(rest: Sequence[Given], world_size: int) -> int:
+    """Ranks that each compute samples of their own; a wrong number is told elsewhere."""
+    sizes = {one.name: one.value for one in rest if one.name in ("ds.ring_attn_size", "ds.tensor_parallel_size")}
+    for value in sizes.values():
+        world_size //= int(value) if str(value).isdigit() and int(value) else 1
+    return max(1, world_size)
+
+
+def _as_ours(
+    root: type[Root], translation: Translation, theirs: dict[str, Given], rest: list[Given], problems: list[str]
+) -> Recipe:
+    where = next((one.where.partition(":")[0] for one in theirs.values() if _is_in_file(one)), "the recipe")
+    given = [Given(name, value, f"{where}: {name}") for name, value in translation.settings.items()]
+    told = " ".join(here for _, here in translation.rows)
+    defaults = {
+        name: value
+        for name, value in translation.settings.items()
+        if name in settings(root) and f"{name} " not in told and value != _plain(settings(root)[name].default)
+    }
+    return Recipe(given + rest, translation, defaults, problems + translation.problems)
+
+
+def _plain(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _unknown(one: Given, ours: Collection[str]) -> str:
+    near = difflib.get_close_matches(one.name, [*RECIPE_NAMES, *ours], n=1)
+    remedy = f" Did you mean {near[0]}?" if near else " Leave it out, or give its name here."
+    return f"{one.where} is unknown, here and in TRL, Open-R1 and verifiers.{remedy}"
+
+
+_KINDS = {
+    name: kind
+    for group in (SftNames, ModelNames, ScriptNames, OpenR1Names, VerifiersNames)
+    for name, kind in typing.get_type_hints(group).items()
+}

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces, in front of the parts of a run."""

@@ -1,0 +1,25 @@
+"""TRL's interface to supervised fine-tuning: `from openrlhf.compat.trl import SFTConfig, SFTTrainer` in a script of TRL's."""
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from openrlhf.compat.trl.adapters import get_peft_config
+from openrlhf.compat.trl.arguments import TrlModelConfig as ModelConfig
+from openrlhf.compat.trl.arguments import TrlScriptArguments as ScriptArguments
+from openrlhf.compat.trl.arguments import TrlSFTConfig as SFTConfig
+from openrlhf.compat.trl.chat_format import setup_chat_format
+from openrlhf.compat.trl.loading import get_kbit_device_map, get_quantization_config
+from openrlhf.compat.trl.parser import TrlParser
+from openrlhf.compat.trl.trainer import TrlSFTTrainer as SFTTrainer
+
+__all__ = [
+    "ModelConfig",
+    "SFTConfig",
+    "SFTTrainer",
+    "ScriptArguments",
+    "TrlParser",
+    "get_kbit_device_map",
+    "get_last_checkpoint",
+    "get_peft_config",
+    "get_quantization_config",
+    "setup_chat_format",
+]

@@ -1,0 +1,84 @@
+"""The dataclasses that scripts of TRL fill: names and defaults of TRL, as scripts read and change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from typing import Any
+
+from openrlhf.config.trl_names import ModelNames, ScriptNames, SftNames
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "detail": 20, "passive": 30}
+
+
+@dataclasses.dataclass
+class TrlSFTConfig(SftNames):
+    """`SFTConfig`: a subclass may add fields of the script's own."""
+
+    def __post_init__(self) -> None:
+        self.output_dir = self.output_dir or "trainer_output"
+        if self.evaluation_strategy is not None:
+            self.eval_strategy = self.evaluation_strategy
+        if self.eval_strategy == "steps" and self.eval_steps is None:
+            self.eval_steps = self.logging_steps
+        self.do_eval = self.do_eval or self.eval_strategy != "no"
+        reported = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        self.report_to = [] if reported in (["none"], ["all"]) else reported
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+        for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "model_init_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, json.loads(value))
+
+    @property
+    def world_size(self) -> int:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def process_index(self) -> int:
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def local_process_index(self) -> int:
+        return int(os.environ.get("LOCAL_RANK", "0"))
+
+    @property
+    def train_batch_size(self) -> int:
+        """Samples a rank computes at once."""
+        return self.per_device_train_batch_size
+
+    @property
+    def should_save(self) -> bool:
+        return self.process_index == 0
+
+    def get_process_log_level(self) -> int:
+        """The level for a script's own loggers: `log_level` on rank 0, `log_level_replica` on the others."""
+        name = self.log_level if self.process_index == 0 else self.log_level_replica
+        return _LEVELS.get(str(name), logging.WARNING)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All names with their values, without the token."""
+        return {**dataclasses.asdict(self), "hub_token": None}
+
+    def to_sanitized_dict(self) -> dict[str, Any]:
+        """As text where a value is none of a tracker's."""
+        plain = (bool, int, float, str)
+        return {name: value if isinstance(value, plain) else str(value) for name, value in self.to_dict().items()}
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, default=str)
+
+
+@dataclasses.dataclass
+class TrlModelConfig(ModelNames):
+    """`ModelConfig`."""
+
+
+@dataclasses.dataclass
+class TrlScriptArguments(ScriptNames):
+    """`ScriptArguments`."""

@@ -1,0 +1,82 @@
+"""TrlParser: dataclasses from a command line and a YAML recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from openrlhf.errors import UserError
+
+_CONFIG = "--config"
+
+
+class TrlParser(HfArgumentParser):
+    """Fills dataclasses from flags, and from the file of `--config`; flags win.
+
+    Args: dataclass_types: what is filled, in the order in which it is given back; none may have a field `config`.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any):
+        super().__init__(dataclass_types, **kwargs)
+        if any(field.name == "config" for kind in self.dataclass_types for field in dataclasses.fields(kind)):
+            raise ValueError("a dataclass has a field named config, which is the flag of the recipe: rename it")
+
+    def parse_args_and_config(
+        self,
+        args: Sequence[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+    ) -> tuple[Any, ...]:
+        """An object of each dataclass; with `return_remaining_strings` also the words that belong to none.
+
+        The group `env` of the file sets environment variables first.
+
+        Raises UserError where the file cannot be read or, unless the rest is asked for, where a name is unknown.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        left_over = self._take_recipe(words) if _CONFIG in words else []
+        *filled, rest = self.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+        if return_remaining_strings:
+            return (*filled, left_over + rest)
+        if (left_over or rest) and fail_with_unknown_args:
+            unknown = [word for word in (*left_over, *rest) if word.startswith("-")] or rest
+            raise UserError(*[self._unknown(word) for word in unknown])
+        return tuple(filled)
+
+    def _take_recipe(self, words: list[str]) -> list[str]:
+        """Takes `--config FILE` off the words; its values become defaults. What no dataclass has, as flags."""
+        place = words.index(_CONFIG)
+        path = words[place + 1] if place + 1 < len(words) else ""
+        del words[place : place + 2]
+        recipe = _read(path)
+        os.environ.update({name: str(value) for name, value in (recipe.pop("env", None) or {}).items()})
+        known = {field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)}
+        for action in self._actions:
+            action.required = action.required and action.dest not in recipe
+        self.set_defaults(**{name: value for name, value in recipe.items() if name in known})
+        others = {name: value for name, value in recipe.items() if name not in known}
+        return [word for name, value in others.items() for word in (f"--{name}", str(value))]
+
+    def _unknown(self, word: str) -> str:
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        known = [field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)]
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"{name} is unknown." + (f" Did you mean {near[0]}?" if near else " Leave it out.")
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path!r} cannot be read: {error}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"--config {path} holds no settings; it must give names with values, such as max_length: 2048.")
+    return recipe

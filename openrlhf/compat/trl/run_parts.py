@@ -1,0 +1,136 @@
+"""The parts of a run, built from a script's model, arguments and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from openrlhf.compat.trl.adapters import adapter_settings
+from openrlhf.compat.trl.arguments import TrlSFTConfig
+from openrlhf.config import SFTConfig, check_config, from_namespace
+from openrlhf.config.checks import CHECKS_OF_SETTINGS
+from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
+from openrlhf.config.trl_translation import Translation, translate
+from openrlhf.datasets.sft_dataset import SFTDataset
+from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from openrlhf.models.limits import check_positions, check_vocabulary
+from openrlhf.models.loading import PARAM_DTYPES, facts_of
+
+_NAMES = fields_of(SftNames)
+_OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"}
+_IDLE_IN_LOADING = {"use_cache", "device_map", "quantization_config", "low_cpu_mem_usage"}
+# The loop asks a callback, which follows the arguments, what is due.
+_BY_CALLBACK = {"ckpt.save_steps": -1, "eval.steps": -1, "eval.at_end": False, "train.callbacks": None}
+_IN_PYTHON = {"ckpt.background_save": False, "ckpt.save_hf": True}  # a save is in place when on_save is told of it
+
+
+def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int | None) -> Translation:
+    """The arguments in our settings. `num_rows` of the training data: None before they are prepared."""
+    values = {name: getattr(args, name) for name in _NAMES}
+    given = {name for name, value in values.items() if value != _NAMES[name].default and value != []}
+    of_loading = args.model_init_kwargs or {}
+    if unknown := sorted(of_loading.keys() - _OF_LOADING - _IDLE_IN_LOADING):
+        raise UserError(f"model_init_kwargs has {', '.join(unknown)}, which is not here: load the model yourself.")
+    values |= {{"revision": "model_revision"}.get(name, name): of_loading[name] for name in of_loading & _OF_LOADING}
+    if isinstance(model, PreTrainedModel):
+        values["dtype"] = str(model.dtype)
+    values["resume_from_checkpoint"] = None  # train() is told of it
+    return translate(values, given | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
+
+
+def config_of(translation: Translation, model: Any, peft_config: Any) -> SFTConfig:
+    """Our configuration, checked. Raises UserError with every problem."""
+    is_path = isinstance(model, str)
+    settings = translation.settings | _BY_CALLBACK | _IN_PYTHON
+    settings["model.model_name_or_path"] = model if is_path else model.config.name_or_path
+    model_type = facts_of(model, "fp32").config.model_type
+    settings |= adapter_settings(peft_config, model_type)
+    if translation.problems:
+        raise UserError(*translation.problems)
+    return from_namespace(SFTConfig, _namespace(settings))
+
+
+def check(config: SFTConfig, num_ranks: int) -> None:
+    """Raises UserError with every problem of the settings, before any data are prepared."""
+    if problems := check_config(config, num_ranks, CHECKS_OF_SETTINGS):
+        raise UserError(*problems)
+
+
+def _namespace(settings: dict[str, Any]) -> SimpleNamespace:
+    root = SimpleNamespace()
+    for name, value in settings.items():
+        *groups, leaf = name.split(".")
+        branch = root
+        for group in groups:
+            if not hasattr(branch, group):
+                setattr(branch, group, SimpleNamespace())
+            branch = getattr(branch, group)
+        setattr(branch, leaf, value)
+    return root
+
+
+def tokenizer_of(config: SFTConfig, given: Any) -> Any:
+    """The script's tokenizer, or the model's, with the end token that is asked for."""
+    tokenizer = given or get_tokenizer(config.model.model_name_or_path, trust_remote_code=True)
+    if config.data.eos_token is not None:
+        set_end_token(tokenizer, config.data.eos_token)
+    prepare_special_tokens(tokenizer)
+    return tokenizer
+
+
+def rows_of(
+    name: str, dataset: Any, config: SFTConfig, tokenizer: Any, formatting_func: Callable[[Any], Any] | None
+) -> SFTDataset:
+    """Prepared samples of a `datasets.Dataset`, or of any sequence of dicts.
+
+    Raises UserError where the rows are a stream, or cannot be used.
+    """
+    if not hasattr(dataset, "__len__") or isinstance(dataset, dict):
+        raise UserError(f"{name} is a {type(dataset).__name__}: give a datasets.Dataset (Dataset.from_list makes one).")
+    if formatting_func is not None:
+        rows = [formatting_func(row) for row in dataset]
+        dataset = [row if isinstance(row, dict) else {"text": row} for row in rows]
+    data = config.data
+    return SFTDataset(
+        dataset, tokenizer, data.max_len, SimpleNamespace(args=config), num_processors=data.num_processors
+    )
+
+
+def check_rows(rows: SFTDataset, model: Any) -> None:
+    """Raises UserError where a sample is longer than the model's positions, or has ids that it does not know."""
+    model_config = facts_of(model, "fp32").config
+    longest = int(rows.num_tokens.argmax())
+    check_positions(model_config, int(rows.num_tokens[longest]), rows.sample_name(longest))
+    check_vocabulary(model_config, 0, rows.report.largest_id, rows.report.sources[0].name)
+
+
+def actor_of(config: SFTConfig, model: Any, ds_config: dict[str, Any]) -> Actor:
+    """The model that is trained, before any engine holds it; a model in memory takes the run's dtype."""
+    ds = config.ds
+    if isinstance(model, torch.nn.Module):
+        model = model.to(PARAM_DTYPES[ds.param_dtype])
+    actor = Actor(
+        model,
+        attn_implementation=ds.attn_implementation,
+        param_dtype=ds.param_dtype,
+        load_in_4bit=ds.load_in_4bit,
+        lora_rank=ds.lora.rank,
+        lora_alpha=ds.lora.alpha,
+        lora_dropout=ds.lora.dropout,
+        target_modules=ds.lora.target_modules,
+        ds_config=ds_config,
+        packing_samples=ds.packing_samples,
+        use_liger_kernel=ds.use_liger_kernel,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    if config.model.gradient_checkpointing_enable:
+        actor.gradient_checkpointing_enable({"use_reentrant": config.model.gradient_checkpointing_reentrant})
+    if config.model.compile_layers:
+        actor.compile_layers()
+    return actor

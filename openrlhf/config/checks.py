@@ -252,16 +252,10 @@ def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
 
 
+LAYOUT_CHECKS: tuple[Check, ...] = (_ranks, _rows, _zero, _muon, _tensor_parallel, _four_bits, _liger, _compiled_layers)
 COMMON_CHECKS: tuple[Check, ...] = (
     _needed,
-    _ranks,
-    _rows,
-    _zero,
-    _muon,
-    _tensor_parallel,
-    _four_bits,
-    _liger,
-    _compiled_layers,
+    *LAYOUT_CHECKS,
     _what_is_trained,
     _template,
     _probabilities,

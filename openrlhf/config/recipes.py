@@ -43,7 +43,7 @@ class Recipe:
         """Prints the table to standard error."""
         if self.translation is None:
             return
-        table = Table(title="The recipe's names, and what became of them", title_justify="left", pad_edge=False)
+        table = Table(title="Names of TRL, and what became of them", title_justify="left", pad_edge=False)
         table.add_column("there", overflow="fold")
         table.add_column("here", overflow="fold")
         for there, here in self.translation.rows:

@@ -188,6 +188,11 @@ def _saving(t: Translator) -> None:
         t.becomes({"ckpt.disable_ds": True, "ckpt.save_hf": True}, "save_only_model", note=note)
 
 
+def _best(t: Translator) -> None:
+    if t["load_best_model_at_end"] and t["metric_for_best_model"] not in (None, "loss", "eval_loss"):
+        t.refuse("metric_for_best_model", "the best checkpoint is that of the lowest eval_loss: leave it out")
+
+
 def _word(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy)).lower()
 
@@ -317,6 +322,7 @@ PARTS: tuple[Callable[[Translator], None], ...] = (
     _tracking,
     _evaluation,
     _saving,
+    _best,
     _folders,
     _rows,
     _targets,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from openrlhf.config import DataConfig, RMConfig, TrainingConfig
@@ -104,9 +104,10 @@ def eval_settings(config: TrainingConfig) -> DataConfig:
     )
 
 
-def build_actor(config: TrainingConfig, ds_config: dict[str, Any]) -> Actor:
-    """The causal language model that is trained, before any engine holds it."""
-    return _with_layers(config, Actor(config.model.model_name_or_path, **_as_asked(config, ds_config)))
+def build_actor(config: TrainingConfig, ds_config: dict[str, Any], in_memory: PreTrainedModel | None = None) -> Actor:
+    """The causal language model that is trained, before any engine holds it: the one that is named, or in memory."""
+    model = Actor(in_memory or config.model.model_name_or_path, **_as_asked(config, ds_config))
+    return _with_layers(config, model)
 
 
 def build_reward_model(config: RMConfig, ds_config: dict[str, Any]) -> RewardModel:

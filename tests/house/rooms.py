@@ -8,6 +8,7 @@ from tests.house.source import imports
 
 ROOMS = (
     "cli",
+    "compat",
     "run",
     "rejection",
     "inspection",

@@ -1,4 +1,4 @@
-"""TRL's interface to supervised fine-tuning: `from openrlhf.compat.trl import SFTConfig, SFTTrainer` in a script of TRL's."""
+"""TRL's interface to supervised fine-tuning: a script that imports from here trains with openrlhf."""
 
 from transformers.trainer_utils import get_last_checkpoint
 

@@ -41,12 +41,14 @@ def adapter_settings(peft_config: Any, model_type: str) -> dict[str, Any]:
     defaults = vars(LoraConfig())
     asked = {name: value for name, value in vars(peft_config).items() if value != defaults.get(name)}
     if others := sorted(asked.keys() - _TAKEN - _FREE):
-        raise UserError(*[f"peft_config has {name}={asked[name]!r}, which is not here: leave it out." for name in others])
-    modules = peft_config.target_modules
+        raise UserError(
+            *[f"peft_config has {name}={asked[name]!r}, which is not here: leave it out." for name in others]
+        )
+    modules: Any = peft_config.target_modules
     if isinstance(modules, str) and not modules.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"peft_config has target_modules={modules!r}, a pattern: give a list of the layers' names.")
     modules = modules or MODULES_OF_MODELS.get(model_type)
-    settings = {
+    settings: dict[str, Any] = {
         "ds.lora.rank": peft_config.r,
         "ds.lora.alpha": peft_config.lora_alpha,
         "ds.lora.dropout": peft_config.lora_dropout,

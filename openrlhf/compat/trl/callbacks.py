@@ -11,7 +11,7 @@ from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, T
 from transformers.trainer_callback import CallbackHandler
 
 from openrlhf.compat.trl.history import RunHistory, evaluation_in_their_names
-from openrlhf.errors import UserError
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.trainer import Callback
 from openrlhf.trainer.callbacks.epochs import ends_epoch
 
@@ -35,9 +35,6 @@ class TrainerCallbacks(Callback):
     """
 
     def __init__(self, args: Any, callbacks: Sequence[Any], model: Any, tokenizer: Any, optimizer: Any, scheduler: Any):
-        for one in callbacks:
-            if not (isinstance(one, TrainerCallback) or (isinstance(one, type) and issubclass(one, TrainerCallback))):
-                raise UserError(f"SFTTrainer(callbacks=) has {one!r}, which is no TrainerCallback of transformers.")
         self.handler = CallbackHandler([DefaultFlowCallback, *callbacks], model, tokenizer, optimizer, scheduler)
         self.state, self.control = TrainerState(log_history=[]), TrainerControl()
         self.history = RunHistory(1, self.state.log_history)
@@ -83,6 +80,11 @@ class TrainerCallbacks(Callback):
         given_back = self.handler.call_event(event, self._args, self.state, self.control, **facts)
         self.control = self.control if given_back is None else given_back
 
+    def end(self, metrics: dict[str, Any]) -> None:
+        """After the run: its summary, and the end of training."""
+        self.tell("on_log", logs=self.history.append(metrics, self.state.global_step))
+        self.tell("on_train_end")
+
     # --- our loop's events ---------------------------------------------------------------------------------------
 
     def on_run_begin(self, trainer: Trainer) -> None:
@@ -119,6 +121,7 @@ class TrainerCallbacks(Callback):
         if trainer.strategy.is_rank_0():
             link_checkpoints(output_dir, Path(path).parent)
             self.state.save_to_json(str(output_dir / STATE_FILE))
+        gather_objects(None, trainer.strategy.groups.control)  # callbacks of every rank may look into the folder
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.global_step}")
         self.tell("on_save")
@@ -150,8 +153,13 @@ class TrainerCallbacks(Callback):
         self.control.should_save = self.control.should_evaluate = False
 
 
+def is_trainer_callback(one: Any) -> bool:
+    """Whether it is an object of TrainerCallback, or a subclass."""
+    return issubclass(one if isinstance(one, type) else type(one), TrainerCallback)
+
+
 def link_checkpoints(output_dir: Path, checkpoints: Path) -> None:
-    """`checkpoint-<N>` in the output folder for each exported model among the checkpoints, and for none that is gone."""
+    """`checkpoint-<N>` in the output folder for each exported model of the checkpoints, and for none that is gone."""
     for link in output_dir.glob("checkpoint-*"):
         if link.is_symlink() and not link.exists():
             link.unlink()

@@ -21,7 +21,9 @@ def setup_chat_format(
     Raises UserError where the tokenizer has a template already, or `format` is another one.
     """
     if tokenizer.chat_template is not None:
-        raise UserError("the tokenizer has a chat template: set tokenizer.chat_template to None to give it another one.")
+        raise UserError(
+            "the tokenizer has a chat template: set tokenizer.chat_template to None to give it another one."
+        )
     if format != "chatml":
         raise UserError(f"setup_chat_format(format={format!r}): chatml is the one that is here.")
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = _START, _END, _END

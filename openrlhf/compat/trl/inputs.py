@@ -1,4 +1,4 @@
-"""The parts of a run, built from a script's model, arguments and rows."""
+"""A script's model, arguments and rows, as the parts of a run take them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from openrlhf.compat.trl.adapters import adapter_settings
 from openrlhf.compat.trl.arguments import TrlSFTConfig
-from openrlhf.config import SFTConfig, check_config, from_namespace
-from openrlhf.config.checks import CHECKS_OF_SETTINGS
+from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.config.checks import LAYOUT_CHECKS
+from openrlhf.config.outputs import output_folders
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
 from openrlhf.errors import UserError
-from openrlhf.models import Actor
 from openrlhf.models.limits import check_positions, check_vocabulary
-from openrlhf.models.loading import PARAM_DTYPES, facts_of
+from openrlhf.models.loading import facts_of
 
 _NAMES = fields_of(SftNames)
 _OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"}
@@ -34,17 +33,19 @@ def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int
     """The arguments in our settings. `num_rows` of the training data: None before they are prepared."""
     values = {name: getattr(args, name) for name in _NAMES}
     given = {name for name, value in values.items() if value != _NAMES[name].default and value != []}
-    of_loading = args.model_init_kwargs or {}
+    of_loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]  # __post_init__ has read it
     if unknown := sorted(of_loading.keys() - _OF_LOADING - _IDLE_IN_LOADING):
         raise UserError(f"model_init_kwargs has {', '.join(unknown)}, which is not here: load the model yourself.")
-    values |= {{"revision": "model_revision"}.get(name, name): of_loading[name] for name in of_loading & _OF_LOADING}
+    values |= {
+        {"revision": "model_revision"}.get(name, name): of_loading[name] for name in of_loading.keys() & _OF_LOADING
+    }
     if isinstance(model, PreTrainedModel):
         values["dtype"] = str(model.dtype)
     values["resume_from_checkpoint"] = None  # train() is told of it
     return translate(values, given | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
 
 
-def config_of(translation: Translation, model: Any, peft_config: Any) -> SFTConfig:
+def config_of(translation: Translation, model: Any, peft_config: Any, num_ranks: int) -> SFTConfig:
     """Our configuration, checked. Raises UserError with every problem."""
     is_path = isinstance(model, str)
     settings = translation.settings | _BY_CALLBACK | _IN_PYTHON
@@ -53,13 +54,10 @@ def config_of(translation: Translation, model: Any, peft_config: Any) -> SFTConf
     settings |= adapter_settings(peft_config, model_type)
     if translation.problems:
         raise UserError(*translation.problems)
-    return from_namespace(SFTConfig, _namespace(settings))
-
-
-def check(config: SFTConfig, num_ranks: int) -> None:
-    """Raises UserError with every problem of the settings, before any data are prepared."""
-    if problems := check_config(config, num_ranks, CHECKS_OF_SETTINGS):
+    config = from_namespace(SFTConfig, _namespace(settings))
+    if problems := [one for check in (*LAYOUT_CHECKS, output_folders) for one in check(config, num_ranks)]:
         raise UserError(*problems)
+    return config
 
 
 def _namespace(settings: dict[str, Any]) -> SimpleNamespace:
@@ -77,7 +75,9 @@ def _namespace(settings: dict[str, Any]) -> SimpleNamespace:
 
 def tokenizer_of(config: SFTConfig, given: Any) -> Any:
     """The script's tokenizer, or the model's, with the end token that is asked for."""
-    tokenizer = given or get_tokenizer(config.model.model_name_or_path, trust_remote_code=True)
+    tokenizer = given or get_tokenizer(
+        config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code
+    )
     if config.data.eos_token is not None:
         set_end_token(tokenizer, config.data.eos_token)
     prepare_special_tokens(tokenizer)
@@ -85,52 +85,26 @@ def tokenizer_of(config: SFTConfig, given: Any) -> Any:
 
 
 def rows_of(
-    name: str, dataset: Any, config: SFTConfig, tokenizer: Any, formatting_func: Callable[[Any], Any] | None
+    name: str,
+    dataset: Any,
+    config: SFTConfig,
+    model_config: Any,
+    tokenizer: Any,
+    formatting_func: Callable[[Any], Any] | None,
 ) -> SFTDataset:
     """Prepared samples of a `datasets.Dataset`, or of any sequence of dicts.
 
-    Raises UserError where the rows are a stream, or cannot be used.
+    Raises UserError where the rows are a stream, or cannot be used, or a sample does not fit the model.
     """
     if not hasattr(dataset, "__len__") or isinstance(dataset, dict):
         raise UserError(f"{name} is a {type(dataset).__name__}: give a datasets.Dataset (Dataset.from_list makes one).")
     if formatting_func is not None:
-        rows = [formatting_func(row) for row in dataset]
-        dataset = [row if isinstance(row, dict) else {"text": row} for row in rows]
+        formatted = [formatting_func(row) for row in dataset]
+        dataset = [row if isinstance(row, dict) else {"text": row} for row in formatted]
     data = config.data
-    return SFTDataset(
-        dataset, tokenizer, data.max_len, SimpleNamespace(args=config), num_processors=data.num_processors
-    )
-
-
-def check_rows(rows: SFTDataset, model: Any) -> None:
-    """Raises UserError where a sample is longer than the model's positions, or has ids that it does not know."""
-    model_config = facts_of(model, "fp32").config
+    args = SimpleNamespace(args=config)
+    rows = SFTDataset(dataset, tokenizer, data.max_len, args, num_processors=data.num_processors)
     longest = int(rows.num_tokens.argmax())
     check_positions(model_config, int(rows.num_tokens[longest]), rows.sample_name(longest))
     check_vocabulary(model_config, 0, rows.report.largest_id, rows.report.sources[0].name)
-
-
-def actor_of(config: SFTConfig, model: Any, ds_config: dict[str, Any]) -> Actor:
-    """The model that is trained, before any engine holds it; a model in memory takes the run's dtype."""
-    ds = config.ds
-    if isinstance(model, torch.nn.Module):
-        model = model.to(PARAM_DTYPES[ds.param_dtype])
-    actor = Actor(
-        model,
-        attn_implementation=ds.attn_implementation,
-        param_dtype=ds.param_dtype,
-        load_in_4bit=ds.load_in_4bit,
-        lora_rank=ds.lora.rank,
-        lora_alpha=ds.lora.alpha,
-        lora_dropout=ds.lora.dropout,
-        target_modules=ds.lora.target_modules,
-        ds_config=ds_config,
-        packing_samples=ds.packing_samples,
-        use_liger_kernel=ds.use_liger_kernel,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    if config.model.gradient_checkpointing_enable:
-        actor.gradient_checkpointing_enable({"use_reentrant": config.model.gradient_checkpointing_reentrant})
-    if config.model.compile_layers:
-        actor.compile_layers()
-    return actor
+    return rows

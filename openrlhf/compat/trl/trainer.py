@@ -1,0 +1,320 @@
+"""SFTTrainer with TRL's signature, on the parts of our own run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from openrlhf.compat.trl.arguments import TrlSFTConfig
+from openrlhf.compat.trl.callbacks import STATE_FILE, is_trainer_callback
+from openrlhf.compat.trl.history import evaluation_in_their_names
+from openrlhf.compat.trl.hub import push, write_model_card
+from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, translation_of
+from openrlhf.compat.trl.results import print_metrics, write_metrics
+from openrlhf.compat.trl.run import TrlRun, last_checkpoint
+from openrlhf.config.recipes import Recipe
+from openrlhf.engine.launchers import adopt_launcher
+from openrlhf.errors import UserError
+from openrlhf.models.loading import facts_of
+from openrlhf.parallel.collectives import gather_objects
+
+_NOT_HERE = {
+    "data_collator": "batches are made of prepared rows",
+    "compute_loss_func": "the setting train.loss takes an objective of your own",
+    "compute_metrics": "the setting train.callbacks takes callbacks of your own",
+    "optimizers": "the arguments say the optimizer and the schedule",
+    "optimizer_cls_and_kwargs": "the arguments say the optimizer",
+    "preprocess_logits_for_metrics": "an evaluation keeps no logits",
+    "model_init": "give the model",
+}
+
+
+class TrlSFTTrainer:
+    """`SFTTrainer` of TRL.
+
+    Args:
+        model: a folder, a hub name, or a model of transformers in memory.
+        args: SFTConfig; None: its defaults.
+        train_dataset, eval_dataset: a `datasets.Dataset`, or any sequence of dicts, in a format that TRL or we know.
+        processing_class: the tokenizer; None: the model's.
+        peft_config: PEFT's LoraConfig; None: the whole model is trained.
+        callbacks: transformers' TrainerCallbacks.
+        formatting_func: row → text, or another row.
+
+    Attributes: model (of transformers, or PEFT's around it), args, processing_class, state, control, accelerator.
+    Raises UserError, with all problems, for what cannot be had here.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[Any, Any] | None = None,
+        optimizer_cls_and_kwargs: Any = None,
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        formatting_func: Callable[[Any], Any] | None = None,
+        tokenizer: Any = None,
+    ):
+        given = {
+            "data_collator": data_collator,
+            "compute_loss_func": compute_loss_func,
+            "compute_metrics": compute_metrics,
+            "optimizers": None if optimizers == (None, None) else optimizers,
+            "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+        }
+        _check_given(given, train_dataset, callbacks or ())
+        _check_model(model)
+        self.args = args if args is not None else TrlSFTConfig()
+        tokenizer = processing_class or tokenizer
+        self._run = self._prepare(
+            model, train_dataset, eval_dataset, tokenizer, callbacks or (), peft_config, formatting_func
+        )
+        self._formatting_func = formatting_func
+        self._is_trained = False
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self._join_and_build()
+
+    def _prepare(
+        self,
+        model: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        tokenizer: Any,
+        callbacks: Sequence[Any],
+        peft_config: Any,
+        formatting_func: Any,
+    ) -> TrlRun:
+        """All that can fail without other ranks."""
+        adopt_launcher()
+        num_ranks = self.args.world_size
+        before = translation_of(self.args, model, num_ranks, num_rows=1)  # the settings of data depend on no number
+        config = config_of(before, model, peft_config, num_ranks)
+        self.processing_class = tokenizer_of(config, tokenizer)
+        model_config = facts_of(model, "fp32").config
+        of_rows = (config, model_config, self.processing_class, formatting_func)
+        train_data = rows_of("train_dataset", train_dataset, *of_rows)
+        eval_data = None if eval_dataset is None else rows_of("eval_dataset", eval_dataset, *of_rows)
+        translation = translation_of(self.args, model, num_ranks, num_rows=len(train_data))
+        config = config_of(translation, model, peft_config, num_ranks)
+        self._every = {
+            "logging_steps": config.logger.logging_steps,
+            "eval_steps": max(1, translation.settings.get("eval.steps", 1)),
+            "save_steps": max(1, translation.settings.get("ckpt.save_steps", 1)),
+        }
+        if self.args.process_index == 0:
+            Recipe([], translation).tell()
+        return TrlRun(config, self.args, model, self.processing_class, train_data, eval_data, callbacks)
+
+    def _join_and_build(self) -> None:
+        run = self._run
+        run.strategy.setup_distributed()
+        run.check_ranks()
+        run.build()
+        self.model = run.trainer.model.model
+        strategy = run.strategy
+        self.accelerator = SimpleNamespace(
+            is_main_process=strategy.is_rank_0(),
+            is_local_main_process=self.args.local_process_index == 0,
+            process_index=strategy.get_rank(),
+            num_processes=strategy.world_size,
+            device=strategy.device,
+            wait_for_everyone=lambda: gather_objects(None, strategy.groups.control) and None,
+            unwrap_model=lambda model, **_: model,
+            print=strategy.print,
+        )
+        for sentence in run.told.untold_events():
+            strategy.print(f"note: {sentence}")
+
+    @property
+    def _output_dir(self) -> Path:
+        return Path(self._run.config.ckpt.output_dir)
+
+    # --- what scripts read ---------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> Any:
+        """transformers' TrainerState."""
+        return self._run.told.state
+
+    @property
+    def control(self) -> Any:
+        """transformers' TrainerControl."""
+        return self._run.told.control
+
+    @property
+    def callback_handler(self) -> Any:
+        return self._run.told.handler
+
+    @property
+    def optimizer(self) -> Any:
+        return self._run.trainer.optimizer
+
+    @property
+    def lr_scheduler(self) -> Any:
+        return self._run.trainer.scheduler
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processing_class
+
+    def is_world_process_zero(self) -> bool:
+        return self._run.strategy.is_rank_0()
+
+    def is_local_process_zero(self) -> bool:
+        return self.args.local_process_index == 0
+
+    def add_callback(self, callback: Any) -> None:
+        """Another TrainerCallback, an object or a class."""
+        _check_given({}, (), [callback])
+        self.callback_handler.add_callback(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        self.callback_handler.remove_callback(callback)
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
+        """Trains to the end of the run; all ranks call, once.
+
+        Args: resume_from_checkpoint: the folder `checkpoint-<N>` to go on from; True: the newest of `output_dir`.
+
+        Returns: `global_step`, `training_loss` (the mean over all steps of the run), `metrics`.
+        Raises UserError where there is no such checkpoint, or it is of another run.
+        """
+        if self._is_trained:
+            raise UserError("train() has run: make another SFTTrainer to train again.")
+        self._is_trained = True
+        run, began_at = self._run, time.perf_counter()
+        with run.strategy.watchdog:
+            run.start(self._checkpoint(resume_from_checkpoint), self._every)
+            first_sample = run.consumed_samples
+            run.trainer.fit(run.config, run.consumed_samples)
+            if self.args.load_best_model_at_end:
+                run.load_best()
+        seconds = time.perf_counter() - began_at
+        progress, history = run.trainer.progress, run.told.history
+        num_samples, num_steps = progress.consumed_samples - first_sample, progress.optimizer_step
+        metrics = {
+            "train_runtime": seconds,
+            "train_samples_per_second": num_samples / seconds,
+            "train_steps_per_second": (num_steps - run.first_step) / seconds,
+            "train_loss": history.train_loss,
+            "epoch": history.epoch_of(num_steps),
+        }
+        run.told.end(metrics)
+        return TrainOutput(num_steps, history.train_loss, metrics)
+
+    def _checkpoint(self, given: str | bool | None) -> Path | None:
+        if given is None or given is False:
+            return None
+        if given is not True:
+            return Path(given)
+        found = last_checkpoint(self._output_dir)
+        if found is None:
+            raise UserError(f"resume_from_checkpoint=True: {self.args.output_dir} holds no checkpoint-<N>.")
+        return found
+
+    def evaluate(self, eval_dataset: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Numbers over all rows of `eval_dataset` (default: the trainer's), by names that begin with the prefix.
+
+        All ranks call. Raises UserError where there are no rows.
+        """
+        run, began_at = self._run, time.perf_counter()
+        loader: Any = run.trainer.eval_dataloader
+        if eval_dataset is not None:
+            model_config = facts_of(self.model, "fp32").config
+            rows = rows_of(
+                "eval_dataset", eval_dataset, run.config, model_config, self.processing_class, self._formatting_func
+            )
+            loader = run.loader(rows, shuffle=False)
+        if loader is None:
+            raise UserError("evaluate() has no rows: give SFTTrainer an eval_dataset, or evaluate(eval_dataset=…).")
+        numbers = evaluation_in_their_names(run.trainer.evaluate(loader))
+        seconds, num_rows = time.perf_counter() - began_at, len(loader.dataset)
+        numbers |= {"eval_runtime": seconds, "eval_samples_per_second": num_rows / seconds, "epoch": self.state.epoch}
+        return {name.replace("eval_", f"{metric_key_prefix}_", 1): value for name, value in numbers.items()}
+
+    # --- what is left on disk ------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """The model and its tokenizer in Hugging Face form; all ranks call."""
+        run = self._run
+        run.strategy.save_model(
+            run.trainer.model,
+            self.processing_class,
+            str(output_dir or self.args.output_dir),
+            max_shard_size=run.config.ckpt.export_shard_size,
+            identity=run.identity_now(),
+        )
+
+    def save_state(self) -> None:
+        """`trainer_state.json` in the output folder."""
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(self._output_dir / STATE_FILE))
+
+    def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:
+        """Prints the numbers on rank 0."""
+        if self.is_world_process_zero():
+            print_metrics(split, metrics)
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """`<split>_results.json` in the output folder; with `combined` they go into `all_results.json` too."""
+        if self.is_world_process_zero():
+            write_metrics(self._output_dir, split, metrics, combined)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None, **more: Any
+    ) -> None:
+        """`README.md` in the output folder, with the hub's metadata; `more`: `license`, `language`."""
+        if self.is_world_process_zero():
+            write_model_card(self._run, model_name or self.args.hub_model_id, dataset_name, tags, **more)
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", blocking: bool = True, token: str | None = None, **more: Any
+    ) -> str | None:
+        """Saves the model and its card, and uploads the output folder, without its checkpoints; all ranks call.
+
+        A hub that cannot be reached is told in a sentence, and nothing is lost.
+        Returns: the address of the upload, on rank 0; None where there was none.
+        """
+        self.save_model()
+        revision = more.pop("revision", None)
+        self.create_model_card(**more)
+        return push(self.args, commit_message, token, revision) if self.is_world_process_zero() else None
+
+
+def _check_given(given: dict[str, Any], train_dataset: Any, callbacks: Sequence[Any]) -> None:
+    problems = [
+        f"SFTTrainer({name}=) is not here: {_NOT_HERE[name]}." for name, value in given.items() if value is not None
+    ]
+    if train_dataset is None:
+        problems.append("SFTTrainer has no train_dataset: give a datasets.Dataset.")
+    problems += [
+        f"SFTTrainer(callbacks=) has {one!r}, which is no TrainerCallback of transformers."
+        for one in callbacks
+        if not is_trainer_callback(one)
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def _check_model(model: Any) -> None:
+    if hasattr(model, "peft_config"):
+        raise UserError("SFTTrainer(model=) has adapters already: give the model that they are for, and peft_config.")
+    if not isinstance(model, str | PreTrainedModel):
+        raise UserError(f"SFTTrainer(model=) is a {type(model).__name__}: give a folder, a hub name or a causal model.")

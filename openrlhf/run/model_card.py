@@ -1,0 +1,130 @@
+"""The card of a trained model: README.md with the hub's metadata, the data, the settings and the results."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import deepspeed
+import torch
+import transformers
+from huggingface_hub import ModelCardData
+
+import openrlhf
+from openrlhf.atomic_file import replace_file
+from openrlhf.config import shown_values
+from openrlhf.config.schema import Root, settings
+from openrlhf.tracking.metrics_file import METRICS_FILE, read_records
+
+CARD_FILE = "README.md"
+_MARK = "<!-- written by openrlhf -->"  # a card without it is the user's own
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PRIVATE = ("ckpt.", "logger.", "data.cache_dir", "train.callbacks")  # folders and accounts are nobody else's business
+
+
+def write_card(
+    folder: Path,
+    config: Root,
+    report: Any,
+    *,
+    model_name: str | None = None,
+    dataset_names: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    is_adapter: bool = False,
+    **metadata: Any,
+) -> bool:
+    """Writes the card, in the place of an earlier one of ours. False where a card of the user's own stands there.
+
+    Args:
+        report: of the training data.
+        dataset_names: those that are none of the hub's are left out of the metadata.
+        metadata: further fields of the hub's, such as license and language.
+    """
+    path = folder / CARD_FILE
+    if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return False
+    values = shown_values(config)
+    base = str(values["model.model_name_or_path"])
+    data = ModelCardData(
+        model_name=model_name,
+        base_model=base if _is_of_hub(base) else None,
+        datasets=[name for name in dataset_names if _is_of_hub(name)] or None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["openrlhf", "sft", *(tag for tag in tags if tag not in ("openrlhf", "sft"))],
+        **metadata,
+    )
+    origin = base if _is_of_hub(base) else Path(base).name
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n",
+        f"# {model_name or folder.name}\n\nTrained from `{origin}` by openrlhf.\n",
+        _data(report),
+        _results(folder),
+        _table("Settings that are not the default", _changed(config, values)),
+        _table("Versions", _versions()),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "\n".join(parts))
+    return True
+
+
+def _is_of_hub(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def _data(report: Any) -> str:
+    rows = {
+        "samples": f"{report.num_samples:,}",
+        "tokens": f"{report.num_tokens:,}",
+        "target tokens": f"{report.num_target_tokens:,}",
+        "left out": ", ".join(f"{count:,} {reason}" for reason, count in report.left_out.items()) or "none",
+    }
+    return _table("Data", rows)
+
+
+def _results(folder: Path) -> str:
+    """The last numbers of metrics.jsonl, and the picture of the curves where it is there."""
+    path = folder / METRICS_FILE
+    records = read_records(path) if path.is_file() else []
+    steps = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if "eval_loss" in record]
+    rows: dict[str, Any] = {}
+    if steps:
+        rows = {"optimizer steps": steps[-1]["global_step"], "loss of the first step": steps[0]["loss"]}
+        rows |= {"loss of the last step": steps[-1]["loss"]}
+    if evaluations:
+        rows |= {name: value for name, value in evaluations[-1].items() if name != "global_step"}
+    picture = "\n![Training curves](training_curves.png)\n" if (folder / "training_curves.png").is_file() else ""
+    return _table("Results", rows) + picture
+
+
+def _changed(config: Root, values: Mapping[str, Any]) -> dict[str, Any]:
+    table = settings(type(config))
+    return {
+        name: " ".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value != table[name].default and not name.startswith(_PRIVATE) and not _is_path(value)
+    }
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
+
+
+def _versions() -> dict[str, str]:
+    versions = {module.__name__: module.__version__ for module in (openrlhf, transformers, torch, deepspeed, datasets)}
+    return versions | {"python": platform.python_version()}
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    return "\n".join([f"## {title}\n", "| | |", "| --- | --- |", *lines]) + "\n" if lines else ""
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")[:200]

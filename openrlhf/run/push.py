@@ -1,0 +1,58 @@
+"""A model's folder on its way to the hub, at HF_ENDPOINT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from openrlhf.checkpoint.export import is_exported
+from openrlhf.errors import UserError, first_line_of
+
+NOT_PUSHED = ("checkpoints/*", "checkpoint-*", "global_step*", "earlier_run_*", ".*", "*.lock", "runs/*", "wandb/*")
+
+
+def push_folder(
+    folder: Path | str,
+    model_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str = "Upload of a model by openrlhf",
+    token: str | None = None,
+) -> str:
+    """Uploads an exported model, its card and its metrics, without checkpoints; makes the repository if need be.
+
+    Args:
+        model_id: owner/name; a name alone is of the token's owner.
+        private: of a repository that is made; one that is there stays as it is.
+        revision: branch; it is made if need be.
+
+    Returns: the address of the commit.
+    Raises UserError where the folder holds no whole model, or the hub refuses or cannot be reached; what is in the
+        folder is untouched.
+    """
+    folder = Path(folder)
+    if not is_exported(folder):
+        raise UserError(
+            f"{folder} holds no whole exported model (config.json or adapter_config.json): nothing is pushed."
+        )
+    api = HfApi(token=token)
+    try:
+        repository = api.create_repo(model_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            commit_message=message,
+            ignore_patterns=list(NOT_PUSHED),
+        )
+    except Exception as error:  # of the network or the hub, in any way
+        again = f"python -m openrlhf.cli.push --ckpt.output_dir {folder} --hub.model_id {model_id}"
+        raise UserError(
+            f"{folder} could not be pushed to {model_id} at {api.endpoint}: {first_line_of(error)} Nothing is lost; "
+            f"again: {again}"
+        ) from error
+    return str(commit.commit_url)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from openrlhf.config.disk import data_sources, model_folder, split_names
+from openrlhf.config.hub_settings import hub
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
 
@@ -264,5 +265,5 @@ COMMON_CHECKS: tuple[Check, ...] = (
     _saving,
     data_sources,
 )
-CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, _compiler, model_folder, output_folders)
+CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, _compiler, model_folder, output_folders, hub)
 COMMON_NOTICES: tuple[Notice, ...] = (_key, _universal_checkpoint)

@@ -2,6 +2,7 @@
 
 from openrlhf.config.generate_settings import GenerateConfig
 from openrlhf.config.iterate_settings import RejectionConfig
+from openrlhf.config.hub_settings import PushConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
 from openrlhf.config.serve_settings import ServeConfig
@@ -10,4 +11,12 @@ from openrlhf.config.settings import InspectConfig, SFTConfig
 AnyInspection = InspectConfig | InspectDPOConfig | InspectRMConfig
 INSPECTIONS: tuple[type[AnyInspection], ...] = (InspectConfig, InspectDPOConfig, InspectRMConfig)
 STAGES = (GenerateConfig, ScoreConfig, SelectConfig, RejectionConfig)
-ROOTS = (*INSPECTIONS, SFTConfig, RMConfig, DPOConfig, *STAGES, ServeConfig)
+ROOTS = (
+    *INSPECTIONS,
+    SFTConfig,
+    RMConfig,
+    DPOConfig,
+    *STAGES,
+    ServeConfig,
+    PushConfig,
+)

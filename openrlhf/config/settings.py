@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from openrlhf.config.checks import CHECKS_OF_TRAINING, COMMON_CHECKS, COMMON_NOTICES
+from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.kinds import (
     BelowOne,
     Count,
@@ -273,6 +274,7 @@ class TrainingConfig(Root):
     muon: MuonConfig = MuonConfig()
     ckpt: CkptConfig = CkptConfig()
     logger: LoggerConfig = LoggerConfig()
+    hub: HubConfig = HubConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,6 @@ def _refused(default: Any, remedy: str) -> Any:
 _ROWS_READ = "prepared rows are read from disk by page"
 _LAUNCH = "ranks are joined by openrlhf"
 _NO_NUMBER = "it changes no number"
-_PUSHED_BY_SCRIPT = "train_sft pushes nothing; `huggingface-cli upload` or a script with push_to_hub() does"
 
 
 @dataclasses.dataclass
@@ -169,13 +168,13 @@ class TrainingNames:
     group_by_length: bool = _idle(False, "micro-batches are balanced by length within a step")
     length_column_name: str = _idle("length", "lengths are counted")
     # the hub
-    push_to_hub: bool = _idle(False, _PUSHED_BY_SCRIPT)
-    hub_model_id: str | None = _idle(None, _PUSHED_BY_SCRIPT)
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
     hub_strategy: str = _idle("every_save", "a push comes at the end alone")
     hub_token: str | None = _idle(None, "set HF_TOKEN in the environment")
-    hub_private_repo: bool | None = _idle(None, _PUSHED_BY_SCRIPT)
+    hub_private_repo: bool | None = _setting(None, "hub.private")
     hub_always_push: bool = _idle(False, "a push comes at the end alone")
-    hub_revision: str | None = _idle(None, _PUSHED_BY_SCRIPT)
+    hub_revision: str | None = _setting(None, "hub.revision")
 
 
 @dataclasses.dataclass
@@ -254,9 +253,9 @@ class OpenR1Names:
     system_prompt: str | None = _idle(None, "Open-R1's evaluation jobs alone read it")
     benchmarks: list[str] | None = _idle(None, "no benchmark job is started")
     callbacks: list[str] | None = _idle(None, "Open-R1's callbacks push to the hub; train.callbacks takes your own")
-    hub_model_revision: str | None = _idle(None, _PUSHED_BY_SCRIPT)
-    overwrite_hub_revision: bool = _idle(False, _PUSHED_BY_SCRIPT)
-    push_to_hub_revision: bool = _idle(False, _PUSHED_BY_SCRIPT)
+    hub_model_revision: str | None = _setting(None, "hub.revision")
+    overwrite_hub_revision: bool = _idle(False, "a push adds a commit to the revision")
+    push_to_hub_revision: bool = _idle(False, "push_to_hub pushes to the revision")
     wandb_entity: str | None = _setting(None, "logger.wandb.org")
     wandb_project: str | None = _setting(None, "logger.wandb.project")
     wandb_run_group: str | None = _setting(None, "logger.wandb.group")

@@ -214,6 +214,16 @@ def _folders(t: Translator) -> None:
         t.becomes({"train.comm_timeout_minutes": t["ddp_timeout"] / 60}, "ddp_timeout")
 
 
+def _hub(t: Translator) -> None:
+    names = ("push_to_hub", "hub_model_id")
+    if t["push_to_hub"]:
+        model_id = t["hub_model_id"] or Path(t["output_dir"] or "model").name
+        note = "" if t["hub_private_repo"] is not None else "private, unless hub_private_repo is false"
+        t.becomes({"hub.push": True, "hub.model_id": model_id}, *names, note=note)
+    elif t["hub_model_id"]:
+        t.becomes({"hub.model_id": t["hub_model_id"]}, *names)
+
+
 def _rows(t: Translator) -> None:
     names = ("max_seq_len", "max_seq_length", "max_length")
     given = [name for name in names if t.gives(name)]
@@ -324,6 +334,7 @@ PARTS: tuple[Callable[[Translator], None], ...] = (
     _saving,
     _best,
     _folders,
+    _hub,
     _rows,
     _targets,
     _adapters,

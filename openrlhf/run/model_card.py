@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import deepspeed
-import torch
-import transformers
 from huggingface_hub import ModelCardData
 
 import openrlhf
@@ -23,7 +20,13 @@ from openrlhf.tracking.metrics_file import METRICS_FILE, read_records
 CARD_FILE = "README.md"
 _MARK = "<!-- written by openrlhf -->"  # a card without it is the user's own
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_PRIVATE = ("ckpt.", "logger.", "data.cache_dir", "train.callbacks")  # folders and accounts are nobody else's business
+_PRIVATE = (
+    "ckpt.",
+    "logger.",
+    "hub.",
+    "data.cache_dir",
+    "train.callbacks",
+)  # folders and accounts are nobody else's business
 
 
 def write_card(
@@ -49,13 +52,14 @@ def write_card(
         return False
     values = shown_values(config)
     base = str(values["model.model_name_or_path"])
+    kind = config.command.usage.rpartition("train_")[2]  # sft, dpo, rm
     data = ModelCardData(
         model_name=model_name,
         base_model=base if _is_of_hub(base) else None,
         datasets=[name for name in dataset_names if _is_of_hub(name)] or None,
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=["openrlhf", "sft", *(tag for tag in tags if tag not in ("openrlhf", "sft"))],
+        pipeline_tag="text-classification" if kind == "rm" else "text-generation",
+        tags=[*dict.fromkeys(("openrlhf", kind, *tags))],
         **metadata,
     )
     origin = base if _is_of_hub(base) else Path(base).name
@@ -116,8 +120,8 @@ def _is_path(value: Any) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    versions = {module.__name__: module.__version__ for module in (openrlhf, transformers, torch, deepspeed, datasets)}
-    return versions | {"python": platform.python_version()}
+    libraries = {name: importlib.metadata.version(name) for name in ("transformers", "torch", "deepspeed", "datasets")}
+    return {"openrlhf": openrlhf.__version__} | libraries | {"python": platform.python_version()}
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:

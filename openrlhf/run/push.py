@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
 from openrlhf.checkpoint.export import is_exported
+from openrlhf.config import TrainingConfig
+from openrlhf.config.disk import split_names
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.run.model_card import write_card
 
 NOT_PUSHED = ("checkpoints/*", "checkpoint-*", "global_step*", "earlier_run_*", ".*", "*.lock", "runs/*", "wandb/*")
+
+
+def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Callable[[str], None]) -> None:
+    """The card beside an exported model, and the upload that `config.hub` asks for; what fails is told.
+
+    Args: report: of the training data.
+    """
+    hub, folder = config.hub, Path(config.ckpt.output_dir)
+    try:
+        write_card(
+            folder,
+            config,
+            report,
+            model_name=hub.model_id,
+            dataset_names=split_names(config.data.dataset),
+            tags=hub.tags or (),
+            is_adapter=hasattr(model, "peft_config"),
+        )
+        if hub.push:
+            address = push_folder(folder, hub.model_id or "", private=hub.private, revision=hub.revision)
+            say(f"the model is at {address}.")
+    except (UserError, OSError) as error:
+        say(f"warning: {error}")
 
 
 def push_folder(
@@ -51,6 +79,8 @@ def push_folder(
         )
     except Exception as error:  # of the network or the hub, in any way
         again = f"python -m openrlhf.cli.push --ckpt.output_dir {folder} --hub.model_id {model_id}"
+        again += f" --hub.revision {revision}" if revision else ""
+        again += "" if private else " --hub.private false"
         raise UserError(
             f"{folder} could not be pushed to {model_id} at {api.endpoint}: {first_line_of(error)} Nothing is lost; "
             f"again: {again}"

@@ -33,6 +33,7 @@ from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.run.push import describe_and_push
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
@@ -336,6 +337,7 @@ class TrainingRun(ABC):
                 draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
             except (UserError, OSError) as error:
                 self.strategy.print(f"warning: the curves could not be drawn: {error}")
+            describe_and_push(self.config, self.trainer.model.model, self.train_data.report, self.strategy.print)
             self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")
 
     def _identity(self) -> RunIdentity:

@@ -1,0 +1,91 @@
+"""The card of an exported model, and its upload to a hub on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.helpers.hub import Hub
+from tests.helpers.workbench import flags, save_model, save_rows
+
+
+@pytest.fixture(scope="module")
+def hub() -> Any:
+    with Hub() as hub:
+        yield hub
+
+
+def _command(module: str, hub: Hub, *words: str) -> subprocess.CompletedProcess:
+    environ = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_x",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [sys.executable, "-m", f"openrlhf.cli.{module}", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run that pushes, at a moment when the hub refuses commits."""
+    folder = tmp_path_factory.mktemp("hub")
+    model, rows = save_model(folder / "model"), save_rows(folder / "rows.jsonl", 8)
+    wishes = {"hub__push": "true", "hub__model_id": "me/tiny", "hub__revision": "v1", "hub__tags": "coffee"}
+    hub.refuse = True
+    done = _command("train_sft", hub, *flags(model, rows, folder / "out", ckpt__save_steps=1, **wishes))
+    hub.refuse = False
+    return folder / "out", done
+
+
+def test_a_refused_push_is_told_and_the_run_is_well(trained: tuple[Path, Any]) -> None:
+    out, done = trained
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "could not be pushed to me/tiny" in done.stdout
+    assert f"python -m openrlhf.cli.push --ckpt.output_dir {out} --hub.model_id me/tiny" in done.stdout
+    assert (out / "model.safetensors").is_file()
+
+
+def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, Any]) -> None:
+    out, _ = trained
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.tags == ["openrlhf", "sft", "coffee"]
+    assert card.data.base_model is None  # a folder is no name of the hub's
+    assert "| samples | 8 |" in card.text
+    assert "| optimizer steps | 2 |" in card.text
+    assert "| adam.lr | 0.001 |" in card.text
+    assert "![Training curves](training_curves.png)" in card.text
+    assert str(out.parent) not in card.text
+
+
+def test_the_push_done_again_uploads_the_model_whole(trained: tuple[Path, Any], hub: Hub) -> None:
+    out, _ = trained
+    done = _command("push", hub, "--ckpt.output_dir", str(out), "--hub.model_id", "me/tiny", "--hub.revision", "v1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    uploaded = hub.files["me/tiny", "v1"]
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.jsonl"):
+        assert uploaded[name] == (out / name).read_bytes(), name
+    assert not [name for name in uploaded if name.startswith("checkpoints")]
+    assert hub.repositories["me/tiny"]["private"] is True
+
+
+def test_a_folder_without_a_model_is_not_pushed(tmp_path: Path, hub: Hub) -> None:
+    done = _command("push", hub, "--ckpt.output_dir", str(tmp_path), "--hub.model_id", "me/other")
+    assert done.returncode == 2
+    assert "holds no whole exported model" in done.stderr
+    assert "me/other" not in hub.repositories
+
+
+def test_a_push_to_nowhere_is_refused_at_once(tmp_path: Path, hub: Hub) -> None:
+    model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
+    done = _command("train_sft", hub, *flags(model, rows, tmp_path / "out", hub__push="true"))
+    assert done.returncode == 2
+    assert "add --hub.model_id owner/name" in done.stderr

@@ -82,7 +82,13 @@ def push_folder(
         again += f" --hub.revision {revision}" if revision else ""
         again += "" if private else " --hub.private false"
         raise UserError(
-            f"{folder} could not be pushed to {model_id} at {api.endpoint}: {first_line_of(error)} Nothing is lost; "
+            f"{folder} could not be pushed to {model_id} at {api.endpoint}: {_reasons(error)} Nothing is lost; "
             f"again: {again}"
         ) from error
     return str(commit.commit_url)
+
+
+def _reasons(error: BaseException) -> str:
+    """The error, and what lies behind it: the hub's library often says no more than which file it was."""
+    behind = f" ({first_line_of(error.__cause__)})" if error.__cause__ is not None else ""
+    return first_line_of(error) + behind

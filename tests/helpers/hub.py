@@ -46,7 +46,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def _body(self) -> bytes:
-            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         def do_GET(self) -> None:
             if self.path.startswith("/api/models/"):
@@ -91,8 +98,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return {"path": file["path"], "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
 
         def _upload(self, file: dict[str, Any]) -> dict[str, Any]:
-            actions = {} if file["oid"] in hub.objects else {"upload": {"href": f"{hub.url}/objects/{file['oid']}"}}
-            return {"oid": file["oid"], "size": file["size"], "actions": actions}
+            known = {"oid": file["oid"], "size": file["size"]}
+            if file["oid"] in hub.objects:
+                return known
+            return known | {"actions": {"upload": {"href": f"{hub.url}/objects/{file['oid']}"}}}
 
         def _commit(self, repository: str, revision: str, body: bytes) -> None:
             files = hub.files.setdefault((repository, revision), {})

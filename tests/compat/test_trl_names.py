@@ -1,0 +1,252 @@
+"""TRL's names → our settings: each is translated, told to change nothing, or refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openrlhf.config import SFTConfig, parse_config
+from openrlhf.config.recipes import Recipe, read_recipe
+from openrlhf.config.schema import settings
+from openrlhf.config.sources import read_argv
+from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, rule_of
+from openrlhf.config.trl_translation import Translation, translate
+from openrlhf.errors import UserError
+
+
+WITH_LOWEST = {"lr_scheduler_type": "cosine_with_min_lr"}
+
+
+def translated(num_ranks: int = 1, num_rows: int | None = None, **given: Any) -> Translation:
+    return translate(given, given.keys(), num_ranks, num_rows)
+
+
+def recipe(tmp_path: Path, content: dict[str, Any] | str, *words: str, num_ranks: int = 1) -> Recipe:
+    is_text = isinstance(content, str)
+    path = tmp_path / ("recipe.toml" if is_text else "recipe.yaml")
+    path.write_text(content if is_text else yaml.safe_dump(content))
+    given, problems = read_argv(["@", str(path), *words])
+    assert problems == []
+    return read_recipe(SFTConfig, given, num_ranks)
+
+
+def values(of: Recipe) -> dict[str, Any]:
+    return {one.name: one.value for one in of.given}
+
+
+def test_a_rule_names_a_setting_that_there_is() -> None:
+    named = {rule.setting for field in RECIPE_NAMES.values() if (rule := rule_of(field)) and rule.setting}
+    assert named - settings(SFTConfig).keys() == set()
+
+
+def test_the_defaults_of_trl_make_a_configuration(tmp_path: Path) -> None:
+    assert translated().settings.keys() <= settings(SFTConfig).keys()
+    assert translated().problems == []
+    assert translated().rows == []
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 8])
+def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
+    of = translated(num_ranks, per_device_train_batch_size=3, gradient_accumulation_steps=5)
+    assert of.settings["train.batch_size"] == 15 * num_ranks
+    assert of.settings["train.micro_batch_size"] == 3
+    assert of.rows == [
+        (
+            "per_device_train_batch_size 3, gradient_accumulation_steps 5",
+            f"train.batch_size {15 * num_ranks}, train.micro_batch_size 3 (3 × 5 × {num_ranks} ranks)",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"learning_rate": 3e-4}, {"adam.lr": 3e-4}),
+        ({"adam_beta2": 0.95}, {"adam.betas": [0.9, 0.95]}),
+        ({"max_steps": 7}, {"train.max_steps": 7, "train.max_epochs": 7}),
+        ({"num_train_epochs": 4}, {"train.max_epochs": 4}),
+        ({"max_length": 77}, {"data.max_len": 77, "data.overlong": "truncate"}),
+        ({"max_seq_length": 78}, {"data.max_len": 78}),
+        ({"max_length": None}, {"data.max_len": 2**40}),
+        ({"bf16": False}, {"ds.param_dtype": "fp32"}),
+        ({"fp16": True}, {"ds.param_dtype": "fp16"}),
+        ({"bf16": False, "torch_dtype": "bfloat16"}, {"ds.param_dtype": "bf16"}),
+        ({}, {"ds.param_dtype": "bf16"}),
+        ({"warmup_ratio": 0.1}, {"lr_warmup_ratio": 0.1}),
+        (WITH_LOWEST | {"lr_scheduler_kwargs": {"min_lr_rate": 0.2}}, {"min_lr_ratio": 0.2}),
+        (WITH_LOWEST | {"lr_scheduler_kwargs": '{"min_lr": 0.25}', "learning_rate": 0.5}, {"min_lr_ratio": 0.5}),
+        ({"lr_scheduler_type": "cosine"}, {"lr_scheduler": "cosine"}),
+        ({"packing": True}, {"ds.packing_samples": True}),
+        ({"padding_free": True}, {"ds.packing_samples": True}),
+        ({"gradient_checkpointing": False}, {"model.gradient_checkpointing_enable": False}),
+        ({"activation_checkpointing": False}, {"model.gradient_checkpointing_enable": False}),
+        (
+            {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            {"model.gradient_checkpointing_enable": True, "model.gradient_checkpointing_reentrant": True},
+        ),
+        ({"assistant_only_loss": True}, {"data.targets": "all_turns"}),
+        ({"completion_only_loss": True}, {"data.targets": "completion"}),
+        ({"completion_only_loss": False}, {"data.targets": "everything"}),
+        ({}, {"data.targets": "completion_or_everything"}),
+        ({"save_strategy": "steps", "save_steps": 9}, {"ckpt.save_steps": 9}),
+        ({"save_strategy": "epoch"}, {"train.callbacks": "openrlhf.trainer.callbacks.epochs:SaveAtEpochs"}),
+        ({"save_total_limit": 2}, {"ckpt.max_num": 2}),
+        ({"save_only_model": True}, {"ckpt.disable_ds": True, "ckpt.save_hf": True}),
+        ({"eval_strategy": "steps", "eval_steps": 6}, {"eval.steps": 6}),
+        ({"evaluation_strategy": "steps", "logging_steps": 3}, {"eval.steps": 3}),
+        ({"report_to": ["wandb"]}, {"logger.wandb.enable": True}),
+        ({"report_to": "tensorboard", "output_dir": "out"}, {"logger.tensorboard_dir": "out/runs"}),
+        ({"dataset_text_field": "prose"}, {"data.input_key": "prose"}),
+        ({"eos_token": "<|im_end|>"}, {"data.eos_token": "<|im_end|>"}),
+        ({"loss_type": "dft"}, {"train.loss": "dft"}),
+        ({"use_liger_kernel": True}, {"ds.use_liger_kernel": True}),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {"ds.zero_stage": 3}),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}},
+            {"ds.zero_stage": 2, "ds.adam_offload": True},
+        ),
+        ({"output_dir": "out"}, {"ckpt.output_dir": "out", "ckpt.path": "out/checkpoints"}),
+        ({"use_peft": True, "lora_r": 4}, {"ds.lora.rank": 4, "ds.lora.alpha": 32, "ds.lora.dropout": 0.05}),
+        ({"push_to_hub": True, "output_dir": "a/b"}, {"hub.push": True, "hub.model_id": "b"}),
+        ({"dataset_name": "x/y", "dataset_config": "z"}, {"data.dataset": "x/y@z", "data.dataset_split": "train"}),
+        ({"ddp_timeout": 600}, {"train.comm_timeout_minutes": 10}),
+    ],
+)  # fmt: skip
+def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    of = translated(**given)
+    assert of.problems == []
+    assert {name: of.settings.get(name) for name in expected} == expected
+    told = " ".join(here for _, here in of.rows)
+    assert all(name in told for name in expected) or not given
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha 5"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor 0.1"),
+        ({"optim": "adafactor"}, "optim adafactor"),
+        ({"optim": "paged_adamw_8bit"}, "optim paged_adamw_8bit"),
+        ({"fsdp": "full_shard"}, "ds.zero_stage 3"),
+        ({"auto_find_batch_size": True}, "train.max_tokens_per_micro_batch"),
+        ({"eval_delay": 2}, "eval_delay"),
+        ({"bf16": True, "fp16": True}, "exclude each other"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 3}, "lr_scheduler_type": "cosine"}, "num_cycles"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}}, "offload_param"),
+        ({"deepspeed": "/no/such.json"}, "cannot be read"),
+        ({"save_steps": 0.2}, "give it in steps"),
+        ({"warmup_steps": 10}, "give warmup_ratio"),
+        ({"num_train_epochs": 0.5}, "give max_steps"),
+        ({"save_strategy": "best"}, "save_strategy best"),
+        ({"load_best_model_at_end": True, "metric_for_best_model": "bleu"}, "metric_for_best_model bleu"),
+        ({"loss_type": "bco"}, "loss_type bco"),
+        ({"model_revision": "v2"}, "model_revision v2"),
+        ({"dataset_streaming": True}, "dataset_streaming true"),
+        ({"use_vllm": True}, "use_vllm true"),
+        ({"dataset_mixture": {"datasets": [{"id": "a", "weight": 0.5}]}}, "data.dataset_probs"),
+        ({"dataset_mixture": {"datasets": [{"id": "a"}], "test_split_size": 3}}, "eval.dataset"),
+        ({"dataset_mixture": {"datasets": [{"columns": ["messages"]}]}}, "each with an id"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(given: dict[str, Any], said: str) -> None:
+    (problem,) = translated(**given).problems
+    assert said in problem
+
+
+def test_shares_of_a_run_are_counted_in_steps_where_the_rows_are_known() -> None:
+    of = translated(
+        num_rows=100,
+        per_device_train_batch_size=10,
+        num_train_epochs=1.5,
+        save_steps=0.2,
+        warmup_steps=4,
+        eval_steps=0.1,
+        eval_strategy="steps",
+    )
+    assert of.problems == []
+    assert of.settings["train.max_steps"] == 15
+    assert of.settings["train.max_epochs"] == 2
+    assert of.settings["ckpt.save_steps"] == 3
+    assert of.settings["eval.steps"] == 2
+    assert -(-of.settings["lr_warmup_ratio"] * 15 // 1) == 4
+
+
+def test_a_name_that_changes_nothing_says_why() -> None:
+    ((there, here),) = translated(dataloader_num_workers=4).rows
+    assert there == "dataloader_num_workers 4"
+    assert here.startswith("changes nothing: ")
+
+
+def test_a_name_with_trls_default_is_not_refused() -> None:
+    given = {field.name: field.default for field in dataclasses.fields(SftNames)}
+    assert translated(**given).problems == []
+
+
+# --- recipes in files ------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_in_yaml_is_translated_and_flags_win(tmp_path: Path) -> None:
+    content = {
+        "model_name_or_path": "m",
+        "dataset_name": "d.jsonl",
+        "per_device_train_batch_size": 2,
+        "learning_rate": "2e-5",
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    }
+    of = recipe(tmp_path, content, "--gradient_accumulation_steps=4", "--train.seed", "7", num_ranks=2)
+    assert of.problems == []
+    got = values(of)
+    assert got["train.batch_size"] == 16
+    assert got["adam.lr"] == 2e-5
+    assert got["min_lr_ratio"] == 0.1
+    assert got["train.seed"] == "7"
+    assert of.given[-1].name == "train.seed"
+
+
+def test_ranks_that_share_a_sample_count_once(tmp_path: Path) -> None:
+    content = {"per_device_train_batch_size": 2, "ds": {"ring_attn_size": 2, "packing_samples": True}}
+    assert values(recipe(tmp_path, content, num_ranks=4))["train.batch_size"] == 4
+
+
+def test_an_unknown_name_of_a_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", "warmup_ration": 0.1})
+    assert of.problems == [
+        f"{tmp_path / 'recipe.yaml'}: warmup_ration is unknown, here and in TRL, Open-R1 and verifiers. "
+        "Did you mean warmup_ratio?"
+    ]
+
+
+def test_a_wrong_value_is_named_with_its_file(tmp_path: Path) -> None:
+    (problem,) = recipe(tmp_path, {"per_device_train_batch_size": "many"}).problems
+    assert problem.startswith(f"{tmp_path / 'recipe.yaml'}: per_device_train_batch_size is 'many'")
+
+
+def test_verifiers_toml_has_verifiers_meanings_and_defaults(tmp_path: Path) -> None:
+    of = recipe(
+        tmp_path, 'model = "m"\ndataset = "d.jsonl"\n[sft]\nbatch_size = 32\nmicro_batch_size = 4\nmax_seq_len = 99\n'
+    )
+    got = values(of)
+    assert of.problems == []
+    assert got["model.model_name_or_path"] == "m"
+    assert got["data.dataset"] == "d.jsonl"
+    assert (got["train.batch_size"], got["train.micro_batch_size"], got["data.max_len"]) == (32, 4, 99)
+    assert (got["ds.lora.rank"], got["lr_scheduler"], got["train.max_steps"]) == (8, "constant", 500)
+
+
+def test_a_file_of_ours_is_left_as_it_is(tmp_path: Path) -> None:
+    of = recipe(tmp_path, {"train": {"batch_size": 4}, "learning_rate": 1e-3, "pretrain": "m"})
+    assert of.translation is None
+    assert [one.name for one in of.given] == ["learning_rate", "pretrain", "train.batch_size"]
+
+
+def test_the_command_line_tells_the_table_and_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model_name_or_path: m\nneftune_noise_alpha: 5\n")
+    with pytest.raises(UserError, match="neftune_noise_alpha 5 cannot be had here"):
+        parse_config(SFTConfig, ["@", str(path)])
+    assert "what became of them" not in capsys.readouterr().err

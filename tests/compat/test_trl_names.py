@@ -17,7 +17,6 @@ from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, rule_of
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.errors import UserError
 
-
 WITH_LOWEST = {"lr_scheduler_type": "cosine_with_min_lr"}
 
 

@@ -55,7 +55,7 @@ def test_a_refused_push_is_told_and_the_run_is_well(trained: tuple[Path, Any]) -
 def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, Any]) -> None:
     out, _ = trained
     card = ModelCard.load(out / "README.md")
-    assert card.data.library_name == "transformers"
+    assert card.data.to_dict()["library_name"] == "transformers"
     assert card.data.pipeline_tag == "text-generation"
     assert card.data.tags == ["openrlhf", "sft", "coffee"]
     assert card.data.base_model is None  # a folder is no name of the hub's

@@ -20,7 +20,7 @@ from openrlhf.config.trl_names import (
     VERIFIERS_DEFAULTS,
     ModelNames,
     OpenR1Names,
-    ScriptNames,
+    ScriptArgumentNames,
     SftNames,
     VerifiersNames,
 )
@@ -149,6 +149,6 @@ def _unknown(one: Given, ours: Collection[str]) -> str:
 
 _KINDS = {
     name: kind
-    for group in (SftNames, ModelNames, ScriptNames, OpenR1Names, VerifiersNames)
+    for group in (SftNames, ModelNames, ScriptArgumentNames, OpenR1Names, VerifiersNames)
     for name, kind in typing.get_type_hints(group).items()
 }

@@ -231,7 +231,7 @@ class ModelNames:
 
 
 @dataclasses.dataclass
-class ScriptNames:
+class ScriptArgumentNames:
     """`trl.ScriptArguments`, with what `trl.DatasetMixtureConfig` and Open-R1 add."""
 
     dataset_name: str | None = None
@@ -306,7 +306,7 @@ def fields_of(*groups: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for group in groups for field in dataclasses.fields(group)}
 
 
-RECIPE_NAMES = fields_of(SftNames, ModelNames, ScriptNames, OpenR1Names, VerifiersNames)
+RECIPE_NAMES = fields_of(SftNames, ModelNames, ScriptArgumentNames, OpenR1Names, VerifiersNames)
 
 
 def rule_of(field: dataclasses.Field[Any]) -> Rule | None:

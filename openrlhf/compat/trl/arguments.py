@@ -8,7 +8,7 @@ import logging
 import os
 from typing import Any
 
-from openrlhf.config.trl_names import ModelNames, ScriptNames, SftNames
+from openrlhf.config.trl_names import ModelNames, ScriptArgumentNames, SftNames
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "detail": 20, "passive": 30}
 
@@ -80,5 +80,5 @@ class TrlModelConfig(ModelNames):
 
 
 @dataclasses.dataclass
-class TrlScriptArguments(ScriptNames):
+class TrlScriptArguments(ScriptArgumentNames):
     """`ScriptArguments`."""

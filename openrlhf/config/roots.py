@@ -1,8 +1,8 @@
 """The root of every command's settings."""
 
 from openrlhf.config.generate_settings import GenerateConfig
-from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.hub_settings import PushConfig
+from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
 from openrlhf.config.serve_settings import ServeConfig

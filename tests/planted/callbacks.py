@@ -43,7 +43,7 @@ BUGS = [
         "wish_to_stop_is_lost",
         "a callback asks for the end of the run, and the run goes on",
         "trainer/callbacks/callback.py",
-        "wishes.stop_reason = next((reason for _, reason, _ in of_ranks if reason is not None), None)",
+        "wishes.stop_reason = next((one.stop_reason for one in wished if one.stop_reason is not None), None)",
         "wishes.stop_reason = None",
         (f"{_CALLBACKS}::test_one_ranks_wish_to_stop_ends_the_run_on_all_with_its_model",),
     ),

@@ -1,0 +1,273 @@
+"""TRL's SFTTrainer in one process: callbacks and control, results after a resume, targets, refusals, adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
+
+from openrlhf.compat.trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_last_checkpoint, setup_chat_format
+from openrlhf.errors import UserError
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import tiny_tokenizer
+from tests.helpers.workbench import save_model
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"sum of {n}"}, {"role": "assistant", "content": f"seven and {n % 5}"}]}
+    for n in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def arguments(out: Path, **changes: Any) -> SFTConfig:
+    """6 steps of 2 samples, fp32."""
+    values = dict(
+        output_dir=str(out),
+        per_device_train_batch_size=2,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        max_length=64,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=2,
+        save_strategy="no",
+        dataset_num_proc=1,
+    )
+    return SFTConfig(**(values | changes))
+
+
+def trainer(model: Path, args: SFTConfig, rows: Any = ROWS, **more: Any) -> SFTTrainer:
+    return SFTTrainer(model=str(model), args=args, train_dataset=Dataset.from_list(rows), **more)
+
+
+class Steering(TrainerCallback):
+    """Takes back the save that is due after step 2, asks for one and for an evaluation after 3, and stops after 5."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+        self.evaluated: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            assert control.should_save
+            control.should_save = False
+        if state.global_step == 3:
+            control.should_save = control.should_evaluate = True
+        if state.global_step == 5:
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved.append(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        self.evaluated.append(state.global_step)
+        assert metrics["eval_loss"] > 0
+
+
+def test_control_is_obeyed(model: Path, tmp_path: Path) -> None:
+    steering = Steering()
+    args = arguments(tmp_path / "out", save_strategy="steps", save_steps=2)
+    result = trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]), callbacks=[steering]).train()
+    assert result.global_step == 5
+    assert steering.evaluated == [3]
+    assert steering.saved == [3, 4]
+
+
+def test_early_stopping_of_transformers_ends_the_run(model: Path, tmp_path: Path) -> None:
+    args = arguments(
+        tmp_path / "out",
+        learning_rate=1e-12,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=0.5)
+    run = trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]), callbacks=[patience])
+    assert run.train().global_step == 3
+    assert run.state.best_metric is not None
+    assert run.state.best_global_step is not None
+
+
+def test_the_best_model_is_loaded_at_the_end(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = arguments(
+        out, learning_rate=0.3, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    run = trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]))
+    run.train()
+    losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
+    best = min(losses, key=losses.__getitem__)
+    assert run.state.best_global_step == best
+    assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    run.save_model()
+    theirs, ours = (load_file(folder / "model.safetensors") for folder in (out / f"checkpoint-{best}", out))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    args = {"save_strategy": "steps", "save_steps": 3}
+    whole = trainer(model, arguments(tmp_path / "whole", **args))
+    expected = whole.train()
+    broken = trainer(model, arguments(tmp_path / "out", **args), callbacks=[Stop])
+    broken.train()
+    checkpoint = get_last_checkpoint(str(tmp_path / "out"))
+    assert checkpoint == str(tmp_path / "out" / "checkpoint-3")
+    resumed = trainer(model, arguments(tmp_path / "out", **args))
+    result = resumed.train(resume_from_checkpoint=True)
+    assert (result.global_step, result.training_loss) == (6, expected.training_loss)
+    histories = [[one for one in run.state.log_history if "loss" in one] for run in (whole, resumed)]
+    assert histories[0] == histories[1]
+    theirs, ours = (dict(run.model.named_parameters()) for run in (whole, resumed))
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "trained"),
+    [
+        ({"prompt": "sum of three", "completion": " is seven"}, {}, "is seven"),
+        (
+            {"prompt": [{"role": "user", "content": "sum"}], "completion": [{"role": "assistant", "content": "seven"}]},
+            {},
+            "seven",
+        ),
+        (ROWS[0], {}, "user\nsum of 0<|im_end|>\n<|im_start|>assistant\nseven and 0"),
+        (ROWS[0], {"assistant_only_loss": True}, "seven and 0"),
+        ({"prompt": "sum of three", "completion": " is"}, {"completion_only_loss": False}, "of three is"),
+        ({"text": "coffee with oat milk"}, {}, "with oat milk"),
+        ({"prose": "coffee with oat milk"}, {"dataset_text_field": "prose"}, "with oat milk"),
+    ],
+)
+def test_targets_are_trls(
+    model: Path, tmp_path: Path, row: dict[str, Any], given: dict[str, Any], trained: str
+) -> None:
+    run = trainer(model, arguments(tmp_path / "out", **given), [row])
+    ids, _, mask = run._run.train_data[0]
+    text = run.processing_class.decode([ids[t + 1] for t in range(len(ids) - 1) if mask[t]])
+    assert trained in text
+    asked = row.get("prompt") if "completion" in row and not given else None
+    assert asked is None or "sum" not in text
+
+
+def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
+    peft_config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    run = trainer(model, arguments(tmp_path / "out", max_steps=2), peft_config=peft_config)
+    run.train()
+    run.save_model()
+    base = AutoModelForCausalLM.from_pretrained(model)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out")
+    assert adapted.peft_config["default"].r == 4
+    assert set(adapted.peft_config["default"].target_modules) == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"compute_metrics": print}, "SFTTrainer(compute_metrics=) is not here"),
+        ({"data_collator": print}, "SFTTrainer(data_collator=) is not here"),
+        ({"callbacks": [print]}, "which is no TrainerCallback of transformers"),
+        ({"peft_config": LoraConfig(modules_to_save=["lm_head"])}, "modules_to_save"),
+        ({"train_dataset": iter(ROWS)}, "give a datasets.Dataset"),
+        ({"train_dataset": None}, "SFTTrainer has no train_dataset"),
+        ({"args": SFTConfig(output_dir="out", neftune_noise_alpha=5)}, "neftune_noise_alpha 5 cannot be had here"),
+        ({"model": 7}, "SFTTrainer(model=) is a int"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"model": str(model), "args": arguments(tmp_path / "out"), "train_dataset": ROWS}
+    with pytest.raises(UserError) as caught:
+        SFTTrainer(**(given | more))
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(model: Path, tmp_path: Path) -> None:
+    run = trainer(model, arguments(tmp_path / "out"))
+    with pytest.raises(UserError, match="is no checkpoint of a run here"):
+        run.train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+
+
+def test_chat_format_gives_a_base_model_its_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    model, tokenizer = setup_chat_format(model, tokenizer)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith(
+        "<|im_start|>user"
+    )
+    with pytest.raises(UserError, match="has a chat template"):
+        setup_chat_format(model, tokenizer)
+
+
+@dataclass
+class OwnConfig(SFTConfig):
+    """A script's own."""
+
+    benchmarks: list[str] = field(default_factory=list)
+
+
+def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model_name_or_path: m\nlearning_rate: 2e-5\nmax_length: 32\nbenchmarks: [aime24]\nreport_to: [wandb]\n"
+        "lr_scheduler_kwargs: {min_lr_rate: 0.1}\noutput_dir: out\n"
+    )
+    parser = TrlParser((OwnConfig, ModelConfig))
+    args, model_args = parser.parse_args_and_config(["--config", str(path), "--max_length", "64"])
+    assert (args.learning_rate, args.max_length, args.benchmarks) == (2e-5, 64, ["aime24"])
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert "wandb" in args.report_to
+    assert model_args.model_name_or_path == "m"
+    path.write_text("lerning_rate: 2e-5\n")
+    with pytest.raises(UserError, match="lerning_rate is unknown. Did you mean learning_rate?"):
+        TrlParser((OwnConfig, ModelConfig)).parse_args_and_config(["--config", str(path)])
+
+
+def test_evaluation_before_and_after_training(model: Path, tmp_path: Path) -> None:
+    run = trainer(model, arguments(tmp_path / "out"), eval_dataset=Dataset.from_list(ROWS[:3]))
+    before = run.evaluate()
+    run.train()
+    after, other = run.evaluate(), run.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="test")
+    assert after["eval_loss"] < before["eval_loss"]
+    assert after["epoch"] == 1.0
+    assert other["test_loss"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["global_step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tokenizer_and_a_model_in_memory_are_trained(model: Path, tmp_path: Path) -> None:
+    in_memory = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    args = arguments(tmp_path / "out", max_steps=1)
+    run = SFTTrainer(
+        in_memory, args, train_dataset=[{"a": "coffee with oat milk"}], processing_class=tokenizer,
+        formatting_func=lambda row: row["a"],
+    )  # fmt: skip
+    assert run.train().global_step == 1
+    assert run.train_dataset == [{"a": "coffee with oat milk"}]

@@ -1,0 +1,75 @@
+"""Bugs of TRL's face: what a script or a recipe asked for, and what becomes of it."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_NAMES = "tests/compat/test_trl_names.py"
+_FACE = "tests/compat/test_trl_face.py"
+
+BUGS = [
+    Bug(
+        "ranks_are_not_multiplied",
+        "a recipe trains with a batch that shrinks as ranks are added",
+        "config/trl_parts.py",
+        'batch_size = t["batch_size"] or micro_batch_size * accumulation * ranks',
+        'batch_size = t["batch_size"] or micro_batch_size * accumulation',
+        (f"{_NAMES}::test_batch_is_that_of_all_ranks[2]",),
+    ),
+    Bug(
+        "what_is_not_here_is_ignored",
+        "a recipe asks for noise on embeddings, and trains without it in silence",
+        "config/trl_translation.py",
+        "            self.refuse(name, rule.remedy)\n",
+        "            pass\n",
+        (f"{_NAMES}::test_what_cannot_be_is_refused_by_name[given0-neftune_noise_alpha 5]",),
+    ),
+    Bug(
+        "unknown_name_of_a_recipe_is_ignored",
+        "a misspelt name of a recipe is left out in silence",
+        "config/recipes.py",
+        "            problems.append(_unknown(one, ours))\n",
+        "            pass\n",
+        (f"{_NAMES}::test_an_unknown_name_of_a_recipe_is_refused_by_name",),
+    ),
+    Bug(
+        "lowest_learning_rate_is_forgotten",
+        "a schedule falls to zero where the recipe has a lowest rate",
+        "config/trl_parts.py",
+        'lowest = known.get("min_lr_rate")',
+        "lowest = 0.0",
+        (f"{_NAMES}::test_a_recipe_in_yaml_is_translated_and_flags_win",),
+    ),
+    Bug(
+        "control_is_not_obeyed",
+        "a callback sets control.should_training_stop, and the run goes on",
+        "compat/trl/callbacks.py",
+        'trainer.request_stop("a callback has set control.should_training_stop")',
+        "pass",
+        (f"{_FACE}::test_control_is_obeyed",),
+    ),
+    Bug(
+        "veto_of_a_save_is_overruled",
+        "a callback takes a due save back, and the run saves all the same",
+        "compat/trl/callbacks.py",
+        "        if self.control.should_save:\n            trainer.request_save()",
+        "        if True:\n            trainer.request_save()",
+        (f"{_FACE}::test_control_is_obeyed",),
+    ),
+    Bug(
+        "history_begins_anew",
+        "after a resume training_loss and log_history speak of the last part of the run alone",
+        "compat/trl/run.py",
+        "            self.told.replay(self._records_before(output_dir / METRICS_FILE))\n",
+        "",
+        (f"{_FACE}::test_resumed_run_tells_of_the_whole_run",),
+    ),
+    Bug(
+        "prompts_of_completions_are_trained",
+        "prompt-completion rows of a TRL user are trained on their prompts too",
+        "datasets/tokenization/encoder.py",
+        'targets = "everything" if content.num_prompt_messages is None else "completion"',
+        'targets = "everything"',
+        (f"{_FACE}::test_targets_are_trls",),
+    ),
+]

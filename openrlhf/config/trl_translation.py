@@ -136,4 +136,4 @@ def _shown(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) or value is None else str(value)
     text = f"{value:g}" if isinstance(value, float) else text
     text = text.replace("\n", " ")
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return text if len(text) <= 200 else f"{text[:197]}…"

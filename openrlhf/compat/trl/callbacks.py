@@ -110,10 +110,10 @@ class TrainerCallbacks(Callback):
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         numbers = evaluation_in_their_names(metrics)
-        self._keep_best(numbers)
         told = self.history.append(numbers, self.state.global_step)
         self.tell("on_log", logs=told)
         self.tell("on_evaluate", metrics=told)
+        self._keep_best(numbers)  # after it: callbacks compare with the best before this evaluation
         self._obey(trainer)
 
     def on_save(self, trainer: Trainer, path: str) -> None:

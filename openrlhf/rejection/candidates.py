@@ -110,7 +110,7 @@ def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: 
 def prompt_id_of(row: Row) -> str:
     """The row's own, else a hash of its prompt."""
     found = row.get("prompt_id")
-    return found if found is not None else f"{_hash(json.dumps(row['prompt'], sort_keys=True)):016x}"
+    return str(found) if found is not None else f"{_hash(json.dumps(row['prompt'], sort_keys=True)):016x}"
 
 
 def identity_of(row: Row) -> int:

@@ -23,8 +23,11 @@ class Point(NamedTuple):
     high: float
 
 
-def histogram(series: Mapping[str, np.ndarray], unit: str) -> str:
-    """Counts of each series, (N,) numbers, side by side in common bins; a few distinct values have a bin each."""
+def histogram(series: Mapping[str, np.ndarray], unit: str, as_shares: bool = False) -> str:
+    """Counts of each series, (N,) numbers, side by side in common bins; a few distinct values have a bin each.
+
+    Args: as_shares: of their series, so that series of unlike sizes can be compared.
+    """
     found = {name: values[np.isfinite(values)] for name, values in series.items()}
     everything = np.concatenate(list(found.values()))
     if not len(everything):
@@ -34,17 +37,21 @@ def histogram(series: Mapping[str, np.ndarray], unit: str) -> str:
         edges = np.concatenate([[-np.inf], (distinct[1:] + distinct[:-1]) / 2, [np.inf]])
         labels = [(place + 0.5, _number(value)) for place, value in enumerate(distinct)]
     else:
-        edges = np.linspace(distinct[0], distinct[-1], _NUM_BINS + 1)
+        step = (distinct[-1] - distinct[0]) / _NUM_BINS
+        step = np.ceil(step) if np.issubdtype(everything.dtype, np.integer) else step
+        edges = distinct[0] + step * np.arange(_NUM_BINS + 1)
         labels = [(place, _number(edges[place])) for place in range(0, _NUM_BINS + 1, _NUM_BINS // 4)]
     counts = {name: np.histogram(values, edges)[0] for name, values in found.items()}
-    num_bins, most = len(edges) - 1, max(int(of_one.max()) for of_one in counts.values())
+    sizes = {name: max(len(values), 1) if as_shares else 1 for name, values in found.items()}
+    num_bins, most = len(edges) - 1, max(of_one.max() / sizes[name] for name, of_one in counts.items())
+    top = f"{most:.0%}" if as_shares else f"{most:,.0f}"
     width = (_RIGHT - _LEFT) / num_bins
     bar = min(width * 0.86, 60) / len(counts)
-    parts = [_axes([(_LEFT + place * width, label) for place, label in labels], [(0, "0"), (1, f"{most:,}")], unit)]
+    parts = [_axes([(_LEFT + place * width, label) for place, label in labels], [(0, "0"), (1, top)], unit)]
     for place, (name, of_one) in enumerate(counts.items()):
         for number, count in enumerate(of_one.tolist()):
             x = _LEFT + (number + 0.5) * width + (place - len(counts) / 2) * bar
-            height = (_BOTTOM - _TOP) * count / most
+            height = (_BOTTOM - _TOP) * count / sizes[name] / most
             parts.append(
                 f'<rect class="s{place % _NUM_COLOURS}" x="{x:.1f}" y="{_BOTTOM - height:.1f}" '
                 f'width="{max(bar - 0.5, 0.5):.1f}" height="{height:.1f}">{_tip(f"{name}: {count:,}")}</rect>'

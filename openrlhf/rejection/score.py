@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,13 +169,13 @@ def _scored(row: Row, names: Sequence[str], weights: Sequence[float], verdicts: 
     """The weighted sum of the verdicts. A reward that has failed leaves no sum; one that gives None is not counted."""
     values = [weight * one.value for weight, one in zip(weights, verdicts, strict=True) if one.value is not None]
     total = sum(values) if values and not any(one.has_failed for one in verdicts) else None
-    missing = [f"{name}: {one.reason}" for name, one in zip(names, verdicts, strict=True) if one.value is None]
-    failed = [f"{name}: {one.reason}" for name, one in zip(names, verdicts, strict=True) if one.has_failed]
+    told = [(f"{name}: {one.reason}", one) for name, one in zip(names, verdicts, strict=True) if one.value is None]
+    reasons = [reason for reason, one in told if one.has_failed] or [reason for reason, _ in told]
     return {
         **row,
-        "reward": total if total is not None and math.isfinite(total) else None,
+        "reward": total,
         "rewards": {name: one.value for name, one in zip(names, verdicts, strict=True)},
-        "reason": None if total is not None else "; ".join(failed or missing),
+        "reason": None if total is not None else "; ".join(reasons),
     }
 
 
@@ -216,14 +215,22 @@ def _finish(settings: ScoreSettings, output: Path, tally: _Tally) -> dict[str, A
             ("pass@k", pass_curve(stats)),
             ("Rewards", histogram({"rewards": candidates.reward}, "reward")),
             (
-                "Lengths",
-                histogram({name: candidates.length[which] for name, which in lengths.items()}, candidates.length_unit),
+                "Lengths, shares of each kind",
+                histogram(
+                    {name: candidates.length[which] for name, which in lengths.items()}, candidates.length_unit, True
+                ),
             ),
         ],
         samples_of(source, candidates, _remark, passed),
     )
-    write_page(output / REPORT, page)
-    finish(output, stats)
+    try:
+        write_page(output / REPORT, page)
+        finish(output, stats)
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written: {error.strerror}. All scores are kept: make room, and start the same command "
+            "again."
+        ) from error
     for name, value in _told(stats):
         print(f"{name:<36} {value}")
     print(f"wrote {output}", flush=True)

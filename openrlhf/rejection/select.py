@@ -230,8 +230,10 @@ def _page(
             ("pass@k", pass_curve(stats)),
             ("Rewards", histogram({name: candidates.reward[which] for name, which in split.items()}, "reward")),
             (
-                "Lengths",
-                histogram({name: candidates.length[which] for name, which in split.items()}, candidates.length_unit),
+                "Lengths, shares of the kept and of the left out",
+                histogram(
+                    {name: candidates.length[which] for name, which in split.items()}, candidates.length_unit, True
+                ),
             ),
         ],
         samples_of(source, candidates, remark, kept),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.parallel.sequence_shares import sequence_share
 
 LossReduction = Literal["token", "sample"]
+LEAST_SHARED_TOKENS = 8  # a prompt that is shorter is computed with each sequence
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class MicroBatch:
     input_ids: Tensor  # (B, S), or (1, T) packed
     position_ids: Tensor  # the same shape
     attention_mask: Tensor | None  # (B, S) int64, 1 for a token of a sample; None when packed
-    cu_seqlens: Tensor | None  # (sequences + 1,) int32 borders of the whole pack, on the host; None when padded
-    max_seqlen: int | None  # longest sequence of the pack; None when padded
+    cu_seqlens: Tensor | None  # (samples + 1,) int32 borders of the whole pack, on the host; None when padded
+    max_seqlen: int | None  # longest sample of the pack; None when padded
+    prompt_of: tuple[int | None, ...]  # for each sample of the pack the one that it goes on from; empty: none does
     target_index: Tensor  # (N,) int64: place in the flattened input whose hidden state predicts the target
     target_ids: Tensor  # (N,) int64
     target_weights: Tensor  # (N,) float32: the weight of -log p in the loss
@@ -94,25 +96,35 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def make_micro_batch(
-    units: Sequence[Unit], packed: bool, pad_token_id: int, loss_reduction: LossReduction = "token"
+    units: Sequence[Unit],
+    packed: bool,
+    pad_token_id: int,
+    loss_reduction: LossReduction = "token",
+    shares_prompts: bool = False,
 ) -> MicroBatch:
-    """One micro-batch of `units`; of none, one with two tokens and no target, so that collectives still match."""
+    """One micro-batch of `units`; of none, one with two tokens and no target, so that collectives still match.
+
+    Args: shares_prompts: in a pack, what the sequences of a unit begin with stands there once.
+    """
     sequences = [(sequence, unit.weight) for unit in units for sequence in unit.sequences]
     tokens = [sequence.input_ids for sequence, _ in sequences] or [torch.full((2,), pad_token_id, dtype=torch.long)]
-    lengths = [len(ids) for ids in tokens]
-    starts = _starts(lengths) if packed else [row * max(lengths) for row in range(len(tokens))]
+    if packed:
+        inputs, places = _packed_inputs(units if shares_prompts else [], tokens)
+    else:
+        inputs, places = _padded_inputs(tokens, pad_token_id)
+    placed = list(zip(sequences, places, strict=False))
     targets = [
-        _targets(sequence, start, weight if loss_reduction == "sample" else None)
-        for (sequence, weight), start in zip(sequences, starts, strict=False)
+        _targets(sequence, place, weight if loss_reduction == "sample" else None)
+        for (sequence, weight), place in placed
     ]
     num_targets = [len(index) for index, _, _ in targets]
     return MicroBatch(
-        **(_packed_inputs(tokens, lengths) if packed else _padded_inputs(tokens, lengths, pad_token_id)),
+        **inputs,
         target_index=_cat([index for index, _, _ in targets], torch.long),
         target_ids=_cat([ids for _, ids, _ in targets], torch.long),
         target_weights=_cat([weights for _, _, weights in targets], torch.float32),
         target_sequence=torch.arange(len(targets)).repeat_interleave(torch.tensor(num_targets, dtype=torch.long)),
-        last_index=torch.tensor([s + len(t) - 1 for s, t in zip(starts, tokens, strict=True)][: len(sequences)]).long(),
+        last_index=_cat([place.of(torch.tensor([len(one.input_ids) - 1])) for (one, _), place in placed], torch.long),
         last_sequence=torch.arange(len(sequences)),
         unit_numbers=_unit_numbers(units),
         unit_names=tuple(unit.name for unit in units),
@@ -140,17 +152,43 @@ def units_of_batch(batch: Sequence[Tensor], name: str, all_targets: bool = False
     return units
 
 
-def _targets(sequence: TokenSequence, start: int, sum_of_weights: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(index, ids, weights) of the targets of a sequence whose first token stands at `start` of the flattened input.
+def shared_tokens(unit: Unit) -> int:
+    """How many tokens all sequences of a unit begin with, where that is worth a sample of its own in a pack; else 0.
+
+    Each sequence keeps a token of its own.
+    """
+    first, *others = (sequence.input_ids for sequence in unit.sequences)
+    shortest = min(len(ids) for ids in (first, *others)) - 1
+    if not others or shortest < LEAST_SHARED_TOKENS:
+        return 0
+    differs = torch.stack([ids[:shortest] != first[:shortest] for ids in others]).any(0)
+    number = int(differs.int().argmax()) if differs.any() else shortest
+    return number if number >= LEAST_SHARED_TOKENS else 0
+
+
+class _Place(NamedTuple):
+    """Where a sequence stands in the flattened input: its own tokens, and those that it shares."""
+
+    own: int
+    shared: int = 0
+    num_shared: int = 0
+
+    def of(self, token: Tensor) -> Tensor:
+        """The place of tokens, given by their numbers in the sequence."""
+        return token + torch.where(token < self.num_shared, self.shared, self.own - self.num_shared)
+
+
+def _targets(sequence: TokenSequence, place: _Place, sum_of_weights: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(index, ids, weights) of the targets of a sequence.
 
     Args: sum_of_weights: what the weights shall add up to; None: they are the numbers of the loss mask.
     """
     counts = sequence.loss_mask[:-1]
-    place = counts.nonzero().flatten()
-    weights = counts[place].to(torch.float32)
+    token = counts.nonzero().flatten()
+    weights = counts[token].to(torch.float32)
     if sum_of_weights is not None and len(weights):
         weights = weights / weights.sum() * sum_of_weights
-    return place + start, sequence.input_ids[place + 1], weights
+    return place.of(token), sequence.input_ids[token + 1], weights
 
 
 def _unit_numbers(units: Sequence[Unit]) -> dict[str, Tensor]:
@@ -158,27 +196,59 @@ def _unit_numbers(units: Sequence[Unit]) -> dict[str, Tensor]:
     return {name: torch.tensor([unit.numbers[name] for unit in units], dtype=torch.float32) for name in names}
 
 
-def _padded_inputs(tokens: list[Tensor], lengths: list[int], pad_token_id: int) -> dict:
-    shape = (len(tokens), max(lengths))
+def _padded_inputs(tokens: list[Tensor], pad_token_id: int) -> tuple[dict[str, Any], list[_Place]]:
+    """What the transformer is given, and where each sequence stands in it."""
+    shape = (len(tokens), max(len(ids) for ids in tokens))
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     for row, ids in enumerate(tokens):
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-    position_ids = torch.arange(shape[1]).expand(shape).contiguous()
-    return dict(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, cu_seqlens=None, max_seqlen=None
+    inputs = dict(
+        input_ids=input_ids,
+        position_ids=torch.arange(shape[1]).expand(shape).contiguous(),
+        attention_mask=attention_mask,
+        cu_seqlens=None,
+        max_seqlen=None,
+        prompt_of=(),
     )
+    return inputs, [_Place(row * shape[1]) for row in range(len(tokens))]
 
 
-def _packed_inputs(tokens: list[Tensor], lengths: list[int]) -> dict:
-    return dict(
-        input_ids=torch.cat(tokens)[None],
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+def _packed_inputs(units: Sequence[Unit], tokens: list[Tensor]) -> tuple[dict[str, Any], list[_Place]]:
+    """What the transformer is given, and where each sequence stands in it.
+
+    Args:
+        units: whose sequences share prompts; none, where none shall.
+        tokens: of each sequence.
+    """
+    samples: list[Tensor] = []
+    prompt_of: list[int | None] = []
+    places: list[tuple[int, int | None]] = []  # the samples of each sequence: its own, and its prompt
+    num_shared_of_units = [(shared_tokens(unit), len(unit.sequences)) for unit in units] or [(0, len(tokens))]
+    for num_shared, num_sequences in num_shared_of_units:
+        prompt = len(samples) if num_shared else None
+        if num_shared:
+            samples.append(tokens[len(places)][:num_shared])
+            prompt_of.append(None)
+        for ids in tokens[len(places) : len(places) + num_sequences]:
+            places.append((len(samples), prompt))
+            samples.append(ids[num_shared:])
+            prompt_of.append(prompt)
+    starts, lengths = _starts(list(map(len, samples))), list(map(len, samples))
+    begins = [0 if prompt is None else lengths[prompt] for prompt in prompt_of]
+    inputs = dict(
+        input_ids=torch.cat(samples)[None],
+        position_ids=torch.cat([torch.arange(b, b + n) for b, n in zip(begins, lengths, strict=True)])[None],
         attention_mask=None,
-        cu_seqlens=torch.tensor([*_starts(lengths), sum(lengths)], dtype=torch.int32),
+        cu_seqlens=torch.tensor([*starts, sum(lengths)], dtype=torch.int32),
         max_seqlen=max(lengths),
+        prompt_of=tuple(prompt_of) if any(prompt is not None for prompt in prompt_of) else (),
     )
+    return inputs, [
+        _Place(starts[own]) if prompt is None else _Place(starts[own], starts[prompt], lengths[prompt])
+        for own, prompt in places
+    ]
 
 
 def _starts(lengths: list[int]) -> list[int]:

@@ -1,5 +1,7 @@
 """Ring attention: each rank holds a share of the pack; keys and values go round, queries stay.
 
+A rank that holds the whole pack computes its blocks alone: where sequences share a prompt (ring_plan.py).
+
 Forward: while a block of keys and values is computed with, it is sent on and the next one received; block outputs are
 merged by their log-sum-exp in float32. Backward: keys and values go round once more, and with them the sums of their
 gradients, which are home after the last step. Nothing but one rank's share is ever held, twice while it is exchanged.
@@ -104,8 +106,7 @@ class _RingAttention(torch.autograd.Function):
             source = (ring.rank - step) % ring.size
             # The exchange runs while the block is computed; after the last step nobody needs the keys any more.
             exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
-            block = ring.blocks[source]
-            if block.queries.lengths:
+            for block in ring.blocks[source]:
                 keys, values = carried[:, block.keys.index]
                 part = kernel.forward(query[block.queries.index], keys, values, block, options)
                 _merge(output, log_sum_exp, block, *part)
@@ -128,17 +129,16 @@ class _RingAttention(torch.autograd.Function):
         for step in range(ring.size):
             source = (ring.rank - step) % ring.size
             exchange = _Exchange(ring, carried, source) if step < ring.size - 1 else None
-            block = ring.blocks[source]
             # With output and log-sum-exp of the whole attention, a block's gradients need no other block.
             grad_carried = torch.zeros_like(carried, dtype=log_sum_exp.dtype)
-            if block.queries.lengths:
+            for block in ring.blocks[source]:
                 rows = block.queries.index
                 keys, values = carried[:, block.keys.index]
                 saved = SavedRows(grad[rows], query[rows], keys, values, output[rows], log_sum_exp[rows])
                 dq, dk, dv = kernel.backward(saved, block, options)
                 grad_query[rows] += dq
-                grad_carried[0, block.keys.index] = dk.to(grad_carried.dtype)
-                grad_carried[1, block.keys.index] = dv.to(grad_carried.dtype)
+                for into, part in zip(grad_carried, (dk, dv), strict=True):
+                    into.index_add_(0, block.keys.index, part.to(into.dtype))  # a shared prompt's keys come again
             # The keys' gradients travel one step behind the keys: the sum of the ranks before is added here and sent
             # on. After the last step it has come to the rank whose keys they are.
             if arriving is not None:
@@ -158,6 +158,9 @@ class _Exchange:
     def __init__(self, ring: Ring, tensor: Tensor, source: int):
         """Args: source: the rank whose tokens `tensor` is about; the tensor received is about the rank before it."""
         self._device = tensor.device
+        if ring.size == 1:  # what is sent on is at home
+            self._received, self._works = tensor, []
+            return
         # gloo sends from the CPU alone; it serves CUDA where ranks share a GPU
         travels_on = "cpu" if dist.get_backend(ring.group) == "gloo" else tensor.device
         self._sent = tensor.to(travels_on).contiguous()  # kept alive until it is sent
@@ -264,6 +267,7 @@ def ring_flash_knows(query: Tensor, value: Tensor, options: AttentionOptions, ri
     """Whether the packages compute this, on shares cut as ours are."""
     sees_all = options.window is None or options.window >= ring.longest_sample
     is_plain = options.is_plain and options.dropout == 0.0 and sees_all and query.dtype in FLASH_DTYPES
+    is_plain = is_plain and not ring.has_shared_prompts
     divides = all(length % (2 * ring.size) == 0 for length in ring.sample_lengths)
     heads_fit = value.shape[-1] == query.shape[-1] and is_flash_head_size(query.shape[-1])
     return is_plain and divides and heads_fit

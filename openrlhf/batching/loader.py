@@ -14,9 +14,9 @@ from torch import Tensor
 
 from openrlhf.batching.distributed_sampler import DistributedSampler
 from openrlhf.batching.layout import FixedSize, TokenBudget, Units
-from openrlhf.batching.micro_batch import LossReduction, make_micro_batch
+from openrlhf.batching.micro_batch import LossReduction, make_micro_batch, shared_tokens
 from openrlhf.batching.schedule import StepSchedule, WindowRows
-from openrlhf.batching.unit import TokenSequence, Unit
+from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
@@ -51,6 +51,7 @@ class MicroBatchFormat:
     pad_token_id: int
     packed: bool = False
     loss_reduction: LossReduction = "token"
+    shares_prompts: bool = False  # in a pack, what the sequences of a unit begin with stands there once
 
 
 class StepWindowLoader:
@@ -120,6 +121,8 @@ class StepWindowLoader:
         return [window.rows[list(places)].tolist() for places in of_rank]
 
     def _lengths(self, rows: np.ndarray) -> Units:
+        if self.micro_batch_format.shares_prompts:
+            return [_lengths_in_pack(self._unit(row)) for row in rows.tolist()]
         if hasattr(self.dataset, "unit_lengths"):
             return [self.dataset.unit_lengths(row) for row in rows.tolist()]
         if self._lengths_tokens is not None:
@@ -149,6 +152,12 @@ class StepWindowLoader:
         num_rows, epoch = self.schedule.num_rows, self.sampler.epoch
         consumed_samples = epoch * num_rows + min(self.sampler.consumed_samples, num_rows)
         return self.schedule.windows(consumed_samples, max_epochs=epoch + 1)
+
+
+def _lengths_in_pack(unit: Unit) -> UnitLengths:
+    """Tokens of each sequence, and of what they share: the tokens that are computed."""
+    num_shared = shared_tokens(unit)
+    return (num_shared, *(len(sequence.input_ids) - num_shared for sequence in unit.sequences))
 
 
 def _pad_rows(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,9 @@ class MicroBatch:
     attention_mask: Tensor | None  # (B, S) int64, 1 for a token of a sample; None when packed
     cu_seqlens: Tensor | None  # (samples + 1,) int32 borders of the whole pack, on the host; None when padded
     max_seqlen: int | None  # longest sample of the pack; None when padded
-    prompt_of: tuple[int | None, ...]  # for each sample of the pack the one that it goes on from; empty: none does
+    prompt_of: (
+        tuple[int | None, ...] | None
+    )  # for each sample the one that it goes on from; None: prompts are not shared
     target_index: Tensor  # (N,) int64: place in the flattened input whose hidden state predicts the target
     target_ids: Tensor  # (N,) int64
     target_weights: Tensor  # (N,) float32: the weight of -log p in the loss
@@ -109,7 +111,7 @@ def make_micro_batch(
     sequences = [(sequence, unit.weight) for unit in units for sequence in unit.sequences]
     tokens = [sequence.input_ids for sequence, _ in sequences] or [torch.full((2,), pad_token_id, dtype=torch.long)]
     if packed:
-        inputs, places = _packed_inputs(units if shares_prompts else [], tokens)
+        inputs, places = _packed_inputs(units if shares_prompts else None, tokens)
     else:
         inputs, places = _padded_inputs(tokens, pad_token_id)
     placed = list(zip(sequences, places, strict=False))
@@ -210,22 +212,22 @@ def _padded_inputs(tokens: list[Tensor], pad_token_id: int) -> tuple[dict[str, A
         attention_mask=attention_mask,
         cu_seqlens=None,
         max_seqlen=None,
-        prompt_of=(),
+        prompt_of=None,
     )
     return inputs, [_Place(row * shape[1]) for row in range(len(tokens))]
 
 
-def _packed_inputs(units: Sequence[Unit], tokens: list[Tensor]) -> tuple[dict[str, Any], list[_Place]]:
+def _packed_inputs(units: Sequence[Unit] | None, tokens: list[Tensor]) -> tuple[dict[str, Any], list[_Place]]:
     """What the transformer is given, and where each sequence stands in it.
 
     Args:
-        units: whose sequences share prompts; none, where none shall.
+        units: whose sequences share prompts; None: prompts are not shared.
         tokens: of each sequence.
     """
     samples: list[Tensor] = []
     prompt_of: list[int | None] = []
     places: list[tuple[int, int | None]] = []  # the samples of each sequence: its own, and its prompt
-    num_shared_of_units = [(shared_tokens(unit), len(unit.sequences)) for unit in units] or [(0, len(tokens))]
+    num_shared_of_units = [(shared_tokens(unit), len(unit.sequences)) for unit in units or ()] or [(0, len(tokens))]
     for num_shared, num_sequences in num_shared_of_units:
         prompt = len(samples) if num_shared else None
         if num_shared:
@@ -243,7 +245,7 @@ def _packed_inputs(units: Sequence[Unit], tokens: list[Tensor]) -> tuple[dict[st
         attention_mask=None,
         cu_seqlens=torch.tensor([*starts, sum(lengths)], dtype=torch.int32),
         max_seqlen=max(lengths),
-        prompt_of=tuple(prompt_of) if any(prompt is not None for prompt in prompt_of) else (),
+        prompt_of=None if units is None else tuple(prompt_of),
     )
     return inputs, [
         _Place(starts[own]) if prompt is None else _Place(starts[own], starts[prompt], lengths[prompt])

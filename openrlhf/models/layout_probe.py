@@ -35,7 +35,9 @@ _ROUNDING = {torch.float16: 0.1, torch.bfloat16: 0.1}  # relative: a router near
 _ROUNDING_OF_WIDE_DTYPES = 5e-3
 
 
-def check_layout(model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None) -> None:
+def check_layout(
+    model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None, shares_prompts: bool = False
+) -> None:
     """Raises UserError for a model that lets samples of a micro-batch see one another, or miscounts their positions.
 
     Every rank calls. Random numbers, gradients and training modes stay as they are.
@@ -43,18 +45,25 @@ def check_layout(model: PreparedModel, is_packed: bool, sequence_group: ProcessG
     Args:
         is_packed: packs are looked at, else padded batches.
         sequence_group: the ranks that share a pack; None: none do.
+        shares_prompts: the samples begin alike, and what they begin with stands in the pack once.
     """
-    probe = _Probe(model, is_packed, sequence_group)
+    probe = _Probe(model, is_packed, sequence_group, shares_prompts)
     with _looking_only(model):
         reason = probe.reason_against()
         if reason is None:
             return
-        instead = _attention_that_works(model, probe) if is_packed and sequence_group is None else None
+        is_plain = is_packed and sequence_group is None and not shares_prompts
+        instead = _attention_that_works(model, probe) if is_plain else None
     name, attention = type(model.scorer.base_model).__name__, attention_name(model.config)
     if not is_packed:
         raise UserError(
             f"{name} cannot be trained on padded batches with the attention {attention}: {reason}. Give "
             "--train.micro_batch_size 1 without --train.max_tokens_per_micro_batch: nothing is padded then."
+        )
+    if shares_prompts:
+        raise UserError(
+            f"{name} cannot compute a prompt once for two answers with the attention {attention}: {reason}. Give "
+            "--ds.share_prompts false."
         )
     raise UserError(
         f"{name} cannot be trained on packed samples with the attention {attention}: {reason}. "
@@ -64,8 +73,11 @@ def check_layout(model: PreparedModel, is_packed: bool, sequence_group: ProcessG
 
 
 class _Probe:
-    def __init__(self, model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None):
+    def __init__(
+        self, model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None, shares_prompts: bool
+    ):
         self._model, self._is_packed, self._group = model, is_packed, sequence_group
+        self._shares_prompts = shares_prompts
         self._device = model.device
         self._ring_rank = 0 if sequence_group is None else dist.get_rank(sequence_group)
         self._ring_size = 1 if sequence_group is None else dist.get_world_size(sequence_group)
@@ -73,7 +85,12 @@ class _Probe:
         first, other, second, self._words = _plain_tokens(model.config, 3 * length + _NUM_WORDS).split(
             [length, length, length, _NUM_WORDS]
         )
-        self._samples, self._changed = (first, second[:-2]), (other, second[:-2])
+        second = second[:-2]
+        self._samples, self._changed = (first, second), (other, second)
+        if shares_prompts:
+            prompt, changed = other.repeat(2), first.flip(0)
+            first, second, changed = (torch.cat([prompt, ids]) for ids in (first, second, changed))
+            self._samples, self._changed = (first, second), (changed, second)
 
     def reason_against(self) -> str | None:
         """What is wrong with the layout; None where nothing is."""
@@ -101,8 +118,10 @@ class _Probe:
 
     def _together(self, samples: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """Of each sample: the places (N,) of the tokens that this rank holds, and (N, K) for their states."""
-        units = [Unit((TokenSequence(ids, torch.ones(len(ids))),), "probe") for ids in samples]
-        batch = make_micro_batch(units, self._is_packed, pad_token_id=0)
+        sequences = [TokenSequence(ids, torch.ones(len(ids))) for ids in samples]
+        alone = [Unit((sequence,), "probe") for sequence in sequences]
+        units = [Unit(tuple(sequences), "probe")] if self._shares_prompts else alone
+        batch = make_micro_batch(units, self._is_packed, pad_token_id=0, shares_prompts=self._shares_prompts)
         batch = batch.share(self._ring_rank, self._ring_size).to(self._device)
         states = self._states(
             batch.target_index,
@@ -111,6 +130,7 @@ class _Probe:
             attention_mask=batch.attention_mask,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
+            prompt_of=batch.prompt_of,
             sequence_group=self._group,
         )
         places = batch.position_ids.flatten()[batch.target_index]

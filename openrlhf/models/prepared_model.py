@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class PreparedModel(nn.Module, ABC):
         self._engine: nn.Module | None = None
         self._ring_head_stride = ring_head_stride
         self._checkpoints_reentrantly = False
-        self._layouts_looked_at: set[bool] = set()  # whether packed
+        self._layouts_looked_at: set[tuple[bool, bool]] = set()  # whether packed, and with shared prompts
 
     @property
     def model(self) -> Any:
@@ -87,6 +88,7 @@ class PreparedModel(nn.Module, ABC):
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        prompt_of: Sequence[int | None] | None = None,
         sequence_group: ProcessGroup | None = None,
         with_aux_loss: bool = False,
         is_real_token: Tensor | None = None,
@@ -101,6 +103,8 @@ class PreparedModel(nn.Module, ABC):
             attention_mask: (B, S) for a padded batch; None for a pack.
             cu_seqlens: (num_samples + 1,) int32 borders of the samples of the whole pack; None for a padded batch.
             max_seqlen: tokens in the pack's longest sample.
+            prompt_of: for each sample of a pack the number of the sample that it goes on from, a prompt that several
+                share. Given on all ranks, or on none. It needs the attention `ring`, on one rank too.
             sequence_group: the ranks that share the pack; the inputs are then this rank's `sequence_share` of T tokens.
             with_aux_loss: compute the load-balancing loss of a model with experts.
             is_real_token: (B*S,) or (T,), True for the tokens that the experts' loads count; None: those of
@@ -112,12 +116,14 @@ class PreparedModel(nn.Module, ABC):
         without experts, or one that could have no gradient.
         """
         if cu_seqlens is not None:
-            self.check_layout(True, sequence_group)
+            self.check_layout(True, sequence_group, prompt_of is not None)
         if with_aux_loss:
             self._check_aux_loss()
         if is_real_token is None and attention_mask is not None:
             is_real_token = attention_mask.flatten().bool()
-        borders = borders_of_samples(cu_seqlens, max_seqlen, sequence_group, self._ring_head_stride, input_ids.device)
+        borders = borders_of_samples(
+            cu_seqlens, max_seqlen, sequence_group, self._ring_head_stride, input_ids.device, prompt_of
+        )
         run = self.scorer if self._engine is None else self._engine
         inputs = dict(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **borders)
         return run(
@@ -136,18 +142,19 @@ class PreparedModel(nn.Module, ABC):
             inputs: as of `compute`.
         """
 
-    def check_layout(self, is_packed: bool, sequence_group: ProcessGroup | None) -> None:
+    def check_layout(self, is_packed: bool, sequence_group: ProcessGroup | None, shares_prompts: bool = False) -> None:
         """Refuses a model that computes samples otherwise in packs, or in padded batches, than alone.
 
         Every rank calls. Only the first call looks; see models/layout_probe.py.
         """
-        if is_packed in self._layouts_looked_at:
+        layout = (is_packed, shares_prompts)
+        if layout in self._layouts_looked_at:
             return
-        self._layouts_looked_at.add(is_packed)  # before: the probe scores packs, too
+        self._layouts_looked_at.add(layout)  # before: the probe scores packs, too
         try:
-            check_layout(self, is_packed, sequence_group)
+            check_layout(self, is_packed, sequence_group, shares_prompts)
         except UserError:
-            self._layouts_looked_at.remove(is_packed)
+            self._layouts_looked_at.remove(layout)
             raise
 
     def _check_packs_now(self, ring_attn_size: int) -> None:

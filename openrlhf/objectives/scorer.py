@@ -149,6 +149,7 @@ class Scorer:
             attention_mask=batch.attention_mask,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
+            prompt_of=batch.prompt_of,
             sequence_group=groups.sequence,
             with_aux_loss=self._aux_loss.coef != 0,
             is_real_token=is_real_token,

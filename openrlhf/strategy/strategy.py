@@ -119,6 +119,7 @@ class DeepspeedStrategy(ScriptNames):
         consumed_samples: int = 0,
         num_workers: int = 0,
         pad_token_id: int | None = None,
+        shares_prompts: bool = False,
     ) -> Any:
         """Step windows of `train_batch_size` samples in micro-batches of `batch_size` samples (or by token budget).
 
@@ -129,6 +130,7 @@ class DeepspeedStrategy(ScriptNames):
             sampler: the rows of this rank in the user's own order: torch's DataLoader over them comes back, to which
                 all the other arguments apply.
             consumed_samples: trained already; a loop of the user's own over the loader begins behind them.
+            shares_prompts: in a pack, what the sequences of a unit begin with is computed once (attention `ring`).
         """
         if sampler is not None:
             return DataLoader(
@@ -148,7 +150,7 @@ class DeepspeedStrategy(ScriptNames):
             layout_of(
                 batch_size, self.train.max_tokens_per_micro_batch, self.ds.ring_attn_size, self.ds.packing_samples
             ),
-            self.micro_batch_format(pad_token_id),
+            replace(self.micro_batch_format(pad_token_id), shares_prompts=shares_prompts),
             self.groups,
             collate_fn,
         )

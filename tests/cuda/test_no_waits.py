@@ -22,6 +22,7 @@ from tests.helpers.tiny_models import tiny_model
 
 LENGTHS = (13, 1, 30, 2, 7)
 RING_RANK, RING_SIZE = 1, 4
+GROUP_OF_RING: Any = object()  # is asked of a stand-in alone
 OPTIONS = {
     "plain": dict(),
     "window": dict(window=5),
@@ -79,7 +80,7 @@ def test_attention_of_a_ring(monkeypatch, dtype, options):
     asked = AttentionOptions(0.3, **OPTIONS[options])
     borders = torch.tensor((0, *LENGTHS), dtype=torch.int32).cumsum(0, dtype=torch.int32)
     with fake_cuda():
-        plan = ring_plan.make_ring(None, borders, 0, CUDA)
+        plan = ring_plan.make_ring(GROUP_OF_RING, borders, 0, CUDA)
         num_tokens = plan.num_tokens[RING_RANK]
         query, grad = (torch.empty(num_tokens, 4, 16, dtype=dtype, device=CUDA) for _ in range(2))
         key, value = (torch.empty(num_tokens, 2, 16, dtype=dtype, device=CUDA) for _ in range(2))

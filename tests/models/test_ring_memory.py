@@ -39,7 +39,8 @@ def _block(monkeypatch: pytest.MonkeyPatch, rank: int, source: int) -> ring_plan
     monkeypatch.setattr(ring_plan.dist, "get_rank", lambda group: rank)
     monkeypatch.setattr(ring_plan.dist, "get_world_size", lambda group: 4)
     borders = torch.tensor([0, NUM_TOKENS], dtype=torch.int32)
-    return ring_plan.make_ring(None, borders, 0, torch.device("cpu")).blocks[source]
+    group: Any = object()
+    return ring_plan.make_ring(group, borders, 0, torch.device("cpu")).blocks[source][0]
 
 
 class _Sizes(TorchDispatchMode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from openrlhf.batching import MicroBatch, TokenSequence, Unit
+from openrlhf.batching.micro_batch import LEAST_SHARED_TOKENS
 from openrlhf.objectives import Objective, Scorer, Share
 
 BETA = 0.1
@@ -67,8 +68,31 @@ def log_prob_of_answer(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tenso
     return torch.stack([log_probs[t, ids[t + 1]] for t in range(2, len(ids) - 1)]).sum()
 
 
-def curve(ring: int, zero_stage: int, packed: bool, max_tokens: int | None = None) -> list[tuple[float, float, float]]:
-    """(loss, accuracy, gradient norm) of each step."""
+class LongPrompts(Pairs):
+    """Pairs that begin alike: one by a token too few to be shared, the last one up to the end of an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(5)
+        for row, pair in enumerate(self.ids):
+            prompt = torch.randint(3, 500, (LEAST_SHARED_TOKENS - 1 + 3 * row,), generator=draw)
+            self.ids[row] = [torch.cat([prompt, ids]) for ids in pair]
+        self.ids[-1][1] = self.ids[-1][0][:-3]
+
+
+def curve(
+    ring: int,
+    zero_stage: int,
+    packed: bool,
+    max_tokens: int | None = None,
+    shares_prompts: bool | None = None,
+    kind: str = "llama",
+    recomputes: bool = False,
+) -> list[tuple[float, float, float]]:
+    """(loss, accuracy, gradient norm) of each step.
+
+    Args: shares_prompts: None: pairs without prompts of a length worth sharing.
+    """
     from openrlhf.config import AdamConfig, DeepspeedConfig, TrainConfig
     from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
@@ -82,12 +106,17 @@ def curve(ring: int, zero_stage: int, packed: bool, max_tokens: int | None = Non
         adam=AdamConfig(lr=1e-3, eps=1e-6),
     )
     strategy.setup_distributed()
-    actor = Actor(tiny_model("llama"), packing_samples=packed, ring_attn_size=ring)
+    attention = "ring" if shares_prompts else "auto"
+    actor = Actor(tiny_model(kind), attention, packing_samples=packed, ring_attn_size=ring)
+    if recomputes:
+        actor.gradient_checkpointing_enable()
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, PairObjective())
-    windows = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
+    data = Pairs() if shares_prompts is None else LongPrompts()
+    loader = strategy.setup_dataloader(data, 1, shuffle=False, pad_token_id=0, shares_prompts=bool(shares_prompts))
+    windows = loader.windows(max_epochs=2)
     results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
     actor.engine.destroy()
     return [(r.loss, r.metrics["accuracy"], r.outcome.grad_norm) for r in results]

@@ -1,16 +1,16 @@
 """The plan of attention in blocks, worked out once a micro-batch: for a pack that a ring shares, and for sequences that
 share a prompt.
 
-Each rank of a ring holds an early and a late chunk of every sample (parallel/sequence_shares.py). The keys and values of all
-ranks come by in turn; what this rank's queries may see of those of rank `source` is one of three plain cases:
+Each rank of a ring holds an early and a late chunk of every sample (parallel/sequence_shares.py). The keys and values
+of all ranks come by in turn; what this rank's queries may see of those of rank `source` is one of three plain cases:
 
     source == rank   everything, causally
     source <  rank   its early chunk only, all of it: it lies before both of ours, and its late chunk after both
     source >  rank   both its chunks, from our late chunk only: both lie before it, and after our early one
 
 A prompt that several sequences share stands in the pack once, as a sample of its own; each sequence's own tokens are
-another sample. Then there is one more case for each rank: all that it holds of a prompt is seen by all the tokens behind
-it. A rank that holds the whole pack is a ring of one.
+another sample. Then there is one more case for each rank: all that it holds of a prompt is seen by all the tokens
+behind it. A rank that holds the whole pack is a ring of one.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ class Ring:
 
     @property
     def next_rank(self) -> int:
+        assert self.group is not None, "a ring of one sends nothing"
         return dist.get_global_rank(self.group, (self.rank + 1) % self.size)
 
     @property
     def previous_rank(self) -> int:
+        assert self.group is not None, "a ring of one sends nothing"
         return dist.get_global_rank(self.group, (self.rank - 1) % self.size)
 
 
@@ -89,7 +91,7 @@ def borders_of_samples(
     sequence_group: ProcessGroup | None,
     head_stride: int,
     device: torch.device,
-    prompt_of: Sequence[int | None] = (),
+    prompt_of: Sequence[int | None] | None = None,
 ) -> dict[str, Any]:
     """The keywords in which transformers' flash kernels and ours are told where samples end; none for a padded batch.
 
@@ -99,7 +101,7 @@ def borders_of_samples(
     """
     if cu_seqlens is None:
         return {}
-    if sequence_group is not None or prompt_of:
+    if sequence_group is not None or prompt_of is not None:
         return {"ring": make_ring(sequence_group, cu_seqlens, head_stride, device, prompt_of)}
     borders = to_device(cu_seqlens, device)
     return dict(
@@ -116,7 +118,7 @@ def make_ring(
     cu_seqlens: Tensor,
     head_stride: int,
     device: torch.device,
-    prompt_of: Sequence[int | None] = (),
+    prompt_of: Sequence[int | None] | None = None,
 ) -> Ring:
     """The plan of this rank.
 
@@ -124,23 +126,24 @@ def make_ring(
         group: None: this rank holds the whole pack.
         cu_seqlens: (num_samples + 1,) borders of the samples of the whole pack, on the host.
         device: where the layers compute.
-        prompt_of: for each sample the number of the one that it goes on from; empty where none does.
+        prompt_of: for each sample the number of the one that it goes on from; None: none does.
     """
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     lengths = cu_seqlens.diff().tolist()
     shares = [[sample_share(length, holder, size) for length in lengths] for holder in range(size)]
-    begins = [0 if prompt is None else lengths[prompt] for prompt in prompt_of or [None] * len(lengths)]
-    blocks = [[_own_block(shares, rank, source, device)] for source in range(size)]
-    if prompt_of:
-        for source, of_source in enumerate(blocks):
-            of_source.append(_prompt_block(shares, rank, source, prompt_of, begins, device))
+    prompt_of = prompt_of or [None] * len(lengths)
+    begins = [0 if prompt is None else lengths[prompt] for prompt in prompt_of]
+    blocks = [
+        (_own_block(shares, rank, source, device), _prompt_block(shares, rank, source, prompt_of, begins, device))
+        for source in range(size)
+    ]
     return Ring(
         group=group,
         rank=rank,
         size=size,
         num_tokens=tuple(sum(_size(span) for spans in share for span in spans) for share in shares),
         blocks=tuple(tuple(block for block in of_source if block.queries.lengths) for of_source in blocks),
-        has_shared_prompts=bool(prompt_of),
+        has_shared_prompts=any(prompt is not None for prompt in prompt_of),
         sample_lengths=tuple(map(sum, zip(begins, lengths, strict=True))),
         head_stride=head_stride,
     )

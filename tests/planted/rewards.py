@@ -15,8 +15,8 @@ BUGS = [
         "value_of_the_padded_end",
         "a reward depends on the longest answer beside it",
         "batching/micro_batch.py",
-        "[s + len(t) - 1 for s, t in zip(starts, tokens, strict=True)]",
-        "[s + (len(t) if packed else max(lengths)) - 1 for s, t in zip(starts, tokens, strict=True)]",
+        "place.of(torch.tensor([len(one.input_ids) - 1]))",
+        "place.of(torch.tensor([(len(one.input_ids) if packed else max(map(len, tokens))) - 1]))",
         (_LAYOUTS + "test_a_score_does_not_depend_on_its_neighbours",),
     ),
     Bug(

@@ -27,7 +27,7 @@ BUGS = [
         "positions_run_on_in_packs",
         "a model with learned positions cannot be packed, or counts them through the pack",
         "batching/micro_batch.py",
-        "position_ids=torch.cat([torch.arange(length) for length in lengths])[None],",
+        "position_ids=torch.cat([torch.arange(b, b + n) for b, n in zip(begins, lengths, strict=True)])[None],",
         "position_ids=torch.arange(sum(lengths))[None],",
         (f"{_ZOO}[gpt2]",),
     ),

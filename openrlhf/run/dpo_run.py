@@ -36,11 +36,15 @@ class DPORun(PairRun):
         if isinstance(reference, ComputedReference):
             self._compute_reference()
         elif isinstance(reference, FrozenReference):
-            reference.use(load_reference(self.config, self.strategy))
+            reference.use(load_reference(self.config_of_models, self.strategy))
         super().build()
 
+    def model_names(self) -> list[str]:
+        reference = reference_name(self.config)
+        return [*super().model_names(), *([] if reference is None else [reference])]
+
     def build_model(self) -> Actor:
-        return build_actor(self.config, self.strategy.get_ds_train_config())
+        return build_actor(self.config_of_models, self.strategy.get_ds_train_config())
 
     def build_trainer(self, prepared: Prepared) -> DPOTrainer:
         config = self.config
@@ -68,7 +72,7 @@ class DPORun(PairRun):
 
         def load() -> Actor:
             if not loaded:
-                loaded.append(load_reference(self.config, self.strategy))
+                loaded.append(load_reference(self.config_of_models, self.strategy))
             return loaded[0]
 
         def with_its_log_probs(dataset: Any) -> Any:
@@ -91,7 +95,8 @@ class DPORun(PairRun):
     def rows_of_start_table(self) -> dict[str, str]:
         weights = self.config.model.losses()
         mix = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
-        return {"loss": f"{mix}; beta {self.config.model.beta:g}", "reference": self._reference()}
+        loss = f"{mix}; beta {self.config.model.beta:g}"
+        return {"loss": loss, "reference": self._reference(), **super().rows_of_start_table()}
 
     def _reference(self) -> str:
         name, reference = reference_name(self.config), self.objective.reference

@@ -27,7 +27,7 @@ class RMRun(PairRun):
         return reward_objective(config.model)
 
     def build_model(self) -> RewardModel:
-        return build_reward_model(self.config, self.strategy.get_ds_train_config())
+        return build_reward_model(self.config_of_models, self.strategy.get_ds_train_config())
 
     def _export(self, output_dir: Path) -> None:
         if self._is_trained:  # by an earlier process, and evaluated there

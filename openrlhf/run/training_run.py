@@ -244,14 +244,15 @@ class TrainingRun(ABC):
         self.trainer.reference_fingerprint = self.reference_fingerprint
         self.trainer.check_layout()  # before anything is said of a run that cannot be
 
-    def loader(self, dataset: Any, shuffle: bool) -> Any:
-        """Step windows of the data set."""
+    def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
+        """Step windows of the data set. Args: layout: more of it, as of `setup_dataloader`."""
         return self.strategy.setup_dataloader(
             dataset,
             self.config.train.micro_batch_size,
             shuffle=shuffle,
             collate_fn=dataset.collate_fn,
             pad_token_id=self.tokenizer.pad_token_id,
+            **layout,
         )
 
     def resume(self) -> None:

@@ -237,3 +237,57 @@ def test_the_start_table_says_loss_and_reference(one_rank, bench):
     assert "sigmoid + 0.2 sft; beta 0.1" in said
     assert "a second model" in said
     assert [line["loss"] for line in read_metrics(bench / "table")][0] > math.log(2)
+
+
+@pytest.fixture(scope="module")
+def long_prompts(bench):
+    rows = [json.loads(line) for line in (bench / "pairs.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["prompt"] = 4 * row["prompt"]
+    path = bench / "long_prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ranks", "command", "layout"),
+    [
+        ("one_rank", "train_rm", {}),
+        ("one_rank", "train_dpo", dict(ref__precompute=True)),
+        ("two_ranks", "train_dpo", dict(ds__zero_stage=3, ds__lora__rank=2, train__max_tokens_per_micro_batch=200)),
+        ("two_ranks", "train_dpo", dict(ds__ring_attn_size=2, model__gradient_checkpointing_enable=True)),
+    ],
+    ids=str,
+)
+def test_a_prompt_computed_once_changes_no_number(bench, long_prompts, request, ranks, command, layout):
+    def trained(shares: bool) -> tuple[str, list[dict]]:
+        out = f"{ranks}-{command}-shares-{shares}"
+        settings = dict(data__dataset=long_prompts, ds__packing_samples=True, ds__share_prompts=shares, **layout)
+        words = argv(bench, out, ckpt__save_steps=None, ckpt__max_num=None, **settings)
+        said = request.getfixturevalue(ranks).run(said_by_run, words, command=command)[0]
+        return said, step_lines(bench / out)
+
+    (said, once), (said_twice, twice) = trained(True), trained(False)
+    assert "computed once for both answers, which saves" in said
+    assert "computed with each answer: --ds.share_prompts false" in " ".join(said_twice.replace("│", " ").split())
+    for one, other in zip(once, twice, strict=True):
+        assert one["num_tokens"] == other["num_tokens"], (
+            "tokens of the data are counted, however often they are computed"
+        )
+        for name in ("loss", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5), f"{name} of step {one['global_step']}"
+
+
+def test_a_prompt_is_computed_with_each_answer_where_it_cannot_be_shared_or_saves_nothing(
+    one_rank, bench, long_prompts
+):
+    reasons = {
+        "samples are not packed": {},
+        "once would save": dict(ds__packing_samples=True, data__dataset=bench / "pairs.jsonl"),
+        "--ds.attn_implementation per_sample": dict(ds__packing_samples=True, ds__attn_implementation="per_sample"),
+    }
+    for number, (reason, changes) in enumerate(reasons.items()):
+        settings = dict(data__dataset=long_prompts, train__max_steps=1, ckpt__disable_ds=True, ckpt__save_steps=None)
+        words = argv(bench, f"not-shared-{number}", ckpt__max_num=None, **settings | changes)
+        said = " ".join(one_rank.run(said_by_run, words, command="train_rm")[0].replace("│", " ").split())
+        assert f"computed with each answer: {reason}" in said

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openrlhf.config.checks import check_config, notices_of
+from openrlhf.config.compat import WITHOUT_EFFECT, is_theirs, take
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
 from openrlhf.config.recipes import read_recipe
@@ -19,6 +20,7 @@ from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
 from openrlhf.config.synonyms import resolve
 from openrlhf.errors import UserError
 
+_OFF = (False, "false", "False", "0", 0)
 _IGNORED = ("local_rank",)  # a launcher adds it, and the environment says it too
 
 
@@ -30,6 +32,7 @@ class _Reading:
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     doubtful: set[str] = dataclasses.field(default_factory=set)
+    notes: list[str] = dataclasses.field(default_factory=list)  # of names that mean another thing, or nothing, here
 
 
 def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
@@ -55,7 +58,7 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         raise UserError(*problems)
     if os.environ.get("RANK", "0") == "0":
         recipe.tell()
-        for sentence in notices_of(config):
+        for sentence in [*reading.notes, *notices_of(config)]:
             print(sentence, file=sys.stderr)
     return config
 
@@ -72,18 +75,37 @@ def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[Root
 
 
 def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
-    """Names and values as given → values by dotted name, problems in words. The last of a name wins."""
+    """Names and values as given → values by dotted name, problems in words. The last of a name wins.
+
+    Names are taken as OpenRLHF takes them where they are its own, or `compat` is among them: abbreviated, too.
+    """
     reading = _Reading(root)
+    theirs = is_theirs(root, [item.name for item in given])
+    may_abbreviate = theirs or "compat" in [item.name for item in given]
     table, other_names = settings(root), synonyms(root)
     for item in given:
         if item.name in _IGNORED:
             continue
-        for name, value in resolve(other_names, item.name, item.value):
+        whole = _whole_name(root, item.name) if may_abbreviate else item.name
+        for name, value in resolve(other_names, whole, item.value):
             if name in table:
                 _read_one(reading, table[name], value, item.where)
+            elif (why := WITHOUT_EFFECT.get(name.rpartition(".")[2])) is not None:
+                reading.notes += [] if value in _OFF else [f"{item.where} changes nothing here: {why}."]
             elif not (name in groups(root) and value is None):  # a group that a YAML file leaves empty
                 _report_unknown(reading, item)
+    reading.notes += take(root, reading.values, theirs)
     return reading
+
+
+def _whole_name(root: type[Root], name: str) -> str:
+    """The one name that begins so, as argparse reads an abbreviation; the name itself where there is none, or several.
+
+    Several names of one setting are one.
+    """
+    known = [*settings(root), *synonyms(root)]
+    begun = {full: str(resolve(synonyms(root), full, None)) for full in known if name and full.startswith(name)}
+    return next(iter(begun)) if name not in known and len(set(begun.values())) == 1 else name
 
 
 def _read_one(reading: _Reading, setting: Setting, value: Any, where: str) -> None:

@@ -92,6 +92,11 @@ class DataConfig:
     control_tokens: Literal["text", "refuse", "keep"] = free(
         "text", "control tokens such as <|im_start|> in the text of a row: read as text, refused, or kept as they are"
     )
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = free(
+        "first_exhausted",
+        "with dataset_probs: the largest mix without a repeated row, or rows repeat until each data set is used up",
+    )
+    pretrain_end_token: bool = free(True, "continued pre-training: a text ends with the end token")
     overlong: Literal["drop", "truncate", "error"] = free("drop", "what happens to a sample longer than max_len")
     max_bad_rows: Count = free(0, "go on with up to that many rows left out because they cannot be read")
     cache_dir: str | None = free(
@@ -106,6 +111,7 @@ class EvalConfig:
 
     dataset: str | None = taken(None, "like data.dataset; evaluated at the end, and every eval.steps")
     split: str = taken("train", "split of eval.dataset (a plain file has the split train)")
+    every_epoch: bool = free(False, "evaluate after every epoch, beside eval.steps")
     steps: EverySteps = free(-1, "evaluate every that many optimizer steps; -1: at the end alone")
     at_end: bool = free(True, "evaluate at the end of the run")
 
@@ -191,6 +197,7 @@ class AdamConfig:
     betas: tuple[BelowOne, BelowOne] = taken((0.9, 0.95), "decay of the two moments")
     eps: PositiveNumber = taken(1e-8, "added to the root of the second moment")
     weight_decay: Number = taken(0.0, "decay of weight matrices (norms and biases have none)")
+    decay_embeddings: bool = taken(False, "embeddings decay as other matrices do")
     kernel: AdamKernel = free(
         "auto",
         "code of the update: deepspeed's is compiled (a GPU needs nvcc), torch's is not; auto: the first that works",
@@ -252,6 +259,7 @@ class LoggerConfig:
 
     logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
     tensorboard_dir: str | None = free(None, "folder for TensorBoard")
+    openrlhf_names: bool = free(False, "TensorBoard and W&B: names of charts and folders as OpenRLHF has them")
     entropy: bool = free(False, "log the mean entropy of the predictions at target tokens")
     wandb: WandbConfig = WandbConfig()
 
@@ -264,6 +272,9 @@ class TrainingConfig(Root):
     lr_scheduler: Scheduler = taken("cosine_with_min_lr", "how the learning rate goes over the whole run")
     lr_warmup_ratio: Fraction = taken(0.03, "share of the steps in which the learning rate rises")
     min_lr_ratio: Fraction = taken(0.1, "lowest learning rate, as a share of the highest")
+    compat: Literal["openrlhf-0.9", "openrlhf-0.11"] | None = free(
+        None, "flags mean what they mean in that version of OpenRLHF; a table at the start says which differ"
+    )
     max_norm: Number = taken(1.0, "clip the global gradient norm to that; 0 is off")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

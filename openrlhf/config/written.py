@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from openrlhf.atomic_file import replace_file
+from openrlhf.config.checks import notices_of
 from openrlhf.config.parse import read_given
 from openrlhf.config.schema import Root, RootT, build, settings, shown_values, synonyms
 from openrlhf.config.sources import Given
@@ -67,12 +68,22 @@ def from_namespace(root: type[RootT], args: Any) -> RootT:
     Raises:
         UserError: with every value that cannot be.
     """
-    names = (*synonyms(root), *settings(root))  # the name that wins comes last
-    given = [Given(name, value, f"args.{name}") for name in names if (value := _get(args, name)) is not None]
-    reading = read_given(root, given)
+    reading = _read(root, args)
     if reading.problems:
         raise UserError(*reading.problems)
     return build(root, reading.values)
+
+
+def told_of_namespace(root: type[Root], args: Any) -> list[str]:
+    """What a script's user is told of its arguments once: where they mean another thing here, or nothing."""
+    reading = _read(root, args)
+    return reading.notes + notices_of(build(root, reading.values))
+
+
+def _read(root: type[Root], args: Any) -> Any:
+    names = (*synonyms(root), *settings(root))  # the name that wins comes last
+    given = [Given(name, value, f"args.{name}") for name in names if (value := _get(args, name)) is not None]
+    return read_given(root, given)
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

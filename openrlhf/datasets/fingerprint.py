@@ -21,7 +21,7 @@ CODE_VERSION = 1  # raise it when the same rows and settings would give other id
 # few data sets: theirs say so behind the fingerprint, so that the checkpoints of all others fit.
 NOT_IN_THE_KEY = (
     "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "cache_dir", "num_processors",
-    "control_tokens",
+    "control_tokens", "stopping_strategy", "pretrain_end_token",
 )  # fmt: skip
 KNOWN_HASHES = "known_files.json"
 

@@ -57,6 +57,10 @@ def prepare_sources(
         "seed": None if shares is None else seed,
         "max_samples": data.max_samples,
     }
+    if shares is not None and data.stopping_strategy == "all_exhausted":
+        selection["repeats"] = True
+    if pretrain_mode and not data.pretrain_end_token:
+        selection["no_end_token"] = True
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
     make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint).run
     key = f"{fingerprint}-{data.control_tokens}-{FILE_FORMAT}"
@@ -165,29 +169,30 @@ class _Preparation:
 
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
-        chosen = self._rows_by_share()
         num_left = self.data.max_samples
-        position = [0] * len(self.sources)
-        for number, table in enumerate(self.tables):
-            source = self.source_of[number]
-            for block in table.blocks():
-                if num_left == 0:
-                    return
-                start, end = position[source], position[source] + len(block.numbers)
-                taken = np.ones(end - start, dtype=bool) if chosen is None else _flags(chosen[source], start, end)
-                if num_left is not None:
-                    taken &= np.cumsum(taken) <= num_left
-                    num_left -= int(taken.sum())
-                position[source] = end
-                yield EncodingTask(number, formats[source], block, taken)
+        for chosen in self._rows_by_share():
+            position = [0] * len(self.sources)
+            for number, table in enumerate(self.tables):
+                source = self.source_of[number]
+                for block in table.blocks():
+                    if num_left == 0:
+                        return
+                    start, end = position[source], position[source] + len(block.numbers)
+                    taken = np.ones(end - start, dtype=bool) if chosen is None else _flags(chosen[source], start, end)
+                    if num_left is not None:
+                        taken &= np.cumsum(taken) <= num_left
+                        num_left -= int(taken.sum())
+                    position[source] = end
+                    yield EncodingTask(number, formats[source], block, taken)
 
-    def _rows_by_share(self) -> list[np.ndarray] | None:
+    def _rows_by_share(self) -> list[Any]:
+        """For each pass over the tables, the rows that each source gives; None: all of them."""
         if self.shares is None:
-            return None
+            return [None]
         counts = [
             sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
         ]
-        return drawn_rows(counts, self.shares, self.seed)
+        return drawn_rows(counts, self.shares, self.seed, self.data.stopping_strategy)
 
     def _count(self, result: BlockResult) -> None:
         """Adds a block's counts to the report."""

@@ -28,7 +28,8 @@ def blending_datasets(
     probabilities: str | None = None,
     strategy: Any = None,
     seed: int = 42,
-    max_count: int | None = None,
+    max_count: float | None = None,
+    stopping_strategy: str | None = None,
     dataset_split: str = "train",
     cache_dir: str | Path | None = None,
 ) -> Any:
@@ -40,6 +41,7 @@ def blending_datasets(
     Args:
         strategy: its `print` tells how many rows each source gave; may be None.
         max_count: no more rows than this, the first ones.
+        stopping_strategy: "all_exhausted" repeats rows until every source is used up; None or "first_exhausted" none.
 
     Raises UserError if a source is not there or cannot be read.
     """
@@ -50,11 +52,12 @@ def blending_datasets(
     if shares is None:
         blended = _joined(parts)
     else:
-        drawn = drawn_rows(counts, shares, seed)
+        passes = drawn_rows(counts, shares, seed, stopping_strategy or "first_exhausted")
+        drawn = [np.concatenate(of_source) for of_source in zip(*passes, strict=True)]
         parts = [part.select(rows) for part, rows in zip(parts, drawn, strict=True)]
         blended = _joined(parts).shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
     if max_count is not None:
-        blended = blended.select(range(min(max_count, len(blended))))
+        blended = blended.select(range(min(int(max_count), len(blended))))
     if strategy is not None:
         for source, part, count in zip(sources, parts, counts, strict=True):
             strategy.print(f"{source.name}: {len(part):,} of {count:,} rows")

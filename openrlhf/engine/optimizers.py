@@ -27,7 +27,7 @@ EMBEDDING_TYPES = (nn.Embedding,)
 def build_adamw(module: nn.Module, adam: AdamConfig, offload: bool) -> torch.optim.Optimizer:
     """DeepSpeed's FusedAdam, or its CPU Adam where the optimizer's state is offloaded; both decouple the decay."""
     options: dict[str, Any] = dict(lr=adam.lr, betas=adam.betas, eps=adam.eps)
-    groups = decay_groups(module, adam.weight_decay)
+    groups = decay_groups(module, adam.weight_decay, adam.decay_embeddings)
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -54,7 +54,7 @@ def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.o
     for parameter in module.parameters():
         parameter.use_muon = id(parameter) in hidden_matrices  # type: ignore[attr-defined]  # DeepSpeed's mark
     groups: list[dict[str, Any]] = []
-    for group in decay_groups(module, adam.weight_decay):
+    for group in decay_groups(module, adam.weight_decay, adam.decay_embeddings):
         decay = group["weight_decay"]
         matrices = [p for p in group["params"] if p.use_muon]
         others = [p for p in group["params"] if not p.use_muon]
@@ -78,13 +78,13 @@ def adam_in_words(optimizer: Any) -> str:
     return f"torch's fused AdamW; {operator.why}" if isinstance(operator, TorchAdam) else type(adam).__name__
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and embeddings do not."""
+def decay_groups(module: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; biases, norms and, unless asked for, embeddings do not."""
     undecayed = {
         id(parameter)
         for child in module.modules()
         for parameter in child.parameters(recurse=False)
-        if isinstance(child, EMBEDDING_TYPES) or len(whole_shape(parameter)) < 2
+        if (isinstance(child, EMBEDDING_TYPES) and not decay_embeddings) or len(whole_shape(parameter)) < 2
     }
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [

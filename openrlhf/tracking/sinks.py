@@ -121,7 +121,12 @@ class _Charts(ABC):
     def log_eval(self, record: Mapping[str, float]) -> None:
         self._log("eval", record)
 
+    openrlhf_names = False
+
     def _log(self, group: str, record: Mapping[str, float]) -> None:
+        if self.openrlhf_names:
+            self._draw(openrlhf_charts(group, record), record["global_step"])
+            return
         numbers = {name: number for name, number in record.items() if name != "global_step"}
         charts = {f"{group}/{name.removeprefix('eval_')}": number for name, number in numbers.items()}
         self._draw(charts, record["global_step"])
@@ -131,12 +136,20 @@ class _Charts(ABC):
         """One more number for each of these charts."""
 
 
+def openrlhf_charts(group: str, record: Mapping[str, float]) -> dict[str, float]:
+    """A record under the names of OpenRLHF's charts; `global_step` is the axis of each group."""
+    names = {"loss": "gpt_loss", "eval_loss": "eval gpt_loss"}
+    charts = {f"{group}/{names.get(name, name.removeprefix('eval_'))}": number for name, number in record.items()}
+    return charts | ({"train/loss_mean": record["loss"]} if group == "train" and "loss" in record else {})
+
+
 class TensorBoardSink(_Charts):
     """TensorBoard's event files."""
 
-    def __init__(self, folder: str, resume_step: int | None = None):
+    def __init__(self, folder: str, resume_step: int | None = None, openrlhf_names: bool = False):
         """Args:
             folder: where the event files go.
+            openrlhf_names: of the charts, in place of our own.
             resume_step: optimizer step that the run goes on from; TensorBoard hides what was logged after it.
 
         Raises:
@@ -148,6 +161,7 @@ class TensorBoardSink(_Charts):
             raise UserError(
                 "--logger.tensorboard_dir needs the package tensorboard: pip install tensorboard"
             ) from problem
+        self.openrlhf_names = openrlhf_names
         self._writer = SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
 
     def close(self) -> None:
@@ -173,10 +187,12 @@ class WandbSink(_Charts):
         shown_config: Mapping[str, Any] | None = None,
         *,
         resume: bool = False,
+        openrlhf_names: bool = False,
     ):
         """Args:
             folder: W&B's own files go to `<folder>/wandb`, the run's id to `<folder>/wandb_run_id.txt`.
             shown_config: what the run's page shows as its settings; without secrets.
+            openrlhf_names: of the charts and their axes, in place of our own.
             resume: go on with the run whose id stands in the folder.
 
         Raises:
@@ -209,13 +225,16 @@ class WandbSink(_Charts):
                     "environment, or WANDB_MODE=offline, or leave --logger.wandb.enable out."
                 ) from None
         run_id_file.write_text(self._run.id, encoding="utf-8")
-        self._run.define_metric("*", step_metric="global_step")
+        self.openrlhf_names = openrlhf_names
+        for group in ("train/", "eval/") if openrlhf_names else ("",):
+            self._run.define_metric(f"{group}*", step_metric=f"{group}global_step")
 
     def close(self) -> None:
         self._run.finish()
 
     def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
-        self._run.log({"global_step": optimizer_step, **numbers_by_chart})
+        axis = {} if self.openrlhf_names else {"global_step": optimizer_step}
+        self._run.log(axis | numbers_by_chart)
 
 
 @contextmanager

@@ -105,7 +105,17 @@ def open_tracker(
     metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step)
     slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
     if settings.tensorboard_dir:
-        slow.append(TensorBoardSink(settings.tensorboard_dir, resume_step))
+        folder, theirs = settings.tensorboard_dir, settings.openrlhf_names
+        folder = str(Path(folder, settings.wandb.name)) if theirs and settings.wandb.name else folder
+        slow.append(TensorBoardSink(folder, resume_step, theirs))
     if settings.wandb.enable:
-        slow.append(WandbSink(output_dir, settings.wandb, shown_config, resume=resume_step is not None))
+        slow.append(
+            WandbSink(
+                output_dir,
+                settings.wandb,
+                shown_config,
+                resume=resume_step is not None,
+                openrlhf_names=settings.openrlhf_names,
+            )
+        )
     return Tracker([metrics], slow, settings.logging_steps)

@@ -12,6 +12,7 @@ from openrlhf.batching import StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.config import TrainingConfig, from_namespace
+from openrlhf.config.written import told_of_namespace
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.engine.optimizers import fit_schedule
 from openrlhf.errors import UserError
@@ -102,6 +103,9 @@ class CommandTrainer(Trainer):
             CallbackFailed: a callback of the user's own raised.
         """
         config = args if isinstance(args, self.config_class) else from_namespace(self.config_class, args)
+        if config is not args:
+            for sentence in told_of_namespace(self.config_class, args):
+                self.strategy.print(sentence)
         check_agreement(facts_of_config(config), self.strategy.groups.control)
         if not self._has_own_objective:
             self.objective = self.objective_of(config)

@@ -74,15 +74,17 @@ def _of_window(
 
 
 class Evaluating(Callback):
-    """Evaluates every `eval_steps` optimizer steps (-1: never), where a callback asks for it, and at the end."""
+    """Evaluates every `eval_steps` optimizer steps (-1: never), after every epoch if wished, where a callback asks for
+    it, and at the end."""
 
-    def __init__(self, eval_steps: int, at_end: bool = True):
-        self._eval_steps = eval_steps
-        self._at_end = at_end
+    def __init__(self, eval_steps: int, at_end: bool = True, every_epoch: bool = False):
+        self._eval_steps, self._at_end, self._every_epoch = eval_steps, at_end, every_epoch
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         is_wished, trainer.wishes.evaluation = trainer.wishes.evaluation, False
-        if is_wished or (self._eval_steps > 0 and trainer.progress.optimizer_step % self._eval_steps == 0):
+        step, steps_per_epoch = trainer.progress.optimizer_step, trainer.windows.steps_per_epoch
+        ends_epoch = self._every_epoch and steps_per_epoch > 0 and step % steps_per_epoch == 0
+        if is_wished or ends_epoch or (self._eval_steps > 0 and step % self._eval_steps == 0):
             self._evaluate(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:

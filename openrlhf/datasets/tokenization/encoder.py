@@ -41,6 +41,7 @@ class SampleEncoder:
         self._data = data
         self._targets = target_choice(data, pretrain_mode)
         self._remarks: set[str] = set()  # on the row that is being encoded
+        self._ends_texts = data.pretrain_end_token or not pretrain_mode
         self._eos_id: int = tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
         self._longest_token, self._num_ids = max(map(len, vocabulary)), max(vocabulary.values()) + 1
@@ -111,7 +112,8 @@ class SampleEncoder:
         return is_control if self._judge_controls(found) else None
 
     def _with_end_token(self, ids: np.ndarray) -> np.ndarray:
-        return ids if len(ids) and ids[-1] == self._eos_id else np.append(ids, np.int32(self._eos_id))
+        is_ended = len(ids) and ids[-1] == self._eos_id
+        return ids if is_ended or not self._ends_texts else np.append(ids, np.int32(self._eos_id))
 
     def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
         is_broken = self._judge_controls(self._controls.found_in([content.messages, content.tools]))

@@ -44,7 +44,7 @@ def standard_callbacks(
         NonFiniteGuard(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16"),
     ]
     if trainer.eval_dataloader is not None:
-        callbacks.append(Evaluating(config.eval.steps, config.eval.at_end))
+        callbacks.append(Evaluating(config.eval.steps, config.eval.at_end, config.eval.every_epoch))
     if config.train.early_stop_patience is not None:
         callbacks.append(EarlyStop(config.train.early_stop_patience))
     return [*callbacks, Preemption(saving), saving]

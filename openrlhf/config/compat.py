@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openrlhf.config.schema import Root, settings, synonyms
+from openrlhf.config.schema import Root, settings
 
 INPUT_TEMPLATE = "User: {}\nAssistant: "
 
@@ -114,9 +114,9 @@ DIFFERENCES = (
 )
 
 
-def is_theirs(root: type[Root], names: Iterable[str]) -> bool:
-    """Whether these names, as they were given, are of a command line for OpenRLHF: flat, as up to 0.9."""
-    return any("." not in name and name in synonyms(root) for name in names)
+def is_theirs(names: Iterable[str]) -> bool:
+    """Whether these names, as they were given, are of a command line for OpenRLHF up to 0.9: it has --pretrain."""
+    return "pretrain" in names
 
 
 def take(root: type[Root], given: dict[str, Any], theirs: bool) -> list[str]:

@@ -80,7 +80,7 @@ def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
     Names are taken as OpenRLHF takes them where they are its own, or `compat` is among them: abbreviated, too.
     """
     reading = _Reading(root)
-    theirs = is_theirs(root, [item.name for item in given])
+    theirs = is_theirs([item.name for item in given])
     may_abbreviate = theirs or "compat" in [item.name for item in given]
     table, other_names = settings(root), synonyms(root)
     for item in given:

@@ -57,7 +57,10 @@ def _is_report(path: Path) -> bool:
 def _another_model(config: TrainingConfig) -> Iterator[str]:
     name = config.ckpt.output_dir
     folder, model = Path(name).expanduser(), Path(config.model.model_name_or_path or "/").expanduser()
-    if model.is_dir() and folder.exists() and model.samefile(folder):
+    is_same = model.is_dir() and folder.exists() and model.samefile(folder)
+    if is_same and _has(folder, _OF_A_RUN) and not config.ds.lora.rank:
+        return  # the next round of an iteration: the export moves the earlier model to earlier_run_<n>
+    if is_same:
         yield (
             f"--ckpt.output_dir {name} is the folder of --model.model_name_or_path too, which "
             "would be overwritten; give another folder. To go on with a run, use --ckpt.load_enable."

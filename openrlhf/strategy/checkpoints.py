@@ -70,6 +70,8 @@ def newest(checkpointer: Checkpointer, say: Callable[[str], None], name: str | N
         if name and not problems:
             there = ", ".join(path.name for path in checkpointer.store.candidates())
             raise UserError(f"{checkpointer.store.root} has no checkpoint {name}. It has {there}.")
+        if theirs := [path for path in checkpointer.store.candidates() if any(path.glob("*model_states.pt"))]:
+            raise UserError(_of_deepspeed(theirs[0]))
         raise UserError(
             f"no whole checkpoint is left in {checkpointer.store.root}. Give another --ckpt.path to start anew.",
             *problems,
@@ -77,6 +79,15 @@ def newest(checkpointer: Checkpointer, say: Callable[[str], None], name: str | N
     for problem in problems:
         say(f"warning: {problem}")
     return found
+
+
+def _of_deepspeed(path: Path) -> str:
+    exported = path.with_name(f"{path.name}_hf")
+    where = str(exported) if exported.is_dir() else f"{exported.name}, which OpenRLHF writes with --save_hf_ckpt"
+    return (
+        f"{path} is a checkpoint of DeepSpeed's, as OpenRLHF writes them, which is not read here. Start from the model "
+        f"of that step: --model.model_name_or_path {where}. Give another --ckpt.path, or leave --ckpt.load_enable out."
+    )
 
 
 def load_found(

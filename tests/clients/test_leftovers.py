@@ -1,0 +1,80 @@
+"""What OpenRLHF's users bring along: checkpoints, adapters, folders of an iteration."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from openrlhf.checkpoint.checkpointer import Checkpointer
+from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.cli.lora_combiner import main as combine
+from openrlhf.config import SFTConfig, parse_config
+from openrlhf.errors import UserError
+from openrlhf.strategy.checkpoints import newest
+from openrlhf.utils.config import hierarchize
+from openrlhf.utils.utils import convert_to_torch_dtype, zero_pad_sequences
+from tests.helpers.workbench import save_model, save_rows
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_a_checkpoint_of_deepspeed_is_named(tmp_path, has_model):
+    (tmp_path / "global_step20").mkdir()
+    (tmp_path / "global_step20" / "mp_rank_00_model_states.pt").write_bytes(b"theirs")
+    if has_model:
+        (tmp_path / "global_step20_hf").mkdir()
+    with pytest.raises(UserError) as caught:
+        newest(Checkpointer(CheckpointStore(tmp_path)), print)
+    assert "is a checkpoint of DeepSpeed's, as OpenRLHF writes them" in str(caught.value)
+    assert ("which OpenRLHF writes with --save_hf_ckpt" in str(caught.value)) is not has_model
+    assert (tmp_path / "global_step20" / "mp_rank_00_model_states.pt").read_bytes() == b"theirs"
+
+
+def test_a_merged_adapter_equals_pefts(tmp_path):
+    base = save_model(tmp_path / "base", "qwen3")
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(tmp_path / "adapter")
+    words = ["--model_path", str(base), "--lora_path", str(tmp_path / "adapter"), "--output_path"]
+    combine([*words, str(tmp_path / "merged")])
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    expected = PeftModel.from_pretrained(plain, tmp_path / "adapter").merge_and_unload().state_dict()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert found["lm_head.weight"].dtype == torch.float32
+    assert list((tmp_path / "merged").glob("*.safetensors"))
+    with pytest.raises(UserError, match="is --model_path too"):
+        combine([*words, str(base)])
+
+
+def test_the_next_round_may_train_into_the_folder_that_it_reads(tmp_path):
+    model, rows = save_model(tmp_path / "round"), save_rows(tmp_path / "rows.jsonl", 4)
+    words = ["--data.dataset", str(rows), "--model.model_name_or_path", str(model), "--ckpt.output_dir", str(model)]
+    words += ["--ckpt.path", str(tmp_path / "ck")]
+    with pytest.raises(UserError, match="would be overwritten"):
+        parse_config(SFTConfig, words)
+    (model / "run_config.yaml").write_text("# an earlier round")
+    parse_config(SFTConfig, words)
+    with pytest.raises(UserError, match="would be overwritten"):
+        parse_config(SFTConfig, [*words, "--ds.lora.rank", "4"])
+
+
+def test_arguments_with_dots_become_groups():
+    args = hierarchize(argparse.Namespace(**{"ds.lora.rank": 4, "ds.zero_stage": 2, "optim": "adam"}))
+    assert (args.ds.lora.rank, args.ds.zero_stage, args.optim) == (4, 2, "adam")
+    with pytest.raises(UserError, match="optim is a value already"):
+        hierarchize({"optim": "adam", "optim.lr": 1})
+
+
+def test_padding_and_dtypes():
+    rows = [torch.tensor([[1, 2, 3]]), torch.tensor([[4]])]
+    assert zero_pad_sequences(rows).tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert zero_pad_sequences(rows, "right", value=9).tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert zero_pad_sequences(rows, stack=True).shape == (2, 1, 3)
+    assert convert_to_torch_dtype("bf16") == torch.bfloat16
+    with pytest.raises(UserError):
+        convert_to_torch_dtype("int8")

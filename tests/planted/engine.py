@@ -48,8 +48,8 @@ BUGS = [
         "norms_decay",
         "weight decay shrinks norms and biases",
         "engine/optimizers.py",
-        "if isinstance(child, EMBEDDING_TYPES) or len(whole_shape(parameter)) < 2",
-        "if isinstance(child, EMBEDDING_TYPES)",
+        "if (isinstance(child, EMBEDDING_TYPES) and not decay_embeddings) or len(whole_shape(parameter)) < 2",
+        "if isinstance(child, EMBEDDING_TYPES) and not decay_embeddings",
         (f"{_STRATEGY}::test_decay_is_for_matrices_alone",),
     ),
     Bug(

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-NUM_ANSWERED, NUM_PROMPTS, NUM_HELD_OUT = 4500, 1200, 300
+NUM_ANSWERED, NUM_PROMPTS, NUM_HELD_OUT = 4500, 800, 300
 
 
 def read(path: Path) -> list[dict]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shlex
 import socket
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
+from openrlhf.config.sources import secrets_in
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.parallel.collectives import gather_objects, rank_in
@@ -36,7 +36,6 @@ SECONDS_BETWEEN_RENEWALS = 4.0
 SECONDS_UNTIL_REFUSED = 12.0
 SECONDS_UNTIL_DEAD = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.25
-_SECRET_FLAG = re.compile(r"-+[^=]*(wandb|api_key|token(?!s|iz)|secret|password)[^=]*", re.IGNORECASE)
 _LONGEST_COMMAND = 300
 
 
@@ -98,12 +97,12 @@ def start_of(pid: int) -> str:
 
 def _command() -> str:
     """This process's command line, without the values of flags that sound like secrets."""
-    shown, hides_next = [], False
-    for word in sys.argv:
-        flag = _SECRET_FLAG.match(word)
-        shown.append("[hidden]" if hides_next and not word.startswith("-") else flag.group() if flag else word)
-        hides_next = flag is not None
-    return shlex.join(shown)[:_LONGEST_COMMAND]
+    secrets_said = set(secrets_in(sys.argv))
+    return shlex.join(_without(word, secrets_said) for word in sys.argv)[:_LONGEST_COMMAND]
+
+
+def _without(word: str, secrets_said: set[str]) -> str:
+    return "[hidden]" if {word, word.partition("=")[2]} & secrets_said else word
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from openrlhf.cli.process_list import hide_from_process_list
 from openrlhf.cli.standard_streams import make_standard_streams_last
+from openrlhf.config.sources import secrets_in
 from openrlhf.engine.launchers import adopt_launcher, prepare_cuda
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
@@ -34,6 +36,7 @@ _SECONDS_TOLD = 60.0
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
     """Runs `command` with the words of the command line; a UserError ends with 2, a RunStopped 3, a RankLost 69."""
+    hide_from_process_list(secrets_in(sys.argv))
     make_standard_streams_last()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

@@ -22,6 +22,7 @@ else:
 CONFIG_FLAG = "config"
 MAX_FILE_BYTES, MAX_PARTS, MAX_DEPTH = 1 << 15, 10_000, 20  # of a configuration file; read in 6 s at most
 _FLAG = re.compile(r"--?[a-zA-Z]")
+_SECRET_FLAG = re.compile(r"-+[^=]*(wandb|api_key|token(?!s|iz)|secret|password)[^=]*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Given:
     name: str
     value: Any
     where: str
+
+
+def secrets_in(words: Sequence[str]) -> Iterator[str]:
+    """The values of flags that sound like secrets."""
+    is_secret = False
+    for word in words:
+        flag = _SECRET_FLAG.match(word)
+        secret = word if is_secret and not word.startswith("-") else word[flag.end() + 1 :] if flag else ""
+        if secret:
+            yield secret
+        is_secret = flag is not None
 
 
 def read_argv(argv: Sequence[str]) -> tuple[list[Given], list[str]]:

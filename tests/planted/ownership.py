@@ -80,6 +80,14 @@ BUGS = [
         ("tests/checkpoint/test_store.py::test_a_checkpoint_copied_over_another_is_named_and_the_one_before_is_used",),
     ),
     Bug(
+        "keys_in_the_list_of_processes",
+        "everybody on the machine can read the key of a run",
+        "cli/process_list.py",
+        'ctypes.memset(start + found.start(), ord("x"), len(found[0]))',
+        'ctypes.memset(start + found.start(), ord("x"), 0)',
+        ("tests/runs/test_process_list.py::test_a_key_is_in_no_argument_list",),
+    ),
+    Bug(
         "report_over_the_data",
         "inspect_data --html replaces the data set",
         "config/outputs.py",

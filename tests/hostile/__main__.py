@@ -44,7 +44,8 @@ def main() -> int:
 
 def _of_any_machine(one: Judged, folder: str) -> Judged:
     """Without this machine's folders, name and times, which say nothing of a case."""
-    said = one.came.said.replace(folder, "").replace(f"{PROJECT}/", "")
+    said = one.came.said.replace(folder, "").replace(f"{PROJECT}/", "").replace(str(PROJECT), "the working folder")
+    said = re.sub(" object at 0x[0-9a-f]+>", " object>", said)
     said = re.sub(r"process \d+ on \S+, since [\d-]+ [\d:]+ [+-]\d+", "process N on HOST, since THEN", said)
     return replace(one, came=replace(one.came, said=said))
 

@@ -29,6 +29,15 @@ class RMRun(PairRun):
     def build_model(self) -> RewardModel:
         return build_reward_model(self.config_of_models, self.strategy.get_ds_train_config())
 
+    def rows_of_start_table(self) -> dict[str, str]:
+        model = self.trainer.model
+        assert isinstance(model, RewardModel), "a run of train_rm trains one"
+        begins = f"begins by the seed {self.config.train.seed}: the model has none"
+        return super().rows_of_start_table() | {
+            "loss": self.config.model.loss_type,
+            "head": begins if model.head_begins else "the model's own",
+        }
+
     def _export(self, output_dir: Path) -> None:
         if self._is_trained:  # by an earlier process, and evaluated there
             self.trainer.note_statistics()

@@ -294,3 +294,10 @@ def test_a_prompt_is_computed_with_each_answer_where_it_cannot_be_shared_or_save
         words = argv(bench, f"not-shared-{number}", ckpt__max_num=None, **settings | changes)
         said = " ".join(one_rank.run(said_by_run, words, command="train_rm")[0].replace("│", " ").split())
         assert f"computed with each answer: {reason}" in said
+
+
+def test_the_start_table_says_whether_the_head_begins(one_rank, bench, unbroken):
+    said = one_rank.run(said_by_run, argv(bench, "table-rm", train__max_steps=1), command="train_rm")[0]
+    assert "begins by the seed 42: the model has none" in said
+    words = argv(bench, "table-rm-2", train__max_steps=1, model__model_name_or_path=unbroken["train_rm"])
+    assert "the model's own" in one_rank.run(said_by_run, words, command="train_rm")[0]

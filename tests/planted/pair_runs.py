@@ -1,0 +1,83 @@
+"""Bugs in the commands on pairs: their settings, their references, their evaluations, their resumes."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_RUNS = "tests/runs/test_pairs.py::"
+_SETTINGS = "tests/config/test_pairs.py::"
+
+BUGS = [
+    Bug(
+        "ipo_switch_ignored",
+        "--ipo of OpenRLHF trains DPO",
+        "config/pair_settings.py",
+        """names = ["ipo" if name == "sigmoid" else name for name in names]""",
+        """names = list(names)""",
+        (_SETTINGS + "test_losses_have_weights",),
+    ),
+    Bug(
+        "defaults_of_the_group",
+        "a command's own defaults are forgotten: its checkpoints go among those of another command",
+        "config/schema.py",
+        "kind, _value(defaults, prefix + field.name), **field.metadata)",
+        "kind, field.default, **field.metadata)",
+        (_SETTINGS + "test_a_command_has_defaults_of_its_own",),
+    ),
+    Bug(
+        "room_for_one_answer",
+        "a budget that holds one answer of a pair is found wanting only in the middle of the run",
+        "config/pair_checks.py",
+        "config.ds.ring_attn_size < 2 * longest:",
+        "config.ds.ring_attn_size < longest:",
+        (_SETTINGS + "test_what_cannot_be_is_told",),
+    ),
+    Bug(
+        "reference_not_compared",
+        "a run goes on against another reference",
+        "checkpoint/identity.py",
+        """    "reference": "the reference model (--ref.model_name_or_path)",\n""",
+        "",
+        (_RUNS + "test_another_objective_or_reference_is_another_run",),
+    ),
+    Bug(
+        "reference_of_other_weights",
+        "log-probs of another reference are found in the cache",
+        "run/reference.py",
+        "hash_of([_weights_hash(name, folder, config), data_fingerprint, settings])",
+        "hash_of([data_fingerprint, settings])",
+        (_RUNS + "test_a_computed_reference_is_shared_and_known_by_weights",),
+    ),
+    Bug(
+        "damaged_reference_taken",
+        "a damaged file of log-probs is trained with",
+        "trainer/computed_reference.py",
+        "if content[size_bytes:] == xxhash.xxh3_64_digest(content[:size_bytes]):",
+        "if len(content) > size_bytes:",
+        (_RUNS + "test_a_computed_reference_is_shared_and_known_by_weights",),
+    ),
+    Bug(
+        "vocabularies_not_compared",
+        "log-probs of a reference with another vocabulary are trained with",
+        "run/dpo_run.py",
+        "        check_reference(config)\n",
+        "",
+        (_RUNS + "test_a_reference_with_another_vocabulary_is_refused",),
+    ),
+    Bug(
+        "shorter_answer_counted",
+        "an evaluation says how often the shorter answer is the better one",
+        "objectives/pairs.py",
+        "sum(a > b for a, b in",
+        "sum(a < b for a, b in",
+        (_RUNS + "test_the_longer_answer_is_the_better_one_so_often",),
+    ),
+    Bug(
+        "beta_of_the_trainer_ignored",
+        "DPOTrainer(beta=) trains with another beta",
+        "trainer/pair_trainers.py",
+        "model=replace(config.model, beta=self._beta))",
+        "model=config.model)",
+        ("tests/trainer/test_pair_trainers.py::test_dpo_trainer_trains_as_a_script_calls_it",),
+    ),
+]

@@ -11,6 +11,7 @@ from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parall
 from openrlhf.models.token_scorer import TokenScorer
 from tests.equivalence import tensor_parallel_cases as cases
 from tests.equivalence.cells import Layout, train_in_layout
+from tests.equivalence.pair_cells import PairRecipe, train_pairs, train_pairs_in_layout
 from tests.equivalence.reference import Recipe
 from tests.equivalence.test_layouts import assert_same, assert_same_in_bf16, reference
 from tests.helpers.ranks import RankPool
@@ -56,6 +57,12 @@ def test_weights_are_shared_out(two_sharing_ranks):
 def test_sharing_weights_changes_nothing(two_sharing_ranks, kind, layout):
     recipe = Recipe(kind)
     assert_same(two_sharing_ranks.run(train_in_layout, recipe, layout)[0], reference(recipe))
+
+
+@pytest.mark.parametrize("recipe", [PairRecipe("dpo", "llama"), PairRecipe("rm", "qwen3")], ids=str)
+def test_sharing_weights_changes_nothing_of_pairs(two_sharing_ranks, recipe):
+    layout = Layout(zero_stage=2, micro_batch_size=2, packed=True, tensor_parallel=2)
+    assert_same(two_sharing_ranks.run(train_pairs_in_layout, recipe, layout)[0], train_pairs(recipe))
 
 
 @pytest.mark.parametrize(("kind", "layout"), BF16_CELLS, ids=[f"{kind}-{layout}" for kind, layout in BF16_CELLS])

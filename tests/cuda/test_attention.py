@@ -19,6 +19,7 @@ from openrlhf.config import SFTConfig, parse_config
 from openrlhf.engine.torch_operators import cuda_flash
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.loading import facts_of
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.random_streams import compute_deterministically
 from openrlhf.run.builders import check_layout
@@ -244,7 +245,7 @@ def test_a_run_is_refused_before_data_are_prepared(machine, tmp_path, kind, chan
     words = flags(path, tmp_path / "rows.jsonl", tmp_path / "out", **changes)
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(UserError, match=told):
-        check_layout(parse_config(SFTConfig, words))
+        check_layout(parse_config(SFTConfig, words), facts_of)
 
 
 def test_torch_2_11_is_not_told_of_fewer_key_heads(monkeypatch):

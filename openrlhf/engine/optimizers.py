@@ -18,6 +18,7 @@ from openrlhf.config.settings import AdamConfig, MuonConfig
 from openrlhf.engine.operators import load_adam
 from openrlhf.engine.parameters import whole_shape
 from openrlhf.engine.patches.cpu_adam_steps import make_steps_independent
+from openrlhf.engine.patches.muon_import import import_muon
 from openrlhf.engine.patches.torch_adam import TorchAdam
 from openrlhf.errors import UserError
 
@@ -48,6 +49,8 @@ def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.o
     Embeddings, head, biases and norms take AdamW.
     """
     from deepspeed.ops.adam import FusedAdam
+
+    import_muon()
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     hidden_matrices = _hidden_matrices(module)

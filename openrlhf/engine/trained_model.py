@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.engine.patches.bf16_gradients import add_without_copies
 from openrlhf.engine.patches.held_updates import updates_only_if
+from openrlhf.engine.patches.muon_import import import_muon
 from openrlhf.engine.patches.tensor_data_check import leave_out_data_check
 from openrlhf.engine.step_guard import StepGuard, StepOutcome
 
@@ -134,6 +135,7 @@ def _attached_engine(
 ) -> Any:
     import deepspeed
 
+    import_muon()
     module = model.trainable_module
     # ZeRO-3 may hold the weights in parts already (they were loaded so), each where it belongs.
     is_loaded_in_parts = any(is_partitioned(parameter) for parameter in module.parameters())

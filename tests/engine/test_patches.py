@@ -6,6 +6,9 @@ A test named `test_…_is_still_needed` fails once the library no longer has the
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +84,19 @@ def test_built_operators_is_still_needed(monkeypatch):
     monkeypatch.setenv(SWITCH, "off")
     code, error = build_adam("without ninja")
     assert (code, "ninja was run" in error) == (1, True), error
+
+
+@pytest.mark.parametrize(("switch", "is_loaded"), [("on", "False"), ("off", "True")])
+def test_muon_import_is_still_needed(switch, is_loaded):
+    code = """
+from openrlhf.engine.patches.muon_import import import_muon
+import_muon()
+import sys, deepspeed.runtime.zero.muon.muon_optimizer
+print("loaded", "torch._inductor" in sys.modules or "torch._dynamo" in sys.modules)
+"""
+    env = os.environ | {SWITCH: switch}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert f"loaded {is_loaded}" in said.stdout, said.stderr
 
 
 def test_held_updates_is_still_needed_when_an_engine_is_made(two_ranks):

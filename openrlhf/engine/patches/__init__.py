@@ -13,6 +13,7 @@ unpatched, and fails once the reason of a patch is gone.
 | group_timeouts | `new_group` and `init_device_mesh` of DeepSpeed's communication object | torch may end a run first |
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |
+| muon_import | DeepSpeed's decorator of Muon's functions, while Muon is imported | a start takes 1 s longer |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
 | torch_adam | DeepSpeed's table of loaded operators | AdamW ends a run where it cannot be compiled |
 

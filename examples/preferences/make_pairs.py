@@ -22,7 +22,7 @@ from make_data import in_words
 from transformers.utils.logging import disable_progress_bar
 
 SEED = 1
-NUM_QUESTIONS = 4000  # of the training rows
+NUM_QUESTIONS = 8000  # of the training rows
 
 
 def with_a_slip(answer: str, dice: random.Random) -> str:

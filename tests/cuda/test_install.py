@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("flash", "ring", "liger", "dev")
+EXTRAS = ("flash", "ring", "liger", "serve", "math", "dev")
 PIP = (sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check")
 
 

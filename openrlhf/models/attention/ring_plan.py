@@ -66,9 +66,9 @@ class Ring:
     size: int
     num_tokens: tuple[int, ...]  # that each rank holds
     blocks: tuple[tuple[Block, ...], ...]  # by source rank; none is empty
-    has_shared_prompts: bool
     sample_lengths: tuple[int, ...]  # in tokens, of the whole pack, shared prompts included
     head_stride: int  # key heads that travel at a time; 0: all
+    has_shared_prompts: bool = False
 
     @property
     def longest_sample(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PretrainedConfig
 
-from openrlhf.batching.micro_batch import shared_tokens
+from openrlhf.batching.micro_batch import LEAST_SHARED_TOKENS, shared_tokens
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models.attention.ring import RING
@@ -34,7 +34,8 @@ def shared_prompts(config: Any, models: list[PretrainedConfig], pairs: Any) -> S
     reason = next(_reasons_against(config, models), None)
     saved = 0.0 if reason else _saved(pairs)
     if reason is None and saved < _LEAST_SAVED:
-        reason = f"once would save {saved:.1%} of the tokens"
+        short = f"prompts of fewer than {LEAST_SHARED_TOKENS} tokens never are shared"
+        reason = f"once would save {saved:.1%} of the tokens ({short})"
     if reason is not None:
         return SharedPrompts(False, f"computed with each answer: {reason}")
     return SharedPrompts(True, f"computed once for both answers, which saves {saved:.0%} of the tokens")

@@ -149,7 +149,9 @@ class RewardScorer:
         if isinstance(prompt, str) and isinstance(answer, str) and not self._applies_template:
             return in_template(prompt, answer, PairDataConfig())
         before = as_messages(prompt, "user", "prompt")
-        return conversation([*before, *as_messages(answer, "assistant", "answer")], {}, num_prompt_messages=len(before))
+        return conversation(
+            [*before, *as_messages(answer, "assistant", "response")], {}, num_prompt_messages=len(before)
+        )
 
 
 class _WholeTexts:

@@ -183,7 +183,9 @@ def _finish(settings: ScoreSettings, output: Path, tally: _Tally) -> dict[str, A
     left_out = tally.left_out()
     counts = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
     if not tally.num_scored:
-        raise UserError(f"No answer of {settings.input} has a reward: {counts}.")
+        raise UserError(
+            f"No answer of {settings.input} has a reward: {counts}. The column reason of the rows in {output} says why."
+        )
     source = StoredRows(output)
     candidates = read_candidates(source)
     judged = ~np.isnan(candidates.reward)

@@ -70,6 +70,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -79,7 +82,10 @@ def _run(bench: Path, out: Path, *words: str, num_ranks: int = 1, offline: bool 
     if num_ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
     command = [*launcher, str(SCRIPT), "--config", str(bench / "recipe.yaml"), "--output_dir", str(out), *words]
-    environ = os.environ | {"OPENRLHF_CACHE": str(bench / "cache"), "HF_DATASETS_CACHE": str(bench / "hf")}
+    own = {
+        name: value for name, value in os.environ.items() if name not in OF_RANKS
+    }  # tests in this process leave them
+    environ = own | {"OPENRLHF_CACHE": str(bench / "cache"), "HF_DATASETS_CACHE": str(bench / "hf")}
     environ["PYTHONPATH"] = str(SCRIPT.parents[2])
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
 

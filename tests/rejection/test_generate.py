@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from openrlhf.errors import UserError
 from openrlhf.rejection.generate import generate
@@ -74,6 +76,7 @@ def test_kills_at_random_instants_cost_nothing_that_was_kept(tmp_path: Path) -> 
     while True:
         child = os.fork()
         if child == 0:
+            tqdm.set_lock(threading.RLock())  # a child that is killed takes the shared one along
             generate(config, StandIn(seconds=0.002))
             os._exit(0)
         time.sleep(chance.uniform(0.0, 0.05 + 0.01 * num_kills))  # to fork a large process takes a while

@@ -11,10 +11,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from openrlhf.config import RejectionConfig, parse_config
 from openrlhf.errors import UserError
@@ -180,6 +182,7 @@ def run_in_child(config: RejectionConfig) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        tqdm.set_lock(threading.RLock())  # a child that is killed takes the shared one along
         try:
             rejection_sampling(config)
             code = 0

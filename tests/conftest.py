@@ -1,9 +1,10 @@
-"""Pools of ranks for the whole session: started when a test first asks for them."""
+"""Pools of ranks for the whole session, started when first asked for; and no rank is left behind in this process."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +18,17 @@ from tests.helpers.ranks import RankPool
 for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_rank_is_left_behind():
+    """A module that joins ranks in this process gives the next one its environment back: processes inherit it."""
+    before = dict(os.environ)
+    yield
+    if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+        sys.modules["torch"].distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,12 @@ A switch without a value is true; `none` takes back an optional value.
 
 
 def print_help(root: type[Root], console: Console | None = None) -> None:
-    """Prints every setting with its default, group by group."""
+    """Prints every setting that can be given, with its default, group by group."""
     console = console or Console()
     console.print(Text(_introduction(root)))
+    shown = [row for name, row in settings(root).items() if name not in root.command.set_by_itself]
     for prefix, about in groups(root).items():
-        table = _group_table([row for row in settings(root).values() if row.name.rpartition(".")[0] == prefix])
+        table = _group_table([row for row in shown if row.name.rpartition(".")[0] == prefix])
         if table.row_count:
             console.print(Text.assemble((prefix, "bold cyan"), "  " if prefix else "", (about, "bold")))
             console.print(table)

@@ -131,6 +131,7 @@ class RejectionConfig(TrainingConfig):
         COMMON_SYNONYMS,
         (*COMMON_CHECKS, model_folder, iteration_problems, stage_problems, server_problems),
         COMMON_NOTICES,
+        SET_BY_THE_ITERATION,
     )
     iterate: IterateConfig = IterateConfig()
     data: IterationDataConfig = IterationDataConfig()

@@ -45,6 +45,7 @@ class Command:
         synonyms: other names; those of settings that the root lacks are left out.
         checks: each takes the configuration and the number of ranks, and yields problems as sentences.
         notices: each takes the configuration and yields sentences that the user is told once at the start.
+        set_by_itself: names of settings that the command gives its parts: `--help` leaves them out.
     """
 
     title: str = ""
@@ -52,6 +53,7 @@ class Command:
     synonyms: Synonyms = dataclasses.field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     notices: tuple[Notice, ...] = ()
+    set_by_itself: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ from openrlhf.rejection.records import (
     RowWriter,
     StoredRows,
     finish,
+    grow_output,
     is_finished,
     open_output,
     read_stats,
@@ -55,6 +56,8 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
     output = Path(config.generate.output).expanduser()
     prompts = Prompts(config.data)
     identity = generation_identity(config, prompts)
+    if more := grow_output(output, identity, "generate.n"):
+        _tell(f"{output}: {more}. The answers that are there stay, and the others are asked for")
     open_output(output, identity, "--generate.output")
     if is_finished(output):
         _tell(f"{output} is finished: nothing is left to do")

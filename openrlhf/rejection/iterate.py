@@ -101,13 +101,9 @@ class _Iteration:
         self._manifest.note(step, rows=content_of(output))
 
     def _score(self, step: str, asked: GenerateConfig) -> ScoreConfig:
-        """Rewards may take seconds to start, so finished scores are known by the hash of what they judged."""
         config = self._plan.score(asked)
-        judged = content_of(Path(asked.generate.output))
-        if self._manifest.of(step).get("judged") != judged or not is_finished(Path(config.score.output)):
-            self._manifest.note(step, settings=self._settings[step])
-            score(config)
-            self._manifest.note(step, judged=judged)
+        self._manifest.note(step, settings=self._settings[step])
+        score(config)
         return config
 
     def _train(self, of: str, rows: Path) -> None:

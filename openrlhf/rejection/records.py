@@ -91,6 +91,19 @@ def open_output(folder: Path, identity: Identity, flag: str) -> None:
         )
 
 
+def grow_output(folder: Path, identity: Identity, setting: str) -> str | None:
+    """Takes a higher value of one setting for a folder that is the same otherwise; the rows that are there stay.
+
+    Returns the change in words; None where there is none of that kind.
+    """
+    manifest, facts, name = read_manifest(folder), identity.facts(), f"--{setting}"
+    old = manifest["facts"] if manifest is not None else facts
+    if {**old, name: facts[name]} != facts or old[name] >= facts[name]:
+        return None
+    _write_manifest(folder, {"facts": facts})
+    return _change(name, old[name], facts[name])
+
+
 def differences(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
     """What an identity has other than a manifest, in words; empty where they are one."""
     old, new = manifest["facts"], identity.facts()

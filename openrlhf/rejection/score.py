@@ -43,23 +43,31 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     Raises UserError where a reward cannot be had, the input has no answer or no label that a reward needs, the output
     is that of another run, a server is gone, or no answer has got a verdict.
     """
-    rewards = find_rewards(config.score)  # first: a mistake in a file of the user's is told at once
+    settings, rewards = config.score, find_rewards(config.score)
+    output = Path(settings.output).expanduser()
+    if is_finished(output):
+        open_output(output, _identity(config, rewards), "--score.output")
+        print(f"{output} is finished already", flush=True)
+        return read_stats(output)
     try:
-        return _score(config, rewards)
+        for reward in rewards:  # first: a mistake in a file of the user's is told at once
+            reward.start()
+        return _score(config, rewards, output)
     finally:
         close_all(rewards)
 
 
-def _score(config: ScoreConfig, rewards: list[Reward]) -> dict[str, Any]:
-    settings = config.score
-    source, output = StoredRows(Path(settings.input).expanduser()), Path(settings.output).expanduser()
-    inputs = {"--score.input": content_of(source.path)}
+def _identity(config: ScoreConfig, rewards: Iterable[Reward]) -> Identity:
+    inputs = {"--score.input": content_of(Path(config.score.input).expanduser())}
     inputs |= {f"the reward {reward.name}": reward.content for reward in rewards if reward.content}
+    return Identity("score", settings_of(config), inputs=inputs)
+
+
+def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str, Any]:
+    settings, source = config.score, StoredRows(Path(config.score.input).expanduser())
+    identity = _identity(config, rewards)
     _check(source, rewards)
-    open_output(output, Identity("score", settings_of(config), inputs=inputs), "--score.output")
-    if is_finished(output):
-        print(f"{output} is finished already", flush=True)
-        return read_stats(output)
+    open_output(output, identity, "--score.output")
     tally = _Tally([reward.name for reward in rewards])
     done = {tally.add(row) for row in StoredRows(output)}
     with RowWriter(output, "0") as shard, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:

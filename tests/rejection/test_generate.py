@@ -142,9 +142,24 @@ def test_finished_work_is_neither_asked_for_nor_opened_again(
     assert "is finished: nothing is left to do" in capsys.readouterr().err
 
 
+def test_more_answers_are_added_to_those_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(generate_config(tmp_path, ROWS, "--generate.n", "2"), StandIn())
+    before = stored(tmp_path / "out")
+    engine = StandIn()
+    stats = generate(generate_config(tmp_path, ROWS, "--generate.n", "3"), engine)
+    assert "--generate.n was 2 and is 3. The answers that are there stay" in capsys.readouterr().err
+    assert len(engine.asked) == 10
+    assert {index for _, index in engine.asked} == {2}
+    assert stored(tmp_path / "out")[:20] == before
+    assert stats["num_generations"] == 30
+    with pytest.raises(UserError, match=r"--generate.n was 3 and is 2"):
+        generate(generate_config(tmp_path, ROWS, "--generate.n", "2"), StandIn())
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--generate.n", "4", "--generate.seed", "1"], "--generate.n was 1 and is 4; --generate.seed was 42 and is 1"),
         (["--generate.temperature", "0.5"], "--generate.temperature was 1.0 and is 0.5"),
         (["--generate.seed", "1"], "--generate.seed was 42 and is 1"),
         (["--data.max_samples", "3"], "--data.max_samples was null and is 3"),

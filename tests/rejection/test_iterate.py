@@ -19,6 +19,7 @@ import pytest
 from tqdm import tqdm
 
 from openrlhf.config import RejectionConfig, parse_config
+from openrlhf.config.iterate_settings import SET_BY_THE_ITERATION
 from openrlhf.errors import UserError
 from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
@@ -232,6 +233,14 @@ def test_a_training_that_fails_is_told_and_gone_on_with(
     monkeypatch.setattr(iterate, "TRAIN_MODULE", str(training(tmp_path)))
     rejection_sampling(config_of(tmp_path))
     assert generations(tmp_path / "run")["iteration_1/generations"] == before
+
+
+def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(RejectionConfig, ["--help"])
+    said = capsys.readouterr().out
+    assert "--score.reward" in said
+    assert [name for name in SET_BY_THE_ITERATION if f"--{name} " in said] == []
 
 
 @pytest.mark.parametrize(

@@ -217,12 +217,15 @@ def judge(completions, **columns):
 
 
 def test_a_finished_stage_is_not_scored_again_and_another_is_refused(tmp_path):
-    path = functions(tmp_path, "def judge(completions, **columns): return [1.0 for _ in completions]\n")
-    source = generations(tmp_path, ["a", "b"], label="a")
+    log = tmp_path / "imported"
+    text = f"open({str(log)!r}, 'a').write('.')\ndef judge(completions, **columns): return [1.0 for _ in completions]\n"
+    path, source = functions(tmp_path, text), generations(tmp_path, ["a", "b"], label="a")
     _, stats = run(tmp_path, source, f"{path}:judge")
     before = (tmp_path / "scores" / "rows-0.jsonl").stat().st_mtime_ns
+    num_imports = len(log.read_text())
     assert run(tmp_path, source, f"{path}:judge", pass_reward=1.0)[1] == stats
     assert (tmp_path / "scores" / "rows-0.jsonl").stat().st_mtime_ns == before
+    assert len(log.read_text()) == num_imports  # no reward is started, which may load a model
     with pytest.raises(UserError, match="is the output of another run: --score.reward was"):
         run(tmp_path, source, "exact")
     path.write_text(path.read_text() + "# another\n")

@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf.errors import UserError
+from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.engines.engine import Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.sampler import draws_of, next_tokens
 from openrlhf.rejection.engines.transformers_engine import TransformersEngine
 from openrlhf.rejection.prompts import Prompt, seed_of
+from tests.helpers.chat_templates import FAMILIES, Family
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -98,6 +101,35 @@ def test_messages_are_rendered_with_the_prompt_for_an_answer(folders: dict[str, 
     ids = engine._encoder.encode(Prompt("a", [{"role": "user", "content": "hi"}]))
     text = AutoTokenizer.from_pretrained(folders["qwen3"]).decode(ids)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_messages_are_encoded_as_transformers_encodes_them(family: Family) -> None:
+    tokenizer = family.tokenizer(marked=True)
+    messages = [{"role": "user", "content": " what time\nis it? "}]
+    if family.system:
+        messages.insert(0, {"role": "system", "content": "Be short."})
+    tools = [TOOL] if family.tools else None
+    expected = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+    assert PromptEncoder(tokenizer, None).encode(Prompt("a", messages, tools)) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "1,000,000 steps"),
+        ("{{ 'a' * 10**9 }}" + CHATML, "takes more than"),
+        ("{{ 1 / 0 }}", "cannot be encoded: the chat template refuses the conversation: ZeroDivisionError"),
+        ("{% for %}", "is no valid Jinja"),
+    ],
+)
+def test_a_template_from_elsewhere_ends_in_words(template: str, words: str) -> None:
+    encoder = PromptEncoder(tiny_tokenizer(chat_template=template), None)
+    with pytest.raises(UserError, match=words):
+        encoder.encode(Prompt("a", [{"role": "user", "content": "hi"}]))
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_room_ends_at_the_last_position(folders: dict[str, str]) -> None:

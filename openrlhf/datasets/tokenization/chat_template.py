@@ -121,6 +121,19 @@ class ChatRenderer:
         """The conversation's text: '' where the template refuses it. Raises UserError where it exceeds its bounds."""
         return self._tried(self._for_template(messages), tools) or ""
 
+    def prompt_of(self, messages: list[Message], tools: list[Any] | None) -> str:
+        """The conversation's text as a model is to go on from it. Raises BadRow where the template refuses it."""
+        messages, flags = self._for_template(messages), {"add_generation_prompt": True}
+        try:
+            if self._renders_as_we_do:
+                return self._text(messages, tools, **flags)
+            template = self._tokenizer.apply_chat_template
+            return str(template(messages, tools, chat_template=self._source, tokenize=False, **flags))
+        except UserError:
+            raise
+        except Exception as error:
+            raise BadRow(f"the chat template refuses the conversation: {_said(error)}") from error
+
     def _text_to_compare(self, messages: list[Message], tools: list[Any] | None) -> str | None:
         """None where it cannot be another one than that of the render with marks."""
         if not self._renders_as_we_do:
@@ -148,8 +161,8 @@ class ChatRenderer:
     def _render_marked(self, messages: list[Message], tools: list[Any] | None, **flags: Any) -> MarkedRender:
         return self._marked.render(messages, tools=tools, documents=None, **self._tokenizer.special_tokens_map, **flags)
 
-    def _text(self, messages: list[Message], tools: list[Any] | None) -> str:
-        names = {"documents": None, "add_generation_prompt": False, **self._tokenizer.special_tokens_map}
+    def _text(self, messages: list[Message], tools: list[Any] | None, **flags: Any) -> str:
+        names = {"documents": None, "add_generation_prompt": False, **self._tokenizer.special_tokens_map, **flags}
         return self._marked.text(messages, tools=tools, **names)
 
     def _for_template(self, messages: list[Message]) -> list[Message]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
-from openrlhf.errors import UserError, first_line_of
+from openrlhf.datasets.samples import BadRow
+from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
+from openrlhf.errors import UserError
 from openrlhf.rejection.prompts import Prompt
 
 _NUM_TOKENS_BEFORE = 4  # enough for a character whose bytes several tokens hold
@@ -22,33 +24,30 @@ class PromptEncoder:
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of the prompt as a model is to go on from them. Raises UserError where the template refuses it."""
         if self._known is None or self._known[0] != prompt.prompt_id:
-            self._known = (prompt.prompt_id, self._encode(prompt))
+            content = prompt.content
+            ids = self._of_text(content) if isinstance(content, str) else self._of_messages(content, prompt.tools)
+            self._known = (prompt.prompt_id, ids)
         return self._known[1]
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _of_text(self, text: str) -> list[int]:
         tokenizer = self._tokenizer
-        if isinstance(prompt.content, str):
-            ids = list(tokenizer(prompt.content)["input_ids"])
-            bos = tokenizer.bos_token_id
-            if bos is not None and ids[:2] == [bos, bos]:  # the text itself began with it
-                ids = ids[1:]
-            is_ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
-            return ids[:-1] if is_ended and not prompt.content.endswith(tokenizer.eos_token) else ids
-        template = resolve_chat_template(tokenizer, self._template)
+        ids = list(tokenizer(text)["input_ids"])
+        bos = tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:  # the text itself began with it
+            ids = ids[1:]
+        is_ended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+        return ids[:-1] if is_ended and not text.endswith(tokenizer.eos_token) else ids
+
+    def _of_messages(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> list[int]:
         try:
-            return list(
-                tokenizer.apply_chat_template(
-                    prompt.content,
-                    tools=prompt.tools,
-                    chat_template=template,
-                    add_generation_prompt=True,
-                    return_dict=False,
-                )
-            )
-        except Exception as error:  # a template may fail in any way that Python can
-            raise UserError(
-                f"The chat template refuses the prompt {str(prompt.content)[:200]}: {first_line_of(error)}"
-            ) from error
+            text = self._renderer.prompt_of(messages, tools)
+        except BadRow as error:
+            raise UserError(f"The prompt {str(messages)[:200]} cannot be encoded: {error}.") from error
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @functools.cached_property
+    def _renderer(self) -> ChatRenderer:
+        return ChatRenderer(self._tokenizer, resolve_chat_template(self._tokenizer, self._template))
 
     def decode(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
         """The answer's text, without control tokens: what it adds to the prompt's, since some tokenizers drop a space

@@ -1,4 +1,4 @@
-"""What `--score.reward` names → rewards, ready to judge."""
+"""What `--score.reward` names → rewards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ _ROWS_A_CALL_OF_A_SERVER = 64
 
 
 def find_rewards(settings: ScoreSettings) -> list[Reward]:
-    """The rewards in their order; equal names get a number. Raises UserError where one cannot be had."""
-    rewards: list[Reward] = []
-    try:
-        for name in names_of_rewards(settings.reward):
-            rewards.append(_find(name, settings))
-    except BaseException:
-        close_all(rewards)
-        raise
+    """The rewards in their order, not started; equal names get a number. Raises UserError of a name that is none."""
+    rewards = [_find(name, settings) for name in names_of_rewards(settings.reward)]
     times: Counter[str] = Counter()
     for reward in rewards:
         times[reward.name] += 1

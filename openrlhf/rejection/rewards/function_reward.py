@@ -18,18 +18,21 @@ class FunctionReward(Reward):
     """A function of the user's, or math-verify."""
 
     def __init__(self, name: str, timeout_seconds: float, rows_a_call: int):
-        """Starts a first process. Raises UserError where the function cannot be loaded."""
         self.rows_a_call = rows_a_call
         self.needs_label = name == MATH
         self.name = name if name == MATH else name.rpartition(":")[2]
         self._full_name, self._timeout_seconds = name, timeout_seconds
         self._all: list[RewardProcess] = []
         self._idle: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
+        file = Path(name.rpartition(":")[0]).expanduser()
+        if file.is_file():
+            self.content = xxhash.xxh3_128(file.read_bytes()).hexdigest()
+
+    def start(self) -> None:
+        """A first process. Raises UserError where the function cannot be loaded."""
         process = self._new()
         process.start()
         self._idle.put(process)
-        if name != MATH:
-            self.content = xxhash.xxh3_128(Path(name.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         try:

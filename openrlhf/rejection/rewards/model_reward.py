@@ -18,13 +18,19 @@ class ModelReward(Reward):
     rows_a_call = 1024
 
     def __init__(self, folder: str, settings: ScoreSettings):
+        self.name = Path(folder).expanduser().resolve().name
+        self.content = model_fingerprint(folder)
+        self._folder, self._settings = folder, settings
+        self._turn = threading.Lock()
+
+    def start(self) -> None:
         """Raises UserError where the folder holds no reward model, or one of fewer positions than are asked for."""
         from openrlhf.rejection.reward_scorer import RewardScorer  # loads torch: no other reward needs it
 
-        self.name = Path(folder).expanduser().resolve().name
-        self.content = model_fingerprint(folder)
-        self._scorer = RewardScorer(folder, max_tokens=settings.max_tokens_per_micro_batch, max_len=settings.max_len)
-        self._turn = threading.Lock()
+        settings = self._settings
+        self._scorer = RewardScorer(
+            self._folder, max_tokens=settings.max_tokens_per_micro_batch, max_len=settings.max_len
+        )
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         with self._turn:

@@ -28,7 +28,7 @@ class CallFailed(Exception):
 
 
 class Reward:
-    """Judges answers. Threads may call `judge` at the same time.
+    """Judges answers, once it is started. Threads may call `judge` at the same time.
 
     Attributes:
         name: its key in a row's `rewards`.
@@ -41,6 +41,9 @@ class Reward:
     rows_a_call: int = 1
     content: str = ""
     needs_label: bool = False
+
+    def start(self) -> None:
+        """Gets what takes time: weights, a process. Raises UserError where it cannot be had."""
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         """A verdict for each answer. Raises UserError where nothing more can be judged."""

@@ -40,7 +40,7 @@ make_environment() {
     }
     # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' requirements.txt)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev,serve]'
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev,serve]'
 }
 
 command -v g++ >/dev/null || apt_install build-essential

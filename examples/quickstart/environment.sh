@@ -44,4 +44,4 @@ has_headers || fail "Python's headers are missing: apt install python3-dev"
 
 # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
 "$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' "$root/requirements.txt")"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$root"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$root/requirements.txt" --editable "$root"

@@ -19,6 +19,7 @@ from openrlhf.config.schema import Root, RootT, Setting, build, groups, settings
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
 from openrlhf.config.synonyms import resolve
 from openrlhf.errors import UserError
+from openrlhf.versions import untried_versions
 
 _OFF = (False, "false", "False", "0", 0)
 _IGNORED = ("local_rank",)  # a launcher adds it, and the environment says it too
@@ -58,7 +59,7 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         raise UserError(*problems)
     if os.environ.get("RANK", "0") == "0":
         recipe.tell()
-        for sentence in [*reading.notes, *notices_of(config)]:
+        for sentence in [*reading.notes, *notices_of(config), *untried_versions()]:
             print(sentence, file=sys.stderr)
     return config
 

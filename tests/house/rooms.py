@@ -30,6 +30,7 @@ ROOMS = (
     "exit_codes",
     "atomic_file",
     "build_folder",
+    "versions",
 )
 FACE = "utils"  # OpenRLHF's import paths: it may import any room, and no room imports it
 PACKAGE_ITSELF = "openrlhf"  # its version and its docstring

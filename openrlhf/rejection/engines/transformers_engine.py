@@ -57,7 +57,7 @@ class TransformersEngine(Engine):
         tokenizer = get_tokenizer(name_or_path, padding_side="left", trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(tokenizer, template)
         self._sampling, self._concurrency = sampling, concurrency
-        self._model = _load(name_or_path, param_dtype, trust_remote_code)
+        self._model = load_for_answers(name_or_path, param_dtype, trust_remote_code)
         self._device = self._model.device
         ends = self._model.generation_config.eos_token_id
         self._end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -264,7 +264,8 @@ class _Pool:
         self._rows.sort(key=lambda row: len(row.prompt_ids), reverse=True)  # stable: samples of a prompt stay together
 
 
-def _load(name_or_path: str, param_dtype: str, trust_remote_code: bool) -> Any:
+def load_for_answers(name_or_path: str, param_dtype: str, trust_remote_code: bool) -> Any:
+    """The model on its device. `param_dtype` is as of `--generate.param_dtype`."""
     config = load_config(name_or_path, trust_remote_code)
     if param_dtype == "auto":
         names = {torch.float16: "fp16", torch.float32: "fp32"}

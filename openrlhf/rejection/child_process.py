@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import functools
+import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_LEAVE = 30.0
@@ -19,9 +24,13 @@ def words_of(command: str) -> list[str]:
     return [sys.executable, *words[1:]] if words and words[0] in ("python", "python3") else words
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a program, which is asked to leave when this process is gone. Raises OSError where there is none."""
-    return subprocess.Popen(words, preexec_fn=_leave_with_parent)
+def start(words: Sequence[str], lock: int | None = None) -> subprocess.Popen[bytes]:
+    """Starts a program, which is asked to leave when this process is gone. Raises OSError where there is none.
+
+    Args: lock: file descriptor of `alone_in`, held by the program too, as long as it lives.
+    """
+    kept_open = () if lock is None else (lock,)
+    return subprocess.Popen(words, preexec_fn=functools.partial(leave_with, os.getpid()), pass_fds=kept_open)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -34,9 +43,29 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _leave_with_parent() -> None:
-    """Linux sends the signal whatever ends the parent."""
+def leave_with(parent: int) -> None:
+    """Asks this process to leave when its parent ends: Linux sends the signal, whatever ends that."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     except (OSError, AttributeError):  # no Linux
         return
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """In the block no other process works in the folder. What a killed one has started, and is not gone yet, counts.
+
+    Gives the file descriptor of the lock, for `start`.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = "another run works there, or what a killed one has started has not ended"
+            print(f"{folder}: {told}: waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield file.fileno()

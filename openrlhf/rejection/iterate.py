@@ -17,7 +17,7 @@ from typing import Any
 from openrlhf.atomic_file import replace_file
 from openrlhf.config import GenerateConfig, RejectionConfig, ScoreConfig, write_resolved
 from openrlhf.config.written import FILE_NAME
-from openrlhf.rejection.child_process import start, words_of
+from openrlhf.rejection.child_process import alone_in, start, words_of
 from openrlhf.rejection.evaluation import PassRates, compared, measured, pass_rates
 from openrlhf.rejection.generate import generate
 from openrlhf.rejection.model_fingerprint import model_fingerprint
@@ -40,12 +40,13 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
     check_nothing_is_stale(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
     write_resolved(config, plan.output / FILE_NAME)
-    iterations = [_Iteration(plan, number) for number in range(config.iterate.iterations + 1)]
-    for iteration in iterations:
-        if iteration.number:
-            iteration.learn()
-        if config.eval.dataset is not None:
-            iteration.evaluate()
+    with alone_in(plan.output) as lock:
+        iterations = [_Iteration(plan, number, lock) for number in range(config.iterate.iterations + 1)]
+        for iteration in iterations:
+            if iteration.number:
+                iteration.learn()
+            if config.eval.dataset is not None:
+                iteration.evaluate()
     stats = {"iterations": list(_statistics(iterations))}
     replace_file(plan.output / STATS, json.dumps(stats, indent=1) + "\n")
     for line in _lines(stats["iterations"]):
@@ -56,8 +57,9 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
 class _Iteration:
     """One pass through the stages; number 0 is the start, which is evaluated alone."""
 
-    def __init__(self, plan: Plan, number: int):
+    def __init__(self, plan: Plan, number: int, lock: int):
         self.number = number
+        self._lock = lock
         self.rates: dict[str, PassRates] = {}
         self.num_rows: dict[str, int] = {}
         self._plan, self._folder = plan, plan.folder(number)
@@ -96,7 +98,7 @@ class _Iteration:
             generate(asked)
         else:
             self._say(f"{step}: {model} answers {asked.data.dataset}")
-            with serving(self._plan.config.generate, model):
+            with serving(self._plan.config.generate, model, self._lock):
                 generate(asked)
         self._manifest.note(step, rows=content_of(output))
 
@@ -119,7 +121,7 @@ class _Iteration:
         settings_file = self._folder / f"{step}.yaml"
         write_resolved(config, settings_file)
         words = [*words_of(self._plan.config.iterate.launcher), TRAIN_MODULE, "@", str(settings_file)]
-        code = start(words).wait()
+        code = start(words, self._lock).wait()
         if code:
             self._say(f"{step} ended with exit code {code}. Start the same command again: what is finished stays.")
             sys.exit(code if code > 0 else 128 - code)

@@ -17,15 +17,22 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextmanager
-def serving(generate: IteratedSamplingConfig, model: str) -> Iterator[None]:
+def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = None) -> Iterator[None]:
     """In the block the engine answers with this model. Nothing is to do for an engine in this process.
+
+    Args: lock: as of `child_process.start`.
 
     Raises UserError where a server does not come up, or does not load the model.
     """
     if generate.start_command is not None:
+        if (taken := next(filter(_answers, _urls(generate)), None)) is not None:
+            raise UserError(
+                f"{taken} answers before --generate.start_command has started a server, so another model would: end "
+                "what listens there, or give another port."
+            )
         words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
         try:
-            process = start(words)
+            process = start(words, lock)
         except OSError as error:
             raise UserError(f"--generate.start_command cannot be run: {words[0]}: {error.strerror}.") from error
         try:
@@ -41,9 +48,8 @@ def serving(generate: IteratedSamplingConfig, model: str) -> Iterator[None]:
 
 def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) -> None:
     until = time.monotonic() + generate.start_timeout_seconds
-    for url in (part.strip().rstrip("/") for part in (generate.url or "").split(",")):
-        models = f"{url}/models" if url.endswith("/v1") else f"{url}/v1/models"
-        while not _answers(models):
+    for url in _urls(generate):
+        while not _answers(url):
             if (code := process.poll()) is not None:  # type: ignore[attr-defined]
                 raise UserError(f"--generate.start_command ended with exit code {code}; its messages stand above.")
             if time.monotonic() > until:
@@ -54,9 +60,15 @@ def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) ->
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
+def _urls(generate: IteratedSamplingConfig) -> list[str]:
+    return [url.strip().rstrip("/").removesuffix("/v1") for url in (generate.url or "").split(",")]
+
+
 def _answers(url: str) -> bool:
+    """Not every server has both: `transformers serve` tells no models where nothing was ever downloaded."""
     try:
-        return httpx.get(url, timeout=5.0).status_code < 500
+        is_well = httpx.get(f"{url}/health", timeout=5.0).status_code == 200
+        return is_well or httpx.get(f"{url}/v1/models", timeout=5.0).status_code < 500
     except httpx.HTTPError:
         return False
 

@@ -43,6 +43,15 @@ def test_a_server_is_started_with_the_model_and_ended(tmp_path: Path) -> None:
             httpx.get(f"http://127.0.0.1:{port}")
 
 
+def test_a_server_of_another_model_is_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    port = free_port()
+    command = f"{sys.executable} {tmp_path / 'server.py'} {{model}} {port}"
+    settings = IteratedSamplingConfig(url=f"http://127.0.0.1:{port}/v1", start_command=command)
+    with serving(settings, "one model"), pytest.raises(UserError, match="answers before"), serving(settings, "another"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("command", "seconds", "words"),
     [

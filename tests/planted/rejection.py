@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _GENERATE = "tests/rejection/test_generate.py"
 _SCORE = "tests/rejection/test_score.py"
 _ITERATE = "tests/rejection/test_iterate.py"
+_SERVING = "tests/rejection/test_serving.py"
 _IN_PROCESS = "tests/rejection/test_transformers_engine.py"
 
 BUGS = [
@@ -49,5 +50,29 @@ BUGS = [
         "if name not in root.command.set_by_itself]",
         "if name]",
         (f"{_ITERATE}::test_help_shows_what_can_be_given",),
+    ),
+    Bug(
+        "another_models_server_is_asked",
+        "answers come from the server of another model, which holds the port",
+        "rejection/serving.py",
+        "        if (taken := next(filter(_answers, _urls(generate)), None)) is not None:",
+        "        if (taken := None) is not None:",
+        (f"{_SERVING}::test_a_server_of_another_model_is_not_asked",),
+    ),
+    Bug(
+        "orphans_are_not_waited_for",
+        "two trainings write one folder, where a run is started again while a killed one's training ends",
+        "rejection/child_process.py",
+        "    kept_open = () if lock is None else (lock,)\n",
+        "    kept_open = ()\n",
+        (f"{_SERVING}::test_what_a_killed_run_has_started_is_waited_for",),
+    ),
+    Bug(
+        "server_without_a_list_of_models",
+        "transformers serve is never seen to answer on a machine that has downloaded nothing",
+        "rejection/serving.py",
+        "        return is_well or httpx",
+        "        return httpx",
+        (f"{_SERVING}::test_a_server_that_tells_no_models_answers_by_its_health",),
     ),
 ]

@@ -33,7 +33,8 @@ from openrlhf.rejection.select import control_of, select
 from tests.faults.jobs import PROJECT, Job
 from tests.helpers.workbench import save_model
 
-NUM_ITERATIONS, NUM_PROMPTS, NUM_ANSWERS = 3, 12, 4
+NUM_PROMPTS, NUM_ANSWERS = 12, 4
+ITERATIONS = 3
 LONGEST_LIFE_SECONDS = 4.0  # of a process that is killed
 SECONDS_FOR_A_RUN = 300.0
 TORN = b'{"prompt_id": "torn", "sample_i'
@@ -57,8 +58,8 @@ class Account:
 class Bench:
     """A tiny model, its prompts and a reward in `folder`; the unbroken run is `folder/unbroken`."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, num_iterations: int):
+        self._folder, self.num_iterations = folder, num_iterations
         save_model(folder / "model", num_hidden_layers=1)
         (folder / "reward.py").write_text(REWARD)
         for name, count in (("prompts", NUM_PROMPTS), ("held_out", 3)):
@@ -81,7 +82,7 @@ class Bench:
             "select.policy": "top_k",
             "select.k": 2,
             "select.keep_truncated": "true",
-            "iterate.iterations": NUM_ITERATIONS,
+            "iterate.iterations": self.num_iterations,
             "iterate.output": run,
             "iterate.control": "true",
             "train.batch_size": 8,
@@ -236,7 +237,7 @@ def differences(bench: Bench, run: Path, account: Account) -> Iterator[str]:
         if name.endswith("generations"):
             account.num_samples += len(rows)
             account.num_samples_as_unbroken += len(set(rows) & set(unbroken.rows[name]))
-    for iteration in range(1, NUM_ITERATIONS + 1):
+    for iteration in range(1, bench.num_iterations + 1):
         for made, anew in selections_anew(bench, run, iteration):
             if made.read_bytes() != anew.read_bytes():
                 yield f"{made.relative_to(run)} is another than the one that is selected at once"
@@ -270,7 +271,7 @@ def in_words(accounts: Sequence[Account], seed: int) -> str:
     return (
         "# Kills of rejection sampling\n\n"
         f"`python -m tests.rejection.kills --kills {sum(steps.values())} --seed {seed}`: {len(accounts)} runs of "
-        f"{NUM_ITERATIONS} iterations with controls and evaluations, killed (SIGKILL) at random instants and started "
+        f"{ITERATIONS} iterations with controls and evaluations, killed (SIGKILL) at random instants and started "
         "again until complete. After each kill no answer and no score that was kept is lost, changed or there twice, "
         "and finished selections and models are as they were. At the end each selection is the one that is made at "
         "once from the same answers.\n\n"
@@ -282,9 +283,9 @@ def in_words(accounts: Sequence[Account], seed: int) -> str:
     )
 
 
-def campaign(folder: Path, num_kills: int, seed: int) -> Iterator[Account]:
+def campaign(folder: Path, num_kills: int, seed: int, num_iterations: int = ITERATIONS) -> Iterator[Account]:
     """The accounts of as many runs as so many kills take."""
-    bench, chance, number = Bench(folder), random.Random(seed), 0
+    bench, chance, number = Bench(folder, num_iterations), random.Random(seed), 0
     while num_kills > 0:
         yield (account := broken_run(bench, folder / f"run{number}", num_kills, chance))
         num_kills, number = num_kills - account.num_kills, number + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,6 +14,7 @@ import pytest
 
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError
+from openrlhf.rejection.child_process import alone_in
 from openrlhf.rejection.serving import serving
 
 SERVER = """
@@ -50,6 +52,45 @@ def test_a_server_of_another_model_is_not_asked(tmp_path: Path) -> None:
     settings = IteratedSamplingConfig(url=f"http://127.0.0.1:{port}/v1", start_command=command)
     with serving(settings, "one model"), pytest.raises(UserError, match="answers before"), serving(settings, "another"):
         pass
+
+
+def test_a_server_that_tells_no_models_answers_by_its_health(tmp_path: Path) -> None:
+    """As `transformers serve` does where nothing was ever downloaded."""
+    fails = 'self.send_response(200 if self.path == "/health" else 500)'
+    (tmp_path / "server.py").write_text(SERVER.replace("self.send_response(200)", fails))
+    port = free_port()
+    command = f"{sys.executable} {tmp_path / 'server.py'} {{model}} {port}"
+    url = f"http://127.0.0.1:{port}"
+    with serving(IteratedSamplingConfig(url=url, start_command=command, start_timeout_seconds=20), "model"):
+        assert httpx.get(f"{url}/health").text == "model"
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)  # a training saves before it leaves
+print("ready", flush=True)
+time.sleep(1)
+pathlib.Path(sys.argv[1], "saved").touch()
+"""
+RUN = """
+import sys, time
+from pathlib import Path
+from openrlhf.rejection.child_process import alone_in, start
+with alone_in(Path(sys.argv[1])) as lock:
+    start([sys.executable, *sys.argv[2:]], lock)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_has_started_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [sys.executable, "-c", RUN, str(tmp_path), "-c", TRAINING, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        run.kill()
+        with alone_in(tmp_path):
+            assert (tmp_path / "saved").exists()
+    assert "what a killed one has started has not ended: waiting for it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

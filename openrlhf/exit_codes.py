@@ -2,7 +2,8 @@
 
     0    the run is complete (or was, before it was started again)
     2    the user's error, told in words: a flag, a file, a row
-    3    the run stopped itself, told in words: numbers that are not finite, saves that fail, a callback that raises
+    3    the run stopped itself, told in words: numbers that are not finite, a sample that the memory does not hold,
+         saves that fail, a callback that raises
     69   another rank died, failed or hung; it is named on stderr (EX_UNAVAILABLE of sysexits.h)
     75   asked to leave by a signal, and has saved: start it again (EX_TEMPFAIL)
     1    a defect: a traceback says where

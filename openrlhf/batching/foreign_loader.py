@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
 from openrlhf.batching.loader import MicroBatchFormat, Position
-from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch, units_of_batch
+from openrlhf.batching.micro_batch import make_micro_batch, units_of_batch
+from openrlhf.batching.unit import Unit
 from openrlhf.batching.window import StepWindow
 from openrlhf.parallel.collectives import max_over
 from openrlhf.parallel.groups import ProcessGroups
@@ -59,13 +61,26 @@ class ForeignLoader:
                 if skip_windows > 0:
                     skip_windows -= 1
                     continue
-                yield StepWindow(epoch, self._micro_batches(taken, num_taken_longest))
+                named = [
+                    units_of_batch(one, f"micro-batch {place}", self.all_targets) for place, one in enumerate(taken)
+                ]
+                yield self._window(epoch, [*named, *[[]] * (num_taken_longest - len(taken))])
 
-    def _micro_batches(self, batches: list[Any], number: int) -> list[MicroBatch]:
-        units = [units_of_batch(one, f"micro-batch {place}", self.all_targets) for place, one in enumerate(batches)]
-        units += [[] for _ in range(number - len(batches))]
-        made = (make_micro_batch(some, **vars(self.micro_batch_format)) for some in units)
-        return [one.share(self.groups.sequence_rank, self.groups.sequence_size) for one in made]
+    def _window(
+        self, epoch: int, batches: list[list[Unit]], halvings: int = 0, without: frozenset[str] = frozenset()
+    ) -> StepWindow:
+        """Args: halvings, without: as of `StepWindow.relaid`. Each halving makes two of a batch, maybe empty ones."""
+        kept = [[unit for unit in batch if unit.name not in without] for batch in batches]
+        parts = [part for batch in kept for part in _parts(batch, 2**halvings)]
+        made = (make_micro_batch(part, **vars(self.micro_batch_format)) for part in parts)
+        micro_batches = [one.share(self.groups.sequence_rank, self.groups.sequence_size) for one in made]
+        num_left_out = sum(map(len, batches)) - sum(map(len, kept))
+        return StepWindow(epoch, micro_batches, [], partial(self._window, epoch, batches), halvings, num_left_out)
+
+
+def _parts(units: list[Unit], number: int) -> list[list[Unit]]:
+    size = -(-len(units) // number)
+    return [units[place * size : (place + 1) * size] for place in range(number)]
 
 
 def _set_epoch(batches: Iterable[Any], epoch: int) -> None:

@@ -65,6 +65,10 @@ class FixedSize(_DealsBins):
 
     micro_batch_size: int
 
+    def halved(self, times: int) -> FixedSize:
+        """Micro-batches of half the size, so many times, down to one unit."""
+        return FixedSize(max(1, self.micro_batch_size >> times))
+
     def _bins(self, units: UnitSizes, num_data_ranks: int) -> _Bins:
         order = _longest_first(units.longest)
         turn = np.arange(len(order))
@@ -77,13 +81,22 @@ class FixedSize(_DealsBins):
 class TokenBudget(_DealsBins):
     """At most `max_tokens` a micro-batch, padding counted where there is any; balanced over ranks by tokens.
 
-    Calls raise UserError where one unit alone is longer than the budget.
+    Calls raise UserError where one unit alone is longer than the budget, unless `longer_alone` gives such a unit a
+    micro-batch of its own.
     """
 
     max_tokens: int
     packed: bool
+    longer_alone: bool = False
+
+    def halved(self, times: int) -> TokenBudget:
+        """Half the budget, so many times, down to one unit a micro-batch."""
+        return TokenBudget(max(1, self.max_tokens >> times), self.packed, longer_alone=True) if times else self
 
     def _bins(self, units: UnitSizes, num_data_ranks: int) -> _Bins:
+        if self.longer_alone:
+            room = max(self.max_tokens, int(units.num_sequences.max()))
+            return TokenBudget(room, self.packed)._bins(units.at_most(room), num_data_ranks)
         largest = int((units.tokens if self.packed else units.longest * units.num_sequences).max())
         if largest > self.max_tokens:
             raise UserError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
+
+WindowLayout = FixedSize | TokenBudget  # how a window is cut
 
 
 class RowSource(Protocol):
@@ -60,13 +63,17 @@ class StepWindowLoader:
     As an iterable it yields the micro-batches of this rank as padded `(input_ids, attention_mask, loss_mask)`, each
     (B, S): what a loop of the user's own expects. `sampler.set_epoch(epoch, consumed_samples)` says of which epoch, and
     from where on; at first it is the whole first one.
+
+    Attributes:
+        layout, halvings: how the next window is cut, `layout.halved(halvings)`. They may be set between two windows,
+            on all ranks alike; a window that was built before is then built again.
     """
 
     def __init__(
         self,
         dataset: RowSource,
         schedule: StepSchedule,
-        layout: FixedSize | TokenBudget,
+        layout: WindowLayout,
         micro_batch_format: MicroBatchFormat,
         groups: ProcessGroups,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -76,6 +83,7 @@ class StepWindowLoader:
         self.dataset = dataset
         self.schedule = schedule
         self.layout = layout
+        self.halvings = 0
         self.micro_batch_format = micro_batch_format
         self.groups = groups
         self.collate_fn = collate_fn or _pad_rows
@@ -88,16 +96,29 @@ class StepWindowLoader:
     def windows(self, consumed_samples: int = 0, max_epochs: int | None = None) -> Iterator[StepWindow]:
         """This rank's step windows from `consumed_samples` on; the next ones are built beside the training."""
         rows_of_windows = self.schedule.windows(consumed_samples, max_epochs)
-        return prefetched((self._window(rows) for rows in rows_of_windows), num_ahead=2)
+        for rows, cut, window in prefetched(map(self._built, rows_of_windows), num_ahead=2):
+            yield window if cut == (self.layout, self.halvings) else self._built(rows)[-1]
 
-    def _window(self, window: WindowRows) -> StepWindow:
-        rows_of_micro_batches = self._rows_of_micro_batches(window)
+    def _built(self, rows: WindowRows) -> tuple[WindowRows, tuple[WindowLayout, int], StepWindow]:
+        """The rows, how they are cut, and their window."""
+        cut = (self.layout, self.halvings)
+        return rows, cut, self._window(rows, *cut)
+
+    def _window(
+        self, all_rows: WindowRows, layout: WindowLayout, halvings: int, without: frozenset[str] = frozenset()
+    ) -> StepWindow:
+        """Args: without: names of units that are left out."""
+        rows = [row for row in all_rows.rows.tolist() if not without or self._unit(row).name not in without]
+        window = replace(all_rows, rows=np.array(rows, dtype=np.int64))
+        rows_of_micro_batches = self._rows_of_micro_batches(window, layout.halved(halvings)) if rows else [[]]
         micro_batches = []
         for rows in rows_of_micro_batches:
             units = [self._unit(row) for row in rows]
             micro_batch = make_micro_batch(units, **vars(self.micro_batch_format))
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
-        return StepWindow(window.epoch, micro_batches, rows_of_micro_batches)
+        num_left_out = len(all_rows.rows) - len(rows) if self.groups.data_rank == 0 else 0
+        again = partial(self._window, all_rows, layout)
+        return StepWindow(window.epoch, micro_batches, rows_of_micro_batches, again, halvings, num_left_out)
 
     def windows_to_train(self, progress: Position, max_epochs: int) -> Iterator[StepWindow]:
         """The windows from where a run stands to the end of its last epoch."""
@@ -115,9 +136,11 @@ class StepWindowLoader:
         """Micro-batches that each rank computes for a window of the first epoch."""
         return len(self._rows_of_micro_batches(self.schedule.window(0, window_number)))
 
-    def _rows_of_micro_batches(self, window: WindowRows) -> list[list[int]]:
+    def _rows_of_micro_batches(self, window: WindowRows, layout: WindowLayout | None = None) -> list[list[int]]:
         """The rows of each micro-batch of this rank."""
-        of_rank = self.layout.of_rank(self._lengths(window.rows), self.groups.data_size, self.groups.data_rank)
+        of_rank = (layout or self.layout).of_rank(
+            self._lengths(window.rows), self.groups.data_size, self.groups.data_rank
+        )
         return [window.rows[list(places)].tolist() for places in of_rank]
 
     def _lengths(self, rows: np.ndarray) -> Units:

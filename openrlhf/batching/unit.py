@@ -35,6 +35,11 @@ class UnitSizes:
         begins = np.cumsum(num_sequences) - num_sequences
         return cls(np.add.reduceat(lengths, begins), np.maximum.reduceat(lengths, begins), num_sequences)
 
+    def at_most(self, max_tokens: int) -> UnitSizes:
+        """As if no unit had more tokens, padding counted: one that has more then takes a micro-batch's whole room."""
+        longest = np.minimum(self.longest, max_tokens // self.num_sequences)
+        return UnitSizes(np.minimum(self.tokens, max_tokens), longest, self.num_sequences)
+
 
 @dataclass(frozen=True)
 class TokenSequence:

@@ -34,6 +34,10 @@ class StepWindow:
     epoch: int
     micro_batches: list[MicroBatch]  # as many on every rank
     rows_of_micro_batches: list[list[int]] = field(default_factory=list)  # of the data set, where the loader knows
+    relaid: Callable[[int, frozenset[str]], StepWindow] | None = None
+    """The same units in micro-batches halved so many times, without the units of those names; of every rank alike."""
+    halvings: int = 0
+    num_left_out: int = 0  # units that `relaid` has left out, told by one rank; the run counts them as trained
 
     @property
     def unit_names(self) -> list[str]:
@@ -69,7 +73,7 @@ class StepWindow:
 
     def _local_sums(self, weight_of: Callable[[MicroBatch], float], more: list[float]) -> Tensor:
         sums = [
-            len(self.unit_names),
+            len(self.unit_names) + self.num_left_out,
             sum(one.num_target_tokens for one in self.micro_batches),
             sum(weight_of(one) for one in self.micro_batches),
             *(one.num_tokens for one in self.micro_batches),

@@ -98,6 +98,9 @@ class DataConfig:
     )
     pretrain_end_token: bool = free(True, "continued pre-training: a text ends with the end token")
     overlong: Literal["drop", "truncate", "error"] = free("drop", "what happens to a sample longer than max_len")
+    overlong_memory: Literal["stop", "skip"] = taken(
+        "stop", "what happens to a sample for which, alone, there is not memory enough"
+    )
     max_bad_rows: Count = free(0, "go on with up to that many rows left out because they cannot be read")
     cache_dir: str | None = free(
         None, "folder of prepared data; none means $OPENRLHF_CACHE, else ~/.cache/openrlhf/datasets"

@@ -20,8 +20,8 @@ CODE_VERSION = 1  # raise it when the same rows and settings would give other id
 # They choose rows, which `selection` and the tables' content tell, or never change a sample. `control_tokens` changes
 # few data sets: theirs say so behind the fingerprint, so that the checkpoints of all others fit.
 NOT_IN_THE_KEY = (
-    "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "cache_dir", "num_processors",
-    "control_tokens", "stopping_strategy", "pretrain_end_token",
+    "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "overlong_memory", "cache_dir",
+    "num_processors", "control_tokens", "stopping_strategy", "pretrain_end_token",
 )  # fmt: skip
 KNOWN_HASHES = "known_files.json"
 

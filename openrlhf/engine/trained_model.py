@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from openrlhf.engine.abandoned_step import throw_away_gradients
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.engine.patches.bf16_gradients import add_without_copies
 from openrlhf.engine.patches.held_updates import updates_only_if
@@ -87,6 +88,10 @@ class TrainedModel:
         undoes the averaging.
         """
         self.engine.backward(loss_share * self.num_ranks_averaged)
+
+    def throw_away_gradients(self) -> None:
+        """Of the passes since the last update: the step is given up, and begins anew."""
+        throw_away_gradients(self.engine)
 
     def step(self) -> StepOutcome:
         """The optimizer's update, unless it would do harm, and the schedule's next learning rate in any case."""

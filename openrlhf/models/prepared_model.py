@@ -217,6 +217,11 @@ class PreparedModel(nn.Module, ABC):
         if any(not parameter.requires_grad for parameter in self.model.parameters()):
             self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
 
+    @property
+    def is_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.scorer.modules())
+
     def gradient_checkpointing_disable(self) -> None:
         self._checkpoints_reentrantly = False
         with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -70,6 +71,20 @@ def max_over(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
 def any_rank(condition: bool, group: ProcessGroup | None) -> bool:
     """True where `condition` holds on any rank of `group` (a gloo group: the flag lives on the CPU)."""
     return bool(max_over(torch.tensor(int(condition)), group))
+
+
+def any_rank_within(condition: bool, group: ProcessGroup | None, seconds: float | None) -> bool | None:
+    """As `any_rank`; None where not all ranks have come that soon, after which the group is of no use any more."""
+    if seconds is None:
+        return any_rank(condition, group)
+    flag = torch.tensor(int(condition))
+    lines = [group.row, group.column] if isinstance(group, GridGroup) else [group] if group else []
+    for line in lines:
+        try:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=line, async_op=True).wait(timedelta(seconds=seconds))
+        except RuntimeError:
+            return None
+    return bool(flag)
 
 
 def gather_objects(value: Any, group: ProcessGroup | None) -> list[Any]:

@@ -78,6 +78,15 @@ def _rows(
         optimizer_offload=config.ds.adam_offload,
     )
     yield "memory a rank", _memory(memory)
+    yield (
+        "out of memory",
+        "the step again, micro-batches halved, activations recomputed; "
+        + (
+            "samples that do not fit alone are left out"
+            if config.data.overlong_memory == "skip"
+            else "a sample that does not fit alone ends the run"
+        ),
+    )
     yield "optimizer", adam_in_words(base_optimizer(trainer.trained.engine))
     yield "precision", config.ds.param_dtype
     note = trainer.model.attention.note

@@ -61,6 +61,9 @@ class JsonLinesSink:
         if record["global_step"] not in self._evaluated_before:
             self._append(to_line(record))
 
+    def log_event(self, record: Mapping[str, Any]) -> None:
+        self._append(to_line(record))
+
     def close(self) -> None:
         self._append("")
         os.close(self._file)

@@ -31,6 +31,13 @@ class Sink(Protocol):
         """Nothing follows; the sink writes now whatever still waits."""
 
 
+class EventSink(Sink, Protocol):
+    """A sink that takes events, too."""
+
+    def log_event(self, record: Mapping[str, Any]) -> None:
+        """Something has happened beside the steps: JSON values by name, `global_step` among them."""
+
+
 class Tracker:
     """Hands records to sinks: to `every_step` always, to `slow` every `logging_steps` and for the last step.
 
@@ -38,7 +45,7 @@ class Tracker:
     Without sinks, as on all ranks but the first, it does nothing.
     """
 
-    def __init__(self, every_step: Sequence[Sink] = (), slow: Sequence[Sink] = (), logging_steps: int = 1):
+    def __init__(self, every_step: Sequence[EventSink] = (), slow: Sequence[Sink] = (), logging_steps: int = 1):
         assert logging_steps >= 1, f"logging_steps is {logging_steps}"
         self._every_step = list(every_step)
         self._slow = list(slow)
@@ -58,6 +65,11 @@ class Tracker:
         for sink in self._every_step:
             sink.log_eval(record)
         self._for_each_slow_sink(lambda sink: sink.log_eval(record))
+
+    def log_event(self, record: Mapping[str, Any]) -> None:
+        """Something has happened beside the steps; slow sinks draw numbers alone."""
+        for sink in self._every_step:
+            sink.log_event(record)
 
     def close(self) -> None:
         """Nothing follows: the last step reaches every sink, and all are closed."""

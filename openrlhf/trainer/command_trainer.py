@@ -6,6 +6,7 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from openrlhf.batching import StepWindowLoader
@@ -124,6 +125,8 @@ class CommandTrainer(Trainer):
                 config.train.max_steps,
                 AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),
                 config.logger.entropy,
+                config.data.overlong_memory,
+                Path(config.ckpt.path),
             )
 
     def save_logs_and_checkpoints(

@@ -15,7 +15,9 @@ from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks.callback import Callback
+from openrlhf.trainer.memory import MemoryBudget
 from openrlhf.trainer.metrics import MetricSums
+from openrlhf.trainer.shortage import compute_together
 from openrlhf.trainer.window_scores import ScorerOf, window_scores
 
 if TYPE_CHECKING:
@@ -30,15 +32,33 @@ def evaluate(
     strategy: DeepspeedStrategy,
     objective: Objective,
     with_entropy: bool = False,
+    memory: MemoryBudget | None = None,
 ) -> dict[str, float]:
     """`eval_loss` and the other metrics over all rows of `windows`; the same on every rank.
 
     Leaves the model in training mode if it was.
+
+    Args: memory: cuts windows where memory runs out; None: an OutOfMemory is raised.
     """
     was_training = model.training
     model.eval()
     sums = MetricSums(objective, strategy.device, with_entropy, is_evaluation=True)
     num_targets = torch.zeros(1, dtype=torch.float64)
+
+    def add(window: StepWindow) -> None:
+        divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of)
+        before = sums.pairs.clone(), num_targets.clone()
+
+        def compute(number: int, micro_batch: MicroBatch) -> None:
+            scorer = scorer_of(micro_batch, number, of_window[number])
+            sums.add_share(objective.loss(scorer, scorer.batch, divisor), scorer)
+            num_targets.add_(len(micro_batch.target_ids))
+
+        def take_back() -> None:
+            for total, at_first in zip((sums.pairs, num_targets), before, strict=True):
+                total.copy_(at_first)
+
+        compute_together(window, compute, strategy.groups, lambda: "evaluation", take_back)
 
     def scorer_of(micro_batch: MicroBatch, number: int, of_window: WindowScores) -> Scorer:
         on_device = micro_batch.to(strategy.device)
@@ -48,11 +68,7 @@ def evaluate(
     with torch.no_grad():
         for window_number, window in enumerate(shown, start=1):
             strategy.watchdog.note(f"evaluation, window {window_number}")
-            divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of)
-            for number, micro_batch in enumerate(window.micro_batches):
-                scorer = scorer_of(micro_batch, number, of_window[number])
-                sums.add_share(objective.loss(scorer, scorer.batch, divisor), scorer)
-                num_targets += len(micro_batch.target_ids)
+            memory.compute(window, add) if memory else add(window)
     model.train(was_training)
     means = sums.means_over(strategy.groups.loss)
     total = int(sum_over(num_targets.to(strategy.device), strategy.groups.loss))
@@ -63,10 +79,7 @@ def evaluate(
 def _of_window(
     objective: Objective, window: StepWindow, groups: ProcessGroups, scorer_of: ScorerOf
 ) -> tuple[float, list[WindowScores]]:
-    """The divisor, and what the objective asks of the window; without a collective where it asks nothing.
-
-    Ranks whose loaders are the user's own may then have unlike numbers of windows.
-    """
+    """The divisor, and what the objective asks of the window; without a collective where it asks nothing."""
     if not objective.needs_window_sums:
         return 1.0, [NOTHING_OF_THE_WINDOW] * len(window.micro_batches)
     counts = window.count(groups, objective.weight, objective.window_sums)

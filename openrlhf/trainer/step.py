@@ -20,6 +20,7 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.metrics import MetricSums
+from openrlhf.trainer.shortage import compute_together, is_out_of_memory
 from openrlhf.trainer.window_scores import window_scores
 
 
@@ -62,6 +63,7 @@ class WindowStep:
         self._aux_loss = aux_loss
         self._with_entropy = with_entropy
         self._is_first = True  # kernels may be compiled: that can take long
+        self._pass = ""  # at work now
 
     def run(self, window: StepWindow, optimizer_step: int, began_at: float | None = None) -> StepResult:
         """Trains on one window.
@@ -69,6 +71,10 @@ class WindowStep:
         Args:
             optimizer_step: steps taken before this one; it decides the random numbers.
             began_at: `time.perf_counter()` when the loop began to wait for this window; None: now.
+
+        Raises:
+            OutOfMemory: memory ran out on any rank; the step can begin anew.
+            UserError: memory ran out in the update, which cannot be taken back.
         """
         began_at = time.perf_counter() if began_at is None else began_at
         step_name, watchdog = f"step {optimizer_step + 1}", self._strategy.watchdog
@@ -76,18 +82,23 @@ class WindowStep:
         counts = window.count(self._strategy.groups, self._objective.weight, self._objective.window_sums)
         lr = float(self._trained.scheduler.get_last_lr()[0])
         sums = MetricSums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
-        losses = []
+        losses: list[Tensor] = []
         scorer_of = functools.partial(self._scorer, optimizer_step)
         of_window = window_scores(self._objective, window, counts, self._strategy.groups, scorer_of)
-        for micro_step, micro_batch in enumerate(window.micro_batches):
+
+        def compute(micro_step: int, micro_batch: MicroBatch) -> None:
             watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.unit_names, self._is_first)
             is_last = micro_step == len(window.micro_batches) - 1
             with self._trained.micro_batch(is_last):
+                self._pass = "forward pass"
                 scorer = scorer_of(micro_batch, micro_step, of_window[micro_step])
                 losses.append(self._forward_and_backward(scorer, micro_step, counts, sums))
+
+        throw_away = self._trained.throw_away_gradients
+        compute_together(window, compute, self._strategy.groups, lambda: self._pass, throw_away)
         watchdog.note(f"update of {step_name}", is_long=self._is_first)
         self._is_first = False
-        outcome = self._trained.step()
+        outcome = self._update(step_name)
         metrics = sums.means_over(self._strategy.groups.loss)
         suspects = () if math.isfinite(metrics["loss"]) else self._suspects(window, losses)
         return StepResult(metrics, lr, time.perf_counter() - began_at, counts, outcome, suspects)
@@ -108,8 +119,21 @@ class WindowStep:
             aux_share = aux_loss * self._aux_weight(scorer.batch, micro_step, counts)
             sums.add("aux_loss", aux_share, 0)
             loss_share = loss_share + self._aux_loss.coef * aux_share
+        self._pass = "backward pass"
         self._trained.backward_share(loss_share)
         return torch.as_tensor(share.sums["loss"][0])
+
+    def _update(self, step_name: str) -> StepOutcome:
+        try:
+            return self._trained.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"memory ran out in the update of {step_name} on rank {self._strategy.get_rank()}. Some weights may be "
+                "updated and others not, so that none are kept; checkpoints are intact. What helps: --ds.adam_offload, "
+                "a higher --ds.zero_stage, more ranks. Then --ckpt.load_enable goes on from the last checkpoint."
+            ) from error
 
     def _aux_weight(self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts) -> float:
         """The share of the window's tokens over which this auxiliary loss was taken."""

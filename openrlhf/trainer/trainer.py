@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
@@ -18,6 +20,7 @@ from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
+from openrlhf.trainer.memory import MemoryBudget, OverlongMemory
 from openrlhf.trainer.step import StepResult, WindowStep
 
 Loader = StepWindowLoader | Iterable[Any]
@@ -70,7 +73,9 @@ class Trainer:
         self.wishes = Wishes()
         self._all_targets = all_targets
         self._with_entropy = False
+        self._memory, self._eval_memory = MemoryBudget(train_dataloader), MemoryBudget(eval_dataloader)
         self._logged: dict[str, float] = {}
+        self._events: list[dict[str, Any]] = []
         self._names_of_record: frozenset[str] = frozenset()
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -83,12 +88,15 @@ class Trainer:
         max_steps: int | None = None,
         aux_loss: AuxLossSettings = NO_AUX_LOSS,
         with_entropy: bool = False,
+        overlong_memory: OverlongMemory = "stop",
+        memory_folder: Path | None = None,
     ) -> None:
         """Trains from `consumed_samples` to the end of the last epoch, or until `max_steps` steps of the run are done.
 
         Args:
             named_callbacks: the user's own by the settings, where the constructor was given none.
             standard_callbacks: those of the house, in their order; they come after the user's own.
+            overlong_memory, memory_folder: as of `MemoryBudget`.
         """
         self.check_layout()
         self._with_entropy = with_entropy
@@ -97,11 +105,18 @@ class Trainer:
         self.progress = self._progress_at(consumed_samples)
         self._check_ranks(users, max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
+        tell = partial(self._tell_of_memory, 1)  # at the step that is computed
+        self._memory = MemoryBudget(self.train_dataloader, self.model, overlong_memory, tell, memory_folder)
+        self._eval_memory = MemoryBudget(
+            self.eval_dataloader, None, overlong_memory, partial(self._tell_of_memory, 0), memory_folder
+        )
+        self._memory.read_note()
         self.model.train()
         with self._callbacks.leaving():
             self.emit("on_run_begin")
             for window, began_at in self._timed_windows(max_steps):
-                self.last_step = step.run(window, self.progress.optimizer_step, began_at)
+                run = partial(step.run, optimizer_step=self.progress.optimizer_step, began_at=began_at)
+                self.last_step = self._memory.compute(window, run)
                 self._advance(window)
                 self._emit_record("on_step_end", self._record())
                 if self.wishes.stop_reason is not None:
@@ -205,6 +220,15 @@ class Trainer:
         logged, self._logged = self._logged, {}
         return logged
 
+    def _tell_of_memory(self, steps_on: int, words: str, facts: dict[str, Any]) -> None:
+        self.strategy.print(words)
+        self._events.append({"global_step": self.progress.optimizer_step + steps_on, **facts})
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """What has happened beside the steps since it was last asked, as records of `metrics.jsonl`."""
+        events, self._events = self._events, []
+        return events
+
     def request_save(self) -> None:
         """Asks for a save at the end of this step."""
         self.wishes.save = True
@@ -234,7 +258,10 @@ class Trainer:
         """The metrics alone."""
         assert dataloader is not None, "there is nothing to evaluate on"
         windows = self._source_of(dataloader, num_micro_batches=1)
-        return evaluate(self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy)
+        memory = self._eval_memory if dataloader is self.eval_dataloader else MemoryBudget(dataloader)
+        return evaluate(
+            self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy, memory
+        )
 
     # --- where the run stands ------------------------------------------------------------------------------------
 

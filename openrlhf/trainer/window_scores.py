@@ -11,6 +11,7 @@ from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.objectives import NOTHING_OF_THE_WINDOW, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups
+from openrlhf.trainer.shortage import compute_together
 
 ScorerOf = Callable[[MicroBatch, int, WindowScores], Scorer]  # of a micro-batch and its number in the window
 
@@ -21,11 +22,17 @@ def window_scores(
     """For each micro-batch of this rank. Collective, and one forward pass more, where `needs_unit_scores` is set.
 
     Args: scorer_of: draws the random numbers that the training pass of the micro-batch will draw.
+    Raises OutOfMemory where memory ran out on any rank.
     """
     if not objective.needs_unit_scores:
         return [WindowScores(counts.sums)] * len(window.micro_batches)
+    mine: list[Tensor] = []
+
+    def compute(number: int, micro_batch: MicroBatch) -> None:
+        mine.append(_unit_scores(objective, scorer_of, micro_batch, number))
+
     with torch.no_grad():
-        mine = [_unit_scores(objective, scorer_of, one, number) for number, one in enumerate(window.micro_batches)]
+        compute_together(window, compute, groups, lambda: "first pass over the window")
     # The ranks of a ring, and of a tensor-parallel group, hold the same units: one of them is taken.
     by_data_rank = dict(gather_objects((groups.data_rank, torch.cat(mine)), groups.control))
     everyone = torch.cat([by_data_rank[rank] for rank in range(groups.data_size)])

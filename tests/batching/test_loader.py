@@ -59,3 +59,57 @@ def test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained():
 
     assert first_tokens(0) == [[10, 11], [12, 13], [14]] * 2
     assert first_tokens(4) == [[12, 13], [14]]
+
+
+def test_a_layout_that_is_set_between_two_windows_holds_for_the_next():
+    made = loader(8, alone(), FixedSize(4))
+    windows = made.windows(max_epochs=3)
+    numbers = [len(next(windows).micro_batches), len(next(windows).micro_batches)]  # the next ones are built by now
+    for made.layout, made.halvings in ((FixedSize(2), 0), (FixedSize(4), 2), (TokenBudget(40, packed=False), 0)):
+        numbers.append(len(next(windows).micro_batches))
+    assert numbers == [1, 1, 2, 4, 1]
+
+
+def test_a_window_cut_smaller_holds_the_same_units():
+    for layout in (FixedSize(4), TokenBudget(24, packed=False), TokenBudget(24, packed=True)):
+        (window,) = loader(4, alone(), layout).windows(max_epochs=1)
+        for halvings in range(1, 6):
+            smaller = window.relaid(halvings, frozenset())
+            assert sorted(smaller.unit_names) == sorted(window.unit_names)
+            assert smaller.halvings == halvings
+        assert [len(one.unit_names) for one in smaller.micro_batches] == [1] * 4
+
+
+def test_ranks_cut_a_window_smaller_alike():
+    layout = TokenBudget(12, packed=False)
+    of_ranks = [next(loader(9, rank_of(rank, 2), layout).windows(max_epochs=1)) for rank in (0, 1)]
+    for halvings in range(5):
+        smaller = [window.relaid(halvings, frozenset()) for window in of_ranks]
+        assert len(smaller[0].micro_batches) == len(smaller[1].micro_batches)
+
+
+def test_a_unit_that_is_left_out_counts_as_one_of_the_window():
+    for window in (
+        next(loader(4, alone(), FixedSize(2)).windows(max_epochs=1)),
+        next(ForeignLoader([one_batch()], 1, 4, FORMAT, alone()).windows(max_epochs=1)),
+    ):
+        smaller = window.relaid(1, frozenset(window.unit_names[:1]))
+        assert sorted(smaller.unit_names) == sorted(window.unit_names[1:])
+        assert smaller.count(alone(), lambda one: one.num_target_tokens).num_units_global == 4
+
+
+def one_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.arange(20).view(4, 5)
+    return ids, torch.ones_like(ids), torch.ones_like(ids)
+
+
+def test_a_window_without_its_only_unit_is_one_micro_batch_without_any():
+    (window,) = loader(1, alone()).windows(max_epochs=1)
+    nothing = window.relaid(0, frozenset(window.unit_names))
+    assert [one.num_tokens for one in nothing.micro_batches] == [0]
+
+
+def test_a_users_batch_becomes_two_for_each_halving():
+    (window,) = ForeignLoader([one_batch()], 1, 4, FORMAT, alone()).windows(max_epochs=1)
+    sizes = [[len(one.unit_names) for one in window.relaid(number, frozenset()).micro_batches] for number in (0, 1, 2)]
+    assert sizes == [[4], [2, 2], [1, 1, 1, 1]]

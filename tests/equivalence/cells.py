@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Run:
     actor: Any
     windows: Callable[[int], Iterator[Any]]  # from that many consumed samples on
     step: Any  # WindowStep
+    loader: Any = None
 
     def train(self, first_step: int, last_step: int, consumed_samples: int = 0) -> list[Any]:
         """The results of steps `[first_step, last_step)`."""
@@ -141,4 +143,5 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     actor.train()
     aux_loss = AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope)
     step = WindowStep(actor, actor.trained, strategy, objective_named(recipe.loss), aux_loss)
-    return Run(strategy, actor, lambda consumed_samples: loader.windows(consumed_samples, num_epochs), step)
+    windows = functools.partial(loader.windows, max_epochs=num_epochs)
+    return Run(strategy, actor, windows, step, loader)

@@ -26,6 +26,7 @@ WAY = {
 LEAVES = {
     "batching/micro_batch.py": "a micro-batch's tensors go to the device",
     "batching/window.py": "the counts of a window over all ranks",
+    "engine/abandoned_step.py": "how many collectives a rank has begun, for a step that is given up",
     "engine/parameters.py": "a parameter that tensor parallelism shares out, for the norm of gradients",
     "engine/patches/cpu_adam_steps.py": "the same update, with its step count kept right",
     "engine/patches/held_updates.py": "an optimizer that is told not to update",
@@ -39,6 +40,8 @@ LEAVES = {
     "models/prepared_model.py": "the inputs as the engine and the transformer take them",
     "objectives/objective.py": "an objective that asks nothing of the whole window",
     "objectives/scorer.py": "an objective's question to the model, handed on",
+    "trainer/memory.py": "the same step in smaller pieces, where memory has run out",
+    "trainer/shortage.py": "a rank whose memory runs out, and the ranks that wait for it",
     "trainer/metrics.py": "sums with their counts",
     "trainer/window_scores.py": "what an objective asks of the whole window, before any loss",
     "parallel/collectives.py": "sum and maximum over a group of ranks",

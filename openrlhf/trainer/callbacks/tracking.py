@@ -20,13 +20,20 @@ class Tracking(Callback):
         self._tracker = tracker
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self._log_events(trainer)
         memory = {"gpu_memory_bytes": _peak_bytes(trainer)} if trainer.strategy.device.type == "cuda" else {}
         self._tracker.log_step(metrics | memory | trainer.take_logged())
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self._log_events(trainer)
         self._tracker.log_eval(metrics | trainer.take_logged())
 
+    def _log_events(self, trainer: Trainer) -> None:
+        for event in trainer.take_events():
+            self._tracker.log_event(event)
+
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        self._log_events(trainer)
         self._tracker.close()
 
 

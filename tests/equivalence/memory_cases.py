@@ -1,0 +1,112 @@
+"""A recipe trained while memory runs out, or while its layout changes; runs inside a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from tests.equivalence.cells import Layout, Run, prepare_run
+from tests.equivalence.reference import Curve, Recipe
+
+EVERYONE = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Memory runs out once: in a pass of a micro-batch of a step, on some ranks."""
+
+    step: int
+    micro_step: int
+    where: str  # forward, head, backward or reduction
+    ranks: tuple[int, ...] = EVERYONE
+
+
+def train_with_faults(recipe: Recipe, layout: Layout, faults: tuple[Fault, ...]) -> tuple[Curve, list[str]]:
+    """The curve, and what was told. After every step one halving is taken back."""
+    from openrlhf.trainer.memory import MemoryBudget
+
+    run = prepare_run(recipe, layout)
+    told: list[str] = []
+    memory = MemoryBudget(run.loader, run.actor, tell=lambda words, facts: told.append(words))
+    results = []
+    with _failing(run, faults) as steps:
+        for number, window in zip(range(recipe.num_steps), run.windows(0), strict=False):
+            memory._patience = 1
+            steps.append(number)
+            results.append(memory.compute(window, lambda one, number=number: run.step.run(one, number)))
+    return _curve(run, results), told
+
+
+def train_in_changing_layouts(recipe: Recipe, layout: Layout) -> Curve:
+    """Another micro-batch size at every step, and activations recomputed at every other."""
+    from openrlhf.batching import FixedSize, TokenBudget
+
+    run = prepare_run(recipe, layout)
+    layouts = [FixedSize(1), TokenBudget(64, layout.packed), FixedSize(4), FixedSize(2)]
+    results = []
+    windows = run.windows(0)
+    for number in range(recipe.num_steps):
+        run.loader.layout = layouts[number % len(layouts)]
+        if number % 2:
+            run.actor.gradient_checkpointing_enable()
+        else:
+            run.actor.gradient_checkpointing_disable()
+        results.append(run.step.run(next(windows), number))
+    windows.close()
+    return _curve(run, results)
+
+
+def _curve(run: Run, results: list[Any]) -> Curve:
+    from openrlhf.engine.parameters import whole_weights
+
+    weights = dict(whole_weights(run.actor.model, True))
+    run.actor.engine.destroy()
+    return Curve([r.loss for r in results], [r.outcome.grad_norm for r in results], weights, [])
+
+
+@contextmanager
+def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
+    """Within, passes fail as `faults` say; the list that it gives is told the number of each step."""
+    waiting, steps, at = list(faults), [], [0]
+
+    def fail(where: str) -> None:
+        for fault in waiting:
+            is_here = (fault.step, fault.micro_step, fault.where) == (steps[-1], at[0], where)
+            if is_here and run.strategy.get_rank() in fault.ranks:
+                waiting.remove(fault)
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Injected into {where}.")
+
+    compute, engine, step = run.step._forward_and_backward, run.actor.engine, run.step
+
+    def noted(scorer: Any, micro_step: int, *more: Any) -> Any:
+        at[0] = micro_step
+        return compute(scorer, micro_step, *more)
+
+    def failing_reduction(*args: Any, **kwargs: Any) -> Any:
+        fail("reduction")
+        return type(engine).allreduce_gradients(engine, *args, **kwargs)
+
+    step._forward_and_backward, engine.allreduce_gradients = noted, failing_reduction
+    hooks = _hooks(run.actor.scorer.base_model.model, fail)
+    yield steps
+    for hook in hooks:
+        hook.remove()
+    assert not [fault for fault in waiting if run.strategy.get_rank() in fault.ranks], "a fault was not met"
+
+
+def _hooks(transformer: Any, fail: Any) -> list[RemovableHandle]:
+    def in_backward(module: Any, inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: fail("backward"))
+
+    return [
+        transformer.layers[1].register_forward_pre_hook(lambda module, inputs: fail("forward")),
+        transformer.layers[0].register_forward_hook(in_backward),
+        transformer.norm.register_forward_hook(lambda module, inputs, output: fail("head")),
+    ]

@@ -1,0 +1,80 @@
+"""Memory that runs out, and layouts that change, change no result: against a run in which nothing happens."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from tests.equivalence.cells import Layout, train_in_layout
+from tests.equivalence.memory_cases import Fault, train_in_changing_layouts, train_with_faults
+from tests.equivalence.reference import Curve, Recipe
+from tests.equivalence.test_layouts import POOLS
+from tests.helpers.ranks import RankPool
+
+RECIPE = Recipe("llama", num_steps=6)
+PLACES = ("forward", "head", "backward", "reduction")
+
+
+def faults(ranks: tuple[int, ...] = (0, 1, 2, 3), last: int = 1) -> tuple[Fault, ...]:
+    """One a step, in the second micro-batch, behind gradients of the first."""
+    return tuple(Fault(1 + number, last, where, ranks) for number, where in enumerate(PLACES))
+
+
+def assert_unchanged(found: Curve, unbroken: Curve, tolerance: float = 1e-6) -> None:
+    assert found.losses == pytest.approx(unbroken.losses, rel=tolerance)
+    assert found.grad_norms == pytest.approx(unbroken.grad_norms, rel=10 * tolerance)
+    for name, value in unbroken.weights.items():
+        assert (found.weights[name] - value).abs().max() < 5 * tolerance, name
+
+
+@functools.cache
+def _unbroken(pool: RankPool, layout: Layout) -> Curve:
+    return pool.run(train_in_layout, RECIPE, layout)[0]
+
+
+def broken_and_unbroken(request, ranks: int, layout: Layout, some: tuple[Fault, ...] = ()) -> tuple[list, Curve]:
+    pool = request.getfixturevalue(POOLS[ranks])
+    return pool.run(train_with_faults, RECIPE, layout, some), _unbroken(pool, layout)
+
+
+LAYOUTS = [Layout(stage, 2) for stage in (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_for_which_memory_runs_out_on_all_ranks_is_computed_again(ranks, layout, request):
+    broken, unbroken = broken_and_unbroken(request, ranks, layout, faults())
+    for curve, told in broken:
+        assert_unchanged(curve, unbroken)
+        assert sum("computed again" in line for line in told) == len(PLACES)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
+def test_a_step_for_which_memory_runs_out_on_one_rank_is_computed_again(layout, request):
+    broken, unbroken = broken_and_unbroken(request, 2, layout, faults(ranks=(1,)))
+    for curve, told in broken:
+        assert_unchanged(curve, unbroken)
+        assert sum("rank 1" in line and "rank 0" not in line for line in told) == len(PLACES)
+
+
+def test_a_ring_computes_a_step_again(request):
+    layout = Layout(2, 4, packed=True, ring=2)
+    broken, unbroken = broken_and_unbroken(request, 2, layout, faults(last=0))
+    for curve, _ in broken:
+        assert_unchanged(curve, unbroken)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_in_bf16_is_computed_again(stage, request):
+    layout = Layout(stage, 2, dtype="bf16")
+    broken, unbroken = broken_and_unbroken(request, 2, layout, faults())
+    for curve, _ in broken:
+        assert_unchanged(curve, unbroken, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 2), Layout(3, 2)], ids=str)
+def test_a_layout_that_changes_at_every_step_changes_no_result(layout, request):
+    pool = request.getfixturevalue("two_ranks")
+    for curve in pool.run(train_in_changing_layouts, RECIPE, layout):
+        assert_unchanged(curve, _unbroken(pool, layout))

@@ -22,6 +22,8 @@ def throw_away_gradients(engine: Any) -> None:
         optimizer.clear_hp_grads()
     elif hasattr(optimizer, "parameter_offload"):
         _throw_away_of_zero_3(optimizer)
+    elif hasattr(optimizer, "get_param_coordinator"):  # of a model that is only evaluated
+        _give_weights_back(optimizer)
     elif hasattr(optimizer, "averaged_gradients"):
         _throw_away_of_zero_1_and_2(optimizer)
 
@@ -50,9 +52,14 @@ def _throw_away_of_zero_3(optimizer: Any) -> None:
         optimizer.params_already_reduced[parameter] = False
     optimizer.zero_grad()  # the next gradient begins the sum of each part
     optimizer._offload_boundary_param_ids = set()
-    coordinator = optimizer.parameter_offload.get_param_coordinator()
+    _give_weights_back(optimizer.parameter_offload)
+
+
+def _give_weights_back(offload: Any) -> None:
+    """What a broken pass has gathered of other ranks' weights."""
+    coordinator = offload.get_param_coordinator()
     coordinator.release_backward_leftovers()
-    coordinator.release_and_reset_all(optimizer.module)
+    coordinator.release_and_reset_all(offload.module)
     if not coordinator.is_invalid_trace():  # it may end where the pass broke off
         coordinator._invalidate_trace()
 

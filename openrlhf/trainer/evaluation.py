@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from openrlhf.batching import MicroBatch, StepWindow
+from openrlhf.engine.abandoned_step import throw_away_gradients
 from openrlhf.models import PreparedModel
 from openrlhf.objectives import NOTHING_OF_THE_WINDOW, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import sum_over
@@ -45,8 +46,12 @@ def evaluate(
     sums = MetricSums(objective, strategy.device, with_entropy, is_evaluation=True)
     num_targets = torch.zeros(1, dtype=torch.float64)
 
+    def give_back() -> None:
+        if model.engine is not None:
+            throw_away_gradients(model.engine)  # there are none; under ZeRO-3 a broken pass holds weights
+
     def add(window: StepWindow) -> None:
-        divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of)
+        divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of, give_back)
         before = sums.pairs.clone(), num_targets.clone()
 
         def compute(number: int, micro_batch: MicroBatch) -> None:
@@ -55,6 +60,7 @@ def evaluate(
             num_targets.add_(len(micro_batch.target_ids))
 
         def take_back() -> None:
+            give_back()
             for total, at_first in zip((sums.pairs, num_targets), before, strict=True):
                 total.copy_(at_first)
 
@@ -77,13 +83,17 @@ def evaluate(
 
 
 def _of_window(
-    objective: Objective, window: StepWindow, groups: ProcessGroups, scorer_of: ScorerOf
+    objective: Objective,
+    window: StepWindow,
+    groups: ProcessGroups,
+    scorer_of: ScorerOf,
+    give_back: Callable[[], None],
 ) -> tuple[float, list[WindowScores]]:
     """The divisor, and what the objective asks of the window; without a collective where it asks nothing."""
     if not objective.needs_window_sums:
         return 1.0, [NOTHING_OF_THE_WINDOW] * len(window.micro_batches)
     counts = window.count(groups, objective.weight, objective.window_sums)
-    return counts.divisor, window_scores(objective, window, counts, groups, scorer_of)
+    return counts.divisor, window_scores(objective, window, counts, groups, scorer_of, give_back)
 
 
 class Evaluating(Callback):

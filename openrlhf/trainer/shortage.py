@@ -19,6 +19,7 @@ import torch
 
 from openrlhf.batching import MicroBatch, StepWindow
 from openrlhf.engine.abandoned_step import collectives_begun
+from openrlhf.models.attention.ring import num_exchanges_begun
 from openrlhf.parallel.collectives import any_rank_within, gather_objects
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -90,11 +91,11 @@ def compute_together(
     shortage, is_apart = None, False
     for number, micro_batch in enumerate(window.micro_batches):
         if shortage is None:
-            begun = collectives_begun()
+            begun = _begun()
             if has_memory_for(lambda: compute(number, micro_batch)):  # noqa: B023  (called at once)
                 continue
             shortage = Shortage(groups.rank, where(), micro_batch.unit_names, micro_batch.num_tokens)
-            is_apart = groups.sequence is not None or collectives_begun() != begun
+            is_apart = _begun() != begun
             if is_apart:
                 break
             throw_away()
@@ -112,12 +113,17 @@ def _agree(shortage: Shortage | None, is_apart: bool, groups: ProcessGroups, thr
         raise Apart((shortage,))
     if not is_short:
         return
-    of_ranks = gather_objects((shortage, collectives_begun()), groups.control)
+    of_ranks = gather_objects((shortage, _begun()), groups.control)
     shortages = tuple(one for one, _ in of_ranks if one is not None)
     if not _is_one_place([begun for _, begun in of_ranks]):
         raise Apart(shortages)
     throw_away()
     raise OutOfMemory(shortages)
+
+
+def _begun() -> dict[str, int]:
+    """Of all that ranks do together; nccl does not number what two of them send each other."""
+    return collectives_begun() | {"ring": num_exchanges_begun()}
 
 
 def _is_one_place(begun_of_ranks: list[dict[str, int]]) -> bool:

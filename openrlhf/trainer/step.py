@@ -84,7 +84,8 @@ class WindowStep:
         sums = MetricSums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
         losses: list[Tensor] = []
         scorer_of = functools.partial(self._scorer, optimizer_step)
-        of_window = window_scores(self._objective, window, counts, self._strategy.groups, scorer_of)
+        throw_away, groups = self._trained.throw_away_gradients, self._strategy.groups
+        of_window = window_scores(self._objective, window, counts, groups, scorer_of, throw_away)
 
         def compute(micro_step: int, micro_batch: MicroBatch) -> None:
             watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.unit_names, self._is_first)
@@ -94,8 +95,7 @@ class WindowStep:
                 scorer = scorer_of(micro_batch, micro_step, of_window[micro_step])
                 losses.append(self._forward_and_backward(scorer, micro_step, counts, sums))
 
-        throw_away = self._trained.throw_away_gradients
-        compute_together(window, compute, self._strategy.groups, lambda: self._pass, throw_away)
+        compute_together(window, compute, groups, lambda: self._pass, throw_away)
         watchdog.note(f"update of {step_name}", is_long=self._is_first)
         self._is_first = False
         outcome = self._update(step_name)

@@ -79,7 +79,7 @@ def test_loss_gradients_and_metrics_are_those_of_a_step_that_fits(fits):
     result, gradients = machine.run()
     expected, right = run_window(make_rows(), machine.recipe)
     assert result.metrics == pytest.approx(expected.metrics, rel=1e-12)
-    assert result.counts == pytest.approx(expected.counts) or result.counts.divisor == expected.counts.divisor
+    assert result.counts.divisor == expected.counts.divisor
     for name, gradient in right.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-12)
 

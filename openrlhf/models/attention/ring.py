@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -152,11 +152,19 @@ class _RingAttention(torch.autograd.Function):
         return grad_query.to(query.dtype), grad_key, grad_value, grad_sinks, None, None
 
 
+def num_exchanges_begun() -> int:
+    """Of keys and values, and of their gradients, by this rank."""
+    return _Exchange.num_begun
+
+
 class _Exchange:
     """Sends a tensor (2, tokens, heads, D) to the next rank while the previous one's is received."""
 
+    num_begun: ClassVar[int] = 0  # by this rank; as many by each rank of the ring
+
     def __init__(self, ring: Ring, tensor: Tensor, source: int):
         """Args: source: the rank whose tokens `tensor` is about; the tensor received is about the rank before it."""
+        _Exchange.num_begun += 1
         self._device = tensor.device
         if ring.size == 1:  # what is sent on is at home
             self._received, self._works = tensor, []

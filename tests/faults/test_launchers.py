@@ -35,6 +35,20 @@ def test_torchrun_restarts_a_job_of_which_a_rank_was_killed(bench, tmp_path):
     assert differences(outcome_of(out), bench.unbroken(LAYOUT), is_same_layout=True) == []
 
 
+def test_torchrun_restarts_a_job_of_which_one_rank_ran_out_of_memory_with_smaller_micro_batches(bench, tmp_path):
+    out = tmp_path / "run"
+    words = bench.words(Layout(2, 3), out, train__loss="tests.faults.short_of_memory:ShortOnce")
+    with Launched(torchrun(2, max_restarts=1), words, tmp_path / "log") as job:
+        code = job.launcher.wait(SECONDS_FOR_A_RUN)
+        said = job.said()
+    assert code == 0, said[-5000:]
+    assert "while the other ranks were in a collective that cannot be left" in said
+    assert "memory.json: micro-batches are cut to 1/2" in said
+    losses = [record["loss"] for record in read_records(out / "metrics.jsonl") if "loss" in record]
+    unbroken = [record["loss"] for record in bench.unbroken(LAYOUT).records if "loss" in record]
+    assert losses == pytest.approx(unbroken, rel=1e-5)
+
+
 def to_torchrun(job: Launched) -> None:
     """It hands the signal on to every rank."""
     job.launcher.send_signal(signal.SIGTERM)

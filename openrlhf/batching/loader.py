@@ -108,15 +108,15 @@ class StepWindowLoader:
         self, all_rows: WindowRows, layout: WindowLayout, halvings: int, without: frozenset[str] = frozenset()
     ) -> StepWindow:
         """Args: without: names of units that are left out."""
-        rows = [row for row in all_rows.rows.tolist() if not without or self._unit(row).name not in without]
-        window = replace(all_rows, rows=np.array(rows, dtype=np.int64))
-        rows_of_micro_batches = self._rows_of_micro_batches(window, layout.halved(halvings)) if rows else [[]]
+        kept = [row for row in all_rows.rows.tolist() if not without or self._unit(row).name not in without]
+        window = replace(all_rows, rows=np.array(kept, dtype=np.int64))
+        rows_of_micro_batches = self._rows_of_micro_batches(window, layout.halved(halvings)) if kept else [[]]
         micro_batches = []
         for rows in rows_of_micro_batches:
             units = [self._unit(row) for row in rows]
             micro_batch = make_micro_batch(units, **vars(self.micro_batch_format))
             micro_batches.append(micro_batch.share(self.groups.sequence_rank, self.groups.sequence_size))
-        num_left_out = len(all_rows.rows) - len(rows) if self.groups.data_rank == 0 else 0
+        num_left_out = len(all_rows.rows) - len(kept) if self.groups.data_rank == 0 else 0
         again = partial(self._window, all_rows, layout)
         return StepWindow(window.epoch, micro_batches, rows_of_micro_batches, again, halvings, num_left_out)
 

@@ -36,7 +36,7 @@ def train_with_faults(recipe: Recipe, layout: Layout, faults: tuple[Fault, ...])
     results = []
     with _failing(run, faults) as steps:
         for number, window in zip(range(recipe.num_steps), run.windows(0), strict=False):
-            memory._patience = 1
+            memory._patience, memory._has_grown = 1, False
             steps.append(number)
             results.append(memory.compute(window, lambda one, number=number: run.step.run(one, number)))
     return _curve(run, results), told

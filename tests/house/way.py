@@ -32,6 +32,7 @@ LEAVES = {
     "engine/patches/held_updates.py": "an optimizer that is told not to update",
     "engine/patches/patch.py": "the switch of all patches",
     "engine/step_guard.py": "an update that would do harm is held back",
+    "models/attention/ring.py": "how many exchanges of a ring a rank has begun",
     "models/attention/ring_plan.py": "the borders of a pack's samples, in the attention's own keywords",
     "models/cpu_kernels/log_probs.py": "a tile's log-probs in C++; equal to the lines in tiles.py",
     "models/head/log_prob_head.py": "log-probs in place of logits; equal to log_softmax of the logits",

@@ -138,9 +138,8 @@ class StepWindowLoader:
 
     def _rows_of_micro_batches(self, window: WindowRows, layout: WindowLayout | None = None) -> list[list[int]]:
         """The rows of each micro-batch of this rank."""
-        of_rank = (layout or self.layout).of_rank(
-            self._lengths(window.rows), self.groups.data_size, self.groups.data_rank
-        )
+        layout = layout or self.layout
+        of_rank = layout.of_rank(self._lengths(window.rows), self.groups.data_size, self.groups.data_rank)
         return [window.rows[list(places)].tolist() for places in of_rank]
 
     def _lengths(self, rows: np.ndarray) -> Units:

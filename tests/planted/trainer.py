@@ -93,8 +93,8 @@ BUGS = [
         "evaluation_counts_padding",
         "eval_num_target_tokens counts padding",
         "trainer/evaluation.py",
-        "num_targets += len(micro_batch.target_ids)",
-        "num_targets += micro_batch.input_ids.numel()",
+        "num_targets.add_(len(micro_batch.target_ids))",
+        "num_targets.add_(micro_batch.input_ids.numel())",
         (f"{_EVALUATION}::test_every_row_once_and_every_target_alike",),
     ),
     Bug(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openrlhf.cli.entry import run_training
+from openrlhf.cli.entry import loading, run_training
 from openrlhf.config import DPOConfig, parse_config
 
 
 def main(argv: Sequence[str]) -> None:
     config = parse_config(DPOConfig, argv)
-    from openrlhf.run.dpo_run import DPORun  # after the flags are known to be right: it loads torch and transformers
+    with loading():  # after the flags are known to be right: it loads torch and transformers
+        from openrlhf.run.dpo_run import DPORun
 
     DPORun.train(config)
 

@@ -98,7 +98,7 @@ class _Trees:
 
     def __init__(self, commit: str, scratch: Path):
         self._scratch = scratch
-        self._roots = {"before": _package_of(commit, scratch / "tree"), "after": PROJECT_ROOT}
+        self._roots = {"before": package_of(commit, scratch / "tree"), "after": PROJECT_ROOT}
         self._pools: dict[str, RankPool] = {}
 
     def compare(self, cell: Cell) -> Finding:
@@ -153,7 +153,7 @@ def run_command_line(root: str, words: list[str]) -> None:
         train_sft.main(words)
 
 
-def _package_of(commit: str, folder: Path) -> Path:
+def package_of(commit: str, folder: Path) -> Path:
     """The package as it was, alone: the ranks of both trees take these tests."""
     archive = subprocess.run(["git", "archive", commit, "openrlhf"], cwd=PROJECT_ROOT, capture_output=True, check=True)
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:

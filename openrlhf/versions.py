@@ -11,7 +11,7 @@ from packaging.version import Version
 # pyproject.toml asks for the oldest or later; a later one than the newest is told, and not refused.
 TRIED = {
     "torch": ("2.11.0", "2.13.0"),
-    "deepspeed": ("0.19.6", "0.19.8"),
+    "deepspeed": ("0.19.8", "0.19.8"),
     "transformers": ("5.19.0", "5.24.0"),
     "datasets": ("4.8.0", "5.2.0"),
     "peft": ("0.20.0", "0.21.2"),

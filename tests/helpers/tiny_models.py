@@ -100,7 +100,9 @@ def tiny_model(
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # before transformers 5.21 Gemma 2 computed by torch's own attention, which loses its cap
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         for parameter in model.parameters():
             noise = 0.08 * torch.randn_like(parameter)
             parameter.copy_(parameter + noise if parameter.ndim == 1 else noise)

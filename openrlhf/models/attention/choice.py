@@ -193,7 +193,9 @@ def _reason_against(name: str, device_type: str, model: ModelFacts) -> str | Non
         return None
     class_name = model.model_class.__name__
     if name == "sdpa":
-        known = computes_by_sdpa(model.model_class)
+        # before transformers 5.21 a class may say so that caps its scores, and lose its cap there
+        beyond = any(call.has_softcap or call.has_sinks for call in attention_calls(model) or ())
+        known = computes_by_sdpa(model.model_class) and not beyond
         return None if known else f"{class_name} does not compute by torch's scaled_dot_product_attention. Use eager"
     if not takes_any_attention(model.model_class):
         return f"{class_name} computes its attention itself, and takes no other"

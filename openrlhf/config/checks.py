@@ -12,7 +12,7 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from openrlhf.config.disk import data_sources, model_folder, split_names
+from openrlhf.config.disk import data_source, data_sources, model_folder, split_names
 from openrlhf.config.hub_settings import hub
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
@@ -216,6 +216,15 @@ def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def _prompts(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    settings = config.eval
+    for source in split_names(settings.prompts or ""):
+        yield from data_source("--eval.prompts", source)
+    if settings.prompts is None and (settings.prompts_steps > 0 or settings.prompts_reward):
+        flag = "--eval.prompts_steps" if settings.prompts_steps > 0 else "--eval.prompts_reward"
+        yield f"{flag} has no prompts to be answered: add --eval.prompts, or leave it out."
+
+
 def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.train.callbacks is None:
         return
@@ -261,6 +270,7 @@ COMMON_CHECKS: tuple[Check, ...] = (
     _template,
     _probabilities,
     _evaluation,
+    _prompts,
     _callbacks,
     _saving,
     data_sources,

@@ -50,6 +50,10 @@ class HeldOutConfig(EvalConfig):
     """Prompts that are never trained on: answered and scored before the first and after each iteration."""
 
     steps: ClassVar[int] = -1
+    prompts: ClassVar[None] = None
+    prompts_steps: ClassVar[int] = -1
+    prompts_reward: ClassVar[None] = None
+    prompts_max_new_tokens: ClassVar[int] = 128
 
     dataset: str | None = free(None, "like data.dataset; without it nothing is measured")
     max_samples: PositiveCount | None = free(None, "use at most that many of its rows")

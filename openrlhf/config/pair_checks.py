@@ -28,6 +28,11 @@ def _room_for_pairs(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def _no_answers(config: RMConfig, world_size: int) -> Iterator[str]:
+    if config.eval.prompts is not None:
+        yield "--eval.prompts needs a model that answers, and a reward model does not: leave it out."
+
+
 def _margin(config: RMConfig, world_size: int) -> Iterator[str]:
     if config.model.margin_loss_enable and config.model.loss_type != "sigmoid":
         yield "--model.margin_loss_enable is of --model.loss_type sigmoid, logexp has no margin; leave one of them out."
@@ -81,5 +86,5 @@ def _subsets(config: DPOConfig | RMConfig, world_size: int) -> Iterator[str]:
         yield f"--eval.subset_key {config.eval.subset_key} has nothing to evaluate: add --eval.dataset or leave it out."
 
 
-CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _margin)
+CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _no_answers, _margin)
 CHECKS_OF_PREFERENCES: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _losses, _reference)

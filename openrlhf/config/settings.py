@@ -117,6 +117,14 @@ class EvalConfig:
     every_epoch: bool = free(False, "evaluate after every epoch, beside eval.steps")
     steps: EverySteps = free(-1, "evaluate every that many optimizer steps; -1: at the end alone")
     at_end: bool = free(True, "evaluate at the end of the run")
+    prompts: str | None = free(
+        None, "prompts, like data.dataset: the model answers them while it trains, and at the end"
+    )
+    prompts_steps: EverySteps = free(-1, "answer them every that many optimizer steps; -1: at the end alone")
+    prompts_max_new_tokens: PositiveCount = free(128, "longest of these answers, in tokens")
+    prompts_reward: str | None = free(
+        None, "judges these answers, as of score's score.reward (file.py:function, exact, …); logged as answer_reward"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

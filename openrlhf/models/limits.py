@@ -20,6 +20,11 @@ NOT_UNDER_ZERO3 = {
 _POSITIONS = "max_position_embeddings"
 
 
+def num_positions(config: PretrainedConfig) -> int | None:
+    """As many tokens as the model's positions are made for; None where it does not say."""
+    return getattr(config.get_text_config(), _POSITIONS, None)
+
+
 def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str) -> None:
     """Raises UserError where a sample, the longest one, has more tokens than the model has positions.
 
@@ -27,11 +32,11 @@ def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str)
         num_tokens: of that sample.
         sample_name: where it stands, for the message.
     """
-    num_positions = getattr(config.get_text_config(), _POSITIONS, None)
-    if num_positions and 0 < num_positions < num_tokens:
+    positions = num_positions(config)
+    if positions is not None and 0 < positions < num_tokens:
         raise UserError(
-            f"{sample_name} has {num_tokens:,} tokens, the model {num_positions:,} positions ({_POSITIONS} in its "
-            f"config.json): give --data.max_len {num_positions}, which drops longer samples, or cuts them with "
+            f"{sample_name} has {num_tokens:,} tokens, the model {positions:,} positions ({_POSITIONS} in its "
+            f"config.json): give --data.max_len {positions}, which drops longer samples, or cuts them with "
             "--data.overlong truncate."
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 _WIDTH, _HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 508, 24, 208
 _NUM_BINS, _MOST_VALUES_APART = 32, 12
+_MOST_POINTS = 600  # of a line
 _NUM_COLOURS = 3  # classes s0, s1, s2 of page.html
 
 
@@ -81,6 +82,33 @@ def curves(series: Mapping[str, Sequence[Point]], unit: str) -> str:
                 f'<line class="{colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
                 f'<circle class="{colour}" cx="{x:.1f}" cy="{y(point.y):.1f}" r="4">{_tip(told)}</circle>'
             )
+    return _svg(*parts, _legend(series))
+
+
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: str) -> str:
+    """Numbers of any size over x, as lines: of each series its x and its y. Long ones are thinned out."""
+    everything = [y for _, ys in series.values() for y in ys]
+    low, high = min(everything, default=0.0), max(everything, default=1.0)
+    first = min((x for xs, _ in series.values() for x in xs), default=0)
+    last = max((x for xs, _ in series.values() for x in xs), default=1)
+
+    def place(value: float, begin: float, end: float, start: float, size: float) -> float:
+        return start + size * ((value - begin) / (end - begin) if end > begin else 0.5)
+
+    parts = [
+        _axes(
+            [(_LEFT, _number(first)), (_RIGHT, _number(last))],
+            [(0, _number(low)), (0.5, _number((low + high) / 2)), (1, _number(high))],
+            unit,
+        )
+    ]
+    for number, (name, (xs, ys)) in enumerate(series.items()):
+        kept = np.unique(np.linspace(0, max(len(xs) - 1, 0), min(len(xs), _MOST_POINTS)).astype(int)).tolist()
+        across = [place(xs[i], first, last, _LEFT, _RIGHT - _LEFT) for i in kept]
+        up = [place(ys[i], low, high, _BOTTOM, _TOP - _BOTTOM) for i in kept]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up, strict=True))
+        colour = f"s{number % _NUM_COLOURS}"
+        parts.append(f'<polyline class="{colour}" points="{points}">{_tip(name)}</polyline>')
     return _svg(*parts, _legend(series))
 
 

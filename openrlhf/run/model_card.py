@@ -68,7 +68,7 @@ def write_card(
         f"# {model_name or folder.name}\n\nTrained from `{origin}` by openrlhf.\n",
         _data(report),
         _results(folder),
-        _table("Settings that are not the default", _changed(config, values)),
+        _table("Settings that are not the default", changed_settings(config)),
         _table("Versions", _versions()),
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +106,12 @@ def _results(folder: Path) -> str:
     return _table("Results", rows) + picture
 
 
-def _changed(config: Root, values: Mapping[str, Any]) -> dict[str, Any]:
+def changed_settings(config: Root) -> dict[str, Any]:
+    """Those that are not the default, without folders and accounts."""
     table = settings(type(config))
     return {
         name: " ".join(map(str, value)) if isinstance(value, tuple) else value
-        for name, value in values.items()
+        for name, value in shown_values(config).items()
         if value != table[name].default and not name.startswith(_PRIVATE) and not _is_path(value)
     }
 

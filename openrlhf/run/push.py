@@ -14,7 +14,18 @@ from openrlhf.config.disk import split_names
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.run.model_card import write_card
 
-NOT_PUSHED = ("checkpoints/*", "checkpoint-*", "global_step*", "earlier_run_*", ".*", "*.lock", "runs/*", "wandb/*")
+NOT_PUSHED = (
+    "checkpoints/*",
+    "checkpoint-*",
+    "global_step*",
+    "earlier_run_*",
+    ".*",
+    "*.lock",
+    "runs/*",
+    "wandb/*",
+    "answers.jsonl",
+    "report.html",
+)
 
 
 def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Callable[[str], None]) -> None:

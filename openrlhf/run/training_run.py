@@ -27,27 +27,26 @@ from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
-from openrlhf.models.limits import check_positions, check_vocabulary
+from openrlhf.models.limits import check_positions, check_vocabulary, num_positions
 from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
+from openrlhf.run.answering import Answering
 from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
 from openrlhf.run.push import describe_and_push
+from openrlhf.run.report import CURVES_FILE, REPORT, write_report
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest
 from openrlhf.strategy.rank_facts import facts_of_config
-from openrlhf.tracking.curves import draw_training_curves
-from openrlhf.tracking.metrics_file import METRICS_FILE
+from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE
 from openrlhf.tracking.sinks import RUN_ID_FILE
 from openrlhf.trainer import Callback, CommandTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
-
-CURVES_FILE = "training_curves.png"
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,8 @@ class TrainingRun(ABC):
         objective, callbacks = cls.build_objective(config), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
         model_config = check_layout(config, cls.facts_of)
+        if config.eval.prompts is not None:
+            callbacks.append(Answering(config, tokenizer, num_positions(model_config)))
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)
@@ -298,7 +299,7 @@ class TrainingRun(ABC):
         if not self.strategy.is_rank_0():
             return
         if written_by(config_path) != run_id:
-            for name in (METRICS_FILE, CURVES_FILE, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
+            for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
                 keep_aside(output_dir / name)
         write_resolved(self.config, config_path, run_id)
         print_start_table(
@@ -334,12 +335,11 @@ class TrainingRun(ABC):
         except UserError as error:
             raise UserError(*error.problems, self._rescue().after_failed_export()) from None
         if self.strategy.is_rank_0():
-            try:
-                draw_training_curves(output_dir / METRICS_FILE, output_dir / CURVES_FILE)
-            except (UserError, OSError) as error:
-                self.strategy.print(f"warning: the curves could not be drawn: {error}")
+            write_report(output_dir, self.config, self.train_data.report, self.strategy.print)
             describe_and_push(self.config, self.trainer.model.model, self.train_data.report, self.strategy.print)
-            self.strategy.print(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}.")
+            self.strategy.print(
+                f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}."
+            )
 
     def _identity(self) -> RunIdentity:
         return replace(self.trainer.identity(self.config, self.num_steps), run_id=self.trainer.run_id)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from openrlhf.atomic_file import keep_aside, replace_file
 from openrlhf.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+ANSWERS_FILE = "answers.jsonl"  # to prompts, while it trains
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +41,8 @@ class JsonLinesSink:
             UserError: the file cannot be written.
         """
         self._path = Path(path)
+        self._resume_step = resume_step
+        self._answers: JsonLinesSink | None = None
         self._waiting = b""
         self._disk_is_full = False
         self._evaluated_before: set[int] = set()
@@ -53,7 +56,7 @@ class JsonLinesSink:
                 "Choose a folder that you may write to with --ckpt.output_dir."
             ) from problem
 
-    def log_step(self, record: Mapping[str, float]) -> None:
+    def log_step(self, record: Mapping[str, Any]) -> None:
         self._append(to_line(record))
 
     def log_eval(self, record: Mapping[str, float]) -> None:
@@ -64,7 +67,16 @@ class JsonLinesSink:
     def log_event(self, record: Mapping[str, Any]) -> None:
         self._append(to_line(record))
 
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Into a file of their own beside it, where they stand as the records do: once for each step."""
+        if self._answers is None:
+            self._answers = JsonLinesSink(self._path.with_name(ANSWERS_FILE), self._resume_step)
+        for answer in answers:
+            self._answers.log_step(answer)
+
     def close(self) -> None:
+        if self._answers is not None:
+            self._answers.close()
         self._append("")
         os.close(self._file)
 

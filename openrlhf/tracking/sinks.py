@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from openrlhf.config import WandbConfig
 from openrlhf.errors import UserError
+from openrlhf.tracking.metrics_file import ANSWERS_FILE
 
 SECONDS_BETWEEN_LINES = 10.0
+_ANSWERS_SHOWN = 3  # in the terminal
 RUN_ID_FILE = "wandb_run_id.txt"
 KEY_VARIABLE = "WANDB_API_KEY"
 _ACCURACIES = ("token_accuracy", "accuracy", "rewards/accuracies")
@@ -40,6 +42,9 @@ class BarSink:
 
     def log_eval(self, record: Mapping[str, float]) -> None:
         self._bar.write(_eval_line(record), file=self._bar.fp)
+
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        self._bar.write(_answers_text(answers), file=self._bar.fp)
 
     def close(self) -> None:
         self._bar.close()
@@ -75,6 +80,9 @@ class LineSink:
     def log_eval(self, record: Mapping[str, float]) -> None:
         print(_eval_line(record), file=self._stream, flush=True)
 
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        print(_answers_text(answers), file=self._stream, flush=True)
+
     def close(self) -> None:
         self._stream.flush()
 
@@ -103,6 +111,27 @@ def _eval_line(record: Mapping[str, float]) -> str:
     accuracy = "".join(_if_there(record, f"eval_{name}", ".4f") for name in (*_ACCURACIES, *_MARGINS))
     num_targets = f" over {record['eval_num_target_tokens']:,} target tokens"
     return loss + _if_there(record, "eval_perplexity", ".3f") + accuracy + num_targets
+
+
+def _answers_text(answers: Sequence[Mapping[str, Any]]) -> str:
+    """A few of them, shortened."""
+    lines = [f"answers after step {answers[0]['global_step']} ({len(answers):,}; all are in {ANSWERS_FILE}):"]
+    for answer in answers[:_ANSWERS_SHOWN]:
+        lines.append(f"  {shorten(prompt_text(answer['prompt']), 200)}")
+        reward = "" if answer.get("reward") is None else f"  [{answer['reward']:g}]"
+        lines.append(f"    → {shorten(answer['response'], 400)}{reward}")
+    return "\n".join(lines)
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt in one text: the last message of a conversation."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
+
+
+def shorten(text: str, most: int) -> str:
+    """In one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _if_there(record: Mapping[str, float], name: str, spec: str) -> str:
@@ -172,6 +201,11 @@ class TensorBoardSink(_Charts):
             self._writer.add_scalar(chart, number, optimizer_step)
         self._writer.flush()
 
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        for number, answer in enumerate(answers):
+            text = f"    {prompt_text(answer['prompt'])}\n\n    {answer['response']}".replace("\n", "\n    ")
+            self._writer.add_text(f"answers/{number}", text, answer["global_step"])
+
 
 class WandbSink(_Charts):
     """A run of Weights & Biases; `WANDB_MODE=offline` keeps everything on this disk.
@@ -235,6 +269,16 @@ class WandbSink(_Charts):
     def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
         axis = {} if self.openrlhf_names else {"global_step": optimizer_step}
         self._run.log(axis | numbers_by_chart)
+
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        columns: list[str | int] = ["global_step", "prompt", "response", "finish_reason", "reward"]
+        rows = [
+            [one["global_step"], prompt_text(one["prompt"]), *(one.get(str(name)) for name in columns[2:])]
+            for one in answers
+        ]
+        self._run.log({"answers": wandb.Table(columns=columns, data=rows)})
 
 
 @contextmanager

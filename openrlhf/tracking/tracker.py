@@ -27,6 +27,9 @@ class Sink(Protocol):
     def log_eval(self, record: Mapping[str, float]) -> None:
         """An evaluation is done."""
 
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """The model has answered prompts: `global_step`, `prompt`, `response` and more of each."""
+
     def close(self) -> None:
         """Nothing follows; the sink writes now whatever still waits."""
 
@@ -70,6 +73,14 @@ class Tracker:
         """Something has happened beside the steps; slow sinks draw numbers alone."""
         for sink in self._every_step:
             sink.log_event(record)
+
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """The model has answered prompts; see `Sink.log_answers`."""
+        if not answers:
+            return
+        for sink in self._every_step:
+            sink.log_answers(answers)
+        self._for_each_slow_sink(lambda sink: sink.log_answers(answers))
 
     def close(self) -> None:
         """Nothing follows: the last step reaches every sink, and all are closed."""

@@ -76,6 +76,8 @@ class Trainer:
         self._memory, self._eval_memory = MemoryBudget(train_dataloader), MemoryBudget(eval_dataloader)
         self._logged: dict[str, float] = {}
         self._events: list[dict[str, Any]] = []
+
+        self._answers: list[dict[str, Any]] = []
         self._names_of_record: frozenset[str] = frozenset()
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -228,6 +230,15 @@ class Trainer:
         """What has happened beside the steps since it was last asked, as records of `metrics.jsonl`."""
         events, self._events = self._events, []
         return events
+
+    def log_answers(self, answers: Sequence[dict[str, Any]]) -> None:
+        """Shows texts that the model has written: `prompt`, `response`, `global_step`, and whatever else is known."""
+        self._answers += answers
+
+    def take_answers(self) -> list[dict[str, Any]]:
+        """Those that `log_answers` was given since the last call."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def request_save(self) -> None:
         """Asks for a save at the end of this step."""

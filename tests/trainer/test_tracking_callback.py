@@ -12,6 +12,7 @@ from openrlhf.trainer.callbacks.tracking import Tracking
 
 class Records(list):
     log_step = list.append
+    log_answers = list.extend
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", {"gpu_memory_bytes": 123}), ("cpu", {})])
@@ -19,7 +20,8 @@ def test_gpu_memory_is_the_peak_since_the_last_step(monkeypatch, device, expecte
     resets = []
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(device=torch.device(device)), take_logged=dict, take_events=list)
+    strategy = SimpleNamespace(device=torch.device(device))
+    trainer = SimpleNamespace(strategy=strategy, take_logged=dict, take_answers=list, take_events=list)
     records = Records()
     Tracking(records).on_step_end(trainer, {"loss": 1.0})  # type: ignore[arg-type]
     assert records == [{"loss": 1.0} | expected]

@@ -23,6 +23,7 @@ class Tracking(Callback):
         self._log_events(trainer)
         memory = {"gpu_memory_bytes": _peak_bytes(trainer)} if trainer.strategy.device.type == "cuda" else {}
         self._tracker.log_step(metrics | memory | trainer.take_logged())
+        self._tracker.log_answers(trainer.take_answers())
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._log_events(trainer)
@@ -34,6 +35,8 @@ class Tracking(Callback):
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         self._log_events(trainer)
+
+        self._tracker.log_answers(trainer.take_answers())
         self._tracker.close()
 
 

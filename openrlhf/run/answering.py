@@ -1,0 +1,149 @@
+"""Prompts that the model answers while it trains: a callback, which shows the answers and has them judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from openrlhf.parallel.collectives import gather_objects
+from openrlhf.rejection.engines.encoding import PromptEncoder
+from openrlhf.rejection.prompts import Prompt, Prompts
+from openrlhf.rejection.rewards.find import find_rewards
+from openrlhf.rejection.rewards.reward import Reward
+from openrlhf.trainer import Callback, Trainer
+
+_ROWS_AT_ONCE = 32  # prompts that a rank answers together
+
+
+class Answering(Callback):
+    """Has the model answer prompts with its likeliest tokens, on all ranks together, by `Actor.generate`.
+
+    The answers are shown by `Trainer.log_answers`. A judge's mean verdict is logged as `answer_reward` with the record
+    of the step.
+    """
+
+    def __init__(self, config: TrainingConfig, tokenizer: Any, max_positions: int | None):
+        """Raises UserError where a prompt cannot be read or is too long, or the judge cannot be had."""
+        settings = config.eval
+        data = PromptConfig(
+            dataset=settings.prompts or "",
+            input_template=config.data.input_template,
+            apply_chat_template=config.data.apply_chat_template,
+            tokenizer_chat_template=config.data.tokenizer_chat_template,
+        )
+        self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(tokenizer, data.tokenizer_chat_template)
+        self._every_steps, self._max_new_tokens = settings.prompts_steps, settings.prompts_max_new_tokens
+        self._prompts = [(prompt, list(self._encoder.encode(prompt))) for prompt in Prompts(data)]
+        self._check_lengths(max_positions)
+        self._judge = _judge_of(settings)
+        self._last_step = -1
+
+    def on_run_begin(self, trainer: Trainer) -> None:
+        if self._judge is not None and trainer.strategy.is_rank_0():
+            self._judge.start()
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0:
+            self._answer(trainer)
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        if trainer.progress.optimizer_step != self._last_step:
+            self._answer(trainer)
+
+    def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        if self._judge is not None:
+            self._judge.close()
+
+    def _check_lengths(self, max_positions: int | None) -> None:
+        for number, (_, ids) in enumerate(self._prompts, start=1):
+            if not ids:
+                raise UserError(f"--eval.prompts: prompt {number} is empty.")
+            if max_positions is not None and len(ids) + self._max_new_tokens > max_positions:
+                raise UserError(
+                    f"--eval.prompts: prompt {number} has {len(ids):,} tokens, and with --eval.prompts_max_new_tokens "
+                    f"{self._max_new_tokens:,} it passes the {max_positions:,} positions of the model. Lower that, or "
+                    "leave the prompt out."
+                )
+
+    def _answer(self, trainer: Trainer) -> None:
+        self._last_step = trainer.progress.optimizer_step
+        groups = trainer.strategy.groups
+        model: Any = trainer.model
+        was_training = model.training
+        model.eval()
+        mine = list(self._answers_of(model, groups.data_rank, groups.data_size))
+        model.train(was_training)
+        of_ranks = gather_objects(mine, groups.control)
+        if trainer.strategy.is_rank_0():
+            self._show(trainer, dict(answer for answers in of_ranks for answer in answers))
+
+    def _answers_of(self, model: Actor, rank: int, num_ranks: int) -> Iterator[tuple[int, tuple[str, str]]]:
+        """Number, text and end of each answer of this rank. All ranks make equally many calls of the model."""
+        share = -(-len(self._prompts) // num_ranks)
+        numbers = [(rank * share + place) % len(self._prompts) for place in range(share)]
+        for start in range(0, share, _ROWS_AT_ONCE):
+            batch = numbers[start : start + _ROWS_AT_ONCE]
+            yield from zip(batch, self._generated(model, [self._prompts[number][1] for number in batch]), strict=True)
+
+    def _generated(self, model: Actor, prompts: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for place, prompt in enumerate(prompts):
+            ids[place, width - len(prompt) :] = torch.tensor(prompt)
+            mask[place, width - len(prompt) :] = 1
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=self._max_new_tokens,
+            eos_token_id=self._tokenizer.eos_token_id,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+            end = row.index(self._tokenizer.eos_token_id) if self._tokenizer.eos_token_id in row else None
+            yield self._encoder.decode(prompt, row[:end]), "length" if end is None else "stop"
+
+    def _show(self, trainer: Trainer, answers: dict[int, tuple[str, str]]) -> None:
+        rows = [
+            _row(prompt, *answers[number], trainer.progress.optimizer_step)
+            for number, (prompt, _) in enumerate(self._prompts)
+        ]
+        if self._judge is not None:
+            self._add_verdicts(self._judge, rows)
+            given = [row["reward"] for row in rows if row["reward"] is not None]
+            trainer.log({"answers_judged": len(given)} | ({"answer_reward": sum(given) / len(given)} if given else {}))
+        trainer.log_answers(rows)
+
+    def _add_verdicts(self, judge: Reward, rows: list[dict[str, Any]]) -> None:
+        judged = [prompt.columns | row for row, (prompt, _) in zip(rows, self._prompts, strict=True)]
+        for row, verdict in zip(rows, judge.judge(judged), strict=True):
+            row["reward"] = verdict.value
+            if verdict.value is None:
+                row["reason"] = verdict.reason
+
+
+def _row(prompt: Prompt, response: str, finish_reason: str, optimizer_step: int) -> dict[str, Any]:
+    return {
+        "global_step": optimizer_step,
+        "prompt_id": prompt.prompt_id,
+        "prompt": prompt.content,
+        "response": response,
+        "finish_reason": finish_reason,
+    }
+
+
+def _judge_of(settings: EvalConfig) -> Reward | None:
+    if settings.prompts_reward is None:
+        return None
+    first, *more = find_rewards(ScoreSettings(reward=settings.prompts_reward))
+    if more:
+        raise UserError(f"--eval.prompts_reward {settings.prompts_reward} names several judges: name one.")
+    return first

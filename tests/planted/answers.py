@@ -1,0 +1,42 @@
+"""Bugs of the prompts that are answered while a model trains."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_TESTS = "tests/runs/test_answers.py"
+
+BUGS = [
+    Bug(
+        "answers_run_past_their_end",
+        "what stands behind an answer's end token is shown as part of it",
+        "run/answering.py",
+        "yield self._encoder.decode(prompt, row[:end])",
+        "yield self._encoder.decode(prompt, row)",
+        (f"{_TESTS}::test_an_answer_ends_at_its_end_token",),
+    ),
+    Bug(
+        "no_verdict_counts_as_nothing",
+        "an answer that the judge passes over lowers the mean",
+        "run/answering.py",
+        '{"answer_reward": sum(given) / len(given)}',
+        '{"answer_reward": sum(given) / len(rows)}',
+        (f"{_TESTS}::test_the_mean_of_the_judge_stands_in_the_record_of_the_step",),
+    ),
+    Bug(
+        "ranks_answer_the_same_prompts",
+        "the prompts of the second rank are never answered",
+        "run/answering.py",
+        "(rank * share + place) % len(self._prompts)",
+        "place",
+        (f"{_TESTS}::test_every_prompt_is_answered_every_three_steps_and_at_the_end",),
+    ),
+    Bug(
+        "a_step_that_was_not_finite_is_no_news",
+        "the page of a run says nothing of steps without a finite loss",
+        "run/report.py",
+        'record["loss"] is None or',
+        "False or",
+        (f"{_TESTS}::test_a_step_that_was_not_finite_is_told_on_the_page",),
+    ),
+]

@@ -1,0 +1,201 @@
+"""Prompts that are answered while a model trains, and the page that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openrlhf.config import DPOConfig, RMConfig, SFTConfig, parse_config
+from openrlhf.errors import UserError
+from openrlhf.run.answering import Answering
+from openrlhf.run.builders import build_tokenizer
+from openrlhf.run.report import write_report
+from tests.helpers.workbench import flags, save_model, save_pairs, save_rows, step_lines
+from tests.runs.cases import run
+
+PROMPTS = ("sum of three", "coffee with", "order", "seven is four and", "ready")
+JUDGE = """
+def long_enough(completions, least, **columns):
+    return [None if few is None else float(len(text) >= few) for text, few in zip(completions, least)]
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    save_model(folder / "model")
+    save_rows(folder / "rows.jsonl", 30)
+    rows = [{"prompt": text, "least": None if text == "order" else 4 + 3 * place} for place, text in enumerate(PROMPTS)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "judge.py").write_text(JUDGE)
+    return folder
+
+
+def words(bench: Path, out: str, **changes) -> list[str]:
+    asked = dict(eval__prompts=bench / "prompts.jsonl", eval__prompts_steps=3, eval__prompts_max_new_tokens=6)
+    return flags(bench / "model", bench / "rows.jsonl", bench / out, **asked | changes)
+
+
+@pytest.fixture(scope="module")
+def judged(bench, two_ranks):
+    """A run of 8 steps on two ranks, with the weights in parts."""
+    changes = dict(
+        ds__zero_stage=3,
+        eval__prompts_reward=f"{bench / 'judge.py'}:long_enough",
+        logger__tensorboard_dir=bench / "tensorboard",
+        logger__wandb__enable=True,
+    )
+    two_ranks.run(run, words(bench, "judged", **changes), {"WANDB_MODE": "offline"})
+    return bench / "judged"
+
+
+@pytest.fixture(scope="module")
+def adapted(bench, one_rank):
+    """The same rows on one rank, with adapters."""
+    one_rank.run(run, words(bench, "adapted", ds__lora__rank=4, adam__lr=0.05))
+    return bench / "adapted"
+
+
+def answers_in(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+def plain_answers(model, folder: Path) -> list[str]:
+    """Each prompt by itself, by transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    answers = []
+    for text in PROMPTS:
+        inputs = tokenizer(text, return_tensors="pt")
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.pad_token_id)
+        answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def test_every_prompt_is_answered_every_three_steps_and_at_the_end(judged):
+    found = [(one["global_step"], one["prompt"]) for one in answers_in(judged)]
+    assert found == [(step, text) for step in (3, 6, 8) for text in PROMPTS]
+
+
+@pytest.mark.parametrize("out", ["judged", "adapted"])
+def test_the_last_answers_are_those_of_the_exported_model(request, out):
+    folder = request.getfixturevalue(out)
+    opened = AutoPeftModelForCausalLM if out == "adapted" else AutoModelForCausalLM
+    last = [one["response"] for one in answers_in(folder) if one["global_step"] == 8]
+    assert last == plain_answers(opened.from_pretrained(folder), folder)
+
+
+def test_the_mean_of_the_judge_stands_in_the_record_of_the_step(judged):
+    for step in (3, 6):
+        given = [one["reward"] for one in answers_in(judged) if one["global_step"] == step]
+        told = [reward for reward in given if reward is not None]
+        assert (len(given), len(told)) == (5, 4)
+        record = step_lines(judged)[step - 1]
+        assert record["answer_reward"] == pytest.approx(sum(told) / 4)
+        assert record["answers_judged"] == 4
+
+
+def test_training_does_not_notice(bench, adapted, one_rank):
+    one_rank.run(
+        run, words(bench, "silent", ds__lora__rank=4, adam__lr=0.05, eval__prompts=None, eval__prompts_steps=-1)
+    )
+    with_answers, without = ([line["loss"] for line in step_lines(out)] for out in (adapted, bench / "silent"))
+    assert with_answers == without
+    assert not (bench / "silent/answers.jsonl").exists()
+
+
+def test_tensorboard_and_wandb_have_the_answers(bench, judged):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(bench / "tensorboard"))
+    events.Reload()
+    texts = [one for tag in events.Tags()["tensors"] for one in events.Tensors(tag)]
+    assert sorted({one.step for one in texts}) == [3, 6, 8]
+    assert b"coffee with" in b"".join(one.tensor_proto.string_val[0] for one in texts)
+    (table,) = [
+        file
+        for file in (judged / "wandb").rglob("answers_*.table.json")
+        if json.loads(file.read_text())["data"][0][0] == 3
+    ]
+    assert [row[1] for row in json.loads(table.read_text())["data"]] == list(PROMPTS)
+
+
+def test_the_page_has_curves_answers_data_and_settings(judged):
+    page = (judged / "report.html").read_text()
+    assert all(text in page for text in PROMPTS)
+    assert all(head in page for head in ("<h2>loss</h2>", "<h2>tokens a second</h2>", "<h2>reward of the answers</h2>"))
+    assert "samples trained on" in page
+    assert "ds.zero_stage" in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_step_that_was_not_finite_is_told_on_the_page(judged, tmp_path):
+    lines = step_lines(judged)
+    lines[4]["loss"] = None
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = parse_config(SFTConfig, flags(judged, judged.parent / "rows.jsonl", tmp_path))
+    write_report(tmp_path, config, _Report(), print)
+    assert "<td>1: 5</td>" in (tmp_path / "report.html").read_text()
+
+
+class _Report:
+    num_samples = num_tokens = num_target_tokens = 1
+    left_out: dict = {}
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser is here")
+def test_a_browser_draws_the_page(judged, tmp_path):
+    address = (judged / "report.html").as_uri()
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}"]
+    shown = subprocess.run([*command, address], capture_output=True, text=True, timeout=60).stdout
+    assert shown.count("<polyline") >= 4
+    assert "coffee with" in shown
+
+
+def test_an_answer_ends_at_its_end_token(bench):
+    """A model that would go on behind it, as rows of a batch do."""
+    config = parse_config(SFTConfig, words(bench, "never"))
+    tokenizer = build_tokenizer(config)
+    text, end = tokenizer("coffee")["input_ids"], tokenizer.eos_token_id
+
+    class Model:
+        device = torch.device("cpu")
+
+        def generate(self, ids, **_):
+            return torch.cat([ids, torch.tensor([[*text, end, *text]]).expand(len(ids), -1)], dim=1)
+
+    answering = Answering(config, tokenizer, 512)
+    assert list(answering._generated(Model(), [text])) == [(tokenizer.decode(text), "stop")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(eval__prompts="nowhere.jsonl"), "--eval.prompts nowhere.jsonl"),
+        (dict(eval__prompts=None), "--eval.prompts_steps has no prompts to be answered"),
+        (dict(eval__prompts_max_new_tokens=100_000), "prompt 1 has .* tokens, and with --eval.prompts_max_new_tokens"),
+        (dict(eval__prompts_reward="nowhere"), "nowhere is no reward"),
+        (dict(eval__prompts_reward="exact,exact"), "names several judges: name one"),
+    ],
+)
+def test_what_cannot_be_is_told_before_data_are_prepared(bench, changes, message):
+    def begin() -> None:
+        config = parse_config(SFTConfig, words(bench, "never", **changes))
+        Answering(config, build_tokenizer(config), 512)
+
+    with pytest.raises(UserError, match=message):
+        begin()
+
+
+def test_a_reward_model_answers_nothing(bench):
+    pairs = save_pairs(bench / "pairs.jsonl", 4)
+    changes = dict(data__input_key=None, data__output_key=None, data__dataset=pairs)
+    parse_config(DPOConfig, words(bench, "never", **changes))
+    with pytest.raises(UserError, match="--eval.prompts needs a model that answers"):
+        parse_config(RMConfig, words(bench, "never", **changes))

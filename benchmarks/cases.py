@@ -1,8 +1,8 @@
 """The cases: what is trained, and with which settings each contestant runs.
 
 `ours` holds flags of the command line over the job's own; `trl` holds, for each setting of TRL that is measured,
-arguments of SFTConfig over the job's own (no arguments: TRL's defaults). What was tried to find TRL's best is in
-benchmarks/LOG.md.
+arguments of its configuration over the job's own (no arguments: TRL's defaults). What was tried to find TRL's best is
+in benchmarks/LOG.md.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no paddin
 PACKED = {"ds.packing_samples": True, "ds.zero_stage": 1, "logger.logging_steps": 1}
 RECOMPUTED = {"model.gradient_checkpointing_enable": True}  # as TRL's defaults do
 FUSED = {**PACKED, "model.compile_layers": True}
+PAIRS_FUSED = {**FUSED, "train.max_tokens_per_micro_batch": 8_192}
+# TRL's padding_free is ignored by its DPO and unknown to its reward modelling; packing is unknown to both.
+COMPUTED_ONCE = {"precompute_ref_log_probs": True}
+TRL_DPO_BEST = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Case:
         warm_up_steps: steps before the clock starts.
         max_rounds: of a contestant that would take too long to be run in every round.
         facts: further numbers of the kind.
+        task: sft, dpo or rm; the reference of dpo has weights of its own, as policy and reference of equal weights
+            would give ln 2 whatever is computed.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Case:
     max_rounds: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     num_threads: int = 2
+    task: str = "sft"
 
     @property
     def contestants(self) -> list[str]:
@@ -172,6 +179,71 @@ _ALL = (
             "blocking": {**PACKED, "ckpt.save_steps": 30, "ckpt.background_save": "false"},
         },
     ),
+    Case(
+        name="i",
+        title="DPO, reference computed before",
+        kind="speed",
+        task="dpo",
+        model="small",
+        material=Material("pairs", 3 * 16),
+        batch_size=16,
+        micro_batch_size=4,
+        max_len=1_024,
+        ours={"ours": {**PAIRS_FUSED, "ref.precompute": True}},
+        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
+    ),
+    Case(
+        name="j",
+        title="DPO, reference computed beside",
+        kind="speed",
+        task="dpo",
+        model="small",
+        material=Material("pairs", 3 * 16),
+        batch_size=16,
+        micro_batch_size=4,
+        max_len=1_024,
+        ours={"ours": PAIRS_FUSED},
+        trl={"trl_best": TRL_DPO_BEST},
+    ),
+    Case(
+        name="k",
+        title="reward model",
+        kind="speed",
+        task="rm",
+        model="small_reward",
+        material=Material("pairs", 3 * 16),
+        batch_size=16,
+        micro_batch_size=4,
+        max_len=1_024,
+        ours={"ours": PAIRS_FUSED},
+        trl={"trl_best": TRL_DPO_BEST},
+    ),
+    Case(
+        name="l",
+        title="DPO, prompts of 1,000 tokens, answers of 100",
+        kind="speed",
+        task="dpo",
+        model="small",
+        material=Material("long_pairs", 3 * 4, 1_000),
+        batch_size=4,
+        micro_batch_size=4,
+        max_len=2_048,
+        ours={"ours": {**PAIRS_FUSED, "ref.precompute": True}},
+        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
+    ),
+    Case(
+        name="m",
+        title="DPO, vocabulary 151,936",
+        kind="speed",
+        task="dpo",
+        model="large_vocabulary",
+        material=Material("pairs", 2 * 8),
+        batch_size=8,
+        micro_batch_size=4,
+        max_len=1_024,
+        ours={"ours": {**PACKED, **RECOMPUTED, "ref.precompute": True, "train.max_tokens_per_micro_batch": 2_048}},
+        trl={"trl_defaults": COMPUTED_ONCE, "trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
+    ),
 )
 
 CASES = {case.name: case for case in _ALL}
@@ -194,12 +266,22 @@ def quick_form(case: Case) -> Case:
         material = replace(material, num_rows=2_000)
         facts["few_rows"] = replace(case.facts["few_rows"], num_rows=16, tokenizer_of="tiny")
     title = f"{case.title}, at a toy size"
-    return replace(case, title=title, model="tiny", material=material, facts=facts)
+    model = "tiny_reward" if case.task == "rm" else "tiny"
+    return replace(case, title=title, model=model, material=material, facts=facts)
 
 
 def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:
     """The case's job, and what is in its rows."""
     facts = materials.rows(case.material)
     model = materials.model(case.model)
-    job = Job(model, facts.path, case.batch_size, case.micro_batch_size, case.max_len, num_threads=case.num_threads)
+    job = Job(
+        model,
+        facts.path,
+        case.batch_size,
+        case.micro_batch_size,
+        case.max_len,
+        num_threads=case.num_threads,
+        task=case.task,
+        reference=materials.model(f"{case.model}_reference") if case.task == "dpo" else None,
+    )
     return job, facts

@@ -1,4 +1,4 @@
-"""How a job is given to each contestant: ours by its command line, TRL by its SFTTrainer."""
+"""How a job is given to each contestant: ours by its command line, TRL by its trainer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 from benchmarks.process import ProcessRun, run_process
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+ROOT = Path(__file__).resolve().parents[1]
 LEARNING_RATE = 2e-5
 
 
@@ -27,6 +26,8 @@ class Job:
         micro_batch_size: samples that TRL computes at once; ours lays a step out by its own flags.
         precision: bf16 or fp32.
         num_threads: OMP_NUM_THREADS of a run of one process.
+        task: sft, dpo or rm.
+        reference: of dpo: the model that the policy is held to.
     """
 
     model: Path
@@ -36,13 +37,16 @@ class Job:
     max_len: int
     precision: str = "bf16"
     num_threads: int = 2
+    task: str = "sft"
+    reference: Path | None = None
 
 
 Settings = Mapping[str, Any]
 
 
 class Ours:
-    """`python -m openrlhf.cli.train_sft`, or DeepSpeed's launcher where `settings` has `ranks` above 1."""
+    """`python -m openrlhf.cli.train_sft` (train_dpo, train_rm), or DeepSpeed's launcher where `settings` has `ranks`
+    above 1."""
 
     def __init__(self, work: Path):
         self._work = work
@@ -74,7 +78,7 @@ class Ours:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         log = self._work / "logs" / f"{name}.txt"
-        return run_process([*_launcher(ranks), *words], out / "metrics.jsonl", log, env, **watching)
+        return run_process([*_launcher(ranks, job.task), *words], out / "metrics.jsonl", log, env, **watching)
 
 
 def our_words(job: Job, settings: Settings, out: Path, cache_dir: Path) -> list[str]:
@@ -92,6 +96,7 @@ def our_words(job: Job, settings: Settings, out: Path, cache_dir: Path) -> list[
         "adam.lr": LEARNING_RATE,
         "ckpt.output_dir": out,
         "ckpt.path": out / "checkpoints",
+        "ref.model_name_or_path": job.reference,
         **{key: value for key, value in settings.items() if key != "ranks"},
     }
     return [
@@ -102,10 +107,11 @@ def our_words(job: Job, settings: Settings, out: Path, cache_dir: Path) -> list[
     ]
 
 
-def _launcher(ranks: int) -> list[str]:
+def _launcher(ranks: int, task: str) -> list[str]:
+    command = f"openrlhf.cli.train_{task}"
     if ranks == 1:
-        return [sys.executable, "-m", "openrlhf.cli.train_sft"]
-    return ["deepspeed", "--num_accelerators", str(ranks), "--module", "openrlhf.cli.train_sft"]
+        return [sys.executable, "-m", command]
+    return ["deepspeed", "--num_accelerators", str(ranks), "--module", command]
 
 
 class Trl:
@@ -118,7 +124,7 @@ class Trl:
         self, job: Job, settings: Settings, name: str, cache_dir: Path | None = None, **watching: Any
     ) -> ProcessRun:
         """Args:
-        settings: arguments of SFTConfig, over the job's own.
+        settings: arguments of the trainer's configuration, over the job's own.
         cache_dir: of prepared data (HF_DATASETS_CACHE); None: the work folder's, shared by all runs.
         """
         out = self._work / "runs" / name
@@ -129,7 +135,9 @@ class Trl:
             "model": str(job.model),
             "rows": str(job.rows),
             "step_file": str(step_file),
-            "sft": trl_arguments(job, settings, out),
+            "task": job.task,
+            "reference": job.reference and str(job.reference),
+            "arguments": trl_arguments(job, settings, out),
         }
         settings_file.write_text(json.dumps(asked), encoding="utf-8")
         env = {
@@ -137,13 +145,14 @@ class Trl:
             "HF_DATASETS_CACHE": str(cache_dir or self._work / "trl_cache"),
             "HF_HUB_OFFLINE": "1",
             "TRL_EXPERIMENTAL_SILENCE": "1",
+            "PYTHONPATH": str(ROOT),
         }
-        words = [str(self._python), str(HERE / "trl_contestant.py"), str(settings_file)]
+        words = [str(self._python), "-m", "benchmarks.trl_contestant", str(settings_file)]
         return run_process(words, step_file, self._work / "logs" / f"{name}.txt", env, **watching)
 
 
 def trl_arguments(job: Job, settings: Settings, out: Path) -> dict[str, Any]:
-    """Arguments of SFTConfig: the job's; nothing else differs from TRL's defaults but what `settings` says."""
+    """Arguments of the trainer's configuration: the job's; nothing else differs from TRL's defaults but what `settings` says."""
     micro_batch_size = settings.get("per_device_train_batch_size", job.micro_batch_size)
     return {
         "output_dir": str(out),

@@ -1,7 +1,7 @@
 """Models and rows of the benchmarks, made once in a folder.
 
-A folder `models/<name>` opens in transformers: a Qwen3 or Llama shape with random float32 weights (seed 0) and a
-byte-level tokenizer of up to 16,384 tokens, trained on GSM8K. A file `rows/<name>.jsonl` has a `.json` beside it that
+A folder `models/<name>` opens in transformers: a Qwen3 or Llama shape with random float32 weights and a byte-level
+tokenizer of up to 16,384 tokens, trained on GSM8K. A file `rows/<name>.jsonl` has a `.json` beside it that
 says how many tokens and targets its samples have, as both contestants must count them.
 """
 
@@ -16,10 +16,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 TOKENIZER_SIZE = 16_384
+_NOT_OF_CONFIG = ("model_type", "dtype", "seed", "has_values")
 NOT_A_TARGET = -100
 
 
@@ -37,6 +39,8 @@ class ModelShape:
     model_type: str = "qwen3"
     tie_word_embeddings: bool = True
     dtype: str = "float32"
+    seed: int = 0
+    has_values: bool = False  # a reward model: a head of one value in place of the vocabulary
 
     @property
     def layer_matrix_parameters(self) -> int:
@@ -58,11 +62,18 @@ MODELS = {
     "llama3_8b": ModelShape(128_256, 4_096, 14_336, 32, 32, 8, 128, "llama", False, dtype="bfloat16"),
 }
 
+_FORMS: dict[str, dict[str, Any]] = {"reference": {"seed": 1}, "reward": {"has_values": True}}
+
 
 def shape_of(name: str) -> ModelShape:
-    """One of MODELS; "<name>_16_layers" is that model with 16 layers."""
-    match = re.fullmatch(r"(.+)_(\d+)_layers", name)
-    return MODELS[name] if match is None else replace(MODELS[match[1]], num_hidden_layers=int(match[2]))
+    """One of MODELS. "<name>_16_layers" is that model with 16 layers, "<name>_reference" one of other weights,
+    "<name>_reward" one that gives rewards."""
+    base, _, form = name.rpartition("_")
+    if match := re.fullmatch(r"(.+)_(\d+)_layers", name):
+        return replace(MODELS[match[1]], num_hidden_layers=int(match[2]))
+    if base in MODELS and form in _FORMS:
+        return replace(MODELS[base], **_FORMS[form])
+    return MODELS[name]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,9 @@ class Material:
     """What a case trains.
 
     kind: text (prompt and completion, one GSM8K row each), changed_text (GSM8K repeated, each repetition with words of
-        its own), fixed_length (rows of `length_tokens` ids), uneven (log-normal lengths, 16 to `length_tokens`).
+        its own), fixed_length (rows of `length_tokens` ids), uneven (log-normal lengths, 16 to `length_tokens`), pairs
+        (a GSM8K question, its answer, another question's answer), long_pairs (a prompt of about `length_tokens`, and
+        two answers of a tenth of that).
     """
 
     kind: str
@@ -165,12 +178,12 @@ def _sum_in_words(rng: random.Random) -> tuple[str, str]:
 
 def make_model(root: Path, name: str, shape: ModelShape) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     folder = root / "models" / name
-    fields = {key: value for key, value in vars(shape).items() if key not in ("model_type", "dtype")}
+    fields = {key: value for key, value in vars(shape).items() if key not in _NOT_OF_CONFIG}
     tokenizer = _train_tokenizer(min(TOKENIZER_SIZE, shape.vocab_size))
     config = AutoConfig.for_model(
         shape.model_type,
@@ -180,9 +193,12 @@ def make_model(root: Path, name: str, shape: ModelShape) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(shape.seed)
+    if shape.has_values:
+        config.num_labels = 1
+    model_class = AutoModelForSequenceClassification if shape.has_values else AutoModelForCausalLM
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
+        model = model_class.from_config(config, dtype=getattr(torch, shape.dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "complete").touch()
@@ -216,12 +232,12 @@ def make_rows(root: Path, material: Material) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lengths, targets = [], []
     with path.open("w", encoding="utf-8") as file:
-        for row, length, num_targets in _MAKERS[material.kind](material, pairs, tokenizer):
+        for row, lengths_of_row, num_targets in _MAKERS[material.kind](material, pairs, tokenizer):
             file.write(json.dumps(row) + "\n")
-            lengths.append(length)
+            lengths += lengths_of_row
             targets.append(num_targets)
     facts = {
-        "num_rows": len(lengths),
+        "num_rows": material.num_rows,
         "num_tokens": sum(lengths),
         "num_target_tokens": sum(targets),
         "sum_of_squares": sum(length * length for length in lengths),
@@ -232,7 +248,7 @@ def make_rows(root: Path, material: Material) -> None:
     print(f"{path.name}: {facts}", flush=True)
 
 
-Made = Iterator[tuple[dict, int, int]]  # row, its tokens, its target tokens
+Made = Iterator[tuple[dict, list[int], int]]  # row, tokens of each of its sequences, its target tokens
 
 
 def _text(material: Material, pairs: list[tuple[str, str]], tokenizer) -> Made:
@@ -255,7 +271,7 @@ def _counted(pairs: Iterator[tuple[str, str]], tokenizer) -> Made:
         whole = tokenizer([f"{prompt}{completion}{EOS}" for prompt, completion in waiting])["input_ids"]
         prompts = tokenizer([prompt for prompt, _ in waiting])["input_ids"]
         for (prompt, completion), ids, prompt_ids in zip(waiting, whole, prompts, strict=True):
-            yield {"prompt": prompt, "completion": completion}, len(ids), len(ids) - len(prompt_ids)
+            yield {"prompt": prompt, "completion": completion}, [len(ids)], len(ids) - len(prompt_ids)
 
     waiting: list[tuple[str, str]] = []
     for question, answer in pairs:
@@ -285,7 +301,37 @@ def _of_lengths(lengths: list[int], pairs: list[tuple[str, str]], tokenizer) -> 
         ids = [token for token, _ in piece]
         labels = [token if is_target else NOT_A_TARGET for token, is_target in piece]
         labels[-1] = ids[-1]  # every sample has a target
-        yield {"input_ids": ids, "labels": labels}, length, sum(label != NOT_A_TARGET for label in labels[1:])
+        yield {"input_ids": ids, "labels": labels}, [length], sum(label != NOT_A_TARGET for label in labels[1:])
+
+
+def _pairs(material: Material, pairs: list[tuple[str, str]], tokenizer) -> Made:
+    for number in range(material.num_rows):
+        question, chosen = pairs[number % len(pairs)]
+        rejected = pairs[(number + 1) % len(pairs)][1]
+        yield _pair_row(f"{question}\n", chosen, rejected, tokenizer)
+
+
+def _long_pairs(material: Material, pairs: list[tuple[str, str]], tokenizer) -> Made:
+    """Whole words of GSM8K, one text after another, so that no token spans prompt and answer."""
+    words = iter([word for texts in pairs for text in texts for word in text.split()] * 2)
+
+    def text(num_tokens: int) -> str:
+        taken: list[str] = []
+        while num_tokens > 0:
+            taken.append(next(words))
+            num_tokens -= len(tokenizer(f" {taken[-1]}")["input_ids"])
+        return " ".join(taken)
+
+    for _ in range(material.num_rows):
+        prompt, *answers = text(material.length_tokens), text(material.length_tokens // 10), text(material.length_tokens // 10)
+        yield _pair_row(f"{prompt}\n", *answers, tokenizer)
+
+
+def _pair_row(prompt: str, chosen: str, rejected: str, tokenizer) -> tuple[dict, list[int], int]:
+    num_prompt_tokens = len(tokenizer(prompt)["input_ids"])
+    lengths = [len(tokenizer(f"{prompt}{answer}{EOS}")["input_ids"]) for answer in (chosen, rejected)]
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "length": max(lengths)}
+    return row, lengths, sum(lengths) - 2 * num_prompt_tokens
 
 
 def _token_stream(pairs: list[tuple[str, str]], tokenizer) -> Iterator[tuple[int, bool]]:
@@ -300,6 +346,8 @@ _MAKERS: dict[str, Callable[..., Made]] = {
     "changed_text": _changed_text,
     "fixed_length": _fixed_length,
     "uneven": _uneven,
+    "pairs": _pairs,
+    "long_pairs": _long_pairs,
 }
 
 

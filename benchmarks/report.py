@@ -91,9 +91,10 @@ def _speed_table(results: list[Result]) -> str:
         for name, figures in result["summary"].items():
             speed, memory = figures["tokens_per_second"], figures["peak_bytes"]
             ratio = f"{ours['tokens_per_second']['median'] / speed['median']:.2f}×" if ours and name != "ours" else ""
-            share = figures["shares_of_matrix_peak"]["model_flops"]
+            shares = figures.get("shares_of_matrix_peak")
+            share = f"{shares['model_flops']:.0%}" if shares else ""
             lines.append(
-                f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} | {share:.0%} | "
+                f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} | {share} | "
                 f"{memory['median'] / 2**30:.2f} GiB | {speed['runs']} |"
             )
     return "\n".join([*lines, "", *(_settings_line(result) for result in results), ""])

@@ -168,7 +168,7 @@ def summarize(case: Case, result: dict[str, Any]) -> dict[str, Any]:
                 if isinstance(value, int | float) and key != "round":
                     summary.setdefault(run["contestant"], {}).setdefault(key, []).append(value)
     summary = {name: {key: _spread(values) for key, values in figures.items()} for name, figures in summary.items()}
-    if case.kind == "speed":
+    if case.kind == "speed" and case.task == "sft":  # pairs share prompts and have a reference: no count fits all
         peak = median(measured["peak"] for measured in result["matrix_peaks"])
         for figures in summary.values():
             figures["shares_of_matrix_peak"] = shares_of_peak(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, job_of
 from benchmarks.contestants import Job, Settings
 from benchmarks.materials import Material
 from benchmarks.measures import Bench
@@ -41,10 +41,8 @@ def loss_material(case: Case) -> Material:
 def loss_job(bench: Bench, case: Case) -> Job:
     """All samples in one step of one micro-batch."""
     material = loss_material(case)
-    rows = bench.materials.rows(material).path
-    model = bench.materials.model(case.model)
-    number = material.num_rows
-    return Job(model, rows, number, number, case.max_len, precision="fp32", num_threads=case.num_threads)
+    job, _ = job_of(replace(case, material=material), bench.materials)
+    return replace(job, batch_size=material.num_rows, micro_batch_size=material.num_rows, precision="fp32")
 
 
 def our_loss(bench: Bench, job: Job, settings: Settings) -> float:

@@ -1,7 +1,8 @@
-"""TRL's SFTTrainer on given rows, in TRL's own environment: `python trl_contestant.py SETTINGS.json`.
+"""A trainer of TRL's on given rows, in TRL's own environment:
+`python -m benchmarks.trl_contestant SETTINGS.json`.
 
-SETTINGS.json: {"model": folder, "rows": JSONL file, "step_file": file, "sft": arguments of SFTConfig}. After each
-optimizer step a line goes to `step_file`: the step and the tokens that it trained (padding not counted, by TRL's own
+SETTINGS.json: {"task": sft, dpo or rm, "model": folder, "reference": folder or null, "rows": JSONL file, "step_file":
+file, "arguments": of the trainer's configuration}. After each optimizer step a line goes to `step_file`: the step and the tokens that it trained (padding not counted, by TRL's own
 count); and a line with the loss whenever TRL logs one.
 """
 
@@ -14,7 +15,9 @@ import sys
 import torch
 from datasets import load_dataset
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+TASKS = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer), "rm": (RewardConfig, RewardTrainer)}
 
 
 class StepLines(TrainerCallback):
@@ -23,7 +26,7 @@ class StepLines(TrainerCallback):
     def __init__(self, path: str):
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._seen_tokens = 0
-        self.trainer: SFTTrainer | None = None
+        self.trainer: SFTTrainer | DPOTrainer | RewardTrainer | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
         seen_tokens = int(self.trainer._total_train_tokens)
@@ -44,8 +47,10 @@ def main(path: str) -> None:
         settings = json.load(file)
     lines = StepLines(settings["step_file"])
     rows = load_dataset("json", data_files=settings["rows"], split="train")
-    config = SFTConfig(use_cpu=not torch.cuda.is_available(), **settings["sft"])
-    trainer = SFTTrainer(model=settings["model"], args=config, train_dataset=rows, callbacks=[lines])
+    make_config, make_trainer = TASKS[settings["task"]]
+    config = make_config(use_cpu=not torch.cuda.is_available(), **settings["arguments"])
+    reference = {"ref_model": settings["reference"]} if settings["reference"] else {}
+    trainer = make_trainer(settings["model"], args=config, train_dataset=rows, callbacks=[lines], **reference)
     lines.trainer = trainer
     print(f"weights: {trainer.model.dtype}, attention: {trainer.model.config._attn_implementation}", flush=True)
     trainer.train()

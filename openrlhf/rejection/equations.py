@@ -28,14 +28,16 @@ def equations_of(text: str) -> tuple[str, ...]:
     """
     if marked := _MARKED.findall(text):
         return tuple(equation.translate(_SIGNS) for equation in marked)
-    return tuple(equation for line in text.splitlines() for equation in _written(" ".join(line.split())))
+    lines = (" ".join(line.split()) for line in text.splitlines() if "=" in line)
+    return tuple(_written("\n".join(line.removeprefix("- ") for line in lines)))
 
 
-def _written(line: str) -> Iterator[str]:
-    line = _TIMES.sub("*", line.removeprefix("- "))
-    for run in _RUN.findall(line):
-        for part in _GAP.split(run) if "=" in run else ():
-            yield from _equations_in(part.translate(_SIGNS).strip(".*/"))
+def _written(lines: str) -> Iterator[str]:
+    """All lines at once: no expression here sees across a line feed."""
+    runs = [run for run in _RUN.findall(_TIMES.sub("*", lines)) if "=" in run]
+    for part in _GAP.sub("\n", "\n".join(runs)).translate(_SIGNS).split("\n"):
+        if "=" in part:
+            yield from _equations_in(part.strip(".*/"))
 
 
 def _equations_in(part: str) -> Iterator[str]:

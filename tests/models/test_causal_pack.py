@@ -174,3 +174,54 @@ def test_nothing_of_the_size_of_the_scores_is_kept(dtype):
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         causal_pack.attend_pack(*parts, [700], None)
     assert max(tensor.numel() for tensor in saved) == 700 * HEADS[0] * HEAD_SIZE
+
+
+# --- samples that go on from a prompt --------------------------------------------------------------------------------
+
+SHARED_LENGTHS = [70, 5, 130, 64, 16, 1, 200, 33, 64, 64]
+PROMPT_OF = [None, 0, 0, None, 3, 3, 3, None, None, 8]
+
+
+def in_full(query, key, value, prompt_of):
+    """Each sample's queries beside the keys that they see, by torch's own attention."""
+    outputs = []
+    parts = [part.split(SHARED_LENGTHS, 1) for part in (query, key, value)]
+    for number, prompt in enumerate(prompt_of):
+        seen = [number] if prompt is None else [prompt, number]
+        sample = [torch.cat([part[one] for one in seen], 1)[None] for part in parts]
+        whole = dense.attend_causally(*sample, AttentionOptions(None))[0]
+        outputs.append(whole[:, -SHARED_LENGTHS[number] :])
+    return torch.cat(outputs, 1).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("heads", "head_size"), [(HEADS, HEAD_SIZE), ((4, 4), 64), ((4, 1), 128)])
+def test_samples_that_share_a_prompt_are_as_exact_as_torch(heads, head_size):
+    parts, grad = draw(SHARED_LENGTHS, torch.bfloat16, heads=heads, head_size=head_size)
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    meant, theirs = in_full(*exact, PROMPT_OF), in_full(*parts, PROMPT_OF)
+    ours = causal_pack.attend_pack(*parts, SHARED_LENGTHS, None, PROMPT_OF)
+    found = [
+        [output, *torch.autograd.grad(output, of, grad.to(output.dtype))]
+        for output, of in ((meant, exact), (ours, parts), (theirs, parts))
+    ]
+    for name, exactly, mine, torchs in zip(("output", "query", "key", "value"), *found, strict=True):
+        errors = [
+            float((part.detach().double() - exactly.detach()).norm() / exactly.detach().norm())
+            for part in (mine, torchs)
+        ]
+        assert errors[0] < 1.1 * errors[1], f"{name}: {errors[0]:.2g} of its norm, torch's {errors[1]:.2g}"
+
+
+def test_answers_to_one_prompt_do_not_see_one_another():
+    """To the bit: what an answer gives beside another, it gives alone behind the prompt."""
+    parts, grad = draw([70, 65, 40], torch.bfloat16)
+    output, _ = run_shared(parts, grad, [70, 65, 40], [None, 0, 0])
+    rows = [*range(70), *range(135, 175)]
+    alone = [part[:, rows].detach().clone().requires_grad_() for part in parts]
+    output_alone, _ = run_shared(alone, grad[rows], [70, 40], [None, 0])
+    assert torch.equal(output[rows], output_alone)
+
+
+def run_shared(parts, grad, lengths, prompt_of):
+    output = causal_pack.attend_pack(*parts, lengths, None, prompt_of)
+    return output, torch.autograd.grad(output, parts, grad)

@@ -8,7 +8,7 @@ Shapes: T tokens of the pack, L of one sample, A query heads, K key heads (A = K
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,41 +25,56 @@ def computes(query: Tensor, value: Tensor, options: AttentionOptions) -> bool:
     return is_simple and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
 
 
-def attend_pack(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float | None) -> Tensor:
+def computes_shared_prompts(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> bool:
+    """Whether `attend_pack` may be given samples that go on from a prompt; heads first, as there."""
+    return computes(query, value, options) and cpu_attention.computes(query, key, value)
+
+
+def attend_pack(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    scaling: float | None,
+    prompt_of: Sequence[int | None] | None = None,
+) -> Tensor:
     """Causal attention within each sample.
 
     Args:
         query: (A, T, D); key and value: (K, T, D).
         lengths: tokens of each sample; they add up to T.
         scaling: of query · key; None: 1 / sqrt(D).
+        prompt_of: see `cpu_kernels.attention.forward`; None where `computes_shared_prompts` says no.
 
     Returns:
         (T, A, D), contiguous.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    node = _ByOurKernel if cpu_attention.computes(query, key, value) else _ByTorchsKernel
-    return node.apply(query, key, value, lengths, scale)
+    if cpu_attention.computes(query, key, value):
+        return _ByOurKernel.apply(query, key, value, lengths, scale, prompt_of)
+    assert prompt_of is None, "torch's kernel knows no shared prompts"
+    return _ByTorchsKernel.apply(query, key, value, lengths, scale)
 
 
 class _ByOurKernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
-        output, log_sums = cpu_attention.forward(query, key, value, lengths, scale)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
+        output, log_sums = cpu_attention.forward(query, key, value, *how)
         ctx.save_for_backward(query, key, value, output, log_sums)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.how = how
         return output.transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         query, key, value, output, log_sums = ctx.saved_tensors
         grad = grads[0].transpose(0, 1)
-        found = cpu_attention.backward(grad, query, key, value, output, log_sums, ctx.lengths, ctx.scale)
-        return *found, None, None
+        found = cpu_attention.backward(grad, query, key, value, output, log_sums, *ctx.how)
+        return *found, None, None, None
 
 
 class _ByTorchsKernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
         output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
         log_sums = []
         for rows in _spans(lengths):
@@ -86,7 +101,7 @@ class _ByTorchsKernel(torch.autograd.Function):
         return *into, None, None
 
 
-def _spans(lengths: list[int]) -> Iterator[slice]:
+def _spans(lengths: Sequence[int]) -> Iterator[slice]:
     start = 0
     for length in lengths:
         yield slice(start, start + length)

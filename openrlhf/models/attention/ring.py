@@ -1,6 +1,7 @@
 """Ring attention: each rank holds a share of the pack; keys and values go round, queries stay.
 
-A rank that holds the whole pack computes its blocks alone: where sequences share a prompt (ring_plan.py).
+A rank that holds the whole pack computes its blocks alone: where sequences share a prompt (ring_plan.py). On the CPU in
+bfloat16 a kernel of ours takes all of them at once (causal_pack.py).
 
 Forward: while a block of keys and values is computed with, it is sent on and the next one received; block outputs are
 merged by their log-sum-exp in float32. Backward: keys and values go round once more, and with them the sums of their
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from openrlhf.engine.model_internals import import_ring_flash_attn
 from openrlhf.errors import UserError
+from openrlhf.models.attention.causal_pack import attend_pack, computes_shared_prompts
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import FLASH_DTYPES, CausalMask, attend_alone, is_flash_head_size
 from openrlhf.models.attention.ring_kernels import SavedRows, choose_kernel
@@ -60,6 +62,8 @@ def ring_attention(
     window = attention_mask.window
     sees_all = window is None or window >= ring.longest_sample
     options = replace(options, window=None if sees_all else window)
+    if ring.size == 1 and computes_shared_prompts(query[0], key[0], value[0], options):
+        return attend_pack(query[0], key[0], value[0], ring.lengths, options.scaling, ring.prompt_of)[None], None
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
     query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
@@ -275,7 +279,7 @@ def ring_flash_knows(query: Tensor, value: Tensor, options: AttentionOptions, ri
     """Whether the packages compute this, on shares cut as ours are."""
     sees_all = options.window is None or options.window >= ring.longest_sample
     is_plain = options.is_plain and options.dropout == 0.0 and sees_all and query.dtype in FLASH_DTYPES
-    is_plain = is_plain and not ring.has_shared_prompts
+    is_plain = is_plain and ring.prompt_of is None
     divides = all(length % (2 * ring.size) == 0 for length in ring.sample_lengths)
     heads_fit = value.shape[-1] == query.shape[-1] and is_flash_head_size(query.shape[-1])
     return is_plain and divides and heads_fit

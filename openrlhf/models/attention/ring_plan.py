@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -68,7 +68,13 @@ class Ring:
     blocks: tuple[tuple[Block, ...], ...]  # by source rank; none is empty
     sample_lengths: tuple[int, ...]  # in tokens, of the whole pack, shared prompts included
     head_stride: int  # key heads that travel at a time; 0: all
-    has_shared_prompts: bool = False
+    prompt_of: tuple[int | None, ...] | None = None  # for each sample the one that it goes on from; None: none does
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the samples, in tokens, without the prompts that they go on from."""
+        begins = (0 if prompt is None else self.sample_lengths[prompt] for prompt in self.prompt_of or ())
+        return [length - begin for length, begin in zip_longest(self.sample_lengths, begins, fillvalue=0)]
 
     @property
     def longest_sample(self) -> int:
@@ -143,7 +149,7 @@ def make_ring(
         size=size,
         num_tokens=tuple(sum(_size(span) for spans in share for span in spans) for share in shares),
         blocks=tuple(tuple(block for block in of_source if block.queries.lengths) for of_source in blocks),
-        has_shared_prompts=any(prompt is not None for prompt in prompt_of),
+        prompt_of=None if all(prompt is None for prompt in prompt_of) else tuple(prompt_of),
         sample_lengths=tuple(map(sum, zip(begins, lengths, strict=True))),
         head_stride=head_stride,
     )

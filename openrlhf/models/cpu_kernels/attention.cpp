@@ -5,7 +5,8 @@
 // corrected as it goes (Milakov and Gimelshein, 2018; Dao et al., 2022); the backward pass computes the scores again.
 // Products are torch's `brgemm` (oneDNN). Its right-hand side holds pairs of rows side by side: `Pairs` in blocks.h.
 //
-// A task is one query head of one sample; samples never meet. Sizes: T tokens of the pack, L of a sample, D head size.
+// A task is one query head of one unit: a sample, or a prompt and the samples that go on from it, which see the prompt
+// and themselves. Units never meet. Sizes: T tokens of the pack, L of a unit, D head size.
 // Called by attention.py.
 
 #include <algorithm>
@@ -25,8 +26,8 @@ struct ForwardWorkspace {  // of one thread
   // Of each query: the greatest score so far, and the sum of its weights relative to that.
   float maxima[kBlock], sums[kBlock];
 
-  ForwardWorkspace(int64_t longest, int64_t size)
-      : keys_transposed(rounded_up(longest) * size / 2),
+  ForwardWorkspace(int64_t longest, int64_t size)  // longest: padded tokens of a unit
+      : keys_transposed(longest * size / 2),
         values(keys_transposed.size()),
         query_copy(kBlock * size),
         weights(kBlock * kBlock),
@@ -61,22 +62,21 @@ float softmax_row(const float* scores, int64_t seen, int64_t columns, float scal
   return correction;
 }
 
-// One block of queries against one block of keys, from `first_key` on. `space.output` holds the sum of weight * value so
-// far, relative to the greatest score so far. Where that rises, softmax_row returns 2^(old - new), which the sum is
+// One block of queries against one block of keys. `space.output` holds the sum of weight * value so far, relative to the greatest score so far. Where that rises, softmax_row returns 2^(old - new), which the sum is
 // multiplied by before the new block's products are added. Only the diagonal block has keys that a query may not see.
-void attend_block(const Rows& queries, const Block& block, int64_t first_key, int64_t size, float scale,
+void attend_block(const Rows& queries, const Block& block, const Block& keys, int64_t size, float scale,
                   ForwardWorkspace& space) {
-  const bool is_diagonal = first_key == block.first, is_first = first_key == 0;
-  const int64_t columns = is_diagonal ? block.padded : kBlock;
-  product(block.padded, columns, size, queries.data, queries.step, space.keys_transposed.data() + first_key * size / 2,
+  const bool is_diagonal = keys.first == block.first, is_first = keys.first == 0;
+  const int64_t columns = keys.padded, offset = keys.place * size / 2;
+  product(block.padded, columns, size, queries.data, queries.step, space.keys_transposed.data() + offset,
           space.scores.data(), columns, false);
   for (int64_t row = 0; row < block.count; ++row) {
     const float correction =
-        softmax_row(space.scores.data() + row * columns, is_diagonal ? row + 1 : kBlock, columns, scale,
-                    space.maxima[row],   space.sums[row], space.weights.data() + row * columns);
+        softmax_row(space.scores.data() + row * columns, is_diagonal ? row + 1 : keys.count, columns, scale,
+                    space.maxima[row], space.sums[row], space.weights.data() + row * columns);
     if (!is_first && correction != 1.0f) multiply(space.output.data() + row * size, size, correction);
   }
-  product(block.padded, size, columns, space.weights.data(), columns, space.values.data() + first_key * size / 2,
+  product(block.padded, size, columns, space.weights.data(), columns, space.values.data() + offset,
           space.output.data(), size, !is_first);
 }
 
@@ -93,18 +93,18 @@ void write_output(const Block& block, int64_t size, const ForwardWorkspace& spac
 
 // Args: scale: of the scores, for powers of 2.
 void forward_head(const Rows& query, const Rows& key, const Rows& value, Half* output, int64_t output_step,
-                  float* log_sums, int64_t length, int64_t size, float scale, ForwardWorkspace& space) {
-  for (int64_t first = 0; first < length; first += kBlock) {
-    pair_columns(key, Block(first, length), size, space.keys_transposed.data() + first * size / 2);
-    pair_rows(value, Block(first, length), size, space.values.data() + first * size / 2);
+                  float* log_sums, const Blocks& blocks, int64_t size, float scale, ForwardWorkspace& space) {
+  for (const Block& block : blocks.all) {
+    pair_columns(key, block, size, space.keys_transposed.data() + block.place * size / 2);
+    pair_rows(value, block, size, space.values.data() + block.place * size / 2);
   }
-  for (int64_t first = 0; first < length; first += kBlock) {
-    const Block block(first, length);
+  for (size_t number = 0; number < blocks.all.size(); ++number) {
+    const Block& block = blocks.all[number];
     const Rows queries = left_rows(query, block, size, space.query_copy.data());
     std::fill_n(space.maxima, kBlock, -std::numeric_limits<float>::infinity());
     std::fill_n(space.sums, kBlock, 0.0f);
-    for (int64_t first_key = 0; first_key <= first; first_key += kBlock)
-      attend_block(queries, block, first_key, size, scale, space);
+    for (size_t keys = 0; keys <= number; ++keys)
+      if (blocks.sees(number, keys)) attend_block(queries, block, blocks.all[keys], size, scale, space);
     write_output(block, size, space, output, output_step, log_sums);
   }
 }
@@ -116,8 +116,8 @@ struct BackwardWorkspace {  // of one thread; "transposed": transposed
   Buffer<Half> keys_left, key_copy, value_copy, weights, score_grads;
   Buffer<float> scores, weight_grads, query_grad_transposed, key_block, value_block, dots, log_sums;
 
-  BackwardWorkspace(int64_t longest, int64_t size)
-      : queries(rounded_up(longest) * size / 2),
+  BackwardWorkspace(int64_t longest, int64_t size)  // longest: padded tokens of a unit
+      : queries(longest * size / 2),
         queries_transposed(queries.size()),
         grads(queries.size()),
         grads_transposed(queries.size()),
@@ -130,35 +130,34 @@ struct BackwardWorkspace {  // of one thread; "transposed": transposed
         score_grads(kBlock * kBlock),
         scores(kBlock * kBlock),
         weight_grads(kBlock * kBlock),
-        query_grad_transposed(rounded_up(longest) * size),
+        query_grad_transposed(longest * size),
         key_block(kBlock * size),
         value_block(kBlock * size),
-        dots(rounded_up(longest)),
-        log_sums(rounded_up(longest)) {}
+        dots(longest),
+        log_sums(longest) {}
 };
 
-// Packs a sample's queries and output gradients; `dots` is output · its gradient of each token.
-void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const float* log_sums, int64_t length,
+// Packs a unit's queries and output gradients; `dots` is output · its gradient of each token.
+void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const float* log_sums, const Blocks& blocks,
                   int64_t size, BackwardWorkspace& space) {
-  for (int64_t first = 0; first < length; first += kBlock) {
-    const Block block(first, length);
-    const int64_t offset = first * size / 2;
+  for (const Block& block : blocks.all) {
+    const int64_t offset = block.place * size / 2;
     pair_rows(query, block, size, space.queries.data() + offset);
     pair_columns(query, block, size, space.queries_transposed.data() + offset);
     pair_rows(grad, block, size, space.grads.data() + offset);
     pair_columns(grad, block, size, space.grads_transposed.data() + offset);
+    float *dots = space.dots.data() + block.place, *sums = space.log_sums.data() + block.place;
+    for (int64_t row = 0; row < block.count; ++row) {
+      const Half *a = output.at(block.first + row), *b = grad.at(block.first + row);
+      Floats dot = {};
+      for (int64_t i = 0; i < size; i += kLanes) dot += load_halves(a + i) * load_halves(b + i);
+      dots[row] = sum_of(dot);
+      sums[row] = log_sums[block.first + row];
+    }
+    std::fill(dots + block.count, dots + block.padded, 0.0f);
+    // Rows of padding get no weight: exp(score - infinity) is 0.
+    std::fill(sums + block.count, sums + block.padded, std::numeric_limits<float>::infinity());
   }
-  for (int64_t token = 0; token < length; ++token) {
-    const Half *a = output.at(token), *b = grad.at(token);
-    Floats dot = {};
-    for (int64_t i = 0; i < size; i += kLanes) dot += load_halves(a + i) * load_halves(b + i);
-    space.dots[token] = sum_of(dot);
-    space.log_sums[token] = log_sums[token];
-  }
-  const int64_t padded = rounded_up(length);
-  std::fill(space.dots.begin() + length, space.dots.begin() + padded, 0.0f);
-  // Rows of padding get no weight: exp(score - infinity) is 0.
-  std::fill(space.log_sums.begin() + length, space.log_sums.begin() + padded, std::numeric_limits<float>::infinity());
 }
 
 // One row of scores and gradients of weights (keys × queries): the weights and the gradients of the scores.
@@ -193,22 +192,21 @@ void score_gradients(int64_t num_keys, int64_t columns, const float* log_sums, c
   }
 }
 
-void write_query_gradients(int64_t length, int64_t size, float scale, const BackwardWorkspace& space, Half* query_grad,
-                           int64_t step) {
-  for (int64_t first = 0; first < length; first += kBlock) {
-    const Block block(first, length);
+void write_query_gradients(const Blocks& blocks, int64_t size, float scale, const BackwardWorkspace& space,
+                           Half* query_grad, int64_t step) {
+  for (const Block& block : blocks.all) {
     for (int64_t row = 0; row < block.count; ++row) {
-      const float* transposed = space.query_grad_transposed.data() + first * size + row;
+      const float* transposed = space.query_grad_transposed.data() + block.place * size + row;
       for (int64_t i = 0; i < size; i += kLanes) {
         Floats values;
         for (int64_t lane = 0; lane < kLanes; ++lane) values[lane] = transposed[(i + lane) * block.padded];
-        store_halves(query_grad + (first + row) * step + i, rounded(values * scale));
+        store_halves(query_grad + (block.first + row) * step + i, rounded(values * scale));
       }
     }
   }
 }
 
-// One block of keys against one block of queries, from `first_query` on. With S scores, P weights, dP = dO V':
+// One block of keys against one block of queries. With S scores, P weights, dP = dO V':
 //
 //   P  = exp(S - log_sums)             from the scores, computed again
 //   dS = P * (dP - dots)               dots = sum of output * dO of each query
@@ -216,50 +214,52 @@ void write_query_gradients(int64_t length, int64_t size, float scale, const Back
 //
 // Scores and weights are held transposed, (keys, queries), so that P' and dS' are left-hand sides as they stand. dQ is
 // summed transposed too, and turned round once at the end.
-void backward_block(const Rows& keys, const Rows& values, const Block& block, int64_t first_query, int64_t length,
-                    int64_t size, float score_scale, BackwardWorkspace& space) {
-  const int64_t rows = block.padded, columns = Block(first_query, length).padded, offset = first_query * size / 2;
-  const bool is_diagonal = first_query == block.first, is_first_query = is_diagonal, is_first_key = block.first == 0;
+void backward_block(const Rows& keys, const Rows& values, const Block& block, const Block& queries, int64_t size,
+                    float score_scale, BackwardWorkspace& space) {
+  const int64_t rows = block.padded, columns = queries.padded, offset = queries.place * size / 2;
+  const bool is_diagonal = queries.first == block.first, is_first_query = is_diagonal, is_first_key = block.first == 0;
   product(rows, columns, size, keys.data, keys.step, space.queries_transposed.data() + offset, space.scores.data(),
           columns, false);
   product(rows, columns, size, values.data, values.step, space.grads_transposed.data() + offset,
           space.weight_grads.data(), columns, false);
-  score_gradients(rows, columns, space.log_sums.data() + first_query, space.dots.data() + first_query, score_scale,
+  score_gradients(rows, columns, space.log_sums.data() + queries.place, space.dots.data() + queries.place, score_scale,
                   is_diagonal, space);
   product(rows, size, columns, space.weights.data(), columns, space.grads.data() + offset, space.value_block.data(),
           size, !is_first_query);
   product(rows, size, columns, space.score_grads.data(), columns, space.queries.data() + offset,
           space.key_block.data(), size, !is_first_query);
   product(size, columns, rows, space.keys_left.data(), rows, space.score_grad_pairs.data(),
-          space.query_grad_transposed.data() + first_query * size, columns, !is_first_key);
+          space.query_grad_transposed.data() + queries.place * size, columns, !is_first_key);
 }
 
 // Gradients of query (bfloat16), key and value (float32 of this query head; rows of `size`).
 // Args: scale: of query · key; score_scale: the same for powers of 2.
 void backward_head(const Rows& query, const Rows& key, const Rows& value, const Rows& output, const Rows& grad,
                    const float* log_sums, Half* query_grad, int64_t query_grad_step, float* key_grad,
-                   float* value_grad, int64_t length, int64_t size, float scale, float score_scale,
+                   float* value_grad, const Blocks& blocks, int64_t size, float scale, float score_scale,
                    BackwardWorkspace& space) {
-  pack_queries(query, output, grad, log_sums, length, size, space);
-  for (int64_t first = 0; first < length; first += kBlock) {
-    const Block block(first, length);
+  pack_queries(query, output, grad, log_sums, blocks, size, space);
+  for (size_t number = 0; number < blocks.all.size(); ++number) {
+    const Block& block = blocks.all[number];
+    const int64_t first = block.first * size;
     const Rows keys = left_rows(key, block, size, space.key_copy.data());
     const Rows values = left_rows(value, block, size, space.value_copy.data());
     pair_columns(key, block, size, space.keys_transposed.data());
     unpair(space.keys_transposed.data(), size, block.padded, space.keys_left.data());
-    for (int64_t first_query = first; first_query < length; first_query += kBlock)
-      backward_block(keys, values, block, first_query, length, size, score_scale, space);
-    for (int64_t i = 0; i < block.count * size; ++i) key_grad[first * size + i] = space.key_block[i] * scale;
-    std::memcpy(value_grad + first * size, space.value_block.data(), 4 * block.count * size);
+    for (size_t queries = number; queries < blocks.all.size(); ++queries)
+      if (blocks.sees(queries, number))
+        backward_block(keys, values, block, blocks.all[queries], size, score_scale, space);
+    for (int64_t i = 0; i < block.count * size; ++i) key_grad[first + i] = space.key_block[i] * scale;
+    std::memcpy(value_grad + first, space.value_block.data(), 4 * block.count * size);
   }
-  write_query_gradients(length, size, scale, space, query_grad, query_grad_step);
+  write_query_gradients(blocks, size, scale, space, query_grad, query_grad_step);
 }
 
 // --- what Python calls -----------------------------------------------------------------------------------------------
 
-struct Task {  // one head of one sample, whose first token in the pack is `first`
-  int64_t head, group, first, length;
-  Task of_key() const { return {head / group, group, first, length}; }
+struct Task {  // one head of one unit, whose first token in the pack is `first`
+  int64_t head, group, first;
+  Task of_key() const { return {head / group, group, first}; }
 };
 
 }  // namespace
@@ -273,23 +273,28 @@ struct Tensor3 {  // (heads, T, D) by strides in elements; D's is 1
 
 struct Sizes {
   const int64_t* starts;  // of the samples, and T behind the last
-  int64_t num_samples, num_heads, num_key_heads, num_tokens, head_size;
+  const int64_t* units;   // number of each unit's first sample, and that of all samples behind the last
+  int64_t num_units, num_heads, num_key_heads, num_tokens, head_size;
   float scale;
   int num_threads;
 };
 
-// Every head of every sample once, over the threads; a thread has one space for all its tasks.
+// Every head of every unit once, over the threads; a thread has one space for all its tasks.
 template <typename Workspace, typename Work>
 static void for_each_head(const Sizes& sizes, const Work& work) {
+  std::vector<Blocks> units;
   int64_t longest = 0;
-  for (int64_t i = 0; i < sizes.num_samples; ++i) longest = std::max(longest, sizes.starts[i + 1] - sizes.starts[i]);
+  for (int64_t i = 0; i < sizes.num_units; ++i) {
+    units.emplace_back(sizes.starts + sizes.units[i], sizes.units[i + 1] - sizes.units[i]);
+    for (const Block& block : units.back().all) longest = std::max(longest, block.place + block.padded);
+  }
 #pragma omp parallel num_threads(sizes.num_threads)
   {
     Workspace space(longest, sizes.head_size);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sizes.num_samples * sizes.num_heads; ++task) {
-      const int64_t* start = sizes.starts + task / sizes.num_heads;
-      work(Task{task % sizes.num_heads, sizes.num_heads / sizes.num_key_heads, start[0], start[1] - start[0]}, space);
+    for (int64_t task = 0; task < sizes.num_units * sizes.num_heads; ++task) {
+      const int64_t unit = task / sizes.num_heads, group = sizes.num_heads / sizes.num_key_heads;
+      work(Task{task % sizes.num_heads, group, sizes.starts[sizes.units[unit]]}, units[unit], space);
     }
     at::native::cpublas::brgemm_release();
   }
@@ -314,9 +319,9 @@ int attention_is_supported() {
 // output: (heads, T, D) bfloat16; log_sums: (heads, T) float32, to the base 2.
 void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
                        const Tensor3* output, float* log_sums) {
-  for_each_head<ForwardWorkspace>(*sizes, [&](const Task& task, ForwardWorkspace& space) {
+  for_each_head<ForwardWorkspace>(*sizes, [&](const Task& task, const Blocks& blocks, ForwardWorkspace& space) {
     forward_head(query->rows(task), key->rows(task.of_key()), value->rows(task.of_key()), output->place(task),
-                 output->token_step, log_sums + task.head * sizes->num_tokens + task.first, task.length,
+                 output->token_step, log_sums + task.head * sizes->num_tokens + task.first, blocks,
                  sizes->head_size, sizes->scale * kLog2E, space);
   });
 }
@@ -325,11 +330,11 @@ void attention_forward(const Sizes* sizes, const Tensor3* query, const Tensor3* 
 void attention_backward(const Sizes* sizes, const Tensor3* query, const Tensor3* key, const Tensor3* value,
                         const Tensor3* output, const Tensor3* grad, const float* log_sums, const Tensor3* query_grad,
                         float* key_grad, float* value_grad) {
-  for_each_head<BackwardWorkspace>(*sizes, [&](const Task& task, BackwardWorkspace& space) {
+  for_each_head<BackwardWorkspace>(*sizes, [&](const Task& task, const Blocks& blocks, BackwardWorkspace& space) {
     const int64_t place = task.head * sizes->num_tokens + task.first, size = sizes->head_size;
     backward_head(query->rows(task), key->rows(task.of_key()), value->rows(task.of_key()), output->rows(task),
                   grad->rows(task), log_sums + place, query_grad->place(task), query_grad->token_step,
-                  key_grad + place * size, value_grad + place * size, task.length, size, sizes->scale,
+                  key_grad + place * size, value_grad + place * size, blocks, size, sizes->scale,
                   sizes->scale * kLog2E, space);
   });
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from openrlhf.models.cpu_kernels.compiled import load_library
+
+PromptOf = Sequence[int | None] | None
 
 _LARGEST_HEAD_SIZE = 256
 _LANES = 16  # numbers of a vector of the kernel
@@ -24,10 +27,13 @@ def computes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return fits and is_half and _library() is not None
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float, prompt_of: PromptOf = None
+) -> tuple[Tensor, Tensor]:
     """Args:
         query: (A, T, D); key and value: (K, T, D).
         lengths: tokens of each sample; they add up to T.
+        prompt_of: for each sample the number of the one that it goes on from, and stands right behind; None: none does.
 
     Returns:
         The output, (A, T, D), whose storage is (T, A, D); and for `backward` the logarithms to the base 2 of the sums
@@ -37,7 +43,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale
     output = query.new_empty(num_tokens, num_heads, head_size).transpose(0, 1)
     log_sums = torch.empty(num_heads, num_tokens, dtype=torch.float32)
     tensors = map(_Tensor3.of, (query, key, value, output))
-    _library().attention_forward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr())
+    _library().attention_forward(_Sizes.of(query, key, lengths, scale, prompt_of), *tensors, log_sums.data_ptr())
     return output, log_sums
 
 
@@ -48,8 +54,9 @@ def backward(
     value: Tensor,
     output: Tensor,
     log_sums: Tensor,
-    lengths: list[int],
+    lengths: Sequence[int],
     scale: float,
+    prompt_of: PromptOf = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, from that of the output, (A, T, D), and what `forward` returned."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
@@ -57,7 +64,8 @@ def backward(
     by_query_head = [torch.empty(query.shape, dtype=torch.float32) for _ in range(2)]
     tensors = map(_Tensor3.of, (query, key, value, output, grad))
     places = (_Tensor3.of(grad_query), *(part.data_ptr() for part in by_query_head))
-    _library().attention_backward(_Sizes.of(query, key, lengths, scale), *tensors, log_sums.data_ptr(), *places)
+    sizes = _Sizes.of(query, key, lengths, scale, prompt_of)
+    _library().attention_backward(sizes, *tensors, log_sums.data_ptr(), *places)
     grad_key, grad_value = (part.unflatten(0, (key.shape[0], -1)).sum(1).to(key.dtype) for part in by_query_head)
     return grad_query, grad_key, grad_value
 
@@ -77,7 +85,8 @@ class _Tensor3(ctypes.Structure):
 class _Sizes(ctypes.Structure):
     _fields_ = (
         ("starts", ctypes.POINTER(ctypes.c_int64)),
-        ("num_samples", ctypes.c_int64),
+        ("units", ctypes.POINTER(ctypes.c_int64)),
+        ("num_units", ctypes.c_int64),
         ("num_heads", ctypes.c_int64),
         ("num_key_heads", ctypes.c_int64),
         ("num_tokens", ctypes.c_int64),
@@ -87,12 +96,24 @@ class _Sizes(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, lengths: list[int], scale: float) -> _Sizes:
+    def of(cls, query: Tensor, key: Tensor, lengths: Sequence[int], scale: float, prompt_of: PromptOf) -> _Sizes:
         starts = (ctypes.c_int64 * (len(lengths) + 1))(0, *accumulate(lengths))
+        first_samples = _first_samples_of_units(prompt_of or [None] * len(lengths))
+        units = (ctypes.c_int64 * (len(first_samples) + 1))(*first_samples, len(lengths))
         num_heads, num_tokens, head_size = query.shape
         assert starts[-1] == num_tokens
         num_threads = torch.get_num_threads()
-        return cls(starts, len(lengths), num_heads, key.shape[0], num_tokens, head_size, scale, num_threads)
+        return cls(starts, units, len(first_samples), num_heads, key.shape[0], num_tokens, head_size, scale, num_threads)
+
+
+def _first_samples_of_units(prompt_of: Sequence[int | None]) -> list[int]:
+    """A unit is a sample, or a prompt and the samples that go on from it."""
+    first_samples: list[int] = []
+    for number, prompt in enumerate(prompt_of):
+        if prompt is None:
+            first_samples.append(number)
+        assert prompt is None or prompt == first_samples[-1], "samples stand right behind their prompt"
+    return first_samples
 
 
 # --- the library

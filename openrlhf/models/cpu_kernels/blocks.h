@@ -5,6 +5,7 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "vectors.h"
 
@@ -23,11 +24,32 @@ struct Rows {  // of one head: token t begins at data + t * step
 
 int64_t rounded_up(int64_t count) { return (count + kTailStep - 1) / kTailStep * kTailStep; }
 
-struct Block {  // tokens of a sample, from `first` on; products are made of `padded` of them
-  int64_t first, count, padded;
+struct Block {                        // tokens of a sample
+  int64_t first, count, padded;       // from `first` of the unit on; products are made of `padded` of them
+  int64_t place;                      // where it stands among the padded tokens of the unit
+  size_t sample_begin;                // number of the first block of its sample
+};
 
-  Block(int64_t first, int64_t length)
-      : first(first), count(std::min(kBlock, length - first)), padded(rounded_up(count)) {}
+// The blocks of a unit: of a sample, or of a prompt and the samples behind it, which do not see one another.
+struct Blocks {
+  std::vector<Block> all;
+  size_t num_of_prompt = 0;  // the first ones, which every later one sees
+
+  Blocks(const int64_t* starts, int64_t num_samples) {
+    int64_t place = 0;
+    for (int64_t i = 0; i < num_samples; ++i) {
+      const size_t sample_begin = all.size();
+      for (int64_t first = starts[i]; first < starts[i + 1]; first += kBlock) {
+        const int64_t count = std::min(kBlock, starts[i + 1] - first);
+        all.push_back({first - starts[0], count, rounded_up(count), place, sample_begin});
+        place += all.back().padded;
+      }
+      if (i == 0) num_of_prompt = all.size();
+    }
+  }
+  bool sees(size_t query, size_t key) const {
+    return key <= query && (key < num_of_prompt || key >= all[query].sample_begin);
+  }
 };
 
 // left (rows, inner) times right (inner, columns) → result (rows, columns) float32, added to it where `add`.

@@ -45,8 +45,7 @@ class Case:
         warm_up_steps: steps before the clock starts.
         max_rounds: of a contestant that would take too long to be run in every round.
         facts: further numbers of the kind.
-        task: sft, dpo or rm; the reference of dpo has weights of its own, as policy and reference of equal weights
-            would give ln 2 whatever is computed.
+        task: sft, dpo or rm.
     """
 
     name: str
@@ -282,6 +281,5 @@ def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:
         case.max_len,
         num_threads=case.num_threads,
         task=case.task,
-        reference=materials.model(f"{case.model}_reference") if case.task == "dpo" else None,
     )
     return job, facts

@@ -27,7 +27,7 @@ class Job:
         precision: bf16 or fp32.
         num_threads: OMP_NUM_THREADS of a run of one process.
         task: sft, dpo or rm.
-        reference: of dpo: the model that the policy is held to.
+        reference: of dpo, the model that the policy is held to; None: the model itself.
     """
 
     model: Path
@@ -152,7 +152,7 @@ class Trl:
 
 
 def trl_arguments(job: Job, settings: Settings, out: Path) -> dict[str, Any]:
-    """Arguments of the trainer's configuration: the job's; nothing else differs from TRL's defaults but what `settings` says."""
+    """Arguments of the trainer's configuration: the job's; else TRL's defaults, but for what `settings` says."""
     micro_batch_size = settings.get("per_device_train_batch_size", job.micro_batch_size)
     return {
         "output_dir": str(out),

@@ -323,8 +323,8 @@ def _long_pairs(material: Material, pairs: list[tuple[str, str]], tokenizer) -> 
         return " ".join(taken)
 
     for _ in range(material.num_rows):
-        prompt, *answers = text(material.length_tokens), text(material.length_tokens // 10), text(material.length_tokens // 10)
-        yield _pair_row(f"{prompt}\n", *answers, tokenizer)
+        prompt, of_answer = f"{text(material.length_tokens)}\n", material.length_tokens // 10
+        yield _pair_row(prompt, text(of_answer), text(of_answer), tokenizer)
 
 
 def _pair_row(prompt: str, chosen: str, rejected: str, tokenizer) -> tuple[dict, list[int], int]:

@@ -1,4 +1,7 @@
-"""Whether both contestants compute the same loss: in float32, on the case's first 8 samples, in the first step."""
+"""Whether both contestants compute the same loss: in float32, on the case's first 8 samples, in the first step.
+
+The reference of DPO has weights of its own here: held to itself, a policy's loss is ln 2 whatever is computed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def loss_job(bench: Bench, case: Case) -> Job:
     """All samples in one step of one micro-batch."""
     material = loss_material(case)
     job, _ = job_of(replace(case, material=material), bench.materials)
-    return replace(job, batch_size=material.num_rows, micro_batch_size=material.num_rows, precision="fp32")
+    reference = bench.materials.model(f"{case.model}_reference") if case.task == "dpo" else None
+    number = material.num_rows
+    return replace(job, batch_size=number, micro_batch_size=number, precision="fp32", reference=reference)
 
 
 def our_loss(bench: Bench, job: Job, settings: Settings) -> float:

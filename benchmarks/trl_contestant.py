@@ -1,9 +1,10 @@
-"""A trainer of TRL's on given rows, in TRL's own environment:
-`python -m benchmarks.trl_contestant SETTINGS.json`.
+"""A trainer of TRL's on given rows, in TRL's own environment.
+
+    python -m benchmarks.trl_contestant SETTINGS.json
 
 SETTINGS.json: {"task": sft, dpo or rm, "model": folder, "reference": folder or null, "rows": JSONL file, "step_file":
-file, "arguments": of the trainer's configuration}. After each optimizer step a line goes to `step_file`: the step and the tokens that it trained (padding not counted, by TRL's own
-count); and a line with the loss whenever TRL logs one.
+file, "arguments": of the trainer's configuration}. After each optimizer step a line goes to `step_file`: the step and
+the tokens that it trained (padding not counted, by TRL's own count); and a line with the loss whenever TRL logs one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from datasets import load_dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import create_model_from_path
 
 TASKS = {"sft": (SFTConfig, SFTTrainer), "dpo": (DPOConfig, DPOTrainer), "rm": (RewardConfig, RewardTrainer)}
 
@@ -49,7 +51,7 @@ def main(path: str) -> None:
     rows = load_dataset("json", data_files=settings["rows"], split="train")
     make_config, make_trainer = TASKS[settings["task"]]
     config = make_config(use_cpu=not torch.cuda.is_available(), **settings["arguments"])
-    reference = {"ref_model": settings["reference"]} if settings["reference"] else {}
+    reference = {"ref_model": create_model_from_path(settings["reference"])} if settings["reference"] else {}
     trainer = make_trainer(settings["model"], args=config, train_dataset=rows, callbacks=[lines], **reference)
     lines.trainer = trainer
     print(f"weights: {trainer.model.dtype}, attention: {trainer.model.config._attn_implementation}", flush=True)

@@ -13,7 +13,8 @@ _TIMES = re.compile(r"(?<=[\d%)]) ?[xX] ?(?=[\d(.$€£])")
 _RUN = re.compile(r"[\d.,$€£%()+\-*/^×÷·−= ]+")
 _GAP = re.compile(r"(?<=[\d.%)]) (?=[\d(.$€£])|,(?!\d{3}(?!\d))")  # between two numbers; of a sentence
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)%?"
-_SIDE = re.compile(rf"[-+(]*{_NUMBER}(?:\)*(?:\*\*|[-+*/])[-+(]*{_NUMBER})*\)*")
+_ONE_SIDE = rf"[-+(]*{_NUMBER}(?:\)*(?:\*\*|[-+*/])[-+(]*{_NUMBER})*\)*"
+_SIDE, _SIDES = re.compile(_ONE_SIDE), re.compile(rf"{_ONE_SIDE}(?:={_ONE_SIDE})+")
 _SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", **dict.fromkeys(" $€£,")})
 _OPERATION = re.compile(r"[\d)%][-+*/]")
 
@@ -41,6 +42,10 @@ def _written(lines: str) -> Iterator[str]:
 
 
 def _equations_in(part: str) -> Iterator[str]:
+    if _SIDES.fullmatch(part):  # most are one equation, whole: found in one step
+        if _OPERATION.search(part):
+            yield part
+        return
     sides: list[str] = []
     for side in (*part.split("="), ""):
         if _SIDE.fullmatch(side):

@@ -102,8 +102,8 @@ class _Sizes(ctypes.Structure):
         units = (ctypes.c_int64 * (len(first_samples) + 1))(*first_samples, len(lengths))
         num_heads, num_tokens, head_size = query.shape
         assert starts[-1] == num_tokens
-        num_threads = torch.get_num_threads()
-        return cls(starts, units, len(first_samples), num_heads, key.shape[0], num_tokens, head_size, scale, num_threads)
+        heads = num_heads, key.shape[0]
+        return cls(starts, units, len(first_samples), *heads, num_tokens, head_size, scale, torch.get_num_threads())
 
 
 def _first_samples_of_units(prompt_of: Sequence[int | None]) -> list[int]:

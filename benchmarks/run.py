@@ -1,4 +1,4 @@
-"""Ours against TRL on this machine: `python -m benchmarks.run` (from the project's root; about 40 minutes on 2 cores).
+"""Ours against TRL on this machine: `python -m benchmarks.run` (from the project's root; about 55 minutes on 2 cores).
 
     --cases a,b     only these (benchmarks/cases.py says what they are)
     --rounds 5      each contestant runs that often, in turn: ours, TRL, ours, TRL, ...
@@ -118,7 +118,7 @@ def run_case(
     if case.kind in WARM_UPS:
         WARM_UPS[case.kind](bench, case)
     for number in range(rounds):
-        if case.kind == "speed":
+        if case.has_shares_of_peak:
             result.setdefault("matrix_peaks", []).append(
                 machine.measure_peak_in_own_process(case.model, case.num_threads, peak_seconds)
             )
@@ -168,7 +168,7 @@ def summarize(case: Case, result: dict[str, Any]) -> dict[str, Any]:
                 if isinstance(value, int | float) and key != "round":
                     summary.setdefault(run["contestant"], {}).setdefault(key, []).append(value)
     summary = {name: {key: _spread(values) for key, values in figures.items()} for name, figures in summary.items()}
-    if case.kind == "speed" and case.task == "sft":  # pairs share prompts and have a reference: no count fits all
+    if case.has_shares_of_peak:
         peak = median(measured["peak"] for measured in result["matrix_peaks"])
         for figures in summary.values():
             figures["shares_of_matrix_peak"] = shares_of_peak(

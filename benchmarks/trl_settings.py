@@ -64,7 +64,9 @@ def main() -> None:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     our_settings = next(iter(case.ours.values()))
     reference = our_loss(bench, loss_job(bench, case), our_settings)
-    for name, settings in CANDIDATES.items():
+    kept = {key: value for one in case.trl.values() for key, value in one.items() if key == "precompute_ref_log_probs"}
+    for name, candidate in CANDIDATES.items():
+        settings = {**candidate, **kept}
         if choices.only is None or name in choices.only:
             asked = {"settings": settings, "num_threads": case.num_threads}
             found[name] = {**asked, **_try(bench, case, settings, reference, choices.timeout_seconds)}

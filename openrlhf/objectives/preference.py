@@ -76,23 +76,32 @@ class PreferenceObjective(PairObjective):
         return (sum(weight * tokens for weight, tokens in zip(batch.unit_weights, chosen_tokens, strict=True)),)
 
     def unit_scores(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
-        pairs = self._pairs(scorer, batch, WindowFacts())
+        pairs = self._pairs(scorer, batch, scorer.log_probs(), self._of_reference(scorer, batch), WindowFacts())
         weights = _as_tensor(batch.unit_weights, pairs.chosen)
         policy, reference = pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected
         return torch.stack([policy, reference, (pairs.chosen_ratio + pairs.rejected_ratio) / 2, weights], dim=1)
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         facts = self._window_facts(scorer, len(batch.unit_weights), divisor)
-        pairs = self._pairs(scorer, batch, facts)
-        of_pairs = sum(weight * LOSSES[name](pairs, self._settings) for name, weight in self._losses.items())
-        assert isinstance(of_pairs, Tensor), "there is a loss"
-        speaks = scorer.speaks_for_sequences
-        share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() * speaks / divisor
-        return Share(share, self._sums(batch, pairs, of_pairs, speaks))
+        reference, speaks = self._of_reference(scorer, batch), scorer.speaks_for_sequences
 
-    def _pairs(self, scorer: Scorer, batch: MicroBatch, facts: WindowFacts) -> PairLogProbs:
-        reference = None if self.reference is None else self.reference.log_probs(scorer, batch)
-        log_probs = scorer.sequence_sums(scorer.log_probs())
+        def of_log_probs(log_probs: Tensor) -> tuple[Tensor, Sums]:
+            pairs = self._pairs(scorer, batch, log_probs, reference, facts)
+            of_pairs = sum(weight * LOSSES[name](pairs, self._settings) for name, weight in self._losses.items())
+            assert isinstance(of_pairs, Tensor), "there is a loss"
+            share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() * speaks / divisor
+            return share, self._sums(batch, pairs, of_pairs, speaks)
+
+        return Share(*scorer.loss_of_log_probs(of_log_probs))
+
+    def _of_reference(self, scorer: Scorer, batch: MicroBatch) -> Tensor | None:
+        return None if self.reference is None else self.reference.log_probs(scorer, batch)
+
+    def _pairs(
+        self, scorer: Scorer, batch: MicroBatch, log_probs: Tensor, reference: Tensor | None, facts: WindowFacts
+    ) -> PairLogProbs:
+        """Args: log_probs: (N,) of the targets. reference: (Q,) of sequences; None: there is none."""
+        log_probs = scorer.sequence_sums(log_probs)
         reference = torch.zeros_like(log_probs) if reference is None else reference.to(log_probs)
         tokens = _as_tensor(batch.targets_of_sequences[: len(log_probs)], log_probs)
         return PairLogProbs(*_of_two(log_probs), *_of_two(reference), *_of_two(tokens), facts)

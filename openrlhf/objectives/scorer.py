@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from openrlhf.parallel.groups import ProcessGroups
 
 AuxLossScope = Literal["micro_batch", "global"]
 Weights = Tensor | Callable[[Tensor], Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,24 @@ class Scorer:
         scores = self._run(weights)
         assert scores.weighted_sum is not None, "weights were given"
         return scores.log_probs, scores.weighted_sum
+
+    def loss_of_log_probs(self, loss: Callable[[Tensor], tuple[Tensor, T]]) -> tuple[Tensor, T]:
+        """What `loss` gives for the log-probs: the loss, a scalar with a gradient, and whatever it says beside it.
+
+        The loss may be any function of the log-probs (N,). Its slopes are their weights, so that the vocabulary is
+        passed over once less than for a loss of `log_probs()`. A ring, whose ranks must all take part, does that.
+        """
+        if self._groups.sequence is not None or not torch.is_grad_enabled():
+            return loss(self.log_probs())
+
+        def slopes(log_probs: Tensor) -> Tensor:
+            with torch.enable_grad():
+                own = log_probs.detach().requires_grad_()
+                return torch.autograd.grad(loss(own)[0], own)[0]
+
+        log_probs, weighted_sum = self.weighted_log_probs(slopes)
+        value, beside = loss(log_probs)
+        return value + (weighted_sum - weighted_sum.detach()), beside
 
     def sequence_values(self) -> Tensor:
         """(Q,) the value that a reward model reads at each sequence's last token, whole on every rank of a ring."""

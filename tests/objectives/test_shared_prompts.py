@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from openrlhf.batching import TokenSequence, Unit
 from openrlhf.batching.micro_batch import LEAST_SHARED_TOKENS, make_micro_batch
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel
+from openrlhf.models.cpu_kernels import attention as cpu_attention
 from openrlhf.objectives import Scorer
 from openrlhf.parallel.groups import alone
 from tests.helpers.tiny_models import tiny_model
@@ -82,6 +84,21 @@ def test_values_of_a_reward_model_are_those_without_sharing():
             for shares in (True, False)
         )
     torch.testing.assert_close(with_, without, rtol=0, atol=1e-6)
+
+
+def test_in_bfloat16_on_the_cpu_our_kernel_computes_shared_prompts():
+    """Once a layer, for all samples together; to the rounding of bfloat16 what it computes without sharing."""
+    model = RewardModel(tiny_classifier().bfloat16(), "ring", packing_samples=True).eval()
+    units = [LongPrompts().unit(row) for row in range(10)]
+    with torch.no_grad(), patch.object(cpu_attention, "forward", wraps=cpu_attention.forward) as kernel:
+        with_, without = (
+            Scorer(model, make_micro_batch(units, True, 0, shares_prompts=shares), alone()).sequence_values()
+            for shares in (True, False)
+        )
+    if cpu_attention._library() is None:
+        pytest.skip("this processor has no products of bfloat16")
+    assert kernel.call_count == 2 * model.config.num_hidden_layers
+    assert (with_ - without).norm() < 0.02 * without.norm()
 
 
 def test_an_attention_without_a_plan_is_refused_and_not_trained_wrong():

@@ -26,6 +26,14 @@ BUGS = [
         (_LAYOUTS,),
     ),
     Bug(
+        "preference_learns_every_answer",
+        "the loss is right, and the gradient is that of the answers' likelihood",
+        "objectives/scorer.py",
+        "torch.autograd.grad(loss(own)[0], own)[0]",
+        "torch.ones_like(own)",
+        (_LAYOUTS,),
+    ),
+    Bug(
         "weights_of_pairs_ignored",
         "a pair's weight changes nothing but the divisor",
         "objectives/preference.py",

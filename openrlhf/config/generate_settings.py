@@ -67,6 +67,9 @@ class SamplingConfig:
         "auto", "in process: type of the weights; auto: the one they are saved in"
     )
     timeout_seconds: PositiveNumber = free(600.0, "openai: longest wait for an answer")
+    runner: Literal["local", "ray"] = free(
+        "local", "this process (with torchrun its ranks), or workers of a Ray cluster with a shared disk"
+    )
     max_retries: Count = free(8, "openai: tries after a failed one, each after a longer wait")
 
 
@@ -97,6 +100,8 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
     for url in (generate.url or "").split(",") if is_server and generate.url else ():
         if not url.strip().startswith(("http://", "https://")):
             yield f"--generate.url {url.strip()!r} is no address: it must begin with http:// or https://."
+    if generate.runner == "ray" and world_size > 1:
+        yield "--generate.runner ray shares the prompts itself: start one process, without torchrun."
     if generate.top_p == 0:
         yield "--generate.top_p 0 leaves no token: give a number above 0, at most 1."
 

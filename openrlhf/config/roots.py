@@ -8,13 +8,14 @@ from openrlhf.config.merge_settings import MergeConfig
 from openrlhf.config.pair_settings import DPOConfig, InspectDPOConfig, InspectRMConfig, RMConfig
 from openrlhf.config.select_settings import ScoreConfig, SelectConfig
 from openrlhf.config.serve_settings import ServeConfig
-from openrlhf.config.settings import InspectConfig, SFTConfig
+from openrlhf.config.settings import InspectConfig, PrepareConfig, SFTConfig
 
 AnyInspection = InspectConfig | InspectDPOConfig | InspectRMConfig
 INSPECTIONS: tuple[type[AnyInspection], ...] = (InspectConfig, InspectDPOConfig, InspectRMConfig)
 STAGES = (GenerateConfig, ScoreConfig, SelectConfig, RejectionConfig)
 ROOTS = (
     *INSPECTIONS,
+    PrepareConfig,
     SFTConfig,
     RMConfig,
     DPOConfig,

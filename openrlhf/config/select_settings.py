@@ -34,6 +34,7 @@ class ScoreSettings:
         None, "answers that a call is given; none means 1 for a function, 64 for a server"
     )
     workers: PositiveCount | None = free(None, "processes that run functions; none means one a processor")
+    runner: Literal["local", "ray"] = free("local", "this process, or workers of a Ray cluster with a shared disk")
     max_tokens_per_micro_batch: PositiveCount = free(16384, "tokens that a reward model computes at once")
     max_len: PositiveCount | None = must_match(None, "longest text of a reward model, in tokens; none means its own")
     pass_reward: AnyNumber = free(1.0, "an answer with that reward or more passes: what pass@k counts")

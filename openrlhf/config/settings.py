@@ -329,5 +329,19 @@ class Inspection(Root):
 
 
 @dataclasses.dataclass(frozen=True)
+class PrepareConfig(SFTConfig):
+    """Who prepares; optimizer, schedule and clipping, as in training."""
+
+    command: ClassVar[Command] = Command(
+        "Prepares the data of a training, so that train_sft with the same flags finds them in --data.cache_dir.",
+        "python -m openrlhf.cli.prepare_data",
+        COMMON_SYNONYMS,
+        COMMON_CHECKS,
+        COMMON_NOTICES,
+    )
+    runner: Literal["local", "ray"] = free("local", "processes of this machine, or of a Ray cluster with a shared disk")
+
+
+@dataclasses.dataclass(frozen=True)
 class InspectConfig(Inspection, SFTConfig):
     """Report; optimizer, schedule and clipping, as in training."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from openrlhf.config.checks import input_template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
 from openrlhf.datasets.formats import find_format, tokenized
-from openrlhf.datasets.prepared import PAIR_SCHEMA, SCHEMA, PreparedSamples, SampleWriter, is_whole
+from openrlhf.datasets.prepared import BLOCKS_A_SHARD, PAIR_SCHEMA, SCHEMA, PreparedSamples, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
+from openrlhf.datasets.sample_writer import SampleWriter
+from openrlhf.datasets.shards import encode_on_ray, take_over
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
 from openrlhf.datasets.sources.tables import Table, readable_rows
@@ -25,10 +28,11 @@ from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import CONTROL_TOKENS_ARE_TEXT, SampleEncoder
 from openrlhf.datasets.tokenization.turns import target_choice
 from openrlhf.datasets.tokenizer import prepare_special_tokens
-from openrlhf.datasets.workers import BlockResult, EncodingTask, encode_block, encode_blocks
+from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
-FILE_FORMAT = 3  # raise it when `prepared` lays out its files in another way
+FILE_FORMAT = 4  # raise it when `prepared` lays out its files in another way
+Runner = Literal["local", "ray"]
 
 
 def prepare_sources(
@@ -38,12 +42,14 @@ def prepare_sources(
     pretrain_mode: bool = False,
     shares: list[Fraction] | None = None,
     seed: int = 42,
+    runner: Runner = "local",
 ) -> PreparedSamples:
     """Prepared samples of opened sources; from the cache if nothing changed.
 
     Args:
         data: a `PairDataConfig` makes pairs of the rows.
         shares: of the sources in a mix that the seed draws; None: every row is taken.
+        runner: who encodes the rows: processes of this machine, or of a Ray cluster. Both leave the same files.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
     """
@@ -62,8 +68,9 @@ def prepare_sources(
     if pretrain_mode and not data.pretrain_end_token:
         selection["no_end_token"] = True
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
-    make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint).run
     key = f"{fingerprint}-{data.control_tokens}-{FILE_FORMAT}"
+    shards = folder / f"{key}.shards" if runner == "ray" else None
+    make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint, shards).run
     samples = PreparedSamples(prepared_folder(folder, key, make, is_whole))
     report = samples.report
     report.notes += filter(None, map(_skipped_members, sources))  # they do not change the samples, and may come and go
@@ -93,7 +100,10 @@ def _check(data: DataConfig) -> None:
 
 @dataclass
 class _Preparation:
-    """One pass over the rows."""
+    """One pass over the rows.
+
+    Attributes: shards: where workers on Ray leave theirs until all are there; None: no Ray.
+    """
 
     sources: list[Source]
     tokenizer: Any
@@ -102,6 +112,7 @@ class _Preparation:
     shares: list[Fraction] | None
     seed: int
     fingerprint: str
+    shards: Path | None
     report: DataReport = field(default_factory=DataReport)
 
     def __post_init__(self) -> None:
@@ -113,13 +124,13 @@ class _Preparation:
     def run(self, folder: Path) -> None:
         """Fills the folder."""
         tasks = self._tasks(self._find_formats())
-        encoder = SampleEncoder(self.tokenizer, self.data, self.pretrain_mode)
-        encode = functools.partial(encode_block, encoder, self.data)
-        with SampleWriter(folder, PAIR_SCHEMA if isinstance(self.data, PairDataConfig) else SCHEMA) as writer:
-            for result in encode_blocks(tasks, encode, self.data.num_processors):
-                self._count(result)
-                if result.samples is not None:
-                    writer.append(result.samples)
+        make_encode = functools.partial(_make_encode, self.tokenizer, self.data, self.pretrain_mode)
+        schema = PAIR_SCHEMA if isinstance(self.data, PairDataConfig) else SCHEMA
+        with SampleWriter(folder, schema) as writer:
+            if self.shards is None:
+                self._encode(tasks, make_encode(), writer)
+            else:
+                take_over(self.shards, encode_on_ray(tasks, make_encode, self.shards, schema, self._count), writer)
         self._check_end()
         # Rows with weights were trained without them once, and control tokens in rows as such: another run did so.
         is_text = any(remark.endswith(CONTROL_TOKENS_ARE_TEXT) for remark in self.report.remarks)
@@ -127,6 +138,16 @@ class _Preparation:
         fingerprint += "-refused" if self.data.control_tokens == "refuse" else "-text" if is_text else ""
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
         writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
+        if self.shards is not None:
+            shutil.rmtree(self.shards)
+
+    def _encode(self, tasks: Iterator[EncodingTask], encode: Encode, writer: SampleWriter) -> None:
+        for number, result in enumerate(encode_blocks(tasks, encode, self.data.num_processors)):
+            if number % BLOCKS_A_SHARD == 0:
+                writer.begin_shard()
+            self._count(result)
+            if result.samples is not None:
+                writer.append(result.samples)
 
     def _find_formats(self) -> list[str]:
         """The format of each source, whose files are of one shape.
@@ -238,6 +259,10 @@ class _Preparation:
         self.report.bad_rows = self.bad_rows.lines()
         if not self.report.num_samples:
             raise UserError(_nothing_to_train(self.report, self.data))
+
+
+def _make_encode(tokenizer: Any, data: DataConfig, pretrain_mode: bool) -> Encode:
+    return functools.partial(encode_block, SampleEncoder(tokenizer, data, pretrain_mode), data)
 
 
 def _flags(rows: np.ndarray, start: int, end: int) -> np.ndarray:

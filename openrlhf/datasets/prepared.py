@@ -1,4 +1,6 @@
-"""Prepared samples on disk: an Arrow file of ids and masks, and lengths beside it. Reading holds nothing in memory.
+"""Prepared samples on disk: Arrow files of ids and masks, and lengths beside them. Reading holds nothing in memory.
+
+A shard, which is one of these files, holds the samples of `BLOCKS_A_SHARD` blocks of rows, whoever has encoded them.
 
 A pair is two samples of one row, the chosen answer's first, in a file that has a column more, `margin`.
 
@@ -9,6 +11,7 @@ that, when it is first read.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,11 @@ from openrlhf.errors import UserError
 
 SAMPLES, TOKENS, TARGETS = "samples.arrow", "num_tokens.i32", "num_targets.i32"
 REPORT, META = "report.json", "meta.json"
+_ARROW = ".arrow"
 MAX_BYTES_AT_START = 1 << 30  # about 0.1 s
+BLOCKS_A_SHARD = 256  # at most 131,072 rows or 256 MiB of text
+_MOST_OPEN_SHARDS = 512  # systems allow 1,024 open files
+Parts = list[tuple[int, str]]  # of a file: where each part ends, and its checksum
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.large_list(pa.int32())),
@@ -43,7 +50,7 @@ class SampleBatch:
     """N samples as a record batch (it goes between processes, and to disk, faster than many), and facts about them.
 
     Attributes:
-        columns: rows of `SCHEMA`, or of `PAIR_SCHEMA`.
+        columns: rows of `SCHEMA`, or of `PAIR_SCHEMA`; None where they are in a shard already.
         num_tokens, num_targets: of each sample, `(N,)` int32.
         num_rows, num_cut, num_weighted: rows that the samples are of; those with a sample that was cut, and with one
             that has a weight other than 1.
@@ -51,7 +58,7 @@ class SampleBatch:
         largest_id: of all token ids.
     """
 
-    columns: pa.RecordBatch
+    columns: pa.RecordBatch | None
     num_tokens: np.ndarray
     num_targets: np.ndarray
     num_rows: int
@@ -99,75 +106,19 @@ def _columns(
     return pa.record_batch([*columns, margins], schema=PAIR_SCHEMA)
 
 
-class _ChecksummedFile:
-    """A file to write, with a checksum of each part; a part ends where `end_part` is called."""
-
-    def __init__(self, path: Path):
-        self._file = path.open("wb")
-        self._digest = xxhash.xxh3_64()
-        self.parts: list[tuple[int, str]] = []  # where each ends, and its checksum
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def end_part(self) -> None:
-        self.parts.append((self._file.tell(), self._digest.hexdigest()))
-        self._digest.reset()
-
-    def close(self) -> None:
-        if not self._file.closed:
-            self.end_part()
-            self._file.close()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-
-class SampleWriter:
-    """Appends samples, a record batch at a time, in a `with` block; `finish` writes what makes the folder whole."""
-
-    def __init__(self, folder: Path, schema: pa.Schema):
-        self._folder = folder
-        self._files = {name: _ChecksummedFile(folder / name) for name in (SAMPLES, TOKENS, TARGETS)}
-        self._writer = pa.ipc.new_file(pa.PythonFile(self._files[SAMPLES], "w"), schema)
-        self._batch_sizes: list[int] = []
-
-    def __enter__(self) -> SampleWriter:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._writer.close()
-        for file in self._files.values():
-            file.close()
-
-    def append(self, samples: SampleBatch) -> None:
-        self._files[SAMPLES].end_part()
-        self._writer.write_batch(samples.columns)
-        self._files[TOKENS].write(samples.num_tokens.tobytes())
-        self._files[TARGETS].write(samples.num_targets.tobytes())
-        self._batch_sizes.append(len(samples.num_tokens))
-
-    def finish(self, report: DataReport, meta: dict[str, Any]) -> None:
-        """Writes the report, and `meta` (table names, fingerprint) beside it, behind the `with` block."""
-        file = _ChecksummedFile(self._folder / REPORT)
-        file.write(report.to_json().encode())
-        file.close()
-        parts = {name: file.parts for name, file in {**self._files, REPORT: file}.items()}
-        _write_meta(self._folder, {**meta, "batch_sizes": self._batch_sizes, "parts": parts})
+def shard_name(number: int) -> str:
+    """The file of a folder's shard."""
+    return f"samples-{number}.arrow" if number else SAMPLES
 
 
 def list_file(folder: Path, name: str) -> None:
     """Makes a folder of one written file whole, in the sense of `is_whole`."""
     data = np.memmap(folder / name, mode="r")
-    _write_meta(folder, {"parts": {name: [(len(data), _checksum(data))]}})
+    write_meta(folder, {"parts": {name: [(len(data), _checksum(data))]}})
 
 
-def _write_meta(folder: Path, content: dict[str, Any]) -> None:
+def write_meta(folder: Path, content: dict[str, Any]) -> None:
+    """Makes a folder whole: `content` has the checksums of all its files."""
     text = json.dumps(content)
     (folder / META).write_text(f"{_checksum(text.encode())} {text}", encoding="utf-8")
 
@@ -184,7 +135,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def _damaged_part(data: Any, parts: list[tuple[int, str]]) -> int | None:
+def _damaged_part(data: Any, parts: Parts) -> int | None:
     """The number of the first part of a file's bytes that is not as it was written."""
     start = 0
     for number, (end, checksum) in enumerate(parts):
@@ -194,14 +145,21 @@ def _damaged_part(data: Any, parts: list[tuple[int, str]]) -> int | None:
     return None
 
 
+def _are_checked_at_start(parts: dict[str, Parts]) -> bool:
+    """Whether the samples of a folder are few enough."""
+    return sum(of_file[-1][0] for name, of_file in parts.items() if name.endswith(_ARROW)) <= MAX_BYTES_AT_START
+
+
 def is_whole(folder: Path) -> bool:
     """Whether every file is there as it was written; of a big one the size alone."""
     try:
-        for name, parts in _read_meta(folder)["parts"].items():
+        all_parts = _read_meta(folder)["parts"]
+        are_samples_read = _are_checked_at_start(all_parts)
+        for name, parts in all_parts.items():
             size_bytes = parts[-1][0]
             if (folder / name).stat().st_size != size_bytes:
                 return False
-            is_read = 0 < size_bytes <= MAX_BYTES_AT_START
+            is_read = size_bytes > 0 and (are_samples_read or not name.endswith(_ARROW))
             if is_read and _damaged_part(np.memmap(folder / name, mode="r"), parts) is not None:
                 return False
         return True
@@ -221,12 +179,12 @@ class PreparedSamples:
         self.num_tokens: np.ndarray = np.memmap(folder / TOKENS, dtype=np.int32, mode="r")
         self.num_target_tokens: np.ndarray = np.memmap(folder / TARGETS, dtype=np.int32, mode="r")
         self._ends = np.cumsum(meta["batch_sizes"])
-        self._file = pa.ipc.open_file(pa.memory_map(str(folder / SAMPLES)))
+        self._shard_ends = np.cumsum(meta["shards"])  # in batches
+        self._open_shard = functools.lru_cache(_MOST_OPEN_SHARDS)(self._opened)
         self._last_batch: tuple[int, Any] = -1, None  # several facts of one sample are asked for, one after the other
         # The first part is what stands before the first batch, the last one what stands behind the last.
-        self._parts: list[tuple[int, str]] = meta["parts"][SAMPLES]
-        is_checked = self._parts[-1][0] <= MAX_BYTES_AT_START
-        self._unchecked = set() if is_checked else set(range(len(self._ends)))
+        self._parts: list[Parts] = [meta["parts"][shard_name(number)] for number in range(len(self._shard_ends))]
+        self._unchecked = set() if _are_checked_at_start(meta["parts"]) else set(range(len(self._ends)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedSamples, (self.folder,)
@@ -263,15 +221,25 @@ class PreparedSamples:
             self._check(number)
         last, batch = self._last_batch
         if number != last:
-            batch = self._file.get_batch(number)
+            shard, place = self._place_of(number)
+            batch = self._open_shard(shard).get_batch(place)
             self._last_batch = number, batch
         return batch, index - start
 
+    def _place_of(self, batch: int) -> tuple[int, int]:
+        """The shard of a batch, and its number there."""
+        shard = int(np.searchsorted(self._shard_ends, batch, side="right"))
+        return shard, batch - (int(self._shard_ends[shard - 1]) if shard else 0)
+
+    def _opened(self, shard: int) -> Any:
+        return pa.ipc.open_file(pa.memory_map(str(self.folder / shard_name(shard))))
+
     def _check(self, number: int) -> None:
         """Raises UserError where a batch is not as it was written."""
-        start, end = self._parts[number][0], self._parts[number + 1][0]
-        data = np.memmap(self.folder / SAMPLES, mode="r", offset=start, shape=(end - start,))
-        if _checksum(data) != self._parts[number + 1][1]:
+        shard, place = self._place_of(number)
+        (start, _), (end, checksum) = self._parts[shard][place : place + 2]
+        data = np.memmap(self.folder / shard_name(shard), mode="r", offset=start, shape=(end - start,))
+        if _checksum(data) != checksum:
             raise UserError(
                 f"The prepared data in {self.folder} are damaged (checksum of block {number}): remove that folder, and "
                 "start again."

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from openrlhf.config import DataConfig, SFTConfig, from_namespace
-from openrlhf.datasets.prepare import prepare_sources
+from openrlhf.datasets.prepare import Runner, prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import DataReport
 from openrlhf.datasets.sources.find import open_sources, source_of
@@ -113,16 +113,19 @@ class SFTDataset(torch.utils.data.Dataset):
         return input_ids, attention_mask, loss_mask
 
 
-def prepare_sft_dataset(data: DataConfig, tokenizer: Any, *, pretrain_mode: bool = False, seed: int = 42) -> SFTDataset:
+def prepare_sft_dataset(
+    data: DataConfig, tokenizer: Any, *, pretrain_mode: bool = False, seed: int = 42, runner: Runner = "local"
+) -> SFTDataset:
     """The data set that `data.dataset` names: a comma list of files, folders, saved data sets or hub names.
 
     Args:
         pretrain_mode: rows are plain text, every token after the first is a target.
         seed: draws the rows of a mix.
+        runner: as of `prepare_sources`.
 
     Raises UserError if a source is not there, too many rows are unusable, or no row can be trained.
     """
     sources = open_sources(data.dataset, data.dataset_split)
     shares = parse_probabilities(data.dataset_probs, len(sources))
-    samples = prepare_sources(sources, tokenizer, data, pretrain_mode, shares, seed)
+    samples = prepare_sources(sources, tokenizer, data, pretrain_mode, shares, seed, runner)
     return SFTDataset.from_prepared(samples, tokenizer, pretrain_mode)

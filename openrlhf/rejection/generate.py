@@ -9,19 +9,22 @@ and need not talk: each knows its own by their order, and appends to a shard of 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from openrlhf.config import GenerateConfig
+from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
 from openrlhf.rejection.engines.engine import Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
@@ -29,17 +32,21 @@ from openrlhf.rejection.records import (
     LEFT_OUT,
     ROWS,
     Identity,
+    Row,
     RowWriter,
     StoredRows,
     finish,
     grow_output,
     is_finished,
+    name_of_range,
     open_output,
     read_stats,
     settings_of,
+    write_shard,
 )
 
 EMPTY = "the prompt is empty"
+_MOST_ANSWERS_A_RANGE = 16384  # on Ray: what a lost worker may cost
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where nobody watches a terminal
 
 
@@ -53,6 +60,8 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
 
     Raises UserError where the output is another run's, where prompts cannot be read, or where the engine cannot go on.
     """
+    if config.generate.runner == "ray":
+        check_ray("--generate.runner")
     output = Path(config.generate.output).expanduser()
     prompts = Prompts(config.data)
     identity = generation_identity(config, prompts)
@@ -65,10 +74,18 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
     known = _Known.of(output)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = _Share(prompts, known, config, rank, num_ranks)
-    if mine.num_missing:
+    if mine.num_missing and config.generate.runner == "ray":
+        _ask_on_ray(functools.partial(_answer_ranges, config, output, identity.weights), mine)
+    elif mine.num_missing:
         made = engine or make_engine(config)
+        name = f"rank-{rank}"
         try:
-            _ask(made, mine, output, f"rank-{rank}", identity.weights)
+            with (
+                RowWriter(output, name, ROWS) as rows,
+                RowWriter(output, name, LEFT_OUT) as left_out,
+                _Progress(mine.num_missing) as progress,
+            ):
+                _ask(made, mine, rows.append, left_out.append, identity.weights, progress)
         finally:
             if engine is None:
                 made.close()
@@ -159,45 +176,92 @@ class _Share:
     def __init__(self, prompts: Prompts, known: _Known, config: GenerateConfig, rank: int, num_ranks: int):
         self._prompts, self._known = prompts, known
         self._n, self._seed = config.generate.n, config.generate.seed
+        self._concurrency = config.generate.concurrency
         self._rank, self._num_ranks = rank, num_ranks
-        self.num_missing = sum(len(known.missing(prompt, self._n)) for prompt in self._mine())
+        self.num_missing = self._num_asked = 0
+        for prompt in self._mine():
+            self.num_missing += len(known.missing(prompt, self._n))
+            self._num_asked += self._n
 
     def __iter__(self) -> Iterator[Request]:
-        for prompt in self._mine():
-            for index in self._known.missing(prompt, self._n):
-                yield Request(prompt, index, seed_of(self._seed, prompt.prompt_id, index))
+        return (request for prompt in self._mine() for request in self._missing(prompt))
+
+    def ranges(self) -> Iterator[list[Request]]:
+        """The same, in ranges of prompts, which do not depend on what is missing."""
+        num_answers = range_size(self._num_asked, 4 * self._concurrency, _MOST_ANSWERS_A_RANGE)
+        prompts = self._mine()
+        while taken := list(itertools.islice(prompts, -(-num_answers // self._n))):
+            if missing := [request for prompt in taken for request in self._missing(prompt)]:
+                yield missing
+
+    def _missing(self, prompt: Prompt) -> Iterator[Request]:
+        for index in self._known.missing(prompt, self._n):
+            yield Request(prompt, index, seed_of(self._seed, prompt.prompt_id, index))
 
     def _mine(self) -> Iterator[Prompt]:
         return itertools.islice(self._prompts, self._rank, None, self._num_ranks)
 
 
-def _ask(engine: Engine, share: _Share, output: Path, name: str, weights: str | None) -> None:
-    """Appends answers and refusals as they come."""
-    with RowWriter(output, name, ROWS) as rows, RowWriter(output, name, LEFT_OUT) as left_out:
-        refused: dict[str, str] = {}
+def _ask(
+    engine: Engine,
+    requests: Iterable[Request],
+    keep: Callable[[Row], None],
+    keep_left_out: Callable[[Row], None],
+    weights: str | None,
+    progress: _Progress | None = None,
+) -> None:
+    """Keeps answers and refusals as they come."""
+    refused: dict[str, str] = {}
 
-        def leave_out(prompt: Prompt, reason: str) -> None:
-            if prompt.prompt_id not in refused:
-                refused[prompt.prompt_id] = reason
-                left_out.append({"prompt_id": prompt.prompt_id, "reason": reason})
+    def skip(prompt: Prompt, reason: str) -> None:
+        if prompt.prompt_id not in refused:
+            refused[prompt.prompt_id] = reason
+            keep_left_out({"prompt_id": prompt.prompt_id, "reason": reason})
+        if progress is not None:
+            progress.add(0)
 
-        def asked() -> Iterator[Request]:
-            for request in share:
-                if request.prompt.is_empty:
-                    leave_out(request.prompt, EMPTY)
-                if request.prompt.prompt_id in refused:
-                    progress.skip()
-                else:
-                    yield request
+    def asked() -> Iterator[Request]:
+        for request in requests:
+            if request.prompt.is_empty or request.prompt.prompt_id in refused:
+                skip(request.prompt, EMPTY)
+            else:
+                yield request
 
-        with _Progress(share.num_missing) as progress:
-            for result in engine.answers(asked()):
-                if isinstance(result, Refusal):
-                    leave_out(result.request.prompt, result.reason)
-                    progress.skip()
-                else:
-                    rows.append(_row_of(result, weights))
-                    progress.add(result.num_tokens)
+    for result in engine.answers(asked()):
+        if isinstance(result, Refusal):
+            skip(result.request.prompt, result.reason)
+        else:
+            keep(_row_of(result, weights))
+            if progress is not None:
+                progress.add(result.num_tokens or 0)
+
+
+def _ask_on_ray(make_work: Callable[[], Callable[[list[Request]], tuple[int, int]]], share: _Share) -> None:
+    """Workers leave a shard for each range of prompts."""
+    with _Progress(share.num_missing) as progress:
+        for _, (num_asked, num_tokens) in on_ray(make_work, share.ranges(), takes_gpu=True):
+            progress.add(num_tokens, num_asked)
+
+
+def _answer_ranges(
+    config: GenerateConfig, output: Path, weights: str | None
+) -> Callable[[list[Request]], tuple[int, int]]:
+    """In a worker: it makes its engine once. A range leaves one shard, its rows in the order of the prompts."""
+    engine = make_engine(config)
+
+    def answer(requests: list[Request]) -> tuple[int, int]:
+        rows: list[Row] = []
+        left_out: list[Row] = []
+        _ask(engine, requests, rows.append, left_out.append, weights)
+        order = {(one.prompt.prompt_id, one.sample_index): place for place, one in enumerate(requests)}
+        rows.sort(key=lambda row: order[row["prompt_id"], row["sample_index"]])
+        name = name_of_range(order)
+        if left_out:
+            write_shard(output, name, sorted(left_out, key=itemgetter("prompt_id")), LEFT_OUT)
+        write_shard(output, name, rows)
+        return len(requests), sum(row["num_tokens"] or 0 for row in rows)
+
+    return answer
 
 
 def _row_of(answer: Generation, weights: str | None) -> dict[str, Any]:
@@ -232,14 +296,11 @@ class _Progress:
         )
         self._num_tokens, self._start = 0, time.monotonic()
 
-    def add(self, num_tokens: int | None) -> None:
-        self._num_tokens += num_tokens or 0
+    def add(self, num_tokens: int, num_answers: int = 1) -> None:
+        self._num_tokens += num_tokens
         seconds = time.monotonic() - self._start
         self._bar.set_postfix_str(f"{self._num_tokens / max(seconds, 1e-3):,.0f} tokens/s", refresh=False)
-        self._bar.update()
-
-    def skip(self) -> None:
-        self._bar.update()
+        self._bar.update(num_answers)
 
     def __enter__(self) -> _Progress:
         return self

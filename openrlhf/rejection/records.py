@@ -222,6 +222,18 @@ class StoredRows:
                 yield row
 
 
+def name_of_range(identities: Iterable[tuple[str, int]]) -> str:
+    """The name of the shard that holds just these answers: by prompt and number."""
+    return xxhash.xxh3_128(json.dumps(list(identities)).encode()).hexdigest()
+
+
+def write_shard(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], kind: str = ROWS) -> None:
+    """Leaves a shard with all its rows, or none. The first one of a name stays: its rows may have been read already."""
+    path = folder / f"{kind}-{name}.jsonl"
+    if not path.exists():
+        replace_file(path, b"".join(map(_line, rows)))
+
+
 class RowWriter:
     """Appends rows to a shard that this process alone writes: `with RowWriter(folder, "rank-0") as shard: …`."""
 
@@ -241,7 +253,7 @@ class RowWriter:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """The row is in the file when this returns. Raises UserError where the disk is full; what was written stays."""
-        line = json.dumps(row, default=str).encode() + b"\n"
+        line = _line(row)
         try:
             if (written := self._file.write(line)) != len(line):
                 self._file.write(line[written:])  # the rest of it, or the error that tells why
@@ -271,6 +283,10 @@ def _change(name: str, old: Any, new: Any) -> str:
 
 def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     replace_file(folder / MANIFEST, json.dumps({**content, "format": _FORMAT}, indent=1) + "\n")
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, default=str).encode() + b"\n"
 
 
 def _row(line: bytes) -> Row | None:

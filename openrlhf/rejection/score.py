@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
+from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
 from openrlhf.rejection.charts import histogram
 from openrlhf.rejection.records import (
     Identity,
+    Place,
     Row,
     RowWriter,
     StoredRows,
     content_of,
     finish,
     is_finished,
+    name_of_range,
     open_output,
     read_stats,
     settings_of,
+    write_shard,
 )  # fmt: skip
 from openrlhf.rejection.report import REPORT, Page, pass_curve, samples_of, told_passes, write_page
 from openrlhf.rejection.rewards.find import close_all, find_rewards
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
 
+_MOST_ROWS_A_RANGE = 65536  # on Ray: what a lost worker may cost
 MOST_REASONS = 30  # told apart in the counts
 
 
@@ -43,6 +49,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     Raises UserError where a reward cannot be had, the input has no answer or no label that a reward needs, the output
     is that of another run, a server is gone, or no answer has got a verdict.
     """
+    if config.score.runner == "ray":
+        check_ray("--score.runner")
     settings, rewards = config.score, find_rewards(config.score)
     output = Path(settings.output).expanduser()
     if is_finished(output):
@@ -70,12 +78,23 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     open_output(output, identity, "--score.output")
     tally = _Tally([reward.name for reward in rewards])
     done = {tally.add(row) for row in StoredRows(output)}
-    with RowWriter(output, "0") as shard, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:
+    with tqdm(desc="scoring", unit="answer", total=(num_rows := source.num_lines())) as bar:
         bar.update(len(done))
-        for row in _judged(rewards, _weights(settings, rewards), _missing(source, done), settings.workers):
-            shard.append(row)
-            tally.add(row)
-            bar.update()
+        if settings.runner == "ray":
+            size = range_size(num_rows, _rows_a_batch(rewards), _MOST_ROWS_A_RANGE)
+            make_work = functools.partial(_judge_ranges, config, output)
+            for _, num_judged in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
+                bar.update(num_judged)
+            tally = _Tally([reward.name for reward in rewards])
+            for row in StoredRows(output):
+                tally.add(row)
+        else:
+            with RowWriter(output, "0") as shard:
+                missing = (one.row for one in _missing(source, done))
+                for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
+                    shard.append(row)
+                    tally.add(row)
+                    bar.update()
     return _finish(settings, output, tally)
 
 
@@ -123,16 +142,55 @@ class _Tally:
         return {**counts, "other reasons": rest} if rest else counts
 
 
-def _missing(source: StoredRows, done: set[int]) -> Iterator[Row]:
-    """The rows that are not scored, each with its identity; of rows that are one, the first."""
+class _Missing(NamedTuple):
+    """A row that is to be scored, with its identity; the how manieth of its source it is, and where it stands."""
+
+    row: Row
+    number: int
+    place: Place
+
+
+def _missing(source: StoredRows, done: set[int]) -> Iterator[_Missing]:
+    """The rows that are not scored; of rows that are one, the first."""
     times: Counter[str] = Counter()
-    for row in source:
+    for number, (place, row) in enumerate(source.placed()):
         prompt_id = prompt_id_of(row)
         row = {**row, "prompt_id": prompt_id, "sample_index": row.get("sample_index", times[prompt_id])}
         times[prompt_id] += 1
         if (identity := identity_of(row)) not in done:
             done.add(identity)
-            yield row
+            yield _Missing(row, number, place)
+
+
+_Range = list[tuple[Place, tuple[str, int]]]  # where answers stand, and their identities: prompt and number
+
+
+def _ranges(source: StoredRows, done: set[int], size: int) -> Iterator[_Range]:
+    """What is missing of each range of rows; the ranges do not depend on what is missing."""
+    for _, missing in itertools.groupby(_missing(source, done), lambda one: one.number // size):
+        yield [(one.place, _key(one.row)) for one in missing]
+
+
+def _key(row: Row) -> tuple[str, int]:
+    return row["prompt_id"], row["sample_index"]
+
+
+def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], int]:
+    """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order."""
+    settings, rewards = config.score, find_rewards(config.score)
+    source = StoredRows(Path(settings.input).expanduser())
+
+    def judge(given: _Range) -> int:
+        places, keys = zip(*given, strict=True)
+        rows = (
+            {**row, "prompt_id": prompt_id, "sample_index": index}
+            for row, (prompt_id, index) in zip(source.at(places), keys, strict=True)
+        )
+        judged = {_key(row): row for row in _judged(rewards, _weights(settings, rewards), rows, settings.workers or 1)}
+        write_shard(output, name_of_range(keys), map(judged.__getitem__, keys))
+        return len(keys)
+
+    return judge
 
 
 def _weights(settings: ScoreSettings, rewards: Sequence[Reward]) -> list[float]:
@@ -142,12 +200,12 @@ def _weights(settings: ScoreSettings, rewards: Sequence[Reward]) -> list[float]:
 def _judged(rewards: list[Reward], weights: list[float], rows: Iterator[Row], workers: int | None) -> Iterator[Row]:
     """Scored rows, as threads have them ready; a few calls a thread are under way, whatever the number of rows."""
     num_threads = workers or os.cpu_count() or 1
-    rows_a_batch = max(reward.rows_a_call for reward in rewards)
+    size = _rows_a_batch(rewards)
     with ThreadPoolExecutor(num_threads) as pool:
         pending: set[Future[list[Row]]] = set()
         try:
             while True:
-                while len(pending) < 2 * num_threads and (batch := list(itertools.islice(rows, rows_a_batch))):
+                while len(pending) < 2 * num_threads and (batch := list(itertools.islice(rows, size))):
                     pending.add(pool.submit(_judge, rewards, weights, batch))
                 if not pending:
                     return
@@ -158,6 +216,10 @@ def _judged(rewards: list[Reward], weights: list[float], rows: Iterator[Row], wo
             close_all(rewards)  # else the pool would wait for calls that may never end
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _rows_a_batch(rewards: Sequence[Reward]) -> int:
+    return max(reward.rows_a_call for reward in rewards)
 
 
 def _judge(rewards: Sequence[Reward], weights: Sequence[float], rows: list[Row]) -> list[Row]:

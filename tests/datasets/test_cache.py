@@ -19,6 +19,7 @@ from openrlhf.datasets import cache, prepared
 from openrlhf.datasets.cache import prepared_folder
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.datasets.prepared import SAMPLES
+from openrlhf.datasets.sample_writer import SampleWriter
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
 from tests.datasets.conftest import pairs, write_jsonl
@@ -291,7 +292,7 @@ def test_a_damaged_block_of_data_too_large_to_be_read_at_the_start_is_named(tmp_
 
 def test_a_full_disk_of_the_cache_is_said_in_words(tmp_path, prepare, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
-    monkeypatch.setattr(prepared.SampleWriter, "append", no_space)
+    monkeypatch.setattr(SampleWriter, "append", no_space)
     with pytest.raises(UserError, match="cannot be written to .* make room there, or choose another folder"):
         prepare(path)
     assert [entry.name for entry in tmp_path.rglob("*.making-*")] == []

@@ -26,7 +26,7 @@ class ScoreSettings:
     reward: str = must_match(
         "",
         "file.py:function (of TRL's or OpenRLHF's signature), math (math-verify), exact (the label's text or number), "
-        "the folder of a reward model, http://…/get_reward; several by commas (needed)",
+        "verifiers:ID (a task set), the folder of a reward model, http://…/get_reward; several by commas (needed)",
     )
     weights: str | None = must_match(None, "a number for each reward, by commas; the reward is the weighted sum")
     timeout_seconds: PositiveNumber = free(30.0, "longest time of one call of a reward")
@@ -76,7 +76,10 @@ def score_problems(config: ScoreConfig, world_size: int) -> Iterator[str]:
     if not score.input:
         yield "--score.input is missing: give the folder that generate has written."
     if not score.reward.strip(" ,"):
-        yield "--score.reward is missing: give file.py:function, math, exact, the folder of a model or an address."
+        yield (
+            "--score.reward is missing: give file.py:function, math, exact, verifiers:ID, the folder of a model or an "
+            "address."
+        )
     num_rewards = len(names_of_rewards(score.reward))
     if score.weights is not None:
         words = score.weights.split(",")

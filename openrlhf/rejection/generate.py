@@ -26,6 +26,7 @@ from tqdm import tqdm
 from openrlhf.config import GenerateConfig
 from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
 from openrlhf.rejection.engines.engine import Engine, Generation, Refusal, Request, Sampling
+from openrlhf.rejection.generation_report import write_generation_report
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
 from openrlhf.rejection.records import (
@@ -315,6 +316,7 @@ def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig
     if any(known.missing(prompt, config.generate.n) for prompt in prompts):
         return {}  # another rank has not ended yet
     stats = known.statistics()
+    write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
     finish(output, stats)
     reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())
     _tell(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from openrlhf.config.written import FILE_NAME
 from openrlhf.rejection.child_process import alone_in, start, words_of
 from openrlhf.rejection.evaluation import PassRates, compared, measured, pass_rates
 from openrlhf.rejection.generate import generate
+from openrlhf.rejection.iterations_report import ReportedIteration, write_iterations
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
 from openrlhf.rejection.records import STATS, content_of, is_finished
+from openrlhf.rejection.report import REPORT
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
 from openrlhf.rejection.serving import serving
@@ -48,10 +50,21 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
             if config.eval.dataset is not None:
                 iteration.evaluate()
     stats = {"iterations": list(_statistics(iterations))}
-    replace_file(plan.output / STATS, json.dumps(stats, indent=1) + "\n")
-    for line in _lines(stats["iterations"]):
+    lines = list(_lines(stats["iterations"]))
+    _leave(plan.output, stats, lines, [iteration.reported() for iteration in iterations])
+    for line in lines:
         print(line, flush=True)
     return stats
+
+
+def _leave(output: Path, stats: dict[str, Any], lines: Sequence[str], iterations: Sequence[ReportedIteration]) -> None:
+    """Statistics and report; both stay as they are where nothing has changed."""
+    text = json.dumps(stats, indent=1) + "\n"
+    is_left = (output / REPORT).exists() and (output / STATS).exists() and (output / STATS).read_text() == text
+    if not is_left:
+        told = [tuple(map(str.strip, line.split(",", 1))) for line in lines if "," in line]
+        write_iterations(output / REPORT, iterations, [(name, value) for name, value in told], str(output))
+        replace_file(output / STATS, text)
 
 
 class _Iteration:
@@ -89,6 +102,16 @@ class _Iteration:
             self._generate(f"{of}evaluate", asked)
             scores = self._score(f"{of}evaluate", asked)
             self.rates[of] = pass_rates(Path(scores.score.output), scores.score.pass_reward)
+
+    def reported(self) -> ReportedIteration:
+        """Where its results are, for the report."""
+        folder, evaluations = self._folder, {}
+        for of in self.rates:
+            evaluations[of.strip("_") or "model"] = folder / f"{of}evaluation" / "scores"
+        if not self.number:
+            return ReportedIteration(self.number, evaluations)
+        selection = Path(self._plan.select(self.number).select.output)
+        return ReportedIteration(self.number, evaluations, folder / "scores", selection)
 
     def _generate(self, step: str, asked: GenerateConfig) -> None:
         model = asked.model.model_name_or_path

@@ -69,27 +69,6 @@ def write_page(path: Path, page: Page) -> None:
     replace_file(path, filled.encode("utf-8", "replace"))
 
 
-def write_iterations(path: Path, iterations: Sequence[Mapping[str, Any]], subtitle: str = "") -> None:
-    """The report of several iterations: pass@k of the trained model against its random control.
-
-    Args:
-        iterations: of each, what is evaluated by its name, as `{"model": statistics, "control": statistics}`, of
-            `pass_statistics`; a name may be missing in some of them, and the first may be the model before training.
-    """
-    names = list(dict.fromkeys(name for evaluated in iterations for name in evaluated))
-    measures = list(dict.fromkeys(key for one in iterations for of in one.values() for key in of["intervals"]))
-    charts = [
-        (measure, curves({name: list(_course(iterations, name, measure)) for name in names}, "iteration"))
-        for measure in measures
-    ]
-    facts = [
-        (f"iteration {number}, {name}", told_passes(evaluated[name]))
-        for number, evaluated in enumerate(iterations)
-        for name in evaluated
-    ]
-    write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts))
-
-
 def told_passes(statistics: Mapping[str, Any]) -> str:
     """`pass@1 35.0% (33.1 to 36.9), …`: what `pass_statistics` has found, in a line."""
     return ", ".join(
@@ -134,12 +113,6 @@ def text_of_prompt(row: Row) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
-
-
-def _course(iterations: Sequence[Mapping[str, Any]], name: str, measure: str) -> Iterator[Point]:
-    for number, evaluated in enumerate(iterations):
-        if measure in evaluated.get(name, {}):
-            yield Point(number, evaluated[name][measure], *evaluated[name]["intervals"][measure])
 
 
 def _article(sample: Sample) -> str:

@@ -58,11 +58,16 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         print(f"{output} is finished already", flush=True)
         return read_stats(output)
     try:
-        for reward in rewards:  # first: a mistake in a file of the user's is told at once
-            reward.start()
+        if settings.runner == "local":
+            _start(rewards)  # first: a mistake in a file of the user's is told at once
         return _score(config, rewards, output)
     finally:
         close_all(rewards)
+
+
+def _start(rewards: Iterable[Reward]) -> None:
+    for reward in rewards:
+        reward.start()
 
 
 def _identity(config: ScoreConfig, rewards: Iterable[Reward]) -> Identity:
@@ -178,6 +183,7 @@ def _key(row: Row) -> tuple[str, int]:
 def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], int]:
     """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order."""
     settings, rewards = config.score, find_rewards(config.score)
+    _start(rewards)
     source = StoredRows(Path(settings.input).expanduser())
 
     def judge(given: _Range) -> int:

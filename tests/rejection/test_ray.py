@@ -73,7 +73,8 @@ def second_node(cluster: Cluster, is_due: Callable[[], bool]) -> Iterator[None]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """All but the page, which names its folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".html"}
 
 
 def lines_of(folder: Path, kind: str) -> list[bytes]:

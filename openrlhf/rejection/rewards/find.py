@@ -8,6 +8,7 @@ from pathlib import Path
 from openrlhf.config import ScoreSettings
 from openrlhf.config.select_settings import names_of_rewards
 from openrlhf.errors import UserError
+from openrlhf.rejection.rewards.environment import VERIFIERS
 from openrlhf.rejection.rewards.exact_reward import ExactReward
 from openrlhf.rejection.rewards.function_reward import FunctionReward
 from openrlhf.rejection.rewards.functions import MATH
@@ -39,11 +40,11 @@ def _find(name: str, settings: ScoreSettings) -> Reward:
         return ExactReward()
     if name.startswith(("http://", "https://")):
         return ServerReward(name, settings.timeout_seconds, settings.batch_size or _ROWS_A_CALL_OF_A_SERVER)
-    if name == MATH or name.rpartition(":")[0].endswith(".py"):
+    if name == MATH or name.startswith(VERIFIERS) or name.rpartition(":")[0].endswith(".py"):
         return FunctionReward(name, settings.timeout_seconds, settings.batch_size or 1)
     if (Path(name).expanduser() / "config.json").is_file():
         return ModelReward(name, settings)
     raise UserError(
-        f"--score.reward {name} is no reward: give file.py:function, math, exact, the folder of a reward model (with "
-        "its config.json) or http://…/get_reward."
+        f"--score.reward {name} is no reward: give file.py:function, math, exact, verifiers:ID, the folder of a reward "
+        "model (with its config.json) or http://…/get_reward."
     )

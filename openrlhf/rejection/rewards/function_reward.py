@@ -9,13 +9,14 @@ from pathlib import Path
 import xxhash
 
 from openrlhf.rejection.records import Row
+from openrlhf.rejection.rewards.environment import VERIFIERS, module_file
 from openrlhf.rejection.rewards.functions import MATH
 from openrlhf.rejection.rewards.process import RewardProcess
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict, judge_apart
 
 
 class FunctionReward(Reward):
-    """A function of the user's, or math-verify."""
+    """A function of the user's, math-verify, or a task set of verifiers."""
 
     def __init__(self, name: str, timeout_seconds: float, rows_a_call: int):
         self.rows_a_call = rows_a_call
@@ -24,7 +25,7 @@ class FunctionReward(Reward):
         self._full_name, self._timeout_seconds = name, timeout_seconds
         self._all: list[RewardProcess] = []
         self._idle: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
-        file = Path(name.rpartition(":")[0]).expanduser()
+        file = module_file(name) if name.startswith(VERIFIERS) else Path(name.rpartition(":")[0]).expanduser()
         if file.is_file():
             self.content = xxhash.xxh3_128(file.read_bytes()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The functions behind rewards, as they run in a process of their own: a user's, math-verify."""
+"""The functions behind rewards, which run in a process of their own: users', math-verify, verifiers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import RewardVerdict, text_of, verdicts_of
+from openrlhf.rejection.rewards.environment import VERIFIERS, load_environment
+from openrlhf.rejection.rewards.reward import NoReward, RewardVerdict, text_of, verdicts_of
 
 NO_LABEL = "the row has no label"
 MATH = "math"
@@ -24,14 +25,12 @@ _PROSE = re.compile(r"[A-Za-z]{2,} +[A-Za-z]{2,}")
 Judge = Callable[[Sequence[Row]], list[RewardVerdict]]
 
 
-class NoReward(Exception):
-    """There is no such function; the text says why, and what to do."""
-
-
 def load_function(name: str) -> Judge:
     """The function that `--score.reward` names. Raises NoReward."""
     if name == MATH:
         return _load_math()
+    if name.startswith(VERIFIERS):
+        return load_environment(name)
     file, _, function = name.rpartition(":")
     return _adapted(_import_function(Path(file).expanduser(), function), name)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import CallFailed, RewardVerdict
+from openrlhf.rejection.rewards.reward import CallFailed, NoReward, RewardVerdict
 
 _SECONDS_TO_START = 600.0  # a user's file may load a model
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -107,7 +107,7 @@ class RewardProcess:
 
 def _serve(connection: Connection) -> None:
     """The process's side: the function's name first, then answers, until the parent hangs up."""
-    from openrlhf.rejection.rewards.functions import NoReward, load_function
+    from openrlhf.rejection.rewards.functions import load_function
 
     try:
         judge = load_function(json.loads(connection.recv_bytes()))

@@ -23,6 +23,10 @@ class RewardVerdict(NamedTuple):
         return self.value is None and self.reason != NO_VERDICT
 
 
+class NoReward(Exception):
+    """There is no such function; the text says why, and what to do."""
+
+
 class CallFailed(Exception):
     """A call has given no verdicts; the text says why."""
 

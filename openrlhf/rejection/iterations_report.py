@@ -1,0 +1,104 @@
+"""`report.html` of several iterations: model against control on held-out prompts, and what each selection kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openrlhf.rejection.candidates import Candidates, identity_of, read_candidates
+from openrlhf.rejection.charts import Point, curves, histogram
+from openrlhf.rejection.records import Row, StoredRows, read_stats
+from openrlhf.rejection.report import MAX_PROMPTS, Page, Sample, ShownAnswer, text_of_prompt, told_passes, write_page
+
+
+class ReportedIteration(NamedTuple):
+    """Where an iteration's results are; number 0 is the start.
+
+    Attributes:
+        evaluations: folders of scores of held-out answers, by who gave them: model, control.
+        scores, selection: the scored answers and those that were selected; None at the start.
+    """
+
+    number: int
+    evaluations: Mapping[str, Path]
+    scores: Path | None = None
+    selection: Path | None = None
+
+
+def write_iterations(
+    path: Path, iterations: Sequence[ReportedIteration], told: Sequence[tuple[str, str]], subtitle: str = ""
+) -> None:
+    """Writes the report. Args: told: names and values that stand first."""
+    evaluated = [{name: read_stats(scores) for name, scores in one.evaluations.items()} for one in iterations]
+    facts, charts = list(told), list(_pass_charts([one.number for one in iterations], evaluated))
+    for one, statistics in zip(iterations, evaluated, strict=True):
+        facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in statistics.items()]
+        if one.scores is not None and one.selection is not None:
+            facts += _told_selection(one.number, read_stats(one.scores), read_stats(one.selection.parent))
+            charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)
+    write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts, _samples(iterations)))
+
+
+def _named(number: int) -> str:
+    return f"iteration {number}" if number else "start"
+
+
+def _pass_charts(
+    numbers: Sequence[int], evaluated: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> Iterator[tuple[str, str]]:
+    """A chart for each k; a curve for the model and one for the control."""
+    names = list(dict.fromkeys(name for statistics in evaluated for name in statistics))
+    measures = list(dict.fromkeys(key for one in evaluated for of in one.values() for key in of["intervals"]))
+    for measure in measures:
+        series: dict[str, list[Point]] = {name: [] for name in names}
+        for number, statistics in zip(numbers, evaluated, strict=True):
+            for name, of in statistics.items():
+                if measure in of["intervals"]:
+                    series[name].append(Point(number, of[measure], *of["intervals"][measure]))
+        yield f"{measure} on held-out prompts", curves(series, "iteration")
+
+
+def _told_selection(number: int, scored: Mapping[str, Any], selected: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield f"{_named(number)}, answers to train on", told_passes(scored)
+    yield f"{_named(number)}, kept", f"{selected['num_kept']:,} of {selected['num_responses']:,} answers"
+    for reason, count in selected["left_out"].items():
+        yield f"{_named(number)}, left out: {reason}", f"{count:,}"
+
+
+def _selection_charts(number: int, candidates: Candidates, selection: Path) -> Iterator[tuple[str, str]]:
+    kept = np.isin(candidates.tie, np.array([_identity_of(row) for row in StoredRows(selection)], np.uint64))
+    split = {"kept": kept, "left out": ~kept}
+    rewards = {name: candidates.reward[which] for name, which in split.items()}
+    lengths = {name: candidates.length[which] for name, which in split.items()}
+    yield f"Rewards, {_named(number)}", histogram(rewards, "reward")
+    yield (
+        f"Lengths, {_named(number)}: shares of the kept and of the left out",
+        histogram(lengths, candidates.length_unit, as_shares=True),
+    )
+
+
+def _identity_of(row: Row) -> int:
+    """That of the answer which a selected row was made of."""
+    response = row["messages"][-1]["content"] if "messages" in row else row["completion"]
+    return identity_of({**row["provenance"], "response": response})
+
+
+def _samples(iterations: Sequence[ReportedIteration]) -> Iterator[Sample]:
+    """Held-out prompts, each with the first answer of every model."""
+    answers: dict[str, list[ShownAnswer]] = {}
+    prompts: dict[str, str] = {}
+    for one in iterations:
+        for name, scores in one.evaluations.items():
+            for row in StoredRows(scores):
+                key = row["prompt_id"]
+                if row["sample_index"] or (key not in prompts and len(prompts) == MAX_PROMPTS):
+                    continue
+                prompts.setdefault(key, text_of_prompt(row))
+                verdict = "no verdict" if row["reward"] is None else f"reward {row['reward']:g}"
+                shown = ShownAnswer(row["response"], f"{_named(one.number)}, {name}: {verdict}", name == "model")
+                answers.setdefault(key, []).append(shown)
+    for key, prompt in prompts.items():
+        yield Sample(prompt, answers[key])

@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from openrlhf.config import GenerateConfig
+from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
 from openrlhf.rejection.engines.engine import Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.generation_report import write_generation_report
@@ -316,8 +317,13 @@ def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig
     if any(known.missing(prompt, config.generate.n) for prompt in prompts):
         return {}  # another rank has not ended yet
     stats = known.statistics()
-    write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
-    finish(output, stats)
+    try:
+        write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
+        finish(output, stats)
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written: {error.strerror}. All answers are kept: make room, and start again."
+        ) from error
     reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())
     _tell(
         f"{output}: {stats['num_generations']:,} answers to {stats['num_prompts']:,} prompts, "

@@ -11,7 +11,16 @@ import numpy as np
 from openrlhf.rejection.candidates import Candidates, identity_of, read_candidates
 from openrlhf.rejection.charts import Point, curves, histogram
 from openrlhf.rejection.records import Row, StoredRows, read_stats
-from openrlhf.rejection.report import MAX_PROMPTS, Page, Sample, ShownAnswer, text_of_prompt, told_passes, write_page
+from openrlhf.rejection.report import (
+    MAX_PROMPTS,
+    Page,
+    Sample,
+    ShownAnswer,
+    table,
+    text_of_prompt,
+    told_passes,
+    write_page,
+)
 
 
 class ReportedIteration(NamedTuple):
@@ -34,11 +43,14 @@ def write_iterations(
     """Writes the report. Args: told: names and values that stand first."""
     evaluated = [{name: read_stats(scores) for name, scores in one.evaluations.items()} for one in iterations]
     facts, charts = list(told), list(_pass_charts([one.number for one in iterations], evaluated))
+    selections: dict[str, dict[str, Any]] = {}
     for one, statistics in zip(iterations, evaluated, strict=True):
         facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in statistics.items()]
         if one.scores is not None and one.selection is not None:
-            facts += _told_selection(one.number, read_stats(one.scores), read_stats(one.selection.parent))
+            selections[_named(one.number)] = read_stats(one.selection.parent)
             charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)
+    if selections:
+        charts.insert(0, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
     write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts, _samples(iterations)))
 
 
@@ -61,11 +73,14 @@ def _pass_charts(
         yield f"{measure} on held-out prompts", curves(series, "iteration")
 
 
-def _told_selection(number: int, scored: Mapping[str, Any], selected: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield f"{_named(number)}, answers to train on", told_passes(scored)
-    yield f"{_named(number)}, kept", f"{selected['num_kept']:,} of {selected['num_responses']:,} answers"
-    for reason, count in selected["left_out"].items():
-        yield f"{_named(number)}, left out: {reason}", f"{count:,}"
+def _selection_rows(selections: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Counts by iteration, which are the columns."""
+    yield ["", *selections]
+    yield ["pass@1", *(f"{one['pass@1']:.1%}" for one in selections.values())]
+    for key, words in (("num_responses", "answers"), ("num_kept", "kept")):
+        yield [words, *(f"{one[key]:,}" for one in selections.values())]
+    for reason in dict.fromkeys(reason for one in selections.values() for reason in one["left_out"]):
+        yield [reason, *(f"{one['left_out'].get(reason, 0):,}" for one in selections.values())]
 
 
 def _selection_charts(number: int, candidates: Candidates, selection: Path) -> Iterator[tuple[str, str]]:

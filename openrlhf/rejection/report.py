@@ -43,7 +43,7 @@ class Page:
 
     Attributes:
         facts: names and values, a table.
-        charts: headline and SVG text of each, from `charts.py`.
+        charts: headline and content of each: SVG text from `charts.py`, or a `table`.
         samples: to leaf through.
     """
 
@@ -57,8 +57,7 @@ class Page:
 def write_page(path: Path, page: Page) -> None:
     """Writes the page in the place of the file."""
     frame = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in page.facts)
-    cards = [("Numbers", f"<table>{rows}</table>"), *page.charts]
+    cards = [("Numbers", table(page.facts)), *page.charts]
     content = {
         "title": escape(page.title),
         "subtitle": escape(page.subtitle),
@@ -67,6 +66,12 @@ def write_page(path: Path, page: Page) -> None:
     }
     filled = re.sub(r"\{\{(\w+)\}\}", lambda place: content[place[1]], frame)
     replace_file(path, filled.encode("utf-8", "replace"))
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of texts, as HTML."""
+    cells = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def told_passes(statistics: Mapping[str, Any]) -> str:

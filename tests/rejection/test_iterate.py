@@ -25,6 +25,7 @@ from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
 from openrlhf.rejection.iterate import rejection_sampling
 from openrlhf.rejection.records import StoredRows
+from tests.inspection.test_inspection import CHROMIUM, in_browser
 from tests.rejection.stand_in import KNOWN, StandIn
 
 TRAIN = """
@@ -257,3 +258,39 @@ def test_recipes_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[
     with pytest.raises(UserError) as error:
         config_of(tmp_path, *flags)
     assert words in str(error.value)
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """The page of two iterations."""
+    rejection_sampling(config_of(tmp_path, "--eval.n", "2", "--eval.temperature", "1"))
+    return tmp_path / "run" / "report.html"
+
+
+def test_the_page_shows_model_against_control_and_what_was_kept(reported: Path) -> None:
+    page, run = reported.read_text(), reported.parent
+    for k in ("pass@1", "pass@2"):
+        assert f"<h2>{k} on held-out prompts</h2>" in page
+        for name, folder in (("model", "evaluation"), ("control", "control_evaluation")):
+            found = json.loads((run / "iteration_2" / folder / "scores" / "stats.json").read_text())
+            low, high = found["intervals"][k]
+            assert f"{name}: {found[k]:.1%}, from {low:.1%} to {high:.1%}" in page
+    selected = [json.loads((run / f"iteration_{k}" / "selected" / "stats.json").read_text()) for k in (1, 2)]
+    below = [one["left_out"]["below min_reward"] for one in selected]
+    assert f"<td>below min_reward</td><td>{below[0]}</td><td>{below[1]}</td>" in page
+    for one in selected:
+        assert f"kept: {one['num_kept']}</title>" in page
+        assert f"left out: {one['num_responses'] - one['num_kept']}</title>" in page
+    for remark in ("start, model: reward ", "iteration 2, model: reward ", "iteration 2, control: reward "):
+        assert page.count(remark) == 6
+    assert "http" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_the_page_works_in_a_real_browser(reported: Path, tmp_path: Path) -> None:
+    shown = in_browser(reported, tmp_path, "--dump-dom")
+    assert "prompt 1 of 6 shown" in shown
+    assert shown.count('<article class="shown">') == 1
+    picture = tmp_path / "page.png"
+    in_browser(reported, tmp_path, f"--screenshot={picture}", "--window-size=1200,1600")
+    assert picture.stat().st_size > 40_000

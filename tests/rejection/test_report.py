@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openrlhf.rejection.charts import histogram
-from openrlhf.rejection.report import write_iterations
-from openrlhf.rejection.statistics import pass_statistics
+from openrlhf.rejection.generate import generate
+from openrlhf.rejection.report import MAX_PROMPTS
+from tests.rejection.stand_in import LONG, StandIn, generate_config
 
 
 def bars(svg: str, series: int) -> list[tuple[float, str]]:
@@ -40,16 +42,14 @@ def test_nothing_to_show_is_said():
     assert "nothing to show" in histogram({"kept": np.array([])}, "tokens")
 
 
-def test_iterations_show_model_and_control_with_intervals(tmp_path):
-    rng = np.random.default_rng(0)
-    first, model, control = (pass_statistics(np.full(60, 4), rng.binomial(4, p, 60)) for p in (0.3, 0.7, 0.4))
-    iterations = [{"model": first}, {"model": model, "control": control}, {"model": model, "<b>": control}]
-    write_iterations(tmp_path / "report.html", iterations, "recipe.toml & more")
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3  # pass@1, pass@2, pass@4
-    assert page.count("<polyline") == 9
-    assert "recipe.toml &amp; more" in page
+def test_generated_answers_have_a_page_with_lengths_and_reasons(tmp_path: Path) -> None:
+    rows = [{"prompt": f"<b>question {number}</b>"} for number in range(60)] + [{"prompt": ""}, {"prompt": LONG}]
+    generate(generate_config(tmp_path, rows, "--generate.n", "2"), StandIn())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<td>left out: the prompt is too long</td><td>1 prompts</td>" in page
+    assert [tip for _, tip in bars(page, 0)] == ["stop: 120"]
+    assert page.count("<article>") == MAX_PROMPTS
+    assert page.count("answer 1 · stop · 3 tokens") == MAX_PROMPTS
+    assert "&lt;b&gt;question" in page
     assert "<b>" not in page
-    low, high = control["intervals"]["pass@1"]
-    assert f"control: {control['pass@1']:.1%}, from {low:.1%} to {high:.1%}" in page
     assert "http" not in page

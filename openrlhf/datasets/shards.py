@@ -17,7 +17,7 @@ from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, SampleBatch
 from openrlhf.datasets.sample_writer import FinishedShard, SampleWriter, ShardWriter
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask
-from openrlhf.parallel.ray_workers import on_ray
+from openrlhf.parallel.ray_workers import check_is_here, on_ray
 
 _Range = tuple[int, list[EncodingTask]]
 
@@ -59,6 +59,7 @@ def encode_on_ray(
         return lambda given: _encode_range(encode, given, folder, schema)
 
     for _, number in on_ray(make_work, missing()):
+        check_is_here(_facts_of(folder, number))
         finished.add(number)
         count_in_order()
     count_in_order()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 from openrlhf.errors import UserError
@@ -22,6 +24,7 @@ MakeWork = Callable[[], Callable[[Range], Result]]
 
 LEAST_RANGES = 256  # where there is enough to do
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the size of the cluster
+_SECONDS_TO_SHOW_UP = 60.0  # file systems of many machines keep names for a while
 _DEATHS_A_WORKER = 5  # without a result in between
 _LOST = object()
 
@@ -35,6 +38,15 @@ def check_ray(flag: str) -> None:
 def range_size(total: int, least: int, most: int) -> int:
     """How much a range holds. It depends on the work alone, so that any cluster cuts the same ranges."""
     return min(max(least, total // LEAST_RANGES), most)
+
+
+def check_is_here(shard: Path) -> None:
+    """Waits for a file that a worker has written. Raises UserError where it does not show up."""
+    until = time.monotonic() + _SECONDS_TO_SHOW_UP
+    while not shard.exists():
+        if time.monotonic() > until:
+            raise UserError(f"{shard} was written by a worker, and is not here: all nodes must share the disk.")
+        time.sleep(0.5)
 
 
 def on_ray(make_work: MakeWork, ranges: Iterable[Range], takes_gpu: bool = False) -> Iterator[tuple[int, Result]]:
@@ -68,7 +80,13 @@ class _Worker:
     def __init__(self, make_work: MakeWork):
         self._make_work = make_work
 
-    def begin(self) -> None:
+    def begin(self, folder: str) -> None:
+        """Args: folder: the driver's, where relative paths begin, and the user's modules may lie."""
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise UserError(f"A node has no folder {folder}: all nodes must share the disk.") from error
+        sys.path.insert(0, folder)
         self._work = self._make_work()
 
     def finish(self, given: Any) -> Any:
@@ -116,7 +134,7 @@ class _Pool:
         """Starts workers where there is room; one that has begun is given ranges."""
         for _ in range(max(self.room(), 1) - len(self._idle) - len(self._busy)):
             worker = self._actor.remote(self._make_work)
-            self._busy[worker.begin.remote()] = worker, None
+            self._busy[worker.begin.remote(os.getcwd())] = worker, None
 
     def _result(self, call: Any, worker: Any) -> Any:
         """What a call gives; `_LOST` where its worker is gone."""

@@ -13,20 +13,18 @@ import functools
 import itertools
 import os
 import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, NamedTuple
 
 from openrlhf.config import GenerateConfig
 from openrlhf.errors import UserError
-from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
-from openrlhf.rejection.engines.engine import Engine, Generation, Refusal, Request, Sampling
+from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
+from openrlhf.rejection.asking import Progress, ask
+from openrlhf.rejection.engines.engine import Engine, Request, Sampling
 from openrlhf.rejection.generation_report import write_generation_report
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
@@ -47,9 +45,7 @@ from openrlhf.rejection.records import (
     write_shard,
 )
 
-EMPTY = "the prompt is empty"
 _MOST_ANSWERS_A_RANGE = 16384  # on Ray: what a lost worker may cost
-_SECONDS_BETWEEN_LINES = 10.0  # of progress, where nobody watches a terminal
 
 
 def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, Any]:
@@ -85,9 +81,9 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
             with (
                 RowWriter(output, name, ROWS) as rows,
                 RowWriter(output, name, LEFT_OUT) as left_out,
-                _Progress(mine.num_missing) as progress,
+                Progress(mine.num_missing) as progress,
             ):
-                _ask(made, mine, rows.append, left_out.append, identity.weights, progress)
+                ask(made, mine, rows.append, left_out.append, identity.weights, progress)
         finally:
             if engine is None:
                 made.close()
@@ -204,111 +200,40 @@ class _Share:
         return itertools.islice(self._prompts, self._rank, None, self._num_ranks)
 
 
-def _ask(
-    engine: Engine,
-    requests: Iterable[Request],
-    keep: Callable[[Row], None],
-    keep_left_out: Callable[[Row], None],
-    weights: str | None,
-    progress: _Progress | None = None,
-) -> None:
-    """Keeps answers and refusals as they come."""
-    refused: dict[str, str] = {}
-
-    def skip(prompt: Prompt, reason: str) -> None:
-        if prompt.prompt_id not in refused:
-            refused[prompt.prompt_id] = reason
-            keep_left_out({"prompt_id": prompt.prompt_id, "reason": reason})
-        if progress is not None:
-            progress.add(0)
-
-    def asked() -> Iterator[Request]:
-        for request in requests:
-            if request.prompt.is_empty or request.prompt.prompt_id in refused:
-                skip(request.prompt, EMPTY)
-            else:
-                yield request
-
-    for result in engine.answers(asked()):
-        if isinstance(result, Refusal):
-            skip(result.request.prompt, result.reason)
-        else:
-            keep(_row_of(result, weights))
-            if progress is not None:
-                progress.add(result.num_tokens or 0)
+class _AnsweredRange(NamedTuple):
+    shard: Path
+    num_asked: int
+    num_tokens: int
 
 
-def _ask_on_ray(make_work: Callable[[], Callable[[list[Request]], tuple[int, int]]], share: _Share) -> None:
+_Answer = Callable[[list[Request]], _AnsweredRange]
+
+
+def _ask_on_ray(make_work: Callable[[], _Answer], share: _Share) -> None:
     """Workers leave a shard for each range of prompts."""
-    with _Progress(share.num_missing) as progress:
-        for _, (num_asked, num_tokens) in on_ray(make_work, share.ranges(), takes_gpu=True):
-            progress.add(num_tokens, num_asked)
+    with Progress(share.num_missing) as progress:
+        for _, answered in on_ray(make_work, share.ranges(), takes_gpu=True):
+            check_is_here(answered.shard)
+            progress.add(answered.num_tokens, answered.num_asked)
 
 
-def _answer_ranges(
-    config: GenerateConfig, output: Path, weights: str | None
-) -> Callable[[list[Request]], tuple[int, int]]:
+def _answer_ranges(config: GenerateConfig, output: Path, weights: str | None) -> _Answer:
     """In a worker: it makes its engine once. A range leaves one shard, its rows in the order of the prompts."""
     engine = make_engine(config)
 
-    def answer(requests: list[Request]) -> tuple[int, int]:
+    def answer(requests: list[Request]) -> _AnsweredRange:
         rows: list[Row] = []
         left_out: list[Row] = []
-        _ask(engine, requests, rows.append, left_out.append, weights)
+        ask(engine, requests, rows.append, left_out.append, weights)
         order = {(one.prompt.prompt_id, one.sample_index): place for place, one in enumerate(requests)}
         rows.sort(key=lambda row: order[row["prompt_id"], row["sample_index"]])
         name = name_of_range(order)
         if left_out:
             write_shard(output, name, sorted(left_out, key=itemgetter("prompt_id")), LEFT_OUT)
-        write_shard(output, name, rows)
-        return len(requests), sum(row["num_tokens"] or 0 for row in rows)
+        shard = write_shard(output, name, rows)
+        return _AnsweredRange(shard, len(requests), sum(row["num_tokens"] or 0 for row in rows))
 
     return answer
-
-
-def _row_of(answer: Generation, weights: str | None) -> dict[str, Any]:
-    request = answer.request
-    prompt = request.prompt
-    return {
-        "prompt_id": prompt.prompt_id,
-        "sample_index": request.sample_index,
-        "prompt": prompt.content,
-        "response": answer.response,
-        "finish_reason": answer.finish_reason,
-        "seed": request.seed,
-        "num_tokens": answer.num_tokens,
-        "model": weights,
-        **prompt.columns,
-        **({"tools": prompt.tools} if prompt.tools else {}),
-        **answer.columns,
-    }
-
-
-class _Progress:
-    """A bar with the time left and the tokens a second, by the first rank; where there is no terminal, lines."""
-
-    def __init__(self, num_missing: int):
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=num_missing,
-            unit="answer",
-            desc="generating",
-            disable=os.environ.get("RANK", "0") != "0",
-            mininterval=0.1 if is_terminal else _SECONDS_BETWEEN_LINES,
-        )
-        self._num_tokens, self._start = 0, time.monotonic()
-
-    def add(self, num_tokens: int, num_answers: int = 1) -> None:
-        self._num_tokens += num_tokens
-        seconds = time.monotonic() - self._start
-        self._bar.set_postfix_str(f"{self._num_tokens / max(seconds, 1e-3):,.0f} tokens/s", refresh=False)
-        self._bar.update(num_answers)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
 
 
 def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig) -> dict[str, Any]:

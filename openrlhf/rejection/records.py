@@ -227,11 +227,12 @@ def name_of_range(identities: Iterable[tuple[str, int]]) -> str:
     return xxhash.xxh3_128(json.dumps(list(identities)).encode()).hexdigest()
 
 
-def write_shard(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], kind: str = ROWS) -> None:
+def write_shard(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], kind: str = ROWS) -> Path:
     """Leaves a shard with all its rows, or none. The first one of a name stays: its rows may have been read already."""
     path = folder / f"{kind}-{name}.jsonl"
     if not path.exists():
         replace_file(path, b"".join(map(_line, rows)))
+    return path
 
 
 class RowWriter:

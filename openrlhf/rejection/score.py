@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
-from openrlhf.parallel.ray_workers import check_ray, on_ray, range_size
+from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
 from openrlhf.rejection.charts import histogram
 from openrlhf.rejection.records import (
@@ -88,7 +88,8 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
         if settings.runner == "ray":
             size = range_size(num_rows, _rows_a_batch(rewards), _MOST_ROWS_A_RANGE)
             make_work = functools.partial(_judge_ranges, config, output)
-            for _, num_judged in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
+            for _, (shard, num_judged) in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
+                check_is_here(shard)
                 bar.update(num_judged)
             tally = _Tally([reward.name for reward in rewards])
             for row in StoredRows(output):
@@ -180,21 +181,20 @@ def _key(row: Row) -> tuple[str, int]:
     return row["prompt_id"], row["sample_index"]
 
 
-def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], int]:
-    """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order."""
+def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple[Path, int]]:
+    """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order; and their number."""
     settings, rewards = config.score, find_rewards(config.score)
     _start(rewards)
     source = StoredRows(Path(settings.input).expanduser())
 
-    def judge(given: _Range) -> int:
+    def judge(given: _Range) -> tuple[Path, int]:
         places, keys = zip(*given, strict=True)
         rows = (
             {**row, "prompt_id": prompt_id, "sample_index": index}
             for row, (prompt_id, index) in zip(source.at(places), keys, strict=True)
         )
         judged = {_key(row): row for row in _judged(rewards, _weights(settings, rewards), rows, settings.workers or 1)}
-        write_shard(output, name_of_range(keys), map(judged.__getitem__, keys))
-        return len(keys)
+        return write_shard(output, name_of_range(keys), map(judged.__getitem__, keys)), len(keys)
 
     return judge
 

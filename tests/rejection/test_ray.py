@@ -16,7 +16,7 @@ from openrlhf.config import DataConfig, ScoreConfig, parse_config
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.datasets.sources import readers
 from openrlhf.errors import UserError
-from openrlhf.parallel.ray_workers import on_ray
+from openrlhf.parallel.ray_workers import check_is_here, on_ray
 from openrlhf.rejection.generate import generate
 from openrlhf.rejection.score import score
 from tests.datasets.conftest import pairs, write_jsonl
@@ -47,6 +47,11 @@ def cluster() -> Iterator[Cluster]:
     yield one
     ray.shutdown()
     one.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @contextmanager
@@ -86,8 +91,9 @@ def some_shards(folder: Path, pattern: str = "rows-*.jsonl") -> Callable[[], boo
 
 
 def answers(tmp_path: Path, url: str, output: str, *flags: str) -> Path:
+    """Relative paths are those of the driver."""
     engine = ("--generate.engine", "openai", "--generate.url", url, "--generate.n", "2", "--generate.concurrency", "8")
-    config = generate_config(tmp_path, ROWS, *engine, "--generate.output", str(tmp_path / output), *flags, model="m")
+    config = generate_config(tmp_path, ROWS, *engine, "--generate.output", output, *flags, model="m")
     generate(config)
     return tmp_path / output
 
@@ -122,8 +128,8 @@ def test_workers_ask_for_what_another_engine_has_left(tmp_path: Path, cluster: C
 
 
 def scores(tmp_path: Path, generations: Path, output: str, *flags: str) -> Path:
-    given = ["--score.input", str(generations), "--score.output", str(tmp_path / output), *flags]
-    score(parse_config(ScoreConfig, [*given, "--score.reward", f"{tmp_path / 'rewards.py'}:shortness"]))
+    given = ["--score.input", str(generations), "--score.output", output, *flags]
+    score(parse_config(ScoreConfig, [*given, "--score.reward", "rewards.py:shortness"]))
     return tmp_path / output
 
 
@@ -218,3 +224,9 @@ def test_a_range_that_kills_its_workers_ends_in_words(cluster: Cluster, monkeypa
 
     with pytest.raises(UserError, match="die again and again"):
         list(on_ray(make_work, [1, 2, 3]))
+
+
+def test_a_disk_that_is_not_shared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openrlhf.parallel.ray_workers._SECONDS_TO_SHOW_UP", 0.0)
+    with pytest.raises(UserError, match="all nodes must share the disk"):
+        check_is_here(tmp_path / "rows-0.jsonl")

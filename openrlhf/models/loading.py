@@ -141,6 +141,12 @@ def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
         raise UserError(_no_model(path, error)) from error
 
 
+def saved_dtype(config: PretrainedConfig, otherwise: str) -> str:
+    """The name of the dtype that the weights are saved in."""
+    dtype = config.get_text_config().dtype
+    return next((name for name, known in PARAM_DTYPES.items() if known == dtype), otherwise)
+
+
 def load_causal_lm(
     path: str,
     *,

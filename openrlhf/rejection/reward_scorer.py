@@ -26,7 +26,7 @@ from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
-from openrlhf.models.loading import PARAM_DTYPES, load_config
+from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_model import check_reward_statistics
 
 Messages = list[dict[str, Any]]
@@ -76,7 +76,7 @@ class RewardScorer:
         Raises UserError where there is no reward model, or it has no tokenizer.
         """
         config = load_config(folder, trust_remote_code)
-        dtype = _saved_dtype(config) if param_dtype == "auto" else param_dtype
+        dtype = saved_dtype(config, "fp32") if param_dtype == "auto" else param_dtype
         if normalizes:
             check_reward_statistics(config, folder)
         self._tokenizer = get_tokenizer(folder, trust_remote_code=trust_remote_code)
@@ -210,10 +210,6 @@ def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[Re
 
 def _finite(reward: float) -> Judged:
     return Judged(reward) if math.isfinite(reward) else Judged(None, f"its reward is {reward}")
-
-
-def _saved_dtype(config: PretrainedConfig) -> str:
-    return next((name for name, dtype in PARAM_DTYPES.items() if dtype == config.dtype), "fp32")
 
 
 def _max_len(asked: int | None, config: PretrainedConfig) -> int:

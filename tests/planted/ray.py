@@ -1,4 +1,4 @@
-"""Bugs in what workers on Ray leave, and in ranks that share prompts."""
+"""Bugs in what workers on Ray leave, in engines and rewards of other packages, and in reports."""
 
 from __future__ import annotations
 
@@ -46,5 +46,29 @@ BUGS = [
         "            self._num_deaths += 1\n",
         "",
         (f"{_RAY}::test_a_range_that_kills_its_workers_ends_in_words",),
+    ),
+    Bug(
+        "vllm_rounds_float32",
+        "vLLM in process answers with rounded weights, and nobody is told",
+        "rejection/engines/vllm_engine.py",
+        'param_dtype = saved_dtype(load_config(name_or_path, trust_remote_code), "bf16")',
+        'param_dtype = "bf16"',
+        ("tests/rejection/test_vllm_engine.py::test_weights_keep_the_type_that_they_are_saved_in",),
+    ),
+    Bug(
+        "task_of_another_prompt",
+        "an answer is judged by the task of another prompt",
+        "rejection/rewards/environment.py",
+        'task = tasks.get(_key(row["prompt"]))',
+        "task = next(iter(tasks.values()))",
+        ("tests/rejection/test_verifiers.py::test_the_task_of_the_prompt_judges_by_its_weighted_rewards",),
+    ),
+    Bug(
+        "kept_shown_as_left_out",
+        "the page of the iterations shows kept answers among those left out",
+        "rejection/iterations_report.py",
+        'split = {"kept": kept, "left out": ~kept}',
+        'split = {"kept": ~kept, "left out": kept}',
+        ("tests/rejection/test_iterate.py::test_the_page_shows_model_against_control_and_what_was_kept",),
     ),
 ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from openrlhf.errors import UserError
 from openrlhf.rejection.engines.engine import Generation, Refusal, Request, Sampling
@@ -65,6 +66,14 @@ def test_requests_are_added_as_answers_leave(engine: VLLMEngine) -> None:
     assert (last["n"], last["temperature"], last["top_p"]) == (1, 0.5, 0.9)
     assert last["max_tokens"] == 20 - num_prompt_tokens
     assert (engine._llm.given["dtype"], engine._llm.given["max_num_seqs"]) == ("bfloat16", 2)
+
+
+@pytest.mark.parametrize("saved", ["float32", "bfloat16"])
+def test_weights_keep_the_type_that_they_are_saved_in(engine: VLLMEngine, tmp_path: Path, saved: str) -> None:
+    """vLLM's own auto makes bfloat16 of float32."""
+    LlamaConfig(dtype=saved).save_pretrained(tmp_path / "model")
+    made = VLLMEngine(str(tmp_path / "model"), Sampling(0.5, 0.9, 100, None), concurrency=2)
+    assert made._llm.given["dtype"] == saved
 
 
 def test_without_vllm_it_is_told_how_to_get_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import take_device
 from openrlhf.errors import UserError
-from openrlhf.models.loading import load_causal_lm, load_config
+from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
 from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.row_cache import joined, kept_rows
@@ -268,8 +268,7 @@ def load_for_answers(name_or_path: str, param_dtype: str, trust_remote_code: boo
     """The model on its device. `param_dtype` is as of `--generate.param_dtype`."""
     config = load_config(name_or_path, trust_remote_code)
     if param_dtype == "auto":
-        names = {torch.float16: "fp16", torch.float32: "fp32"}
-        param_dtype = next((name for dtype, name in names.items() if config.get_text_config().dtype == dtype), "bf16")
+        param_dtype = saved_dtype(config, "bf16")
     device = take_device()
     model: Any = load_causal_lm(
         name_or_path, config=config, param_dtype=param_dtype, trust_remote_code=trust_remote_code

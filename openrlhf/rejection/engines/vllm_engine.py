@@ -10,10 +10,11 @@ from typing import Any
 
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError
+from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
-_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 class VLLMEngine(Engine):
@@ -31,6 +32,8 @@ class VLLMEngine(Engine):
         if importlib.util.find_spec("vllm") is None:
             raise UserError("--generate.engine vllm needs a package that is not installed: pip install vllm.")
         self._vllm: Any = importlib.import_module("vllm")
+        if param_dtype == "auto":  # vLLM's own would round float32
+            param_dtype = saved_dtype(load_config(name_or_path, trust_remote_code), "bf16")
         tokenizer = get_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(tokenizer, template)
         self._sampling, self._concurrency = sampling, concurrency

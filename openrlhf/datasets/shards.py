@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -98,12 +97,10 @@ def _encode_range(encode: Encode, given: _Range, folder: Path, schema: pa.Schema
 
 
 def _as_json(result: BlockResult) -> dict[str, Any]:
-    samples = result.samples
-    told = asdict(replace(result, samples=None))
-    if samples is not None:
-        told["samples"] = asdict(replace(samples, columns=None))
-        told["samples"] |= {name: told["samples"][name].tolist() for name in ("num_tokens", "num_targets")}
-    return told
+    if (samples := result.samples) is None:
+        return vars(result)
+    lengths = {"num_tokens": samples.num_tokens.tolist(), "num_targets": samples.num_targets.tolist()}
+    return {**vars(result), "samples": {**vars(samples), "columns": None, **lengths}}
 
 
 def _read_facts(folder: Path, number: int) -> tuple[FinishedShard, list[BlockResult]]:

@@ -124,6 +124,7 @@ class _Pool:
                 if (result := self._result(call, worker)) is _LOST:
                     again.extend([] if given is None else [given])
                 elif given is not None:
+                    self._num_deaths = 0
                     yield given[0], result
 
     def close(self) -> None:
@@ -152,6 +153,5 @@ class _Pool:
                     "and start the same command again."
                 ) from error
             return _LOST
-        self._num_deaths = 0
         self._idle.append(worker)
         return result

@@ -14,14 +14,15 @@ from openrlhf.config import PrepareConfig, parse_config
 
 def main(argv: Sequence[str]) -> None:
     config = parse_config(PrepareConfig, argv)
+    from openrlhf.datasets.sft_dataset import prepare_sft_dataset
     from openrlhf.parallel.ray_workers import check_ray
     from openrlhf.run.builders import build_eval_data, build_tokenizer, build_train_data
-    from openrlhf.run.sft_run import SFTRun
 
     if config.runner == "ray":
         check_ray("--runner")
     tokenizer = build_tokenizer(config)
-    prepare = functools.partial(SFTRun.preparation(config), runner=config.runner)
+    is_text = config.model.pretrain_mode_enable
+    prepare = functools.partial(prepare_sft_dataset, pretrain_mode=is_text, runner=config.runner)
     for build in (build_train_data, build_eval_data):
         dataset = build(config, tokenizer, prepare)
         if dataset is not None:

@@ -6,6 +6,7 @@ a lost driver no more than that, and any number of workers leaves the same shard
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -49,7 +50,9 @@ def check_is_here(shard: Path) -> None:
         time.sleep(0.5)
 
 
-def on_ray(make_work: MakeWork, ranges: Iterable[Range], takes_gpu: bool = False) -> Iterator[tuple[int, Result]]:
+def on_ray(
+    make_work: MakeWork[Range, Result], ranges: Iterable[Range], takes_gpu: bool = False
+) -> Iterator[tuple[int, Result]]:
     """The number of each range and its result, as they come. Ranges are taken as workers become free.
 
     Args:
@@ -65,7 +68,7 @@ def on_ray(make_work: MakeWork, ranges: Iterable[Range], takes_gpu: bool = False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level="WARNING")
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
     pool = _Pool(ray, make_work, "GPU" if takes_gpu and ray.cluster_resources().get("GPU") else "CPU")
     print(f"Ray: {len(ray.nodes())} nodes, {pool.room()} workers", file=sys.stderr, flush=True)
     try:
@@ -77,7 +80,7 @@ def on_ray(make_work: MakeWork, ranges: Iterable[Range], takes_gpu: bool = False
 class _Worker:
     """A process of the cluster that keeps what its work needs: an engine, a tokenizer, rewards."""
 
-    def __init__(self, make_work: MakeWork):
+    def __init__(self, make_work: MakeWork[Any, Any]):
         self._make_work = make_work
 
     def begin(self, folder: str) -> None:
@@ -96,7 +99,7 @@ class _Worker:
 class _Pool:
     """As many workers as the cluster has room for at the time: nodes may come and go."""
 
-    def __init__(self, ray: Any, make_work: MakeWork, resource: str):
+    def __init__(self, ray: Any, make_work: MakeWork[Any, Any], resource: str):
         self._ray, self._make_work, self._resource = ray, make_work, resource
         one = {"num_gpus": 1} if resource == "GPU" else {"num_cpus": 1}
         self._actor = ray.remote(**one)(_Worker)

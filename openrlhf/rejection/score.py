@@ -95,10 +95,10 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
             for row in StoredRows(output):
                 tally.add(row)
         else:
-            with RowWriter(output, "0") as shard:
+            with RowWriter(output, "0") as rows:
                 missing = (one.row for one in _missing(source, done))
                 for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
-                    shard.append(row)
+                    rows.append(row)
                     tally.add(row)
                     bar.update()
     return _finish(settings, output, tally)

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from openrlhf.batching import FixedSize, TokenBudget
-from openrlhf.cli import inspect_data
+from openrlhf.cli import inspect_data, prepare_data
 from openrlhf.config import DataConfig, InspectConfig
 from openrlhf.config.schema import build
+from openrlhf.datasets.prepared import SAMPLES
 from openrlhf.datasets.sft_dataset import SFTDataset, prepare_sft_dataset
 from openrlhf.errors import UserError
 from openrlhf.inspection.samples import parts_of
@@ -172,3 +173,14 @@ def test_weights_can_be_told_in_the_terminal(tmp_path: Path, colours: bool):
     write_page(page, found, TOKENIZER, statistics)
     assert "targets \\u00b7 weight 0.2" in page.read_text()
     assert ",0.1,0,0]" in page.read_text()
+
+
+def test_prepare_data_leaves_what_a_look_and_a_training_read(tmp_path: Path, capsys):
+    prepare_data.main(flags(tmp_path))
+    printed = capsys.readouterr().out
+    (folder,) = (tmp_path / "cache").glob("*/")
+    assert f"prepared in {folder}" in printed
+    made_ns = (folder / SAMPLES).stat().st_mtime_ns
+    inspect_data.main(flags(tmp_path))
+    assert list((tmp_path / "cache").glob("*/")) == [folder]
+    assert (folder / SAMPLES).stat().st_mtime_ns == made_ns

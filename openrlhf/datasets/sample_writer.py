@@ -19,7 +19,7 @@ class FinishedShard(NamedTuple):
     parts: Parts
 
 
-class ShardWriter:
+class SampleShardWriter:
     """Writes one Arrow file of samples, a record batch at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema):
@@ -44,7 +44,7 @@ class SampleWriter:
     def __init__(self, folder: Path, schema: pa.Schema):
         self._folder, self._schema = folder, schema
         self._lengths = {name: _ChecksummedFile(folder / name) for name in (TOKENS, TARGETS)}
-        self._shard: ShardWriter | None = None
+        self._shard: SampleShardWriter | None = None
         self._shards: list[FinishedShard] = []
         self._batch_sizes: list[int] = []
 
@@ -59,7 +59,7 @@ class SampleWriter:
     def begin_shard(self) -> None:
         """What is appended from now on goes into a file of its own."""
         self._end_shard()
-        self._shard = ShardWriter(self._folder / shard_name(len(self._shards)), self._schema)
+        self._shard = SampleShardWriter(self._folder / shard_name(len(self._shards)), self._schema)
 
     def append(self, samples: SampleBatch) -> None:
         assert self._shard is not None

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, SampleBatch
-from openrlhf.datasets.sample_writer import FinishedShard, SampleWriter, ShardWriter
+from openrlhf.datasets.sample_writer import FinishedShard, SampleWriter, SampleShardWriter
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask
 from openrlhf.parallel.ray_workers import check_is_here, on_ray
 
@@ -86,7 +86,7 @@ def _encode_range(encode: Encode, given: _Range, folder: Path, schema: pa.Schema
     number, tasks = given
     facts = []
     with replacing(_shard_of(folder, number)) as temporary:
-        shard = ShardWriter(temporary, schema)
+        shard = SampleShardWriter(temporary, schema)
         for result in map(encode, tasks):
             if result.samples is not None:
                 shard.append(result.samples)

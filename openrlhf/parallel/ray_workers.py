@@ -69,7 +69,7 @@ def on_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    pool = _Pool(ray, make_work, "GPU" if takes_gpu and ray.cluster_resources().get("GPU") else "CPU")
+    pool = _WorkerPool(ray, make_work, "GPU" if takes_gpu and ray.cluster_resources().get("GPU") else "CPU")
     print(f"Ray: {len(ray.nodes())} nodes, {pool.room()} workers", file=sys.stderr, flush=True)
     try:
         yield from pool.results(chain([first], numbered))
@@ -96,7 +96,7 @@ class _Worker:
         return self._work(given)
 
 
-class _Pool:
+class _WorkerPool:
     """As many workers as the cluster has room for at the time: nodes may come and go."""
 
     def __init__(self, ray: Any, make_work: MakeWork[Any, Any], resource: str):

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, SampleBatch
-from openrlhf.datasets.sample_writer import FinishedShard, SampleWriter, SampleShardWriter
+from openrlhf.datasets.sample_writer import FinishedShard, SampleShardWriter, SampleWriter
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask
 from openrlhf.parallel.ray_workers import check_is_here, on_ray
 

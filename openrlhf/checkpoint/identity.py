@@ -23,7 +23,7 @@ _FACTS_IN_WORDS = {
     "tokenizer_fingerprint": "the tokenizer",
     "horizon_steps": "the horizon of the learning rate schedule in optimizer steps (--train.max_epochs, "
     "--train.max_steps)",
-    "base_model": "the model under the adapters (--model.model_name_or_path)",
+    "base_model": "the model whose weights are not trained (--model.model_name_or_path)",
     "reference": "the reference model (--ref.model_name_or_path)",
 }
 _MISSING = object()
@@ -42,7 +42,7 @@ class RunIdentity:
         model_shape: see `model_shape_fingerprint`.
         tokenizer_fingerprint: of vocabulary, special tokens and chat template.
         horizon_steps: optimizer steps of the whole run.
-        base_model: fingerprint of the weights under adapters.
+        base_model: fingerprint of the weights that are not trained: under adapters, or frozen.
         reference: fingerprint of the weights of the model that a preference is held to.
             None in any of these: not known, and compared with nothing.
         run_id: of the run itself, from its first start on; no part of the comparison. Its checkpoints and its exported

@@ -1,4 +1,4 @@
-"""An adapter merged into its base model: `python -m openrlhf.cli.lora_combiner FLAGS`."""
+"""Adapters merged into their base model: `python -m openrlhf.cli.lora_combiner FLAGS`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def combine(config: MergeConfig) -> None:
-    """Writes the merged model in safetensors, with its tokenizer. Raises UserError where the two do not fit."""
-    from peft import PeftConfig, PeftModel, TaskType
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    from openrlhf.checkpoint.export import export_model
-    from openrlhf.datasets.tokenizer import get_tokenizer
-    from openrlhf.errors import UserError, first_line_of
+    """Writes the merged model in safetensors, with its tokenizer. Raises UserError where they do not fit."""
     from openrlhf.models.loading import PARAM_DTYPES
+    from openrlhf.run.merge import merge_adapters
 
-    dtype = PARAM_DTYPES[config.param_dtype] if config.param_dtype else "auto"
-    try:
-        is_reward_model = PeftConfig.from_pretrained(config.lora_path).task_type == TaskType.SEQ_CLS
-        kind = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
-        labels = {"num_labels": 1} if is_reward_model else {}
-        base = kind.from_pretrained(config.model_path, dtype=dtype, **labels)
-        merged = PeftModel.from_pretrained(base, config.lora_path).merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        problem = f"{config.lora_path} cannot be merged into {config.model_path}: {first_line_of(error)}"
-        raise UserError(problem) from None
-    export_model(merged, get_tokenizer(config.model_path), config.output_path)
+    dtype = PARAM_DTYPES[config.param_dtype] if config.param_dtype else None
+    merge_adapters(config.model_path, config.lora_paths, config.output_path, dtype)
     print(f"the merged model is in {config.output_path}.")
 
 

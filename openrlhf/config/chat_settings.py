@@ -9,8 +9,7 @@ from typing import ClassVar, Literal
 from openrlhf.config.disk import folder_of_model
 from openrlhf.config.generate_settings import GeneratorConfig
 from openrlhf.config.kinds import Fraction, Number, PositiveCount, WholeNumber
-from openrlhf.config.schema import Command, Root
-from openrlhf.config.settings import free
+from openrlhf.config.schema import Command, Root, free
 from openrlhf.config.synonyms import Synonyms
 
 SYNONYMS: Synonyms = {"pretrain": "model.model_name_or_path"}

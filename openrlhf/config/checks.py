@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from openrlhf.config.adapter_settings import ADAPTER_CHECKS
 from openrlhf.config.disk import data_source, data_sources, model_folder, split_names
 from openrlhf.config.hub_settings import hub
 from openrlhf.config.outputs import output_folders
@@ -115,22 +116,10 @@ def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
     flag = f"--ds.tensor_parallel_size {ds.tensor_parallel_size}"
     if ds.ring_attn_size > 1:
         yield f"{flag} does not go with --ds.ring_attn_size {ds.ring_attn_size}; use one of them."
-    if ds.lora.rank:
+    if ds.lora.is_used:
         yield f"{flag} does not share out adapters; leave it or --ds.lora.rank out."
     if config.optim == "muon":
         yield f"{flag} leaves a rank parts of matrices, of which --optim muon needs the whole; leave one of them out."
-
-
-def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
-    ds = config.ds
-    if not ds.load_in_4bit:
-        return
-    if ds.lora.rank == 0:
-        yield "--ds.load_in_4bit freezes the model, so nothing is trained: add adapters, --ds.lora.rank 16."
-    if ds.zero_stage == 3:
-        yield "--ds.load_in_4bit does not go with --ds.zero_stage 3; use --ds.zero_stage 2 or less."
-    if not importlib.util.find_spec("bitsandbytes"):
-        yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
 
 
 def _liger(config: TrainingConfig, world_size: int) -> Iterator[str]:
@@ -262,7 +251,16 @@ def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
 
 
-LAYOUT_CHECKS: tuple[Check, ...] = (_ranks, _rows, _zero, _muon, _tensor_parallel, _four_bits, _liger, _compiled_layers)
+LAYOUT_CHECKS: tuple[Check, ...] = (
+    _ranks,
+    _rows,
+    _zero,
+    _muon,
+    _tensor_parallel,
+    *ADAPTER_CHECKS,
+    _liger,
+    _compiled_layers,
+)
 COMMON_CHECKS: tuple[Check, ...] = (
     _needed,
     *LAYOUT_CHECKS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ DATA_SUFFIXES = {
 }
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
+ADAPTER_FILE = "adapter_config.json"  # of PEFT
 
 
 def data_file_kind(name: str | PurePath) -> str | None:
@@ -71,8 +73,10 @@ def folder_of_model(flag: str, name: str) -> Iterator[str]:
     if not name:
         return
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            yield f"{flag} {name} is no model: it has no config.json. {_adapter(folder)}"
+        if (folder / ADAPTER_FILE).is_file():
+            yield f"{flag} {name} {is_adapter(folder)}"
+        elif not (folder / "config.json").is_file():
+            yield f"{flag} {name} is no model: it has no config.json. Give the folder that save_pretrained wrote."
     elif folder.exists():
         yield f"{flag} {name} is a file; give the folder of a Hugging Face model."
     elif _looks_local(name):
@@ -89,10 +93,17 @@ def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
             yield from data_source(flag, name)
 
 
-def _adapter(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return "It is an adapter: merge it into its base model, and give that."
-    return "Give the folder that save_pretrained wrote."
+def is_adapter(folder: Path) -> str:
+    """What to do with a folder that holds an adapter where a model is asked for; to follow its name."""
+    try:
+        base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    of_base = f" of {base}" if base else ""
+    return (
+        f"is an adapter{of_base}: give its base model, and the adapter as --ds.lora.adapter_name_or_path to train it "
+        "on; or merge the two by openrlhf.cli.lora_combiner, and give the result."
+    )
 
 
 def data_source(flag: str, name: str) -> Iterator[str]:

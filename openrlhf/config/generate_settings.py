@@ -10,8 +10,7 @@ from openrlhf.config.checks import input_template_problems
 from openrlhf.config.disk import data_source, folder_of_model, split_names
 from openrlhf.config.kinds import Count, Fraction, Number, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
-from openrlhf.config.schema import Command, Root
-from openrlhf.config.settings import free, must_match
+from openrlhf.config.schema import Command, Root, free, must_match
 from openrlhf.config.synonyms import Synonyms
 
 SYNONYMS: Synonyms = {"pretrain": "model.model_name_or_path", "data.split": "data.dataset_split"}

@@ -14,7 +14,7 @@ from openrlhf.config.disk import model_folder
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
 from openrlhf.config.outputs import writable
-from openrlhf.config.schema import Command, settings, values_of
+from openrlhf.config.schema import Command, free, must_match, settings, values_of
 from openrlhf.config.select_settings import (
     ScoreConfig,
     ScoreSettings,
@@ -23,7 +23,7 @@ from openrlhf.config.select_settings import (
     score_problems,
     select_problems,
 )
-from openrlhf.config.settings import DataConfig, EvalConfig, TrainingConfig, free, must_match
+from openrlhf.config.settings import DataConfig, EvalConfig, TrainingConfig
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 
 SET_BY_THE_ITERATION = (

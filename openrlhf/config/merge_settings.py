@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from openrlhf.config.schema import Command, Root
-from openrlhf.config.settings import free
+from openrlhf.config.disk import ADAPTER_FILE, split_names
+from openrlhf.config.schema import Command, Root, free
 
 
 def _folders(config: MergeConfig, world_size: int) -> Iterator[str]:
     for flag, name in (("model_path", config.model_path), ("lora_path", config.lora_path)):
         if not name:
             yield f"--{flag} is missing: give a folder, or a name on the hub."
-    if config.lora_path and not (Path(config.lora_path) / "adapter_config.json").is_file():
-        yield f"--lora_path {config.lora_path} holds no adapter: it has no adapter_config.json."
+    for path in config.lora_paths:
+        if not (Path(path) / ADAPTER_FILE).is_file():
+            yield f"--lora_path {path} holds no adapter: it has no {ADAPTER_FILE}."
     if not config.output_path.strip():
         yield "--output_path is missing: give a folder for the merged model."
-    for flag, name in (("model_path", config.model_path), ("lora_path", config.lora_path)):
+    for flag, name in (("model_path", config.model_path), *(("lora_path", path) for path in config.lora_paths)):
         if (
             config.output_path.strip()
             and Path(name).is_dir()
@@ -30,12 +31,16 @@ def _folders(config: MergeConfig, world_size: int) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class MergeConfig(Root):
-    """Base, adapter, merged model."""
+    """Base, adapters, merged model."""
 
     command: ClassVar[Command] = Command(
-        "Merges an adapter into its base model.", "python -m openrlhf.cli.lora_combiner", {}, (_folders,)
+        "Merges adapters into their base model.", "python -m openrlhf.cli.lora_combiner", {}, (_folders,)
     )
     model_path: str = free("", "the base model: a folder, or a name on the hub (needed)")
-    lora_path: str = free("", "folder of the adapter (needed)")
+    lora_path: str = free("", "folder of the adapter; several by commas are merged one after the other (needed)")
     output_path: str = free("", "folder of the merged model (needed)")
     param_dtype: Literal["bf16", "fp16", "fp32"] | None = free(None, "dtype of the merged model; none: the base's")
+
+    @property
+    def lora_paths(self) -> list[str]:
+        return split_names(self.lora_path) if self.lora_path else []

@@ -58,7 +58,7 @@ def _another_model(config: TrainingConfig) -> Iterator[str]:
     name = config.ckpt.output_dir
     folder, model = Path(name).expanduser(), Path(config.model.model_name_or_path or "/").expanduser()
     is_same = model.is_dir() and folder.exists() and model.samefile(folder)
-    if is_same and _has(folder, _OF_A_RUN) and not config.ds.lora.rank:
+    if is_same and _has(folder, _OF_A_RUN) and not config.ds.lora.is_used:
         return  # the next round of an iteration: the export moves the earlier model to earlier_run_<n>
     if is_same:
         yield (

@@ -69,7 +69,7 @@ def _reference(config: DPOConfig, world_size: int) -> Iterator[str]:
     ref, ds = config.ref, config.ds
     if ref.model_name_or_path is not None:
         yield from folder_of_model("--ref.model_name_or_path", ref.model_name_or_path)
-    elif ref.offload and ds.lora.rank and not ref.precompute:
+    elif ref.offload and ds.lora.is_used and not ref.precompute:
         yield (
             "--ref.offload moves a second model, and with --ds.lora.rank the reference is the base under the adapters; "
             "leave it out, or give --ref.model_name_or_path."

@@ -35,6 +35,12 @@ def setting(default: Any, help: str, *, resume: Resume, secret: bool = False) ->
     return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
+must_match = functools.partial(setting, resume="must_match")
+kept = functools.partial(setting, resume="kept")
+taken = functools.partial(setting, resume="taken")
+free = functools.partial(setting, resume="free")
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """Facts of a root's command beside its settings.

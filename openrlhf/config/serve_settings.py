@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 
 from openrlhf.config.disk import folder_of_model
 from openrlhf.config.kinds import Count, PositiveCount, Size
-from openrlhf.config.schema import Command, Root
-from openrlhf.config.settings import free
+from openrlhf.config.schema import Command, Root, free
 from openrlhf.config.synonyms import Synonyms
 
 SYNONYMS: Synonyms = {

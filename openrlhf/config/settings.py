@@ -7,10 +7,10 @@ training data are free, since the fingerprint of the data is compared and covers
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from openrlhf.config.adapter_settings import MERGED, LoraConfig
 from openrlhf.config.checks import CHECKS_OF_TRAINING, COMMON_CHECKS, COMMON_NOTICES
 from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.kinds import (
@@ -23,12 +23,11 @@ from openrlhf.config.kinds import (
     Number,
     PositiveCount,
     PositiveNumber,
-    Rank,
     Size,
     WholeNumber,
 )
 from openrlhf.config.outputs import report_file
-from openrlhf.config.schema import Command, Root, setting
+from openrlhf.config.schema import Command, Root, free, kept, must_match, taken
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 
 Scheduler = Literal[
@@ -42,12 +41,6 @@ Scheduler = Literal[
     "constant_with_warmup",
     "inverse_sqrt",
 ]
-
-
-must_match = functools.partial(setting, resume="must_match")
-kept = functools.partial(setting, resume="kept")
-taken = functools.partial(setting, resume="taken")
-free = functools.partial(setting, resume="free")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +60,9 @@ class ModelConfig:
     )
     pretrain_mode_enable: bool = free(False, "continued pre-training: plain text, every token is a target")
     trust_remote_code: bool = free(False, "run Python code that comes with the model or tokenizer")
+    trainable: tuple[str, ...] | None = must_match(
+        None, "train only weights whose names hold one of these patterns (regular expressions); the others stay"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +159,6 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters."""
-
-    rank: Rank = must_match(0, "rank of the adapters; 0 trains the whole model")
-    alpha: PositiveCount = must_match(16, "scale of the adapters")
-    dropout: BelowOne = must_match(0.0, "dropout before the adapters")
-    target_modules: tuple[str, ...] = free(("all-linear",), "names of the modules that get an adapter")
-
-
-@dataclasses.dataclass(frozen=True)
 class DeepspeedConfig:
     """Precision, memory and how the work is split over ranks."""
 
@@ -243,8 +229,18 @@ class CkptConfig:
         "go on although data, seed, batch size, loss, model, tokenizer, optimizer or dtype are not the checkpoint's",
     )
     export_shard_size: Size = free("5GB", "largest file of the exported model")
+    merge_lora: bool = free(False, "export the base with the adapter merged into it, too: in output_dir/merged")
     background_save: bool = free(True, "write checkpoints beside the training")
     max_failed_saves_in_a_row: PositiveCount = free(3, "stop when that many saves have failed one after another")
+
+    @property
+    def merged_dir(self) -> str:
+        """Folder of the base with the adapter merged into it."""
+        return str(Path(self.output_dir) / MERGED)
+
+    def exported_folders(self) -> tuple[str, ...]:
+        """The folders of models at the end of a run."""
+        return (self.output_dir, self.merged_dir) if self.merge_lora else (self.output_dir,)
 
     def folders(self) -> tuple[str, ...]:
         """The folders that a run writes into, and that no other may write into meanwhile."""

@@ -219,11 +219,11 @@ class ModelNames:
     lora_alpha: int = 32
     lora_dropout: float = 0.05
     lora_target_modules: list[str] | None = None
-    lora_target_parameters: list[str] | None = _refused(None, "leave it out: adapters stand beside layers")
-    lora_modules_to_save: list[str] | None = _refused(None, "leave it out: adapters alone are trained")
+    lora_target_parameters: list[str] | None = None
+    lora_modules_to_save: list[str] | None = None
     lora_task_type: str = _idle("CAUSAL_LM", "the model is a causal language model")
-    use_rslora: bool = _refused(False, "leave it out, and give lora_alpha times the root of lora_r")
-    use_dora: bool = _refused(False, "leave it out: adapters are LoRA's")
+    use_rslora: bool = False
+    use_dora: bool = False
     load_in_8bit: bool = _refused(False, "use load_in_4bit, or neither")
     load_in_4bit: bool = _setting(False, "ds.load_in_4bit")
     bnb_4bit_quant_type: str = _refused("nf4", "leave it out: nf4 is used")
@@ -271,7 +271,7 @@ class VerifiersNames:
     max_seq_len: int | None = None
     use_lora: bool | None = None
     lora_rank: int | None = None
-    lora_use_rslora: bool = _refused(False, "leave it out, and give lora_alpha times the root of lora_rank")
+    lora_use_rslora: bool = False
     lora_config: Any = _refused(None, "give lora_rank, lora_alpha and lora_target_modules")
     dataset_split: str | None = None
     use_vllm: bool = _refused(False, "leave it out: no samples are generated along the way")

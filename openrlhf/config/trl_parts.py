@@ -265,22 +265,27 @@ def _targets(t: Translator) -> None:
         t.becomes({"data.targets": "completion_or_everything"}, *names)
 
 
+_LORA = {  # setting of ds.lora → its names there
+    "rank": ("lora_rank", "lora_r"),
+    "alpha": ("lora_alpha",),
+    "dropout": ("lora_dropout",),
+    "target_modules": ("lora_target_modules",),
+    "use_rslora": ("use_rslora", "lora_use_rslora"),
+    "use_dora": ("use_dora",),
+    "modules_to_save": ("lora_modules_to_save",),
+    "target_parameters": ("lora_target_parameters",),
+}
+
+
 def _adapters(t: Translator) -> None:
-    names = ("use_peft", "use_lora", "lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules")
+    names = ("use_peft", "use_lora", *(name for theirs in _LORA.values() for name in theirs))
     if not t.either("use_lora", "use_peft"):
         t.tell("no adapters", *names)
         return
-    settings = {
-        "ds.lora.rank": t.either("lora_rank", "lora_r"),
-        "ds.lora.alpha": t["lora_alpha"],
-        "ds.lora.dropout": t["lora_dropout"],
-    }
-    modules, note = t["lora_target_modules"], ""
-    if modules:
-        settings["ds.lora.target_modules"] = [modules] if isinstance(modules, str) else list(modules)
-    else:
-        note = "beside all linear layers; there: those that PEFT has chosen for the model"
-    t.becomes(settings, *names, note=note)
+    values = {f"ds.lora.{ours}": t.either(*theirs) for ours, theirs in _LORA.items()}
+    asked = {name: value for name, value in values.items() if value is not None and value is not False and value != []}
+    note = "" if t["lora_target_modules"] else "beside all linear layers; there: those that PEFT has chosen"
+    t.becomes({name: [value] if isinstance(value, str) else value for name, value in asked.items()}, *names, note=note)
 
 
 def _data(t: Translator) -> None:

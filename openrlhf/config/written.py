@@ -17,6 +17,7 @@ from openrlhf.errors import UserError
 
 FILE_NAME = "run_config.yaml"
 _RUN = "# run "
+_KEY, _ENABLE = "logger.wandb.key", "logger.wandb.enable"
 
 
 def write_resolved(config: Root, path: str | Path, run_id: str | None = None) -> None:
@@ -83,6 +84,8 @@ def told_of_namespace(root: type[Root], args: Any) -> list[str]:
 def _read(root: type[Root], args: Any) -> Any:
     names = (*synonyms(root), *settings(root))  # the name that wins comes last
     given = [Given(name, value, f"args.{name}") for name in names if (value := _get(args, name)) is not None]
+    if _get(args, _KEY) is not None and _get(args, _ENABLE) is None:  # how OpenRLHF's scripts ask for W&B
+        given.append(Given(_ENABLE, True, f"args.{_KEY}"))
     return read_given(root, given)
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
+from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.attention.flash import is_flash
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm, set_experts_implementation
-from openrlhf.models.lora import LoraSettings
+from openrlhf.models.lora import lora_of
 from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.collectives import SumOverRanks
@@ -53,6 +54,7 @@ class Actor(ScoringModel):
         ring_head_stride: int = 0,
         trust_remote_code: bool = False,
         experts_implementation: str | None = None,
+        lora: LoraConfig | None = None,
         **unknown: Any,
     ):
         """
@@ -67,10 +69,9 @@ class Actor(ScoringModel):
             ring_attn_size: how many ranks share one pack; `score_targets` is then given their group.
             ring_head_stride: how many key heads travel round the ring at a time; 0: all (see models/attention/ring.py).
             experts_implementation: how transformers computes experts, such as "grouped_mm"; None: its own choice.
-            unknown: told once, and changes nothing.
+            lora: in place of `lora_rank` and its like. unknown: told once, and changes nothing.
 
-        Raises:
-            UserError: no model there, a package missing, or attention that cannot be packed.
+        Raises UserError: no model there, a package missing, or attention that cannot be packed.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         attn_implementation = _as_taken(attn_implementation, device_type, unknown)
@@ -87,7 +88,7 @@ class Actor(ScoringModel):
                 is_packed=packing_samples,
                 use_liger_kernel=use_liger_kernel,
                 temperature=temperature,
-                lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
+                lora=lora or lora_of(lora_rank, lora_alpha, lora_dropout, target_modules),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
         set_experts_implementation(self.scorer.base_model, experts_implementation)

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import backbone_name, forget_renaming, without_weights
 from openrlhf.engine.parameters import whole_for_writing
 from openrlhf.errors import UserError
@@ -29,7 +30,7 @@ from openrlhf.models.loading import (
     make_ready,
     with_attention,
 )
-from openrlhf.models.lora import LoraSettings, add_lora
+from openrlhf.models.lora import add_lora
 
 HEAD = "score"  # the name of the head in transformers' classes
 _CLASSIFIER = "ForSequenceClassification"  # how the names of their classes end
@@ -67,7 +68,7 @@ def prepare_classifier(
     *,
     is_packed: bool,
     use_liger_kernel: bool,
-    lora: LoraSettings,
+    lora: LoraConfig,
     attn_implementation: str | None,
     **loading: Any,
 ) -> tuple[nn.Module, bool]:
@@ -84,7 +85,7 @@ def prepare_classifier(
         model = with_attention(pretrain_or_model, attn_implementation)
         _check_head(model)
     make_ready(model, is_packed, use_liger_kernel)
-    return (add_lora(model, lora) if lora.rank > 0 else model), head_begins
+    return (add_lora(model, lora) if lora.is_used else model), head_begins
 
 
 def _load_classifier(

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from openrlhf.config.adapter_settings import LoraConfig
+from openrlhf.config.disk import ADAPTER_FILE, is_adapter
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
@@ -28,7 +30,7 @@ from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
-from openrlhf.models.lora import LoraSettings, add_lora
+from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 from openrlhf.parallel.collectives import is_lost_rank
@@ -49,7 +51,7 @@ def prepare_causal_lm(
     is_packed: bool,
     use_liger_kernel: bool,
     temperature: float,
-    lora: LoraSettings,
+    lora: LoraConfig,
 ) -> nn.Module:
     """The model that an actor trains; arguments as of `Actor`.
 
@@ -77,7 +79,7 @@ def prepare_causal_lm(
         model = with_attention(pretrain_or_model, attn_implementation)
     make_ready(model, is_packed, use_liger_kernel)
     _install_log_prob_head(model, temperature)
-    return add_lora(model, lora) if lora.rank > 0 else model
+    return add_lora(model, lora) if lora.is_used else model
 
 
 def with_attention(model: PreTrainedModel, attn_implementation: str | None) -> PreTrainedModel:
@@ -133,6 +135,8 @@ def facts_of(pretrain_or_model: str | PreTrainedModel, param_dtype: str, trust_r
 
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of the model in folder `path` or of that hub name. Raises UserError where there is none."""
+    if Path(path).is_dir() and (Path(path) / ADAPTER_FILE).is_file():
+        raise UserError(f"{path} {is_adapter(Path(path))}")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model.")
     try:
@@ -255,6 +259,10 @@ def four_bit_config(compute_dtype: torch.dtype, skipped: list[str] | None = None
     """Quantization by bitsandbytes, but of the modules `skipped`. Raises UserError where it is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--ds.load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # a library of CUDA that is missing, in any way
+        raise UserError(f"--ds.load_in_4bit: bitsandbytes cannot be used here: {first_line_of(error)}") from error
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

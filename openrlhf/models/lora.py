@@ -1,18 +1,21 @@
-"""Low-rank adapters (arXiv 2106.09685) beside a model's linear layers, by PEFT."""
+"""Low-rank adapters (arXiv 2106.09685) beside a model's layers, by PEFT; and models of which a part is trained."""
 
 from __future__ import annotations
 
+import difflib
 import logging
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import computes_as_linear
 from openrlhf.engine.parameters import whole_numel, whole_shape
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 ALL_LINEAR = "all-linear"
 # Their fused kernels read the weight of this layer without calling it; PEFT refuses it.
@@ -21,71 +24,180 @@ _MODEL_TYPES_WITH_FUSED_OUT_PROJ = ("falcon_h1", "falcon_mamba", "mamba", "mamba
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Where adapters stand, and how large they are."""
-
-    rank: int  # 0: none
-    alpha: int
-    dropout: float
-    target_modules: Sequence[str] | str | None  # names of layers; None or "all-linear": all but the output layer
-
-    @property
-    def layer_names(self) -> str | list[str]:
-        """The names asked for, or "all-linear"."""
-        names = self.target_modules or ALL_LINEAR
-        names = [names] if isinstance(names, str) else list(names)
-        return ALL_LINEAR if names == [ALL_LINEAR] else names
+def lora_of(rank: int, alpha: int, dropout: float, target_modules: Sequence[str] | str | None) -> LoraConfig:
+    """The settings that OpenRLHF's signature has; None for the layers: all linear ones."""
+    modules = [target_modules] if isinstance(target_modules, str) else target_modules
+    return LoraConfig(rank, alpha, dropout, tuple(modules or (ALL_LINEAR,)))
 
 
-def add_lora(model: PreTrainedModel, lora: LoraSettings) -> nn.Module:
-    """Freezes the model and puts trainable adapters beside its linear layers.
+def add_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
+    """Freezes the model and puts trainable adapters beside its layers: new ones, or those of a folder.
 
-    Layers that are linear by their class alone (routers, grouped projections) get none.
+    With "all-linear", layers that are linear by their class alone (routers, grouped projections) get none.
 
     Raises:
-        UserError: PEFT is not installed, or no layer that takes adapters has one of these names.
+        UserError: PEFT is not installed, a name or number of a layer is none of the model's, or the folder's adapter is
+            another model's.
     """
     try:
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import get_peft_model
     except ImportError:
         raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
+    if lora.adapter_name_or_path is not None:
+        with_adapters: Any = get_peft_model(model, _saved_config(lora.adapter_name_or_path))
+        _load_adapter(with_adapters, lora.adapter_name_or_path)
+        return with_adapters
+    _check_names(model, lora)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     left_out = [name for name, module in linear.items() if not computes_as_linear(module)]
-    takes_all = lora.layer_names == ALL_LINEAR
-    if takes_all and model.config.model_type in _MODEL_TYPES_WITH_FUSED_OUT_PROJ:
+    if _takes_all(lora) and model.config.model_type in _MODEL_TYPES_WITH_FUSED_OUT_PROJ:
         left_out += [name for name in linear if name.endswith(".out_proj")]
-    suitable = sorted(_counts_by_last_name(name for name in linear if name not in left_out))
-    config = LoraConfig(
+    suitable = [name for name in linear if name not in left_out]
+    sizes = {name: whole_numel(parameter) for name, parameter in model.named_parameters()}
+    fused = _fused_experts(model)
+    try:
+        with_adapters = get_peft_model(model, _new_config(model, lora, left_out, suitable))
+    except ValueError as error:
+        raise UserError(_refusal(lora, error, suitable)) from error
+    if _takes_all(lora):
+        # PEFT knows the fused experts of some models by the names of the layers that they were.
+        adapted = getattr(with_adapters.peft_config["default"], "target_parameters", None) or ()
+        fused = [name for name in fused if not name.endswith(tuple(adapted))]
+        _tell_of_weights_without_adapters(left_out, fused, sum(sizes[name] for name in fused) / sum(sizes.values()))
+    return with_adapters
+
+
+def _new_config(model: PreTrainedModel, lora: LoraConfig, left_out: list[str], suitable: list[str]) -> Any:
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import TaskType
+
+    modules: Any = ALL_LINEAR if _takes_all(lora) else list(lora.target_modules)
+    if lora.layers_to_transform is not None and modules == ALL_LINEAR:  # PEFT takes numbers beside names alone
+        modules = sorted({name.rpartition(".")[2] for name in suitable if re.search(r"\.\d+\.", name)})
+    return PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM if model.can_generate() else TaskType.SEQ_CLS,  # the latter trains its head whole
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.layer_names,
+        target_modules=modules,
         exclude_modules=left_out or None,
         bias="none",
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=_listed(lora.modules_to_save),
+        target_parameters=_listed(lora.target_parameters),
+        layers_to_transform=_listed(lora.layers_to_transform),
     )
-    sizes = {name: whole_numel(parameter) for name, parameter in model.named_parameters()}
-    fused = [
+
+
+def _listed(values: Sequence[Any] | None) -> list[Any] | None:
+    return list(values) if values else None
+
+
+def _takes_all(lora: LoraConfig) -> bool:
+    return lora.target_modules == (ALL_LINEAR,)
+
+
+def _fused_experts(model: PreTrainedModel) -> list[str]:
+    """Names of parameters that hold one matrix an expert."""
+    return [
         name
         for path, module in model.named_modules()
         if "expert" in f"{path} {type(module).__name__}".lower()
         for name, parameter in module.named_parameters(path, recurse=False)
         if len(whole_shape(parameter)) == 3
     ]
+
+
+def _refusal(lora: LoraConfig, error: ValueError, suitable: list[str]) -> str:
+    flag = "--ds.lora.rank" if _takes_all(lora) else f"--ds.lora.target_modules {','.join(lora.target_modules)}"
+    if lora.dropout and "lora_dropout" in str(error):  # of weights that are no layers: fused experts
+        flag = f"--ds.lora.dropout {lora.dropout:g} (set 0 to adapt the experts)"
+    if lora.use_dora and "use_dora" in str(error):
+        flag = "--ds.lora.use_dora (leave it out, or name the layers by --ds.lora.target_modules)"
+    known = ", ".join(sorted(_counts_by_last_name(suitable)))
+    return f"{flag}: {error} Layers of this model that take adapters: {known}."
+
+
+def _check_names(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """PEFT passes over names and numbers that the model does not have."""
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 2**62)
+    if beyond := [number for number in lora.layers_to_transform or () if number >= num_layers]:
+        raise UserError(f"--ds.lora.layers_to_transform {beyond[0]}: the model has the layers 0 to {num_layers - 1}.")
+    modules = [name for name, _ in model.named_modules()]
+    for name in lora.modules_to_save or ():
+        if not any(f".{one}".endswith(f".{name}") for one in modules):
+            raise _no_such("modules_to_save", name, {one.rpartition(".")[2] for one in modules})
+    parameters = [name for name, _ in model.named_parameters()]
+    for name in lora.target_parameters or ():
+        if not any(f".{one}".endswith(f".{name}") for one in parameters):
+            raise _no_such("target_parameters", name, {re.sub(r"^.*\.\d+\.", "", one) for one in parameters})
+
+
+def _no_such(flag: str, name: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.3)
+    hint = f" Near it: {', '.join(near)}." if near else ""
+    return UserError(f"--ds.lora.{flag} {name}: nothing in the model has this name.{hint}")
+
+
+# --- an adapter to start from ---------------------------------------------------------------------------------------
+
+
+def _saved_config(path: str) -> Any:
+    from peft import PeftConfig
+
     try:
-        with_adapters = get_peft_model(model, config)
-    except ValueError as error:
-        flag = "--ds.lora.rank" if takes_all else f"--ds.lora.target_modules {','.join(lora.layer_names)}"
-        if lora.dropout and "lora_dropout" in str(error):  # of weights that are no layers: fused experts
-            flag = f"--ds.lora.dropout {lora.dropout:g} (set 0 to adapt the experts)"
-        raise UserError(f"{flag}: {error} Layers of this model that take adapters: {', '.join(suitable)}.") from error
-    if takes_all:
-        # PEFT knows the fused experts of some models by the names of the layers that they were.
-        adapted = getattr(with_adapters.peft_config["default"], "target_parameters", None) or ()
-        fused = [name for name in fused if not name.endswith(tuple(adapted))]
-        _tell_of_weights_without_adapters(left_out, fused, sum(sizes[name] for name in fused) / sum(sizes.values()))
-    return with_adapters
+        config = PeftConfig.from_pretrained(path)
+    except Exception as error:  # a folder without one, values of wrong types, a hub that cannot be reached
+        raise UserError(f"--ds.lora.adapter_name_or_path {path}: no adapter there: {first_line_of(error)}") from error
+    config.inference_mode = False
+    return config
+
+
+def _load_adapter(with_adapters: Any, path: str) -> None:
+    """Fills all weights of the adapter. Raises UserError where the folder lacks one, or has it in another shape."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        weights = load_peft_weights(path, device="cpu")
+        found: Any = set_peft_model_state_dict(with_adapters, weights)
+    except Exception as error:  # damaged files, and shapes of another model, fail in any way
+        raise UserError(_another_models(path, first_line_of(error))) from error
+    trained = {name for name, parameter in with_adapters.named_parameters() if parameter.requires_grad}
+    if wrong := [*sorted(trained & {*found.missing_keys}), *sorted(found.unexpected_keys)]:
+        raise UserError(_another_models(path, f"{wrong[0]} is in one of the two alone"))
+
+
+def _another_models(path: str, finding: str) -> str:
+    return f"--ds.lora.adapter_name_or_path {path} does not fit the model: {finding}. Give its own base."
+
+
+# --- a part of the model --------------------------------------------------------------------------------------------
+
+
+def freeze_all_but(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leaves weights trainable whose names hold one of the patterns (regular expressions); freezes the others.
+
+    Raises UserError where a pattern meets no name.
+    """
+    found = dict.fromkeys(patterns, False)
+    trained: set[int] = set()
+    names = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied weight by either name
+        names.append(name)
+        for pattern in patterns:
+            if re.search(pattern, name):
+                found[pattern] = True
+                trained.add(id(parameter))
+    for pattern, is_found in found.items():
+        if not is_found:
+            shown = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".<n>.", name) for name in names))
+            raise UserError(f"--model.trainable {pattern} meets no weight of this model. It has: {shown}.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
+# --- what is said ---------------------------------------------------------------------------------------------------
 
 
 def _tell_of_weights_without_adapters(left_out: Sequence[str], fused: Sequence[str], share_fused: float) -> None:

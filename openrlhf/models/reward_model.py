@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import choose_attention
 from openrlhf.models.classifier import HEAD, classifier_facts, prepare_classifier
 from openrlhf.models.loading import loading_in_parts
-from openrlhf.models.lora import LoraSettings
+from openrlhf.models.lora import lora_of
 from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
 
 
@@ -70,6 +71,7 @@ class RewardModel(PreparedModel):
         head_prefix: str = HEAD,
         head_seed: int = 42,
         begin_head: bool = False,
+        lora: LoraConfig | None = None,
     ):
         """
         Args:
@@ -81,9 +83,8 @@ class RewardModel(PreparedModel):
             begin_head: do not take the folder's head.
             others: as of `Actor`; with LoRA the head is trained whole.
 
-        Raises:
-            UserError: as of `Actor`; transformers has no classifier of that type, or one whose head is not plain, or
-                the folder holds a classifier with several labels.
+        Raises UserError as `Actor`; where transformers has no classifier of that type, or one whose head is not plain,
+        or the folder holds a classifier with several labels.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         facts = classifier_facts(pretrain_or_model, param_dtype, trust_remote_code)
@@ -94,7 +95,7 @@ class RewardModel(PreparedModel):
                 facts,
                 is_packed=packing_samples,
                 use_liger_kernel=use_liger_kernel,
-                lora=LoraSettings(lora_rank, lora_alpha, lora_dropout, target_modules),
+                lora=lora or lora_of(lora_rank, lora_alpha, lora_dropout, target_modules),
                 param_dtype=param_dtype,
                 attn_implementation=attention.name,
                 load_in_4bit=load_in_4bit,

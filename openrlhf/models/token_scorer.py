@@ -109,7 +109,7 @@ class TokenScorer(TransformerScorer):
         """The model's outputs, and the scores by its head, or by all its logits where the head is not plain."""
         places, ids, weights, with_entropy = targets
         head = self.base_model.get_output_embeddings()
-        if isinstance(head, LogProbHead):
+        if isinstance(getattr(head, "original_module", head), LogProbHead):  # PEFT's copy that is trained, around it
             outputs = self._backbone(**inputs)
             return outputs, head(outputs[0].flatten(0, 1)[places], ids, weights, with_entropy)
         outputs = self.base_model(**inputs)

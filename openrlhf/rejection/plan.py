@@ -42,7 +42,10 @@ _NAMES_OF_EVALUATION = {
     "data.max_samples": "eval.max_samples",
 }
 # Settings of a training that a resume may change freely, and that change the model nevertheless.
-_ALSO_TRAINED_WITH = ("train.max_epochs", "train.max_steps", "data.max_len", "data.overlong", "ds.lora.target_modules")
+_ALSO_TRAINED_WITH = (
+    *("train.max_epochs", "train.max_steps", "data.max_len", "data.overlong"),
+    *("ds.lora.target_modules", "ds.lora.adapter_name_or_path"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compiler, check_liger
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
+from openrlhf.models.lora import freeze_all_but
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
@@ -128,10 +129,7 @@ def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, An
         attn_implementation=ds.attn_implementation,
         param_dtype=ds.param_dtype,
         load_in_4bit=ds.load_in_4bit,
-        lora_rank=ds.lora.rank,
-        lora_alpha=ds.lora.alpha,
-        lora_dropout=ds.lora.dropout,
-        target_modules=ds.lora.target_modules,
+        lora=ds.lora,
         ds_config=ds_config,
         packing_samples=ds.packing_samples,
         use_liger_kernel=ds.use_liger_kernel,
@@ -144,6 +142,8 @@ def _as_asked(config: TrainingConfig, ds_config: dict[str, Any]) -> dict[str, An
 def _with_layers(config: TrainingConfig, model: ModelT) -> ModelT:
     settings = config.model
     set_experts_implementation(model.scorer.base_model, config.ds.experts_implementation)
+    if settings.trainable:
+        freeze_all_but(model.model, settings.trainable)
     if settings.gradient_checkpointing_enable:
         model.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_reentrant})
     if settings.compile_layers:

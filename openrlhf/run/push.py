@@ -10,8 +10,10 @@ from huggingface_hub import HfApi
 
 from openrlhf.checkpoint.export import is_exported
 from openrlhf.config import TrainingConfig
+from openrlhf.config.adapter_settings import MERGED
 from openrlhf.config.disk import split_names
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.run.merge import merge_exported
 from openrlhf.run.model_card import write_card
 
 NOT_PUSHED = (
@@ -25,15 +27,22 @@ NOT_PUSHED = (
     "wandb/*",
     "answers.jsonl",
     "report.html",
+    f"{MERGED}/*",  # a model of its own, for a repository of its own
 )
 
 
 def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Callable[[str], None]) -> None:
-    """The card beside an exported model, and the upload that `config.hub` asks for; what fails is told.
+    """What follows an export: the merged model, the card, the upload that `config.hub` asks for; what fails is told.
 
     Args: report: of the training data.
     """
     hub, folder = config.hub, Path(config.ckpt.output_dir)
+    try:
+        if config.ckpt.merge_lora:
+            merge_exported(config)
+            say(f"the base with the adapter in it is in {config.ckpt.merged_dir}.")
+    except (UserError, OSError) as error:
+        say(f"warning: {error}")
     try:
         write_card(
             folder,
@@ -43,6 +52,7 @@ def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Call
             dataset_names=split_names(config.data.dataset),
             tags=hub.tags or (),
             is_adapter=hasattr(model, "peft_config"),
+            **hub.card_fields(),
         )
         if hub.push:
             address = push_folder(folder, hub.model_id or "", private=hub.private, revision=hub.revision)

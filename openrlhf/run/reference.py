@@ -40,7 +40,7 @@ def reference_of(config: DPOConfig) -> Reference | None:
         return None
     if config.ref.precompute:
         return ComputedReference()
-    if config.ds.lora.rank and config.ref.model_name_or_path is None:
+    if config.ds.lora.is_used and config.ref.model_name_or_path is None:
         return BaseUnderAdapters()
     return FrozenReference()
 
@@ -48,6 +48,12 @@ def reference_of(config: DPOConfig) -> Reference | None:
 def check_reference(config: DPOConfig) -> None:
     """Raises UserError where it is no model, or has another vocabulary than the one that is trained."""
     name, trained = reference_name(config), config.model.model_name_or_path
+    adapter = config.ds.lora.adapter_name_or_path
+    if name is not None and adapter is not None and config.ref.model_name_or_path is None:
+        raise UserError(
+            f"--ds.lora.adapter_name_or_path {adapter} starts from an adapted model, and the base alone would be its "
+            "reference: merge the two by openrlhf.cli.lora_combiner, and give the result as --ref.model_name_or_path."
+        )
     if name is None or name == trained:
         return
     check_weight_files(name)

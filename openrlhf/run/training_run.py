@@ -215,9 +215,8 @@ class TrainingRun(ABC):
     def _is_exported(self, run_id: str | None) -> bool:
         """Rank 0 has written the model; its folder need not be seen by other machines."""
         assert self._found is not None
-        is_ours = self.strategy.is_rank_0() and is_export_of(
-            self.config.ckpt.output_dir, run_id, self._found.progress.optimizer_step
-        )
+        folders, step = self.config.ckpt.exported_folders(), self._found.progress.optimizer_step
+        is_ours = self.strategy.is_rank_0() and all(is_export_of(folder, run_id, step) for folder in folders)
         return gather_objects(is_ours, self.strategy.groups.control)[0]
 
     def _set_earlier_run_aside(self, checkpointer: Any) -> None:

@@ -171,7 +171,7 @@ class CommandTrainer(Trainer):
             model_shape=model_shape(self.model.trainable_module),
             tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),
             horizon_steps=num_steps,
-            base_model=base_model_fingerprint(model.config.name_or_path) if hasattr(model, "peft_config") else None,
+            base_model=base_model_fingerprint(model.config.name_or_path) if _is_frozen_in_part(model) else None,
             reference=self.reference_fingerprint,
         )
 
@@ -188,3 +188,8 @@ class CommandTrainer(Trainer):
                 f"{type(self).__name__}(max_norm={max_norm:g}) contradicts the strategy, which clips gradients at "
                 f"{strategy.max_norm:g} (--max_norm). Give both the same value, or leave the trainer's out."
             )
+
+
+def _is_frozen_in_part(model: Any) -> bool:
+    """Whether there are weights that no checkpoint holds."""
+    return not all(parameter.requires_grad for parameter in model.parameters())

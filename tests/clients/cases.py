@@ -26,7 +26,7 @@ def make_bench(folder: Path, kind: str = "qwen3", num_rows: int = NUM_ROWS) -> N
 
 def script(generation: str, folder: str, out: str, *more: str, **choices: Any) -> str:
     """Runs a script; what it printed."""
-    os.environ["OPENRLHF_CACHE"] = f"{folder}/cache"
+    os.environ |= {"OPENRLHF_CACHE": f"{folder}/cache", "WANDB_MODE": "offline"}
     paths = [f"{folder}/model", f"{folder}/rows.jsonl", f"{folder}/{out}", f"{folder}/{out}/ck"]
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard):

@@ -92,6 +92,8 @@ def main(argv: Sequence[str], trainer_class: type[SFTTrainer] = SFTTrainer) -> S
         disable_ds_ckpt=args.disable_ds_ckpt,
     )
     trainer.fit(args, consumed_samples, num_update_steps_per_epoch)
+    if eval_dataloader is not None:
+        strategy.print(f"evaluated again: {trainer.evaluate(eval_dataloader, steps=0)['eval_loss']}")
     strategy.save_model(model, tokenizer, args.save_path)
     return trainer
 
@@ -132,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     values(str, input_key="input", output_key=None, input_template="User: {}\nAssistant: ")
     values(str, tokenizer_chat_template=None, use_tensorboard=None)
     values(str, use_wandb=None, wandb_org=None, wandb_group=None, wandb_project="openrlhf_train_sft")
-    values(str, wandb_run_name="sft_0101T0101")
+    values(str, wandb_run_name="sft_0101T0101", compat=None)
     switches("save_hf_ckpt", "disable_ds_ckpt", "load_checkpoint", "use_ds_universal_ckpt", "gradient_checkpointing")
     switches("full_determinism", "disable_fast_tokenizer", "adam_offload", "use_liger_kernel", "overlap_comm")
     switches("gradient_checkpointing_use_reentrant", "pretrain_mode", "load_in_4bit", "packing_samples", "multiturn")

@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     values(str, data__tokenizer_chat_template=None, ds__attn_implementation="flash_attention_2", ds__param_dtype="bf16")
     values(str, ds__experts_implementation=None, ds__grad_accum_dtype=None, lr_scheduler="cosine_with_min_lr")
     values(str, ckpt__output_dir="./ckpt", ckpt__path="./ckpt/checkpoints_sft", logger__wandb__key=None)
-    values(str, logger__tensorboard_dir=None, logger__wandb__project="sft", logger__wandb__run_name="run")
+    values(str, logger__tensorboard_dir=None, logger__wandb__project="sft", logger__wandb__run_name="run", compat=None)
     values(int, data__max_samples=1000000, data__max_len=2048, data__dataloader_num_workers=0, train__batch_size=128)
     values(int, train__micro_batch_size=8, train__max_epochs=2, train__seed=42, ds__zero_stage=2, ds__zpg=1)
     values(int, ds__ring_attn_size=1, ds__ring_attn_head_stride=1, ds__tensor_parallel_size=1, ds__lora__rank=0)

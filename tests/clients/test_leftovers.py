@@ -13,8 +13,12 @@ from openrlhf.checkpoint.checkpointer import Checkpointer
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.cli.lora_combiner import main as combine
 from openrlhf.config import SFTConfig, parse_config
+from openrlhf.config.settings import LoggerConfig, WandbConfig
 from openrlhf.errors import UserError
+from openrlhf.models import SFTLoss
 from openrlhf.strategy.checkpoints import newest
+from openrlhf.tracking.tracker import open_tracker
+from openrlhf.utils import get_tokenizer
 from openrlhf.utils.config import hierarchize
 from openrlhf.utils.utils import convert_to_torch_dtype, zero_pad_sequences
 from tests.helpers.workbench import save_model, save_rows
@@ -78,3 +82,29 @@ def test_padding_and_dtypes():
     assert convert_to_torch_dtype("bf16") == torch.bfloat16
     with pytest.raises(UserError):
         convert_to_torch_dtype("int8")
+
+
+def test_a_loss_over_rows_or_over_tokens():
+    log_probs, mask = -torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([[1, 1, 0], [0, 0, 1]])
+    assert SFTLoss()(log_probs, mask).item() == pytest.approx((1 + 2 + 6) / 3)
+    assert SFTLoss(token_level_loss=False)(log_probs, mask).item() == pytest.approx((1.5 + 6) / 2)
+
+
+def test_a_tokenizer_pads_on_the_left_unless_told_otherwise(tmp_path):
+    model = save_model(tmp_path / "model")
+    assert get_tokenizer(str(model), None).padding_side == "left"
+    assert get_tokenizer(str(model), None, "right").padding_side == "right"
+
+
+def test_tensorboard_has_a_folder_for_each_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = LoggerConfig(
+        tensorboard_dir=str(tmp_path / "tb"), openrlhf_names=True, wandb=WandbConfig(name="sft_0101T0101")
+    )
+    tracker = open_tracker(settings, tmp_path / "out", num_steps=1, is_rank_0=True)
+    tracker.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4})
+    tracker.close()
+    read = EventAccumulator(str(tmp_path / "tb" / "sft_0101T0101")).Reload()
+    assert {"train/gpt_loss", "train/loss_mean", "train/lr"} <= {*read.Tags()["scalars"]}
+    assert read.Scalars("train/gpt_loss")[0].value == 2.5

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import cases
+from tests.tracking.test_remote_sinks import logged, records
 
 TEMPLATE = "User: {}\nAssistant: "
 
@@ -71,6 +72,24 @@ def test_a_resume_by_the_model_of_the_actor(one_rank, bench):
     assert steps(bench / "halves")[-1]["consumed_samples"] == 44
 
 
+def test_a_script_of_0_11_goes_on_on_another_number_of_ranks(one_rank, two_ranks, bench):
+    words = ["--ckpt.save_steps", "3", "--lr_scheduler", "constant", "--lr_warmup_ratio", "0"]
+    one_rank.run(cases.script, "0.11", str(bench), "whole_11", *words)
+    two_ranks.run(cases.script, "0.11", str(bench), "halves_11", *words, "--train.max_epochs", "1")
+    one_rank.run(cases.script, "0.11", str(bench), "halves_11", *words, "--ckpt.load_enable")
+    assert_same_run(bench / "whole_11", bench / "halves_11")
+
+
+def test_a_script_evaluates_along_the_way_and_by_itself(one_rank, bench):
+    words = ["--eval_dataset", str(bench / "rows.jsonl"), "--eval_steps", "4"]
+    (heard,) = one_rank.run(cases.script, "0.9", str(bench), "evaluated", *words)
+    lines = [json.loads(line) for line in (bench / "evaluated" / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if "eval_loss" in line]
+    assert [line["global_step"] for line in evaluations] == [4, 6]
+    assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"]
+    assert f"evaluated again: {evaluations[1]['eval_loss']}" in heard
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -96,6 +115,30 @@ def test_experts_of_a_script(two_ranks, tmp_path):
     two_ranks.run(cases.command_line, str(tmp_path), "ours", *words)
     assert_same_run(tmp_path / "theirs", tmp_path / "ours")
     assert [step["aux_loss"] > 0 for step in steps(tmp_path / "theirs")] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("generation", "words"),
+    [
+        ("0.9", "--use_wandb a_key --wandb_project coffee --wandb_run_name first --compat openrlhf-0.9"),
+        (
+            "0.11",
+            "--logger.wandb.key a --logger.wandb.project coffee --logger.wandb.run_name first --compat openrlhf-0.11",
+        ),
+    ],
+    ids=["0.9", "0.11"],
+)
+def test_a_script_logs_to_wandb_by_openrlhfs_names(one_rank, bench, generation, words):
+    one_rank.run(cases.script, generation, str(bench), f"wandb_{generation}/out", *words.split())
+    charts = logged(bench / f"wandb_{generation}")
+    of_steps = [row for row in charts if "train/gpt_loss" in row]
+    lines = steps(bench / f"wandb_{generation}" / "out")
+    assert [row["train/global_step"] for row in of_steps] == [1, 2, 3, 4, 5, 6]
+    for row, line in zip(of_steps, lines, strict=True):
+        assert row["train/gpt_loss"] == row["train/loss_mean"] == line["loss"]
+        assert row["train/lr"] == line["lr"]
+    (started,) = records(bench / f"wandb_{generation}", "run")
+    assert (started.run.project, started.run.display_name) == ("coffee", "first")
 
 
 def test_a_hook_that_a_subclass_overrides_is_called(one_rank, bench):

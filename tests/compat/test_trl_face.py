@@ -9,17 +9,40 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from openrlhf.compat.trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_last_checkpoint, setup_chat_format
+from openrlhf.compat.trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    SFTConfig,
+    SFTTrainer,
+    TrlParser,
+    clone_chat_template,
+    get_dataset,
+    get_last_checkpoint,
+    get_peft_config,
+    get_quantization_config,
+    setup_chat_format,
+)
 from openrlhf.errors import UserError
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.helpers.workbench import save_model
 
+EIGHT_BITS = BitsAndBytesConfig(load_in_8bit=True)
+FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 ROWS = [
     {"messages": [{"role": "user", "content": f"sum of {n}"}, {"role": "assistant", "content": f"seven and {n % 5}"}]}
     for n in range(12)
@@ -190,7 +213,11 @@ def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
         ({"compute_metrics": print}, "SFTTrainer(compute_metrics=) is not here"),
         ({"data_collator": print}, "SFTTrainer(data_collator=) is not here"),
         ({"callbacks": [print]}, "which is no TrainerCallback of transformers"),
-        ({"peft_config": LoraConfig(modules_to_save=["lm_head"])}, "modules_to_save"),
+        ({"peft_config": LoraConfig(bias="all")}, "peft_config has bias='all', which is not here"),
+        ({"peft_config": LoraConfig(target_modules=[], target_parameters=["x"])}, "target_modules=[], no layer"),
+        ({"args": TrainingArguments("out")}, "SFTTrainer(args=) is a TrainingArguments"),
+        ({"args": SFTConfig("out", model_init_kwargs={"quantization_config": EIGHT_BITS})}, "load_in_8bit true"),
+        ({"args": SFTConfig("out", model_init_kwargs={"quantization_config": FOUR_BITS})}, "--ds.load_in_4bit"),
         ({"train_dataset": iter(ROWS)}, "give a datasets.Dataset"),
         ({"train_dataset": None}, "SFTTrainer has no train_dataset"),
         ({"args": SFTConfig(output_dir="out", neftune_noise_alpha=5)}, "neftune_noise_alpha 5 cannot be had here"),
@@ -271,3 +298,73 @@ def test_a_tokenizer_and_a_model_in_memory_are_trained(model: Path, tmp_path: Pa
     )  # fmt: skip
     assert run.train().global_step == 1
     assert run.train_dataset == [{"a": "coffee with oat milk"}]
+
+
+def test_a_script_in_the_style_of_trls_own(model: Path, tmp_path: Path) -> None:
+    """Its parser, a mixture, a model by name with what it is loaded by, every kind of adapter."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"source": name}) + "\n" for row in ROWS))
+    files = [
+        {"path": "json", "data_files": str(tmp_path / f"{n}.jsonl"), "columns": ["messages"]} for n in ("one", "two")
+    ]
+    recipe = {
+        "model_name_or_path": str(model), "output_dir": str(tmp_path / "out"), "datasets": files, "test_split_size": 4,
+        "eval_strategy": "epoch", "num_train_epochs": 1, "per_device_train_batch_size": 5, "max_length": 64,
+        "bf16": False, "use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "use_dora": True,
+        "use_rslora": True, "lora_modules_to_save": ["lm_head"], "save_strategy": "no",
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--own_word", "7"]
+    script_args, args, model_args, mixture, rest = parser.parse_args_and_config(words, return_remaining_strings=True)
+    assert rest == ["--own_word", "7"]
+    args.model_init_kwargs = dict(
+        revision=model_args.model_revision, attn_implementation=model_args.attn_implementation, dtype="float32",
+        use_cache=not args.gradient_checkpointing, quantization_config=get_quantization_config(model_args),
+    )  # fmt: skip
+    with args.main_process_first(desc="rows"):
+        dataset = get_dataset(mixture)
+    run = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=dataset[script_args.dataset_train_split],
+        eval_dataset=dataset[script_args.dataset_test_split],
+        peft_config=get_peft_config(model_args),
+    )
+    result = run.train()
+    assert (result.global_step, run.args.device.type, args.n_gpu) == (4, "cpu", 0)
+    assert [entry["epoch"] for entry in run.state.log_history if "eval_loss" in entry] == [1.0]
+    run.accelerator.print("done")
+    run.save_model(args.output_dir)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), args.output_dir)
+    settings = adapted.peft_config["default"]
+    assert (settings.r, settings.use_dora, settings.use_rslora, settings.modules_to_save) == (
+        4,
+        True,
+        True,
+        ["lm_head"],
+    )
+
+
+def test_rows_by_a_function_of_the_scripts(model: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"sum of {n}", "answer": "seven"} for n in range(4)]
+    run = trainer(
+        model, arguments(tmp_path / "out"), rows, formatting_func=lambda row: f"{row['question']} is {row['answer']}"
+    )
+    assert "sum of 0 is seven" in run.processing_class.decode(run._run.train_data[0][0])
+
+
+def test_a_template_of_another_tokenizer(tmp_path: Path) -> None:
+    source, tokenizer = tiny_tokenizer(chat_template="{{ messages[0].content }}<|done|>"), tiny_tokenizer()
+    source.add_special_tokens({"additional_special_tokens": ["<|done|>"]})
+    source.eos_token = "<|done|>"
+    source.save_pretrained(tmp_path)
+    base = tiny_model("llama", vocab_size=len(tokenizer))
+    base, tokenizer, added = clone_chat_template(base, tokenizer, str(tmp_path))
+    assert tokenizer.chat_template == source.chat_template
+    assert tokenizer.convert_ids_to_tokens(added) == ["<|done|>"]
+    assert (tokenizer.eos_token, base.config.eos_token_id) == ("<|done|>", added[0])
+    assert base.get_input_embeddings().num_embeddings % 64 == 0
+    tiny_tokenizer().save_pretrained(tmp_path / "plain")
+    with pytest.raises(UserError, match="has no chat template"):
+        clone_chat_template(base, tokenizer, str(tmp_path / "plain"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -107,8 +108,8 @@ def test_what_every_run_needs_is_asked_for():
 
 def test_an_adapter_is_named_as_such(good_flags, tmp_path):
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="merge it into its base"):
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    with pytest.raises(UserError, match="an adapter of base: .* --ds.lora.adapter_name_or_path"):
         parse_config(SFTConfig, [*good_flags, "--model.model_name_or_path", "adapter"])
 
 
@@ -153,3 +154,63 @@ def test_checks_write_nothing(good_flags, tmp_path):
     before = sorted(os.listdir(tmp_path))
     parse_config(SFTConfig, [*good_flags, "--ckpt.output_dir", "new/out", "--ckpt.path", "new/ckpt"])
     assert sorted(os.listdir(tmp_path)) == before
+
+
+LORA = {"ds.lora.rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"ds.lora.use_rslora": True}, "--ds.lora.use_rslora is a matter of adapters"),
+        ({"ds.lora.layers_to_transform": (1,)}, "--ds.lora.layers_to_transform is a matter of adapters"),
+        (LORA | {"ds.lora.use_dora": True, "ds.zero_stage": 3}, "use --ds.zero_stage 2 or less"),
+        (LORA | {"ds.lora.use_dora": True, "ds.lora.target_parameters": ("x",)}, "which DoRA cannot"),
+        (LORA | {"ds.lora.dropout": 0.1, "ds.lora.target_parameters": ("x",)}, "--ds.lora.dropout 0.1"),
+        (LORA | {"ds.lora.adapter_name_or_path": "me/a"}, "leave --ds.lora.rank out"),
+        ({"ds.lora.adapter_name_or_path": "./nowhere"}, "--ds.lora.adapter_name_or_path ./nowhere holds no adapter"),
+        (LORA | {"model.trainable": ("lm_head",)}, "use --ds.lora.modules_to_save"),
+        ({"model.trainable": ("(",)}, "--model.trainable ( is no regular expression"),
+        ({"ckpt.merge_lora": True}, "--ckpt.merge_lora has no adapter to merge"),
+        ({"ds.lora.adapter_name_or_path": "me/a", "ds.tensor_parallel_size": 2}, "does not share out adapters"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused_by_their_flag(values, problem):
+    found = check_config(build(SFTConfig, values), world_size=2)
+    assert any(problem in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("settings", "zero_stage", "problem"),
+    [
+        ({"peft_type": "IA3"}, 2, "is an adapter of PEFT's kind IA3"),
+        ({"peft_type": "LORA", "use_dora": True}, 3, "is a DoRA adapter"),
+        ({"peft_type": "LORA", "use_dora": True}, 2, None),
+        ([], 2, "is an adapter of PEFT's kind None"),
+    ],
+)
+def test_the_adapter_to_start_from_is_looked_at(tmp_path, settings, zero_stage, problem):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    values = {"ds.lora.adapter_name_or_path": str(tmp_path), "ds.zero_stage": zero_stage}
+    found = [one for one in check_config(build(SFTConfig, values), world_size=1) if "adapter" in one]
+    assert (found == []) if problem is None else (problem in found[0])
+
+
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        ({"license": "Apache 2.0"}, "--hub.license Apache 2.0 is none of the hub's names. Did you mean apache-2.0?"),
+        ({"license": "other"}, "add --hub.license_name"),
+        (
+            {"license": "mit", "license_link": "LICENSE"},
+            "--hub.license_link is read by the hub with",
+        ),
+        ({"language": ("English",)}, "--hub.language English is no code of a language"),
+        ({"license": "llama3.1", "language": ("en", "zh-TW")}, None),
+        ({"license": "other", "license_name": "own", "license_link": "LICENSE"}, None),
+    ],
+)
+def test_a_card_that_the_hub_would_refuse_is_refused_at_once(card, problem):
+    values = {f"hub.{name}": value for name, value in card.items()}
+    found = [one for one in check_config(build(SFTConfig, values), world_size=1) if "--hub" in one]
+    assert (found == []) if problem is None else (problem in found[0])

@@ -17,6 +17,7 @@ class Hub:
         self.repositories: dict[str, dict[str, Any]] = {}  # what created them
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}  # by repository and revision
         self.objects: dict[str, bytes] = {}  # large files by sha256
+        self.cards: list[str] = []  # whose metadata it was asked to look at
         self.refuse = False
 
     def __enter__(self) -> Hub:
@@ -75,6 +76,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     {"transfer": "basic", "objects": [self._upload(one) for one in json.loads(body)["objects"]]}
                 )
             elif self.path == "/api/validate-yaml":
+                hub.cards.append(json.loads(body)["content"])
                 self._answer({"errors": [], "warnings": []})
             elif "preupload" in parts:
                 files = json.loads(body)["files"]

@@ -99,7 +99,7 @@ BUGS = [
         "adapters_train_over_their_base",
         "the folder of the base would hold its adapter alone",
         "config/outputs.py",
-        "_has(folder, _OF_A_RUN) and not config.ds.lora.rank",
+        "_has(folder, _OF_A_RUN) and not config.ds.lora.is_used",
         "_has(folder, _OF_A_RUN)",
         (f"{_LEFTOVERS}the_next_round_may_train_into_the_folder_that_it_reads",),
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from tests.helpers.hub import Hub
 from tests.helpers.workbench import flags, save_model, save_rows
@@ -38,6 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> tuple[Path, s
     folder = tmp_path_factory.mktemp("hub")
     model, rows = save_model(folder / "model"), save_rows(folder / "rows.jsonl", 8)
     wishes = {"hub__push": "true", "hub__model_id": "me/tiny", "hub__revision": "v1", "hub__tags": "coffee"}
+    wishes |= {"hub__license": "other", "hub__license_name": "coffee-1.0", "hub__license_link": "LICENSE"}
+    wishes |= {"hub__language": "en"}
     hub.refuse = True
     done = _command("train_sft", hub, *flags(model, rows, folder / "out", ckpt__save_steps=1, **wishes))
     hub.refuse = False
@@ -59,6 +61,11 @@ def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, 
     assert card.data.pipeline_tag == "text-generation"
     assert card.data.tags == ["openrlhf", "sft", "coffee"]
     assert card.data.base_model is None  # a folder is no name of the hub's
+    licence = (card.data.license, card.data.license_name, card.data.license_link)
+    assert licence == ("other", "coffee-1.0", "LICENSE")
+    assert card.data.language == ["en"]
+    again = ModelCardData(**card.data.to_dict())
+    assert again.to_dict() == card.data.to_dict(), "the hub's library does not take its own fields back"
     assert "| samples | 8 |" in card.text
     assert "| optimizer steps | 2 |" in card.text
     assert "| adam.lr | 0.001 |" in card.text
@@ -74,6 +81,7 @@ def test_the_push_done_again_uploads_the_model_whole(trained: tuple[Path, Any], 
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.jsonl"):
         assert uploaded[name] == (out / name).read_bytes(), name
     assert not [name for name in uploaded if name.startswith("checkpoints")]
+    assert hub.cards[-1].encode() == uploaded["README.md"], "the hub has looked at another card"
     created = hub.repositories["me/tiny"]
     assert created.get("visibility") == "private" or created.get("private") is True
 

@@ -96,13 +96,18 @@ def messages(wandb_file):
         at += 7 + size
 
 
-def logged(folder):
-    """What a run logged: a dict for each call of `log`."""
+def records(folder, kind):
+    """What W&B has written of that kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     file = min(folder.glob("out/wandb/offline-run-*/*.wandb"))
-    records = [Record.FromString(message) for message in messages(file)]
-    rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+    found = [Record.FromString(message) for message in messages(file)]
+    return [record for record in found if record.WhichOneof("record_type") == kind]
+
+
+def logged(folder):
+    """What a run logged: a dict for each call of `log`."""
+    rows = [record.history.item for record in records(folder, "history")]
     return [{"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row} for row in rows]
 
 

@@ -6,17 +6,24 @@ from openrlhf.compat.trl.adapters import get_peft_config
 from openrlhf.compat.trl.arguments import TrlModelConfig as ModelConfig
 from openrlhf.compat.trl.arguments import TrlScriptArguments as ScriptArguments
 from openrlhf.compat.trl.arguments import TrlSFTConfig as SFTConfig
-from openrlhf.compat.trl.chat_format import setup_chat_format
+from openrlhf.compat.trl.chat_format import clone_chat_template, setup_chat_format
 from openrlhf.compat.trl.loading import get_kbit_device_map, get_quantization_config
+from openrlhf.compat.trl.mixture import TrlDatasetConfig as DatasetConfig
+from openrlhf.compat.trl.mixture import TrlMixtureConfig as DatasetMixtureConfig
+from openrlhf.compat.trl.mixture import get_dataset
 from openrlhf.compat.trl.parser import TrlParser
 from openrlhf.compat.trl.trainer import TrlSFTTrainer as SFTTrainer
 
 __all__ = [
+    "DatasetConfig",
+    "DatasetMixtureConfig",
     "ModelConfig",
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
     "TrlParser",
+    "clone_chat_template",
+    "get_dataset",
     "get_kbit_device_map",
     "get_last_checkpoint",
     "get_peft_config",

@@ -6,9 +6,18 @@ from typing import Any
 
 from openrlhf.errors import UserError
 
-_TAKEN = {"r", "lora_alpha", "lora_dropout", "target_modules"}
+_OURS = {  # PEFT's name → setting of ds.lora
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+    "modules_to_save": "modules_to_save",
+    "target_parameters": "target_parameters",
+    "layers_to_transform": "layers_to_transform",
+}
 _FREE = {"task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}
-_FREE |= {"peft_version", "exclude_modules", "runtime_config"}
+_FREE |= {"peft_version", "exclude_modules", "runtime_config", "target_modules"}
 
 
 def get_peft_config(model_args: Any) -> Any:
@@ -24,6 +33,7 @@ def get_peft_config(model_args: Any) -> Any:
         lora_dropout=model_args.lora_dropout,
         target_modules=model_args.lora_target_modules,
         modules_to_save=model_args.lora_modules_to_save,
+        target_parameters=model_args.lora_target_parameters,
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,
     )
@@ -40,19 +50,24 @@ def adapter_settings(peft_config: Any, model_type: str) -> dict[str, Any]:
         raise UserError(f"peft_config is a {type(peft_config).__name__}: a LoraConfig can be trained here.")
     defaults = vars(LoraConfig())
     asked = {name: value for name, value in vars(peft_config).items() if value != defaults.get(name)}
-    if others := sorted(asked.keys() - _TAKEN - _FREE):
+    if others := sorted(asked.keys() - _OURS.keys() - _FREE):
         raise UserError(
             *[f"peft_config has {name}={asked[name]!r}, which is not here: leave it out." for name in others]
         )
     modules: Any = peft_config.target_modules
     if isinstance(modules, str) and not modules.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"peft_config has target_modules={modules!r}, a pattern: give a list of the layers' names.")
+    if modules is not None and not modules:
+        raise UserError("peft_config has target_modules=[], no layer: name one beside the target_parameters.")
     modules = modules or MODULES_OF_MODELS.get(model_type)
-    settings: dict[str, Any] = {
-        "ds.lora.rank": peft_config.r,
-        "ds.lora.alpha": peft_config.lora_alpha,
-        "ds.lora.dropout": peft_config.lora_dropout,
-    }
+    settings = {f"ds.lora.{ours}": _plain(getattr(peft_config, theirs)) for theirs, ours in _OURS.items()}
     if modules is not None:
-        settings["ds.lora.target_modules"] = [modules] if isinstance(modules, str) else sorted(modules)
-    return settings
+        settings["ds.lora.target_modules"] = _plain(modules)
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A list for names and numbers of layers; numbers and switches as they are."""
+    if isinstance(value, str):
+        return [value]
+    return sorted(value) if isinstance(value, set | list | tuple) else value

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from openrlhf.config.trl_names import ModelNames, ScriptArgumentNames, SftNames
 
@@ -46,6 +50,25 @@ class TrlSFTConfig(SftNames):
     @property
     def local_process_index(self) -> int:
         return int(os.environ.get("LOCAL_RANK", "0"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device("cuda", self.local_process_index) if torch.cuda.is_available() else torch.device("cpu")
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process."""
+        return int(torch.cuda.is_available())
+
+    @property
+    def should_log(self) -> bool:
+        return self.process_index == 0
+
+    @contextlib.contextmanager
+    def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:
+        """The block runs on every rank at once: what `datasets` keeps on disk may be written by several."""
+        yield
 
     @property
     def train_batch_size(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.compat.trl.run import TrlRun
+from openrlhf.config.hub_settings import card_problems
 from openrlhf.errors import UserError
 from openrlhf.run.model_card import CARD_FILE, write_card
 from openrlhf.run.push import push_folder
@@ -21,6 +22,8 @@ def write_model_card(
     folder = Path(run.config.ckpt.output_dir)
     names = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name or ())
     known = {name: value for name, value in metadata.items() if name not in _TOLD_OTHERWISE and value is not None}
+    if problems := [*card_problems(known)]:
+        raise UserError(*problems)
     is_written = write_card(
         folder,
         run.config,

@@ -23,7 +23,7 @@ from openrlhf.models.loading import facts_of
 
 _NAMES = fields_of(SftNames)
 _OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"}
-_IDLE_IN_LOADING = {"use_cache", "device_map", "quantization_config", "low_cpu_mem_usage"}
+_IDLE_IN_LOADING = {"use_cache", "device_map", "low_cpu_mem_usage"}
 # The loop asks a callback, which follows the arguments, what is due.
 _BY_CALLBACK = {"ckpt.save_steps": -1, "eval.steps": -1, "eval.at_end": False, "train.callbacks": None}
 _IN_PYTHON = {"ckpt.background_save": False, "ckpt.save_hf": True}  # a save is in place when on_save is told of it
@@ -34,6 +34,7 @@ def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int
     values = {name: getattr(args, name) for name in _NAMES}
     given = {name for name, value in values.items() if value != _NAMES[name].default and value != []}
     of_loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]  # __post_init__ has read it
+    quantization = of_loading.pop("quantization_config", None)
     if unknown := sorted(of_loading.keys() - _OF_LOADING - _IDLE_IN_LOADING):
         raise UserError(f"model_init_kwargs has {', '.join(unknown)}, which is not here: load the model yourself.")
     values |= {
@@ -41,8 +42,24 @@ def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int
     }
     if isinstance(model, PreTrainedModel):
         values["dtype"] = str(model.dtype)
+        quantization = getattr(model.config, "quantization_config", None)
+    bits = _bits(quantization)
+    values |= bits
     values["resume_from_checkpoint"] = None  # train() is told of it
-    return translate(values, given | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
+    return translate(values, given | bits.keys() | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
+
+
+def _bits(quantization: Any) -> dict[str, Any]:
+    """By the names of a ModelConfig: what bitsandbytes' configuration asks for."""
+    if quantization is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if not isinstance(quantization, BitsAndBytesConfig):
+        raise UserError(f"quantization_config is a {type(quantization).__name__}: 4 bits of bitsandbytes are here.")
+    eight = {"load_in_8bit": True} if quantization.load_in_8bit else {}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": quantization.bnb_4bit_quant_type}
+    return eight or four
 
 
 def config_of(translation: Translation, model: Any, peft_config: Any, num_ranks: int) -> SFTConfig:

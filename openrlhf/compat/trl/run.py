@@ -49,10 +49,10 @@ class TrlRun(SFTRun):
         self._theirs = list(callbacks)
 
     def build_model(self) -> Actor:
-        """A model in memory takes the dtype of the run."""
-        in_memory = None
-        if isinstance(self._model, PreTrainedModel):
-            in_memory = self._model.to(PARAM_DTYPES[self.config.ds.param_dtype])  # type: ignore[arg-type]
+        """A model in memory takes the dtype of the run; one in 4 bits stays as it is."""
+        in_memory = self._model if isinstance(self._model, PreTrainedModel) else None
+        if in_memory is not None and not self.config.ds.load_in_4bit:
+            in_memory = in_memory.to(PARAM_DTYPES[self.config.ds.param_dtype])  # type: ignore[arg-type]
         return build_actor(self.config, self.strategy.get_ds_train_config(), in_memory)
 
     def build_trainer(self, prepared: Prepared) -> SFTTrainer:

@@ -79,6 +79,8 @@ class TrlSFTTrainer:
         }
         _check_given(given, train_dataset, callbacks or ())
         _check_model(model)
+        if args is not None and not isinstance(args, TrlSFTConfig):
+            raise UserError(f"SFTTrainer(args=) is a {type(args).__name__}: give the SFTConfig of openrlhf.compat.trl.")
         self.args = args if args is not None else TrlSFTConfig()
         tokenizer = processing_class or tokenizer
         self._run = self._prepare(
@@ -139,6 +141,8 @@ class TrlSFTTrainer:
         )
         for sentence in run.told.untold_events():
             strategy.print(f"note: {sentence}")
+
+    is_deepspeed_enabled, is_fsdp_enabled = True, False
 
     @property
     def _output_dir(self) -> Path:

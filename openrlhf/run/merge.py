@@ -1,0 +1,103 @@
+"""Adapters merged into the model that they stand beside, from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openrlhf.checkpoint.export import export_model
+from openrlhf.checkpoint.manifest import saved_identity
+from openrlhf.config import TrainingConfig
+from openrlhf.datasets.tokenizer import get_tokenizer
+from openrlhf.errors import UserError, first_line_of
+from openrlhf.models.loading import PARAM_DTYPES
+
+
+def merge_exported(config: TrainingConfig) -> None:
+    """The model under the adapter that a run has exported, with it, in the run's dtype; on one rank.
+
+    Raises UserError that says how to do it again.
+    """
+    model, adapter, merged = config.model, config.ckpt.output_dir, config.ckpt.merged_dir
+    dtype = config.ds.param_dtype
+    try:
+        merge_adapters(
+            model.model_name_or_path,
+            [adapter],
+            merged,
+            PARAM_DTYPES[dtype],
+            model.trust_remote_code,
+            saved_identity(Path(adapter)),
+        )
+    except UserError as error:
+        again = f"python -m openrlhf.cli.lora_combiner --model_path {model.model_name_or_path} --lora_path {adapter}"
+        raise UserError(f"{error} Again: {again} --output_path {merged} --param_dtype {dtype}") from None
+
+
+def merge_adapters(
+    model_path: str,
+    lora_paths: Sequence[str],
+    output_path: str,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    identity: dict[str, Any] | None = None,
+) -> None:
+    """Writes the base with all adapters, one after the other, in safetensors, and the last adapter's tokenizer.
+
+    Works in the host's memory.
+
+    Args:
+        dtype: of the merged model; None: the base's.
+        identity: of the run that the merged model is of, for its manifest.
+
+    Raises UserError where they do not fit together, or the model cannot be written.
+    """
+    try:
+        model = _base_of(model_path, lora_paths[-1], dtype, trust_remote_code)
+        for lora_path in lora_paths:
+            model = _merged(model, lora_path)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        problem = f"{', '.join(lora_paths)} cannot be merged into {model_path}: {first_line_of(error)}"
+        raise UserError(problem) from None
+    has_tokenizer = (Path(lora_paths[-1]) / "tokenizer_config.json").is_file()
+    tokenizer = get_tokenizer(lora_paths[-1] if has_tokenizer else model_path, trust_remote_code=trust_remote_code)
+    export_model(model, tokenizer, output_path, identity=identity)
+
+
+def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_remote_code: bool) -> Any:
+    """The model of the kind that the adapter is for, with what training has noted in the configuration beside it."""
+    from peft import PeftConfig, TaskType
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    is_reward_model = PeftConfig.from_pretrained(lora_path).task_type == TaskType.SEQ_CLS
+    kind: Any = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
+    has_config = (Path(lora_path) / "config.json").is_file()
+    config = AutoConfig.from_pretrained(lora_path if has_config else model_path, trust_remote_code=trust_remote_code)
+    if is_reward_model:
+        config.num_labels = 1
+    config.dtype = dtype or AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).dtype
+    return kind.from_pretrained(
+        model_path, config=config, dtype=config.dtype or "auto", trust_remote_code=trust_remote_code
+    )
+
+
+def _merged(model: Any, lora_path: str) -> Any:
+    from peft import PeftModel
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is not None and head.weight is embedding.weight
+    if is_tied:  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    merged: Any = PeftModel.from_pretrained(model, lora_path).merge_and_unload(safe_merge=True)
+    if not is_tied:
+        return merged
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    is_tied = torch.equal(head.weight, embedding.weight)
+    if is_tied:
+        head.weight = embedding.weight
+    for config in (merged.config, merged.config.get_text_config()):
+        config.tie_word_embeddings = is_tied
+    return merged

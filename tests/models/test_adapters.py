@@ -1,0 +1,184 @@
+"""Adapters as PEFT has them: exported, plain PEFT opens them; they are trained on, and merged; and frozen weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openrlhf.checkpoint.export import export_model
+from openrlhf.cli.lora_combiner import main as combine
+from openrlhf.config import LoraConfig
+from openrlhf.errors import UserError
+from openrlhf.models import Actor
+from openrlhf.models.head.log_prob_head import LogProbHead
+from openrlhf.models.loading import four_bit_config
+from openrlhf.models.lora import freeze_all_but
+from tests.equivalence.adapter_cells import set_trained
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+from tests.helpers.workbench import save_model
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rslora": ("llama", dict(use_rslora=True)),
+    "dora": ("qwen3", dict(use_dora=True)),
+    "head": ("llama", dict(modules_to_save=("lm_head",))),
+    "embeddings and head": ("qwen3", dict(modules_to_save=("embed_tokens", "lm_head"))),
+    "embeddings": ("qwen3", dict(modules_to_save=("embed_tokens",), target_modules=("q_proj",))),
+    "norms": ("qwen3", dict(modules_to_save=("norm",))),
+    "adapted embeddings": ("qwen3", dict(target_modules=("embed_tokens", "q_proj"))),
+    "adapted head": ("qwen3", dict(target_modules=("lm_head",))),
+    "one layer": ("llama", dict(layers_to_transform=(1,))),
+    "experts": ("mixtral", dict(target_modules=("q_proj",), target_parameters=EXPERTS)),
+    "experts by name": ("qwen3_moe", {}),
+}
+IDS = torch.arange(3, 23)[None]
+
+
+def of_transformers(model: Any) -> Tensor:
+    """Log-probs of the tokens after the first, by a plain model."""
+    return model.eval()(input_ids=IDS).logits.log_softmax(-1)[0, :-1].gather(1, IDS[0, 1:, None])[:, 0].detach()
+
+
+def adapted(base: Path, **lora: Any) -> Actor:
+    actor = Actor(str(base), param_dtype="fp32", lora=LoraConfig(rank=4, **lora))
+    set_trained(actor.model)
+    return actor
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, tmp_path_factory) -> tuple[Path, Actor]:
+    """A folder with `base` and `adapter`, and the model that was exported."""
+    folder, (kind, settings) = tmp_path_factory.mktemp("adapter"), KINDS[request.param]
+    actor = adapted(save_model(folder / "base", kind), **settings)
+    export_model(actor.model, tiny_tokenizer(chat_template=CHATML), folder / "adapter")
+    return folder, actor
+
+
+def test_plain_peft_opens_what_is_exported_with_the_same_log_probs(exported):
+    folder, actor = exported
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter")
+    torch.testing.assert_close(of_transformers(opened), actor(IDS)[0].detach(), rtol=0, atol=2e-6)
+
+
+def test_a_server_finds_what_it_reads_beside_the_adapter(exported):
+    folder, actor = exported
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["peft_type"]) == (4, "LORA")
+    assert settings["base_model_name_or_path"] == str(folder / "base")
+    config = json.loads((folder / "adapter" / "config.json").read_text())
+    assert config["model_type"] == actor.config.model_type
+    assert config["architectures"] == [type(actor.model.get_base_model()).__name__]
+    assert AutoTokenizer.from_pretrained(folder / "adapter").chat_template == CHATML
+    assert not list((folder / "adapter").glob("model*"))
+
+
+def test_training_goes_on_from_an_adapter(exported):
+    folder, actor = exported
+    lora = LoraConfig(adapter_name_or_path=str(folder / "adapter"))
+    started = Actor(str(folder / "base"), param_dtype="fp32", lora=lora)
+    now, before = (dict(one.model.named_parameters()) for one in (started, actor))
+    assert now.keys() == before.keys()
+    for name, parameter in now.items():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.requires_grad == before[name].requires_grad, name
+
+
+def test_a_merged_model_has_the_same_log_probs(exported):
+    folder, actor = exported
+    words = ["--model_path", str(folder / "base"), "--lora_path", str(folder / "adapter")]
+    combine([*words, "--output_path", str(folder / "merged")])
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    torch.testing.assert_close(of_transformers(merged), actor(IDS)[0].detach(), rtol=0, atol=5e-6)
+    assert AutoTokenizer.from_pretrained(folder / "merged").chat_template == CHATML
+
+
+def test_several_adapters_are_merged_one_after_the_other(tmp_path):
+    base = save_model(tmp_path / "base", "llama")
+    first = adapted(base, target_modules=("q_proj",))
+    export_model(first.model, tiny_tokenizer(), tmp_path / "first")
+    second = adapted(base, target_modules=("down_proj",))
+    export_model(second.model, tiny_tokenizer(), tmp_path / "second")
+    both = f"{tmp_path / 'first'},{tmp_path / 'second'}"
+    combine(["--model_path", str(base), "--lora_path", both, "--output_path", str(tmp_path / "merged")])
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    for name in ("first", "second"):
+        model = PeftModel.from_pretrained(model, tmp_path / name).merge_and_unload()
+    expected = of_transformers(model)
+    found = of_transformers(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert (found - first(IDS)[0].detach()).abs().max() > 1e-3, "the second adapter changed nothing"
+
+
+def test_numbers_of_layers_leave_the_head_alone():
+    actor = Actor(tiny_model("llama"), lora=LoraConfig(rank=4, layers_to_transform=(1,)))
+    trained = [name for name, parameter in actor.model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".layers.1." in name for name in trained)
+
+
+def test_a_head_that_is_trained_stays_thrifty(monkeypatch):
+    asked = []
+    forward = LogProbHead.forward
+    monkeypatch.setattr(LogProbHead, "forward", lambda *words: asked.append(len(words)) or forward(*words))
+    Actor(tiny_model("llama"), lora=LoraConfig(rank=4, modules_to_save=("lm_head",)))(IDS)
+    assert asked == [5], "the head was asked for logits, not for log-probs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("llama", dict(layers_to_transform=(0, 2)), "layers_to_transform 2: the model has the layers 0 to 1"),
+        ("llama", dict(modules_to_save=("lm_haed",)), "modules_to_save lm_haed: .* Near it: lm_head"),
+        ("mixtral", dict(target_parameters=("experts.up",)), "target_parameters experts.up: nothing in the model"),
+        ("qwen3_moe", dict(use_dora=True), "--ds.lora.use_dora .leave it out, or name the layers"),
+        ("llama", dict(rank=0, adapter_name_or_path="/nowhere"), "adapter_name_or_path /nowhere: no adapter there"),
+    ],
+    ids=["layer", "module", "parameter", "DoRA of experts", "adapter"],
+)
+def test_what_the_model_does_not_have_is_refused_by_name(kind, settings, said):
+    with pytest.raises(UserError, match=said):
+        Actor(tiny_model(kind), lora=LoraConfig(**({"rank": 4} | settings)))
+
+
+@pytest.mark.parametrize("damage", ["another model", "a weight is missing"])
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path, damage):
+    from safetensors.torch import load_file, save_file
+
+    actor = adapted(save_model(tmp_path / "base", "llama"))
+    export_model(actor.model, None, tmp_path / "adapter")
+    if damage == "a weight is missing":
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        save_file(dict(list(load_file(file).items())[1:]), file)
+    other = tiny_model("llama", **(dict(hidden_size=32) if damage == "another model" else {}))
+    with pytest.raises(UserError, match="does not fit the model"):
+        Actor(other, lora=LoraConfig(adapter_name_or_path=str(tmp_path / "adapter")))
+
+
+def test_weights_are_frozen_by_pattern():
+    model = tiny_model("qwen3")
+    freeze_all_but(model, [r"layers\.1\.", "lm_head"])
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "model.embed_tokens.weight" in trained, "it is the head's weight too"
+    assert {name for name in trained if ".layers." in name} == {
+        name for name, _ in model.named_parameters() if ".layers.1." in name
+    }
+    with pytest.raises(UserError, match=r"--model.trainable laeyrs meets no weight .* model.layers.<n>.mlp.up_proj"):
+        freeze_all_but(model, ["laeyrs"])
+
+
+def test_bitsandbytes_that_cannot_be_used_is_told_with_its_reason(monkeypatch):
+    def fail(name: str) -> None:
+        raise RuntimeError("libcudart.so was not found")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(UserError, match="bitsandbytes cannot be used here: libcudart.so was not found"):
+        four_bit_config(torch.bfloat16)

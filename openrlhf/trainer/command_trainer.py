@@ -25,6 +25,7 @@ from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.script_hook import NAMES_OF_A_STEP, ScriptHook
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
+from openrlhf.trainer.memory import NOTE_FILE
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
@@ -118,6 +119,8 @@ class CommandTrainer(Trainer):
         resume_step = self.windows.num_steps_before(consumed_samples)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
         with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
+            if not config.ckpt.load_enable:
+                Path(config.ckpt.path, NOTE_FILE).unlink(missing_ok=True)  # of an earlier run
             self.run(
                 named_callbacks,
                 [*self._hooks(args), *standard_callbacks(self, config, num_steps, resume_step, identity)],

@@ -141,3 +141,15 @@ def test_a_killed_process_tears_at_most_the_last_line(tmp_path, a_step):
     steps = [record["global_step"] for record in read_records(path)]
     assert len(steps) >= 200
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_an_event_has_a_line_of_its_own_and_goes_with_its_step(tmp_path, a_step):
+    path = tmp_path / "metrics.jsonl"
+    killed = JsonLinesSink(path)
+    event = {"global_step": 2, "out_of_memory": "forward pass, rank 0", "recomputes_activations": True}
+    killed.log_step(a_step(1))
+    killed.log_event(event)
+    killed.log_step(a_step(2))
+    assert lines_of(path) == [a_step(1), event, a_step(2)]
+    JsonLinesSink(path, resume_step=1)
+    assert lines_of(path) == [a_step(1)]

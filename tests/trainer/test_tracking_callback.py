@@ -11,7 +11,7 @@ from openrlhf.trainer.callbacks.tracking import Tracking
 
 
 class Records(list):
-    log_step = list.append
+    log_step = log_event = list.append
     log_answers = list.extend
 
 
@@ -26,3 +26,12 @@ def test_gpu_memory_is_the_peak_since_the_last_step(monkeypatch, device, expecte
     Tracking(records).on_step_end(trainer, {"loss": 1.0})  # type: ignore[arg-type]
     assert records == [{"loss": 1.0} | expected]
     assert len(resets) == len(expected), "each step's peak is its own"
+
+
+def test_what_happened_in_a_step_comes_before_its_record():
+    events = [{"global_step": 3, "out_of_memory": "backward pass, rank 0"}]
+    strategy = SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=strategy, take_logged=dict, take_answers=list, take_events=lambda: events)
+    records = Records()
+    Tracking(records).on_step_end(trainer, {"global_step": 3, "loss": 1.0})  # type: ignore[arg-type]
+    assert records == [*events, {"global_step": 3, "loss": 1.0}]

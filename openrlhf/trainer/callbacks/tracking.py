@@ -35,7 +35,6 @@ class Tracking(Callback):
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         self._log_events(trainer)
-
         self._tracker.log_answers(trainer.take_answers())
         self._tracker.close()
 

@@ -124,7 +124,8 @@ class TrlRun(SFTRun):
         """Of the steps that are done; rank 0 reads them for all."""
         done = self.first_step
         is_here = self.strategy.is_rank_0() and path.is_file()
-        records = [one for one in read_records(path) if one["global_step"] <= done] if is_here else []
+        of_steps = [one for one in read_records(path) if "loss" in one or "eval_loss" in one] if is_here else []
+        records = [one for one in of_steps if one["global_step"] <= done]
         return gather_objects(records, self.strategy.groups.control)[0]
 
 

@@ -45,13 +45,14 @@ def evaluate(
     model.eval()
     sums = MetricSums(objective, strategy.device, with_entropy, is_evaluation=True)
     num_targets = torch.zeros(1, dtype=torch.float64)
+    is_zero_3 = strategy.ds.zero_stage == 3
 
     def give_back() -> None:
         if model.engine is not None:
             throw_away_gradients(model.engine)  # there are none; under ZeRO-3 a broken pass holds weights
 
     def add(window: StepWindow) -> None:
-        divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of, give_back)
+        divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of, give_back, is_zero_3)
         before = sums.pairs.clone(), num_targets.clone()
 
         def compute(number: int, micro_batch: MicroBatch) -> None:
@@ -64,7 +65,7 @@ def evaluate(
             for total, at_first in zip((sums.pairs, num_targets), before, strict=True):
                 total.copy_(at_first)
 
-        compute_together(window, compute, strategy.groups, lambda: "evaluation", take_back)
+        compute_together(window, compute, strategy.groups, lambda: "evaluation", take_back, is_zero_3)
 
     def scorer_of(micro_batch: MicroBatch, number: int, of_window: WindowScores) -> Scorer:
         on_device = micro_batch.to(strategy.device)
@@ -88,12 +89,13 @@ def _of_window(
     groups: ProcessGroups,
     scorer_of: ScorerOf,
     give_back: Callable[[], None],
+    is_zero_3: bool,
 ) -> tuple[float, list[WindowScores]]:
     """The divisor, and what the objective asks of the window; without a collective where it asks nothing."""
     if not objective.needs_window_sums:
         return 1.0, [NOTHING_OF_THE_WINDOW] * len(window.micro_batches)
     counts = window.count(groups, objective.weight, objective.window_sums)
-    return counts.divisor, window_scores(objective, window, counts, groups, scorer_of, give_back)
+    return counts.divisor, window_scores(objective, window, counts, groups, scorer_of, give_back, is_zero_3)
 
 
 class Evaluating(Callback):

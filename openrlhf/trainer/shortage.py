@@ -4,8 +4,9 @@ A rank that runs out of memory leaves the others in their collectives. Two ways 
 
 1. It has begun no collective in this micro-batch, as without ZeRO-3, rings and tensor parallelism. It computes a
    micro-batch without a unit in its place, and so each one that is left: the others find all their collectives.
-2. Otherwise it cannot go on in the middle. If all ranks have failed at the same place (they have begun as many
-   collectives), they go on from there. If not, nobody can: see `Apart`.
+2. Otherwise it cannot go on in the middle, and waits. If all ranks come to the same place (they have begun as many
+   collectives), they go on from there. If not, nobody can: see `Apart`. A rank under ZeRO-3 always waits: what it holds
+   of the others' weights decides which collectives come next, and that must stay alike.
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ def compute_together(
     groups: ProcessGroups,
     where: Callable[[], str],
     throw_away: Callable[[], None] = lambda: None,
+    shares_weights: bool = False,
 ) -> None:
     """Computes each micro-batch of a window, by its number. All ranks call.
 
     Args:
         where: the pass that was at work, for messages.
         throw_away: removes what the window's passes have left so far.
+        shares_weights: by ZeRO-3.
     Raises OutOfMemory where memory ran out on any rank, and Apart.
     """
     shortage, is_apart = None, False
@@ -95,7 +98,7 @@ def compute_together(
             if has_memory_for(lambda: compute(number, micro_batch)):  # noqa: B023  (called at once)
                 continue
             shortage = Shortage(groups.rank, where(), micro_batch.unit_names, micro_batch.num_tokens)
-            is_apart = _begun() != begun
+            is_apart = shares_weights or _begun() != begun
             if is_apart:
                 break
             throw_away()

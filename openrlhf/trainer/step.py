@@ -85,7 +85,8 @@ class WindowStep:
         losses: list[Tensor] = []
         scorer_of = functools.partial(self._scorer, optimizer_step)
         throw_away, groups = self._trained.throw_away_gradients, self._strategy.groups
-        of_window = window_scores(self._objective, window, counts, groups, scorer_of, throw_away)
+        is_zero_3 = self._strategy.ds.zero_stage == 3
+        of_window = window_scores(self._objective, window, counts, groups, scorer_of, throw_away, is_zero_3)
 
         def compute(micro_step: int, micro_batch: MicroBatch) -> None:
             watchdog.note(f"micro-batch {micro_step + 1} of {step_name}", micro_batch.unit_names, self._is_first)
@@ -95,7 +96,7 @@ class WindowStep:
                 scorer = scorer_of(micro_batch, micro_step, of_window[micro_step])
                 losses.append(self._forward_and_backward(scorer, micro_step, counts, sums))
 
-        compute_together(window, compute, groups, lambda: self._pass, throw_away)
+        compute_together(window, compute, groups, lambda: self._pass, throw_away, is_zero_3)
         watchdog.note(f"update of {step_name}", is_long=self._is_first)
         self._is_first = False
         outcome = self._update(step_name)

@@ -23,12 +23,13 @@ def window_scores(
     groups: ProcessGroups,
     scorer_of: ScorerOf,
     throw_away: Callable[[], None] = lambda: None,
+    shares_weights: bool = False,
 ) -> list[WindowScores]:
     """For each micro-batch of this rank. Collective, and one forward pass more, where `needs_unit_scores` is set.
 
     Args:
         scorer_of: draws the random numbers that the training pass of the micro-batch will draw.
-        throw_away: removes what a pass that broke off has left in the engine.
+        throw_away, shares_weights: as of `compute_together`.
     Raises OutOfMemory where memory ran out on any rank.
     """
     if not objective.needs_unit_scores:
@@ -39,7 +40,7 @@ def window_scores(
         mine.append(_unit_scores(objective, scorer_of, micro_batch, number))
 
     with torch.no_grad():
-        compute_together(window, compute, groups, lambda: "first pass over the window", throw_away)
+        compute_together(window, compute, groups, lambda: "first pass over the window", throw_away, shares_weights)
     # The ranks of a ring, and of a tensor-parallel group, hold the same units: one of them is taken.
     by_data_rank = dict(gather_objects((groups.data_rank, torch.cat(mine)), groups.control))
     everyone = torch.cat([by_data_rank[rank] for rank in range(groups.data_size)])

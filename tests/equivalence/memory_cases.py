@@ -110,3 +110,27 @@ def _hooks(transformer: Any, fail: Any) -> list[RemovableHandle]:
         transformer.layers[0].register_forward_hook(in_backward),
         transformer.norm.register_forward_hook(lambda module, inputs, output: fail("head")),
     ]
+
+
+def evaluate_with_a_fault(recipe: Recipe, layout: Layout, ranks: tuple[int, ...]) -> tuple[dict, dict, int]:
+    """The record of an evaluation, that of one in which memory runs out in the second pass, and its halvings."""
+    from openrlhf.objectives import objective_named
+    from openrlhf.trainer.evaluation import evaluate
+    from openrlhf.trainer.memory import MemoryBudget
+
+    run, objective = prepare_run(recipe, layout), objective_named(recipe.loss)
+    right = evaluate(run.actor, run.loader.windows(max_epochs=1), run.strategy, objective)
+    passes, loss = [0], objective.loss
+
+    def failing(*args: Any) -> Any:
+        passes[0] += 1
+        share = loss(*args)
+        if passes[0] == 2 and run.strategy.get_rank() in ranks:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return share
+
+    objective.loss = failing
+    memory = MemoryBudget(run.loader)
+    found = evaluate(run.actor, run.loader.windows(max_epochs=1), run.strategy, objective, memory=memory)
+    run.actor.engine.destroy()
+    return right, found, memory.halvings

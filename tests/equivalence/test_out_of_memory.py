@@ -7,7 +7,12 @@ import functools
 import pytest
 
 from tests.equivalence.cells import Layout, train_in_layout
-from tests.equivalence.memory_cases import Fault, train_in_changing_layouts, train_with_faults
+from tests.equivalence.memory_cases import (
+    Fault,
+    evaluate_with_a_fault,
+    train_in_changing_layouts,
+    train_with_faults,
+)
 from tests.equivalence.reference import Curve, Recipe
 from tests.equivalence.test_layouts import POOLS
 from tests.helpers.ranks import RankPool
@@ -78,3 +83,21 @@ def test_a_layout_that_changes_at_every_step_changes_no_result(layout, request):
     pool = request.getfixturevalue("two_ranks")
     for curve in pool.run(train_in_changing_layouts, RECIPE, layout):
         assert_unchanged(curve, _unbroken(pool, layout))
+
+
+EVALUATIONS = [
+    *((1, Layout(stage, 4), (0,)) for stage in (2, 3)),
+    (2, Layout(1, 2), (1,)),
+    (2, Layout(2, 2), (1,)),
+    (2, Layout(3, 2), (0, 1)),
+    (2, Layout(2, 4, packed=True, ring=2), (0, 1)),
+]
+
+
+@pytest.mark.parametrize(("ranks", "layout", "failing"), EVALUATIONS, ids=str)
+def test_an_evaluation_for_which_memory_runs_out_says_the_same(ranks, layout, failing, request):
+    for right, found, halvings in request.getfixturevalue(POOLS[ranks]).run(
+        evaluate_with_a_fault, RECIPE, layout, failing
+    ):
+        assert found == pytest.approx(right, rel=1e-6)
+        assert halvings == 1

@@ -1,4 +1,4 @@
-"""An objective for which rank 1, alone, runs out of memory once, in the middle of a step's collectives."""
+"""An objective for which rank 1, alone, runs out of memory once, in the middle of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openrlhf.batching import MicroBatch
 from openrlhf.objectives import Scorer, SFTObjective, Share
 from openrlhf.trainer import shortage
 
-NUM_PASSES_BEFORE = 9
+NUM_PASSES_BEFORE = 4
 shortage.SECONDS_TO_FAIL_TOGETHER = 2.0  # nobody else will fail
 
 

@@ -267,6 +267,9 @@ class LoggerConfig:
     logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
     tensorboard_dir: str | None = free(None, "folder for TensorBoard")
     openrlhf_names: bool = free(False, "TensorBoard and W&B: names of charts and folders as OpenRLHF has them")
+    trackers: tuple[Literal["mlflow", "trackio", "comet"], ...] | None = free(
+        None, "further trackers, each an extra of this package; their project and name are those of logger.wandb"
+    )
     entropy: bool = free(False, "log the mean entropy of the predictions at target tokens")
     wandb: WandbConfig = WandbConfig()
 

@@ -146,7 +146,8 @@ def _device(zero: Mapping[str, Any], part: str) -> str:
 def _tracking(t: Translator) -> None:
     trackers = t["report_to"]
     trackers = [trackers] if isinstance(trackers, str) else list(trackers or [])
-    unknown = sorted({*trackers} - {"wandb", "tensorboard", "none", "all"})
+    extras = {"mlflow": "mlflow", "trackio": "trackio", "comet_ml": "comet"}
+    unknown = sorted({*trackers} - {"wandb", "tensorboard", "none", "all", *extras})
     if unknown:
         t.tell(f"{', '.join(unknown)} is not here; metrics.jsonl has all numbers", "report_to")
     settings: dict[str, Any] = {}
@@ -154,6 +155,8 @@ def _tracking(t: Translator) -> None:
         settings["logger.wandb.enable"] = True
     if "tensorboard" in trackers:
         settings["logger.tensorboard_dir"] = t["logging_dir"] or str(Path(t["output_dir"] or ".") / "runs")
+    if more := tuple(extras[name] for name in trackers if name in extras):
+        settings["logger.trackers"] = more
     if settings:
         t.becomes(settings, "report_to", "logging_dir")
     every = t.steps("logging_steps", t["logging_steps"]) if t["logging_strategy"] == "steps" else 1

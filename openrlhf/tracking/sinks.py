@@ -141,7 +141,7 @@ def _if_there(record: Mapping[str, float], name: str, spec: str) -> str:
 # --- charts over optimizer steps ---
 
 
-class _Charts(ABC):
+class Charts(ABC):
     """A sink that has a chart for each number."""
 
     def log_step(self, record: Mapping[str, float]) -> None:
@@ -161,6 +161,14 @@ class _Charts(ABC):
         self._draw(charts, record["global_step"])
 
     @abstractmethod
+    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Texts, as they are shown beside charts."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nothing follows."""
+
+    @abstractmethod
     def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
         """One more number for each of these charts."""
 
@@ -172,7 +180,7 @@ def openrlhf_charts(group: str, record: Mapping[str, float]) -> dict[str, float]
     return charts | ({"train/loss_mean": record["loss"]} if group == "train" and "loss" in record else {})
 
 
-class TensorBoardSink(_Charts):
+class TensorBoardSink(Charts):
     """TensorBoard's event files."""
 
     def __init__(self, folder: str, resume_step: int | None = None, openrlhf_names: bool = False):
@@ -207,7 +215,7 @@ class TensorBoardSink(_Charts):
             self._writer.add_text(f"answers/{number}", text, answer["global_step"])
 
 
-class WandbSink(_Charts):
+class WandbSink(Charts):
     """A run of Weights & Biases; `WANDB_MODE=offline` keeps everything on this disk.
 
     The key comes from the environment's `WANDB_API_KEY`. A key among the settings is put there and nowhere else.

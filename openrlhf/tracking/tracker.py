@@ -141,4 +141,17 @@ def open_tracker(
                 openrlhf_names=settings.openrlhf_names,
             )
         )
+    for name in settings.trackers or ():
+        from openrlhf.tracking.more_sinks import SINKS  # their packages are extras
+
+        slow.append(
+            SINKS[name](
+                Path(output_dir),
+                settings.wandb.project,
+                settings.wandb.name,
+                shown_config or {},
+                resume=resume_step is not None,
+                openrlhf_names=settings.openrlhf_names,
+            )
+        )
     return Tracker([metrics], slow, settings.logging_steps)

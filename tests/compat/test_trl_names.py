@@ -98,6 +98,7 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"eval_strategy": "steps", "eval_steps": 6}, {"eval.steps": 6}),
         ({"evaluation_strategy": "steps", "logging_steps": 3}, {"eval.steps": 3}),
         ({"report_to": ["wandb"]}, {"logger.wandb.enable": True}),
+        ({"report_to": ["comet_ml", "mlflow"]}, {"logger.trackers": ("comet", "mlflow")}),
         ({"report_to": "tensorboard", "output_dir": "out"}, {"logger.tensorboard_dir": "out/runs"}),
         ({"dataset_text_field": "prose"}, {"data.input_key": "prose"}),
         ({"eos_token": "<|im_end|>"}, {"data.eos_token": "<|im_end|>"}),

@@ -1,6 +1,7 @@
 """The root of every command's settings."""
 
 from openrlhf.config.chat_settings import ChatConfig
+from openrlhf.config.estimate_settings import EstimateConfig
 from openrlhf.config.generate_settings import GenerateConfig
 from openrlhf.config.hub_settings import PushConfig
 from openrlhf.config.iterate_settings import RejectionConfig
@@ -24,4 +25,5 @@ ROOTS = (
     PushConfig,
     MergeConfig,
     ChatConfig,
+    EstimateConfig,
 )

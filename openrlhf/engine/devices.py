@@ -52,6 +52,15 @@ def take_device() -> torch.device:
     return torch.device("cuda", index)
 
 
+def free_device_bytes() -> int | None:
+    """Of this rank's GPU, before or after it is taken; None where there is none, or it does not say."""
+    try:
+        index = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+        return torch.cuda.mem_get_info(index)[0] if torch.cuda.is_available() else None
+    except (RuntimeError, AssertionError):
+        return None
+
+
 def _check_a_gpu_for_each_rank() -> None:
     num_ranks, num_gpus = num_local_ranks(os.environ), torch.cuda.device_count()
     if ranks_see_the_same_gpus(os.environ) and num_ranks > num_gpus:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -42,10 +45,26 @@ def flash_attentions_of(model_class: type[PreTrainedModel]) -> list[str] | None:
     return model_class._compatible_flash_implementations
 
 
-def without_weights(model_class: type[PreTrainedModel], config: PretrainedConfig, attention: str) -> PreTrainedModel:
-    """The model on the meta device, in training mode and bfloat16: every tensor is a shape without numbers."""
+def without_weights(
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    attention: str,
+    dtype: torch.dtype = torch.bfloat16,
+) -> PreTrainedModel:
+    """The model on the meta device, in training mode: every tensor is a shape without numbers."""
     with torch.device("meta"):
-        return model_class._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=torch.bfloat16)
+        return model_class._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """PEFT switches autocast off around adapters of fused experts, which torch refuses on the meta device."""
+    as_torch_has_it: Any = torch.autocast
+    torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.autocast = as_torch_has_it  # type: ignore[misc]
 
 
 def attention_name(config: PretrainedConfig) -> str:
@@ -107,6 +126,15 @@ def computes_as_linear(module: nn.Linear) -> bool:
 def recomputes_layers(model_class: type[PreTrainedModel]) -> bool:
     """Whether gradient checkpointing works in it."""
     return model_class.supports_gradient_checkpointing
+
+
+def recompute_layers(model: Any, settings: dict[str, Any] | None = None) -> None:
+    """Switches gradient checkpointing on. Args: settings: of torch's checkpointing; None: not reentrant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the method's new name is not in all versions we support
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings or {"use_reentrant": False})
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
 
 
 def rope_by_length(module: nn.Module, layer_type: str | None = None) -> int | None:

@@ -30,10 +30,11 @@ def lora_of(rank: int, alpha: int, dropout: float, target_modules: Sequence[str]
     return LoraConfig(rank, alpha, dropout, tuple(modules or (ALL_LINEAR,)))
 
 
-def add_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
+def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False) -> nn.Module:
     """Freezes the model and puts trainable adapters beside its layers: new ones, or those of a folder.
 
     With "all-linear", layers that are linear by their class alone (routers, grouped projections) get none.
+    In a model `of_shapes`, on the meta device, no adapter is loaded and nothing is told.
 
     Raises:
         UserError: PEFT is not installed, a name or number of a layer is none of the model's, or the folder's adapter is
@@ -45,7 +46,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
         raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
     if lora.adapter_name_or_path is not None:
         with_adapters: Any = get_peft_model(model, _saved_config(lora.adapter_name_or_path))
-        _load_adapter(with_adapters, lora.adapter_name_or_path)
+        if not of_shapes:
+            _load_adapter(with_adapters, lora.adapter_name_or_path)
         return with_adapters
     _check_names(model, lora)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -59,7 +61,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
         with_adapters = get_peft_model(model, _new_config(model, lora, left_out, suitable))
     except ValueError as error:
         raise UserError(_refusal(lora, error, suitable)) from error
-    if _takes_all(lora):
+    if _takes_all(lora) and not of_shapes:
         # PEFT knows the fused experts of some models by the names of the layers that they were.
         adapted = getattr(with_adapters.peft_config["default"], "target_parameters", None) or ()
         fused = [name for name in fused if not name.endswith(tuple(adapted))]

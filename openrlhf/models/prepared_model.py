@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.model_internals import backbone_name, first_position
+from openrlhf.engine.model_internals import backbone_name, first_position, recompute_layers
 from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
@@ -211,11 +211,7 @@ class PreparedModel(nn.Module, ABC):
         check_checkpointing(type(self.scorer.base_model))
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self._checkpoints_reentrantly = settings["use_reentrant"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the method's new name is not in all versions we support
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-        if any(not parameter.requires_grad for parameter in self.model.parameters()):
-            self.model.enable_input_require_grads()  # else frozen embeddings cut the graph before the first layer
+        recompute_layers(self.model, settings)
 
     @property
     def is_checkpointing(self) -> bool:

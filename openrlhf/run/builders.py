@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from openrlhf.config import DataConfig, RMConfig, TrainingConfig
@@ -43,8 +43,8 @@ def build_tokenizer(config: TrainingConfig) -> Any:
     )
 
 
-def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> PretrainedConfig:
-    """The model's own configuration; raises UserError where the model cannot be laid out as the user asks.
+def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> ModelFacts:
+    """What is known of the model before its weights are read; UserError where it cannot be laid out as asked.
 
     Before data is prepared, which may take minutes.
 
@@ -71,7 +71,7 @@ def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) ->
         check_liger(model.config)
     engine_config(ds, config.max_norm, pin_memory=False)
     check_adam(config.adam.kernel, ds.adam_offload)
-    return model.config
+    return model
 
 
 def _check_generation_settings(name_or_path: str) -> None:

@@ -27,13 +27,14 @@ from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
-from openrlhf.models.limits import check_positions, check_vocabulary, num_positions
+from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.answering import Answering
 from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
+from openrlhf.run.memory_estimate import RunMemory
 from openrlhf.run.push import describe_and_push
 from openrlhf.run.report import CURVES_FILE, REPORT, write_report
 from openrlhf.run.rescue import Rescue
@@ -67,6 +68,7 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
+    memory: RunMemory
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(
@@ -107,18 +109,17 @@ class TrainingRun(ABC):
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
         objective, callbacks = cls.build_objective(config), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
-        model_config = check_layout(config, cls.facts_of)
+        facts = check_layout(config, cls.facts_of)
+        memory = RunMemory.here(config, facts)
         if config.eval.prompts is not None:
-            callbacks.append(Answering(config, tokenizer, num_positions(model_config)))
+            callbacks.append(Answering(config, tokenizer, num_positions(facts.config)))
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)
         run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
-        for dataset in (run.train_data, run.eval_data):
-            if dataset is not None:
-                longest = int(dataset.num_tokens.argmax())
-                check_positions(model_config, int(dataset.num_tokens[longest]), dataset.sample_name(longest))
-                check_vocabulary(model_config, 0, dataset.report.largest_id, dataset.report.sources[0].name)
+        run.memory = memory
+        for dataset in filter(None, (run.train_data, run.eval_data)):
+            memory.check_data(dataset)
         return run
 
     # --- what a command has of its own ---------------------------------------------------------------------------
@@ -307,6 +308,7 @@ class TrainingRun(ABC):
             self.train_data,
             self.eval_data,
             self.consumed_samples,
+            memory=self.memory,
             more_rows=self.rows_of_start_table(),
         )
 

@@ -82,7 +82,7 @@ def attention_calls(model: ModelFacts) -> frozenset[AttentionCall] | None:
         return value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
     AttentionInterface.register(_RECORDED, record)
-    AttentionMaskInterface.register(_RECORDED, _mask)
+    AttentionMaskInterface.register(_RECORDED, mask_without_padding)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             copy = without_weights(model.model_class, model.config, _RECORDED)
@@ -93,7 +93,7 @@ def attention_calls(model: ModelFacts) -> frozenset[AttentionCall] | None:
     return frozenset(calls)
 
 
-def _mask(
+def mask_without_padding(
     local_size: int | None = None, allow_is_bidirectional_skip: bool = False, use_vmap: bool = False, **kwargs: Any
 ) -> CausalMask | None:
     """transformers' mask interface, without padding."""

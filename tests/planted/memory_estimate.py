@@ -1,0 +1,58 @@
+"""Bugs of the memory that is told before a run starts."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_ESTIMATE = "tests/runs/test_memory_estimate.py::test_"
+
+BUGS = [
+    Bug(
+        "estimate_forgets_activations",
+        "a run that cannot fit is let go",
+        "engine/state_memory.py",
+        "return self.device_bytes + max(self.beside_bytes + activation_bytes, self.update_bytes)",
+        "return self.device_bytes + max(self.beside_bytes, self.update_bytes)",
+        (f"{_ESTIMATE}the_estimate_is_within_15_percent_of_the_measured_peak[dense, full]",),
+    ),
+    Bug(
+        "estimate_counts_adapters_in_float32",
+        "LoRA is promised half as much memory again as it takes",
+        "models/activation_memory.py",
+        "model.to(facts.dtype)",
+        "pass",
+        (f"{_ESTIMATE}adapters_are_of_the_models_precision",),
+    ),
+    Bug(
+        "estimate_counts_weights_as_activations",
+        "every model is promised its weights twice",
+        "models/activation_memory.py",
+        "held = [*model.parameters(), *model.buffers()]",
+        "held: list[Tensor] = []",
+        (f"{_ESTIMATE}activations_grow_with_the_tokens_and_shrink_where_layers_are_recomputed",),
+    ),
+    Bug(
+        "ranks_each_count_the_whole_machine",
+        "eight ranks are each promised all of the machine's memory",
+        "run/memory_estimate.py",
+        "None if on_host is None else on_host // ranks_here",
+        "on_host",
+        (f"{_ESTIMATE}the_ranks_of_a_machine_share_its_memory",),
+    ),
+    Bug(
+        "a_run_without_room_goes_on",
+        "a run that cannot fit is ended by the kernel an hour later",
+        "run/memory_estimate.py",
+        "<= LARGEST_ERROR * memory.device_bytes:",
+        "<= 1e9 * memory.device_bytes:",
+        (f"{_ESTIMATE}a_run_without_room_is_refused_with_a_way_that_fits",),
+    ),
+    Bug(
+        "host_memory_is_taken_for_endless",
+        "an offloaded optimizer fills the host",
+        "run/memory_estimate.py",
+        "return on_host and self",
+        "return self",
+        (f"{_ESTIMATE}an_offloaded_state_must_fit_the_hosts_memory",),
+    ),
+]

@@ -40,12 +40,12 @@ BUGS = [
         (f"{_RAY}::test_prepared_data_of_one_process_and_of_two_nodes_with_one_killed",),
     ),
     Bug(
-        "deadly_range_for_ever",
-        "a range that kills its worker is tried for ever",
+        "one_death_ends_the_run",
+        "a lost node ends the run on all the others",
         "parallel/ray_workers.py",
-        "            self._num_deaths += 1\n",
-        "",
-        (f"{_RAY}::test_a_range_that_kills_its_workers_ends_in_words",),
+        "if self._num_deaths > _DEATHS_A_WORKER * (self.room() + 1):",
+        "if self._num_deaths:",
+        (f"{_RAY}::test_scores_of_one_process_and_of_two_nodes_with_one_killed",),
     ),
     Bug(
         "vllm_rounds_float32",

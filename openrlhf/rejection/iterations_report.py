@@ -42,8 +42,7 @@ def write_iterations(
 ) -> None:
     """Writes the report. Args: told: names and values that stand first."""
     evaluated = [{name: read_stats(scores) for name, scores in one.evaluations.items()} for one in iterations]
-    facts, charts = list(told), list(_pass_charts([one.number for one in iterations], evaluated))
-    num_pass_charts = len(charts)
+    facts, charts = list(told), list[tuple[str, str]]()
     selections: dict[str, dict[str, Any]] = {}
     for one, statistics in zip(iterations, evaluated, strict=True):
         facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in statistics.items()]
@@ -51,7 +50,8 @@ def write_iterations(
             selections[_named(one.number)] = read_stats(one.selection.parent)
             charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)
     if selections:
-        charts.insert(num_pass_charts, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
+        charts.insert(0, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
+    charts = [*_pass_charts([one.number for one in iterations], evaluated), *charts]
     write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts, _samples(iterations)))
 
 

@@ -39,7 +39,7 @@ from openrlhf.rejection.rewards.find import close_all, find_rewards
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
 
-_MOST_ROWS_A_RANGE = 65536  # on Ray: what a lost worker may cost
+_LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a file; what a lost worker may cost
 MOST_REASONS = 30  # told apart in the counts
 
 
@@ -86,7 +86,8 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     with tqdm(desc="scoring", unit="answer", total=(num_rows := source.num_lines())) as bar:
         bar.update(len(done))
         if settings.runner == "ray":
-            size = range_size(num_rows, _rows_a_batch(rewards), _MOST_ROWS_A_RANGE)
+            least = max(_LEAST_ROWS_A_RANGE, _rows_a_batch(rewards))
+            size = range_size(num_rows, least, _MOST_ROWS_A_RANGE)
             make_work = functools.partial(_judge_ranges, config, output)
             for _, (shard, num_judged) in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
                 check_is_here(shard)

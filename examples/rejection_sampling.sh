@@ -3,8 +3,7 @@
 #   bash examples/rejection_sampling.sh
 #   QUICKSTART_VENV=folder   the environment, made if it is not there (default: .venv-quickstart)
 #   REJECTION_DIR=folder     data, models and reports (default: runs/rejection)
-# Started again after a kill, it goes on. Exits with 1 where the aims of rejection/check.py are missed.
-# They have not been reached yet: expect the figures, and exit code 1.
+# Started again after a kill, it goes on. Exits with 1, and says why, where an aim of rejection/check.py is missed.
 # Needs Python 3.10 or later, and g++; no GPU (but it uses what is there), no model hub.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -38,6 +38,7 @@ def main(stats_json: Path) -> None:
         missed.append(f"{LEAST_AGAINST_CONTROL:.0%} more than the control were to be right")
     if missed:
         sys.exit("missed: " + "; ".join(missed))
+    print("All aims are reached.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-NUM_ANSWERED, NUM_PROMPTS, NUM_HELD_OUT = 4500, 800, 300
+NUM_ANSWERED, NUM_PROMPTS = 4500, 3000
 
 
 def read(path: Path) -> list[dict]:
@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     rows, held_out = read(folder / "train.jsonl"), read(folder / "held_out.jsonl")
     write(folder / "weak.jsonl", rows[:NUM_ANSWERED])
     write(folder / "prompts.jsonl", [as_prompt(row) for row in rows[NUM_ANSWERED : NUM_ANSWERED + NUM_PROMPTS]])
-    write(folder / "held_out_prompts.jsonl", [as_prompt(row) for row in held_out[:NUM_HELD_OUT]])
+    write(folder / "held_out_prompts.jsonl", [as_prompt(row) for row in held_out])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.config import (
@@ -41,11 +41,15 @@ _NAMES_OF_EVALUATION = {
     "data.dataset_split": "eval.split",
     "data.max_samples": "eval.max_samples",
 }
+_MORE = "generate.n"  # a higher one leaves the answers that are there
 # Settings of a training that a resume may change freely, and that change the model nevertheless.
 _ALSO_TRAINED_WITH = (
     *("train.max_epochs", "train.max_steps", "data.max_len", "data.overlong"),
     *("ds.lora.target_modules", "ds.lora.adapter_name_or_path"),
 )
+
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +90,21 @@ class Plan:
         return str(self.folder(iteration) / f"{of}model") if iteration else base
 
     def generate(self, iteration: int) -> GenerateConfig:
-        config = self.config
-        given = {field.name: getattr(config.generate, field.name) for field in dataclasses.fields(SamplingConfig)}
-        given["output"] = str(self.folder(iteration) / "generations")
-        prompts = {field.name: getattr(config.data, field.name) for field in dataclasses.fields(PromptConfig)}
+        config, output = self.config, str(self.folder(iteration) / "generations")
         model = GeneratorConfig(self.model(iteration - 1), config.model.trust_remote_code)
-        # Other numbers in each iteration: a prompt is not to get the draws that it had.
-        given["seed"] = config.generate.seed + iteration - 1
-        return GenerateConfig(model, PromptConfig(**prompts), SamplingConfig(**given))
+        seed = config.generate.seed + iteration - 1  # a prompt is not to get the draws that it had
+        sampling = _narrowed(SamplingConfig, config.generate, output=output, seed=seed)
+        return GenerateConfig(model, _narrowed(PromptConfig, config.data), sampling)
 
     def held_out(self, iteration: int, of: str = "") -> GenerateConfig:
         """The held-out prompts, answered by the model that an iteration leaves."""
         plain, held_out = self.generate(1), self.config.eval
-        output = self.folder(iteration) / f"{of}evaluation" / "generations"
-        assert held_out.dataset is not None
-        return dataclasses.replace(
-            plain,
-            model=dataclasses.replace(plain.model, model_name_or_path=self.model(iteration, of)),
-            data=dataclasses.replace(
-                plain.data,
-                dataset=held_out.dataset,
-                dataset_split=held_out.split,
-                max_samples=held_out.max_samples,
-            ),
-            generate=dataclasses.replace(
-                plain.generate, output=str(output), n=held_out.n, temperature=held_out.temperature
-            ),
+        output = str(self.folder(iteration) / f"{of}evaluation" / "generations")
+        asked = dict(dataset=held_out.dataset, dataset_split=held_out.split, max_samples=held_out.max_samples)
+        return GenerateConfig(
+            dataclasses.replace(plain.model, model_name_or_path=self.model(iteration, of)),
+            _narrowed(PromptConfig, plain.data, **asked),
+            dataclasses.replace(plain.generate, output=output, n=held_out.n, temperature=held_out.temperature),
         )
 
     def score(self, generations: GenerateConfig) -> ScoreConfig:
@@ -136,21 +129,16 @@ class Plan:
     def train(self, iteration: int, rows: Path, of: str = "") -> SFTConfig:
         config, folder = self.config, self.folder(iteration)
         base = iteration - 1 if config.iterate.start_from == "last" else 0
-        data = {field.name: getattr(config.data, field.name) for field in dataclasses.fields(DataConfig)}
-        data |= dict(dataset=str(rows), dataset_split="train", max_samples=None, input_key=None, input_template=None)
-        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(SFTConfig)}
-        given |= dict(
+        read = dict(dataset=str(rows), dataset_split="train", max_samples=None, input_key=None, input_template=None)
+        left = dict(output_dir=self.model(iteration, of), path=str(folder / f"{of}checkpoints"), load_enable=True)
+        return _narrowed(
+            SFTConfig,
+            config,
             model=dataclasses.replace(config.model, model_name_or_path=self.model(base)),
-            data=DataConfig(**data),
+            data=_narrowed(DataConfig, config.data, **read),
             eval=EvalConfig(),
-            ckpt=dataclasses.replace(
-                config.ckpt,
-                output_dir=self.model(iteration, of),
-                path=str(folder / f"{of}checkpoints"),
-                load_enable=True,
-            ),
+            ckpt=_narrowed(type(config.ckpt), config.ckpt, **left),
         )
-        return SFTConfig(**given)
 
     def steps(self) -> Iterator[Step]:
         """All steps, each behind those that it follows."""
@@ -193,6 +181,11 @@ class Plan:
         return {**compared, "iterate.start_from": self.config.iterate.start_from}
 
 
+def _narrowed(kind: type[_T], group: Any, **changes: Any) -> _T:
+    """A group of the recipe as the one of a stage, which has its settings, or some of them."""
+    return kind(**{**{field.name: getattr(group, field.name) for field in dataclasses.fields(kind)}, **changes})  # type: ignore[arg-type]
+
+
 class IterationManifest:
     """`manifest.json` of an iteration: by step its settings, weights and inputs, and what it made, by hash."""
 
@@ -220,6 +213,7 @@ class IterationManifest:
 def check_nothing_is_stale(plan: Plan) -> None:
     """Raises UserError that names each changed setting, and every step whose result does not go with it any more."""
     stale: dict[tuple[int, str], Path] = {}
+    grown: set[tuple[int, str]] = set()  # answers that stay, and get others beside them
     changes: dict[str, None] = {}
     manifests: dict[int, IterationManifest] = {}
     for step in plan.steps():
@@ -232,7 +226,10 @@ def check_nothing_is_stale(plan: Plan) -> None:
         changes |= {
             f"--{name} was {json.dumps(noted.get(name))}, is {json.dumps(now.get(name))}": None for name in changed
         }
-        if changed or any(one in stale for one in step.after):
+        is_stale = any(one in stale or one in grown for one in step.after)
+        if step.name == "generate" and changed == [_MORE] and now[_MORE] > noted[_MORE] and not is_stale:
+            grown.add(step.key)
+        elif changed or is_stale:
             stale[step.key] = step.path
     if stale:
         paths = " ".join(str(path.relative_to(plan.output)) for path in stale.values())

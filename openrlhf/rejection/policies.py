@@ -28,17 +28,8 @@ NOT_BEST = "others of the prompt are better"
 NO_PARTNER = "no partner for a pair"
 NOT_DRAWN = "not drawn"
 REASONS = (
-    SELECTED,
-    REPEATED,
-    NO_VERDICT,
-    EMPTY,
-    TRUNCATED,
-    PASS_RATE,
-    *SAME.values(),
-    BELOW,
-    NOT_BEST,
-    NO_PARTNER,
-    NOT_DRAWN,
+    *(SELECTED, REPEATED, NO_VERDICT, EMPTY, TRUNCATED, PASS_RATE),
+    *(*SAME.values(), BELOW, NOT_BEST, NO_PARTNER, NOT_DRAWN),
 )
 NUM_LENGTH_BINS = 20
 

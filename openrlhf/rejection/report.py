@@ -14,7 +14,7 @@ import numpy as np
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.rejection.candidates import Candidates
-from openrlhf.rejection.charts import Point, curves
+from openrlhf.rejection.charts import Point, curves, histogram
 from openrlhf.rejection.records import Row, StoredRows
 
 REPORT = "report.html"
@@ -89,6 +89,19 @@ def pass_curve(statistics: Mapping[str, Any]) -> str:
         for name, interval in statistics["intervals"].items()
     ]
     return curves({"pass@k": points}, "k")
+
+
+def charts_of(
+    candidates: Candidates, statistics: Mapping[str, Any], kinds: Mapping[str, np.ndarray]
+) -> list[tuple[str, str]]:
+    """pass@k, and the rewards and lengths of answers by kind, a name → (N,) bool."""
+    rewards = {name: candidates.reward[which] for name, which in kinds.items()}
+    lengths = {name: candidates.length[which] for name, which in kinds.items()}
+    return [
+        ("pass@k", pass_curve(statistics)),
+        ("Rewards", histogram(rewards, "reward")),
+        ("Lengths, shares of each kind", histogram(lengths, candidates.length_unit, as_shares=True)),
+    ]
 
 
 def samples_of(

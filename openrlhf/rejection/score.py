@@ -18,7 +18,6 @@ from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
-from openrlhf.rejection.charts import histogram
 from openrlhf.rejection.records import (
     Identity,
     Place,
@@ -34,10 +33,10 @@ from openrlhf.rejection.records import (
     settings_of,
     write_shard,
 )  # fmt: skip
-from openrlhf.rejection.report import REPORT, Page, pass_curve, samples_of, told_passes, write_page
+from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.rewards.find import close_all, find_rewards
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
-from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
+from openrlhf.rejection.statistics import answer_statistics
 
 _LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a file; what a lost worker may cost
 MOST_REASONS = 30  # told apart in the counts
@@ -265,41 +264,19 @@ def _finish(settings: ScoreSettings, output: Path, tally: _Tally) -> dict[str, A
         )
     source = StoredRows(output)
     candidates = read_candidates(source)
-    judged = ~np.isnan(candidates.reward)
-    num_judged, num_passed = passes_by_prompt(
-        candidates.prompt, candidates.reward, settings.pass_reward, len(candidates.prompt_ids)
-    )
+    judged, passed = ~np.isnan(candidates.reward), candidates.reward >= settings.pass_reward
     stats = {
-        "num_responses": len(candidates),
-        "num_prompts": len(candidates.prompt_ids),
+        **answer_statistics(candidates, settings.pass_reward, judged),
         "num_scored": int(judged.sum()),
         "left_out": left_out,
-        **pass_statistics(num_judged, num_passed),
-        "pass_reward": settings.pass_reward,
-        "mean_reward": float(candidates.reward[judged].mean()),
         "mean_rewards": tally.means(),
-        "length_unit": candidates.length_unit,
-        "lengths": {
-            "kept": length_statistics(candidates.length[judged]),
-            "left_out": length_statistics(candidates.length[~judged]),
-        },
     }
-    passed = candidates.reward >= settings.pass_reward
-    lengths = {"passed": passed, "not passed": judged & ~passed, "no verdict": ~judged}
+    kinds = {"passed": passed, "not passed": judged & ~passed, "no verdict": ~judged}
     page = Page(
         f"Scored by {settings.reward}",
         f"{settings.output} of {settings.input}",
         list(_told(stats)),
-        [
-            ("pass@k", pass_curve(stats)),
-            ("Rewards", histogram({"rewards": candidates.reward}, "reward")),
-            (
-                "Lengths, shares of each kind",
-                histogram(
-                    {name: candidates.length[which] for name, which in lengths.items()}, candidates.length_unit, True
-                ),
-            ),
-        ],
+        charts_of(candidates, stats, kinds),
         samples_of(source, candidates, _remark, passed),
     )
     try:

@@ -14,11 +14,10 @@ from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.config import SelectConfig, SelectSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
-from openrlhf.rejection.charts import histogram
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
 from openrlhf.rejection.records import STATS, Identity, Row, StoredRows, content_of, differences, settings_of
-from openrlhf.rejection.report import REPORT, Page, pass_curve, samples_of, told_passes, write_page
-from openrlhf.rejection.statistics import length_statistics, pass_statistics, passes_by_prompt
+from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
+from openrlhf.rejection.statistics import answer_statistics, mean_reward
 
 
 class _Output(NamedTuple):
@@ -125,33 +124,16 @@ def _statistics(
     candidates: Candidates, selection: Selection, settings: SelectSettings, output: _Output, identity: Identity
 ) -> dict[str, Any]:
     kept = selection.is_kept
-    judged, passed = passes_by_prompt(
-        candidates.prompt, candidates.reward, pass_reward(settings), len(candidates.prompt_ids)
-    )
     return {
         "output": output.rows.name,
         "num_rows": len(selection.picked),
-        "num_responses": len(candidates),
-        "num_prompts": len(candidates.prompt_ids),
+        **answer_statistics(candidates, pass_reward(settings), kept),
         "num_kept": int(kept.sum()),
         "num_prompts_kept": len(np.unique(candidates.prompt[kept])),
         "left_out": selection.left_out(),
-        **pass_statistics(judged, passed),
-        "pass_reward": pass_reward(settings),
-        "mean_reward": _mean(candidates.reward),
-        "mean_reward_kept": _mean(candidates.reward[kept]),
-        "length_unit": candidates.length_unit,
-        "lengths": {
-            "kept": length_statistics(candidates.length[kept]),
-            "left_out": length_statistics(candidates.length[~kept]),
-        },
+        "mean_reward_kept": mean_reward(candidates.reward[kept]),
         "facts": identity.facts(),
     }
-
-
-def _mean(rewards: np.ndarray) -> float | None:
-    judged = rewards[~np.isnan(rewards)]
-    return float(judged.mean()) if len(judged) else None
 
 
 def _write(
@@ -217,7 +199,6 @@ def _page(
     stats: Mapping[str, Any],
 ) -> Page:
     kept = selection.is_kept
-    split = {"kept": kept, "left out": ~kept}
 
     def remark(number: int, row: Row) -> str:
         return f"reward {row['reward']} · {REASONS[selection.reason[number]]}"
@@ -226,16 +207,7 @@ def _page(
         f"Selected by {settings.policy}",
         f"{settings.output} of {settings.input}",
         list(_told(stats)),
-        [
-            ("pass@k", pass_curve(stats)),
-            ("Rewards", histogram({name: candidates.reward[which] for name, which in split.items()}, "reward")),
-            (
-                "Lengths, shares of the kept and of the left out",
-                histogram(
-                    {name: candidates.length[which] for name, which in split.items()}, candidates.length_unit, True
-                ),
-            ),
-        ],
+        charts_of(candidates, stats, {"kept": kept, "left out": ~kept}),
         samples_of(source, candidates, remark, kept),
     )
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf.rejection.candidates import Candidates
+
 NUM_RESAMPLES, CONFIDENCE = 2000, 0.95
 PERCENTILES = {"median": 50, "percentile_95": 95}
 
@@ -57,6 +59,31 @@ def pass_statistics(num_answers: np.ndarray, num_passed: np.ndarray) -> dict[str
         found[f"pass@{k}"] = float(values.mean())
         intervals[f"pass@{k}"] = [*mean_interval(values)]
     return {**found, "intervals": intervals}
+
+
+def answer_statistics(candidates: Candidates, least: float, is_kept: np.ndarray) -> dict[str, Any]:
+    """What scores and selections both tell of their answers.
+
+    Args:
+        least: reward from which an answer passes.
+        is_kept: (N,) bool.
+    """
+    reward, length = candidates.reward, candidates.length
+    return {
+        "num_responses": len(candidates),
+        "num_prompts": len(candidates.prompt_ids),
+        **pass_statistics(*passes_by_prompt(candidates.prompt, reward, least, len(candidates.prompt_ids))),
+        "pass_reward": least,
+        "mean_reward": mean_reward(reward),
+        "length_unit": candidates.length_unit,
+        "lengths": {"kept": length_statistics(length[is_kept]), "left_out": length_statistics(length[~is_kept])},
+    }
+
+
+def mean_reward(rewards: np.ndarray) -> float | None:
+    """Of those that are judged; None where none is."""
+    judged = rewards[~np.isnan(rewards)]
+    return float(judged.mean()) if len(judged) else None
 
 
 def length_statistics(lengths: np.ndarray) -> dict[str, Any]:

@@ -283,6 +283,13 @@ def in_words(accounts: Sequence[Account], seed: int) -> str:
     )
 
 
+def write(accounts: Sequence[Account], seed: int, folder: Path) -> None:
+    """`rejection_kills.md` and `.json`."""
+    facts = {"seed": seed, "runs": [dataclasses.asdict(account) for account in accounts]}
+    (folder / "rejection_kills.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "rejection_kills.md").write_text(in_words(accounts, seed), encoding="utf-8")
+
+
 def campaign(folder: Path, num_kills: int, seed: int, num_iterations: int = ITERATIONS) -> Iterator[Account]:
     """The accounts of as many runs as so many kills take."""
     bench, chance, number = Bench(folder, num_iterations), random.Random(seed), 0
@@ -301,11 +308,8 @@ def main() -> int:
         for account in campaign(Path(folder), asked.kills, asked.seed):
             accounts.append(account)
             print(f"{account.num_kills} kills in {account.seconds:.0f} s", *account.problems, sep="\n  ", flush=True)
-    results = PROJECT / "benchmarks/results/rejection_kills.md"
-    results.write_text(in_words(accounts, asked.seed), encoding="utf-8")
-    facts = {"seed": asked.seed, "runs": [dataclasses.asdict(account) for account in accounts]}
-    results.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(results.read_text(encoding="utf-8"))
+            write(accounts, asked.seed, PROJECT / "benchmarks/results")
+    print(in_words(accounts, asked.seed))
     return 1 if any(account.problems for account in accounts) else 0
 
 

@@ -220,6 +220,22 @@ def test_a_changed_setting_tells_what_it_makes_stale(tmp_path: Path, flag: str, 
     assert len(trained(tmp_path)) - before == (0 if flag == "eval.n" else 4)
 
 
+def test_more_answers_are_added_to_those_of_the_first_iteration(tmp_path: Path) -> None:
+    rejection_sampling(config_of(tmp_path))
+    before = generations(tmp_path / "run")["iteration_1/generations"]
+    with pytest.raises(UserError, match="--generate.n was 4, is 5") as error:
+        rejection_sampling(config_of(tmp_path, "--generate.n", "5"))
+    named = str(error.value).split("are stale: ")[1].split(". Remove them")[0].split()
+    assert "iteration_1/generations" not in named
+    assert {"iteration_1/scores", "iteration_1/model", "iteration_2/generations"} <= set(named)
+    for path in named:
+        shutil.rmtree(tmp_path / "run" / path)
+    rejection_sampling(config_of(tmp_path, "--generate.n", "5"))
+    now = generations(tmp_path / "run")["iteration_1/generations"]
+    assert len(now) == 30
+    assert set(before) < set(now)
+
+
 def test_a_training_that_fails_is_told_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,8 @@ class Trainer:
     def _check_ids(self, window: StepWindow) -> None:
         """On the CPU: a GPU would abort without a word."""
         for one in window.micro_batches:
+            if not one.input_ids.numel():  # a short pack leaves ranks of a ring without a token
+                continue
             smallest, largest = one.input_ids.aminmax()
             what = ", ".join(one.unit_names) or "a micro-batch"
             check_vocabulary(self.model.config, int(smallest), int(largest), what)

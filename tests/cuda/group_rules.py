@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch.distributed as dist
 
-from tests.equivalence.cells import Layout, prepare_run
-from tests.equivalence.reference import Recipe
+if TYPE_CHECKING:
+    from tests.equivalence.cells import Layout
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "broadcast", "barrier")
 
@@ -66,6 +66,9 @@ class NcclRules:
 def rules_broken_by_a_run(layout: Layout) -> list[str]:
     """By joining, making an engine and one step."""
     from deepspeed.utils import groups
+
+    from tests.equivalence.cells import prepare_run
+    from tests.equivalence.reference import Recipe
 
     groups._release_process_group_references()  # of an engine made before in this process
     with NcclRules() as rules:

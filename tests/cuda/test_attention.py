@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.attention.varlen as torch_varlen
-import transformers.modeling_flash_attention_utils as flash_utils
 from transformers.utils import import_utils
 
 from openrlhf.config import SFTConfig, parse_config
@@ -24,43 +23,25 @@ from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.random_streams import compute_deterministically
 from openrlhf.run.builders import check_layout
 from openrlhf.strategy import DeepspeedStrategy
-from tests.cuda.stand_ins import install, reference
+from tests.cuda.stand_ins import AMPERE, BLACKWELL, HOPPER, gpu_machine, install, reference
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.workbench import flags
 from tests.models.batches import assert_close, make_samples, reference_log_probs
 
-AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
-STAND_INS = ("flash_attn", "flash_attn_interface", "ring_flash_attn", "kernels", "liger_kernel")
 BF16_TOLERANCE = 0.05
 NOT_INSTALLED = "not flash_attention_2: the package flash-attn is not installed: pip install flash-attn --no-build-iso"
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path) -> Callable[..., None]:
-    """A machine with a GPU, as far as transformers and we can tell; it is called with what is installed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    (tmp_path / "site").mkdir()
+def machine(tmp_path) -> Iterator[Callable[..., None]]:
+    """A machine with a GPU; it is called with what is installed, and `capability`."""
+    with ExitStack() as machines:
 
-    def set_up(*packages: str, capability: tuple[int, int] = AMPERE) -> None:
-        install(tmp_path / "site", *packages)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-        _forget_what_is_installed()
+        def set_up(*packages: str, **facts: tuple[int, int]) -> None:
+            machines.enter_context(gpu_machine(tmp_path / "site", *packages, **facts))
 
-    set_up()
-    yield set_up
-    monkeypatch.undo()
-    _forget_what_is_installed()
-
-
-def _forget_what_is_installed() -> None:
-    reference.CALLS.clear()
-    importlib.invalidate_caches()
-    for name in [name for name in sys.modules if name.partition(".")[0] in STAND_INS]:
-        del sys.modules[name]
-    for value in vars(import_utils).values():
-        getattr(value, "cache_clear", lambda: None)()
+        set_up()
+        yield set_up
 
 
 def saved(folder: Path, kind: str, **config) -> str:

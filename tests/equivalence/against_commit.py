@@ -124,7 +124,7 @@ class _Trees:
         if tree in self._pools and self._pools[tree].world_size != ranks:
             self.close()
         if tree not in self._pools:
-            with _first_in_path(self._roots[tree]):
+            with first_in_path(self._roots[tree]):
                 self._pools[tree] = RankPool(ranks)
         return self._pools[tree]
 
@@ -153,16 +153,17 @@ def run_command_line(root: str, words: list[str]) -> None:
         train_sft.main(words)
 
 
-def package_of(commit: str, folder: Path) -> Path:
-    """The package as it was, alone: the ranks of both trees take these tests."""
-    archive = subprocess.run(["git", "archive", commit, "openrlhf"], cwd=PROJECT_ROOT, capture_output=True, check=True)
+def package_of(commit: str, folder: Path, *more: str) -> Path:
+    """The package as it was, without its tests, and `more` files: the ranks of both trees take these tests."""
+    words = ["git", "archive", commit, "openrlhf", *more]
+    archive = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, check=True)
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     return folder
 
 
 @contextlib.contextmanager
-def _first_in_path(root: Path) -> Iterator[None]:
+def first_in_path(root: Path) -> Iterator[None]:
     """Processes started meanwhile find the package below `root`."""
     whole = list(sys.path)
     sys.path.insert(0, str(root))
@@ -255,7 +256,7 @@ def _write_table(commit: str, findings: list[Finding], with_compiled: bool) -> N
         "",
         f"{same} of {len(findings)} cells of the equivalence matrix in fp32 train as commit {commit} did, to the bit.",
         "Compared are all that its `metrics.jsonl` holds, except times, and every exported weight.",
-        f"Made by `{command}` at {_head()}, with torch {torch.__version__}.",
+        f"Made by `{command}` at {head()}, with torch {torch.__version__}.",
         *([] if with_compiled else ["Cells with compiled layers are left out."]),
         "",
         "| cell | lines of metrics.jsonl | weights | before and after | s |",
@@ -268,7 +269,7 @@ def _write_table(commit: str, findings: list[Finding], with_compiled: bool) -> N
     (RESULTS / f"against_{commit}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _head() -> str:
+def head() -> str:
     """This tree's commit, and whether it has changes beside it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, check=True, text=True).stdout.strip()

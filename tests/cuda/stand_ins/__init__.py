@@ -5,11 +5,21 @@ A stand-in computes by `reference.py` on any device, and holds its callers to th
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
+import transformers.modeling_flash_attention_utils as flash_utils
 from transformers.utils import import_utils
 
+from tests.cuda.stand_ins import reference
+
+AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 SOURCES = Path(__file__).parent
 _WHOLE = {  # distribution: (folder here, version)
     "flash-attn": ("flash_attn", "2.8.3"),
@@ -28,6 +38,35 @@ _BROKEN = {
     ),
     "broken liger-kernel": ("liger_kernel", "import triton_that_is_not_there", "liger-kernel", "0.8.5"),
 }
+
+
+@contextmanager
+def gpu_machine(site: Path, *packages: str, capability: tuple[int, int] = AMPERE) -> Iterator[None]:
+    """A machine with a GPU, as far as transformers and we can tell. Args: site: a folder of its own for `packages`."""
+    site.mkdir(exist_ok=True)
+    install(site, *packages)
+    with (
+        patch.object(torch.cuda, "is_available", lambda: True),
+        patch.object(torch.cuda, "device_count", lambda: 1),
+        patch.object(torch.cuda, "get_device_capability", lambda *device: capability),
+        patch.object(flash_utils, "_loaded_implementation", None),
+        patch.object(sys, "path", [str(site), *sys.path]),
+    ):
+        _forget_what_is_installed()
+        try:
+            yield
+        finally:
+            _forget_what_is_installed()
+
+
+def _forget_what_is_installed() -> None:
+    reference.CALLS.clear()
+    importlib.invalidate_caches()
+    modules = {Path(folder).name for folder, _ in _WHOLE.values()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
+        del sys.modules[name]
+    for value in vars(import_utils).values():
+        getattr(value, "cache_clear", lambda: None)()
 
 
 def install(site: Path, *names: str) -> None:

@@ -1,0 +1,99 @@
+"""Do the cases of tests/cuda/findings.py fail where the findings were made? Each runs on an earlier tree, and on this.
+
+    python -m tests.cuda.against_old --tree 063792e [--only 1 5]
+
+A case must pass here, and fail there for the finding's own reason. Ends with 1 otherwise. A run of all cases writes
+`benchmarks/results/gpu_findings.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.cuda.findings import CASES, PACKAGING, Case
+from tests.equivalence.against_commit import PROJECT_ROOT, RESULTS, first_in_path, head, package_of
+from tests.helpers.ranks import RankError, RankPool
+
+PASSES = "passes"
+LONGEST_MESSAGE = 400  # characters of the table
+
+
+def main() -> int:
+    arguments = _arguments()
+    chosen = [case for case in CASES if not arguments.only or case.number in arguments.only]
+    rows, unproven = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = package_of(arguments.tree, Path(scratch) / "tree", *PACKAGING)
+        for case in chosen:
+            now, then = (_said(case, root, Path(scratch)) for root in (PROJECT_ROOT, tree))
+            rows.append(_row(case, now, then))
+            print(rows[-1], flush=True)
+            if now != PASSES or case.seen not in then:
+                unproven.append(case)
+    if len(chosen) == len(CASES):
+        _write_table(arguments.tree, rows, len(unproven))
+    print(f"{len(chosen) - len(unproven)} of {len(chosen)} pass here and fail at {arguments.tree} for their own reason")
+    for case in unproven:
+        print(f"not shown: {case}, whose failure holds {case.seen!r}")
+    return 1 if unproven else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.cuda.against_old",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tree", default="063792e", metavar="commit", help="the earlier tree (default: 063792e)")
+    parser.add_argument("--only", nargs="+", type=int, default=[], metavar="number", help="these findings alone")
+    return parser.parse_args()
+
+
+def _said(case: Case, root: Path, scratch: Path) -> str:
+    """The outcome with the package below `root`, in processes of its own: it passes, or the failure's last line."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    with first_in_path(root), RankPool(case.ranks) as pool:
+        try:
+            reason = pool.run(case.why_not_shown, folder, root)[0]
+        except RankError as error:
+            return _reason(str(error))
+    return f"cannot be shown here: {reason}" if reason else PASSES
+
+
+def _reason(failure: str) -> str:
+    """From the line that names the error of the first rank."""
+    lines = [line for line in failure.split("\nrank ")[0].strip().splitlines() if line]
+    begin = max(index for index, line in enumerate(lines) if not line.startswith(" "))
+    return " ".join(line.strip() for line in lines[begin:])
+
+
+def _row(case: Case, now: str, then: str) -> str:
+    what = (case.run.__doc__ or "").splitlines()[0]
+    now, then = (text[:LONGEST_MESSAGE].replace("|", "\\|") for text in (now, then))
+    return f"| {case.number} | `test_finding[{case}]`: {what} | {now} | {then} |"
+
+
+def _write_table(commit: str, rows: list[str], num_unproven: int) -> None:
+    lines = [
+        "# What was found on GPU machines",
+        "",
+        f"{len(rows) - num_unproven} of {len(rows)} findings have a test in `tests/cuda/test_findings.py` that passes",
+        f"today, and fails at commit {commit} for the finding's own reason: it drives both trees by what both have.",
+        f"Made by `python -m tests.cuda.against_old --tree {commit}` at {head()}, with torch {torch.__version__} and",
+        f"transformers {transformers.__version__}, without CUDA.",
+        "",
+        f"| finding | test | today | at {commit} |",
+        "| ---: | --- | --- | --- |",
+        *rows,
+    ]
+    (RESULTS / "gpu_findings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ A case must pass here, and fail there for the finding's own reason. Ends with 1 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -75,8 +76,13 @@ def _reason(failure: str) -> str:
 
 def _row(case: Case, now: str, then: str) -> str:
     what = (case.run.__doc__ or "").splitlines()[0]
-    now, then = (text[:LONGEST_MESSAGE].replace("|", "\\|") for text in (now, then))
+    now, then = (_in_short(text) for text in (now, then))
     return f"| {case.number} | `test_finding[{case}]`: {what} | {now} | {then} |"
+
+
+def _in_short(text: str) -> str:
+    """Without this machine's folders."""
+    return re.sub(r"(?<![\w.:])/\S*/", "", text)[:LONGEST_MESSAGE].replace("|", "\\|")
 
 
 def _write_table(commit: str, rows: list[str], num_unproven: int) -> None:

@@ -28,15 +28,11 @@ LONGEST_MESSAGE = 400  # characters of the table
 def main() -> int:
     arguments = _arguments()
     chosen = [case for case in CASES if not arguments.only or case.number in arguments.only]
-    rows, unproven = [], []
     with tempfile.TemporaryDirectory() as scratch:
         tree = package_of(arguments.tree, Path(scratch) / "tree", *PACKAGING)
-        for case in chosen:
-            now, then = (_said(case, root, Path(scratch)) for root in (PROJECT_ROOT, tree))
-            rows.append(_row(case, now, then))
-            print(rows[-1], flush=True)
-            if now != PASSES or case.seen not in then:
-                unproven.append(case)
+        now, then = (_said(chosen, root, Path(scratch)) for root in (PROJECT_ROOT, tree))
+    rows = [_row(case, now[case], then[case]) for case in chosen]
+    unproven = [case for case in chosen if now[case] != PASSES or case.seen not in then[case]]
     if len(chosen) == len(CASES):
         _write_table(arguments.tree, rows, len(unproven))
     print(f"{len(chosen) - len(unproven)} of {len(chosen)} pass here and fail at {arguments.tree} for their own reason")
@@ -56,14 +52,22 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _said(case: Case, root: Path, scratch: Path) -> str:
-    """The outcome with the package below `root`, in processes of its own: it passes, or the failure's last line."""
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    with first_in_path(root), RankPool(case.ranks) as pool:
-        try:
-            reason = pool.run(case.why_not_shown, folder, root)[0]
-        except RankError as error:
-            return _reason(str(error))
+def _said(cases: list[Case], root: Path, scratch: Path) -> dict[Case, str]:
+    """Of each case with the package below `root`: it passes, or the last line of its failure."""
+    said = {}
+    for ranks in sorted({case.ranks for case in cases}):
+        with first_in_path(root), RankPool(ranks) as pool:
+            for case in (case for case in cases if case.ranks == ranks):
+                said[case] = _outcome(case, pool, root, Path(tempfile.mkdtemp(dir=scratch)))
+                print(f"{root.name}: {case}: {said[case]}", flush=True)
+    return said
+
+
+def _outcome(case: Case, pool: RankPool, root: Path, folder: Path) -> str:
+    try:
+        reason = pool.run(case.why_not_shown, folder, root)[0]
+    except RankError as error:
+        return _reason(str(error))
     return f"cannot be shown here: {reason}" if reason else PASSES
 
 

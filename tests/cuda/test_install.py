@@ -31,13 +31,13 @@ def _section(name: str) -> str:
 @pytest.mark.parametrize(
     ("extras", "expected"),
     [
-        ("", ["install ."]),
-        ("liger", ["install .[liger]"]),
-        ("flash", ["install .[flash]", "install --no-build-isolation flash-attn>=2.8"]),
+        ("", ["install --constraint requirements.txt ."]),
+        ("liger", ["install --constraint requirements.txt .[liger]"]),
+        ("flash", ["install --constraint requirements.txt .[flash]", "install --no-build-isolation flash-attn>=2.8"]),
         (
             "liger,ring",
             [
-                "install .[liger,ring]",
+                "install --constraint requirements.txt .[liger,ring]",
                 "install --no-build-isolation flash-attn>=2.8",
                 "install --no-build-isolation ring-flash-attn>=0.1.8",
             ],

@@ -1,6 +1,6 @@
 """The trained model as a Hugging Face folder: written to a staging folder, read back, put in place file by file.
 
-In place, `config.json` (of an adapter also `adapter_config.json`) is taken away first and comes back last, so an
+In place, `config.json` (of an adapter: `adapter_config.json`) is taken away first and comes back last, so an
 export that was interrupted has none and nothing opens it as a model. `manifest.json` lists the model's files with
 checksums, and names the run and the step that they are of. A model that another run has put there moves to
 `earlier_run_<n>/`; other files in the folder are left alone.
@@ -92,7 +92,7 @@ def is_export_of(folder: Path | str, run_id: str | None, optimizer_step: int) ->
 
 
 def is_exported(folder: Path | str) -> bool:
-    """True where a whole model or adapter is in the folder: the configuration comes last."""
+    """True where a whole model is in the folder: the configuration comes last."""
     return (Path(folder) / _CONFIG_NAME).is_file() or (Path(folder) / _ADAPTER_CONFIG_NAME).is_file()
 
 
@@ -211,6 +211,7 @@ def _write_adapter(model: Any, folder: Path, rank_0: _OnRank0) -> list[FileRecor
 def _put_in_place(staging: Path, folder: Path) -> None:
     """Move the new files over the old, the configuration last; files that are no part of a model stay."""
     new = {path.name for path in staging.iterdir()}
+    last = _ADAPTER_CONFIG_NAME if _ADAPTER_CONFIG_NAME in new else _CONFIG_NAME
     own = set(listed_names(folder)) if is_of_run(folder, saved_identity(staging)["run_id"]) else set()
     earlier = next(path for n in count(1) if not (path := folder / f"earlier_run_{n}").exists())
     # Without a configuration nothing opens the folder, so nobody can meet old weights beside new ones.
@@ -223,15 +224,14 @@ def _put_in_place(staging: Path, folder: Path) -> None:
         if index == len(_CONFIGS):
             flush_to_disk(folder)
     fault_point("export.old_config_removed")
-    for index, name in enumerate(sorted(new - {*_CONFIGS})):
+    for index, name in enumerate(sorted(new - {last})):
         os.replace(staging / name, folder / name)
         if index == 0:
             fault_point("export.half_in_place")
     flush_to_disk(folder)
     fault_point("export.before_config")
-    for name in sorted(new & {*_CONFIGS}):  # an adapter's own first: with the base's alone it would look like a model
-        os.replace(staging / name, folder / name)
-        flush_to_disk(folder)
+    os.replace(staging / last, folder / last)
+    flush_to_disk(folder)
     staging.rmdir()
     fault_point("export.in_place")
 

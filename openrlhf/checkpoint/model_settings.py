@@ -38,7 +38,8 @@ def save_settings(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     if base.can_generate():
         generation_config_for(base, tokenizer).save_pretrained(folder)
-    _write_config(base, tokenizer, folder)
+    if base is model:
+        _write_config(model, tokenizer, folder)
 
 
 def notes_of_export(model: Any, tokenizer: Any) -> list[str]:
@@ -84,9 +85,6 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
     for part in (config, config.get_text_config()):  # of a composite, its text part alone generates
         if hasattr(part, "use_cache"):
             part.use_cache = True  # training turns it off; generation without it is slow
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not quantizer.pre_quantized:  # in memory alone: the base's files are what they were
-        del config.quantization_config
     config.architectures = [type(model).__name__]
     config.dtype = str(model_dtype(model)).removeprefix("torch.")
     if tokenizer is not None:

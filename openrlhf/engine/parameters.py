@@ -51,9 +51,9 @@ def names_of_non_finite(model: nn.Module) -> list[str]:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype that most elements of the model have, as its configuration should say; 4 bits are of none."""
+    """The dtype that most elements of the model have, as its configuration should say."""
     counts: Counter[torch.dtype] = Counter()
-    for parameter in filter(torch.is_floating_point, model.parameters()):
+    for parameter in model.parameters():
         counts[parameter.dtype] += whole_numel(parameter)
     return counts.most_common(1)[0][0]
 

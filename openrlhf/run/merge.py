@@ -68,19 +68,17 @@ def merge_adapters(
 
 
 def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_remote_code: bool) -> Any:
-    """The model of the kind that the adapter is for, with what training has noted in the configuration beside it."""
+    """The model of the kind that the adapter is for."""
     from peft import PeftConfig, TaskType
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     is_reward_model = PeftConfig.from_pretrained(lora_path).task_type == TaskType.SEQ_CLS
     kind: Any = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
-    has_config = (Path(lora_path) / "config.json").is_file()
-    config = AutoConfig.from_pretrained(lora_path if has_config else model_path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     if is_reward_model:
         config.num_labels = 1
-    config.dtype = dtype or AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).dtype
     return kind.from_pretrained(
-        model_path, config=config, dtype=config.dtype or "auto", trust_remote_code=trust_remote_code
+        model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
     )
 
 

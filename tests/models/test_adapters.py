@@ -69,13 +69,12 @@ def test_plain_peft_opens_what_is_exported_with_the_same_log_probs(exported):
 
 
 def test_a_server_finds_what_it_reads_beside_the_adapter(exported):
-    folder, actor = exported
+    folder, _ = exported
     settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], settings["peft_type"]) == (4, "LORA")
     assert settings["base_model_name_or_path"] == str(folder / "base")
-    config = json.loads((folder / "adapter" / "config.json").read_text())
-    assert config["model_type"] == actor.config.model_type
-    assert config["architectures"] == [type(actor.model.get_base_model()).__name__]
+    # With one transformers would look for the base's weights here.
+    assert not (folder / "adapter" / "config.json").exists()
     assert AutoTokenizer.from_pretrained(folder / "adapter").chat_template == CHATML
     assert not list((folder / "adapter").glob("model*"))
 

@@ -106,11 +106,11 @@ BUGS = [
         (f"{_CHECKS}adapters_that_cannot_be_are_refused_by_their_flag",),
     ),
     Bug(
-        "an_adapter_alone",
-        "an exported adapter has no config.json",
+        "an_adapter_that_looks_like_a_model",
+        "with the base's config.json beside it, transformers looks for the base's weights in the adapter's folder",
         "checkpoint/model_settings.py",
-        "    _write_config(base, tokenizer, folder)\n",
-        "    if base is model:\n        _write_config(base, tokenizer, folder)\n",
+        "    if base is model:\n",
+        "    if True:\n        model = base\n",
         (f"{_MODELS}a_server_finds_what_it_reads_beside_the_adapter",),
     ),
 ]

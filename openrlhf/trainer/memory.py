@@ -63,6 +63,7 @@ class MemoryBudget:
             RankLost: the ranks cannot go on, and start again with a smaller budget.
         """
         without: frozenset[str] = frozenset()
+        halvings_before = self._halvings
         while True:
             if window.halvings != self._halvings or without:
                 assert window.relaid is not None, "a loader's window can be cut anew"
@@ -77,7 +78,9 @@ class MemoryBudget:
             else:
                 self._grow()
                 return result
-            without |= self._shrink(shortages)
+            if names := self._shrink(shortages):
+                without |= names
+                self._set(halvings_before)  # the others have done nothing
         raise RankLost(self._start_again_smaller(shortages))
 
     def read_note(self) -> None:

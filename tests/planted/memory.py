@@ -114,6 +114,14 @@ BUGS = [
         (f"{_RANKS}::test_a_step_for_which_memory_runs_out_on_one_rank_is_computed_again",),
     ),
     Bug(
+        "left_out_sample_makes_steps_slow",
+        "after a sample that was left out, many steps are computed one sample at a time",
+        "trainer/memory.py",
+        "self._set(halvings_before)",
+        "pass",
+        (f"{_MEMORY}::test_a_sample_that_is_left_out_makes_no_other_step_slow",),
+    ),
+    Bug(
         "event_not_recorded",
         "metrics.jsonl does not say that memory ran out",
         "trainer/callbacks/tracking.py",

@@ -22,7 +22,7 @@ class Fault:
 
     step: int
     micro_step: int
-    where: str  # forward, head, backward or reduction
+    where: str  # forward, head, backward, reduction, or reduced: right behind it
     ranks: tuple[int, ...] = EVERYONE
 
 
@@ -89,7 +89,8 @@ def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
 
     def failing_reduction(*args: Any, **kwargs: Any) -> Any:
         fail("reduction")
-        return type(engine).allreduce_gradients(engine, *args, **kwargs)
+        type(engine).allreduce_gradients(engine, *args, **kwargs)
+        fail("reduced")
 
     step._forward_and_backward, engine.allreduce_gradients = noted, failing_reduction
     hooks = _hooks(run.actor.scorer.base_model.model, fail)

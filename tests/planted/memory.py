@@ -55,7 +55,7 @@ BUGS = [
         "trainer/memory.py",
         "self._set(self._halvings + 1)",
         "self._set(self._halvings or 1)",
-        (f"{_MEMORY}::test_a_sample_that_does_not_fit_alone_can_be_left_out",),
+        (f"{_MEMORY}::test_micro_batches_are_halved_until_they_fit",),
     ),
     Bug(
         "budget_stays_small",

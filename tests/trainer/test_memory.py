@@ -62,6 +62,7 @@ class Machine:
 
     def _limited(self, scorer: Any, *more: Any) -> Any:
         self._calls += 1
+        assert self._calls < 40, "the step is tried for ever"
         loss = self._compute(scorer, *more)
         if not self.fits(self._calls, scorer.batch):  # behind the backward pass: its gradients are there already
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -98,6 +99,13 @@ def test_micro_batches_are_halved_and_activations_recomputed_and_that_is_told():
     assert facts["micro_batches_cut_to"] == 0.5
     assert facts["recomputes_activations"] is True
     assert "row 2" in facts["out_of_memory"]
+
+
+def test_micro_batches_are_halved_until_they_fit():
+    machine = Machine(tokens(14), Recipe(layout=FixedSize(4)))
+    result, _ = machine.run()
+    assert machine.memory.halvings == 2
+    assert result.loss == pytest.approx(run_window(make_rows())[0].loss, rel=1e-12)
 
 
 def test_dropout_is_drawn_anew_as_in_the_attempt_that_failed():
@@ -147,6 +155,7 @@ def test_the_budget_grows_back_and_waits_twice_as_long_after_growing_too_early()
         while machine.memory.halvings or not steps:
             machine.memory.compute(window, work)
             steps += 1
+            assert steps < 1000, "it never grows back"
         return steps
 
     assert steps_until_growth() == STEPS_BEFORE_GROWTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
@@ -64,7 +65,8 @@ def test_a_foreign_loader_goes_on_behind_the_windows_that_were_trained():
 def test_a_layout_that_is_set_between_two_windows_holds_for_the_next():
     made = loader(8, alone(), FixedSize(4))
     windows = made.windows(max_epochs=3)
-    numbers = [len(next(windows).micro_batches), len(next(windows).micro_batches)]  # the next ones are built by now
+    numbers = [len(next(windows).micro_batches), len(next(windows).micro_batches)]
+    time.sleep(0.5)  # in which the next ones are built
     for made.layout, made.halvings in ((FixedSize(2), 0), (FixedSize(4), 2), (TokenBudget(40, packed=False), 0)):
         numbers.append(len(next(windows).micro_batches))
     assert numbers == [1, 1, 2, 4, 1]

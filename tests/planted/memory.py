@@ -111,7 +111,7 @@ BUGS = [
         "trainer/shortage.py",
         "if not has_memory_for(lambda: compute(number, micro_batch.emptied())):  # noqa: B023",
         "if True:",
-        (f"{_RANKS}::test_a_step_for_which_memory_runs_out_on_one_rank_is_computed_again",),
+        ("tests/trainer/test_shortage.py::test_a_rank_alone_keeps_the_others_company",),
     ),
     Bug(
         "left_out_sample_makes_steps_slow",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ def computed(collective_before: bool, failing: tuple[int, ...], seconds: float) 
     from openrlhf.parallel.groups import alone
     from openrlhf.trainer import shortage
 
-    group = dist.new_group(backend="gloo")
+    group, data = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=timedelta(seconds=30))
     flag = torch.zeros(1)
     rank = dist.get_rank()
     groups: Any = SimpleNamespace(**vars(alone()) | {"rank": rank, "control": group})
@@ -27,7 +28,7 @@ def computed(collective_before: bool, failing: tuple[int, ...], seconds: float) 
         is_failing = number == 1 and rank in failing and bool(micro_batch.unit_names)
         if is_failing and not collective_before:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        dist.all_reduce(flag)
+        dist.all_reduce(flag, group=data)
         if is_failing:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -53,7 +54,7 @@ def test_ranks_that_fail_at_one_place_give_up_together(two_ranks, collective_bef
 
 
 def test_a_rank_alone_keeps_the_others_company(two_ranks):
-    found = two_ranks.run(computed, False, (1,), 60.0)
+    found = two_ranks.run(computed, False, (1,), 5.0)
     assert found == ["OutOfMemory: forward pass, rank 1: 8 tokens of row 3, row 1"] * 2
 
 

@@ -13,7 +13,6 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import build_actor
 from openrlhf.run.pair_run import PairRun
 from openrlhf.run.reference import check_reference, load_reference, reference_file, reference_name, reference_of
-from openrlhf.run.training_run import Prepared
 from openrlhf.trainer import DPOTrainer
 from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
 from openrlhf.trainer.pair_trainers import preference_objective
@@ -24,6 +23,7 @@ class DPORun(PairRun):
     """See `TrainingRun`."""
 
     config: DPOConfig
+    trainer_class = DPOTrainer
     objective: PreferenceObjective
 
     @classmethod
@@ -46,25 +46,8 @@ class DPORun(PairRun):
     def build_model(self) -> Actor:
         return build_actor(self.config_of_models, self.strategy.get_ds_train_config())
 
-    def build_trainer(self, prepared: Prepared) -> DPOTrainer:
-        config = self.config
-        return DPOTrainer(
-            prepared.model,
-            None,
-            self.strategy,
-            self.tokenizer,
-            prepared.optimizer,
-            prepared.train_loader,
-            prepared.eval_loader,
-            prepared.scheduler,
-            max_norm=config.max_norm,
-            beta=config.model.beta,
-            max_epochs=config.train.max_epochs,
-            save_hf_ckpt=config.ckpt.save_hf,
-            disable_ds_ckpt=config.ckpt.disable_ds,
-            callbacks=self.callbacks,
-            objective=self.objective,
-        )
+    def arguments_of_trainer(self) -> dict[str, Any]:
+        return {"ref_model": None, "beta": self.config.model.beta}
 
     def _compute_reference(self) -> None:
         """Its log-probs go into the data sets; the model, if it was needed, is gone before the training begins."""

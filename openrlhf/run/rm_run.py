@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from openrlhf.config import RMConfig
 from openrlhf.models import RewardModel
@@ -10,7 +11,6 @@ from openrlhf.models.classifier import classifier_facts
 from openrlhf.objectives import RewardObjective
 from openrlhf.run.builders import build_reward_model
 from openrlhf.run.pair_run import PairRun
-from openrlhf.run.training_run import Prepared
 from openrlhf.trainer import RewardModelTrainer
 from openrlhf.trainer.pair_trainers import reward_objective
 
@@ -19,6 +19,7 @@ class RMRun(PairRun):
     """See `TrainingRun`."""
 
     config: RMConfig
+    trainer_class = RewardModelTrainer
     trainer: RewardModelTrainer
     facts_of = staticmethod(classifier_facts)
 
@@ -43,21 +44,5 @@ class RMRun(PairRun):
             self.trainer.note_statistics()
         super()._export(output_dir)
 
-    def build_trainer(self, prepared: Prepared) -> RewardModelTrainer:
-        config = self.config
-        return RewardModelTrainer(
-            prepared.model,
-            self.strategy,
-            prepared.optimizer,
-            prepared.train_loader,
-            prepared.eval_loader,
-            prepared.scheduler,
-            self.tokenizer,
-            max_norm=config.max_norm,
-            max_epochs=config.train.max_epochs,
-            loss=config.model.loss_type,
-            save_hf_ckpt=config.ckpt.save_hf,
-            disable_ds_ckpt=config.ckpt.disable_ds,
-            callbacks=self.callbacks,
-            objective=self.objective,
-        )
+    def arguments_of_trainer(self) -> dict[str, Any]:
+        return {"loss": self.config.model.loss_type}

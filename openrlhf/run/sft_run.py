@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from openrlhf.config import SFTConfig
 from openrlhf.datasets.sft_dataset import prepare_sft_dataset
 from openrlhf.models import Actor
 from openrlhf.objectives import Objective, objective_named
 from openrlhf.run.builders import Prepare, build_actor
-from openrlhf.run.training_run import Prepared, TrainingRun
+from openrlhf.run.training_run import TrainingRun
 from openrlhf.trainer import SFTTrainer
 
 
@@ -17,6 +18,7 @@ class SFTRun(TrainingRun):
     """See `TrainingRun`."""
 
     config: SFTConfig
+    trainer_class = SFTTrainer
 
     @classmethod
     def build_objective(cls, config: SFTConfig) -> Objective:
@@ -29,22 +31,5 @@ class SFTRun(TrainingRun):
     def build_model(self) -> Actor:
         return build_actor(self.config, self.strategy.get_ds_train_config())
 
-    def build_trainer(self, prepared: Prepared) -> SFTTrainer:
-        config = self.config
-        return SFTTrainer(
-            prepared.model,
-            self.strategy,
-            prepared.optimizer,
-            prepared.train_loader,
-            prepared.eval_loader,
-            prepared.scheduler,
-            max_norm=config.max_norm,
-            pretrain_mode=config.model.pretrain_mode_enable,
-            batch_size=config.train.batch_size,
-            max_epochs=config.train.max_epochs,
-            tokenizer=self.tokenizer,
-            save_hf_ckpt=config.ckpt.save_hf,
-            disable_ds_ckpt=config.ckpt.disable_ds,
-            callbacks=self.callbacks,
-            objective=self.objective,
-        )
+    def arguments_of_trainer(self) -> dict[str, Any]:
+        return {"pretrain_mode": self.config.model.pretrain_mode_enable, "batch_size": self.config.train.batch_size}

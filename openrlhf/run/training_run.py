@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -50,17 +50,6 @@ from openrlhf.trainer.callbacks.standard import callbacks_named
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a trainer is built of: what `strategy.prepare` gave back, and the loaders."""
-
-    model: Any
-    optimizer: Any
-    scheduler: Any
-    train_loader: Any
-    eval_loader: Any | None
-
-
 RunT = TypeVar("RunT", bound="TrainingRun")
 
 
@@ -69,6 +58,7 @@ class TrainingRun(ABC):
 
     trainer: CommandTrainer
     memory: RunMemory
+    trainer_class: ClassVar[Callable[..., CommandTrainer]]
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(
@@ -138,9 +128,9 @@ class TrainingRun(ABC):
     def build_model(self) -> Any:
         """The model that is trained, before any engine holds it."""
 
-    @abstractmethod
-    def build_trainer(self, prepared: Prepared) -> CommandTrainer:
-        """The face of the loop."""
+    def arguments_of_trainer(self) -> dict[str, Any]:
+        """What the trainer of this command takes and others do not."""
+        return {}
 
     @property
     def reference_fingerprint(self) -> str | None:
@@ -239,11 +229,29 @@ class TrainingRun(ABC):
             optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
         )
         model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
-        eval_loader = self.loader(self.eval_data, shuffle=False) if self.eval_data is not None else None
-        prepared = Prepared(model, optimizer, scheduler, self.loader(self.train_data, shuffle=True), eval_loader)
-        self.trainer = self.build_trainer(prepared)
+        self.trainer = self.build_trainer(model, optimizer, scheduler)
         self.trainer.reference_fingerprint = self.reference_fingerprint
         self.trainer.check_layout()  # before anything is said of a run that cannot be
+
+    def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:
+        """Of what `strategy.prepare` gave back."""
+        config = self.config
+        return self.trainer_class(
+            model=model,
+            strategy=self.strategy,
+            optim=optimizer,
+            train_dataloader=self.loader(self.train_data, shuffle=True),
+            eval_dataloader=None if self.eval_data is None else self.loader(self.eval_data, shuffle=False),
+            scheduler=scheduler,
+            tokenizer=self.tokenizer,
+            max_norm=config.max_norm,
+            max_epochs=config.train.max_epochs,
+            save_hf_ckpt=config.ckpt.save_hf,
+            disable_ds_ckpt=config.ckpt.disable_ds,
+            callbacks=self.callbacks,
+            objective=self.objective,
+            **self.arguments_of_trainer(),
+        )
 
     def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
         """Step windows of the data set. Args: layout: more of it, as of `setup_dataloader`."""

@@ -19,10 +19,9 @@ from openrlhf.objectives import objective_named
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import build_actor
 from openrlhf.run.sft_run import SFTRun
-from openrlhf.run.training_run import Prepared
 from openrlhf.strategy.checkpoints import load_found, newest
 from openrlhf.tracking.metrics_file import METRICS_FILE, read_records
-from openrlhf.trainer import SFTTrainer
+from openrlhf.trainer import CommandTrainer
 
 _CHECKPOINT = "checkpoint-"
 
@@ -55,17 +54,10 @@ class TrlRun(SFTRun):
             in_memory = in_memory.to(PARAM_DTYPES[self.config.ds.param_dtype])  # type: ignore[arg-type]
         return build_actor(self.config, self.strategy.get_ds_train_config(), in_memory)
 
-    def build_trainer(self, prepared: Prepared) -> SFTTrainer:
-        self.told = TrainerCallbacks(
-            self._args,
-            self._theirs,
-            prepared.model.model,
-            self.tokenizer,
-            prepared.optimizer,
-            prepared.scheduler,
-        )
+    def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:
+        self.told = TrainerCallbacks(self._args, self._theirs, model.model, self.tokenizer, optimizer, scheduler)
         self.callbacks = [self.told]
-        return super().build_trainer(prepared)
+        return super().build_trainer(model, optimizer, scheduler)
 
     def start(self, checkpoint: Path | None, every: dict[str, int]) -> None:
         """From the beginning, or from a checkpoint; all ranks call.

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from openrlhf.atomic_file import replace_file
 from openrlhf.config import DPOConfig, LoraConfig
 from openrlhf.datasets.cache import open_cache_dir
@@ -96,13 +98,14 @@ def reference_file(config: DPOConfig, data_fingerprint: str) -> Path:
     assert name is not None, "some loss has a reference"
     ds = config.ds
     settings = [ds.param_dtype, ds.load_in_4bit, ds.attn_implementation, ds.use_liger_kernel]
-    return folder / "references" / f"{hash_of([_weights_hash(name, folder, config), data_fingerprint, settings])}.f64"
+    return folder / "references" / f"{hash_of([_weights_hash(name, folder), data_fingerprint, settings])}.f64"
 
 
-def _weights_hash(name: str, cache_dir: Path, config: DPOConfig) -> Any:
+def _weights_hash(name: str, cache_dir: Path) -> Any:
     """Of every byte of its weights and of its configuration; a name on the hub stands for itself and its revision."""
     if not Path(name).is_dir():
-        return [name, getattr(load_config(name, config.model.trust_remote_code), "_commit_hash", None)]
+        cached = try_to_load_from_cache(name, "config.json")
+        return [name, Path(cached).parent.name if isinstance(cached, str) else None]
     known = known_hashes(cache_dir)
     files = sorted(file for pattern in _WEIGHTS for file in Path(name).glob(pattern))
     hashes = [FileTable(str(file)).content_hash(known) for file in files]

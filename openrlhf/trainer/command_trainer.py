@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+from tqdm import tqdm
 
 from openrlhf.batching import StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
@@ -23,11 +25,12 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
-from openrlhf.trainer.callbacks.script_hook import NAMES_OF_A_STEP, ScriptHook
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
 from openrlhf.trainer.memory import NOTE_FILE
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
+
+_NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
 
 
 class CommandTrainer(Trainer):
@@ -145,11 +148,11 @@ class CommandTrainer(Trainer):
         Records, evaluations and saves are made in any case. This adds to the step's record what `logs_dict` has more
         than it was called with.
         """
-        self.log({name: number for name, number in (logs_dict or {}).items() if name not in NAMES_OF_A_STEP})
+        self.log({name: number for name, number in (logs_dict or {}).items() if name not in _NAMES_OF_A_STEP})
 
     def _hooks(self, args: Any) -> list[Callback]:
         is_overridden = type(self).save_logs_and_checkpoints is not CommandTrainer.save_logs_and_checkpoints
-        return [ScriptHook(self.save_logs_and_checkpoints, args)] if is_overridden else []
+        return [_ScriptHook(self.save_logs_and_checkpoints, args)] if is_overridden else []
 
     @property
     def run_id(self) -> str | None:
@@ -196,3 +199,18 @@ class CommandTrainer(Trainer):
 def _is_frozen_in_part(model: Any) -> bool:
     """Whether there are weights that no checkpoint holds."""
     return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+class _ScriptHook(Callback):
+    """Calls `hook(args, global_step, step_bar, logs_dict, client_states)` after every step."""
+
+    def __init__(self, hook: Callable[..., None], args: Any):
+        self._hook, self._args = hook, args
+        self._no_bar = tqdm(disable=True)  # the bar that is seen is the tracker's
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        logs = {"gpt_loss": metrics["loss"], "loss_mean": metrics["loss"]}
+        logs |= {name: metrics[name] for name in ("lr", "aux_loss") if name in metrics}
+        progress = trainer.progress
+        states = {"consumed_samples": progress.consumed_samples}
+        self._hook(self._args, progress.optimizer_step, self._no_bar, logs, states)

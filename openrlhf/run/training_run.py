@@ -49,7 +49,6 @@ from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 
-
 RunT = TypeVar("RunT", bound="TrainingRun")
 
 

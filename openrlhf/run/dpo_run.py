@@ -23,7 +23,6 @@ class DPORun(PairRun):
     """See `TrainingRun`."""
 
     config: DPOConfig
-    trainer_class = DPOTrainer
     objective: PreferenceObjective
 
     @classmethod
@@ -46,8 +45,8 @@ class DPORun(PairRun):
     def build_model(self) -> Actor:
         return build_actor(self.config_of_models, self.strategy.get_ds_train_config())
 
-    def arguments_of_trainer(self) -> dict[str, Any]:
-        return {"ref_model": None, "beta": self.config.model.beta}
+    def trainer_of(self, **parts: Any) -> DPOTrainer:
+        return DPOTrainer(ref_model=None, beta=self.config.model.beta, **parts)
 
     def _compute_reference(self) -> None:
         """Its log-probs go into the data sets; the model, if it was needed, is gone before the training begins."""

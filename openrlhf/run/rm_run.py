@@ -19,7 +19,6 @@ class RMRun(PairRun):
     """See `TrainingRun`."""
 
     config: RMConfig
-    trainer_class = RewardModelTrainer
     trainer: RewardModelTrainer
     facts_of = staticmethod(classifier_facts)
 
@@ -44,5 +43,5 @@ class RMRun(PairRun):
             self.trainer.note_statistics()
         super()._export(output_dir)
 
-    def arguments_of_trainer(self) -> dict[str, Any]:
-        return {"loss": self.config.model.loss_type}
+    def trainer_of(self, **parts: Any) -> RewardModelTrainer:
+        return RewardModelTrainer(loss=self.config.model.loss_type, **parts)

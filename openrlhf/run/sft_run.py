@@ -18,7 +18,6 @@ class SFTRun(TrainingRun):
     """See `TrainingRun`."""
 
     config: SFTConfig
-    trainer_class = SFTTrainer
 
     @classmethod
     def build_objective(cls, config: SFTConfig) -> Objective:
@@ -31,5 +30,7 @@ class SFTRun(TrainingRun):
     def build_model(self) -> Actor:
         return build_actor(self.config, self.strategy.get_ds_train_config())
 
-    def arguments_of_trainer(self) -> dict[str, Any]:
-        return {"pretrain_mode": self.config.model.pretrain_mode_enable, "batch_size": self.config.train.batch_size}
+    def trainer_of(self, **parts: Any) -> SFTTrainer:
+        return SFTTrainer(
+            pretrain_mode=self.config.model.pretrain_mode_enable, batch_size=self.config.train.batch_size, **parts
+        )

@@ -57,7 +57,6 @@ class TrainingRun(ABC):
 
     trainer: CommandTrainer
     memory: RunMemory
-    trainer_class: ClassVar[Callable[..., CommandTrainer]]
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(
@@ -127,9 +126,9 @@ class TrainingRun(ABC):
     def build_model(self) -> Any:
         """The model that is trained, before any engine holds it."""
 
-    def arguments_of_trainer(self) -> dict[str, Any]:
-        """What the trainer of this command takes and others do not."""
-        return {}
+    @abstractmethod
+    def trainer_of(self, **parts: Any) -> CommandTrainer:
+        """The face of the loop, of what all commands give it."""
 
     @property
     def reference_fingerprint(self) -> str | None:
@@ -235,7 +234,7 @@ class TrainingRun(ABC):
     def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:
         """Of what `strategy.prepare` gave back."""
         config = self.config
-        return self.trainer_class(
+        return self.trainer_of(
             model=model,
             strategy=self.strategy,
             optim=optimizer,
@@ -249,7 +248,6 @@ class TrainingRun(ABC):
             disable_ds_ckpt=config.ckpt.disable_ds,
             callbacks=self.callbacks,
             objective=self.objective,
-            **self.arguments_of_trainer(),
         )
 
     def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
@@ -332,19 +330,14 @@ class TrainingRun(ABC):
     def _export(self, output_dir: Path) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""
         identity = self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
+        model, size = self.trainer.model, self.config.ckpt.export_shard_size
         try:
-            self.strategy.save_model(
-                self.trainer.model,
-                self.tokenizer,
-                str(output_dir),
-                max_shard_size=self.config.ckpt.export_shard_size,
-                identity=identity,
-            )
+            self.strategy.save_model(model, self.tokenizer, str(output_dir), max_shard_size=size, identity=identity)
         except UserError as error:
             raise UserError(*error.problems, self._rescue().after_failed_export()) from None
         if self.strategy.is_rank_0():
             write_report(output_dir, self.config, self.train_data.report, self.strategy.print)
-            describe_and_push(self.config, self.trainer.model.model, self.train_data.report, self.strategy.print)
+            describe_and_push(self.config, model.model, self.train_data.report, self.strategy.print)
             self.strategy.print(
                 f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}."
             )

@@ -56,7 +56,7 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
-    memory: RunMemory
+    memory: RunMemory | None = None  # of a run whose model is in memory already
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(

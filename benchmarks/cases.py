@@ -28,6 +28,7 @@ PAIRS_COMPILED = {**PAIRS, "torch_compile": True}  # at its first start two minu
 ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no padding either
 PACKED = {"ds.packing_samples": True, "ds.zero_stage": 1, "logger.logging_steps": 1}
 RECOMPUTED = {"model.gradient_checkpointing_enable": True}  # as TRL's defaults do
+NO_FLAGS = {"train.micro_batch_size": None}  # the defaults of the layout
 FUSED = {**PACKED, "model.compile_layers": True}
 PAIRS_FUSED = {**FUSED, "train.max_tokens_per_micro_batch": 8_192}
 # TRL's padding_free is ignored by its DPO and unknown to its reward modelling; packing is unknown to both.
@@ -84,7 +85,7 @@ _ALL = (
         batch_size=32,
         micro_batch_size=8,
         max_len=1_024,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}},
+        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
         trl={
             "trl_defaults": DEFAULTS,
             "trl_packed": PACKED_TO_448,
@@ -101,7 +102,7 @@ _ALL = (
         batch_size=8,
         micro_batch_size=8,
         max_len=1_024,
-        ours={"ours": {**PACKED, **RECOMPUTED, "train.max_tokens_per_micro_batch": 2_048}},
+        ours={"ours": {**PACKED, **RECOMPUTED, "train.max_tokens_per_micro_batch": 2_048}, "ours_no_flags": NO_FLAGS},
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 1},
     ),
@@ -114,7 +115,7 @@ _ALL = (
         batch_size=1,
         micro_batch_size=1,
         max_len=8_192,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}},
+        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
         trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
         max_rounds={"trl_best": 1},
     ),
@@ -127,7 +128,7 @@ _ALL = (
         batch_size=8,
         micro_batch_size=8,
         max_len=2_048,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}},
+        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 1},
     ),

@@ -16,6 +16,7 @@ BEGIN, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<
 NEXT_HEADING = "\n## How the pieces fit"  # of the README: the section stands before it
 NAMES = {
     "ours": "ours",
+    "ours_no_flags": "ours, no flags",
     "trl_defaults": "TRL, defaults",
     "trl_best": "TRL, best setting",
     "trl_packed": "TRL, packed to 448 tokens",

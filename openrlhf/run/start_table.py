@@ -15,6 +15,7 @@ from openrlhf.engine.fragments import base_optimizer
 from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_numel
+from openrlhf.engine.processor import faster_in_float32
 from openrlhf.run.memory_estimate import Memory, RunMemory, longest_tokens, size_text
 from openrlhf.trainer import CommandTrainer
 
@@ -76,9 +77,14 @@ def _rows(
         ),
     )
     yield "optimizer", adam_in_words(base_optimizer(trainer.trained.engine))
-    yield "precision", config.ds.param_dtype
+    yield "precision", _precision(config.ds.param_dtype, strategy.device.type)
     note = trainer.model.attention.note
     yield "attention", attention_name(trainer.model.config) + (f"; {note}" if note else "")
+
+
+def _precision(param_dtype: str, device_type: str) -> str:
+    note = faster_in_float32() if (param_dtype, device_type) == ("bf16", "cpu") else ""
+    return f"{param_dtype}; {note}" if note else param_dtype
 
 
 def _samples(data: Any) -> str:

@@ -55,4 +55,20 @@ BUGS = [
         "return self",
         (f"{_ESTIMATE}an_offloaded_state_must_fit_the_hosts_memory",),
     ),
+    Bug(
+        "slow_half_precision_is_not_told",
+        "a run in bf16 takes twice the time of one in float32, and nobody says so",
+        "engine/processor.py",
+        "if in_float32 < _WORTH_SAYING * in_bf16:",
+        "if True:",
+        ("tests/engine/test_processor.py::test_slow_half_precision_is_told_with_both_rates",),
+    ),
+    Bug(
+        "fast_half_precision_is_slandered",
+        "a run in bf16 is told to take float32 where that is no faster",
+        "engine/processor.py",
+        "if in_float32 < _WORTH_SAYING * in_bf16:",
+        "if False:",
+        ("tests/engine/test_processor.py::test_nothing_is_said_where_half_precision_is_about_as_fast",),
+    ),
 ]

@@ -11,6 +11,7 @@ from openrlhf.batching import StepSchedule
 from openrlhf.config import DeepspeedConfig, SFTConfig, TrainConfig
 from openrlhf.engine.state_memory import estimate_memory
 from openrlhf.models.attention.choice import AttentionChoice
+from openrlhf.run import start_table
 from openrlhf.run.memory_estimate import size_text
 from openrlhf.run.start_table import print_start_table
 
@@ -65,6 +66,13 @@ def printed(data, consumed_samples=0, config=None):
 )
 def test_the_table_says(text):
     assert text in printed(Data())
+
+
+@pytest.mark.parametrize(("param_dtype", "is_said"), [("bf16", True), ("fp32", False)])
+def test_the_table_says_that_float32_is_faster_here(monkeypatch, param_dtype, is_said):
+    monkeypatch.setattr(start_table, "faster_in_float32", lambda: "float32 is faster here")
+    text = printed(Data(), config=SFTConfig(ds=DeepspeedConfig(param_dtype=param_dtype)))
+    assert ("float32 is faster here" in text) == is_said
 
 
 def test_the_table_says_what_was_left_out_and_why():

@@ -1,8 +1,9 @@
 """The memory that `estimate_memory` promises against what training takes: `python -m benchmarks.memory` (20 minutes).
 
 Each case trains a few steps in processes of its own, on the CPU: the peak of the resident size above what the process
-had when everything was loaded and a toy model had been trained. Writes benchmarks/results/memory.md.
-What benchmarks/results/memory.json holds is not measured again, unless `--again 3,5` names it.
+had when everything was loaded and a toy model had been trained. Writes benchmarks/results/memory.md. What
+benchmarks/results/memory.json holds is not measured again, unless `--again 3,5` names it; `--first 12` measures no more
+than the first cases.
 """
 
 from __future__ import annotations
@@ -97,14 +98,17 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--again", default="")
-    again = [int(word) for word in parser.parse_args().again.split(",") if word]
+    parser.add_argument("--first", type=int, default=len(CASES))
+    choices = parser.parse_args()
+    again = [int(word) for word in choices.again.split(",") if word]
     measured: dict[str, int] = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(CASES[: choices.first]):
         if case.words() not in measured or number in again:
             measured[case.words()] = measured_bytes(case)
             MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         print(number, case.words(), _figures(measured[case.words()], estimated_bytes(case)), flush=True)
-    rows = [(case, measured[case.words()], estimated_bytes(case)) for case in CASES]
+    known = [case for case in CASES if case.words() in measured]
+    rows = [(case, measured[case.words()], estimated_bytes(case)) for case in known]
     RESULTS.write_text(_table(rows), encoding="utf-8")
 
 

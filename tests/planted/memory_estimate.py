@@ -29,7 +29,7 @@ BUGS = [
         "models/activation_memory.py",
         "held = [*model.parameters(), *model.buffers()]",
         "held: list[Tensor] = []",
-        (f"{_ESTIMATE}activations_grow_with_the_tokens_and_shrink_where_layers_are_recomputed",),
+        (f"{_ESTIMATE}weights_are_no_activations",),
     ),
     Bug(
         "ranks_each_count_the_whole_machine",

@@ -9,6 +9,7 @@ from benchmarks.memory import Case, estimated_bytes, measured_bytes
 from openrlhf.cli import estimate_memory
 from openrlhf.config import DeepspeedConfig, LoraConfig, SFTConfig
 from openrlhf.errors import UserError
+from openrlhf.models import activation_memory
 from openrlhf.models.activation_memory import memory_of
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.run import memory_estimate
@@ -40,6 +41,15 @@ def test_activations_grow_with_the_tokens_and_shrink_where_layers_are_recomputed
     )
     assert kept[1] == pytest.approx(2 * kept[0], rel=0.1)
     assert recomputed[1] < 0.7 * kept[1]
+
+
+def test_weights_are_no_activations(monkeypatch):
+    model, kept = tiny_model("llama"), []
+    for num_tokens in (64, 4_096):
+        monkeypatch.setattr(activation_memory, "_TOKENS_TRIED", num_tokens)
+        facts = ModelFacts(type(model), model.config, model.dtype)
+        kept.append(memory_of(facts, LoraConfig(), recomputes=False).kept_a_token)
+    assert kept[0] == pytest.approx(kept[1], rel=0.01)
 
 
 def test_adapters_leave_gradients_and_states_of_the_base_out():

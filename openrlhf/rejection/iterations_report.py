@@ -45,7 +45,8 @@ def write_iterations(
     facts, charts = list(told), list[tuple[str, str]]()
     selections: dict[str, dict[str, Any]] = {}
     for one, statistics in zip(iterations, evaluated, strict=True):
-        facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in statistics.items()]
+        several = {name: of for name, of in statistics.items() if len(of["intervals"]) > 1}  # pass@1 stands in `told`
+        facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in several.items()]
         if one.scores is not None and one.selection is not None:
             selections[_named(one.number)] = read_stats(one.selection.parent)
             charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)

@@ -31,7 +31,7 @@ ROWS = [{"prompt": f"question {number}" if number else "", "label": str(number)}
 SLOW_REWARD = """
 import time
 def shortness(completions, **columns):
-    time.sleep(0.005)
+    time.sleep(0.02)
     return [-float(len(text)) for text in completions]
 """
 

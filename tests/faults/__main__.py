@@ -1,4 +1,4 @@
-"""The long form: `FAULTS=1000 python -m tests.faults`; see the package's text."""
+"""The long form: `FAULTS=1000 python -m tests.faults [rows|pairs]`; see the package's text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.faults.table import in_words, write
 def main() -> int:
     num_faults, seed = int(os.environ.get("FAULTS", "400")), int(os.environ.get("SEED", "1"))
     num_at_a_time = int(os.environ.get("RUNS_AT_A_TIME", "1"))
+    of = sys.argv[1] if len(sys.argv) > 1 else "rows"
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        for campaign in run_campaign(Path(folder), num_faults, seed, num_at_a_time):
+        for campaign in run_campaign(Path(folder), num_faults, seed, of, num_at_a_time):
             run = campaign.runs[-1]
             print(
                 f"{campaign.num_kills} kills, {campaign.num_faults} of {num_faults} faults, {campaign.seconds:.0f} s: "

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from openrlhf.tracking.metrics_file import read_records
 from tests.faults.jobs import Job
-from tests.helpers.workbench import flags, save_model, save_rows
+from tests.helpers.workbench import flags, pair_flags, save_model, save_pairs, save_rows
 
 NUM_STEPS = 60
 BATCH_SIZE = 4
@@ -24,16 +24,21 @@ _WALL_CLOCK = ("tokens_per_second", "step_seconds")
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a run over ranks."""
+    """The layout of a run over ranks, and its command."""
 
     num_ranks: int
     zero_stage: int
     dtype: str = "fp32"
     micro_batch_size: int = 2
+    command: str = "train_sft"
+
+    @property
+    def module(self) -> str:
+        return f"openrlhf.cli.{self.command}"
 
     def __str__(self) -> str:
         ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
-        return f"{ranks}, ZeRO {self.zero_stage}, {self.dtype}, micro-batch {self.micro_batch_size}"
+        return f"{self.command}, {ranks}, ZeRO {self.zero_stage}, {self.dtype}, micro-batch {self.micro_batch_size}"
 
 
 @dataclass(frozen=True)
@@ -52,29 +57,34 @@ class Bench:
         self._model = save_model(folder / "model")
         self._rows = save_rows(folder / "rows.jsonl", NUM_STEPS * BATCH_SIZE)
         self._eval_rows = save_rows(folder / "eval.jsonl", 6, seed=1)
+        self._pairs = save_pairs(folder / "pairs.jsonl", NUM_STEPS * BATCH_SIZE)
+        self._eval_pairs = save_pairs(folder / "eval-pairs.jsonl", 6, seed=1)
         self._unbroken: dict[Layout, Outcome] = {}
         self._lock = threading.Lock()  # runs may be broken side by side
 
     def words(self, layout: Layout, out: Path, **changes: Any) -> list[str]:
         """The command line of a run that begins, or goes on where it was."""
+        is_of_pairs = layout.command != "train_sft"
         settings = dict(
             ckpt__load_enable=True,
             ckpt__save_steps=SAVE_STEPS,
             ckpt__max_num=2,
-            eval__dataset=self._eval_rows,
+            eval__dataset=self._eval_pairs if is_of_pairs else self._eval_rows,
             eval__steps=EVAL_STEPS,
             train__batch_size=BATCH_SIZE,
             train__micro_batch_size=layout.micro_batch_size,
             ds__zero_stage=layout.zero_stage,
             ds__param_dtype=layout.dtype,
         )
+        if is_of_pairs:
+            return pair_flags(self._model, self._pairs, out, **(settings | changes))
         return flags(self._model, self._rows, out, **(settings | changes))
 
     def unbroken(self, layout: Layout) -> Outcome:
         with self._lock:
             if layout not in self._unbroken:
                 out = self.folder / f"unbroken-{len(self._unbroken)}"
-                with Job(self.words(layout, out), layout.num_ranks, out / "log") as job:
+                with Job(self.words(layout, out), layout.num_ranks, out / "log", module=layout.module) as job:
                     codes = job.wait(SECONDS_FOR_A_RUN)
                     assert codes == [0] * layout.num_ranks, f"the unbroken run ended with {codes}:\n{job.words_said()}"
                 self._unbroken[layout] = outcome_of(out)

@@ -58,7 +58,9 @@ class BrokenRun:
         self._store = CheckpointStore(folder / "checkpoints")
         self._whole_step = 0
         self.account = Account(
-            " / ".join(map(str, layouts)) if len(layouts) < 3 else f"{len(layouts)} layouts by turns"
+            " / ".join(map(str, layouts))
+            if len(layouts) < 3
+            else f"{layouts[0].command}, {len(layouts)} layouts by turns"
         )
 
     def run(self, num_faults: int, num_faults_at_end: int) -> Account:
@@ -88,7 +90,7 @@ class BrokenRun:
             return self._launch_and_kill_launcher(layout, fault)
         points = {fault.rank: fault.fault_point} if fault and fault.fault_point else {}
         log = self._log_of(account.num_launches)
-        with Job(self._bench.words(layout, self._out), layout.num_ranks, log, points) as job:
+        with self._job(layout, log, points) as job:
             codes = self._break_and_wait(job, fault) if fault else job.wait(SECONDS_FOR_A_RUN)
             self._check_codes(codes, fault, job)
             if damaged and _HAS_CHOSEN.search(job.words_said()) and str(damaged) not in job.words_said():
@@ -99,7 +101,7 @@ class BrokenRun:
     def _launch_and_kill_launcher(self, layout: Layout, fault: Break) -> bool:
         """Its ranks must end by themselves, and save nothing more."""
         words, log = self._bench.words(layout, self._out), self._log_of(self.account.num_launches)
-        with Launched(torchrun(layout.num_ranks), words, log / "log") as job:
+        with Launched(torchrun(layout.num_ranks, module=layout.module), words, log / "log") as job:
             assert fault.moment is not None
             fault.moment.wait(job, self._out)
             is_late = not job.is_running()
@@ -131,13 +133,16 @@ class BrokenRun:
         """The second one waits for the folder; when the first one has been killed, it goes on with the run."""
         layout = self._layouts[0]
         log = self._log_of(self.account.num_launches) / "second"
-        with Job(self._bench.words(layout, self._out), layout.num_ranks, log) as second:
+        with self._job(layout, log) as second:
             for job, seconds in zip((first, second), second_job, strict=True):
                 job.wait(seconds)
                 job.kill(range(len(job.ranks)))
             codes = second.wait(SECONDS_TO_END)
             if codes is None or set(codes) - {0, _KILLED}:
                 self._wrong(f"the second job on a folder ended with {codes}:\n{second.words_said()}")
+
+    def _job(self, layout: Layout, log: Path, fault_points: dict[int, str] | None = None) -> Job:
+        return Job(self._bench.words(layout, self._out), layout.num_ranks, log, fault_points, module=layout.module)
 
     def _log_of(self, launch: int) -> Path:
         return self._out.parent / f"{self._out.name}-log" / f"launch{launch:03d}"
@@ -191,7 +196,7 @@ class BrokenRun:
             self._wrong(f"not what the unbroken run left: {problem}")
         written_at = (self._out / "model.safetensors").stat().st_mtime_ns
         log = self._out.parent / f"{self._out.name}-log" / "again"
-        with Job(self._bench.words(self._layouts[0], self._out), self._layouts[0].num_ranks, log) as job:
+        with self._job(self._layouts[0], log) as job:
             codes = job.wait(SECONDS_FOR_A_RUN)
             if codes is None or any(codes) or "this run has finished" not in job.words_said():
                 self._wrong(f"a finished run, launched again, ended with {codes}:\n{job.words_said()}")

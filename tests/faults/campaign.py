@@ -30,12 +30,29 @@ BY_TURNS = (
     [Layout(2, 3), Layout(1, 0), Layout(2, 2, micro_batch_size=1), Layout(4, 3, micro_batch_size=1), Layout(1, 3)],
 )
 
+PAIRS = tuple(
+    layouts
+    for command in ("train_rm", "train_dpo")
+    for layouts in (
+        [Layout(1, 1, command=command)],
+        [Layout(2, 2, command=command)],
+        [Layout(2, 3, "bf16", command=command)],
+        [
+            Layout(2, 3, command=command),
+            Layout(1, 0, command=command),
+            Layout(2, 1, micro_batch_size=1, command=command),
+        ],
+    )
+)
+RUNS = {"rows": SAME_LAYOUT + BY_TURNS, "pairs": PAIRS}
+
 
 @dataclass
 class Campaign:
-    """The accounts of all runs, and of the bits flipped in their last checkpoints."""
+    """The accounts of all runs, and of the bits flipped in their last checkpoints. `of`: a name of `RUNS`."""
 
     seed: int
+    of: str
     runs: list[Account] = field(default_factory=list)
     num_flips: int = 0
     num_flips_found: int = 0
@@ -56,17 +73,20 @@ class Campaign:
         return found + ([f"{unseen} flipped bits were not found"] if unseen else [])
 
 
-def run_campaign(folder: Path, num_faults: int, seed: int, num_at_a_time: int = 1) -> Iterator[Campaign]:
+def run_campaign(
+    folder: Path, num_faults: int, seed: int, of: str = "rows", num_at_a_time: int = 1
+) -> Iterator[Campaign]:
     """Runs on all layouts by turns until so many faults are made; yields after each run.
 
     Args:
+        of: "rows" (train_sft) or "pairs" (train_rm and train_dpo).
         num_at_a_time: runs broken side by side.
     """
-    bench, campaign = Bench(folder), Campaign(seed)
+    bench, campaign = Bench(folder), Campaign(seed, of)
     start = time.monotonic()
     with ThreadPoolExecutor(num_at_a_time) as pool:
         numbers = itertools.count()
-        runs = {pool.submit(_broken_run, bench, folder, seed, next(numbers)) for _ in range(num_at_a_time)}
+        runs = {pool.submit(_broken_run, bench, folder, campaign, next(numbers)) for _ in range(num_at_a_time)}
         while runs:
             done, runs = wait(runs, return_when=FIRST_COMPLETED)
             for future in done:
@@ -76,13 +96,13 @@ def run_campaign(folder: Path, num_faults: int, seed: int, num_at_a_time: int = 
             campaign.seconds = time.monotonic() - start
             yield campaign
             if campaign.num_faults < num_faults:
-                runs |= {pool.submit(_broken_run, bench, folder, seed, next(numbers)) for _ in done}
+                runs |= {pool.submit(_broken_run, bench, folder, campaign, next(numbers)) for _ in done}
 
 
-def _broken_run(bench: Bench, folder: Path, seed: int, number: int) -> tuple[Account, Path, random.Random]:
+def _broken_run(bench: Bench, folder: Path, campaign: Campaign, number: int) -> tuple[Account, Path, random.Random]:
     """A run's account, its folder, and the random stream that made its faults."""
-    layouts = (*SAME_LAYOUT, *BY_TURNS)[number % len(SAME_LAYOUT + BY_TURNS)]
-    out, rng = folder / f"run{number:04d}", random.Random(f"{seed} {number}")
+    layouts = RUNS[campaign.of][number % len(RUNS[campaign.of])]
+    out, rng = folder / f"run{number:04d}", random.Random(f"{campaign.seed} {number}")
     return BrokenRun(bench, layouts, out, rng).run(FAULTS_A_RUN, FAULTS_AT_THE_END_OF_A_RUN), out, rng
 
 

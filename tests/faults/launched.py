@@ -19,11 +19,11 @@ SECONDS_BETWEEN_LOOKS = 0.01
 _SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def torchrun(num_ranks: int, max_restarts: int = 0) -> list[str]:
+def torchrun(num_ranks: int, max_restarts: int = 0, module: str = MODULE) -> list[str]:
     """Its words up to the flags of the run."""
     return [
         str(BIN / "torchrun"), "--nproc_per_node", str(num_ranks), "--max_restarts", str(max_restarts),
-        "--master_port", str(_free_port()), "-m", MODULE,
+        "--master_port", str(_free_port()), "-m", module,
     ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ import transformers.models.qwen3.modeling_qwen3
 import transformers.optimization  # noqa: F401
 from deepspeed.accelerator import get_accelerator
 
+import openrlhf.run.dpo_run
+import openrlhf.run.rm_run
 import openrlhf.run.sft_run  # noqa: F401
 from openrlhf.engine.operators import compile_for_communication, sole_compiler
 

@@ -44,7 +44,7 @@ def in_words(campaign: Campaign) -> str:
 
 
 def write(campaign: Campaign, folder: Path) -> None:
-    """`faults.json` and `faults.md`."""
+    """`faults.json` and `faults.md`; of pairs `faults_of_pairs`."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "seed": campaign.seed,
@@ -60,8 +60,9 @@ def write(campaign: Campaign, folder: Path) -> None:
         **totals(campaign),
         "runs": [{**vars(run), "problems": [in_short(problem) for problem in run.problems]} for run in campaign.runs],
     }
-    (folder / "faults.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / "faults.md").write_text(in_words(campaign), encoding="utf-8")
+    name = "faults" if campaign.of == "rows" else f"faults_of_{campaign.of}"
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(in_words(campaign), encoding="utf-8")
 
 
 def in_short(problem: str) -> str:

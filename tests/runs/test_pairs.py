@@ -135,13 +135,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command):
     assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_run_goes_on_in_another_layout(one_rank, two_ranks, bench, unbroken, command):
+@pytest.mark.parametrize(("command", "rounding"), [("train_rm", 1e-6), ("train_dpo", 1e-5)])
+def test_a_run_goes_on_in_another_layout(one_rank, two_ranks, bench, unbroken, command, rounding):
+    """The loss of preferences is of differences between sums of log-probs: more is lost to rounding."""
     out = f"{command}-elastic"
     assert two_ranks.run(run_until_asked_to_leave, argv(bench, out, **TWO_RANKS), 3, 0, command=command) == [75, 75]
     one_rank.run(run, argv(bench, out, ckpt__load_enable=True), command=command)
     for one, again in zip(step_lines(unbroken[command]), step_lines(bench / out), strict=True):
-        assert again["loss"] == pytest.approx(one["loss"], rel=1e-5), f"loss of step {one['global_step']}"
+        assert again["loss"] == pytest.approx(one["loss"], rel=rounding), f"loss of step {one['global_step']}"
 
 
 def refused(pool, bench, command, changes, source) -> str:

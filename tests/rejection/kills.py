@@ -285,7 +285,7 @@ def in_words(accounts: Sequence[Account], seed: int) -> str:
 
 def write(accounts: Sequence[Account], seed: int, folder: Path) -> None:
     """`rejection_kills.md` and `.json`."""
-    facts = {"seed": seed, "runs": [dataclasses.asdict(account) for account in accounts]}
+    facts = {"seed": seed, "runs": [vars(account) for account in accounts]}
     (folder / "rejection_kills.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "rejection_kills.md").write_text(in_words(accounts, seed), encoding="utf-8")
 

@@ -7,6 +7,7 @@ the time by kind of work and, beneath, the costliest entries; writes benchmarks/
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 from collections import Counter
@@ -63,15 +64,15 @@ def profile(case: Case, work: Path) -> Counter[str]:
     words = our_words(job, next(iter(case.ours.values())), work / "runs/profile", work / "cache")
     from torch.profiler import profile as watch
 
-    from openrlhf.cli.train_sft import main as train
     from openrlhf.trainer.step import WindowStep
 
+    train = importlib.import_module(f"openrlhf.cli.train_{case.task}").main
     run, watching = WindowStep.run, watch()
 
-    def run_watched(self: WindowStep, window: Any, optimizer_step: int, *args: Any) -> Any:
+    def run_watched(self: WindowStep, window: Any, optimizer_step: int, **others: Any) -> Any:
         if optimizer_step == 1:
             watching.start()
-        return run(self, window, optimizer_step, *args)
+        return run(self, window, optimizer_step, **others)
 
     with patch.object(WindowStep, "run", run_watched):
         train([*words, "--ckpt.disable_ds", "--ckpt.save_hf", "false"])

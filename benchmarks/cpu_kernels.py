@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,15 +23,19 @@ from benchmarks import machine
 from benchmarks.materials import shape_of
 from benchmarks.measures import write_json
 from openrlhf.models.attention.causal_pack import attend_pack
+from openrlhf.models.attention.per_sample import CausalMask
+from openrlhf.models.attention.ring import ring_attention
+from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.cpu_kernels import attention, log_probs
 from openrlhf.models.head.log_prob_head import weighted_log_probs
 
 RESULT = Path(__file__).parent / "results/cpu_kernels.json"
 NUM_REPEATS = 15
-PACKS = {
-    "28 samples of about 146 tokens": [min(400, max(60, int(random.Random(i).gauss(146, 45)))) for i in range(28)],
-    "2 samples of 1,024 tokens": [1_024] * 2,
-    "1 sample of 4,096 tokens": [4_096],
+PACKS: dict[str, list] = {  # lengths, and whose prompts are shared
+    "28 samples of about 146 tokens": [[min(400, max(60, int(random.Random(i).gauss(146, 45)))) for i in range(28)]],
+    "2 samples of 1,024 tokens": [[1_024] * 2],
+    "1 sample of 4,096 tokens": [[4_096]],
+    "2 pairs of 100 tokens behind shared prompts of 1,000": [[1_000, 100, 100] * 2, [None, 0, 0, None, 3, 3]],
 }
 SHAPE = shape_of("small")  # case (a)'s
 NUM_TARGETS = 2_692  # of one of its steps
@@ -44,7 +49,7 @@ def main() -> None:
     found = {
         "machine": machine.hardware(),
         "num_threads": torch.get_num_threads(),
-        "attention": {name: both_ways(attention, partial(attention_times, pack)) for name, pack in PACKS.items()},
+        "attention": {name: both_ways(attention, partial(attention_times, *pack)) for name, pack in PACKS.items()},
         "head": both_ways(log_probs, head_times),
     }
     write_json(RESULT, found)
@@ -61,15 +66,25 @@ def without_kernel(module: Any, measure: Callable[[], Any]) -> Any:
         return measure()
 
 
-def attention_times(lengths: list[int]) -> dict[str, float]:
+def attention_times(lengths: list[int], prompt_of: list[int | None] | None = None) -> dict[str, float]:
+    """Args: prompt_of: for each sample the one that it goes on from; without our kernel, blocks are merged then."""
     query, key, value = (
         torch.randn(num_heads, sum(lengths), SHAPE.head_dim).bfloat16().requires_grad_()
         for num_heads in (SHAPE.num_attention_heads, SHAPE.num_key_value_heads, SHAPE.num_key_value_heads)
     )
     grad = torch.randn(sum(lengths), SHAPE.num_attention_heads, SHAPE.head_dim).bfloat16()
-    output = attend_pack(query, key, value, lengths, None)
+
+    def attend() -> torch.Tensor:
+        if prompt_of is None:
+            return attend_pack(query, key, value, lengths, None)
+        borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        ring = make_ring(None, borders, 0, torch.device("cpu"), prompt_of)
+        mask = CausalMask(None, has_several_samples=True)
+        return ring_attention(torch.nn.Module(), query[None], key[None], value[None], mask, ring=ring)[0][0]
+
+    output = attend()
     return {
-        "forward_milliseconds": _milliseconds(lambda: attend_pack(query, key, value, lengths, None)),
+        "forward_milliseconds": _milliseconds(attend),
         "backward_milliseconds": _milliseconds(lambda: torch.autograd.grad(output, (query, key, value), grad, True)),
     }
 

@@ -46,6 +46,8 @@ def join_ranks(timeout: timedelta) -> torch.device:
         if not torch.distributed.is_initialized():  # a script may have done so
             _init_process_group(device, timeout)
         deepspeed.init_distributed(timeout=timeout, verbose=False)
+        if device.type == "cpu":
+            _take_names_from_shared_memory()
     limit_groups(timeout)
     return device
 
@@ -64,6 +66,18 @@ def _init_process_group(device: torch.device, timeout: timedelta) -> None:
         # bound to its device, torch makes later groups out of the connections of this one
         device_id=device if device.type == "cuda" and world_size > 1 else None,
     )
+
+
+def _take_names_from_shared_memory() -> None:
+    """What the ranks of a machine share ends with the last of them, killed or not.
+
+    DeepSpeed (0.19) names 66 MiB of each rank in /dev/shm, and leaves them in the machine's memory after every run.
+    Once all ranks have them mapped, nobody looks for the names.
+    """
+    torch.distributed.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{torch.distributed.get_rank()}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def leave_ranks() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
-from openrlhf.engine.launch import name_of_this_start
+from openrlhf.engine.launch import join_ranks, name_of_this_start
 from openrlhf.engine.launchers import num_local_ranks
+from tests.helpers.ranks import RankPool
 
 NUM_RANKS = 3
+_BUFFER = "deepspeed_allreduce_buffer"
 TIMEOUT = timedelta(seconds=20)
 TWO_MACHINES = {"WORLD_SIZE": "8"}  # four ranks each
 
@@ -81,3 +86,18 @@ def test_rank_0_waits_for_all_ranks_at_once(monkeypatch):
 def test_a_rank_that_does_not_come_is_named():
     with pytest.raises(TimeoutError, match="rank 1 has not come"):
         name_of_this_start(HashStore(), 0, 2, timedelta(seconds=0.1))
+
+
+def shared_memory() -> tuple[list[str], int]:
+    """Names that are left on the disk of shared memory, and buffers without a name that this rank has mapped."""
+    os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]  # as DeepSpeed's launcher says that all ranks are here
+    join_ranks(TIMEOUT)
+    torch.distributed.barrier()
+    names = [path.name for path in Path("/dev/shm").glob(f"{_BUFFER}_*_{os.environ['MASTER_PORT']}_*")]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return names, len({line.split()[5] for line in maps if _BUFFER in line and line.endswith("(deleted)")})
+
+
+def test_the_memory_that_ranks_share_ends_with_them():
+    with RankPool(2) as ranks:
+        assert ranks.run(shared_memory) == [([], 2), ([], 2)]

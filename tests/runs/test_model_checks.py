@@ -49,7 +49,7 @@ def test_before_data_are_prepared(tmp_path, monkeypatch, model, settings, messag
     AutoConfig.for_model(**model).save_pretrained(tmp_path / "model")
     config = parse_config(SFTConfig, flags(tmp_path / "model", rows, tmp_path / "out", **settings))
     if message is None:
-        assert check_layout(config, facts_of).model_type == "gpt2"
+        assert check_layout(config, facts_of).config.model_type == "gpt2"
         return
     with pytest.raises(UserError, match=message):
         check_layout(config, facts_of)

@@ -178,7 +178,7 @@ def test_what_makes_the_next_step_another_one_is_refused(one_rank, bench, change
 
 @pytest.mark.parametrize(
     ("changed", "words"),
-    [("alpha", "alpha differs: 16 in the checkpoint, 32"), ("base", "the model under the")],
+    [("alpha", "alpha differs: 16 in the checkpoint, 32"), ("base", "the model whose weights are not trained")],
 )
 def test_other_adapters_or_another_base_are_refused(one_rank, bench, changed, words):
     lora = dict(ds__zero_stage=0, ds__lora__rank=2)

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-# Both ends of every range pass `python -m tests.versions`; benchmarks/results/versions.md has what it found.
+# `python -m tests.versions` tries the ends; benchmarks/results/versions.md has the outcome of those that were run through.
 # pyproject.toml asks for the oldest or later; a later one than the newest is told, and not refused.
 TRIED = {
     "torch": ("2.11.0", "2.13.0"),

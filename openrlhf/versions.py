@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-# `python -m tests.versions` tries the ends; benchmarks/results/versions.md has the outcome of those that were run through.
+# `python -m tests.versions` tries the ends; benchmarks/results/versions.md has the outcome of those that were run.
 # pyproject.toml asks for the oldest or later; a later one than the newest is told, and not refused.
 TRIED = {
     "torch": ("2.11.0", "2.13.0"),

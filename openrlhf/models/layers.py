@@ -100,6 +100,8 @@ def _compiled_class(layer_class: type[nn.Module]) -> type[nn.Module]:
         nonlocal is_first
         num_graphs = num_compiled_graphs()
         output = compiled(self, *args, **kwargs)
+        if not torch.is_grad_enabled():  # such as a look at the layout, which compiles nothing on purpose
+            return output
         if is_first and num_compiled_graphs() == num_graphs:
             log.warning(
                 "--model.compile_layers changes nothing: torch.compile made no graph of %s. TORCH_LOGS=graph_breaks "

@@ -72,6 +72,15 @@ def test_layers_of_which_nothing_is_compiled_are_named_once(traced_only, caplog)
     assert "--model.compile_layers changes nothing: torch.compile made no graph of Qwen3DecoderLayer" in told
 
 
+def test_a_look_at_the_layout_before_the_first_step_is_no_reason_to_warn(traced_only, caplog):
+    actor = _actor("qwen3", packed=True, reentrant=False, is_compiled=True)
+    with caplog.at_level(logging.WARNING, "openrlhf"):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            actor.eval().score_targets(**make_samples((7, 3)).packed())
+        _log_probs(actor.train(), (7, 3), packed=True)
+    assert not _told(caplog)
+
+
 def test_where_torch_compile_works_nothing_is_said():
     layers.check_compiler("cpu")
 

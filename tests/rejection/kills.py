@@ -1,6 +1,6 @@
 """Kills at random instants over runs of three iterations; each run is started again until it is complete.
 
-    python -m tests.rejection.kills --kills 100 [--seed 1]
+    python -m tests.rejection.kills --kills 100 [--seed 1] [--minutes 60] [--go_on]
 
 Stages, engine and trainings are the real ones, of a tiny model; a training is forked from the run's process, where it
 would be imported anew. Half of the kills take the training along, the others leave it an orphan. A third of them leaves
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -133,12 +134,12 @@ class ForkedTraining:
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
-def broken_run(bench: Bench, run: Path, most_kills: int, chance: random.Random) -> Account:
-    """Kills the run at random instants, at most so often, and lets it end."""
+def broken_run(bench: Bench, run: Path, most_kills: int, until: float, chance: random.Random) -> Account:
+    """Kills the run at random instants, at most so often and not after `until`, and lets it end."""
     account, seen, begin = Account(), Kept(run), time.monotonic()
     while True:
         with bench.job(run) as job:
-            if account.num_kills < most_kills:
+            if account.num_kills < most_kills and time.monotonic() < until:
                 job.wait_for_first_loss(chance.uniform(0.0, LONGEST_LIFE_SECONDS))
                 is_ended = not job.is_running()
             else:
@@ -290,11 +291,27 @@ def write(accounts: Sequence[Account], seed: int, folder: Path) -> None:
     (folder / "rejection_kills.md").write_text(in_words(accounts, seed), encoding="utf-8")
 
 
-def campaign(folder: Path, num_kills: int, seed: int, num_iterations: int = ITERATIONS) -> Iterator[Account]:
-    """The accounts of as many runs as so many kills take."""
-    bench, chance, number = Bench(folder, num_iterations), random.Random(seed), 0
-    while num_kills > 0:
-        yield (account := broken_run(bench, folder / f"run{number}", num_kills, chance))
+def read(seed: int, folder: Path) -> list[Account]:
+    """The accounts that `write` has left for this seed."""
+    path = folder / "rejection_kills.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seed": seed, "runs": []}
+    runs = facts["runs"] if facts["seed"] == seed else []
+    return [Account(**{**run, "killed_in": Counter(run["killed_in"])}) for run in runs]
+
+
+def campaign(
+    folder: Path,
+    num_kills: int,
+    seed: int,
+    num_iterations: int = ITERATIONS,
+    first: int = 0,
+    seconds: float = math.inf,
+) -> Iterator[Account]:
+    """The accounts of as many runs as so many kills take; none begins after so many seconds."""
+    bench, number, until = Bench(folder, num_iterations), first, time.monotonic() + seconds
+    while num_kills > 0 and time.monotonic() < until:
+        chance = random.Random(f"{seed} {number}")
+        yield (account := broken_run(bench, folder / f"run{number}", num_kills, until, chance))
         num_kills, number = num_kills - account.num_kills, number + 1
 
 
@@ -302,13 +319,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    accounts = []
+    parser.add_argument("--minutes", type=float, default=math.inf, help="kill no more after that long")
+    parser.add_argument("--go_on", action="store_true", help="add to the table that is there")
+    asked, results = parser.parse_args(), PROJECT / "benchmarks/results"
+    accounts = read(asked.seed, results) if asked.go_on else []
+    num_kills = asked.kills - sum(account.num_kills for account in accounts)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        for account in campaign(Path(folder), asked.kills, asked.seed):
+        given = dict(first=len(accounts), seconds=60 * asked.minutes)
+        for account in campaign(Path(folder), num_kills, asked.seed, **given):
             accounts.append(account)
             print(f"{account.num_kills} kills in {account.seconds:.0f} s", *account.problems, sep="\n  ", flush=True)
-            write(accounts, asked.seed, PROJECT / "benchmarks/results")
+            write(accounts, asked.seed, results)
     print(in_words(accounts, asked.seed))
     return 1 if any(account.problems for account in accounts) else 0
 

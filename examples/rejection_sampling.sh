@@ -35,4 +35,4 @@ python -m openrlhf.cli.rejection_sampling @ "$steps/recipe.toml"
 title "4/4  What it was good for"
 python "$steps/check.py" rejection/stats.json
 echo
-echo "model: $run/rejection/iteration_3/model   report: $run/rejection/iteration_3/selected/report.html"
+echo "model: $run/rejection/iteration_3/model   report: $run/rejection/report.html"

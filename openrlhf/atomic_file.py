@@ -41,8 +41,10 @@ def replacing(path: Path) -> Iterator[Path]:
         # The order matters: content, then the rename, then the name. A crash between two of them leaves one whole file.
         flush_to_disk(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a write does not say where
         raise
     flush_to_disk(path.parent)
 

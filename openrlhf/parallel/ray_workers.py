@@ -146,7 +146,7 @@ class _WorkerPool:
         try:
             result = self._ray.get(call)
         except exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
+            raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
         except exceptions.RayError as error:
             self._ray.kill(worker)  # it may be out of reach only
             self._num_deaths += 1

@@ -29,7 +29,7 @@ class Candidates:
         reward: (N,) float64, nan without a verdict.
         tie: (N,) uint64, hash of the answer and of what identifies it: the order of answers of equal reward.
         text, equations: (N,) uint64, hash of the stripped text, of the sequence of its equations.
-        length: (N,) int64 in `length_unit`.
+        length: (N,) int32, in tokens if all answers were counted, else in characters; `length_unit` says which.
         is_truncated, is_empty: (N,) bool.
         file, offset: (N,), where the row stands.
     """
@@ -62,13 +62,11 @@ def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidate
     """One pass over the rows. Raises UserError of a row that is no scored answer."""
     columns = {name: array(code) for name, code in _CODES.items()}
     prompts: dict[str, int] = {}
-    unit: LengthUnit | None = None
     for number, (place, row) in enumerate(rows.placed(), start=1):
-        unit = unit or ("tokens" if "num_tokens" in row else "characters")
         try:
-            for name, value in _facts(row, prompts, unit, with_equations):
+            for name, value in _facts(row, prompts, with_equations):
                 columns[name].append(value)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{rows.path}: answer {number} has no prompt, response or reward that can be read "
                 f"({type(error).__name__}: {error}). Give the folder that score has written."
@@ -84,16 +82,21 @@ def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidate
     arrays["prompt"] = rank[arrays["prompt"]] if ids else arrays["prompt"]
     for name in ("is_truncated", "is_empty"):
         arrays[name] = arrays[name].astype(bool)
-    return Candidates([ids[number] for number in by_id], **arrays, length_unit=unit or "tokens")
+    tokens, characters = arrays.pop("tokens"), arrays.pop("characters")
+    is_counted = bool((tokens != _NOT_COUNTED).all())
+    arrays["length"] = tokens if is_counted else characters
+    unit: LengthUnit = "tokens" if is_counted else "characters"
+    return Candidates([ids[number] for number in by_id], **arrays, length_unit=unit)
 
 
 _CODES = {
-    "prompt": "i", "reward": "d", "tie": "Q", "text": "Q", "equations": "Q", "length": "q",
+    "prompt": "i", "reward": "d", "tie": "Q", "text": "Q", "equations": "Q", "tokens": "i", "characters": "i",
     "is_truncated": "b", "is_empty": "b", "file": "i", "offset": "q",
 }  # fmt: skip
+_NOT_COUNTED = -1  # by the server that answered
 
 
-def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: bool) -> Iterator[tuple[str, Any]]:
+def _facts(row: Row, prompts: dict[str, int], with_equations: bool) -> Iterator[tuple[str, Any]]:
     text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
     stripped = text.strip()
     yield "prompt", prompts.setdefault(prompt_id, len(prompts))
@@ -102,7 +105,8 @@ def _facts(row: Row, prompts: dict[str, int], unit: LengthUnit, with_equations: 
     yield "text", (text_hash := _hash(stripped))
     equations = equations_of(text) if with_equations else ()
     yield "equations", _hash("\0".join(equations)) if equations else text_hash
-    yield "length", row.get("num_tokens") or 0 if unit == "tokens" else len(text)
+    yield "tokens", _NOT_COUNTED if (tokens := row.get("num_tokens")) is None else tokens
+    yield "characters", len(text)
     yield "is_truncated", row.get("finish_reason") == "length"
     yield "is_empty", not stripped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,34 @@ def compared(rates: PassRates, others: PassRates) -> dict[str, Any]:
     if not len(values):
         return {"difference": None, "interval": None, "num_prompts": 0}
     return {"difference": float(values.mean()), "interval": list(mean_interval(values)), "num_prompts": len(values)}
+
+
+def told(iteration: Mapping[str, Any]) -> dict[str, str]:
+    """The statistics of an iteration in words, by name."""
+    found = {} if iteration["num_rows"] is None else {"rows trained on": f"{iteration['num_rows']:,}"}
+    for name, key in (("held-out", "model"), ("control", "control")):
+        if key in iteration:
+            found[name] = _share(iteration[key])
+    return found | {f"against {other}": difference for other, difference in _differences(iteration)}
+
+
+def gained(iterations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What the last iteration was good for, as names and values."""
+    last = iterations[-1]
+    if "model" in last and last["iteration"]:
+        yield f"held-out after iteration {last['iteration']}", f"{_share(last['model'])} pass"
+        yield from ((f"against its {other}", difference) for other, difference in _differences(last))
+
+
+def _differences(iteration: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for other in ("start", "control"):
+        found = iteration.get(f"against_{other}")
+        if found is not None and found["difference"] is not None:
+            low, high = found["interval"]
+            chance = ", which may be chance" if low <= 0 <= high else ""
+            yield other, f"{100 * found['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}){chance}"
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['pass_rate']:.1%} ({low:.1%} to {high:.1%})"

@@ -9,6 +9,7 @@ and need not talk: each knows its own by their order, and appends to a shard of 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -18,10 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from openrlhf.config import GenerateConfig
-from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
@@ -30,7 +30,6 @@ from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
 from openrlhf.rejection.records import (
     LEFT_OUT,
-    ROWS,
     Identity,
     Row,
     RowWriter,
@@ -38,6 +37,7 @@ from openrlhf.rejection.records import (
     finish,
     grow_output,
     is_finished,
+    keeps_on_a_full_disk,
     name_of_range,
     open_output,
     read_stats,
@@ -48,6 +48,7 @@ from openrlhf.rejection.records import (
 _MOST_ANSWERS_A_RANGE = 16384  # on Ray: what a lost worker may cost
 
 
+@keeps_on_a_full_disk
 def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, Any]:
     """Asks for every answer that `generate.output` lacks, and returns the content of its `stats.json`.
 
@@ -56,7 +57,8 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
 
     Args: engine: in the place of the one that `generate.engine` names; it is not closed.
 
-    Raises UserError where the output is another run's, where prompts cannot be read, or where the engine cannot go on.
+    Raises UserError where the output is another run's, where prompts cannot be read, where the engine cannot go on, or
+    where the disk is full.
     """
     if config.generate.runner == "ray":
         check_ray("--generate.runner")
@@ -69,24 +71,17 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
     if is_finished(output):
         _tell(f"{output} is finished: nothing is left to do")
         return read_stats(output)
-    known = _Known.of(output)
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = _Share(prompts, known, config, rank, num_ranks)
-    if mine.num_missing and config.generate.runner == "ray":
-        _ask_on_ray(functools.partial(_answer_ranges, config, output, identity.weights), mine)
-    elif mine.num_missing:
-        made = engine or make_engine(config)
-        name = f"rank-{rank}"
-        try:
-            with (
-                RowWriter(output, name, ROWS) as rows,
-                RowWriter(output, name, LEFT_OUT) as left_out,
-                Progress(mine.num_missing) as progress,
-            ):
-                ask(made, mine, rows.append, left_out.append, identity.weights, progress)
-        finally:
-            if engine is None:
-                made.close()
+    name = f"rank-{rank}"
+    with RowWriter(output, name) as rows, RowWriter(output, name, LEFT_OUT) as left_out:
+        # Read now that no other process adds to it: what one has added is not asked for again.
+        mine = _Share(prompts, _Known.of(output), config, rank, num_ranks)
+        if mine.num_missing and config.generate.runner == "ray":
+            _ask_on_ray(functools.partial(_answer_ranges, config, output, identity.weights), mine)
+        elif mine.num_missing:
+            made = contextlib.closing(make_engine(config)) if engine is None else contextlib.nullcontext(engine)
+            with made as asked, Progress(mine.num_missing) as progress:
+                ask(asked, mine, rows.append, left_out.append, identity.weights, progress)
     return _finished_by_the_last(output, prompts, config)
 
 
@@ -127,11 +122,13 @@ class _Known:
     Attributes:
         answered: by prompt, the numbers of its answers as bits.
         left_out: by prompt, why it has none.
+        num_counted: answers whose tokens were counted; a server may not say.
     """
 
     answered: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     left_out: dict[str, str] = field(default_factory=dict)
     num_tokens: int = 0
+    num_counted: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     num_torn_lines: int = 0
 
@@ -141,6 +138,7 @@ class _Known:
         for row in rows:
             known.answered[row["prompt_id"]] |= 1 << row["sample_index"]
             known.num_tokens += row["num_tokens"] or 0
+            known.num_counted += row["num_tokens"] is not None
             known.finish_reasons[row["finish_reason"]] += 1
         known.num_torn_lines = rows.num_torn
         for row in StoredRows(output, LEFT_OUT):
@@ -156,12 +154,11 @@ class _Known:
 
     def statistics(self) -> dict[str, Any]:
         """The content of `stats.json`."""
-        num_answers = self.finish_reasons.total()
         return {
             "num_prompts": len(self.answered),
-            "num_generations": num_answers,
+            "num_generations": self.finish_reasons.total(),
             "num_tokens": self.num_tokens,
-            "mean_tokens": self.num_tokens / num_answers if num_answers else None,
+            "mean_tokens": self.num_tokens / self.num_counted if self.num_counted else None,
             "finish_reasons": dict(self.finish_reasons),
             "left_out": dict(Counter(self.left_out.values())),
             "num_torn_lines": self.num_torn_lines,
@@ -200,28 +197,23 @@ class _Share:
         return itertools.islice(self._prompts, self._rank, None, self._num_ranks)
 
 
-class _AnsweredRange(NamedTuple):
-    shard: Path
-    num_asked: int
-    num_tokens: int
-
-
-_Answer = Callable[[list[Request]], _AnsweredRange]
+_Answer = Callable[[list[Request]], tuple[Path, int, int]]
+"""Requests → their shard, how many they were, and the tokens of their answers."""
 
 
 def _ask_on_ray(make_work: Callable[[], _Answer], share: _Share) -> None:
     """Workers leave a shard for each range of prompts."""
     with Progress(share.num_missing) as progress:
-        for _, answered in on_ray(make_work, share.ranges(), takes_gpu=True):
-            check_is_here(answered.shard)
-            progress.add(answered.num_tokens, answered.num_asked)
+        for _, (shard, num_asked, num_tokens) in on_ray(make_work, share.ranges(), takes_gpu=True):
+            check_is_here(shard)
+            progress.add(num_tokens, num_asked)
 
 
 def _answer_ranges(config: GenerateConfig, output: Path, weights: str | None) -> _Answer:
     """In a worker: it makes its engine once. A range leaves one shard, its rows in the order of the prompts."""
     engine = make_engine(config)
 
-    def answer(requests: list[Request]) -> _AnsweredRange:
+    def answer(requests: list[Request]) -> tuple[Path, int, int]:
         rows: list[Row] = []
         left_out: list[Row] = []
         ask(engine, requests, rows.append, left_out.append, weights)
@@ -231,7 +223,7 @@ def _answer_ranges(config: GenerateConfig, output: Path, weights: str | None) ->
         if left_out:
             write_shard(output, name, sorted(left_out, key=itemgetter("prompt_id")), LEFT_OUT)
         shard = write_shard(output, name, rows)
-        return _AnsweredRange(shard, len(requests), sum(row["num_tokens"] or 0 for row in rows))
+        return shard, len(requests), sum(row["num_tokens"] or 0 for row in rows)
 
     return answer
 
@@ -242,18 +234,11 @@ def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig
     if any(known.missing(prompt, config.generate.n) for prompt in prompts):
         return {}  # another rank has not ended yet
     stats = known.statistics()
-    try:
-        write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
-        finish(output, stats)
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written: {error.strerror}. All answers are kept: make room, and start again."
-        ) from error
+    write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
+    finish(output, stats)
+    tokens = "" if stats["mean_tokens"] is None else f", {stats['mean_tokens']:,.0f} tokens a piece"
     reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())
-    _tell(
-        f"{output}: {stats['num_generations']:,} answers to {stats['num_prompts']:,} prompts, "
-        f"{stats['mean_tokens'] or 0:,.0f} tokens a piece{reasons}"
-    )
+    _tell(f"{output}: {stats['num_generations']:,} answers to {stats['num_prompts']:,} prompts{tokens}{reasons}")
     return stats
 
 

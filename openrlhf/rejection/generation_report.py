@@ -20,7 +20,8 @@ def write_generation_report(output: Path, stats: Mapping[str, Any], subtitle: st
     lengths: defaultdict[str, list[int]] = defaultdict(list)
     shown = _ShownPrompts()
     for row in StoredRows(output):
-        lengths[str(row["finish_reason"])].append(row["num_tokens"] or 0)
+        if row["num_tokens"] is not None:
+            lengths[str(row["finish_reason"])].append(row["num_tokens"])
         shown.add(row)
     of_reason = {reason: np.array(of_one) for reason, of_one in sorted(lengths.items(), reverse=True)}
     charts = [("Lengths, by how answers ended", histogram(of_reason, "tokens"))] if of_reason else []
@@ -29,7 +30,8 @@ def write_generation_report(output: Path, stats: Mapping[str, Any], subtitle: st
 
 def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "answers", f"{stats['num_generations']:,} to {stats['num_prompts']:,} prompts"
-    yield "tokens", f"{stats['num_tokens']:,}, {stats['mean_tokens'] or 0:,.1f} an answer"
+    if stats["mean_tokens"] is not None:
+        yield "tokens", f"{stats['num_tokens']:,}, {stats['mean_tokens']:,.1f} an answer"
     for reason, count in stats["finish_reasons"].items():
         yield f"ended by {reason}", f"{count:,}"
     for reason, count in stats["left_out"].items():

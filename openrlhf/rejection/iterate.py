@@ -18,12 +18,12 @@ from openrlhf.atomic_file import replace_file
 from openrlhf.config import GenerateConfig, RejectionConfig, ScoreConfig, write_resolved
 from openrlhf.config.written import FILE_NAME
 from openrlhf.rejection.child_process import alone_in, start, words_of
-from openrlhf.rejection.evaluation import PassRates, compared, measured, pass_rates
+from openrlhf.rejection.evaluation import PassRates, compared, gained, measured, pass_rates, told
 from openrlhf.rejection.generate import generate
-from openrlhf.rejection.iterations_report import ReportedIteration, write_iterations
+from openrlhf.rejection.iterations_report import ReportedIteration, named, write_iterations
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
-from openrlhf.rejection.records import STATS, content_of, is_finished
+from openrlhf.rejection.records import STATS, content_of, is_finished, keeps_on_a_full_disk
 from openrlhf.rejection.report import REPORT
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
@@ -32,38 +32,40 @@ from openrlhf.rejection.serving import serving
 TRAIN_MODULE = "openrlhf.cli.train_sft"
 
 
+@keeps_on_a_full_disk
 def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
     """Runs what is not finished of all iterations; returns the content of `stats.json`.
 
-    Raises UserError where a stage does, and where steps that are there were made with other settings. Exits with the
-    training's code where that fails.
+    Raises UserError where a stage does, where steps that are there were made with other settings, and where the disk is
+    full. Exits with the training's code where that fails.
     """
     plan = Plan(config)
-    check_nothing_is_stale(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
-    write_resolved(config, plan.output / FILE_NAME)
     with alone_in(plan.output) as lock:
+        check_nothing_is_stale(plan)  # now that no other run makes more
+        write_resolved(config, plan.output / FILE_NAME)
         iterations = [_Iteration(plan, number, lock) for number in range(config.iterate.iterations + 1)]
         for iteration in iterations:
             if iteration.number:
                 iteration.learn()
             if config.eval.dataset is not None:
                 iteration.evaluate()
-    stats = {"iterations": list(_statistics(iterations))}
-    lines = list(_lines(stats["iterations"]))
-    _leave(plan.output, stats, lines, [iteration.reported() for iteration in iterations])
-    for line in lines:
-        print(line, flush=True)
+        stats = {"iterations": list(_statistics(iterations))}
+        _leave(plan.output, stats, [iteration.reported() for iteration in iterations])
+    for one in stats["iterations"]:
+        print(", ".join([named(one["iteration"]), *(f"{name} {value}" for name, value in told(one).items())]))
+    for name, value in gained(stats["iterations"]):
+        print(f"{name:<36} {value}")
+    print(f"report: {plan.output / REPORT}", flush=True)
     return stats
 
 
-def _leave(output: Path, stats: dict[str, Any], lines: Sequence[str], iterations: Sequence[ReportedIteration]) -> None:
+def _leave(output: Path, stats: dict[str, Any], iterations: Sequence[ReportedIteration]) -> None:
     """Statistics and report; both stay as they are where nothing has changed."""
     text = json.dumps(stats, indent=1) + "\n"
     is_left = (output / REPORT).exists() and (output / STATS).exists() and (output / STATS).read_text() == text
     if not is_left:
-        told = [tuple(map(str.strip, line.split(",", 1))) for line in lines if "," in line]
-        write_iterations(output / REPORT, iterations, [(name, value) for name, value in told], str(output))
+        write_iterations(output / REPORT, iterations, stats["iterations"], str(output))
         replace_file(output / STATS, text)
 
 
@@ -167,22 +169,3 @@ def _statistics(iterations: list[_Iteration]) -> Iterator[dict[str, Any]]:
                 found["control"] = measured(control)
                 found["against_control"] = compared(rates, control)
         yield found
-
-
-def _lines(iterations: list[dict[str, Any]]) -> Iterator[str]:
-    """The statistics for a terminal."""
-    for one in iterations:
-        words = [f"iteration {one['iteration']}" if one["iteration"] else "start      "]
-        if one["num_rows"] is not None:
-            words.append(f"{one['num_rows']:,} rows trained on")
-        for name, key in (("held-out", "model"), ("control", "control")):
-            if key in one:
-                words.append(f"{name} {one[key]['pass_rate']:.1%} {_interval(one[key]['interval'])}")
-        for name, key in (("start", "against_start"), ("control", "against_control")):
-            if key in one and one[key]["difference"] is not None:
-                words.append(f"{one[key]['difference']:+.1%} {_interval(one[key]['interval'])} against {name}")
-        yield ", ".join(words)
-
-
-def _interval(interval: list[float]) -> str:
-    return f"({interval[0]:.1%} to {interval[1]:.1%})"

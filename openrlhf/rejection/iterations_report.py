@@ -10,6 +10,7 @@ import numpy as np
 
 from openrlhf.rejection.candidates import Candidates, identity_of, read_candidates
 from openrlhf.rejection.charts import Point, curves, histogram
+from openrlhf.rejection.evaluation import gained, told
 from openrlhf.rejection.records import Row, StoredRows, read_stats
 from openrlhf.rejection.report import (
     MAX_PROMPTS,
@@ -38,26 +39,35 @@ class ReportedIteration(NamedTuple):
 
 
 def write_iterations(
-    path: Path, iterations: Sequence[ReportedIteration], told: Sequence[tuple[str, str]], subtitle: str = ""
+    path: Path, iterations: Sequence[ReportedIteration], statistics: Sequence[Mapping[str, Any]], subtitle: str = ""
 ) -> None:
-    """Writes the report. Args: told: names and values that stand first."""
+    """Writes the report. Args: statistics: of each iteration, as in `stats.json`."""
     evaluated = [{name: read_stats(scores) for name, scores in one.evaluations.items()} for one in iterations]
-    facts, charts = list(told), list[tuple[str, str]]()
+    facts, charts = list(gained(statistics)), list[tuple[str, str]]()
     selections: dict[str, dict[str, Any]] = {}
-    for one, statistics in zip(iterations, evaluated, strict=True):
-        several = {name: of for name, of in statistics.items() if len(of["intervals"]) > 1}  # pass@1 stands in `told`
-        facts += [(f"{_named(one.number)}, {name}", told_passes(of)) for name, of in several.items()]
+    for one, of_one in zip(iterations, evaluated, strict=True):
+        several = {name: of for name, of in of_one.items() if len(of["intervals"]) > 1}  # pass@1 stands in the table
+        facts += [(f"{named(one.number)}, {name}", told_passes(of)) for name, of in several.items()]
         if one.scores is not None and one.selection is not None:
-            selections[_named(one.number)] = read_stats(one.selection.parent)
+            selections[named(one.number)] = read_stats(one.selection.parent)
             charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)
     if selections:
         charts.insert(0, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
-    charts = [*_pass_charts([one.number for one in iterations], evaluated), *charts]
+    passes = _pass_charts([one.number for one in iterations], evaluated)
+    charts = [("By iteration", table(_iteration_rows(statistics))), *passes, *charts]
     write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts, _samples(iterations)))
 
 
-def _named(number: int) -> str:
+def named(number: int) -> str:
     return f"iteration {number}" if number else "start"
+
+
+def _iteration_rows(statistics: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Rows, shares and differences; the iterations are the columns."""
+    columns = [told(one) for one in statistics]
+    yield ["", *(named(one["iteration"]) for one in statistics)]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        yield [name, *(column.get(name, "") for column in columns)]
 
 
 def _pass_charts(
@@ -90,9 +100,9 @@ def _selection_charts(number: int, candidates: Candidates, selection: Path) -> I
     split = {"kept": kept, "left out": ~kept}
     rewards = {name: candidates.reward[which] for name, which in split.items()}
     lengths = {name: candidates.length[which] for name, which in split.items()}
-    yield f"Rewards, {_named(number)}", histogram(rewards, "reward")
+    yield f"Rewards, {named(number)}", histogram(rewards, "reward")
     yield (
-        f"Lengths, {_named(number)}: shares of the kept and of the left out",
+        f"Lengths, {named(number)}: shares of the kept and of the left out",
         histogram(lengths, candidates.length_unit, as_shares=True),
     )
 
@@ -115,7 +125,7 @@ def _samples(iterations: Sequence[ReportedIteration]) -> Iterator[Sample]:
                     continue
                 prompts.setdefault(key, text_of_prompt(row))
                 verdict = "no verdict" if row["reward"] is None else f"reward {row['reward']:g}"
-                shown = ShownAnswer(row["response"], f"{_named(one.number)}, {name}: {verdict}", name == "model")
+                shown = ShownAnswer(row["response"], f"{named(one.number)}, {name}: {verdict}", name == "model")
                 answers.setdefault(key, []).append(shown)
     for key, prompt in prompts.items():
         yield Sample(prompt, answers[key])

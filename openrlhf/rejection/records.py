@@ -12,13 +12,15 @@ A line counts once it ends with a line feed: a process that dies leaves at most 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import xxhash
 
@@ -30,8 +32,28 @@ MANIFEST, STATS = "manifest.json", "stats.json"
 ROWS, LEFT_OUT = "rows", "left_out"
 _FORMAT = 1
 _BLOCK_BYTES = 4 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Row = dict[str, Any]
+_Stage = TypeVar("_Stage", bound=Callable[..., Any])
+
+
+def keeps_on_a_full_disk(stage: _Stage) -> _Stage:
+    """A stage that raises UserError where the disk is full: what it has written so far counts."""
+
+    @functools.wraps(stage)
+    def run(*given: Any, **named: Any) -> Any:
+        try:
+            return stage(*given, **named)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise UserError(
+                f"{error.filename or 'A file'} cannot be written: {error.strerror}. All rows so far are kept: make "
+                "room, and start the same command again."
+            ) from error
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -121,9 +143,9 @@ def finish(folder: Path, stats: Mapping[str, Any]) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the stage is finished and its shards have the sizes that they had then."""
+    """Whether the stage is finished, and its shards have the sizes that they had then."""
     manifest = read_manifest(folder)
-    if manifest is None or "files" not in manifest:
+    if manifest is None or "files" not in manifest or not (folder / STATS).exists():
         return False
     sizes = {path.name: path.stat().st_size for path in shards(folder)}
     return sizes == {name: size_bytes for name, (size_bytes, _) in manifest["files"].items()}
@@ -253,17 +275,15 @@ class RowWriter:
         self._file.truncate(self._size_bytes)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """The row is in the file when this returns. Raises UserError where the disk is full; what was written stays."""
+        """The row is in the file when this returns. Raises OSError where the disk is full; what was written stays."""
         line = _line(row)
         try:
             if (written := self._file.write(line)) != len(line):
                 self._file.write(line[written:])  # the rest of it, or the error that tells why
         except OSError as error:
             self._file.truncate(self._size_bytes)
-            raise UserError(
-                f"{self.path} cannot be written: {error.strerror}. All rows so far are kept: make room, and start "
-                "the same command again."
-            ) from error
+            error.filename = str(self.path)  # a write does not say where
+            raise
         self._size_bytes += len(line)
 
     def __enter__(self) -> RowWriter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +28,13 @@ from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
 from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_model import check_reward_statistics
+from openrlhf.rejection.rewards.reward import RewardVerdict
 
 Messages = list[dict[str, Any]]
 Item = str | tuple[str | Messages, str | Messages] | Messages
 """A whole text, in which control tokens are such; (prompt, answer), each text or messages; or a whole conversation."""
 
 _NO_LIMIT = 1 << 40
-
-
-class Judged(NamedTuple):
-    """The reward; or None, and why there is none."""
-
-    reward: float | None
-    reason: str | None = None
 
 
 class RewardScorer:
@@ -92,13 +86,13 @@ class RewardScorer:
 
     def scores(self, items: Sequence[Item]) -> list[float | None]:
         """The reward of each item; None where `judged` says why there is none."""
-        return [judged.reward for judged in self.judged(items)]
+        return [judged.value for judged in self.judged(items)]
 
-    def judged(self, items: Sequence[Item]) -> list[Judged]:
+    def judged(self, items: Sequence[Item]) -> list[RewardVerdict]:
         """The reward of each item, or why it has none: it is too long, or cannot be encoded."""
         encoded = [self.encoded(item) for item in items]
         rewards = iter(self.rewards_of([ids for ids in encoded if not isinstance(ids, str)]))
-        return [Judged(None, ids) if isinstance(ids, str) else _finite(next(rewards)) for ids in encoded]
+        return [RewardVerdict(None, ids) if isinstance(ids, str) else _finite(next(rewards)) for ids in encoded]
 
     def encoded(self, item: Item) -> np.ndarray | str:
         """(L,) token ids; or why there are none, as a sentence's end."""
@@ -208,8 +202,8 @@ def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[Re
         return load(is_packed=False), False
 
 
-def _finite(reward: float) -> Judged:
-    return Judged(reward) if math.isfinite(reward) else Judged(None, f"its reward is {reward}")
+def _finite(reward: float) -> RewardVerdict:
+    return RewardVerdict(reward) if math.isfinite(reward) else RewardVerdict(None, f"its reward is {reward}")
 
 
 def _max_len(asked: int | None, config: PretrainedConfig) -> int:

@@ -125,11 +125,11 @@ def _items(body: bytes) -> list[Any]:
 
 def _rewards(judged: Sequence[Any]) -> list[float]:
     """Of each item. A text without a reward spoils the request: a client would take any number for its reward."""
-    without = [f"query[{number}]: {one.reason}" for number, one in enumerate(judged) if one.reward is None]
+    without = [f"query[{number}]: {one.reason}" for number, one in enumerate(judged) if one.value is None]
     if without:
         more = f" (and {len(without) - 1:,} more)" if len(without) > 1 else ""
         raise _Refused(422, without[0] + more)
-    return [one.reward for one in judged]
+    return [one.value for one in judged]
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from openrlhf.rejection.records import (
     content_of,
     finish,
     is_finished,
+    keeps_on_a_full_disk,
     name_of_range,
     open_output,
     read_stats,
@@ -34,7 +35,7 @@ from openrlhf.rejection.records import (
     write_shard,
 )  # fmt: skip
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
-from openrlhf.rejection.rewards.find import close_all, find_rewards
+from openrlhf.rejection.rewards.find import close_all, find_rewards, start_all
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import answer_statistics
 
@@ -42,31 +43,26 @@ _LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a f
 MOST_REASONS = 30  # told apart in the counts
 
 
+@keeps_on_a_full_disk
 def score(config: ScoreConfig) -> dict[str, Any]:
     """Appends rows to the folder `score.output` as they are judged; returns the content of its `stats.json`.
 
     Raises UserError where a reward cannot be had, the input has no answer or no label that a reward needs, the output
-    is that of another run, a server is gone, or no answer has got a verdict.
+    is that of another run, a server is gone, the disk is full, or no answer has got a verdict.
     """
     if config.score.runner == "ray":
         check_ray("--score.runner")
-    settings, rewards = config.score, find_rewards(config.score)
-    output = Path(settings.output).expanduser()
+    rewards, output = find_rewards(config.score), Path(config.score.output).expanduser()
     if is_finished(output):
         open_output(output, _identity(config, rewards), "--score.output")
         print(f"{output} is finished already", flush=True)
         return read_stats(output)
     try:
-        if settings.runner == "local":
-            _start(rewards)  # first: a mistake in a file of the user's is told at once
+        if config.score.runner == "local":
+            start_all(rewards)  # first: a mistake in a file of the user's is told at once
         return _score(config, rewards, output)
     finally:
         close_all(rewards)
-
-
-def _start(rewards: Iterable[Reward]) -> None:
-    for reward in rewards:
-        reward.start()
 
 
 def _identity(config: ScoreConfig, rewards: Iterable[Reward]) -> Identity:
@@ -80,36 +76,29 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     identity = _identity(config, rewards)
     _check(source, rewards)
     open_output(output, identity, "--score.output")
-    tally = _Tally([reward.name for reward in rewards])
-    done = {tally.add(row) for row in StoredRows(output)}
-    with tqdm(desc="scoring", unit="answer", total=(num_rows := source.num_lines())) as bar:
+    with RowWriter(output, "0") as rows, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:
+        done = {identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it
         bar.update(len(done))
         if settings.runner == "ray":
             least = max(_LEAST_ROWS_A_RANGE, _rows_a_batch(rewards))
-            size = range_size(num_rows, least, _MOST_ROWS_A_RANGE)
+            size = range_size(bar.total, least, _MOST_ROWS_A_RANGE)
             make_work = functools.partial(_judge_ranges, config, output)
             for _, (shard, num_judged) in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
                 check_is_here(shard)
                 bar.update(num_judged)
-            tally = _Tally([reward.name for reward in rewards])
-            for row in StoredRows(output):
-                tally.add(row)
         else:
-            with RowWriter(output, "0") as rows:
-                missing = (one.row for one in _missing(source, done))
-                for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
-                    rows.append(row)
-                    tally.add(row)
-                    bar.update()
-    return _finish(settings, output, tally)
+            missing = (row for _, _, row in _missing(source, done))
+            for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
+                rows.append(row)
+                bar.update()
+    return _finish(settings, output, [reward.name for reward in rewards])
 
 
 def _check(source: StoredRows, rewards: Iterable[Reward]) -> None:
     first = next(iter(source), None)
     if first is None:
         raise UserError(f"{source.path} holds no answer: give the folder that generate has written.")
-    if not isinstance(first.get("response"), str) or "prompt" not in first:
-        raise UserError(f"{source.path}: a row has no prompt and response: give the folder that generate has written.")
+    _check_row(first, 1, source)
     for reward in rewards:
         if reward.needs_label and first.get("label") is None:
             raise UserError(
@@ -118,54 +107,24 @@ def _check(source: StoredRows, rewards: Iterable[Reward]) -> None:
             )
 
 
-class _Tally:
-    """Counts of scored rows, kept while they come by."""
-
-    def __init__(self, names: Sequence[str]):
-        self._sums = dict.fromkeys(names, 0.0)
-        self._counts = dict.fromkeys(names, 0)
-        self.reasons: Counter[str] = Counter()
-        self.num_scored = 0
-
-    def add(self, row: Row) -> int:
-        """Counts a row; gives what tells it from others."""
-        if row["reward"] is None:
-            self.reasons[": ".join(str(row["reason"]).split(": ")[:2])] += 1  # the reward's name, the kind of failure
-        else:
-            self.num_scored += 1
-        for name, value in row["rewards"].items():
-            if value is not None:
-                self._sums[name] += value
-                self._counts[name] += 1
-        return identity_of(row)
-
-    def means(self) -> dict[str, float | None]:
-        return {name: self._sums[name] / count if count else None for name, count in self._counts.items()}
-
-    def left_out(self) -> dict[str, int]:
-        counts = dict(self.reasons.most_common(MOST_REASONS))
-        rest = self.reasons.total() - sum(counts.values())
-        return {**counts, "other reasons": rest} if rest else counts
+def _check_row(row: Row, number: int, source: StoredRows) -> None:
+    if not isinstance(row.get("response"), str) or not isinstance(row.get("prompt"), str | list):
+        raise UserError(
+            f"{source.path}: answer {number:,} has no prompt and response: give the folder that generate has written."
+        )
 
 
-class _Missing(NamedTuple):
-    """A row that is to be scored, with its identity; the how manieth of its source it is, and where it stands."""
-
-    row: Row
-    number: int
-    place: Place
-
-
-def _missing(source: StoredRows, done: set[int]) -> Iterator[_Missing]:
-    """The rows that are not scored; of rows that are one, the first."""
+def _missing(source: StoredRows, done: set[int]) -> Iterator[tuple[int, Place, Row]]:
+    """The rows that are not scored, by number, with their places and identities; of rows that are one, the first."""
     times: Counter[str] = Counter()
     for number, (place, row) in enumerate(source.placed()):
+        _check_row(row, number + 1, source)
         prompt_id = prompt_id_of(row)
         row = {**row, "prompt_id": prompt_id, "sample_index": row.get("sample_index", times[prompt_id])}
         times[prompt_id] += 1
         if (identity := identity_of(row)) not in done:
             done.add(identity)
-            yield _Missing(row, number, place)
+            yield number, place, row
 
 
 _Range = list[tuple[Place, tuple[str, int]]]  # where answers stand, and their identities: prompt and number
@@ -173,8 +132,8 @@ _Range = list[tuple[Place, tuple[str, int]]]  # where answers stand, and their i
 
 def _ranges(source: StoredRows, done: set[int], size: int) -> Iterator[_Range]:
     """What is missing of each range of rows; the ranges do not depend on what is missing."""
-    for _, missing in itertools.groupby(_missing(source, done), lambda one: one.number // size):
-        yield [(one.place, _key(one.row)) for one in missing]
+    for _, missing in itertools.groupby(_missing(source, done), lambda one: one[0] // size):
+        yield [(place, _key(row)) for _, place, row in missing]
 
 
 def _key(row: Row) -> tuple[str, int]:
@@ -184,7 +143,7 @@ def _key(row: Row) -> tuple[str, int]:
 def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple[Path, int]]:
     """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order; and their number."""
     settings, rewards = config.score, find_rewards(config.score)
-    _start(rewards)
+    start_all(rewards)
     source = StoredRows(Path(settings.input).expanduser())
 
     def judge(given: _Range) -> tuple[Path, int]:
@@ -255,21 +214,20 @@ def _scored(row: Row, names: Sequence[str], weights: Sequence[float], verdicts: 
     }
 
 
-def _finish(settings: ScoreSettings, output: Path, tally: _Tally) -> dict[str, Any]:
-    left_out = tally.left_out()
-    counts = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
-    if not tally.num_scored:
+def _finish(settings: ScoreSettings, output: Path, names: Sequence[str]) -> dict[str, Any]:
+    source = StoredRows(output)
+    candidates, (left_out, mean_rewards) = read_candidates(source), _verdicts(source, names)
+    judged, passed = ~np.isnan(candidates.reward), candidates.reward >= settings.pass_reward
+    if not judged.any():
+        counts = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
         raise UserError(
             f"No answer of {settings.input} has a reward: {counts}. The column reason of the rows in {output} says why."
         )
-    source = StoredRows(output)
-    candidates = read_candidates(source)
-    judged, passed = ~np.isnan(candidates.reward), candidates.reward >= settings.pass_reward
     stats = {
         **answer_statistics(candidates, settings.pass_reward, judged),
         "num_scored": int(judged.sum()),
         "left_out": left_out,
-        "mean_rewards": tally.means(),
+        "mean_rewards": mean_rewards,
     }
     kinds = {"passed": passed, "not passed": judged & ~passed, "no verdict": ~judged}
     page = Page(
@@ -279,18 +237,29 @@ def _finish(settings: ScoreSettings, output: Path, tally: _Tally) -> dict[str, A
         charts_of(candidates, stats, kinds),
         samples_of(source, candidates, _remark, passed),
     )
-    try:
-        write_page(output / REPORT, page)
-        finish(output, stats)
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written: {error.strerror}. All scores are kept: make room, and start the same command "
-            "again."
-        ) from error
+    write_page(output / REPORT, page)
+    finish(output, stats)
     for name, value in _told(stats):
         print(f"{name:<36} {value}")
     print(f"wrote {output}", flush=True)
     return stats
+
+
+def _verdicts(rows: Iterable[Row], names: Sequence[str]) -> tuple[dict[str, int], dict[str, float | None]]:
+    """Counts by the reasons of missing rewards, and the mean of each reward."""
+    reasons: Counter[str] = Counter()
+    sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    for row in rows:
+        if row["reward"] is None:
+            reasons[": ".join(str(row["reason"]).split(": ")[:2])] += 1  # the reward's name, the kind of failure
+        for name, value in row["rewards"].items():
+            if value is not None:
+                sums[name] += value
+                counts[name] += 1
+    left_out = dict(reasons.most_common(MOST_REASONS))
+    if rest := reasons.total() - sum(left_out.values()):
+        left_out["other reasons"] = rest
+    return left_out, {name: sums[name] / count if count else None for name, count in counts.items()}
 
 
 def _remark(number: int, row: Row) -> str:

@@ -15,7 +15,16 @@ from openrlhf.config import SelectConfig, SelectSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
-from openrlhf.rejection.records import STATS, Identity, Row, StoredRows, content_of, differences, settings_of
+from openrlhf.rejection.records import (
+    STATS,
+    Identity,
+    Row,
+    StoredRows,
+    content_of,
+    differences,
+    keeps_on_a_full_disk,
+    settings_of,
+)
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.statistics import answer_statistics, mean_reward
 
@@ -26,13 +35,14 @@ class _Output(NamedTuple):
     report: Path
 
 
+@keeps_on_a_full_disk
 def select(config: SelectConfig) -> dict[str, Any]:
     """Writes the selected rows to `select.output`, `report.html` and `stats.json` beside it; returns the statistics.
 
     A selection that is finished is not made again.
 
-    Raises UserError where the input is empty or no output of `score`, nothing is selected, or the output is the file of
-    somebody else, or of another selection.
+    Raises UserError where the input is empty or no output of `score`, nothing is selected, the disk is full, or the
+    output is the file of somebody else, or of another selection.
     """
     settings = config.select
     source = StoredRows(Path(settings.input).expanduser())
@@ -147,17 +157,14 @@ def _write(
     """The rows take their place last: with the statistics alone the selection is made again."""
     places = map(candidates.place, selection.picked.reshape(-1).tolist())
     rows = source.at(places)
-    try:
-        with replacing(output.rows) as temporary:
-            with temporary.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    made = _pair(row, next(rows), settings) if settings.policy == "pairs" else _answer(row, settings)
-                    file.write(json.dumps(made) + "\n")
-            stats["size_bytes"] = temporary.stat().st_size
-            write_page(output.report, _page(source, candidates, selection, settings, stats))
-            replace_file(output.stats, json.dumps(stats, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{output.rows} cannot be written: {error.strerror}. Make room, and start again.") from error
+    with replacing(output.rows) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                made = _pair(row, next(rows), settings) if settings.policy == "pairs" else _answer(row, settings)
+                file.write(json.dumps(made) + "\n")
+        stats["size_bytes"] = temporary.stat().st_size
+        write_page(output.report, _page(source, candidates, selection, settings, stats))
+        replace_file(output.stats, json.dumps(stats, indent=1) + "\n")
 
 
 def _answer(row: Row, settings: SelectSettings) -> Row:

@@ -75,4 +75,84 @@ BUGS = [
         "        return httpx",
         (f"{_SERVING}::test_a_server_that_tells_no_models_answers_by_its_health",),
     ),
+    Bug(
+        "read_before_no_other_process_writes",
+        "what another process adds until it ends is asked for again, and kept twice",
+        "rejection/generate.py",
+        "    with RowWriter(output, name) as rows, RowWriter(output, name, LEFT_OUT) as left_out:\n"
+        "        # Read now that no other process adds to it: what one has added is not asked for again.\n"
+        "        mine = _Share(prompts, _Known.of(output), config, rank, num_ranks)\n",
+        "    known = _Known.of(output)\n"
+        "    with RowWriter(output, name) as rows, RowWriter(output, name, LEFT_OUT) as left_out:\n"
+        "        mine = _Share(prompts, known, config, rank, num_ranks)\n",
+        (f"{_GENERATE}::test_what_a_run_has_answered_until_it_ended_is_not_asked_for_again",),
+    ),
+    Bug(
+        "scores_read_before_no_other_process_writes",
+        "what another process scores until it ends is scored again, and kept twice",
+        "rejection/score.py",
+        "        done = {identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it\n",
+        "        done = set()\n",
+        (f"{_SCORE}::test_what_a_run_has_scored_until_it_ended_is_not_scored_again",),
+    ),
+    Bug(
+        "forks_of_functions_answer_too",
+        "an answer gets the reward of the one before, where a function forks",
+        "rejection/rewards/process.py",
+        "        if os.getpid() != process:  #",
+        "        if not process:  #",
+        (f"{_SCORE}::test_a_fork_that_a_function_leaves_behind_answers_nobody",),
+    ),
+    Bug(
+        "a_thread_waits_for_the_end_of_the_stage",
+        "a regular expression without end runs on after its stage was killed",
+        "rejection/rewards/process.py",
+        "    if os.fork() == 0:\n        os.close(socket_fd)\n        os.read(of_parent, 1)\n"
+        "        os.killpg(0, signal.SIGKILL)\n    os.close(of_parent)\n",
+        "    import threading\n\n"
+        "    def wait():\n        os.read(of_parent, 1)\n        os.killpg(0, signal.SIGKILL)\n\n"
+        "    threading.Thread(target=wait, daemon=True).start()\n",
+        (f"{_SCORE}::test_functions_end_with_the_stage_however_that_ends",),
+    ),
+    Bug(
+        "a_full_disk_is_a_traceback",
+        "a full disk ends a stage in a traceback, without a word about what is kept",
+        "rejection/records.py",
+        "            if error.errno not in _NO_ROOM:\n",
+        "            if error.errno:\n",
+        ("tests/rejection/test_full_disk.py",),
+    ),
+    Bug(
+        "checked_before_another_run_has_ended",
+        "a run with other settings takes the models of the one that it has waited for",
+        "rejection/iterate.py",
+        "    with alone_in(plan.output) as lock:\n"
+        "        check_nothing_is_stale(plan)  # now that no other run makes more\n",
+        "    check_nothing_is_stale(plan)\n    with alone_in(plan.output) as lock:\n",
+        (f"{_ITERATE}::test_what_another_run_has_made_until_it_ended_is_not_taken_for_ones_own",),
+    ),
+    Bug(
+        "answers_that_were_given_up_are_kept",
+        "what a server had written when it was ended counts as an answer",
+        "rejection/engines/openai_engine.py",
+        " or reason in _GIVEN_UP:",
+        ":",
+        ("tests/rejection/test_openai_engine.py::test_failures_that_pass_are_tried_again",),
+    ),
+    Bug(
+        "not_counted_is_zero",
+        "answers of a server that counts no tokens have the length 0",
+        "rejection/candidates.py",
+        '_NOT_COUNTED if (tokens := row.get("num_tokens")) is None else tokens',
+        'row.get("num_tokens") or 0',
+        ("tests/rejection/test_openai_engine.py::test_what_a_server_does_not_count_is_not_told_as_zero",),
+    ),
+    Bug(
+        "chance_is_told_as_a_gain",
+        "a difference whose interval holds 0 is told without a word of chance",
+        "rejection/evaluation.py",
+        "if low <= 0 <= high else",
+        "if low > high else",
+        (f"{_ITERATE}::test_iterations_leave_what_the_documents_say",),
+    ),
 ]

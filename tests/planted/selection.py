@@ -113,7 +113,7 @@ BUGS = [
         "processes_outlive_the_stage",
         "functions of a killed stage run on beside the one that is started next",
         "rejection/rewards/process.py",
-        "    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()\n",
+        "    _end_with_parent(socket_fd, of_parent)\n",
         "",
         (f"{_SCORE}::test_functions_end_with_the_stage_however_that_ends[9]",),
     ),

@@ -8,12 +8,15 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
 
 from openrlhf.errors import UserError
+from openrlhf.rejection import generate as generation
 from openrlhf.rejection.generate import generate
+from openrlhf.rejection.records import RowWriter
 from tests.rejection.stand_in import LONG, StandIn, generate_config, stored
 
 ROWS = [{"prompt": f"question {number}", "label": str(number), "topic": number % 3} for number in range(10)]
@@ -128,6 +131,28 @@ def test_what_is_there_is_not_asked_for_again_by_another_engine_or_number_of_ran
     assert set(answered).isdisjoint(before)
     assert len(set(answered)) == len(answered) == 23
     assert stats["num_generations"] == 40
+
+
+def test_what_a_run_has_answered_until_it_ended_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, engine = generate_config(tmp_path, ROWS), StandIn()
+
+    class EndsJustNow(RowWriter):
+        def __init__(self, *given: Any):
+            monkeypatch.setattr(generation, "RowWriter", RowWriter)
+            generate(config, StandIn())
+            super().__init__(*given)
+
+    monkeypatch.setattr(generation, "RowWriter", EndsJustNow)
+    generate(config, engine)
+    assert engine.asked == []
+
+
+def test_a_second_run_on_an_output_is_told_before_it_loads_a_model(tmp_path: Path) -> None:
+    generate(generate_config(tmp_path, ROWS), StandIn())
+    with RowWriter(tmp_path / "out", "rank-0"), pytest.raises(UserError, match="written by another process"):
+        generate(generate_config(tmp_path, ROWS, "--generate.n", "2", model="a-model"))
 
 
 def test_finished_work_is_neither_asked_for_nor_opened_again(

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,8 +126,11 @@ def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.
     low, high = last["model"]["interval"]
     assert low <= last["model"]["pass_rate"] <= high
     said = capsys.readouterr().out
-    assert "iteration 2, " in said
-    assert "against control" in said
+    low, high = last["against_control"]["interval"]
+    points = f"{100 * last['against_control']['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    assert f"against control {points}" in said
+    assert f"against its control {' ' * 16} {points}" in said
+    assert ("which may be chance" in said.splitlines()[-2]) == (low <= 0 <= high)
     manifest = json.loads((run / "iteration_2/manifest.json").read_text())["steps"]
     assert set(manifest) == {"generate", "score", "select", "train", "control_train", "evaluate", "control_evaluate"}
     assert manifest["generate"]["weights"] == next(iter(models["iteration_2/generations"]))
@@ -220,6 +226,23 @@ def test_a_changed_setting_tells_what_it_makes_stale(tmp_path: Path, flag: str, 
     assert len(trained(tmp_path)) - before == (0 if flag == "eval.n" else 4)
 
 
+def test_what_another_run_has_made_until_it_ended_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone_in = iterate.alone_in
+
+    @contextmanager
+    def after_another_run(folder: Path) -> Iterator[int]:
+        monkeypatch.setattr(iterate, "alone_in", alone_in)
+        rejection_sampling(config_of(tmp_path))
+        with alone_in(folder) as lock:
+            yield lock
+
+    monkeypatch.setattr(iterate, "alone_in", after_another_run)
+    with pytest.raises(UserError, match=r"--adam.lr was .*, is 0.5\), so these of its steps are stale"):
+        rejection_sampling(config_of(tmp_path, "--adam.lr", "0.5"))
+
+
 def test_more_answers_are_added_to_those_of_the_first_iteration(tmp_path: Path) -> None:
     rejection_sampling(config_of(tmp_path))
     before = generations(tmp_path / "run")["iteration_1/generations"]
@@ -291,6 +314,10 @@ def test_the_page_shows_model_against_control_and_what_was_kept(reported: Path) 
             found = json.loads((run / "iteration_2" / folder / "scores" / "stats.json").read_text())
             low, high = found["intervals"][k]
             assert f"{name}: {found[k]:.1%}, from {low:.1%} to {high:.1%}" in page
+    by_iteration = json.loads((run / "stats.json").read_text())["iterations"]
+    shares = [f"{one['model']['pass_rate']:.1%} " for one in by_iteration]
+    assert re.search("<td>held-out</td>" + "".join(f"<td>{share}[^<]*</td>" for share in shares), page)
+    assert re.search(rf"<td>held-out after iteration 2</td><td>{shares[2]}", page)
     selected = [json.loads((run / f"iteration_{k}" / "selected" / "stats.json").read_text()) for k in (1, 2)]
     below = [one["left_out"]["below min_reward"] for one in selected]
     assert f"<td>below min_reward</td><td>{below[0]}</td><td>{below[1]}</td>" in page

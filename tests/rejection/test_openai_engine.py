@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.engines import openai_engine
 from openrlhf.rejection.generate import generate
+from openrlhf.rejection.score import score
 from tests.rejection.stand_in import generate_config, stored
 
 ROWS = [{"prompt": f"question {number}"} for number in range(6)]
@@ -155,13 +157,42 @@ def test_messages_and_tools_go_to_the_chat_endpoint(tmp_path: Path, server: Fake
         (200, {"choices": []}),
         (200, {"choices": [{"text": None, "finish_reason": "stop"}]}),
         (200, {"choices": [{"text": "cut", "finish_reason": None}]}),
+        (200, {"choices": [{"text": "cut", "finish_reason": "abort"}]}),
         (200, [1]),
+        (200, b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n'),
+        (200, b'{"choices": [{"text": "a", "fin'),
+        (200, b"[" * 99_999),
     ],
-    ids=["hangs up", "500", "429", "503", "proxy", "no choice", "no text", "no end", "a list"],
+    ids=["hangs up", "500", "429", "503", "proxy", "no choice", "no text", "no end", "given up", "a list", "a stream"]
+    + ["half of it", "nested"],
 )
 def test_failures_that_pass_are_tried_again(tmp_path: Path, server: FakeServer, trouble: Any) -> None:
     server.trouble = lambda number, body: trouble if number in (1, 2, 5) else "fine"
     check_whole(run(tmp_path, server.url))
+
+
+def test_what_a_server_does_not_count_is_not_told_as_zero(tmp_path: Path, server: FakeServer) -> None:
+    def uncounted(number: int, body: dict[str, Any]) -> Any:
+        return 200, {**answer(body), "usage": {"completion_tokens": "many"} if number % 2 else None}
+
+    server.trouble = uncounted
+    assert {row["num_tokens"] for row in run(tmp_path, server.url)} == {None}
+    assert "tokens" not in (tmp_path / "out/report.html").read_text()
+    assert json.loads((tmp_path / "out/stats.json").read_text())["mean_tokens"] is None
+    (tmp_path / "rewards.py").write_text("def one(completions): return [1.0]\n")
+    settings = ScoreSettings(str(tmp_path / "out"), str(tmp_path / "scores"), f"{tmp_path / 'rewards.py'}:one")
+    stats = score(ScoreConfig(score=settings))
+    assert stats["length_unit"] == "characters"
+    assert stats["lengths"]["kept"]["mean"] > 6
+
+
+def test_a_thought_that_is_cut_off_is_an_answer_without_text(tmp_path: Path, server: FakeServer) -> None:
+    message = {"content": None, "reasoning_content": "Let me think"}
+    server.trouble = lambda *_: (200, {"choices": [{"message": message, "finish_reason": "length"}]})
+    found = run(tmp_path, server.url, rows=[{"messages": [{"role": "user", "content": "why?"}]}])
+    assert [(row["response"], row["reasoning_content"], row["finish_reason"]) for row in found] == [
+        ("", "Let me think", "length")
+    ] * 2
 
 
 def test_a_server_that_dies_keeps_what_came_and_another_goes_on(tmp_path: Path, server: FakeServer) -> None:

@@ -17,6 +17,7 @@ from openrlhf.rejection.records import (
     content_of,
     finish,
     is_finished,
+    keeps_on_a_full_disk,
     open_output,
     shards,
 )
@@ -126,8 +127,10 @@ def test_a_full_disk_is_told_and_what_was_written_stays(folder: Path, monkeypatc
     shard.append({"x": 1})
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(shard, "_file", _Full(shard._file, full))
-        with pytest.raises(UserError, match=r"No space left on device\. All rows so far are kept"):
-            shard.append({"x": 2})
+        with pytest.raises(
+            UserError, match=r"rows-0.jsonl cannot .* No space left on device\. All rows so far are kept"
+        ):
+            keeps_on_a_full_disk(shard.append)({"x": 2})
     assert list(rows := StoredRows(folder)) == [{"x": 1}]
     assert rows.num_torn == 0
 

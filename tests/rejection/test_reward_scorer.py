@@ -82,9 +82,9 @@ def test_what_cannot_be_scored_has_a_reason_and_no_reward(folder):
     short, long, empty, broken = scorer.judged(
         ["Sure.", ANSWER * 9, "<|endoftext|>", [{"role": "user", "content": "a"}]]
     )
-    assert short.reward is not None
+    assert short.value is not None
     assert short.reason is None
-    assert long.reward is None
+    assert long.value is None
     assert long.reason.endswith("tokens, more than the 12 that the model is given")
     assert empty == (None, "it is empty")
     assert broken == (None, "no assistant turn")

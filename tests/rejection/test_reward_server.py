@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from openrlhf.rejection.reward_scorer import Judged, RewardScorer
+from openrlhf.rejection.reward_scorer import RewardScorer
+from openrlhf.rejection.rewards.reward import RewardVerdict
 from tests.helpers.tokenizers import CORPUS, tiny_tokenizer
 from tests.objectives.reward_cases import tiny_classifier
 
@@ -27,9 +28,9 @@ from openrlhf.rejection.reward_server import make_app  # noqa: E402
 SECONDS_TO_ANSWER = 60.0
 
 
-def by_length(items) -> list[Judged]:
+def by_length(items) -> list[RewardVerdict]:
     """A stand-in for the scorer."""
-    return [Judged(None, "it is too long") if len(one) > 20 else Judged(float(len(one))) for one in items]
+    return [RewardVerdict(None, "it is too long") if len(one) > 20 else RewardVerdict(float(len(one))) for one in items]
 
 
 def asked(app, *requests: dict) -> list[httpx.Response]:

@@ -118,6 +118,8 @@ def test_a_server_that_is_away_for_a_while_is_asked_again():
         (b"<html>", "the server's answer cannot be read: Expecting value: line 1 column 1 (char 0)"),
         ({"rewards": [1] * 7}, "returned 7 numbers for 1 answers"),
         ({"rewards": [float("nan")]}, "returned nan"),
+        (b'{"rewards": [1' + b"0" * 400 + b"]}", "returned a number that no float holds"),
+        (b"[" * 99_999, "the server's answer cannot be read: maximum recursion depth exceeded"),
         ({}, "returned NoneType where a list of numbers belongs"),
     ],
 )

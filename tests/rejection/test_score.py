@@ -15,6 +15,8 @@ import pytest
 from openrlhf.cli.score import main
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
+from openrlhf.rejection import score as scoring
+from openrlhf.rejection.records import RowWriter
 from openrlhf.rejection.reward_scorer import RewardScorer
 from openrlhf.rejection.score import score
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -234,6 +236,20 @@ def test_a_finished_stage_is_not_scored_again_and_another_is_refused(tmp_path):
     assert [row["reward"] for row in rows_of(tmp_path / "scores")] == [1.0, 1.0]
 
 
+def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monkeypatch):
+    source = generations(tmp_path, ["a", "b"], label="a")
+
+    class EndsJustNow(RowWriter):
+        def __init__(self, *given):
+            monkeypatch.setattr(scoring, "RowWriter", RowWriter)
+            run(tmp_path, source, "exact")
+            super().__init__(*given)
+
+    monkeypatch.setattr(scoring, "RowWriter", EndsJustNow)
+    run(tmp_path, source, "exact")
+    assert len(rows_of(tmp_path / "scores")) == 2
+
+
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
@@ -250,6 +266,7 @@ def test_a_finished_stage_is_not_scored_again_and_another_is_refused(tmp_path):
         ("rewards.py:judge --score.timeout_seconds 1 --score.input empty.jsonl", "holds no answer"),
         ("rewards.py:judge --score.input rewards.py", "holds no answer"),
         ("rewards.py:judge --score.input nowhere", "nowhere does not exist"),
+        ("rewards.py:judge --score.input half.jsonl", "half.jsonl: answer 2 has no prompt and response"),
         ("rewards.py:judge", "No answer of generations.jsonl has a reward: judge: KeyError (2)"),
     ],
 )
@@ -259,6 +276,7 @@ def test_bad_input_is_told_in_words(tmp_path, monkeypatch, reward, said):
     Path("broken.py").write_text("def judge(:\n")
     Path("leaving.py").write_text("import sys; sys.exit(4)\n")
     Path("empty.jsonl").write_text("")
+    Path("half.jsonl").write_text('{"prompt": "q", "response": "a"}\n{"prompt": "q", "response": null}\n')
     generations(Path(), ["a", "b"])
     words = ["--score.input", "generations.jsonl", "--score.output", "out", "--score.reward", *(reward.split() or [""])]
     assert said in problems_of(*words)
@@ -292,12 +310,23 @@ def test_equal_rows_are_scored_once_and_rows_without_identity_get_one(tmp_path):
     assert [(r["response"], r["sample_index"]) for r in rows_of(tmp_path / "scores")] == [("a", 0), ("b", 1)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_functions_end_with_the_stage_however_that_ends(tmp_path, number):
+def test_a_fork_that_a_function_leaves_behind_answers_nobody(tmp_path):
+    text = "def judge(completions, **columns):\n    os.fork()\n    return [float(completions[0])]\n"
+    rows, _ = run(tmp_path, generations(tmp_path, map(str, range(20))), f"{functions(tmp_path, text)}:judge")
+    assert {text: row["reward"] for text, row in rows.items()} == {str(n): float(n) for n in range(20)}
+
+
+SLEEP, WITHOUT_OTHER_THREADS = "time.sleep(1000)", "__import__('re').match('(a+)+$', 'a' * 99 + 'b')"
+
+
+@pytest.mark.parametrize(
+    ("number", "at"), [(signal.SIGINT, SLEEP), (signal.SIGKILL, SLEEP), (signal.SIGKILL, WITHOUT_OTHER_THREADS)]
+)
+def test_functions_end_with_the_stage_however_that_ends(tmp_path, number, at):
     text = f"""
 def judge(completions, **columns):
     open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
-    time.sleep(1000)
+    {at}
 """
     words = ["--score.input", generations(tmp_path, ["a", "b"]), "--score.output", tmp_path / "out"]
     words += ["--score.reward", f"{functions(tmp_path, text)}:judge", "--score.timeout_seconds", "500"]

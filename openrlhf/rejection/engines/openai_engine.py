@@ -22,7 +22,9 @@ from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refu
 API_KEY = "OPENAI_API_KEY"
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
-_OFTEN_OTHER_NAMES = {"max_tokens": "stop", "eos": "stop", "eos_token": "stop"}
+_OFTEN_OTHER_NAMES = {"eos": "stop", "eos_token": "stop", "max_tokens": "length"}
+_GIVEN_UP = ("abort", "error", "cancelled")  # by a server that ends: what it has sent is a part
+_BESIDE_THE_TEXT = ("tool_calls", "reasoning_content", "reasoning")
 _TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
 
 
@@ -165,17 +167,17 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         body = response.json()
         choice = body["choices"][0]
         message = choice["message"] if is_chat else {"content": choice["text"]}
-        calls = message.get("tool_calls") or None
+        columns = {name: message[name] for name in _BESIDE_THE_TEXT if message.get(name)}
         text = message.get("content")
-        if text is None and calls:
+        if text is None and columns:
             text = ""
         reason = choice.get("finish_reason")
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _TryAgain(f"an answer that is none: {response.text[:100]!r}") from None
-    if not isinstance(text, str) or not isinstance(reason, str):
+    if not isinstance(text, str) or not isinstance(reason, str) or reason in _GIVEN_UP:
         raise _TryAgain(f"an answer without text or without its end: {response.text[:100]!r}")
-    columns = {"tool_calls": calls} if calls else {}
+    num_tokens = num_tokens if isinstance(num_tokens, int) else None
     return Generation(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
 
 

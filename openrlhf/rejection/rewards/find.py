@@ -30,6 +30,11 @@ def find_rewards(settings: ScoreSettings) -> list[Reward]:
     return rewards
 
 
+def start_all(rewards: list[Reward]) -> None:
+    for reward in rewards:
+        reward.start()
+
+
 def close_all(rewards: list[Reward]) -> None:
     for reward in rewards:
         reward.close()

@@ -34,5 +34,4 @@ class ModelReward(Reward):
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         with self._turn:
-            judged = self._scorer.judged([(row["prompt"], row["response"]) for row in rows])
-        return [RewardVerdict(*one) for one in judged]
+            return self._scorer.judged([(row["prompt"], row["response"]) for row in rows])

@@ -1,7 +1,8 @@
-"""A process that judges answers and can be killed, `python -m openrlhf.rejection.rewards.process FD`; who starts it.
+"""A process that judges answers and can be killed, `python -m openrlhf.rejection.rewards.process FD FD`; who starts it.
 
 The two sides send each other JSON over a socket. The process leads a group of its own, so that what the function starts
-dies with it; it ends when its parent is gone; and where memory runs out, the kernel ends it rather than the run.
+dies with it. A second process of the group waits for the end of a pipe that the parent alone holds: then all of it is
+killed, whatever the function is at. Where memory runs out, the kernel ends the process rather than the run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -24,7 +23,6 @@ from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.reward import CallFailed, NoReward, RewardVerdict
 
 _SECONDS_TO_START = 600.0  # a user's file may load a model
-_SECONDS_BETWEEN_LOOKS = 1.0
 _KILLED_FIRST = "1000"  # Linux: the highest score of who is to be killed when memory runs out
 
 
@@ -39,10 +37,12 @@ class RewardProcess:
     def start(self) -> None:
         """Raises UserError where the function cannot be loaded."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        of_parent, self._held = os.pipe()
+        with theirs, open(of_parent, "rb"):
+            given = [theirs.fileno(), of_parent]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", __name__, *map(str, given)],
+                pass_fds=given,
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a function prints belongs to no output of ours
                 start_new_session=True,
@@ -80,6 +80,7 @@ class RewardProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._connection.close()
+            os.close(self._held)
             self._process = None
 
     def _ask(self, question: Any, timeout_seconds: float) -> Any:
@@ -115,6 +116,7 @@ def _serve(connection: Connection) -> None:
         connection.send_bytes(json.dumps(str(error)).encode())
         return
     connection.send_bytes(b"null")
+    process = os.getpid()
     while True:
         rows = json.loads(connection.recv_bytes())
         try:
@@ -123,21 +125,27 @@ def _serve(connection: Connection) -> None:
             answer = str(error)
         except Exception as error:
             answer = f"{type(error).__name__}: {first_line_of(error)}"
+        if os.getpid() != process:  # a fork of the function's, which has come back from it
+            os._exit(0)
         connection.send_bytes(json.dumps(answer).encode())
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    os.killpg(0, signal.SIGKILL)
+def _end_with_parent(socket_fd: int, of_parent: int) -> None:
+    """A thread could not: a function that keeps the interpreter to itself, as a regular expression does, stops it."""
+    if os.fork() == 0:
+        os.close(socket_fd)
+        os.read(of_parent, 1)
+        os.killpg(0, signal.SIGKILL)
+    os.close(of_parent)
 
 
 def main() -> None:
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    socket_fd, of_parent = map(int, sys.argv[1:])
+    _end_with_parent(socket_fd, of_parent)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_KILLED_FIRST)
     with suppress(EOFError, ConnectionError):
-        _serve(Connection(int(sys.argv[1])))
+        _serve(Connection(socket_fd))
 
 
 if __name__ == "__main__":

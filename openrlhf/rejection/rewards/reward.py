@@ -92,9 +92,11 @@ def _verdict(value: Any) -> RewardVerdict:
         return RewardVerdict(None, NO_VERDICT)
     if not isinstance(value, int | float):
         return RewardVerdict(None, f"returned {type(value).__name__} where a number belongs")
-    if not math.isfinite(value):
-        return RewardVerdict(None, f"returned {value}")
-    return RewardVerdict(float(value))
+    try:
+        number = float(value)
+    except OverflowError:
+        return RewardVerdict(None, "returned a number that no float holds")
+    return RewardVerdict(number) if math.isfinite(number) else RewardVerdict(None, f"returned {value}")
 
 
 def text_of(prompt: Any) -> str:

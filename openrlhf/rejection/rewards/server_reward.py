@@ -48,7 +48,7 @@ class ServerReward(Reward):
                 reason = f"the server answers {error.code} {error.reason}"
                 if error.code not in _WORTH_A_RETRY:
                     raise CallFailed(reason) from error
-            except (ValueError, http.client.HTTPException) as error:
+            except (ValueError, RecursionError, http.client.HTTPException) as error:
                 reason = f"the server's answer cannot be read: {first_line_of(error)}"
             except OSError as error:
                 if "timed out" not in str(error) and seconds is None:

@@ -91,8 +91,10 @@ BUGS = [
         "scores_read_before_no_other_process_writes",
         "what another process scores until it ends is scored again, and kept twice",
         "rejection/score.py",
-        "        done = {identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it\n",
-        "        done = set()\n",
+        '    with RowWriter(output, "0") as rows, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:\n'
+        "        done = {identity_of(row) for row in StoredRows(output)}",
+        "    done = {identity_of(row) for row in StoredRows(output)}\n"
+        '    with RowWriter(output, "0") as rows, tqdm(total=source.num_lines()) as bar:\n        pass',
         (f"{_SCORE}::test_what_a_run_has_scored_until_it_ended_is_not_scored_again",),
     ),
     Bug(

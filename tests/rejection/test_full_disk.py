@@ -48,10 +48,7 @@ def stages(tmp_path: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
         "generate": (out, lambda: generate(to_generate, StandIn())),
         "score": (out, lambda: score(to_score)),
         "select": (out / "selected.jsonl", lambda: select(to_select)),
-        "rejection_sampling": (
-            tmp_path / "run/iteration_2/selected/selected.jsonl",
-            lambda: rejection_sampling(recipe),
-        ),
+        "rejection_sampling": (last / "selected" / "selected.jsonl", lambda: rejection_sampling(recipe)),
     }
 
 

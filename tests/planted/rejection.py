@@ -91,7 +91,8 @@ BUGS = [
         "scores_read_before_no_other_process_writes",
         "what another process scores until it ends is scored again, and kept twice",
         "rejection/score.py",
-        '    with RowWriter(output, "0") as rows, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:\n'
+        '    with RowWriter(output, "0") as rows, '
+        'tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:\n'
         "        done = {identity_of(row) for row in StoredRows(output)}",
         "    done = {identity_of(row) for row in StoredRows(output)}\n"
         '    with RowWriter(output, "0") as rows, tqdm(total=source.num_lines()) as bar:\n        pass',

@@ -129,7 +129,8 @@ def test_an_answer_that_a_server_fails_at_spoils_no_other(nonsense, reason):
 
     with served(answer) as (url, _):
         verdicts = ServerReward(url, 5, 64).judge([row("a"), row("poison"), row("bc")])
-    assert verdicts == [RewardVerdict(3.0), RewardVerdict(None, reason), RewardVerdict(4.0)]
+    assert [one.value for one in verdicts] == [3.0, None, 4.0]
+    assert verdicts[1].reason.startswith(reason)
 
 
 def test_a_server_that_is_slow_gives_no_verdict():

@@ -22,6 +22,7 @@ NAMES = {
     "trl_packed": "TRL, packed to 448 tokens",
     "trl_pairs": "TRL, pairs of alike length",
     "trl_pairs_compiled": "TRL, these pairs, compiled",
+    "trl_compiled": "TRL, that setting compiled",
     "trl_2_processes": "TRL, 2 processes",
     "at_sample_10": "ours, at sample 10",
     "at_sample_1000000": "ours, at sample 1,000,000",

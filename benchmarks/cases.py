@@ -261,7 +261,9 @@ def quick_form(case: Case) -> Case:
     """The same case at a size of seconds: it shows that the suite runs, its figures mean nothing."""
     material = replace(
         case.material,
-        num_rows=min(case.material.num_rows, 2_020 if case.kind == "resume" else 2 * case.batch_size),
+        num_rows=min(
+            case.material.num_rows, 2_020 if case.kind == "resume" else (case.warm_up_steps + 1) * case.batch_size
+        ),
         length_tokens=min(case.material.length_tokens, 128),
         tokenizer_of="tiny",
     )

@@ -21,6 +21,7 @@ from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
 from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
+from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import join_ring
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
@@ -114,10 +115,10 @@ class DeepspeedStrategy(ScriptNames):
         shuffle: bool = True,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
-        *,
         sampler: Any = None,
         consumed_samples: int = 0,
         num_workers: int = 0,
+        *,
         pad_token_id: int | None = None,
         shares_prompts: bool = False,
     ) -> Any:
@@ -288,21 +289,32 @@ class DeepspeedStrategy(ScriptNames):
         model: Trainable,
         load_dir: str,
         tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
         *,
         identity: RunIdentity | None = None,
         allow_mismatch: bool = False,
-        **kwargs: Any,
     ) -> tuple[str | None, dict[str, Any]]:
         """Goes on from the newest whole checkpoint below `load_dir`, whatever layout wrote it.
 
         Args:
             tag: the checkpoint's name, such as global_step20; None: the newest.
+            load_module_strict: part of OpenRLHF's interface; a checkpoint must always fit the model.
+            load_optimizer_states, load_lr_scheduler_states, load_module_only: with another value, refused.
             identity: of the run that goes on, to be compared with the checkpoint's; None: nothing is compared.
 
         Returns: its path and the client states, with `consumed_samples`; (None, {}) where there is none.
         Raises UserError where there are checkpoints but none is whole, or where it is of another run and
-            `allow_mismatch` does not say to go on.
+            `allow_mismatch` does not say to go on, or where a part of it is asked for.
         """
+        if load_module_only or not (load_optimizer_states and load_lr_scheduler_states):
+            raise UserError(
+                "strategy.load_ckpt reads the whole of a checkpoint, so that the run goes on: leave load_module_only, "
+                "load_optimizer_states and load_lr_scheduler_states out. strategy.load_model(model, FOLDER) reads the "
+                "weights of an exported model alone."
+            )
         checkpointer = self.checkpointers.of(load_dir)
         found = newest(checkpointer, self.print, tag)
         if found is None:
@@ -321,8 +333,11 @@ class DeepspeedStrategy(ScriptNames):
         with self.watchdog.long_phase("exporting the model"):
             export_model(module, tokenizer, output_dir, self.groups.control, max_shard_bytes, identity)
 
-    def load_model(self, model: Any, path: str, strict: bool = True, **kwargs: Any) -> None:
-        """Loads the weights of an exported model into a model that no engine holds yet."""
+    def load_model(self, model: Any, path: str, map_location: Any = "cpu", strict: bool = True) -> None:
+        """Loads the weights of an exported model into a model that no engine holds yet.
+
+        Args: map_location: part of OpenRLHF's interface; the weights go to where the model is.
+        """
         base: Any = type(model.scorer.base_model)
         weights = base.from_pretrained(path, dtype=model.model.dtype).state_dict()
         model.model.load_state_dict(weights, strict=strict)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from tests.equivalence.reference import Curve, Recipe, rows
 from tests.helpers.tiny_models import tiny_model
 
 NUM_STEPS, BATCH_SIZE, LR, EPS = 5, 8, 2e-4, 1e-6
+BREAK = 2  # the step after which a run is broken off
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,25 @@ def _log_probs(model: Any, ids: Tensor, is_target: Tensor) -> Tensor:
 
 def train_in_layout(recipe: AdapterRecipe, layout: Layout) -> Curve | None:
     """Inside a rank: the curve, with the whole trained weights on rank 0; None on other ranks."""
+    strategy, actor, steps = _training(recipe, layout)
+    return _curve(strategy, actor, list(islice(steps, NUM_STEPS)))
+
+
+def resume_in_layout(recipe: AdapterRecipe, layout: Layout, folder: str) -> Curve | None:
+    """The same, broken off after step `BREAK`: another model goes on from the checkpoint."""
+    strategy, actor, steps = _training(recipe, layout)
+    results = list(islice(steps, BREAK))
+    strategy.save_ckpt(actor, folder, f"global_step{BREAK}")
+    actor.engine.destroy()
+    strategy, actor, steps = _training(recipe, layout, first_step=BREAK)
+    strategy.load_ckpt(actor, folder)
+    return _curve(strategy, actor, results + list(islice(steps, NUM_STEPS - BREAK)))
+
+
+def _training(recipe: AdapterRecipe, layout: Layout, first_step: int = 0) -> tuple[Any, Any, Iterator[Any]]:
+    """The strategy, the model, and the results of the steps, which are computed as they are asked for."""
     from openrlhf.config import AdamConfig, DeepspeedConfig, LoraConfig, TrainConfig
     from openrlhf.engine.optimizers import build_schedule
-    from openrlhf.engine.parameters import whole_weights
     from openrlhf.models import Actor
     from openrlhf.models.lora import freeze_all_but
     from openrlhf.objectives import objective_named
@@ -117,7 +136,13 @@ def train_in_layout(recipe: AdapterRecipe, layout: Layout) -> Curve | None:
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, objective_named("nll"))
-    results = [step.run(window, n) for n, window in zip(range(NUM_STEPS), loader.windows(max_epochs=9), strict=False)]
+    windows = enumerate(loader.windows(max_epochs=9))
+    return strategy, actor, (step.run(window, n) for n, window in islice(windows, first_step, None))
+
+
+def _curve(strategy: Any, actor: Any, results: list[Any]) -> Curve | None:
+    from openrlhf.engine.parameters import whole_weights
+
     trained = {name for name, parameter in actor.model.named_parameters() if parameter.requires_grad}
     whole = dict(whole_weights(actor.model, strategy.is_rank_0()))
     actor.engine.destroy()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 
 import pytest
+import torch
 
-from tests.equivalence.adapter_cells import AdapterRecipe, train_in_layout, train_plainly
+from tests.equivalence.adapter_cells import AdapterRecipe, resume_in_layout, train_in_layout, train_plainly
 from tests.equivalence.cells import Layout
 from tests.equivalence.reference import Curve
 from tests.equivalence.test_layouts import POOLS, assert_same
@@ -54,6 +55,17 @@ CELLS = [  # (ranks, recipe, layout)
     (2, TIED, Layout(3, 2)),
 ]
 
+RESUMED = [
+    (1, RSLORA, Layout(2, 2, packed=True)),
+    (1, DORA, Layout(1, 4)),
+    (2, HEAD_AND_EMBEDDINGS, Layout(3, 2)),
+    (1, HEAD, Layout(0, 2)),
+    (1, EMBEDDINGS, Layout(2, 4, packed=True)),
+    (2, EXPERTS, Layout(2, 2)),
+    (1, LAYERS, Layout(2, 4)),
+    (1, TIED, Layout(2, 2)),
+]
+
 
 @functools.cache
 def expected(recipe: AdapterRecipe) -> Curve:
@@ -68,3 +80,15 @@ def expected(recipe: AdapterRecipe) -> Curve:
 def test_what_is_trained_beside_frozen_weights(ranks, recipe, layout, request):
     found = request.getfixturevalue(POOLS[ranks]).run(train_in_layout, recipe, layout)[0]
     assert_same(found, expected(recipe))
+
+
+@pytest.mark.parametrize(("ranks", "recipe", "layout"), RESUMED, ids=[recipe.name for _, recipe, _ in RESUMED])
+def test_training_goes_on_from_a_checkpoint_to_the_bit(ranks, recipe, layout, request, tmp_path):
+    pool = request.getfixturevalue(POOLS[ranks])
+    whole = pool.run(train_in_layout, recipe, layout)[0]
+    halves = pool.run(resume_in_layout, recipe, layout, str(tmp_path))[0]
+    assert halves.losses == whole.losses
+    assert halves.grad_norms == whole.grad_norms
+    assert halves.weights.keys() == whole.weights.keys()
+    for name, weight in whole.weights.items():
+        assert torch.equal(halves.weights[name], weight), name

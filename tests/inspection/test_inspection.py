@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,9 @@ from openrlhf.errors import UserError
 from openrlhf.inspection.samples import parts_of
 from openrlhf.inspection.show import show, write_page
 from openrlhf.inspection.statistics import Statistics, statistics_of
+from tests.helpers.browser import CHROMIUM, in_browser
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
-CHROMIUM = shutil.which("chromium")
 TOKENIZER = tiny_tokenizer(CHATML)
 EVIL = "Ça va? 🙂 </script><script>document.title='x'</script>"
 
@@ -104,15 +102,6 @@ def test_the_page_works_in_a_real_browser(dataset: SFTDataset, tmp_path: Path):
     picture = tmp_path / "page.png"
     in_browser(page, tmp_path, f"--screenshot={picture}", "--window-size=1200,900")
     assert picture.stat().st_size > 20_000
-
-
-def in_browser(page: Path, tmp_path: Path, *what: str) -> str:
-    words = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-        *what, page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_the_page_asks_nothing_of_the_network(dataset: SFTDataset, tmp_path: Path):

@@ -17,7 +17,8 @@ from openrlhf.errors import UserError
 from openrlhf.inspection.samples import parts_of
 from openrlhf.inspection.show import show, write_page
 from openrlhf.inspection.statistics import Statistics, statistics_of
-from tests.inspection.test_inspection import CHROMIUM, TOKENIZER, flags, in_browser
+from tests.helpers.browser import CHROMIUM, in_browser
+from tests.inspection.test_inspection import TOKENIZER, flags
 
 
 def pair(number: int, chosen: str, rejected: str, **more: float) -> dict:

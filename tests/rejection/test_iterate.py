@@ -28,7 +28,7 @@ from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
 from openrlhf.rejection.iterate import rejection_sampling
 from openrlhf.rejection.records import StoredRows
-from tests.inspection.test_inspection import CHROMIUM, in_browser
+from tests.helpers.browser import CHROMIUM, in_browser
 from tests.rejection.stand_in import KNOWN, StandIn
 
 TRAIN = """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from openrlhf.errors import UserError
 from openrlhf.run.answering import Answering
 from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
+from tests.helpers.browser import CHROMIUM, in_browser
 from tests.helpers.workbench import flags, save_model, save_pairs, save_rows, step_lines
 from tests.runs.cases import run
 
@@ -149,11 +148,9 @@ class _Report:
     left_out: dict = {}
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser is here")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 def test_a_browser_draws_the_page(judged, tmp_path):
-    address = (judged / "report.html").as_uri()
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}"]
-    shown = subprocess.run([*command, address], capture_output=True, text=True, timeout=60).stdout
+    shown = in_browser(judged / "report.html", tmp_path, "--dump-dom")
     assert shown.count("<polyline") >= 4
     assert "coffee with" in shown
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from tests.helpers.browser import CHROMIUM, card_page, in_browser
 from tests.helpers.hub import Hub
 from tests.helpers.workbench import flags, save_model, save_rows
 
@@ -71,6 +72,15 @@ def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, 
     assert "| adam.lr | 0.001 |" in card.text
     assert "![Training curves](training_curves.png)" in card.text
     assert str(out.parent) not in card.text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_a_browser_shows_the_card_with_its_tables_and_the_curves(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    shown = in_browser(card_page(trained[0] / "README.md", tmp_path), tmp_path, "--dump-dom")
+    assert shown.count("<table>") == 4
+    assert "<td>adam.lr</td>" in shown
+    assert 'data-pictures="1"' in shown, "the picture of the curves is not drawn"
+    assert "pipeline_tag" not in shown, "the metadata are shown as text"
 
 
 def test_the_push_done_again_uploads_the_model_whole(trained: tuple[Path, Any], hub: Hub) -> None:

@@ -107,8 +107,9 @@ def _put(theirs: dict[str, Given], one: Given) -> None:
 def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
     values, problems = {}, []
     for name, one in theirs.items():
+        is_one_name = _KINDS[name] == list[str] | None and isinstance(one.value, str)
         try:
-            values[name] = TypeAdapter(_KINDS[name]).validate_python(one.value)
+            values[name] = TypeAdapter(_KINDS[name]).validate_python([one.value] if is_one_name else one.value)
         except ValidationError:
             kind = str(RECIPE_NAMES[name].type).replace("typing.", "")
             problems.append(f"{one.where} is {str(one.value)[:60]!r}; it must be {kind}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def as_namespace(config: Root) -> argparse.Namespace:
 
 
 def from_namespace(root: type[RootT], args: Any) -> RootT:
-    """Any object with some of the names, nested or flat → configuration; what is missing has its default.
+    """Any object or dict with some of the names, nested or flat → configuration; what is missing has its default.
 
     None counts as missing. A nested name wins over its flat one. No file is looked at.
 
@@ -108,9 +109,9 @@ def _as_namespace(tree: dict[str, Any]) -> argparse.Namespace:
 
 
 def _get(args: Any, name: str) -> Any:
-    """Attribute at the dotted name; None where there is none."""
+    """Attribute, or value of a dict, at the dotted name; None where there is none."""
     for part in name.split("."):
         if isinstance(args, str):  # a flat `args.data` has methods, but no settings
             return None
-        args = getattr(args, part, None)
+        args = args.get(part) if isinstance(args, Mapping) else getattr(args, part, None)
     return args

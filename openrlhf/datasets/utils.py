@@ -43,7 +43,7 @@ def blending_datasets(
         max_count: no more rows than this, the first ones.
         stopping_strategy: "all_exhausted" repeats rows until every source is used up; None or "first_exhausted" none.
 
-    Raises UserError if a source is not there or cannot be read.
+    Raises UserError if a source is not there or cannot be read, or for another `stopping_strategy`.
     """
     sources = open_sources(datasets, dataset_split)
     shares = parse_probabilities(probabilities, len(sources))
@@ -52,7 +52,7 @@ def blending_datasets(
     if shares is None:
         blended = _joined(parts)
     else:
-        passes = drawn_rows(counts, shares, seed, stopping_strategy or "first_exhausted")
+        passes = drawn_rows(counts, shares, seed, _known(stopping_strategy or "first_exhausted"))
         drawn = [np.concatenate(of_source) for of_source in zip(*passes, strict=True)]
         parts = [part.select(rows) for part, rows in zip(parts, drawn, strict=True)]
         blended = _joined(parts).shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))
@@ -63,6 +63,14 @@ def blending_datasets(
             strategy.print(f"{source.name}: {len(part):,} of {count:,} rows")
         strategy.print(f"all sources: {len(blended):,} rows")
     return blended
+
+
+def _known(stopping_strategy: str) -> Any:
+    if stopping_strategy not in ("first_exhausted", "all_exhausted"):
+        raise UserError(
+            f"blending_datasets(stopping_strategy={stopping_strategy!r}): first_exhausted and all_exhausted are here."
+        )
+    return stopping_strategy
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -151,16 +151,19 @@ def _num_warmup_steps(num_training_steps: int, warmup_ratio: float) -> int:
     return min(math.ceil(num_training_steps * warmup_ratio), num_training_steps - 1)
 
 
-def fit_schedule(scheduler: Any, num_steps: int) -> str:
-    """Gives a schedule of transformers the horizon of the run: otherwise its rate would rise again, or never fall.
+def fit_schedule(scheduler: Any, num_steps: int, first_step: int) -> str:
+    """Gives a schedule of transformers the run's horizon and begin: otherwise its rate would rise again, or never fall.
 
+    Args: first_step: steps that were done before.
     Returns: what was changed, or what is to be known of another schedule, in words; '' where nothing is.
     """
     partials = [one for one in getattr(scheduler, "lr_lambdas", ()) if isinstance(one, functools.partial)]
     shapes = [one.keywords for one in partials if "num_training_steps" in one.keywords]
     horizons = {keywords["num_training_steps"] for keywords in shapes} - {num_steps}
-    if not horizons:
+    stands_at = scheduler.last_epoch if shapes else 0
+    if not horizons and stands_at <= first_step:
         return _horizon_of_torch(scheduler, num_steps)
+    scheduler.last_epoch = min(scheduler.last_epoch, first_step)
     for keywords in shapes:
         keywords["num_training_steps"] = num_steps
         keywords["num_warmup_steps"] = min(keywords["num_warmup_steps"], num_steps - 1)
@@ -169,6 +172,11 @@ def fit_schedule(scheduler: Any, num_steps: int) -> str:
         group["lr"] = base_lr * shape(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
     made_for = ", ".join(map(str, sorted(horizons)))
+    if stands_at > first_step:
+        return (
+            f"note: the schedule of the learning rate stood at step {stands_at}, and this run begins at {first_step} "
+            f"of {num_steps} steps: it begins there, too. After a load_ckpt, give fit its consumed_samples."
+        )
     return (
         f"note: the schedule of the learning rate was made for {made_for} steps, and this run takes {num_steps}: it "
         "goes over these now."

@@ -117,7 +117,8 @@ class CommandTrainer(Trainer):
         named_callbacks = callbacks_named(config.train.callbacks) if self._given_callbacks is None else []
         steps_per_epoch = self.windows.steps_per_epoch or num_update_steps_per_epoch or 0
         num_steps = min(steps_per_epoch * self.max_epochs, config.train.max_steps or 2**62)
-        if num_steps and (note := fit_schedule(self.trained.scheduler, num_steps)):
+        first_step = self._progress_at(consumed_samples).optimizer_step
+        if num_steps and (note := fit_schedule(self.trained.scheduler, num_steps, first_step)):
             self.strategy.print(note)
         resume_step = self.windows.num_steps_before(consumed_samples)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)

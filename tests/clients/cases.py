@@ -102,6 +102,72 @@ def rows_of_a_batch() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+def calls_by_position(folder: str) -> dict[str, Any]:
+    """What a strategy gives back to a script that hands it everything by its place."""
+    from torch.utils.data import SequentialSampler
+
+    from openrlhf.errors import UserError
+    from openrlhf.models import Actor
+    from openrlhf.utils import get_strategy, get_tokenizer
+    from tests.strategy.cases import rows
+
+    strategy = get_strategy({"zero_stage": 1, "ds": {"param_dtype": "fp32"}})
+    strategy.setup_distributed()
+    rank, data = strategy.get_rank(), rows()
+    loader = strategy.setup_dataloader(data, 3, False, False, list, False, SequentialSampler(data), 0, 0)
+    tokenizer = get_tokenizer(f"{folder}/model", None, "right", strategy, True)
+    (actor, _, scheduler), frozen = strategy.prepare(
+        (Actor(f"{folder}/model", "sdpa", "fp32"), {"lr": 1e-3, "num_training_steps": 4}),
+        Actor(f"{folder}/model", "sdpa", "fp32"),
+    )
+    for step in (1, 2, 3):
+        state = {"consumed_samples": 8 * step, "mine": [step]}
+        strategy.save_ckpt(actor.model, f"{folder}/ck", f"global_step{step}", 2, 1000, state)
+    path, states = strategy.load_ckpt(actor.model, f"{folder}/ck", None, True, True, True, False)
+    try:
+        problem = str(strategy.load_ckpt(actor.model, f"{folder}/ck", load_module_only=True))
+    except UserError as error:
+        problem = str(error)
+    strategy.save_model(actor, tokenizer, f"{folder}/exported")
+    strategy.load_model(Actor(f"{folder}/model", "sdpa", "fp32"), f"{folder}/exported", "cpu", False)
+    return {
+        "stage": (strategy.stage, strategy.ds.param_dtype),
+        "rows of a batch": len(next(iter(loader))),
+        "reduced": (strategy.all_reduce({"a": rank}, "sum")["a"], strategy.all_reduce(torch.tensor([rank]), "max")),
+        "gathered": strategy.all_gather(torch.tensor([[rank, 7]])).tolist(),
+        "is rank 0": strategy.is_rank_0(),
+        "kept": sorted(one.name for one in Path(folder, "ck").glob("global_step*")),
+        "loaded": (Path(path).name, states["consumed_samples"], states["mine"]),
+        "problem": problem,
+        "frozen": frozen(torch.arange(3, 9)[None]).shape,
+        "steps": scheduler.lr_lambdas[0].keywords.get("num_training_steps", 4),
+    }
+
+
+def rates_of_two_fits(folder: str) -> tuple[list[float], str]:
+    """The rates of a second `fit`, and what is printed at it."""
+    from openrlhf.models import Actor
+    from openrlhf.trainer import SFTTrainer
+    from openrlhf.utils import get_strategy
+    from tests.helpers.tiny_models import tiny_model
+    from tests.strategy.cases import rows
+
+    args = argparse.Namespace(train_batch_size=8, micro_train_batch_size=4, param_dtype="fp32")
+    args.save_path, args.ckpt_path = f"{folder}/out", f"{folder}/ck"
+    strategy = get_strategy(args)
+    strategy.setup_distributed()
+    cfg = {"lr": 1e-3, "lr_scheduler": "cosine", "scheduler_steps": len(rows()) // 8}
+    model, optim, scheduler = strategy.prepare((Actor(tiny_model("qwen3")), cfg))
+    loader = strategy.setup_dataloader(rows(), 4)
+    trainer = SFTTrainer(model, strategy, optim, loader, None, scheduler, batch_size=8, max_epochs=1)
+    heard, ends = io.StringIO(), []
+    for _ in range(2):
+        with contextlib.redirect_stdout(heard):
+            trainer.fit(args)
+        ends.append(optim.param_groups[0]["lr"])
+    return ends, heard.getvalue()
+
+
 def forward_like_theirs() -> dict[str, Any]:
     """Log-probs, and gradients of their sum, by a ring of both ranks and by this rank alone."""
     import torch.distributed as dist

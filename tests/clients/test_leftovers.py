@@ -14,6 +14,7 @@ from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.cli.lora_combiner import main as combine
 from openrlhf.config import SFTConfig, parse_config
 from openrlhf.config.settings import LoggerConfig, WandbConfig
+from openrlhf.datasets.utils import blending_datasets
 from openrlhf.errors import UserError
 from openrlhf.models import SFTLoss
 from openrlhf.strategy.checkpoints import newest
@@ -72,6 +73,12 @@ def test_arguments_with_dots_become_groups():
     assert (args.ds.lora.rank, args.ds.zero_stage, args.optim) == (4, 2, "adam")
     with pytest.raises(UserError, match="optim is a value already"):
         hierarchize({"optim": "adam", "optim.lr": 1})
+
+
+def test_a_way_to_mix_that_is_not_here_is_refused(tmp_path):
+    rows = save_rows(tmp_path / "rows.jsonl", 4)
+    with pytest.raises(UserError, match="first_exhausted and all_exhausted are here"):
+        blending_datasets(f"{rows},{rows}", "0.5,0.5", stopping_strategy="all_exhausted_without_replacement")
 
 
 def test_padding_and_dtypes():

@@ -180,6 +180,26 @@ def test_a_cfg_that_cannot_be_is_refused(one_rank, cfg, problem):
     assert problem in found["problem"]
 
 
+def test_a_strategy_takes_everything_by_its_place(two_ranks, tmp_path):
+    cases.make_bench(tmp_path, num_rows=4)
+    for rank, found in enumerate(two_ranks.run(cases.calls_by_position, str(tmp_path))):
+        assert found["stage"] == (1, "fp32"), "the dict of settings is not read"
+        assert found["rows of a batch"] == 3
+        assert found["reduced"] == (1, 1)
+        assert found["gathered"] == [[0, 7], [1, 7]]
+        assert found["is rank 0"] is (rank == 0)
+        assert found["kept"] == ["global_step2", "global_step3"]
+        assert found["loaded"] == ("global_step3", 24, [3])
+        assert "reads the whole of a checkpoint" in found["problem"]
+        assert found["frozen"] == (1, 5)
+
+
+def test_a_schedule_that_has_run_begins_anew_with_the_run(one_rank, tmp_path):
+    ((first, second), heard) = one_rank.run(cases.rates_of_two_fits, str(tmp_path))[0]
+    assert second == first < 1e-4, "the rate has risen again"
+    assert heard.count("it begins there, too") == 1
+
+
 def test_the_forward_pass_of_a_ring_and_of_a_pack(two_ranks):
     for found in two_ranks.run(cases.forward_like_theirs):
         assert found.pop("actions") is True

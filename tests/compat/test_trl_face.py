@@ -59,6 +59,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+COFFEE = tiny_tokenizer()("coffee with oat milk")["input_ids"]
+
+
 def arguments(out: Path, **changes: Any) -> SFTConfig:
     """6 steps of 2 samples, fp32."""
     values = dict(
@@ -183,6 +186,11 @@ def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None
         ({"prompt": "sum of three", "completion": " is"}, {"completion_only_loss": False}, "of three is"),
         ({"text": "coffee with oat milk"}, {}, "with oat milk"),
         ({"prose": "coffee with oat milk"}, {"dataset_text_field": "prose"}, "with oat milk"),
+        (ROWS[0], {"dataset_text_field": "prose"}, "assistant\nseven and 0"),
+        (ROWS[0], {"dataset_text_field": "messages"}, "assistant\nseven and 0"),
+        ({"input_ids": COFFEE}, {}, "with oat milk"),
+        ({"input_ids": COFFEE, "completion_mask": [0] * len(COFFEE[:-1]) + [1]}, {}, "ilk"),
+        ({"input_ids": COFFEE, "assistant_masks": [1] * len(COFFEE)}, {"assistant_only_loss": True}, "with oat milk"),
     ],
 )
 def test_targets_are_trls(
@@ -222,6 +230,10 @@ def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
         ({"train_dataset": None}, "SFTTrainer has no train_dataset"),
         ({"args": SFTConfig(output_dir="out", neftune_noise_alpha=5)}, "neftune_noise_alpha 5 cannot be had here"),
         ({"model": 7}, "SFTTrainer(model=) is a int"),
+        (
+            {"args": SFTConfig("out", eval_strategy="epoch")},
+            "eval_strategy is epoch, and SFTTrainer has no eval_dataset",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more: dict[str, Any], said: str) -> None:
@@ -230,6 +242,50 @@ def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more
         SFTTrainer(**(given | more))
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "said"),
+    [
+        (
+            {"assistant_only_loss": True},
+            [{"text": "coffee"}],
+            "assistant_only_loss is true, and train_dataset holds no",
+        ),
+        ({"completion_only_loss": True}, ROWS, "completion_only_loss is true, and train_dataset has no columns"),
+        ({"dataset_text_field": "prose"}, [{"text": "coffee"}], "has no column 'prose'"),
+        ({}, [{"input_ids": [5, 6], "completion_mask": [1]}], "loss_mask has 1 entries, input_ids has 2"),
+    ],
+)
+def test_a_loss_that_the_rows_do_not_allow_is_refused(
+    model: Path, tmp_path: Path, given: dict[str, Any], rows: list[dict[str, Any]], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        trainer(model, arguments(tmp_path / "out", **given), rows)
+    assert said in str(caught.value)
+
+
+def test_a_method_that_would_never_be_called_is_refused(model: Path, tmp_path: Path) -> None:
+    class Weighted(SFTTrainer):
+        def compute_loss(self, model: Any, inputs: Any, **more: Any) -> Any:
+            return 0
+
+        def my_own(self) -> None: ...
+
+    with pytest.raises(UserError, match="Weighted overrides compute_loss, which is never called here"):
+        Weighted(str(model), arguments(tmp_path / "out"), train_dataset=ROWS)
+
+
+def test_a_callback_that_ends_an_epoch_early_is_told_that_it_cannot(model: Path, tmp_path: Path) -> None:
+    class Early(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_epoch_stop = state.global_step == 2
+
+    run = trainer(model, arguments(tmp_path / "out"), callbacks=[Early])
+    assert isinstance(run.pop_callback(Early), Early)
+    run.add_callback(Early)
+    with pytest.raises(Exception, match="should_epoch_stop, which is not here: should_training_stop ends the run"):
+        run.train()
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(model: Path, tmp_path: Path) -> None:
@@ -259,7 +315,9 @@ class OwnConfig(SFTConfig):
     benchmarks: list[str] = field(default_factory=list)
 
 
-def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "model_name_or_path: m\nlearning_rate: 2e-5\nmax_length: 32\nbenchmarks: [aime24]\nreport_to: [wandb]\n"
@@ -271,6 +329,12 @@ def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(tmp_path:
     assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert "wandb" in args.report_to
     assert model_args.model_name_or_path == "m"
+    assert parser.parse_args_and_config([f"--config={path}"])[0].max_length == 32
+    path.write_text("learning_rate: fast\n")
+    with pytest.raises(SystemExit):
+        TrlParser((OwnConfig, ModelConfig)).parse_args_and_config(["--config", str(path)])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("invalid float value: 'fast'")
     path.write_text("lerning_rate: 2e-5\n")
     with pytest.raises(UserError, match="lerning_rate is unknown. Did you mean learning_rate?"):
         TrlParser((OwnConfig, ModelConfig)).parse_args_and_config(["--config", str(path)])

@@ -226,6 +226,11 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path) -> None:
     assert problem.startswith(f"{tmp_path / 'recipe.yaml'}: per_device_train_batch_size is 'many'")
 
 
+def test_one_name_stands_for_a_list_of_them(tmp_path: Path) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", "use_peft": True, "lora_target_modules": "all-linear"})
+    assert values(of)["ds.lora.target_modules"] == ["all-linear"]
+
+
 def test_verifiers_toml_has_verifiers_meanings_and_defaults(tmp_path: Path) -> None:
     of = recipe(
         tmp_path, 'model = "m"\ndataset = "d.jsonl"\n[sft]\nbatch_size = 32\nmicro_batch_size = 4\nmax_seq_len = 99\n'

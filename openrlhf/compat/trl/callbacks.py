@@ -11,6 +11,7 @@ from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, T
 from transformers.trainer_callback import CallbackHandler
 
 from openrlhf.compat.trl.history import RunHistory, evaluation_in_their_names
+from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.trainer import Callback
 from openrlhf.trainer.callbacks.epochs import ends_epoch
@@ -143,7 +144,12 @@ class TrainerCallbacks(Callback):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 
     def _obey(self, trainer: Trainer) -> None:
-        """What is due goes to the loop, which does it on all ranks."""
+        """What is due goes to the loop, which does it on all ranks. Raises UserError for what cannot be done."""
+        if self.control.should_epoch_stop:
+            raise UserError(
+                "a callback has set control.should_epoch_stop, which is not here: should_training_stop ends the run, "
+                "and max_steps bounds it."
+            )
         if self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             trainer.request_stop("a callback has set control.should_training_stop")
         if self.control.should_save:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,13 @@ from transformers import PreTrainedModel
 
 from openrlhf.compat.trl.adapters import adapter_settings
 from openrlhf.compat.trl.arguments import TrlSFTConfig
-from openrlhf.config import SFTConfig, from_namespace
+from openrlhf.config import DataConfig, SFTConfig, from_namespace
 from openrlhf.config.checks import LAYOUT_CHECKS
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
 from openrlhf.config.trl_translation import Translation, translate
+from openrlhf.datasets.formats.chat import fits as fits_chat
+from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
 from openrlhf.errors import UserError
@@ -101,6 +104,31 @@ def tokenizer_of(config: SFTConfig, given: Any) -> Any:
     return tokenizer
 
 
+def _as_there(name: str, data: DataConfig, dataset: Any) -> tuple[DataConfig, Any]:
+    """What the columns of the first row mean to TRL. Raises UserError where the loss that is asked for fits no row."""
+    row = dataset[0]
+    is_pair = {"prompt", "completion"} <= row.keys()
+    is_chat = fits_chat(row, DataConfig()) or (is_pair and is_message_list(row["prompt"]))
+    if "input_ids" in row:
+        has_masks = "labels" in row or "loss_mask" in row
+        return (data, dataset) if has_masks else (replace(data, format="tokenized_by_token"), _masked(dataset))
+    if data.targets == "all_turns" and not is_chat:
+        raise UserError(f"assistant_only_loss is true, and {name} holds no conversations: leave it out.")
+    if data.targets == "completion" and not is_pair:
+        raise UserError(f"completion_only_loss is true, and {name} has no columns prompt and completion: leave it out.")
+    return (replace(data, format="auto", input_key=None) if is_chat or is_pair else data), dataset
+
+
+def _masked(dataset: Any) -> Any:
+    """Rows of token ids, with a `loss_mask` beside them: their mask of TRL's, or every token."""
+
+    def with_mask(row: Any) -> dict[str, Any]:
+        mask = row.get("completion_mask") or row.get("assistant_masks") or [1] * len(row["input_ids"])
+        return {"input_ids": row["input_ids"], "loss_mask": mask}
+
+    return dataset.map(with_mask) if hasattr(dataset, "map") else [with_mask(row) for row in dataset]
+
+
 def rows_of(
     name: str,
     dataset: Any,
@@ -119,7 +147,9 @@ def rows_of(
         formatted = [formatting_func(row) for row in dataset]
         dataset = [row if isinstance(row, dict) else {"text": row} for row in formatted]
     data = config.data
-    args = SimpleNamespace(args=config)
+    if len(dataset) and isinstance(dataset[0], dict):
+        data, dataset = _as_there(name, data, dataset)
+    args = SimpleNamespace(args=replace(config, data=data))
     rows = SFTDataset(dataset, tokenizer, data.max_len, args, num_processors=data.num_processors)
     longest = int(rows.num_tokens.argmax())
     check_positions(model_config, int(rows.num_tokens[longest]), rows.sample_name(longest))

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -41,7 +41,7 @@ class TrlParser(HfArgumentParser):
 
         Raises UserError where the file cannot be read or, unless the rest is asked for, where a name is unknown.
         """
-        words = list(sys.argv[1:] if args is None else args)
+        words = [part for word in (sys.argv[1:] if args is None else args) for part in _split(word)]
         left_over = self._take_recipe(words) if _CONFIG in words else []
         *filled, rest = self.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         if return_remaining_strings:
@@ -65,11 +65,19 @@ class TrlParser(HfArgumentParser):
         others = {name: value for name, value in recipe.items() if name not in known}
         return [word for name, value in others.items() for word in (f"--{name}", str(value))]
 
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2: the list of all flags would hide it."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
     def _unknown(self, word: str) -> str:
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
         known = [field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(name, known, n=1)
         return f"{name} is unknown." + (f" Did you mean {near[0]}?" if near else " Leave it out.")
+
+
+def _split(word: str) -> tuple[str, ...]:
+    return (_CONFIG, word.removeprefix(f"{_CONFIG}=")) if word.startswith(f"{_CONFIG}=") else (word,)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -78,10 +78,15 @@ class TrlSFTTrainer:
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
         _check_given(given, train_dataset, callbacks or ())
+        _check_overrides(type(self))
         _check_model(model)
         if args is not None and not isinstance(args, TrlSFTConfig):
             raise UserError(f"SFTTrainer(args=) is a {type(args).__name__}: give the SFTConfig of openrlhf.compat.trl.")
         self.args = args if args is not None else TrlSFTConfig()
+        if eval_dataset is None and str(self.args.eval_strategy).rpartition(".")[2].lower() != "no":
+            raise UserError(
+                f"eval_strategy is {self.args.eval_strategy}, and SFTTrainer has no eval_dataset: give one."
+            )
         tokenizer = processing_class or tokenizer
         self._run = self._prepare(
             model, train_dataset, eval_dataset, tokenizer, callbacks or (), peft_config, formatting_func
@@ -189,6 +194,10 @@ class TrlSFTTrainer:
 
     def remove_callback(self, callback: Any) -> None:
         self.callback_handler.remove_callback(callback)
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Takes it off; the object, or None."""
+        return self.callback_handler.pop_callback(callback)
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -315,6 +324,19 @@ def _check_given(given: dict[str, Any], train_dataset: Any, callbacks: Sequence[
     ]
     if problems:
         raise UserError(*problems)
+
+
+def _check_overrides(kind: type) -> None:
+    """A subclass's method that transformers' Trainer would call, and nothing here does, must not pass for obeyed."""
+    from transformers import Trainer
+
+    own = {name for one in kind.__mro__[: kind.__mro__.index(TrlSFTTrainer)] for name in vars(one)}
+    never_called = own.intersection(dir(Trainer)) - {*dir(TrlSFTTrainer)}
+    if never_called:
+        raise UserError(
+            f"{kind.__name__} overrides {', '.join(sorted(never_called))}, which is never called here: a loss of your "
+            "own is an objective (the setting train.loss), and what stands beside the loop a TrainerCallback."
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -43,16 +43,17 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
     if isinstance(data, PairDataConfig):
         _check_pair(row, data, where)
         return PAIRS
-    if data.format != "auto":
-        return _known_name(data.format)
-    if tokenized.fits(row):
+    given = None if data.format == "auto" else _known_name(data.format)
+    if given not in (None, "text"):
+        return given
+    if given is None and tokenized.fits(row):
         return "tokenized"
     if missing := [key for key in _asked_for(data) if key not in row]:
         raise UserError(
             f"{where} has no column {' and no column '.join(map(repr, missing))}; it has {names(row)}. "
             "Name the columns by --data.input_key and --data.output_key."
         )
-    if pretrain_mode:
+    if pretrain_mode or given == "text":
         return "text"
     if data.output_key is not None:
         return "input_output"

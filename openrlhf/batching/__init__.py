@@ -6,7 +6,7 @@ schedule.py (rows of a step) → unit.py (sequences of a row) → layout.py
 
 from openrlhf.batching.distributed_sampler import DistributedSampler
 from openrlhf.batching.foreign_loader import ForeignLoader
-from openrlhf.batching.layout import FixedSize, TokenBudget, layout_of
+from openrlhf.batching.layout import FixedSize, StepLayout, TokenBudget, layout_of
 from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader
 from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch
 from openrlhf.batching.schedule import StepSchedule
@@ -19,6 +19,7 @@ __all__ = [
     "FixedSize",
     "MicroBatch",
     "MicroBatchFormat",
+    "StepLayout",
     "StepSchedule",
     "StepWindow",
     "StepWindowLoader",

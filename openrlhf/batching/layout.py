@@ -145,6 +145,17 @@ def layout_of(
     return TokenBudget(max_tokens_per_micro_batch * ring_attn_size, packed)
 
 
+@dataclass(frozen=True)
+class StepLayout:
+    """A way to compute a step window that a run may choose; it changes no result."""
+
+    max_tokens: int  # a rank computes at once
+    recomputes: bool = False  # activations, in the backward pass
+
+    def __str__(self) -> str:
+        return f"{self.max_tokens:,} tokens a micro-batch" + (", activations recomputed" if self.recomputes else "")
+
+
 # --- filling bins, longest unit first: the bin of each unit, or None where so few bins do not hold them all ----------
 
 

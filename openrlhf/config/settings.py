@@ -132,6 +132,7 @@ class TrainConfig:
     max_tokens_per_micro_batch: PositiveCount | None = free(
         None, "cut micro-batches by tokens, balanced over ranks, in place of micro_batch_size"
     )
+    tune_layout: bool = free(True, "time the layouts that come into question in the first steps, and keep the fastest")
     max_epochs: PositiveCount = free(2, "times that every sample is trained on")
     max_steps: PositiveCount | None = free(None, "optimizer steps at most; the schedule ends there")
     loss: str = must_match(
@@ -156,6 +157,11 @@ class TrainConfig:
     hang_timeout_minutes: Minutes = free(
         10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
     )
+
+    @property
+    def tunes_layout(self) -> bool:
+        """Another layout computes the same up to rounding, not to the bit."""
+        return self.tune_layout and not self.full_determinism_enable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -59,6 +60,17 @@ def free_device_bytes() -> int | None:
         return torch.cuda.mem_get_info(index)[0] if torch.cuda.is_available() else None
     except (RuntimeError, AssertionError):
         return None
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU, if that is the rank's device, and the processor with the threads that torch uses of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = f"{(models or [platform.machine()])[0]}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name(device)}, {processor}" if device.type == "cuda" else processor
 
 
 def _check_a_gpu_for_each_rank() -> None:

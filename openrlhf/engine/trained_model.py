@@ -68,6 +68,7 @@ class TrainedModel:
     tensor_group: ProcessGroup | None = None
     restored_progress: Any = None  # how far the checkpoint was that has been loaded (TrainingProgress); None: none was
     restored_run_id: str | None = None  # of the run whose checkpoint has been loaded
+    restored_layout: dict[str, Any] | None = None  # that it had kept (`LayoutTuner.kept`); None: none
     last_outcome: StepOutcome | None = None  # of the step before; None: there was none
 
     @property

@@ -99,6 +99,11 @@ def _happened(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     short = [str(record["global_step"]) for record in records if "out_of_memory" in record]
     if short:
         yield "out of memory, computed again", f"{len(short):,}: steps {', '.join(short[:20])}"
+    for record in records:
+        if "layout" in record:
+            recomputed = ", activations recomputed" if record["layout"]["recomputes"] else ""
+            words = f"{record['layout']['max_tokens']:,} tokens a micro-batch{recomputed}"
+            yield f"layout kept in step {record['global_step']:,}", words
 
 
 def _data(report: Any) -> Iterator[tuple[str, str]]:

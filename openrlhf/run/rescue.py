@@ -56,8 +56,8 @@ class Rescue:
         """What goes wrong is seen by what is there afterwards."""
         trained, ckpt = self._trainer.trained, self._ckpt
         checkpointer = self._trainer.strategy.checkpointers.of(ckpt.path, ckpt.max_num, ckpt.max_mem, False)
-        state = {"guard": trained.guard.state_dict()}
-        checkpointer.save(trained.engine, self._trainer.progress, self._identity, state, scheduler=trained.scheduler)
+        progress, states = self._trainer.progress, self._trainer.states_to_save
+        checkpointer.save(trained.engine, progress, self._identity, states, scheduler=trained.scheduler)
 
     def _weights_alone(self) -> str:
         """Into the first folder that takes them."""

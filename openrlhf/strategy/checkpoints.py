@@ -109,6 +109,7 @@ def load_found(
             say(f"warning: {sentence}")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler)
     trained.restored_progress, trained.restored_run_id = loaded.progress, saved.run_id
+    trained.restored_layout = loaded.client_state.get("layout")
     if "guard" in loaded.client_state:
         trained.guard.load_state_dict(loaded.client_state["guard"])
     return asdict(loaded.progress) | loaded.client_state.get("script", {})

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindowLoader
+from openrlhf.batching import StepLayout, StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.config import TrainingConfig, from_namespace
@@ -47,6 +47,7 @@ class CommandTrainer(Trainer):
     """
 
     config_class: ClassVar[type[TrainingConfig]]
+    step_layouts: tuple[StepLayout, ...] = ()  # that the run may choose from, the likely best first
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class CommandTrainer(Trainer):
                 config.logger.entropy,
                 config.data.overlong_memory,
                 Path(config.ckpt.path),
+                self.step_layouts if config.train.tunes_layout else (),
             )
 
     def save_logs_and_checkpoints(

@@ -91,6 +91,11 @@ class MemoryBudget:
         if self._halvings:
             self._tell(f"{self._note}: {self._in_words()}.", self._facts())
 
+    def restore(self, why: str) -> None:
+        """Micro-batches as they were before memory ran out: the layout for which it did is given up."""
+        self._set(0)
+        self._tell(f"{why}: {self._in_words()}.", self._facts())
+
     # -------------------------------------------------------------------------------------------------------------
 
     def _shrink(self, shortages: tuple[Shortage, ...]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
+from openrlhf.batching import ForeignLoader, StepLayout, StepWindow, StepWindowLoader
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import PreparedModel
@@ -20,6 +20,7 @@ from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
+from openrlhf.trainer.layout_tuner import LayoutTuner
 from openrlhf.trainer.memory import MemoryBudget, OverlongMemory
 from openrlhf.trainer.step import StepResult, WindowStep
 
@@ -74,6 +75,7 @@ class Trainer:
         self._all_targets = all_targets
         self._with_entropy = False
         self._memory, self._eval_memory = MemoryBudget(train_dataloader), MemoryBudget(eval_dataloader)
+        self._tuner = LayoutTuner(strategy, train_dataloader, model, self._memory)
         self._logged: dict[str, float] = {}
         self._events: list[dict[str, Any]] = []
 
@@ -92,13 +94,14 @@ class Trainer:
         with_entropy: bool = False,
         overlong_memory: OverlongMemory = "stop",
         memory_folder: Path | None = None,
+        layouts: Sequence[StepLayout] = (),
     ) -> None:
         """Trains from `consumed_samples` to the end of the last epoch, or until `max_steps` steps of the run are done.
 
         Args:
             named_callbacks: the user's own by the settings, where the constructor was given none.
             standard_callbacks: those of the house, in their order; they come after the user's own.
-            overlong_memory, memory_folder: as of `MemoryBudget`.
+            overlong_memory, memory_folder: as of `MemoryBudget`. layouts: as of `LayoutTuner`.
         """
         self.check_layout()
         self._with_entropy = with_entropy
@@ -107,11 +110,13 @@ class Trainer:
         self.progress = self._progress_at(consumed_samples)
         self._check_ranks(users, max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
-        tell = partial(self._tell_of_memory, 1)  # at the step that is computed
+        tell = partial(self._tell_event, 1)  # at the step that is computed
         self._memory = MemoryBudget(self.train_dataloader, self.model, overlong_memory, tell, memory_folder)
         self._eval_memory = MemoryBudget(
-            self.eval_dataloader, None, overlong_memory, partial(self._tell_of_memory, 0), memory_folder
+            self.eval_dataloader, None, overlong_memory, partial(self._tell_event, 0), memory_folder
         )
+        self._tuner = LayoutTuner(self.strategy, self.train_dataloader, self.model, self._memory, layouts, tell)
+        self._tuner.begin(self._num_steps_left(max_steps), self.trained.restored_layout)
         self._memory.read_note()
         self.model.train()
         with self._callbacks.leaving():
@@ -119,6 +124,7 @@ class Trainer:
             for window, began_at in self._timed_windows(max_steps):
                 run = partial(step.run, optimizer_step=self.progress.optimizer_step, began_at=began_at)
                 self.last_step = self._memory.compute(window, run)
+                self._tuner.after_step(self.last_step.seconds, self.last_step.counts.num_tokens_global)
                 self._advance(window)
                 self._emit_record("on_step_end", self._record())
                 if self.wishes.stop_reason is not None:
@@ -167,6 +173,10 @@ class Trainer:
                 return
             self._check_ids(window)
             yield window, began_at
+
+    def _num_steps_left(self, max_steps: int | None) -> int:
+        num_steps = (self.windows.steps_per_epoch or 0) * self.max_epochs
+        return (num_steps if max_steps is None else min(num_steps, max_steps)) - self.progress.optimizer_step
 
     def _check_ids(self, window: StepWindow) -> None:
         """On the CPU: a GPU would abort without a word."""
@@ -224,7 +234,7 @@ class Trainer:
         logged, self._logged = self._logged, {}
         return logged
 
-    def _tell_of_memory(self, steps_on: int, words: str, facts: dict[str, Any]) -> None:
+    def _tell_event(self, steps_on: int, words: str, facts: dict[str, Any]) -> None:
         self.strategy.print(words)
         self._events.append({"global_step": self.progress.optimizer_step + steps_on, **facts})
 
@@ -283,6 +293,12 @@ class Trainer:
         """The engine, optimizer, schedule and guard that `strategy.prepare` put under the model."""
         assert self.model.trained is not None, "strategy.prepare comes before training"
         return self.model.trained
+
+    @property
+    def states_to_save(self) -> dict[str, Any]:
+        """A checkpoint's part beside engine and progress, as JSON values."""
+        kept = {"layout": self._tuner.kept} if self._tuner.kept is not None else {}
+        return {"guard": self.trained.guard.state_dict()} | kept
 
     @property
     def pad_token_id(self) -> int:

@@ -61,6 +61,28 @@ def train_in_changing_layouts(recipe: Recipe, layout: Layout) -> Curve:
     return _curve(run, results)
 
 
+def train_while_tuning(recipe: Recipe, layout: Layout, slow_rank: int) -> tuple[Curve, list[str]]:
+    """The layouts of its steps are those of a tuner's trials; the second one is the fastest, but on one rank."""
+    from openrlhf.batching import StepLayout
+    from openrlhf.trainer.layout_tuner import LayoutTuner
+    from openrlhf.trainer.memory import MemoryBudget
+
+    run = prepare_run(recipe, layout)
+    candidates = [StepLayout(64), StepLayout(128), StepLayout(96, recomputes=True)]
+    memory = MemoryBudget(run.loader, run.actor)
+    tuner = LayoutTuner(run.strategy, run.loader, run.actor, memory, candidates)
+    tuner.begin(200, None)
+    windows, results, layouts = run.windows(0), [], []
+    for number in range(recipe.num_steps):
+        layouts.append(f"{run.loader.layout.max_tokens} {run.actor.is_checkpointing}")
+        results.append(run.step.run(next(windows), number))
+        is_second, is_slow = run.loader.layout.max_tokens == 128, run.strategy.get_rank() == slow_rank
+        seconds = {96: 0.8}.get(run.loader.layout.max_tokens, 1.0)
+        tuner.after_step(0.5 if is_second and not is_slow else seconds, results[-1].counts.num_tokens_global)
+    windows.close()
+    return _curve(run, results), layouts
+
+
 def _curve(run: Run, results: list[Any]) -> Curve:
     from openrlhf.engine.parameters import whole_weights
 

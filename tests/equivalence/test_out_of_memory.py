@@ -11,6 +11,7 @@ from tests.equivalence.memory_cases import (
     Fault,
     evaluate_with_a_fault,
     train_in_changing_layouts,
+    train_while_tuning,
     train_with_faults,
 )
 from tests.equivalence.reference import Curve, Recipe
@@ -84,6 +85,16 @@ def test_a_layout_that_changes_at_every_step_changes_no_result(layout, request):
     pool = request.getfixturevalue("two_ranks")
     for curve in pool.run(train_in_changing_layouts, RECIPE, layout):
         assert_unchanged(curve, _unbroken(pool, layout))
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(1, Layout(2, 2)), (2, Layout(3, 2, packed=True))], ids=str)
+def test_a_run_that_tunes_its_layout_equals_one_that_does_not(ranks, layout, request):
+    pool, recipe = request.getfixturevalue(POOLS[ranks]), Recipe("llama", num_steps=16)
+    unbroken, slow_rank = pool.run(train_in_layout, recipe, layout)[0], ranks - 1
+    for curve, layouts in pool.run(train_while_tuning, recipe, layout, slow_rank):
+        assert_unchanged(curve, unbroken)
+        assert set(layouts) == {"64 False", "128 False", "96 True"}
+        assert layouts[-1] == "96 True", "the ranks keep what is fastest on the slowest of them"
 
 
 EVALUATIONS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 
@@ -37,6 +38,25 @@ def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int, co
     finally:
         Trainer._advance = advance  # type: ignore[method-assign]
     return 0
+
+
+def tuned(work: Callable[..., Any], *args: Any) -> Any:
+    """The same, where a run may choose of two layouts, and the second computes its steps in half the time."""
+    from openrlhf.batching import StepLayout
+    from openrlhf.trainer import CommandTrainer
+    from openrlhf.trainer.layout_tuner import LayoutTuner
+
+    layouts, told = (StepLayout(128), StepLayout(256, recomputes=True)), LayoutTuner.after_step
+
+    def after_step(self: LayoutTuner, seconds: float, num_tokens: int) -> None:
+        is_second = self._steps is not None and self._layout == layouts[1]
+        told(self, (0.5 if is_second else 1.0) * num_tokens, num_tokens)
+
+    CommandTrainer.step_layouts, LayoutTuner.after_step = layouts, after_step  # type: ignore[method-assign]
+    try:
+        return work(*args)
+    finally:
+        CommandTrainer.step_layouts, LayoutTuner.after_step = (), told  # type: ignore[method-assign]
 
 
 def run_as_command(argv: list[str], command: str = "train_sft") -> tuple[int, str]:

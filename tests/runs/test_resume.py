@@ -29,14 +29,14 @@ def argv(bench: Path, out: str, model: str, **changes) -> list[str]:
     return flags(bench / model, bench / "rows.jsonl", bench / out, **settings)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, num_steps: int = NUM_STEPS) -> None:
     lines = [
         [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in step_lines(out)] for out in (one, other)
     ]
-    assert [line["global_step"] for line in lines[1]] == list(range(1, NUM_STEPS + 1))
+    assert [line["global_step"] for line in lines[1]] == list(range(1, num_steps + 1))
     assert lines[0] == lines[1]
     assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
-    last = f"checkpoints/global_step{NUM_STEPS}"
+    last = f"checkpoints/global_step{num_steps}"
     for path in sorted((one / last).glob("optim_states*.safetensors")):
         assert_same_tensors(path, other / last / path.name)
 

@@ -91,12 +91,11 @@ class Saving(Callback):
 
     def _save_checkpoint(self, checkpointer: Checkpointer, trainer: Trainer) -> SaveReport:
         trained = trainer.trained
-        client_state: dict[str, Any] = {"guard": trained.guard.state_dict()}
         return checkpointer.save(
             trained.engine,
             trainer.progress,
             self._identity,
-            client_state,
+            trainer.states_to_save,
             trainer.progress.eval_loss_here,
             trained.scheduler,
         )

@@ -158,11 +158,6 @@ class TrainConfig:
         10.0, "end the run, naming the rank, when one has been silent or stuck at one thing that long"
     )
 
-    @property
-    def tunes_layout(self) -> bool:
-        """Another layout computes the same up to rounding, not to the bit."""
-        return self.tune_layout and not self.full_determinism_enable
-
 
 @dataclasses.dataclass(frozen=True)
 class DeepspeedConfig:

@@ -135,7 +135,7 @@ class CommandTrainer(Trainer):
                 config.logger.entropy,
                 config.data.overlong_memory,
                 Path(config.ckpt.path),
-                self.step_layouts if config.train.tunes_layout else (),
+                self.step_layouts,
             )
 
     def save_logs_and_checkpoints(

@@ -40,7 +40,9 @@ class LayoutTuner:
         tell: Callable[[str, dict[str, Any]], None] = lambda words, facts: None,
     ):
         self._strategy, self._loader, self._model, self._memory = strategy, loader, model, memory
-        self._layouts = tuple(layouts) if isinstance(loader, StepWindowLoader) and len(layouts) > 1 else ()
+        train, is_ours = strategy.train, isinstance(loader, StepWindowLoader)
+        can_change = is_ours and train.tune_layout and not train.full_determinism_enable
+        self._layouts = tuple(layouts) if can_change and len(layouts) > 1 else ()
         self._tell = tell
         self._steps: Generator[StepLayout, Timing, StepLayout] | None = None  # None: no trials are under way
         self._trials: LayoutTrials

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf.config import TrainConfig
 from tests.helpers.workbench import flags, read_metrics, save_model, save_rows
 from tests.runs.cases import run_until_asked_to_leave, said_by_run, tuned
 from tests.runs.test_resume import assert_same_run
@@ -62,8 +61,3 @@ def test_a_run_that_is_not_to_tune_does_not(one_rank, bench):
     said = one_rank.run(tuned, said_by_run, argv(bench, "as-it-is", train__tune_layout="false"))[0]
     assert "the layout is kept" not in said
     assert layouts_of(bench / "as-it-is") == []
-
-
-@pytest.mark.parametrize(("settings", "tunes"), [({}, True), (dict(full_determinism_enable=True), False)])
-def test_a_run_that_is_to_be_the_same_to_the_bit_does_not_tune(settings, tunes):
-    assert TrainConfig(**settings).tunes_layout is tunes

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from openrlhf.batching import FixedSize, StepLayout, TokenBudget
+from openrlhf.config import TrainConfig
 from openrlhf.models import Actor
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer import layout_tuner
@@ -24,12 +25,13 @@ NUM_STEPS = 1 + 3 * 3 + 2 * 2
 class Tuning:
     """A tuner, on a machine that computes steps of one layout in half the time."""
 
-    def __init__(self, fastest: StepLayout, layouts=(FIRST, RECOMPUTED, LARGE), restored=None, steps_left=200):
+    def __init__(self, fastest: StepLayout, layouts=(FIRST, RECOMPUTED, LARGE), restored=None, steps_left=200, **train):
         self.fastest, self.told, self.facts = fastest, [], []  # type: ignore[var-annotated]
         self.loader = make_loader(make_rows(), Recipe(layout=FixedSize(2)))
         self.model = Actor(tiny_model("llama"))
         self.memory = MemoryBudget(self.loader, self.model, tell=self._tell)
-        self.tuner = LayoutTuner(DeepspeedStrategy(), self.loader, self.model, self.memory, layouts, self._tell)
+        strategy = DeepspeedStrategy(train=TrainConfig(**train))
+        self.tuner = LayoutTuner(strategy, self.loader, self.model, self.memory, layouts, self._tell)
         self.tuner.begin(steps_left, restored)
 
     def _tell(self, words: str, facts: dict[str, Any]) -> None:
@@ -162,7 +164,15 @@ def test_memory_that_runs_out_in_the_first_layout_ends_the_trials():
 
 
 @pytest.mark.parametrize(
-    "choice", [dict(steps_left=19), dict(layouts=(LARGE,)), dict(layouts=())], ids=["19 steps left", "one", "none"]
+    "choice",
+    [
+        dict(layouts=(LARGE,)),
+        dict(layouts=()),
+        dict(steps_left=19),
+        dict(tune_layout=False),
+        dict(full_determinism_enable=True),
+    ],
+    ids=["one", "none", "19 steps left", "not to tune", "the same to the bit"],
 )
 def test_where_there_is_nothing_to_choose_the_layout_stays_as_it_was(choice):
     tuning = Tuning(LARGE, **choice)

@@ -28,7 +28,8 @@ PAIRS_COMPILED = {**PAIRS, "torch_compile": True}  # at its first start two minu
 ONE_BY_ONE = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}  # no padding either
 PACKED = {"ds.packing_samples": True, "ds.zero_stage": 1, "logger.logging_steps": 1}
 RECOMPUTED = {"model.gradient_checkpointing_enable": True}  # as TRL's defaults do
-NO_FLAGS = {"train.micro_batch_size": None}  # the defaults of the layout
+NO_FLAGS = {"train.micro_batch_size": None}  # the layout is the run's own choice
+NO_LAYOUT_FLAGS = {**NO_FLAGS, "model.compile_layers": True}
 FUSED = {**PACKED, "model.compile_layers": True}
 PAIRS_FUSED = {**FUSED, "train.max_tokens_per_micro_batch": 8_192}
 # TRL's padding_free is ignored by its DPO and unknown to its reward modelling; packing is unknown to both.
@@ -85,7 +86,11 @@ _ALL = (
         batch_size=32,
         micro_batch_size=8,
         max_len=1_024,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
+        ours={
+            "ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192},
+            "ours_no_layout_flags": NO_LAYOUT_FLAGS,
+            "ours_no_flags": NO_FLAGS,
+        },
         trl={
             "trl_defaults": DEFAULTS,
             "trl_packed": PACKED_TO_448,
@@ -115,7 +120,11 @@ _ALL = (
         batch_size=1,
         micro_batch_size=1,
         max_len=8_192,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
+        ours={
+            "ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192},
+            "ours_no_layout_flags": NO_LAYOUT_FLAGS,
+            "ours_no_flags": NO_FLAGS,
+        },
         trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
         max_rounds={"trl_best": 1},
     ),
@@ -128,7 +137,11 @@ _ALL = (
         batch_size=8,
         micro_batch_size=8,
         max_len=2_048,
-        ours={"ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192}, "ours_no_flags": NO_FLAGS},
+        ours={
+            "ours": {**FUSED, "train.max_tokens_per_micro_batch": 8_192},
+            "ours_no_layout_flags": NO_LAYOUT_FLAGS,
+            "ours_no_flags": NO_FLAGS,
+        },
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
         max_rounds={"trl_best": 1},
     ),

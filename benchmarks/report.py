@@ -17,6 +17,7 @@ NEXT_HEADING = "\n## How the pieces fit"  # of the README: the section stands be
 NAMES = {
     "ours": "ours",
     "ours_no_flags": "ours, no flags",
+    "ours_no_layout_flags": "ours, no flags of the layout",
     "trl_defaults": "TRL, defaults",
     "trl_best": "TRL, best setting",
     "trl_packed": "TRL, packed to 448 tokens",
@@ -74,6 +75,8 @@ def _where(found: list[Result]) -> str:
             f"torch {versions['ours']['torch']}, TRL {(versions['trl'] or {}).get('trl', 'not run')}"
         )
         name = commit["commit"][:10] + (" with changes" if commit["package_is_changed"] else "")
+        if "trl_measured_at" in result:
+            name += f" (TRL at {result['trl_measured_at']['commit'][:10]})"
         cases = cases_by_machine.setdefault(machine, {})
         cases[name] = f"{cases.get(name, '')}({result['case']})"
     sentences = [

@@ -3,7 +3,7 @@
     --cases a,b     only these (benchmarks/cases.py says what they are)
     --rounds 5      each contestant runs that often, in turn: ours, TRL, ours, TRL, ...
     --trl-python P  an environment that holds benchmarks/requirements_trl.txt; without it one is made
-    --ours-alone    without TRL
+    --ours-alone    without TRL; what the case's JSON holds of TRL, of the same rows and processor, stays in it
     --threads N     in place of the case's number (2)
     --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import time
 from dataclasses import replace
@@ -112,6 +113,8 @@ def run_case(
         "rows": {key: value for key, value in vars(row_facts).items() if key != "path"},
         "runs": [],
     }
+    if bench.trl is None:
+        keep_trl(result, path)
     if case.kind == "speed":
         result["same_loss"] = check_same_loss(bench, case)
         _say(f"  same loss: {result['same_loss']['losses']}")
@@ -128,6 +131,22 @@ def run_case(
                 result["summary"] = summarize(case, result)
                 write_json(path, result)
     return result
+
+
+def keep_trl(result: dict[str, Any], path: Path) -> None:
+    """Takes into `result` what an earlier call has measured of TRL, where it was of the same rows and processor."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not earlier or _rows_and_machine(earlier) != _rows_and_machine(result):
+        return
+    of_trl = {name: value for name, value in earlier["settings"]["contestants"].items() if name.startswith("trl_")}
+    result["settings"]["contestants"] |= of_trl
+    result["versions"] = result["versions"] | {"trl": earlier["versions"]["trl"]}
+    result["runs"] = [run for run in earlier["runs"] if run["contestant"] in of_trl]
+    result["trl_measured_at"] = earlier["commit"]
+
+
+def _rows_and_machine(result: dict[str, Any]) -> tuple[Any, ...]:
+    return result["rows"], result["machine"]["processor"], result["machine"]["cores"]
 
 
 def _one_run(bench: Bench, case: Case, contestant: str, number: int) -> dict[str, Any]:
@@ -162,7 +181,8 @@ def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
 def summarize(case: Case, result: dict[str, Any]) -> dict[str, Any]:
     """Median, least and greatest of each figure, by contestant; for speed also the shares of the matrix peak."""
     summary: dict[str, Any] = {}
-    for run in result["runs"]:
+    names = list(result["settings"]["contestants"])
+    for run in sorted(result["runs"], key=lambda run: names.index(run["contestant"])):
         if "failed" not in run:
             for key, value in run.items():
                 if isinstance(value, int | float) and key != "round":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
 from benchmarks.measures import Bench, WrongTokens, speed_of, stalls_of
 from benchmarks.process import ContestantFailed, ProcessRun, run_process
+from benchmarks.run import keep_trl, summarize
 from benchmarks.step_profile import shares_by_kind
 from openrlhf.models.cpu_kernels import attention
 
@@ -46,6 +48,29 @@ def test_a_stall_is_what_a_step_after_a_save_takes_longer():
     assert figures["first_stall_seconds"] == pytest.approx(0.75)
     assert figures["later_stall_seconds"] == pytest.approx(0.5)
     assert figures["lost_seconds_a_save"] == pytest.approx(0.875)
+
+
+@pytest.mark.parametrize(("num_rows", "is_kept"), [(96, True), (97, False)])
+def test_a_call_without_trl_keeps_what_was_measured_of_it_on_the_same_rows(tmp_path, num_rows, is_kept):
+    def result(contestants: list[str], num_rows: int, commit: str) -> dict:
+        return {
+            "rows": {"num_rows": num_rows},
+            "machine": {"processor": "one", "cores": 2, "load_average_at_the_start": [0.1]},
+            "versions": {"ours": {}, "trl": {"trl": "1.16"} if "trl_best" in contestants else None},
+            "settings": {"contestants": dict.fromkeys(contestants, {})},
+            "commit": {"commit": commit},
+            "runs": [{"contestant": name, "tokens_per_second": 1.0} for name in contestants if name != "ours"],
+        }
+
+    path = tmp_path / "speed_a.json"
+    path.write_text(json.dumps(result(["ours", "trl_best"], num_rows, "before")), encoding="utf-8")
+    now = result(["ours"], 96, "now")
+    keep_trl(now, path)
+    assert [run["contestant"] for run in now["runs"]] == ["trl_best"] * is_kept
+    assert now.get("trl_measured_at") == ({"commit": "before"} if is_kept else None)
+    now["runs"].append({"contestant": "ours", "tokens_per_second": 2.0})
+    summary = summarize(replace(CASES["a"], task="rm"), now)
+    assert list(summary) == ["ours", "trl_best"][: 1 + is_kept]
 
 
 def test_operations_of_a_shape_by_hand():

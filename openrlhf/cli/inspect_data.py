@@ -41,7 +41,7 @@ def inspect(config: AnyInspection) -> None:
     tokenizer = build_tokenizer(config)
     prepare = SFTRun.preparation(config) if isinstance(config, InspectConfig) else prepare_pair_dataset
     dataset = build_train_data(config, tokenizer, prepare)
-    statistics = statistics_of(dataset, **_batching(config))
+    statistics = statistics_of(dataset, **_batching(config, dataset))
     console = Console(highlight=False)
     show(console, dataset, tokenizer, statistics, config.show)
     if config.html is not None:
@@ -49,12 +49,14 @@ def inspect(config: AnyInspection) -> None:
         console.print(f"wrote {config.html}", soft_wrap=True)
 
 
-def _batching(config: AnyInspection) -> dict[str, Any]:
+def _batching(config: AnyInspection, dataset: Any) -> dict[str, Any]:
     """How `statistics_of` makes steps."""
     from openrlhf.batching import layout_of
+    from openrlhf.run.layout_choice import roomy_layout
 
-    train, ds = config.train, config.ds
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = roomy_layout(config, dataset, world_size)
+    train, ds = config.train, config.ds
     layout = layout_of(train.micro_batch_size, train.max_tokens_per_micro_batch, ds.ring_attn_size, ds.packing_samples)
     return {
         "layout": layout,

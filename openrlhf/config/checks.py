@@ -71,8 +71,7 @@ def _rows(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.ring_attn_size > 1 and not config.ds.packing_samples:
         yield f"--ds.ring_attn_size {config.ds.ring_attn_size} shares a packed row: add --ds.packing_samples."
     budget = config.train.max_tokens_per_micro_batch
-    room = (budget or 0) * config.ds.ring_attn_size
-    if budget and room < config.data.max_len:
+    if isinstance(budget, int) and budget * config.ds.ring_attn_size < config.data.max_len:
         yield (
             f"--train.max_tokens_per_micro_batch {budget} has no room for a sample of --data.max_len "
             f"{config.data.max_len} tokens; raise the first or lower the second."
@@ -88,7 +87,7 @@ def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
     if ds.adam_offload and ds.zero_stage == 0:
         yield "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3."
-    if ds.zpg > 1 and ds.zero_stage != 3:
+    if ds.zpg > 1 and ds.zero_stage in (0, 1, 2):
         yield f"--ds.zpg {ds.zpg} needs --ds.zero_stage 3, which alone splits weights; leave --ds.zpg out."
     if ds.zpg > 1 and world_size % ds.zpg:
         yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."

@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from openrlhf.config.kinds import choices
-from openrlhf.config.schema import Root, Setting, groups, settings, synonyms
+from openrlhf.config.schema import AUTO, Root, Setting, groups, settings, synonyms
 
 _FILES_AND_VALUES = """\
 A file (TOML or YAML, also --config FILE) gives the same names, nested or dotted; flags win over it.
-A switch without a value is true; `none` takes back an optional value.
+A switch without a value is true; `none` takes back an optional value. What says auto is chosen by the run, from the
+model, the memory and the data, and changes no result; beside --train.micro_batch_size it is as in OpenRLHF, unless
+`auto` is given.
 """
 
 
@@ -43,12 +45,12 @@ def _group_table(rows: list[Setting]) -> Table:
     table.add_column(style="green", overflow="fold", max_width=24)
     table.add_column()
     for row in rows:
-        table.add_row(Text("--" + row.name), Text(_show(row.default)), Text(_help_of(row)))
+        table.add_row(Text("--" + row.name), Text(AUTO if row.takes_auto else _show(row.default)), Text(_help_of(row)))
     return table
 
 
 def _help_of(row: Setting) -> str:
-    options = choices(row.kind)
+    options = (*choices(row.kind), AUTO) if choices(row.kind) and row.takes_auto else choices(row.kind)
     return f"{row.help} [{' | '.join(str(option) for option in options)}]" if options else row.help
 
 

@@ -21,7 +21,7 @@ _MOST_SMOOTHING_OF_ROBUST = 0.5
 def _room_for_pairs(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """The two answers of a pair stand in one micro-batch."""
     budget, longest = config.train.max_tokens_per_micro_batch, config.data.max_len
-    if budget and longest <= budget * config.ds.ring_attn_size < 2 * longest:
+    if isinstance(budget, int) and longest <= budget * config.ds.ring_attn_size < 2 * longest:
         yield (
             f"--train.max_tokens_per_micro_batch {budget} has no room for the two answers of a pair, each of "
             f"--data.max_len {longest} tokens; raise the first or lower the second."

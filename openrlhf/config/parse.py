@@ -15,7 +15,7 @@ from openrlhf.config.compat import WITHOUT_EFFECT, is_theirs, take
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
 from openrlhf.config.recipes import read_recipe
-from openrlhf.config.schema import Root, RootT, Setting, build, groups, settings, synonyms
+from openrlhf.config.schema import AUTO, Root, RootT, Setting, build, groups, settings, synonyms
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
 from openrlhf.config.synonyms import resolve
 from openrlhf.errors import UserError
@@ -30,6 +30,7 @@ class _Reading:
     """Values by dotted name, and problems in words; `doubtful` are settings that the user meant to give, wrongly."""
 
     root: type[Root]
+    takes_auto: bool = False
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     doubtful: set[str] = dataclasses.field(default_factory=set)
@@ -50,8 +51,8 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
     given, file_problems = read_argv(argv)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     recipe = read_recipe(root, given, world_size)
-    reading = read_given(root, recipe.given)
-    config = build(root, reading.values)
+    reading = read_given(root, recipe.given, takes_auto=True)
+    config = build(root, _left_to_the_run(reading) | reading.values)
     consequences = [
         problem for problem in check_config(config, world_size) if not _names_any(problem, reading.doubtful)
     ]
@@ -75,12 +76,14 @@ def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[Root
     return max(roots, key=num_known)
 
 
-def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
+def read_given(root: type[Root], given: Sequence[Given], takes_auto: bool = False) -> _Reading:
     """Names and values as given → values by dotted name, problems in words. The last of a name wins.
 
     Names are taken as OpenRLHF takes them where they are its own, or `compat` is among them: abbreviated, too.
+
+    Args: takes_auto: settings may be left to the run, as on a command line.
     """
-    reading = _Reading(root)
+    reading = _Reading(root, takes_auto)
     theirs = is_theirs([item.name for item in given])
     may_abbreviate = theirs or "compat" in [item.name for item in given]
     table, other_names = settings(root), synonyms(root)
@@ -99,6 +102,13 @@ def read_given(root: type[Root], given: Sequence[Given]) -> _Reading:
     return reading
 
 
+def _left_to_the_run(reading: _Reading) -> dict[str, Any]:
+    """Settings that are auto where nothing is said; none beside a number of samples, which says the layout."""
+    if reading.values.get("train.micro_batch_size", AUTO) != AUTO:
+        return {}
+    return {name: AUTO for name, setting in settings(reading.root).items() if setting.takes_auto}
+
+
 def _whole_name(root: type[Root], name: str) -> str:
     """The one name that begins so, as argparse reads an abbreviation; the name itself where there is none, or several.
 
@@ -110,11 +120,13 @@ def _whole_name(root: type[Root], name: str) -> str:
 
 
 def _read_one(reading: _Reading, setting: Setting, value: Any, where: str) -> None:
+    takes_auto = reading.takes_auto and setting.takes_auto
     try:
-        reading.values[setting.name] = read_value(setting.kind, value)
+        reading.values[setting.name] = AUTO if takes_auto and value == AUTO else read_value(setting.kind, value)
         return
     except ValueError as error:
         reason = f"must be {describe(setting.kind)}." if setting.secret else str(error)
+        reason += " Or give auto." if takes_auto else ""
     reading.problems.append(f"{where} {reason}")
     reading.doubtful.add(setting.name)
 

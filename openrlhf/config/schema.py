@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal
 
 from openrlhf.config.synonyms import Synonyms, resolve
 
+AUTO = "auto"  # the value of a setting that is left to the run
 Resume = Literal["must_match", "kept", "taken", "free"]
 Check = Callable[[Any, int], Iterator[str]]
 Notice = Callable[[Any], Iterator[str]]
 
 
-def setting(default: Any, help: str, *, resume: Resume, secret: bool = False) -> Any:
+def setting(default: Any, help: str, *, resume: Resume, secret: bool = False, takes_auto: bool = False) -> Any:
     """A field of a group, declared once.
 
     Args:
@@ -30,8 +31,9 @@ def setting(default: Any, help: str, *, resume: Resume, secret: bool = False) ->
             `free`: the new value holds and nothing is said, since the training computes the same with any value
             (paths, logging, layout), or since a fact of the run covers it (the data's fingerprint, the horizon).
         secret: left out of every file, namespace, message and repr.
+        takes_auto: a command line may leave it to the run, by `auto`. A script gives a value, or has the default.
     """
-    metadata = {"help": help, "resume": resume, "secret": secret}
+    metadata = {"help": help, "resume": resume, "secret": secret, "takes_auto": takes_auto}
     return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -39,6 +41,7 @@ must_match = functools.partial(setting, resume="must_match")
 kept = functools.partial(setting, resume="kept")
 taken = functools.partial(setting, resume="taken")
 free = functools.partial(setting, resume="free")
+auto = functools.partial(setting, resume="free", takes_auto=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Setting:
     help: str
     resume: Resume
     secret: bool
+    takes_auto: bool
 
 
 def _cached(function: _F) -> _F:
@@ -132,16 +136,16 @@ def shown_values(config: Root) -> dict[str, Any]:
 
 def build(root: type[RootT], values: Mapping[str, Any]) -> RootT:
     """Flat values by dotted name → configuration; a setting that is not among them has its default."""
-    return _with_values(root(), values, "")
+    return with_values(root(), values)
 
 
-def _with_values(group: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """The group with those of `values` that are its own."""
+def with_values(group: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A configuration, or the group of that prefix, with those of the flat `values` that are its own."""
     given = {}
     for field, kind in _fields(type(group)):
         name = prefix + field.name
         if dataclasses.is_dataclass(kind):
-            given[field.name] = _with_values(getattr(group, field.name), values, f"{name}.")
+            given[field.name] = with_values(getattr(group, field.name), values, f"{name}.")
         elif name in values:
             given[field.name] = values[name]
     return dataclasses.replace(group, **given)

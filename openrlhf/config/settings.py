@@ -1,7 +1,8 @@
 """Every setting: name, type, rule of a resume, default and help, a dataclass for each group and each command's root.
 
-The rules, `must_match`, `kept`, `taken` and `free`, are those of `openrlhf.config.schema.setting`. The settings of the
-training data are free, since the fingerprint of the data is compared and covers them.
+The rules, `must_match`, `kept`, `taken` and `free`, are those of `openrlhf.config.schema.setting`; what is `auto` is
+free, and may be left to the run. The settings of the training data are free, since the fingerprint of the data is
+compared and covers them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from openrlhf.config.kinds import (
     WholeNumber,
 )
 from openrlhf.config.outputs import report_file
-from openrlhf.config.schema import Command, Root, free, kept, must_match, taken
+from openrlhf.config.schema import Command, Root, auto, free, kept, must_match, taken
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 
 Scheduler = Literal[
@@ -48,7 +49,7 @@ class ModelConfig:
     """The model that is trained."""
 
     model_name_or_path: str = free("", "folder of a Hugging Face model, or its name on the hub (needed)")
-    gradient_checkpointing_enable: bool = free(False, "recompute activations in the backward pass: less memory")
+    gradient_checkpointing_enable: bool = auto(False, "recompute activations in the backward pass: less memory")
     gradient_checkpointing_reentrant: bool = free(False, "use torch's reentrant form of checkpointing")
     compile_layers: bool = free(False, "fuse each layer's element-wise work: faster steps, a minute more at start")
     aux_loss_coef: Number = taken(
@@ -128,8 +129,8 @@ class TrainConfig:
     """How many samples make a step, for how long, and when to stop."""
 
     batch_size: PositiveCount = must_match(128, "samples an optimizer step, over all ranks")
-    micro_batch_size: PositiveCount = free(8, "samples a rank computes at once")
-    max_tokens_per_micro_batch: PositiveCount | None = free(
+    micro_batch_size: PositiveCount = auto(8, "samples a rank computes at once")
+    max_tokens_per_micro_batch: PositiveCount | None = auto(
         None, "cut micro-batches by tokens, balanced over ranks, in place of micro_batch_size"
     )
     tune_layout: bool = free(True, "time the layouts that come into question in the first steps, and keep the fastest")
@@ -163,12 +164,12 @@ class TrainConfig:
 class DeepspeedConfig:
     """Precision, memory and how the work is split over ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] = free(2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights")
+    zero_stage: Literal[0, 1, 2, 3] = auto(2, "what ranks split: 1 optimizer, 2 and gradients, 3 and weights")
     param_dtype: Literal["bf16", "fp16", "fp32"] = must_match("bf16", "type of weights and activations")
     attn_implementation: str = free("auto", "attention back end; auto picks the best that is installed")
-    packing_samples: bool = free(False, "no padding: samples of a micro-batch stand in one row, each on its own")
+    packing_samples: bool = auto(False, "no padding: samples of a micro-batch stand in one row, each on its own")
     ring_attn_size: PositiveCount = free(1, "ranks that share one packed row")
-    ring_head_stride: PositiveCount = free(1, "key-value heads a ring sends at once: more is faster, and more memory")
+    ring_head_stride: PositiveCount = auto(1, "key-value heads a ring sends at once: more is faster, and more memory")
     tensor_parallel_size: PositiveCount = free(1, "ranks that share each weight matrix")
     adam_offload: bool = free(False, "keep the optimizer in the host's memory")
     zpg: PositiveCount = free(1, "ZeRO-3: ranks of a node that hold a second copy of the weights")

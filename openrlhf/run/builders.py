@@ -43,35 +43,40 @@ def build_tokenizer(config: TrainingConfig) -> Any:
     )
 
 
-def check_layout(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> ModelFacts:
-    """What is known of the model before its weights are read; UserError where it cannot be laid out as asked.
+def read_facts(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> ModelFacts:
+    """What is known of the model before its weights are read. Raises UserError where its files cannot be used.
 
-    Before data is prepared, which may take minutes.
-
-    Args: facts_of: what is known of a model before its weights are read: by its name, dtype and trust in its code.
+    Args: facts_of: by the model's name, dtype and trust in its code.
     """
     check_weight_files(config.model.model_name_or_path)
     _check_generation_settings(config.model.model_name_or_path)
-    ds = config.ds
-    model = facts_of(config.model.model_name_or_path, ds.param_dtype, config.model.trust_remote_code)
-    check_tensor_parallel(model.config, ds.tensor_parallel_size)
-    device_type = usable_device_type()
+    return facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
+
+
+def check_layout(config: TrainingConfig, model: ModelFacts) -> None:
+    """Raises UserError where the model cannot be laid out so. Before data is prepared, which may take minutes."""
+    ds, device_type = config.ds, usable_device_type()
+    check_way(config, model)
     check_dtype(ds.param_dtype, device_type)
-    check_zero3(model.config, ds.zero_stage)
     if config.model.compile_layers:
         check_compiler(device_type)
     if ds.packing_samples and model.model_class:
         check_packable(model.model_class, model.config)
-    if config.model.gradient_checkpointing_enable and model.model_class:
-        check_checkpointing(model.model_class)
     if ds.ring_attn_size > 1:
         check_ring_dropout(model.config)
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size, model)
     if ds.use_liger_kernel:
         check_liger(model.config)
-    engine_config(ds, config.max_norm, pin_memory=False)
     check_adam(config.adam.kernel, ds.adam_offload)
-    return model
+
+
+def check_way(config: TrainingConfig, model: ModelFacts) -> None:
+    """Raises UserError where the model's weights cannot be split, or its layers not be recomputed, as is asked."""
+    check_tensor_parallel(model.config, config.ds.tensor_parallel_size)
+    check_zero3(model.config, config.ds.zero_stage)
+    if config.model.gradient_checkpointing_enable and model.model_class:
+        check_checkpointing(model.model_class)
+    engine_config(config.ds, config.max_norm, pin_memory=False)
 
 
 def _check_generation_settings(name_or_path: str) -> None:

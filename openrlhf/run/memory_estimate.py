@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -84,9 +84,28 @@ class Memory:
         device_bytes = host_bytes if on_cpu else on_device
         return None if device_bytes is None else cls(on_cpu, device_bytes, host_bytes)
 
+    @classmethod
+    def least(cls, of_ranks: Sequence[Memory | None]) -> Memory | None:
+        """As much as every rank has; None where one does not know."""
+        known = [one for one in of_ranks if one is not None]
+        if len(known) < len(of_ranks):
+            return None
+        on_host = [one.host_bytes for one in known if one.host_bytes is not None]
+        return cls(known[0].on_cpu, min(one.device_bytes for one in known), min(on_host, default=None))
+
+    def over(self, factor: float) -> Memory:
+        """So many times less."""
+        on_host = None if self.host_bytes is None else int(self.host_bytes / factor)
+        return Memory(self.on_cpu, int(self.device_bytes / factor), on_host)
+
+
+def num_ranks() -> int:
+    """That were started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
 
 class RunMemory:
-    """Of a run as its settings ask for it."""
+    """Of a run, by the way that it takes."""
 
     def __init__(self, config: TrainingConfig, facts: ModelFacts, num_ranks: int, on_cpu: bool):
         self._config, self._facts, self._num_ranks = config, facts, num_ranks
@@ -94,10 +113,8 @@ class RunMemory:
 
     @classmethod
     def here(cls, config: TrainingConfig, facts: ModelFacts) -> RunMemory:
-        """On the ranks that were started. Raises UserError where a rank has no room for weights and states alone."""
-        run = cls(config, facts, int(os.environ.get("WORLD_SIZE", "1")), usable_device_type() == "cpu")
-        run.check(0, "a single token")
-        return run
+        """On the ranks that were started."""
+        return cls(config, facts, num_ranks(), usable_device_type() == "cpu")
 
     @functools.cache  # noqa: B019  one a run
     def model(self, recomputes: bool) -> ModelMemory | None:
@@ -127,21 +144,22 @@ class RunMemory:
         states = replace(states, weights_bytes=states.weights_bytes + frozen_bytes)
         return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu))
 
-    def asked(self) -> Way:
-        """The way of the settings."""
-        ds, model = self._config.ds, self._config.model
-        return Way(ds.zero_stage, ds.adam_offload, model.gradient_checkpointing_enable)
-
-    def check(self, num_tokens: int, of_what: str) -> None:
-        """Raises UserError where this machine has no room for a micro-batch of so many tokens.
+    def check(self, ways: Sequence[Way], num_tokens: int, of_what: str) -> None:
+        """Raises UserError where this machine has no room for a micro-batch of so many tokens, any of the ways.
 
         An estimate that is off by its worst must not end a run: it has to be well beyond what is free.
 
         Args: of_what: what has so many tokens, to go on from "… has no room for".
         """
-        memory, needed = Memory.free_here(self.on_cpu), self.of(self.asked(), num_tokens)
-        if memory is None or needed is None or needed.least_bytes(memory) <= LARGEST_ERROR * memory.device_bytes:
+        memory = Memory.free_here(self.on_cpu)
+        if memory is None:
             return
+        for way in ways:
+            needed = self.of(way, num_tokens)
+            if needed is None or needed.least_bytes(memory) <= LARGEST_ERROR * memory.device_bytes:
+                return
+        needed = self.of(self.leanest(ways, num_tokens, memory), num_tokens)
+        assert needed is not None, "asked before"
         others = [way for way in self.ways() if way.zero_stage and self.fits(way, num_tokens, memory)]
         remedy = f"{others[0].flags()} would fit" if others else "more ranks or --ds.lora.rank would take less"
         needs, free = size_text(needed.least_bytes(memory)), size_text(memory.device_bytes)
@@ -150,11 +168,16 @@ class RunMemory:
             f"changes no result, {remedy}."
         )
 
-    def check_data(self, data: Any) -> None:
+    def leanest(self, ways: Sequence[Way], num_tokens: int, memory: Memory) -> Way:
+        """The way that takes least; the first where nobody can tell."""
+        needed = {way: found for way in ways if (found := self.of(way, num_tokens)) is not None}
+        return min(needed, key=lambda way: needed[way].least_bytes(memory), default=ways[0])
+
+    def check_data(self, ways: Sequence[Way], data: Any) -> None:
         """Raises UserError where this machine has no room for the longest unit, or the model too few positions."""
         row, config = int(data.num_tokens.argmax()), self._facts.config
         num_tokens, name = unit_tokens(data, row), data.sample_name(row)
-        self.check(num_tokens // self._config.ds.ring_attn_size, f"{name} of {num_tokens:,} tokens")
+        self.check(ways, num_tokens // self._config.ds.ring_attn_size, f"{name} of {num_tokens:,} tokens")
         check_positions(config, int(data.num_tokens[row]), name)
         check_vocabulary(config, 0, data.report.largest_id, data.report.sources[0].name)
 
@@ -170,6 +193,11 @@ class RunMemory:
                 for stage in ZERO_STAGES:
                     if stage or not offload:
                         yield Way(stage, offload, recomputes)
+
+
+def way_of(config: TrainingConfig) -> Way:
+    """The way that the settings say."""
+    return Way(config.ds.zero_stage, config.ds.adam_offload, config.model.gradient_checkpointing_enable)
 
 
 def _num_frozen(config: TrainingConfig) -> int:

@@ -9,7 +9,10 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from openrlhf.config.estimate_settings import EstimateConfig
 from openrlhf.errors import UserError
+from openrlhf.models.attention.calls import ModelFacts
+from openrlhf.models.attention.choice import check_packable
 from openrlhf.models.loading import facts_of
+from openrlhf.run.layout_choice import ChosenLayout, Lengths, open_layout
 from openrlhf.run.memory_estimate import Memory, RankMemory, RunMemory, Way, size_text, unit_of
 
 _COLUMNS = ("ZeRO", "offload", "recompute", "weights", "grads", "states", "active", "update", "peak", "host", "fits")
@@ -21,10 +24,10 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
     Raises UserError for a model that does not run without its weights.
     """
     console = console or Console()
-    on_cpu, num_tokens = config.device == "cpu", _tokens(config)
     facts = facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
-    run = RunMemory(config, facts, config.ranks, on_cpu)
-    model, memory = run.model(recomputes=False), _memory(config)
+    run, memory = RunMemory(config, facts, config.ranks, config.device == "cpu"), _memory(config)
+    layout = _layout(config, facts, run, memory)
+    num_tokens, model = _tokens(layout.config), run.model(recomputes=False)
     if model is None:
         raise UserError(
             f"{config.model.model_name_or_path}: this model does not run without its numbers, so its memory cannot be "
@@ -49,6 +52,19 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
         soft_wrap=True,
     )
     console.print(_verdict(found, memory), soft_wrap=True)
+    console.print(f"A run here: {layout.in_words()}.", soft_wrap=True)
+
+
+def _layout(config: EstimateConfig, facts: ModelFacts, run: RunMemory, memory: Memory | None) -> ChosenLayout:
+    """Of a run on data whose samples are all as long as may be."""
+
+    def check(settled: EstimateConfig, facts: ModelFacts) -> None:
+        if settled.ds.packing_samples and facts.model_class:
+            check_packable(facts.model_class, facts.config)
+
+    longest = config.data.max_len
+    lengths = Lengths(longest, config.train.batch_size * longest)
+    return open_layout(config, facts, config.ranks, check).choose(run, lengths, config.ranks, memory)
 
 
 def _tokens(config: EstimateConfig) -> int:

@@ -16,7 +16,8 @@ from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_numel
 from openrlhf.engine.processor import faster_in_float32
-from openrlhf.run.memory_estimate import Memory, RunMemory, longest_tokens, size_text
+from openrlhf.run.layout_choice import ChosenLayout
+from openrlhf.run.memory_estimate import Memory, RunMemory, Way, longest_tokens, size_text, way_of
 from openrlhf.trainer import CommandTrainer
 
 
@@ -28,16 +29,17 @@ def print_start_table(
     consumed_samples: int = 0,
     console: Console | None = None,
     memory: RunMemory | None = None,
+    layout: ChosenLayout | None = None,
     more_rows: Mapping[str, str] | None = None,
 ) -> None:
     """Prints the table on `console` (standard output when not given). Counts are over all ranks.
 
-    Args: memory: None: its line is left out. more_rows: text by name, at the end.
+    Args: memory, layout: None: its line is left out. more_rows: text by name, at the end.
     """
     table = Table(title="This run", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples, memory):
+    for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples, memory, layout):
         table.add_row(name, text)
     for name, text in (more_rows or {}).items():
         table.add_row(name, text)
@@ -51,6 +53,7 @@ def _rows(
     eval_data: Any | None,
     consumed_samples: int,
     memory: RunMemory | None,
+    layout: ChosenLayout | None,
 ) -> Iterator[tuple[str, str]]:
     loader, strategy = cast(StepWindowLoader, trainer.train_dataloader), trainer.strategy
     yield "samples", _samples(train_data)
@@ -59,6 +62,8 @@ def _rows(
         yield "evaluation", f"{len(eval_data):,} samples"
     ranks = f"{strategy.world_size} × {strategy.device.type}, ZeRO stage {config.ds.zero_stage}"
     yield "ranks", f"{ranks}; host threads of each: {torch.get_num_threads()}"
+    if layout is not None:
+        yield "layout", layout.in_words()
     num_micro_batches = loader.num_micro_batches(window_number=0)
     yield "a step", f"{config.train.batch_size:,} samples; micro-batches on each rank: {num_micro_batches:,.3g}"
     yield "steps", _steps(loader, config.train, consumed_samples)
@@ -66,7 +71,7 @@ def _rows(
     num_parameters, num_trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
     yield "parameters", f"{num_parameters:,}; {num_trained:,} of them trained ({num_trained / num_parameters:.2%})"
     if memory is not None:
-        yield "memory a rank", _memory(memory, longest_tokens(config, train_data))
+        yield "memory a rank", _memory(memory, way_of(config), longest_tokens(config, train_data))
     yield (
         "out of memory",
         "the step again, micro-batches halved, activations recomputed; "
@@ -106,8 +111,8 @@ def _steps(loader: StepWindowLoader, train: TrainConfig, consumed_samples: int) 
     return f"{text}; going on after step {behind:,}" if behind else text
 
 
-def _memory(run: RunMemory, num_tokens: int) -> str:
-    needed, free = run.of(run.asked(), num_tokens), Memory.free_here(run.on_cpu)
+def _memory(run: RunMemory, way: Way, num_tokens: int) -> str:
+    needed, free = run.of(way, num_tokens), Memory.free_here(run.on_cpu)
     if needed is None:
         return "not known: this model does not run without its numbers"
     states = needed.states

@@ -33,14 +33,15 @@ from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.answering import Answering
-from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, check_layout
-from openrlhf.run.memory_estimate import RunMemory
+from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, read_facts
+from openrlhf.run.layout_choice import ChosenLayout, Lengths, OpenLayout, open_layout
+from openrlhf.run.memory_estimate import Memory, RunMemory, num_ranks
 from openrlhf.run.push import describe_and_push
 from openrlhf.run.report import CURVES_FILE, REPORT, write_report
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.strategy.checkpoints import load_found, newest
+from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE
 from openrlhf.tracking.sinks import RUN_ID_FILE
@@ -56,7 +57,9 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
-    memory: RunMemory | None = None  # of a run whose model is in memory already
+    memory: RunMemory | None = None  # None in a run whose model is in memory already
+    layout: ChosenLayout | None = None  # likewise
+    _open_layout: OpenLayout
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
     def __init__(
@@ -88,6 +91,7 @@ class TrainingRun(ABC):
         with run.strategy.watchdog, run.owning_folders():
             run.check_ranks()
             if not run.has_finished():
+                run.choose_layout()
                 run.build()
                 run.resume()
                 run.fit_and_export()
@@ -97,17 +101,19 @@ class TrainingRun(ABC):
         """Before ranks are joined: nobody waits in a collective for a tokenizer."""
         objective, callbacks = cls.build_objective(config), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
-        facts = check_layout(config, cls.facts_of)
-        memory = RunMemory.here(config, facts)
+        facts = read_facts(config, cls.facts_of)
+        layout = open_layout(config, facts, num_ranks())
+        config, memory = layout.config, RunMemory.here(layout.config, facts)
+        memory.check(layout.ways, 0, "a single token")
         if config.eval.prompts is not None:
             callbacks.append(Answering(config, tokenizer, num_positions(facts.config)))
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)
         run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
-        run.memory = memory
-        for dataset in filter(None, (run.train_data, run.eval_data)):
-            memory.check_data(dataset)
+        run.memory, run._open_layout = memory, layout
+        for dataset in run.data:
+            memory.check_data(layout.ways, dataset)
         return run
 
     # --- what a command has of its own ---------------------------------------------------------------------------
@@ -142,6 +148,11 @@ class TrainingRun(ABC):
     # -------------------------------------------------------------------------------------------------------------
 
     @property
+    def data(self) -> list[Any]:
+        """The training's, and the evaluation's where there is one."""
+        return [one for one in (self.train_data, self.eval_data) if one is not None]
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         train = self.config.train
@@ -170,11 +181,11 @@ class TrainingRun(ABC):
         ckpt = self.config.ckpt
         checkpointer = self.strategy.checkpointers.of(ckpt.path)
         if not ckpt.load_enable:
-            self._set_earlier_run_aside(checkpointer)
+            set_earlier_run_aside(checkpointer, self.strategy.print)
             return False
         self._found = newest(checkpointer, self.strategy.print)
         if self._found is None:
-            self._set_earlier_run_aside(checkpointer)
+            set_earlier_run_aside(checkpointer, self.strategy.print)
             self.strategy.print(
                 f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
             )
@@ -208,16 +219,16 @@ class TrainingRun(ABC):
         is_ours = self.strategy.is_rank_0() and all(is_export_of(folder, run_id, step) for folder in folders)
         return gather_objects(is_ours, self.strategy.groups.control)[0]
 
-    def _set_earlier_run_aside(self, checkpointer: Any) -> None:
-        """A new run among another's checkpoints would one day resume from the wrong one."""
-        moved_to = checkpointer.move_to_earlier_run()
-        if moved_to:
-            self.strategy.print(
-                f"{self.config.ckpt.path} holds checkpoints of an earlier run: they are in {moved_to} now. "
-                "(--ckpt.load_enable goes on with a run.)"
-            )
-
     # --- building ------------------------------------------------------------------------------------------------
+
+    def choose_layout(self) -> None:
+        """What the settings leave open, by the rank that has the least memory. All ranks call."""
+        assert self.memory is not None, "it comes with the data"
+        free = Memory.least(gather_objects(Memory.free_here(self.memory.on_cpu), self.strategy.groups.control))
+        lengths = Lengths.of(self.data, self.config.train.batch_size, self.config.ds.packing_samples)
+        self.layout = self._open_layout.choose(self.memory, lengths, self.strategy.world_size, free)
+        self.config = self.layout.config
+        self.strategy.use(self.config)
 
     def build(self) -> None:
         config, strategy = self.config, self.strategy
@@ -314,6 +325,7 @@ class TrainingRun(ABC):
             self.eval_data,
             self.consumed_samples,
             memory=self.memory,
+            layout=self.layout,
             more_rows=self.rows_of_start_table(),
         )
 

@@ -42,6 +42,15 @@ class Checkpointers:
         return checkpointer
 
 
+def set_earlier_run_aside(checkpointer: Checkpointer, say: Callable[[str], None]) -> None:
+    """A new run among another's checkpoints would one day resume from the wrong one."""
+    if moved_to := checkpointer.move_to_earlier_run():
+        say(
+            f"{checkpointer.store.root} holds checkpoints of an earlier run: they are in {moved_to} now. "
+            "(--ckpt.load_enable goes on with a run.)"
+        )
+
+
 def save_by_name(
     checkpointer: Checkpointer, trained: TrainedModel, identity: RunIdentity, tag: str, client_state: dict[str, Any]
 ) -> None:

@@ -80,14 +80,14 @@ class DeepspeedStrategy(ScriptNames):
     @classmethod
     def of(cls, config: TrainingConfig, args: Any = None) -> DeepspeedStrategy:
         """The strategy of a configuration. `strategy.args` is `args` where the caller has its own."""
-        return cls(
-            max_norm=config.max_norm,
-            args=as_namespace(config) if args is None else args,
-            train=config.train,
-            ds=config.ds,
-            adam=config.adam,
-            muon=config.muon if config.optim == "muon" else None,
-        )
+        strategy = cls(max_norm=config.max_norm, adam=config.adam, muon=config.muon if config.optim == "muon" else None)
+        strategy.use(config, args)
+        return strategy
+
+    def use(self, config: TrainingConfig, args: Any = None) -> None:
+        """Takes the layout of a configuration. Call it before a loader or an engine is made."""
+        self.args = as_namespace(config) if args is None else args
+        self.train, self.ds = config.train, config.ds
 
     # --- ranks ---------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from openrlhf.models import Actor
 from openrlhf.models.loading import facts_of
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.random_streams import compute_deterministically
-from openrlhf.run.builders import check_layout
+from openrlhf.run.builders import check_layout, read_facts
 from openrlhf.strategy import DeepspeedStrategy
 from tests.cuda.stand_ins import AMPERE, BLACKWELL, HOPPER, gpu_machine, install, reference
 from tests.helpers.tiny_models import tiny_model
@@ -225,8 +225,9 @@ def test_a_run_is_refused_before_data_are_prepared(machine, tmp_path, kind, chan
     path = without_weights(tmp_path / "model", kind)
     words = flags(path, tmp_path / "rows.jsonl", tmp_path / "out", **changes)
     (tmp_path / "rows.jsonl").touch()
+    config = parse_config(SFTConfig, words)
     with pytest.raises(UserError, match=told):
-        check_layout(parse_config(SFTConfig, words), facts_of)
+        check_layout(config, read_facts(config, facts_of))
 
 
 def test_torch_2_11_is_not_told_of_fewer_key_heads(monkeypatch):

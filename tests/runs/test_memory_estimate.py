@@ -76,8 +76,8 @@ def test_a_run_without_room_is_refused_with_a_way_that_fits(monkeypatch):
     assert most.device_bytes > 1.2 * free.device_bytes
     monkeypatch.setattr(Memory, "free_here", lambda on_cpu: free)
     with pytest.raises(UserError, match="no room for row 7 of 500 tokens.*gradient_checkpointing_enable would fit"):
-        run.check(500, "row 7 of 500 tokens")
-    run.check(1, "a single token")
+        run.check([Way(2, False, False)], 500, "row 7 of 500 tokens")
+    run.check([Way(2, False, False)], 1, "a single token")
 
 
 def test_an_offloaded_state_must_fit_the_hosts_memory():

@@ -19,7 +19,7 @@ from openrlhf.objectives import objective_named
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import build_actor
 from openrlhf.run.sft_run import SFTRun
-from openrlhf.strategy.checkpoints import load_found, newest
+from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside
 from openrlhf.tracking.metrics_file import METRICS_FILE, read_records
 from openrlhf.trainer import CommandTrainer
 
@@ -70,7 +70,7 @@ class TrlRun(SFTRun):
         output_dir = Path(self.config.ckpt.output_dir)
         self.first_step = 0
         if checkpoint is None:
-            self._set_earlier_run_aside(self.strategy.checkpointers.of(self.config.ckpt.path))
+            set_earlier_run_aside(self.strategy.checkpointers.of(self.config.ckpt.path), self.strategy.print)
         else:
             self._go_on_from(checkpoint)
             self.first_step = self.trainer.windows.num_steps_before(self.consumed_samples)

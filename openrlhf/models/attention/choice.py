@@ -44,7 +44,7 @@ from openrlhf.models.attention.ring import (
 from openrlhf.models.limits import check_ring_dropout
 
 FLAG = "--ds.attn_implementation"
-_PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
+PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
 _PACKABLE_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _REMEDY = "Remove --ds.packing_samples (and --ds.ring_attn_size) to train it on padded batches."
 _OURS: dict[str, Callable[..., Any]] = {
@@ -85,7 +85,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, 
         return _best_packed(device_type, model) if packed else AttentionChoice(None)
     if name == RING_FLASH:
         raise UserError(f"{FLAG} {name} shares packs over ranks: add --ds.ring_attn_size and --ds.packing_samples.")
-    known = ("auto", *_PLAIN, *PACKAGES, PER_SAMPLE, TORCH_VARLEN, RING, RING_FLASH)
+    known = ("auto", *PLAIN, *PACKAGES, PER_SAMPLE, TORCH_VARLEN, RING, RING_FLASH)
     if name not in known and not is_flash(name):
         raise UserError(f"{FLAG} {name} is unknown. Known: {', '.join(known)}, or a kernel of the hub (owner/name).")
     if reason := _reason_against(name, device_type, model):

@@ -1,0 +1,321 @@
+"""The layout of a run: what its settings leave open is chosen from the model, the device, the memory and the lengths.
+
+It changes no result. `open_layout` decides what the model decides, before data are prepared; `OpenLayout.choose` the
+rest, when the ranks have joined. Behind these two no setting is `auto`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openrlhf.batching import StepLayout
+from openrlhf.batching.unit import UnitSizes
+from openrlhf.config.checks import LAYOUT_CHECKS
+from openrlhf.config.schema import AUTO, settings, values_of, with_values
+from openrlhf.engine.devices import usable_device_type
+from openrlhf.errors import UserError
+from openrlhf.models.attention.calls import ModelFacts
+from openrlhf.models.attention.choice import PLAIN
+from openrlhf.run.builders import check_layout, check_way
+from openrlhf.run.memory_estimate import LARGEST_ERROR, Memory, RunMemory, Way, way_of
+
+MOST_TOKENS_CPU = 8_192  # a micro-batch of more is no faster
+MOST_TOKENS_ACCELERATOR = 32_768  # likewise, as far as anybody guesses: it was never measured
+MODEST_TOKENS = 2_048  # products of so many rows are fast; taken where nobody can tell the memory
+_LEAST_TOKENS_TRIED = 512
+_ROUNDED_TO = 256
+_AS_SET = "as set"
+
+_PACKS, _STAGE, _RECOMPUTES, _STRIDE, _SAMPLES, _TOKENS = (
+    "ds.packing_samples",
+    "ds.zero_stage",
+    "model.gradient_checkpointing_enable",
+    "ds.ring_head_stride",
+    "train.micro_batch_size",
+    "train.max_tokens_per_micro_batch",
+)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the data, padding counted where there is any."""
+
+    longest: int  # of a unit
+    step: int  # of nearly every step, over all ranks
+
+    @classmethod
+    def of(cls, data: Sequence[Any], batch_size: int, packed: bool) -> Lengths:
+        """Args: data: the training's, and the evaluation's where there is one."""
+        sizes = [_unit_tokens(one, packed) for one in data]
+        trained, num_units = sizes[0], min(batch_size, len(data[0]))
+        step = num_units * float(trained.mean()) + 3 * math.sqrt(num_units) * float(trained.std())
+        return cls(max(int(one.max()) for one in sizes), min(math.ceil(step), num_units * int(trained.max())))
+
+
+@dataclass(frozen=True)
+class ChosenLayout:
+    """Settings of which none is `auto`.
+
+    Attributes:
+        config: the command's.
+        reasons: (what, why) of each part of the layout.
+        candidates: the ways to compute a step that are worth a trial, the chosen one first; each fits the memory.
+    """
+
+    config: Any
+    reasons: tuple[tuple[str, str], ...]
+    candidates: tuple[StepLayout, ...] = ()
+
+    def in_words(self) -> str:
+        """For the start table."""
+        by_reason = itertools.groupby(sorted(self.reasons, key=lambda one: one[1] == _AS_SET), lambda one: one[1])
+        return "; ".join(f"{', '.join(what for what, _ in group)}: {reason}" for reason, group in by_reason)
+
+
+@dataclass(frozen=True)
+class OpenLayout:
+    """What is known before the data are.
+
+    Attributes:
+        asked: the settings as they were given.
+        config: the same, and what was `auto` is as it will be, or, where that is not known yet, as it may be.
+        ways: those that the settings and the model leave, the fastest first.
+        reasons: by setting, of what is decided.
+        is_plain: nothing is left to choose.
+    """
+
+    asked: Any
+    config: Any
+    ways: tuple[Way, ...]
+    reasons: Mapping[str, str]
+    is_plain: bool = False
+
+    def choose(self, memory: RunMemory, lengths: Lengths, num_ranks: int, free: Memory | None) -> ChosenLayout:
+        """The layout of the run.
+
+        Args:
+            num_ranks: of the whole run.
+            free: what the rank with the least memory has; None: not known.
+        """
+        if self.is_plain:
+            return ChosenLayout(self.config, tuple(_told(self.config, self.reasons)))
+        part = of_rank(lengths, self.config.ds, num_ranks)
+        room, train, names = _Room(memory, free), self.config.train, _left_open(self.asked)
+        way, reasons = room.way(self.ways, self._tokens_needed(names, part))
+        values: dict[str, Any] = {_STAGE: way.zero_stage, _RECOMPUTES: way.recomputes}
+        candidates: tuple[StepLayout, ...] = ()
+        if _TOKENS in names:
+            values[_TOKENS], reasons[_TOKENS] = room.budget(way, part, most_tokens(memory.on_cpu))
+            candidates = _candidates(values[_TOKENS], part.longest, way.recomputes)
+        elif _SAMPLES in names and train.max_tokens_per_micro_batch is None:
+            tokens, reasons[_SAMPLES] = room.budget(way, part, train.micro_batch_size * part.longest)
+            values[_SAMPLES] = max(1, tokens // part.longest)
+        config = with_values(self.config, {name: value for name, value in values.items() if name in names})
+        reasons = {name: why for name, why in {**self.reasons, **reasons}.items() if name in names}
+        return ChosenLayout(config, tuple(_told(config, reasons)), candidates)
+
+    def _tokens_needed(self, names: frozenset[str], part: Lengths) -> tuple[int, ...]:
+        """Of a micro-batch for which a way must have room; the second where no way has room for the first."""
+        train = self.config.train
+        if _TOKENS in names:
+            return max(part.longest, min(part.step, MODEST_TOKENS)), part.longest
+        if train.max_tokens_per_micro_batch is not None:
+            return (train.max_tokens_per_micro_batch,)
+        return (part.longest * (1 if _SAMPLES in names else train.micro_batch_size),)
+
+
+Check = Callable[[Any, ModelFacts], None]
+
+
+def open_layout(asked: Any, facts: ModelFacts, num_ranks: int, check: Check = check_layout) -> OpenLayout:
+    """Raises UserError where nothing that the settings leave open makes them possible.
+
+    Args: check: raises UserError where a model cannot be laid out as settings without `auto` say.
+    """
+    names, why_plain = _left_open(asked), _reason_for_plain(asked)
+    plain = without_auto(asked)
+    if why_plain or not names:
+        _check_settings(plain, num_ranks)
+        check(plain, facts)
+        return OpenLayout(asked, plain, (way_of(plain),), dict.fromkeys(names, why_plain), is_plain=True)
+    reasons = {}
+    if _STRIDE in names and asked.ds.ring_attn_size > 1:
+        plain, reasons[_STRIDE] = with_values(plain, {_STRIDE: _num_key_heads(facts)}), "fewer messages"
+    packs, reasons[_PACKS] = _packs(asked, facts) if _PACKS in names else ([asked.ds.packing_samples], "")
+    of_packs = [with_values(plain, {_PACKS: one}) for one in packs]
+    ways = tuple(_ways(of_packs[0], names, facts, num_ranks))
+    fastest = {_STAGE: ways[0].zero_stage, _RECOMPUTES: ways[0].recomputes}
+    config = next(_possible([with_values(one, fastest) for one in of_packs], lambda one: check(one, facts)))
+    if not config.ds.packing_samples and len(packs) > 1:
+        reasons[_PACKS] = "this model cannot pack"
+    return OpenLayout(asked, config, ways, reasons)
+
+
+def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
+    """The settings as a model that can pack has them where memory is ample: for who has no model at hand."""
+    names, config = _left_open(asked), without_auto(asked)
+    if _PACKS in names and not _reason_for_plain(asked):
+        config = with_values(config, {_PACKS: config.ds.attn_implementation not in PLAIN})
+    if _TOKENS in names and not _reason_for_plain(asked):
+        part = of_rank(Lengths.of([data], config.train.batch_size, config.ds.packing_samples), config.ds, num_ranks)
+        tokens, _ = budget_wanted(part, most_tokens(on_cpu=usable_device_type() == "cpu"))
+        config = with_values(config, {_TOKENS: tokens})
+    return config
+
+
+def without_auto(asked: Any) -> Any:
+    """The settings as they are where nothing is chosen."""
+    return with_values(asked, {name: settings(type(asked))[name].default for name in _left_open(asked)})
+
+
+def most_tokens(on_cpu: bool) -> int:
+    """Of a micro-batch: more gains nothing."""
+    return MOST_TOKENS_CPU if on_cpu else MOST_TOKENS_ACCELERATOR
+
+
+def budget_wanted(of_rank: Lengths, most: int) -> tuple[int, str]:
+    """(tokens of a micro-batch where memory does not matter, why)"""
+    tokens, why = min((of_rank.step, "a rank's whole step"), (most, "more is no faster"))
+    return (tokens, why) if tokens > of_rank.longest else (of_rank.longest, "the longest sample")
+
+
+def of_rank(lengths: Lengths, ds: Any, num_ranks: int) -> Lengths:
+    """The part of a rank: units are dealt to rings, whose ranks share each of them."""
+    ring = ds.ring_attn_size
+    num_rings = max(1, num_ranks // (ring * ds.tensor_parallel_size))
+    uneven = lengths.longest if num_rings > 1 else 0  # ranks get like numbers of tokens, save for a unit
+    step = -(-(-(-lengths.step // num_rings) + uneven) // ring)
+    return Lengths(-(-lengths.longest // ring), -(-step // _ROUNDED_TO) * _ROUNDED_TO)
+
+
+def _left_open(config: Any) -> frozenset[str]:
+    """The names of the settings that are `auto`."""
+    table = settings(type(config))
+    return frozenset(name for name, value in values_of(config).items() if table[name].takes_auto and value == AUTO)
+
+
+def _reason_for_plain(config: Any) -> str:
+    """Why a micro-batch must stay as it is without a choice; '' where nothing hangs on it."""
+    return "the balancing loss counts each micro-batch" if config.model.aux_loss_coef else ""
+
+
+def _packs(config: Any, facts: ModelFacts) -> tuple[list[bool], str]:
+    """(whether samples are packed, the better first, the reason for the better)"""
+    if config.ds.ring_attn_size > 1:
+        return [True], "ranks share packs"
+    if config.ds.attn_implementation in PLAIN:
+        return [False], f"{config.ds.attn_implementation} is slow in packs"
+    if facts.model_class is None:
+        return [False], "the model brings its own code"
+    return [True, False], "nothing is padded"
+
+
+def _ways(config: Any, names: frozenset[str], facts: ModelFacts, num_ranks: int) -> Iterator[Way]:
+    """Those that settings and model allow, the fastest first. Raises UserError where there is none."""
+
+    def check(one: Any) -> None:
+        _check_settings(one, num_ranks)
+        check_way(one, facts)
+
+    recomputes = (False, True) if _RECOMPUTES in names else (config.model.gradient_checkpointing_enable,)
+    stages = (1, 2, 3) if _STAGE in names else (config.ds.zero_stage,)
+    values = [{_RECOMPUTES: one, _STAGE: stage} for one, stage in itertools.product(recomputes, stages)]
+    return map(way_of, _possible([with_values(config, one) for one in values], check))
+
+
+def _check_settings(config: Any, num_ranks: int) -> None:
+    if problems := [problem for check in LAYOUT_CHECKS for problem in check(config, num_ranks)]:
+        raise UserError(*problems)
+
+
+def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[Any]:
+    """Those that `check` lets pass. Raises the UserError of the first where it lets none pass."""
+    refusals = []
+    for config in configs:
+        try:
+            check(config)
+        except UserError as error:
+            refusals.append(error)
+        else:
+            yield config
+    if len(refusals) == len(configs):
+        raise refusals[0]
+
+
+def _num_key_heads(facts: ModelFacts) -> int:
+    config = facts.config.get_text_config()
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _unit_tokens(data: Any, packed: bool) -> np.ndarray:
+    """(U,) of each unit, alone in a micro-batch."""
+    if not hasattr(data, "unit_lengths"):
+        return np.asarray(data.num_tokens)
+    sizes = UnitSizes.of([data.unit_lengths(row) for row in range(len(data))])
+    return sizes.tokens if packed else sizes.longest * sizes.num_sequences
+
+
+class _Room:
+    """What fits into the memory of every rank; an estimate may be off by `LARGEST_ERROR`."""
+
+    def __init__(self, memory: RunMemory, free: Memory | None):
+        self._memory, self._free = memory, free
+
+    def way(self, ways: Sequence[Way], tokens_needed: Sequence[int]) -> tuple[Way, dict[str, str]]:
+        """The fastest that has room for a micro-batch of so many tokens, and the reasons for its parts."""
+        if not self._is_known(ways[0]):
+            return ways[0], dict.fromkeys((_STAGE, _RECOMPUTES), "the memory is not known")
+        fitting = [way for tokens in tokens_needed for way in ways if self._holds(way, tokens)]
+        assert self._free is not None, "it is known"
+        way = fitting[0] if fitting else self._memory.leanest(ways, tokens_needed[-1], self._free)
+        lowest = min(one.zero_stage for one in ways)
+        why_lowest = "states fit" if lowest == 1 else "other settings need it"
+        return way, {
+            _STAGE: why_lowest if way.zero_stage == lowest else "less does not fit",
+            _RECOMPUTES: "there is no room to keep them" if way.recomputes else "there is room",
+        }
+
+    def budget(self, way: Way, of_rank: Lengths, most: int) -> tuple[int, str]:
+        """(tokens of a micro-batch, why). Memory cuts it to powers of two: a resume then finds the same one."""
+        if not self._is_known(way):
+            return budget_wanted(of_rank, MODEST_TOKENS)[0], "the memory is not known"
+        wanted, why = budget_wanted(of_rank, most)
+        if self._holds(way, wanted):
+            return wanted, why
+        for power in range(wanted.bit_length() - 1, of_rank.longest.bit_length() - 1, -1):
+            if of_rank.longest <= 2**power < wanted and self._holds(way, 2**power):
+                return 2**power, "as memory allows"
+        return of_rank.longest, "the longest sample"
+
+    def _is_known(self, way: Way) -> bool:
+        return self._free is not None and self._memory.of(way, 0) is not None
+
+    def _holds(self, way: Way, num_tokens: int) -> bool:
+        return self._free is not None and self._memory.fits(way, num_tokens, self._free.over(LARGEST_ERROR))
+
+
+def _candidates(tokens: int, longest: int, recomputes: bool) -> tuple[StepLayout, ...]:
+    """Smaller micro-batches stay in a processor's caches, and are cut from no fewer samples."""
+    smaller = [tokens // parts for parts in (2, 4) if tokens // parts >= max(longest, _LEAST_TOKENS_TRIED)]
+    return tuple(StepLayout(one, recomputes) for one in (tokens, *smaller)) if smaller else ()
+
+
+def _told(config: Any, reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(what, why) of each part; what was not left open is as it was set."""
+    tokens, ring = config.train.max_tokens_per_micro_batch, config.ds.ring_attn_size
+    size = f"{tokens:,} tokens" if tokens else f"{config.train.micro_batch_size:,} samples"
+    parts = {
+        _PACKS: "packed" if config.ds.packing_samples else "padded",
+        _TOKENS if tokens else _SAMPLES: f"micro-batches of {size}",
+        _STAGE: f"ZeRO {config.ds.zero_stage}",
+        _RECOMPUTES: f"activations {'recomputed' if config.model.gradient_checkpointing_enable else 'kept'}",
+    }
+    if ring > 1:
+        parts[_STRIDE] = f"key heads at once in the ring {config.ds.ring_head_stride}"
+    return ((what, reasons.get(name, _AS_SET)) for name, what in parts.items())

@@ -13,9 +13,8 @@ from openrlhf.config.schema import AUTO, Root, Setting, groups, settings, synony
 
 _FILES_AND_VALUES = """\
 A file (TOML or YAML, also --config FILE) gives the same names, nested or dotted; flags win over it.
-A switch without a value is true; `none` takes back an optional value. What says auto is chosen by the run, from the
-model, the memory and the data, and changes no result; beside --train.micro_batch_size it is as in OpenRLHF, unless
-`auto` is given.
+A switch without a value is true; `none` takes back an optional value.
+What is auto is chosen by the run, and changes no result (docs/layouts.md).
 """
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch.distributed import ProcessGroup
 
 from openrlhf.batching import StepLayout
 from openrlhf.batching.unit import UnitSizes
@@ -22,6 +24,7 @@ from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import PLAIN
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import check_layout, check_way
 from openrlhf.run.memory_estimate import LARGEST_ERROR, Memory, RunMemory, Way, way_of
 
@@ -64,11 +67,13 @@ class ChosenLayout:
 
     Attributes:
         config: the command's.
+        memory: of the run.
         reasons: (what, why) of each part of the layout.
         candidates: the ways to compute a step that are worth a trial, the chosen one first; each fits the memory.
     """
 
     config: Any
+    memory: RunMemory
     reasons: tuple[tuple[str, str], ...]
     candidates: tuple[StepLayout, ...] = ()
 
@@ -85,6 +90,7 @@ class OpenLayout:
     Attributes:
         asked: the settings as they were given.
         config: the same, and what was `auto` is as it will be, or, where that is not known yet, as it may be.
+        memory: of the run.
         ways: those that the settings and the model leave, the fastest first.
         reasons: by setting, of what is decided.
         is_plain: nothing is left to choose.
@@ -92,33 +98,42 @@ class OpenLayout:
 
     asked: Any
     config: Any
+    memory: RunMemory
     ways: tuple[Way, ...]
     reasons: Mapping[str, str]
     is_plain: bool = False
 
-    def choose(self, memory: RunMemory, lengths: Lengths, num_ranks: int, free: Memory | None) -> ChosenLayout:
-        """The layout of the run.
+    def check_data(self, data: Sequence[Any]) -> None:
+        """Raises UserError where no way has room for the longest unit, or the model too few positions."""
+        for one in data:
+            self.memory.check_data(self.ways, one)
 
-        Args:
-            num_ranks: of the whole run.
-            free: what the rank with the least memory has; None: not known.
+    def choose_together(self, data: Sequence[Any], group: ProcessGroup | None) -> ChosenLayout:
+        """By the rank with the least memory; all ranks of the group call.
+
+        Args: data: as of `Lengths.of`.
         """
+        free = Memory.least(gather_objects(Memory.free_here(self.memory.on_cpu), group))
+        return self.choose(Lengths.of(data, self.config.train.batch_size, self.config.ds.packing_samples), free)
+
+    def choose(self, lengths: Lengths, free: Memory | None) -> ChosenLayout:
+        """Args: free: what the rank with the least memory has; None: not known."""
         if self.is_plain:
-            return ChosenLayout(self.config, tuple(_told(self.config, self.reasons)))
-        part = of_rank(lengths, self.config.ds, num_ranks)
-        room, train, names = _Room(memory, free), self.config.train, _left_open(self.asked)
+            return ChosenLayout(self.config, self.memory, tuple(_told(self.config, self.reasons)))
+        part = of_rank(lengths, self.config.ds, self.memory.num_ranks)
+        room, train, names = _Room(self.memory, free), self.config.train, _left_open(self.asked)
         way, reasons = room.way(self.ways, self._tokens_needed(names, part))
         values: dict[str, Any] = {_STAGE: way.zero_stage, _RECOMPUTES: way.recomputes}
         candidates: tuple[StepLayout, ...] = ()
         if _TOKENS in names:
-            values[_TOKENS], reasons[_TOKENS] = room.budget(way, part, most_tokens(memory.on_cpu))
+            values[_TOKENS], reasons[_TOKENS] = room.budget(way, part, most_tokens(self.memory.on_cpu))
             candidates = _candidates(values[_TOKENS], part.longest, way.recomputes)
         elif _SAMPLES in names and train.max_tokens_per_micro_batch is None:
             tokens, reasons[_SAMPLES] = room.budget(way, part, train.micro_batch_size * part.longest)
             values[_SAMPLES] = max(1, tokens // part.longest)
         config = with_values(self.config, {name: value for name, value in values.items() if name in names})
         reasons = {name: why for name, why in {**self.reasons, **reasons}.items() if name in names}
-        return ChosenLayout(config, tuple(_told(config, reasons)), candidates)
+        return ChosenLayout(config, self.memory, tuple(_told(config, reasons)), candidates)
 
     def _tokens_needed(self, names: frozenset[str], part: Lengths) -> tuple[int, ...]:
         """Of a micro-batch for which a way must have room; the second where no way has room for the first."""
@@ -133,28 +148,39 @@ class OpenLayout:
 Check = Callable[[Any, ModelFacts], None]
 
 
-def open_layout(asked: Any, facts: ModelFacts, num_ranks: int, check: Check = check_layout) -> OpenLayout:
+def open_layout_here(asked: Any, facts: ModelFacts) -> OpenLayout:
+    """On the ranks that were started. Raises UserError as `open_layout`, and where memory is too small for any way."""
+    num_ranks, on_cpu = int(os.environ.get("WORLD_SIZE", "1")), usable_device_type() == "cpu"
+    layout = open_layout(asked, facts, num_ranks, on_cpu)
+    layout.memory.check(layout.ways, 0, "a single token")
+    return layout
+
+
+def open_layout(asked: Any, facts: ModelFacts, num_ranks: int, on_cpu: bool, check: Check = check_layout) -> OpenLayout:
     """Raises UserError where nothing that the settings leave open makes them possible.
 
-    Args: check: raises UserError where a model cannot be laid out as settings without `auto` say.
+    Args:
+        num_ranks: of the whole run.
+        check: raises UserError where a model cannot be laid out as settings without `auto` say.
     """
     names, why_plain = _left_open(asked), _reason_for_plain(asked)
     plain = without_auto(asked)
     if why_plain or not names:
         _check_settings(plain, num_ranks)
         check(plain, facts)
-        return OpenLayout(asked, plain, (way_of(plain),), dict.fromkeys(names, why_plain), is_plain=True)
-    reasons = {}
+        memory, reasons = RunMemory(plain, facts, num_ranks, on_cpu), dict.fromkeys(names, why_plain)
+        return OpenLayout(asked, plain, memory, (way_of(plain),), reasons, is_plain=True)
     if _STRIDE in names and asked.ds.ring_attn_size > 1:
-        plain, reasons[_STRIDE] = with_values(plain, {_STRIDE: _num_key_heads(facts)}), "fewer messages"
-    packs, reasons[_PACKS] = _packs(asked, facts) if _PACKS in names else ([asked.ds.packing_samples], "")
+        plain = with_values(plain, {_STRIDE: _num_key_heads(facts)})
+    packs, why_packs = _packs(asked, facts) if _PACKS in names else ([asked.ds.packing_samples], "")
     of_packs = [with_values(plain, {_PACKS: one}) for one in packs]
     ways = tuple(_ways(of_packs[0], names, facts, num_ranks))
     fastest = {_STAGE: ways[0].zero_stage, _RECOMPUTES: ways[0].recomputes}
     config = next(_possible([with_values(one, fastest) for one in of_packs], lambda one: check(one, facts)))
     if not config.ds.packing_samples and len(packs) > 1:
-        reasons[_PACKS] = "this model cannot pack"
-    return OpenLayout(asked, config, ways, reasons)
+        why_packs = "this model cannot pack"
+    reasons = {_PACKS: why_packs, _STRIDE: "fewer messages"}
+    return OpenLayout(asked, config, RunMemory(config, facts, num_ranks, on_cpu), ways, reasons)
 
 
 def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
@@ -249,8 +275,8 @@ def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[
 
 
 def _num_key_heads(facts: ModelFacts) -> int:
-    config = facts.config.get_text_config()
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    config: Any = facts.config.get_text_config()
+    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
 
 
 def _unit_tokens(data: Any, packed: bool) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from openrlhf.checkpoint.host_memory import bytes_left
 from openrlhf.config import DPOConfig, TrainingConfig
-from openrlhf.engine.devices import free_device_bytes, usable_device_type
+from openrlhf.engine.devices import free_device_bytes
 from openrlhf.engine.engine_config import gradient_dtype
 from openrlhf.engine.launchers import num_local_ranks
 from openrlhf.engine.state_memory import MemoryEstimate, estimate_memory
@@ -99,22 +99,12 @@ class Memory:
         return Memory(self.on_cpu, int(self.device_bytes / factor), on_host)
 
 
-def num_ranks() -> int:
-    """That were started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 class RunMemory:
     """Of a run, by the way that it takes."""
 
     def __init__(self, config: TrainingConfig, facts: ModelFacts, num_ranks: int, on_cpu: bool):
-        self._config, self._facts, self._num_ranks = config, facts, num_ranks
+        self._config, self._facts, self.num_ranks = config, facts, num_ranks
         self.on_cpu, self._num_frozen = on_cpu, _num_frozen(config)
-
-    @classmethod
-    def here(cls, config: TrainingConfig, facts: ModelFacts) -> RunMemory:
-        """On the ranks that were started."""
-        return cls(config, facts, num_ranks(), usable_device_type() == "cpu")
 
     @functools.cache  # noqa: B019  one a run
     def model(self, recomputes: bool) -> ModelMemory | None:
@@ -130,7 +120,7 @@ class RunMemory:
         states = estimate_memory(
             model.num_parameters // ds.tensor_parallel_size,
             model.num_trained // ds.tensor_parallel_size,
-            num_ranks=self._num_ranks // ds.tensor_parallel_size,
+            num_ranks=self.num_ranks // ds.tensor_parallel_size,
             zero_stage=way.zero_stage,
             param_dtype=ds.param_dtype,
             gradient_dtype=gradient_dtype(ds),

@@ -13,7 +13,7 @@ from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable
 from openrlhf.models.loading import facts_of
 from openrlhf.run.layout_choice import ChosenLayout, Lengths, open_layout
-from openrlhf.run.memory_estimate import Memory, RankMemory, RunMemory, Way, size_text, unit_of
+from openrlhf.run.memory_estimate import Memory, RankMemory, Way, size_text, unit_of
 
 _COLUMNS = ("ZeRO", "offload", "recompute", "weights", "grads", "states", "active", "update", "peak", "host", "fits")
 
@@ -25,9 +25,10 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
     """
     console = console or Console()
     facts = facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
-    run, memory = RunMemory(config, facts, config.ranks, config.device == "cpu"), _memory(config)
-    layout = _layout(config, facts, run, memory)
-    num_tokens, model = _tokens(layout.config), run.model(recomputes=False)
+    memory = _memory(config)
+    layout = _layout(config, facts, memory)
+    run, num_tokens = layout.memory, _tokens(layout.config)
+    model = run.model(recomputes=False)
     if model is None:
         raise UserError(
             f"{config.model.model_name_or_path}: this model does not run without its numbers, so its memory cannot be "
@@ -55,7 +56,7 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
     console.print(f"A run here: {layout.in_words()}.", soft_wrap=True)
 
 
-def _layout(config: EstimateConfig, facts: ModelFacts, run: RunMemory, memory: Memory | None) -> ChosenLayout:
+def _layout(config: EstimateConfig, facts: ModelFacts, memory: Memory | None) -> ChosenLayout:
     """Of a run on data whose samples are all as long as may be."""
 
     def check(settled: EstimateConfig, facts: ModelFacts) -> None:
@@ -64,7 +65,7 @@ def _layout(config: EstimateConfig, facts: ModelFacts, run: RunMemory, memory: M
 
     longest = config.data.max_len
     lengths = Lengths(longest, config.train.batch_size * longest)
-    return open_layout(config, facts, config.ranks, check).choose(run, lengths, config.ranks, memory)
+    return open_layout(config, facts, config.ranks, config.device == "cpu", check).choose(lengths, memory)
 
 
 def _tokens(config: EstimateConfig) -> int:

@@ -28,18 +28,17 @@ def print_start_table(
     eval_data: Any | None,
     consumed_samples: int = 0,
     console: Console | None = None,
-    memory: RunMemory | None = None,
     layout: ChosenLayout | None = None,
     more_rows: Mapping[str, str] | None = None,
 ) -> None:
     """Prints the table on `console` (standard output when not given). Counts are over all ranks.
 
-    Args: memory, layout: None: its line is left out. more_rows: text by name, at the end.
+    Args: layout: None: its line is left out, and that of the memory. more_rows: text by name, at the end.
     """
     table = Table(title="This run", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples, memory, layout):
+    for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples, layout):
         table.add_row(name, text)
     for name, text in (more_rows or {}).items():
         table.add_row(name, text)
@@ -52,7 +51,6 @@ def _rows(
     train_data: Any,
     eval_data: Any | None,
     consumed_samples: int,
-    memory: RunMemory | None,
     layout: ChosenLayout | None,
 ) -> Iterator[tuple[str, str]]:
     loader, strategy = cast(StepWindowLoader, trainer.train_dataloader), trainer.strategy
@@ -70,8 +68,8 @@ def _rows(
     sizes = [(whole_numel(p), p.requires_grad) for p in trainer.model.trainable_module.parameters()]
     num_parameters, num_trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
     yield "parameters", f"{num_parameters:,}; {num_trained:,} of them trained ({num_trained / num_parameters:.2%})"
-    if memory is not None:
-        yield "memory a rank", _memory(memory, way_of(config), longest_tokens(config, train_data))
+    if layout is not None:
+        yield "memory a rank", _memory(layout.memory, way_of(config), longest_tokens(config, train_data))
     yield (
         "out of memory",
         "the step again, micro-batches halved, activations recomputed; "

@@ -34,8 +34,7 @@ from openrlhf.parallel.agreement import check_agreement
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.answering import Answering
 from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, read_facts
-from openrlhf.run.layout_choice import ChosenLayout, Lengths, OpenLayout, open_layout
-from openrlhf.run.memory_estimate import Memory, RunMemory, num_ranks
+from openrlhf.run.layout_choice import ChosenLayout, OpenLayout, open_layout_here
 from openrlhf.run.push import describe_and_push
 from openrlhf.run.report import CURVES_FILE, REPORT, write_report
 from openrlhf.run.rescue import Rescue
@@ -57,8 +56,7 @@ class TrainingRun(ABC):
     """A run: its configuration, data, strategy, trainer."""
 
     trainer: CommandTrainer
-    memory: RunMemory | None = None  # None in a run whose model is in memory already
-    layout: ChosenLayout | None = None  # likewise
+    layout: ChosenLayout | None = None  # None in a run whose model is in memory already
     _open_layout: OpenLayout
     facts_of: ClassVar[Callable[..., ModelFacts]] = staticmethod(facts_of)
 
@@ -102,18 +100,16 @@ class TrainingRun(ABC):
         objective, callbacks = cls.build_objective(config), callbacks_named(config.train.callbacks)
         tokenizer = build_tokenizer(config)
         facts = read_facts(config, cls.facts_of)
-        layout = open_layout(config, facts, num_ranks())
-        config, memory = layout.config, RunMemory.here(layout.config, facts)
-        memory.check(layout.ways, 0, "a single token")
+        layout = open_layout_here(config, facts)
+        config = layout.config
         if config.eval.prompts is not None:
             callbacks.append(Answering(config, tokenizer, num_positions(facts.config)))
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)
         run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
-        run.memory, run._open_layout = memory, layout
-        for dataset in run.data:
-            memory.check_data(layout.ways, dataset)
+        run._open_layout = layout
+        layout.check_data(run.data)
         return run
 
     # --- what a command has of its own ---------------------------------------------------------------------------
@@ -144,8 +140,6 @@ class TrainingRun(ABC):
     def rows_of_start_table(self) -> dict[str, str]:
         """More lines for the start table."""
         return {}
-
-    # -------------------------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> list[Any]:
@@ -186,9 +180,8 @@ class TrainingRun(ABC):
         self._found = newest(checkpointer, self.strategy.print)
         if self._found is None:
             set_earlier_run_aside(checkpointer, self.strategy.print)
-            self.strategy.print(
-                f"no checkpoint in {ckpt.path}: the run starts from {self.config.model.model_name_or_path}."
-            )
+            base = self.config.model.model_name_or_path
+            self.strategy.print(f"no checkpoint in {ckpt.path}: the run starts from {base}.")
             return False
         # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
         now = run_identity(
@@ -222,11 +215,8 @@ class TrainingRun(ABC):
     # --- building ------------------------------------------------------------------------------------------------
 
     def choose_layout(self) -> None:
-        """What the settings leave open, by the rank that has the least memory. All ranks call."""
-        assert self.memory is not None, "it comes with the data"
-        free = Memory.least(gather_objects(Memory.free_here(self.memory.on_cpu), self.strategy.groups.control))
-        lengths = Lengths.of(self.data, self.config.train.batch_size, self.config.ds.packing_samples)
-        self.layout = self._open_layout.choose(self.memory, lengths, self.strategy.world_size, free)
+        """What the settings have left open. All ranks call."""
+        self.layout = self._open_layout.choose_together(self.data, self.strategy.groups.control)
         self.config = self.layout.config
         self.strategy.use(self.config)
 
@@ -324,7 +314,6 @@ class TrainingRun(ABC):
             self.train_data,
             self.eval_data,
             self.consumed_samples,
-            memory=self.memory,
             layout=self.layout,
             more_rows=self.rows_of_start_table(),
         )

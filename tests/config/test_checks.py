@@ -14,7 +14,8 @@ from openrlhf.errors import UserError
 
 COMBINATIONS = [
     ("--ds.ring_attn_size 2 --ds.packing_samples", 3, "does not divide the 3 ranks"),
-    ("--ds.ring_attn_size 2", 2, "add --ds.packing_samples"),
+    ("--ds.ring_attn_size 2 --ds.packing_samples false", 2, "add --ds.packing_samples"),
+    ("--ds.ring_attn_size 2 --train.micro_batch_size 4", 2, "add --ds.packing_samples"),
     ("--ds.tensor_parallel_size 2 --ds.zero_stage 3", 2, "does not go with --ds.zero_stage 3"),
     (
         "--ds.tensor_parallel_size 2 --ds.ring_attn_size 2 --ds.packing_samples",
@@ -79,6 +80,8 @@ def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags
     [
         ("--ds.ring_attn_size 2 --ds.packing_samples --train.batch_size 2", 4),
         ("--ds.tensor_parallel_size 2 --ds.zero_stage 2", 2),
+        ("--ds.ring_attn_size 2", 2),
+        ("--ds.zpg 2", 2),
         ("--train.batch_size 4", 4),
         ("--train.max_tokens_per_micro_batch 1024 --ds.ring_attn_size 2 --ds.packing_samples", 2),
         ("--data.dataset_probs .7,1e-1 --data.dataset ./rows.jsonl,some-org/some-name", 1),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
 import pytest
 
-from openrlhf.config import SFTConfig, parse_config
-from openrlhf.config.schema import settings
+from openrlhf.config import SFTConfig, from_namespace, parse_config
+from openrlhf.config.schema import settings, values_of
 from openrlhf.errors import UserError
 
 CONTRACT_NAMES = {
@@ -49,9 +50,56 @@ def test_names_of_the_contract_are_settings():
 
 
 def test_without_other_flags_the_defaults_hold(good_flags):
-    config = parse_config(SFTConfig, good_flags)
+    config = parse_config(SFTConfig, [*good_flags, "--train.micro_batch_size", "8"])
     assert config.train == SFTConfig().train
     assert config.model.model_name_or_path == "./model"
+
+
+LEFT_TO_THE_RUN = {name for name, setting in settings(SFTConfig).items() if setting.takes_auto}
+
+
+def autos(good_flags, *words):
+    values = values_of(parse_config(SFTConfig, [*good_flags, *words]))
+    return {name for name in LEFT_TO_THE_RUN if values[name] == "auto"}
+
+
+def test_a_layout_of_which_nothing_is_said_is_left_to_the_run(good_flags):
+    assert autos(good_flags) == LEFT_TO_THE_RUN
+    assert len(LEFT_TO_THE_RUN) == 6
+
+
+def test_what_is_said_of_a_layout_is_not_left_to_the_run(good_flags):
+    words = "--ds.packing_samples --ds.zero_stage 3 --train.max_tokens_per_micro_batch none --gradient_checkpointing"
+    assert autos(good_flags, *words.split()) == {"train.micro_batch_size", "ds.ring_head_stride"}
+
+
+@pytest.mark.parametrize("name", ["--train.micro_batch_size", "--micro_train_batch_size"])
+def test_beside_a_number_of_samples_only_what_is_said_to_be_is_auto(good_flags, name):
+    assert autos(good_flags, name, "4") == set()
+    assert autos(good_flags, name, "4", "--ds.packing_samples", "auto") == {"ds.packing_samples"}
+
+
+def test_a_switch_may_be_true_false_or_auto(good_flags):
+    given = {"": True, "true": True, "false": False, "auto": "auto"}
+    for word, value in given.items():
+        words = [*good_flags, "--ds.packing_samples", *word.split()]
+        assert parse_config(SFTConfig, words).ds.packing_samples == value
+
+
+def test_auto_is_told_of_where_a_value_is_none(good_flags):
+    (found,) = problems_of([*good_flags, "--ds.zero_stage", "automatic"])
+    assert found == "--ds.zero_stage is 'automatic'; it must be one of 0, 1, 2, 3. Or give auto."
+
+
+def test_what_is_never_left_to_the_run_takes_no_auto(good_flags):
+    (found,) = problems_of([*good_flags, "--train.batch_size", "auto"])
+    assert found == "--train.batch_size is 'auto'; it must be a whole number above 0."
+
+
+def test_a_scripts_arguments_are_never_left_to_the_run():
+    assert from_namespace(SFTConfig, argparse.Namespace()) == SFTConfig()
+    with pytest.raises(UserError, match="args.zero_stage is 'auto'"):
+        from_namespace(SFTConfig, argparse.Namespace(zero_stage="auto"))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +179,7 @@ def test_a_word_without_a_flag_is_reported():
 
 def test_all_problems_are_reported_at_once(good_flags):
     flags = [*good_flags, "--ds.zero_stag", "3", "--train.batch_size", "x", "--ds.ring_attn_size", "2"]
+    flags += ["--ds.packing_samples", "false"]
     found = "\n".join(problems_of([*flags, "--eval.steps", "5", "--eval.dataset", "./gone.jsonl"]))
     for word in ("--ds.zero_stag ", "'x'", "--ds.packing_samples", "does not divide", "./gone.jsonl"):
         assert word in found

@@ -142,7 +142,7 @@ def test_the_command_refuses_a_count_that_is_no_number(tmp_path: Path):
 
 def test_the_token_budget_is_that_of_all_ranks_of_a_ring():
     values = {"train.max_tokens_per_micro_batch": 100, "ds.ring_attn_size": 4, "ds.packing_samples": True}
-    assert inspect_data._batching(build(InspectConfig, values))["layout"] == TokenBudget(400, packed=True)
+    assert inspect_data._batching(build(InspectConfig, values), None)["layout"] == TokenBudget(400, packed=True)
 
 
 @pytest.mark.parametrize("colours", [True, False])

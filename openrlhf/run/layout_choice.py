@@ -54,8 +54,8 @@ class Lengths:
 
     @classmethod
     def of(cls, data: Sequence[Any], batch_size: int, packed: bool) -> Lengths:
-        """Args: data: the training's, and the evaluation's where there is one."""
-        sizes = [_unit_tokens(one, packed) for one in data]
+        """Args: data: the training's, and the evaluation's, or None."""
+        sizes = [_unit_tokens(one, packed) for one in data if one is not None]
         trained, num_units = sizes[0], min(batch_size, len(data[0]))
         step = num_units * float(trained.mean()) + 3 * math.sqrt(num_units) * float(trained.std())
         return cls(max(int(one.max()) for one in sizes), min(math.ceil(step), num_units * int(trained.max())))
@@ -105,7 +105,7 @@ class OpenLayout:
 
     def check_data(self, data: Sequence[Any]) -> None:
         """Raises UserError where no way has room for the longest unit, or the model too few positions."""
-        for one in data:
+        for one in filter(None, data):
             self.memory.check_data(self.ways, one)
 
     def choose_together(self, data: Sequence[Any], group: ProcessGroup | None) -> ChosenLayout:
@@ -275,8 +275,9 @@ def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[
 
 
 def _num_key_heads(facts: ModelFacts) -> int:
-    config: Any = facts.config.get_text_config()
-    return getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+    config = facts.config.get_text_config()
+    numbers = [getattr(config, name, None) for name in ("num_key_value_heads", "num_attention_heads")]
+    return next((number for number in numbers if number), 1)
 
 
 def _unit_tokens(data: Any, packed: bool) -> np.ndarray:

@@ -109,7 +109,7 @@ class TrainingRun(ABC):
         eval_data = build_eval_data(config, tokenizer, prepare)
         run = cls(config, objective, callbacks, tokenizer, train_data, eval_data)
         run._open_layout = layout
-        layout.check_data(run.data)
+        layout.check_data([run.train_data, run.eval_data])
         return run
 
     # --- what a command has of its own ---------------------------------------------------------------------------
@@ -140,11 +140,6 @@ class TrainingRun(ABC):
     def rows_of_start_table(self) -> dict[str, str]:
         """More lines for the start table."""
         return {}
-
-    @property
-    def data(self) -> list[Any]:
-        """The training's, and the evaluation's where there is one."""
-        return [one for one in (self.train_data, self.eval_data) if one is not None]
 
     @property
     def num_steps(self) -> int:
@@ -216,7 +211,8 @@ class TrainingRun(ABC):
 
     def choose_layout(self) -> None:
         """What the settings have left open. All ranks call."""
-        self.layout = self._open_layout.choose_together(self.data, self.strategy.groups.control)
+        data = [self.train_data, self.eval_data]
+        self.layout = self._open_layout.choose_together(data, self.strategy.groups.control)
         self.config = self.layout.config
         self.strategy.use(self.config)
 
@@ -230,6 +226,7 @@ class TrainingRun(ABC):
         model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
         self.trainer = self.build_trainer(model, optimizer, scheduler)
         self.trainer.reference_fingerprint = self.reference_fingerprint
+        self.trainer.step_layouts = self.layout.candidates if self.layout else ()
         self.trainer.check_layout()  # before anything is said of a run that cannot be
 
     def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:

@@ -59,7 +59,7 @@ class LayoutTuner:
         if restored is not None and restored["rests_on"] == self._rests_on():
             layout = StepLayout(**restored["layout"])
             self._keep(layout)
-            self._tell(f"the checkpoint's layout is kept: {layout}.", {"layout": asdict(layout)})
+            self._tell(f"layout from here on, as the checkpoint has it: {layout}.", {"layout": asdict(layout)})
         elif num_steps_left >= LEAST_STEPS:
             self._trials = LayoutTrials(self._layouts, num_steps_left)
             self._steps = self._trials.run()
@@ -67,7 +67,7 @@ class LayoutTuner:
 
     def after_step(self, seconds: float, num_tokens: int) -> None:
         """Args: seconds: that the step took on this rank. num_tokens: of its window, over all ranks."""
-        if self._steps is None:
+        if self._steps is None or not num_tokens:  # all of the window's samples may be left out
             return
         ran_out = self._memory.halvings > 0
         if ran_out and self._layout == self._trials.first:
@@ -131,4 +131,4 @@ class LayoutTuner:
             rate = tried["tokens_per_second"]
             result = "not tried" if rate is None else f"{rate:,.0f} tokens/s"
             words.append(f"{layout}: {'out of memory' if tried['out_of_memory'] else result}")
-        return f"the layout is kept that was the fastest in the first steps: {self._layout} ({'; '.join(words)})."
+        return f"layout from here on: {self._layout}. Seen in the first steps: {'; '.join(words)}."

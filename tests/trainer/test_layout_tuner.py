@@ -85,9 +85,8 @@ def test_what_is_kept_is_told_once_with_what_each_has_taken():
     tuning = Tuning(LARGE)
     tuning.step(NUM_STEPS + 5)
     assert tuning.told == [
-        "the layout is kept that was the fastest in the first steps: 64 tokens a micro-batch (32 tokens a micro-batch: "
-        "500 tokens/s; 32 tokens a micro-batch, activations recomputed: 500 tokens/s; 64 tokens a micro-batch: "
-        "1,000 tokens/s)."
+        "layout from here on: 64 tokens a micro-batch. Seen in the first steps: 32 tokens a micro-batch: 500 tokens/s; "
+        "32 tokens a micro-batch, activations recomputed: 500 tokens/s; 64 tokens a micro-batch: 1,000 tokens/s."
     ]
     (facts,) = tuning.facts
     assert facts["layout"] == {"max_tokens": 64, "recomputes": False}
@@ -112,7 +111,7 @@ def test_a_run_that_goes_on_takes_the_layout_of_its_checkpoint_and_tries_nothing
     assert tuning.layout == LARGE
     tuning.step(30)
     assert tuning.layout == LARGE
-    assert tuning.told == ["the checkpoint's layout is kept: 64 tokens a micro-batch."]
+    assert tuning.told == ["layout from here on, as the checkpoint has it: 64 tokens a micro-batch."]
     assert tuning.tuner.kept == kept_by(LARGE)
 
 
@@ -129,6 +128,15 @@ def test_a_run_that_goes_on_elsewhere_tries_again(what, monkeypatch):
     assert tuning.layout == FIRST
     tuning.step(NUM_STEPS)
     assert "tried" in tuning.facts[0]
+
+
+def test_a_step_without_a_token_counts_for_nothing():
+    """Its samples are left out, as they do not fit."""
+    tuning = Tuning(LARGE)
+    for _ in range(NUM_STEPS):
+        tuning.tuner.after_step(1.0, num_tokens=0)
+    assert tuning.layout == FIRST
+    assert tuning.tuner.kept is None
 
 
 def test_nothing_is_kept_before_the_trials_are_over():
@@ -150,7 +158,7 @@ def test_memory_that_runs_out_in_a_candidate_costs_that_step_alone():
         "64 tokens a micro-batch are more than memory holds, and are not tried again: micro-batches are as they were "
         "asked for again."
     )
-    assert tuning.told[2].endswith("64 tokens a micro-batch: out of memory).")
+    assert tuning.told[2].endswith("64 tokens a micro-batch: out of memory.")
     assert tuning.facts[-1]["tried"][2]["out_of_memory"] is True
 
 

@@ -44,6 +44,19 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "no checkpointing, eager attention": {**BASE, "model_init_kwargs": {"attn_implementation": "eager"}},
     "no checkpointing, micro-batch 1, bf16 weights": {**SINGLE, "model_init_kwargs": {"dtype": "bfloat16"}},
 }
+# Of pairs: packing and padding_free are unknown to TRL's reward modelling and ignored by its DPO. Its sampler takes the
+# lengths from a column that its trainers of pairs would remove before.
+LIKE_PAIRS = {**IN_PAIRS, "remove_unused_columns": False}
+CANDIDATES_OF_PAIRS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "no checkpointing": BASE,
+    "no checkpointing, micro-batch 1": SINGLE,
+    "no checkpointing, micro-batch 2": {**BASE, "per_device_train_batch_size": 2},
+    "no checkpointing, micro-batch 2, grouped by length": LIKE_PAIRS,
+    "no checkpointing, micro-batch 4, grouped by length": {**LIKE_PAIRS, "per_device_train_batch_size": 4},
+    "no checkpointing, micro-batch 1, compiled": {**SINGLE, "torch_compile": True},
+    "no checkpointing, micro-batch 2, grouped by length, compiled": {**LIKE_PAIRS, "torch_compile": True},
+}
 
 
 def main() -> None:
@@ -65,7 +78,7 @@ def main() -> None:
     our_settings = next(iter(case.ours.values()))
     reference = our_loss(bench, loss_job(bench, case), our_settings)
     kept = {key: value for one in case.trl.values() for key, value in one.items() if key == "precompute_ref_log_probs"}
-    for name, candidate in CANDIDATES.items():
+    for name, candidate in (CANDIDATES if case.task == "sft" else CANDIDATES_OF_PAIRS).items():
         settings = {**candidate, **kept}
         if choices.only is None or name in choices.only:
             asked = {"settings": settings, "num_threads": case.num_threads}

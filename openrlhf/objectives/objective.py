@@ -69,6 +69,9 @@ class Objective(ABC):
             divisor: the sum of `weight` over all micro-batches of the window on all ranks.
         """
 
+    def throw_away(self) -> None:  # noqa: B027  (most have no model)
+        """A pass over a window broke off, and begins anew: what a model of the objective's own holds of it is freed."""
+
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """More metrics of an evaluation, worked out from the means of `metrics` and `eval_sums` over all its rows."""
         return {}

@@ -29,6 +29,9 @@ class Reference(Protocol):
     def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
         """(Q,) of each sequence of the micro-batch, whole on every rank of a ring; without gradients."""
 
+    def throw_away(self) -> None:
+        """As of `Objective`."""
+
 
 class PreferenceObjective(PairObjective):
     """The weighted mean over a window's pairs of a mix of pair losses.
@@ -93,6 +96,10 @@ class PreferenceObjective(PairObjective):
             return share, self._sums(batch, pairs, of_pairs, speaks)
 
         return Share(*scorer.loss_of_log_probs(of_log_probs))
+
+    def throw_away(self) -> None:
+        if self.reference is not None:
+            self.reference.throw_away()
 
     def _of_reference(self, scorer: Scorer, batch: MicroBatch) -> Tensor | None:
         return None if self.reference is None else self.reference.log_probs(scorer, batch)

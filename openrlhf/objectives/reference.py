@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching import MicroBatch
+from openrlhf.engine.abandoned_step import throw_away_gradients
 from openrlhf.models import Actor
 from openrlhf.objectives.scorer import Scorer
 
@@ -26,6 +27,10 @@ class FrozenReference:
         assert self._model is not None, "the reference has its model by now"
         return _log_probs(scorer.beside(self._model))
 
+    def throw_away(self) -> None:
+        if self._model is not None and self._model.engine is not None:
+            throw_away_gradients(self._model.engine)  # there are none; in parts (ZeRO-3) a broken pass holds weights
+
 
 class BaseUnderAdapters:
     """The trained model with its adapters switched off."""
@@ -34,10 +39,14 @@ class BaseUnderAdapters:
         model = scorer.model
         was_training = model.training
         model.eval()  # dropout draws no random numbers: those of the training pass stay as they are
-        with model.model.disable_adapter():
-            log_probs = _log_probs(scorer.beside(model))
-        model.train(was_training)
-        return log_probs
+        try:
+            with model.model.disable_adapter():
+                return _log_probs(scorer.beside(model))
+        finally:  # memory may run out, and the step begin anew
+            model.train(was_training)
+
+    def throw_away(self) -> None:
+        """The step itself throws away what its model has left."""
 
 
 class ComputedReference:
@@ -48,6 +57,9 @@ class ComputedReference:
         if not numbers:  # a rank without a unit in this micro-step
             return torch.zeros(0, device=batch.input_ids.device)
         return torch.stack([numbers[REFERENCE_CHOSEN], numbers[REFERENCE_REJECTED]], dim=1).flatten()
+
+    def throw_away(self) -> None:
+        """No model computes."""
 
 
 @torch.no_grad()

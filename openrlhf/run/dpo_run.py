@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from openrlhf.config import DPOConfig
@@ -62,7 +63,8 @@ class DPORun(PairRun):
                 file = reference_file(self.config, dataset.fingerprint) if self.strategy.is_rank_0() else None
                 file = gather_objects(file, self.strategy.groups.control)[0]
             loader = self.loader(dataset, shuffle=False)
-            return with_log_probs(dataset, compute_reference(load, loader, self.strategy, file))
+            folder = Path(self.config.ckpt.path)
+            return with_log_probs(dataset, compute_reference(load, loader, self.strategy, file, folder))
 
         self.train_data = with_its_log_probs(self.train_data)
         self.eval_data = self.eval_data and with_its_log_probs(self.eval_data)

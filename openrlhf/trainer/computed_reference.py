@@ -8,6 +8,7 @@ the same weights, tokens and settings finds the same file.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,14 +22,18 @@ import xxhash
 from torch import Tensor
 from tqdm import tqdm
 
-from openrlhf.batching import StepWindow, StepWindowLoader
+from openrlhf.batching import MicroBatch, StepWindow, StepWindowLoader
 from openrlhf.datasets.pair_numbers import PairsWithNumbers
+from openrlhf.engine.abandoned_step import throw_away_gradients
+from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import Scorer
 from openrlhf.objectives.reference import REFERENCE_CHOSEN, REFERENCE_REJECTED
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.trainer.memory import MemoryBudget
+from openrlhf.trainer.shortage import compute_together
 
 _ROW_BYTES = 2 * 8
 
@@ -39,7 +44,11 @@ def with_log_probs(pairs: Any, log_probs: np.ndarray) -> PairsWithNumbers:
 
 
 def compute_reference(
-    load: Callable[[], Actor], loader: StepWindowLoader, strategy: DeepspeedStrategy, file: Path
+    load: Callable[[], Actor],
+    loader: StepWindowLoader,
+    strategy: DeepspeedStrategy,
+    file: Path,
+    memory_folder: Path | None = None,
 ) -> np.ndarray:
     """(rows, 2) float64 log-probs of the chosen and the rejected answer of each row. Every rank calls.
 
@@ -47,15 +56,17 @@ def compute_reference(
         load: gives the model, frozen or not; it is not changed. Not called where the file is whole.
         loader: without shuffling, over a data set of pairs.
         file: on a disk that rank 0 sees; rows that it holds are not computed again.
+        memory_folder: as of `MemoryBudget`.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError where the file cannot be written, and as `MemoryBudget` where memory runs out.
     """
     num_rows, control = len(loader.dataset), strategy.groups.control
     with _written_by_this_run_alone(file, strategy.is_rank_0()) as mine:
         begin = _rows_on_disk(mine, num_rows, loader.schedule.batch_size) if strategy.is_rank_0() else None
         begin = gather_objects(begin, control)[0]
         if begin < num_rows:
-            _compute(load(), loader, strategy, mine, begin)
+            memory = MemoryBudget(loader, None, None, lambda words, facts: strategy.print(words), memory_folder)
+            _compute(load(), loader, strategy, mine, begin, memory)
         numbers = np.fromfile(mine, np.float64, 2 * num_rows) if strategy.is_rank_0() else None
     return gather_objects(numbers, control)[0].reshape(num_rows, 2)
 
@@ -96,16 +107,24 @@ def _rows_on_disk(file: Path, num_rows: int, batch_size: int) -> int:
         return rows
 
 
-def _compute(model: Actor, loader: StepWindowLoader, strategy: DeepspeedStrategy, file: Path, begin: int) -> None:
+def _compute(
+    model: Actor,
+    loader: StepWindowLoader,
+    strategy: DeepspeedStrategy,
+    file: Path,
+    begin: int,
+    memory: MemoryBudget,
+) -> None:
     """The rows from `begin` on, appended by rank 0, and the checksum."""
     was_training, is_writer = model.training, strategy.is_rank_0()
     model.eval()
+    memory.read_note()
     shown = tqdm(
         total=len(loader.dataset), initial=begin, desc="reference", disable=None if strategy.is_rank_0() else True
     )
     for window in loader.windows(begin, max_epochs=1):
         strategy.watchdog.note("computing the reference's log-probs")
-        values = _of_window(model, window, strategy)
+        values = memory.compute(window, functools.partial(_of_window, model, strategy))
         if is_writer:
             _append(file, values.tobytes())
         shown.update(len(values))
@@ -133,12 +152,23 @@ def _telling_of(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _of_window(model: Actor, window: StepWindow, strategy: DeepspeedStrategy) -> np.ndarray:
-    """(rows of the window, 2), in the order of the rows; the same on every rank."""
+def _of_window(model: Actor, strategy: DeepspeedStrategy, window: StepWindow) -> np.ndarray:
+    """(rows of the window, 2), in the order of the rows; the same on every rank. Raises as `compute_together`."""
     mine: dict[int, list[float]] = {}
-    for rows, micro_batch in zip(window.rows_of_micro_batches, window.micro_batches, strict=True):
+
+    def compute(number: int, micro_batch: MicroBatch) -> None:
+        rows = window.rows_of_micro_batches[number] if micro_batch.unit_names else []
         of_pairs = _log_probs(Scorer(model, micro_batch.to(strategy.device), strategy.groups)).view(-1, 2)
-        mine |= dict(zip(rows, of_pairs.double().tolist(), strict=True))
+        mine.update(zip(rows, of_pairs.double().tolist(), strict=True))
+
+    compute_together(
+        window,
+        compute,
+        strategy.groups,
+        lambda: "the reference's pass",
+        lambda: throw_away_gradients(model.engine),  # there are none; in parts (ZeRO-3) a broken pass holds weights
+        any(map(is_partitioned, model.model.parameters())),
+    )
     everyone: dict[int, list[float]] = {}
     for of_rank in gather_objects(mine, strategy.groups.control):
         everyone |= of_rank

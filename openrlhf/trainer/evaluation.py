@@ -50,6 +50,7 @@ def evaluate(
     def give_back() -> None:
         if model.engine is not None:
             throw_away_gradients(model.engine)  # there are none; under ZeRO-3 a broken pass holds weights
+        objective.throw_away()
 
     def add(window: StepWindow) -> None:
         divisor, of_window = _of_window(objective, window, strategy.groups, scorer_of, give_back, is_zero_3)

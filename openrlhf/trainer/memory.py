@@ -31,7 +31,8 @@ class MemoryBudget:
     Args:
         loader: whose windows are cut; the next ones are built so at once.
         model: recomputes its activations when memory is short; None: there are none, in an evaluation.
-        overlong: what becomes of a unit that does not fit alone: the run stops, or goes on without it.
+        overlong: what becomes of a unit that does not fit alone: the run stops, or goes on without it. None: it stops
+            in any case.
         tell: is given each event: words for people, facts for the record.
         folder: holds the note that the next start reads where the ranks cannot go on; None: there is none.
     """
@@ -40,7 +41,7 @@ class MemoryBudget:
         self,
         loader: Any,
         model: PreparedModel | None = None,
-        overlong: OverlongMemory = "stop",
+        overlong: OverlongMemory | None = "stop",
         tell: Callable[[str, dict[str, Any]], None] = lambda words, facts: None,
         folder: Path | None = None,
     ):
@@ -111,12 +112,14 @@ class MemoryBudget:
 
     def _leave_out(self, alone: list[Shortage]) -> frozenset[str]:
         names = frozenset(name for one in alone for name in one.unit_names)
-        if self._overlong == "stop" or not names:
+        if self._overlong != "skip" or not names:
             longest = max(alone, key=lambda one: one.num_tokens)
+            recomputed = ", with activations recomputed" if self._model is not None else ""
+            skip = "--data.overlong_memory skip, which leaves such samples out; " if self._overlong else ""
             raise RunStopped(
-                f"memory ran out for one sample alone ({longest}), with activations recomputed. What helps: "
-                f"--data.max_len below {longest.num_tokens}; --data.overlong_memory skip, which leaves such samples "
-                "out; with --ds.packing_samples a ring (--ds.ring_attn_size); --ds.zero_stage 3; --ds.adam_offload."
+                f"memory ran out for one sample alone ({longest}){recomputed}. What helps: --data.max_len below "
+                f"{longest.num_tokens}; {skip}with --ds.packing_samples a ring (--ds.ring_attn_size); --ds.zero_stage "
+                "3; --ds.adam_offload."
             )
         what_is_done = "it does not fit alone, and is left out (--data.overlong_memory skip)"
         self._say(tuple(alone), what_is_done, left_out=sorted(names))

@@ -84,7 +84,7 @@ class WindowStep:
         sums = MetricSums(self._objective, self._strategy.device, self._with_entropy, bool(self._aux_loss.coef))
         losses: list[Tensor] = []
         scorer_of = functools.partial(self._scorer, optimizer_step)
-        throw_away, groups = self._trained.throw_away_gradients, self._strategy.groups
+        throw_away, groups = self._throw_away, self._strategy.groups
         is_zero_3 = self._strategy.ds.zero_stage == 3
         of_window = window_scores(self._objective, window, counts, groups, scorer_of, throw_away, is_zero_3)
 
@@ -123,6 +123,10 @@ class WindowStep:
         self._pass = "backward pass"
         self._trained.backward_share(loss_share)
         return torch.as_tensor(share.sums["loss"][0])
+
+    def _throw_away(self) -> None:
+        self._trained.throw_away_gradients()
+        self._objective.throw_away()
 
     def _update(self, step_name: str) -> StepOutcome:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from openrlhf.objectives.pair_losses import PairLossSettings
 from openrlhf.objectives.preference import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
 from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
+from openrlhf.trainer.memory import MemoryBudget
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
 
 SETTINGS = PairLossSettings(beta=0.1, label_smoothing=0.1)
@@ -69,19 +71,31 @@ def curve(
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
 
 
-def curve_of_adapters(kind: str, ring: int, zero_stage: int, folder: str = "") -> list[tuple[float, float, float]]:
-    """(loss, reward margin, gradient norm) of adapters whose reference is of that kind."""
+def curve_of_adapters(
+    kind: str,
+    ring: int,
+    zero_stage: int,
+    folder: str = "",
+    max_tokens: int | None = None,
+    short: tuple[int, ...] | None = None,
+) -> list[tuple[float, float, float]]:
+    """(loss, reward margin, gradient norm) of adapters whose reference is of that kind.
+
+    Args: short: ranks on which memory runs out in the second pass of the reference; None: there is enough.
+    """
     from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
     from openrlhf.trainer.step import WindowStep
     from tests.helpers.tiny_models import tiny_model
 
-    strategy = _strategy(ring, zero_stage, True, None)
+    strategy = _strategy(ring, zero_stage, True, max_tokens)
+    is_short, met = strategy.get_rank() in (short or ()), [False]
     pairs: Any = Pairs()
     reference: Any = BaseUnderAdapters()
     if kind != "off":
         frozen = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True, ring_attn_size=ring))
         reference = FrozenReference(frozen)
+        _fail_in_second_pass(frozen, is_short, met)
     if kind == "computed":
         loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
         computed = compute_reference(lambda: frozen, loader, strategy, Path(folder) / "reference.f64")
@@ -94,11 +108,30 @@ def curve_of_adapters(kind: str, ring: int, zero_stage: int, folder: str = "") -
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     actor.train()
+    _fail_in_second_pass(actor, is_short and kind == "off", met)
     step = WindowStep(actor, actor.trained, strategy, PreferenceObjective({"sigmoid": 1.0}, reference=reference))
-    windows = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
-    results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
+    loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
+    windows, memory = loader.windows(max_epochs=2), MemoryBudget(loader, actor)
+    results = [
+        memory.compute(window, partial(step.run, optimizer_step=number))
+        for number, window in zip(range(NUM_STEPS), windows, strict=False)
+    ]
     actor.engine.destroy()
+    assert met[0] == is_short
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
+
+
+def _fail_in_second_pass(model: Any, is_short: bool, met: list[bool]) -> None:
+    """Of those without gradients, between two layers. Args: met: is told when it has failed."""
+    passes = [0]
+
+    def fail(module: torch.nn.Module, inputs: Any) -> None:
+        passes[0] += not torch.is_grad_enabled()
+        if is_short and passes[0] == 2 and not met[0]:
+            met[0] = True
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.scorer.base_model.model.layers[1].register_forward_pre_hook(fail)
 
 
 def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:

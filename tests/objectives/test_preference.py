@@ -66,6 +66,16 @@ def test_three_kinds_of_reference_are_one(ring, zero_stage, two_ranks, tmp_path)
             assert one == pytest.approx(same, rel=1e-6, abs=1e-6), f"{kind}: loss, margin, gradient norm of {step}"
 
 
+@pytest.mark.parametrize(("zero_stage", "short"), [(2, (1,)), (3, (0, 1))])
+@pytest.mark.parametrize("kind", ["off", "frozen", "computed"])
+def test_a_reference_for_which_memory_runs_out_is_computed_again(kind, zero_stage, short, two_ranks, tmp_path):
+    layout = dict(ring=1, zero_stage=zero_stage, max_tokens=130)
+    right = two_ranks.run(preference_cases.curve_of_adapters, kind="off", **layout)[0]
+    found = two_ranks.run(preference_cases.curve_of_adapters, kind=kind, short=short, folder=str(tmp_path), **layout)[0]
+    for step, (one, same) in enumerate(zip(right, found, strict=True)):
+        assert one == pytest.approx(same, rel=1e-6, abs=1e-6), f"loss, margin, gradient norm of step {step}"
+
+
 @pytest.mark.parametrize("num_bytes", [0, 16 * 4, 16 * 6 + 3, 16 * 10])
 def test_a_reference_goes_on_after_a_kill_at_any_byte(num_bytes, two_ranks, tmp_path):
     whole, again = two_ranks.run(preference_cases.reference_after_a_kill, folder=str(tmp_path), num_bytes=num_bytes)[0]

@@ -13,8 +13,8 @@ BUGS = [
         "gradients_of_a_failed_attempt_stay",
         "the gradients of the attempt that failed are added to those of the next",
         "trainer/step.py",
-        "throw_away, groups = self._trained.throw_away_gradients, self._strategy.groups",
-        "throw_away, groups = self._trained.guard.state_dict, self._strategy.groups",
+        "        self._trained.throw_away_gradients()\n",
+        "",
         (f"{_MEMORY}::test_loss_gradients_and_metrics_are_those_of_a_step_that_fits",),
     ),
     Bug(

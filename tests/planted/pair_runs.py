@@ -65,6 +65,14 @@ BUGS = [
         (_RUNS + "test_a_reference_with_another_vocabulary_is_refused",),
     ),
     Bug(
+        "base_is_the_reference_of_an_adapter",
+        "DPO from an adapter is held to another model than the one that it starts from",
+        "run/reference.py",
+        "if name is not None and adapter is not None and config.ref.model_name_or_path is None:",
+        "if False:",
+        (_RUNS + "test_a_start_from_an_adapter_needs_a_reference_of_its_name",),
+    ),
+    Bug(
         "shorter_answer_counted",
         "an evaluation says how often the shorter answer is the better one",
         "objectives/pairs.py",

@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _FORMULAS = "tests/objectives/test_pair_losses.py::test_loss_and_gradients_are_those_of_the_paper"
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
+_SHORT = "tests/objectives/test_preference.py::test_a_reference_for_which_memory_runs_out_is_computed_again"
 _REFERENCES = "tests/objectives/test_preference.py::test_three_kinds_of_reference_are_one"
 
 BUGS = [
@@ -77,9 +78,33 @@ BUGS = [
         "reference_with_adapters",
         "the reference moves with the policy",
         "objectives/reference.py",
-        "        with model.model.disable_adapter():\n            log_probs",
-        "        if True:\n            log_probs",
+        "            with model.model.disable_adapter():\n",
+        "            if True:\n",
         (_REFERENCES,),
+    ),
+    Bug(
+        "dropout_ends_with_the_memory",
+        "once memory has run out in the reference's pass, adapters train without dropout",
+        "objectives/reference.py",
+        "        finally:  # memory may run out, and the step begin anew\n            model.train(was_training)\n",
+        "        finally:\n            model.train(was_training and __import__('sys').exc_info()[0] is None)\n",
+        (_SHORT,),
+    ),
+    Bug(
+        "weights_of_the_reference_stay_gathered",
+        "under ZeRO-3 a reference whose pass broke off cannot compute again",
+        "trainer/step.py",
+        "        self._objective.throw_away()\n",
+        "",
+        (_SHORT,),
+    ),
+    Bug(
+        "weights_of_a_reference_that_is_computed_before_stay_gathered",
+        "under ZeRO-3 a reference whose pass broke off cannot compute again, before the training",
+        "trainer/computed_reference.py",
+        "lambda: throw_away_gradients(model.engine),",
+        "lambda: None,",
+        (_SHORT,),
     ),
     Bug(
         "label_smoothing_ignored",

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from openrlhf.config import DPOConfig, parse_config
+from openrlhf.errors import UserError
+from openrlhf.run.dpo_run import DPORun
 from tests.helpers.workbench import eval_lines, pair_flags, read_metrics, save_model, save_pairs, step_lines
 from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
 from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
@@ -230,6 +233,16 @@ def test_a_reference_with_another_vocabulary_is_refused(one_rank, bench):
     assert code == 2
     assert "has another vocabulary than --model.model_name_or_path" in said
     assert not (bench / "vocabulary" / "metrics.jsonl").exists()
+
+
+def test_a_start_from_an_adapter_needs_a_reference_of_its_name(bench, tmp_path):
+    """The base under the adapter is not the model that the run starts from."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    words = argv(bench, "from-an-adapter", ds__lora__adapter_name_or_path=tmp_path)
+    with pytest.raises(UserError, match="starts from an adapted model.*lora_combiner.*as --ref.model_name_or_path"):
+        DPORun.build_objective(parse_config(DPOConfig, words))
+    for more in (["--ref.model_name_or_path", str(bench / "model")], ["--model.loss_type", "simpo"]):
+        DPORun.build_objective(parse_config(DPOConfig, [*words, *more]))
 
 
 def test_the_start_table_says_loss_and_reference(one_rank, bench):

@@ -77,11 +77,12 @@ def curve_of_adapters(
     zero_stage: int,
     folder: str = "",
     max_tokens: int | None = None,
-    short: tuple[int, ...] | None = None,
+    dropout: float = 0.1,
+    short: tuple[int, ...] = (),
 ) -> list[tuple[float, float, float]]:
     """(loss, reward margin, gradient norm) of adapters whose reference is of that kind.
 
-    Args: short: ranks on which memory runs out in the second pass of the reference; None: there is enough.
+    Args: short: ranks on which memory runs out in the second pass of the reference.
     """
     from openrlhf.engine.optimizers import build_schedule
     from openrlhf.models import Actor
@@ -89,7 +90,7 @@ def curve_of_adapters(
     from tests.helpers.tiny_models import tiny_model
 
     strategy = _strategy(ring, zero_stage, True, max_tokens)
-    is_short, met = strategy.get_rank() in (short or ()), [False]
+    is_short, met = strategy.get_rank() in short, [False]
     pairs: Any = Pairs()
     reference: Any = BaseUnderAdapters()
     if kind != "off":
@@ -103,7 +104,7 @@ def curve_of_adapters(
         reference = ComputedReference()
     torch.manual_seed(0)
     actor = Actor(
-        tiny_model("llama"), packing_samples=True, ring_attn_size=ring, lora_rank=4, lora_alpha=32, lora_dropout=0.1
+        tiny_model("llama"), packing_samples=True, ring_attn_size=ring, lora_rank=4, lora_alpha=32, lora_dropout=dropout
     )
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
@@ -118,6 +119,7 @@ def curve_of_adapters(
     ]
     actor.engine.destroy()
     assert met[0] == is_short
+    assert actor.training, "its dropout is on"
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
 
 

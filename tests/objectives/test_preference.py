@@ -69,7 +69,7 @@ def test_three_kinds_of_reference_are_one(ring, zero_stage, two_ranks, tmp_path)
 @pytest.mark.parametrize(("zero_stage", "short"), [(2, (1,)), (3, (0, 1))])
 @pytest.mark.parametrize("kind", ["off", "frozen", "computed"])
 def test_a_reference_for_which_memory_runs_out_is_computed_again(kind, zero_stage, short, two_ranks, tmp_path):
-    layout = dict(ring=1, zero_stage=zero_stage, max_tokens=130)
+    layout = dict(ring=1, zero_stage=zero_stage, max_tokens=130, dropout=0.0)  # it is drawn by micro-batch
     right = two_ranks.run(preference_cases.curve_of_adapters, kind="off", **layout)[0]
     found = two_ranks.run(preference_cases.curve_of_adapters, kind=kind, short=short, folder=str(tmp_path), **layout)[0]
     for step, (one, same) in enumerate(zip(right, found, strict=True)):

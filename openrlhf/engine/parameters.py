@@ -47,7 +47,14 @@ def whole_numel(parameter: Tensor) -> int:
 def names_of_non_finite(model: nn.Module) -> list[str]:
     """Names of the parameters of which this rank's part holds a nan or an infinity."""
     parts = ((name, p.ds_tensor if is_partitioned(p) else p.detach()) for name, p in model.named_parameters())  # type: ignore[attr-defined]
-    return [name for name, part in parts if part.is_floating_point() and not bool(part.isfinite().all())]
+    return [name for name, part in parts if holds_non_finite(part)]
+
+
+def holds_non_finite(values: Tensor) -> bool:
+    """Whether a nan or an infinity is among the values; takes no memory of their size where their sum is finite."""
+    if not values.is_floating_point() or bool(values.sum().isfinite()):
+        return False  # in another dtype the CPU would sum a copy
+    return not bool(values.isfinite().all())  # a sum may overflow
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from openrlhf.config.disk import is_lfs_pointer
+from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.errors import UserError, first_line_of
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -83,7 +83,7 @@ def check_loaded(model: nn.Module, info: dict[str, Any], path: str) -> None:
         *_told("holds weights that the model has not", sorted(info["unexpected_keys"])),
         *_told("holds weights of another shape", mismatched),
         *_told("could not be read in full", list(info.get("error_msgs") or ())),
-        *_told("holds weights that are not finite", list(_not_finite(model))),
+        *_told("holds weights that are not finite", names_of_non_finite(model)),
     ]
     if problems:
         raise UserError(
@@ -95,12 +95,3 @@ def check_loaded(model: nn.Module, info: dict[str, Any], path: str) -> None:
 def _told(finding: str, names: list[str]) -> Iterable[str]:
     more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
     return [f"{finding}: {', '.join(names[:_MAX_NAMES])}{more}"] if names else []
-
-
-def _not_finite(model: nn.Module) -> Iterator[str]:
-    """A sum tells that all is finite in one pass without a copy; a sum that overflows is looked into."""
-    for name, weight in model.named_parameters():
-        values = getattr(weight, "ds_tensor", weight).detach()  # under ZeRO-3 this rank's part
-        is_doubtful = values.is_floating_point() and not torch.isfinite(values.sum(dtype=torch.float32))
-        if is_doubtful and not torch.isfinite(values).all():
-            yield name

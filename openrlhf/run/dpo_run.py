@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ class DPORun(PairRun):
 
         self.train_data = with_its_log_probs(self.train_data)
         self.eval_data = self.eval_data and with_its_log_probs(self.eval_data)
-        for model in loaded:
-            model.engine.destroy()
+        while loaded:
+            loaded.pop().engine.destroy()
+            gc.collect()  # engine and modules refer to one another: the weights would stay through the training
 
     @functools.cached_property
     def reference_fingerprint(self) -> str | None:

@@ -88,6 +88,35 @@ def said_by_run(argv: list[str], command: str = "train_sft") -> str:
     return words.getvalue()
 
 
+def reference_lives_in_training(argv: list[str]) -> bool:
+    """Of train_dpo: whether the reference that it has loaded is in memory when the training begins."""
+    import weakref
+
+    from openrlhf.run import dpo_run
+    from openrlhf.trainer.trainer import Trainer
+
+    load, train = dpo_run.load_reference, Trainer.run
+    loaded: list[weakref.ref] = []
+    lives: list[bool] = []
+
+    def load_and_remember(*args: Any) -> Any:
+        model = load(*args)
+        loaded.append(weakref.ref(model.model))
+        return model
+
+    def look_and_train(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        lives.extend(one() is not None for one in loaded)
+        train(self, *args, **kwargs)
+
+    dpo_run.load_reference, Trainer.run = load_and_remember, look_and_train  # type: ignore[method-assign,assignment]
+    try:
+        _main("train_dpo")(argv)
+    finally:
+        dpo_run.load_reference, Trainer.run = load, train  # type: ignore[method-assign]
+    (found,) = lives
+    return found
+
+
 def moments_of_writing(argv: list[str]) -> list[tuple[str, str, bool]]:
     """Each point of a save or an export that the main thread of a run passes: its name, what the rank says that it
     does, and whether that is announced as work that may take long."""

@@ -14,7 +14,13 @@ from openrlhf.config import DPOConfig, parse_config
 from openrlhf.errors import UserError
 from openrlhf.run.dpo_run import DPORun
 from tests.helpers.workbench import eval_lines, pair_flags, read_metrics, save_model, save_pairs, step_lines
-from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
+from tests.runs.cases import (
+    reference_lives_in_training,
+    run,
+    run_as_command,
+    run_until_asked_to_leave,
+    said_by_run,
+)
 from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
 
 COMMANDS = ("train_dpo", "train_rm")
@@ -126,14 +132,21 @@ def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command)
 # --- resumes ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(ds__zero_stage=0), dict(ds__zero_stage=1), dict(ds__zero_stage=3), dict(ckpt__save_steps=3)],
+    ids=str,
+)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command):
-    changes = dict(ds__zero_stage=2, ds__packing_samples=True)
-    two_ranks.run(run, argv(bench, f"{command}-whole", **changes), command=command)
-    stopped = argv(bench, f"{command}-stopped", **changes)
-    assert two_ranks.run(run_until_asked_to_leave, stopped, 3, 1, command=command) == [75, 75]
-    two_ranks.run(run, [*stopped, "--ckpt.load_enable"], command=command)
+def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command, changes):
+    """In its layout, or with another ZeRO stage: one micro-batch a rank and step, so that the same sums are made."""
+    layout = dict(ds__zero_stage=2, ds__packing_samples=True, max_norm=1e6)
     one, other = bench / f"{command}-whole", bench / f"{command}-stopped"
+    if not one.exists():
+        two_ranks.run(run, argv(bench, one.name, **layout), command=command)
+    shutil.rmtree(other, ignore_errors=True)
+    assert two_ranks.run(run_until_asked_to_leave, argv(bench, other.name, **layout), 3, 1, command=command) == [75, 75]
+    two_ranks.run(run, argv(bench, other.name, ckpt__load_enable=True, **layout | changes), command=command)
     assert list(map(numbers, step_lines(one))) == list(map(numbers, step_lines(other)))
     assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
 
@@ -219,6 +232,12 @@ def test_a_computed_reference_is_shared_and_known_by_weights(one_rank, bench, mo
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     files("fourth")
     assert path.read_bytes() == content, "a damaged file is computed anew"
+
+
+def test_a_computed_reference_is_gone_when_the_training_begins(one_rank, bench):
+    words = dict(ref__model_name_or_path=bench / "other", train__max_steps=1, data__cache_dir=bench / "own_cache")
+    assert one_rank.run(reference_lives_in_training, argv(bench, "beside", **words)) == [True]
+    assert one_rank.run(reference_lives_in_training, argv(bench, "before", ref__precompute=True, **words)) == [False]
 
 
 def test_a_reference_with_another_vocabulary_is_refused(one_rank, bench):

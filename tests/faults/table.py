@@ -22,7 +22,8 @@ def in_words(campaign: Campaign) -> str:
         f"{len(campaign.runs)} runs of {NUM_STEPS} optimizer steps, saved every {SAVE_STEPS} in the background, each "
         "broken and launched again until complete, then held to the unbroken run: every step once in `metrics.jsonl`, "
         "losses and final weights equal to the bit on the same layout, within 1e-6 (losses of pairs: 1e-5) where the "
-        "layout changed from launch to launch. After every launch the newest whole checkpoint must not be older than before.",
+        "layout changed from launch to launch. After every launch the newest whole checkpoint must not be older than "
+        "before.",
         f"**{campaign.num_kills} launches killed (SIGKILL), {campaign.num_faults} faults, {len(campaign.problems)} "
         f"problems.** Flipped bits: {campaign.num_flips_found} of {campaign.num_flips} found. The ranks that survived "
         f"a killed one ended within {longest:.1f} s. Seed {campaign.seed}, {campaign.seconds / 60:.0f} minutes on "

@@ -13,6 +13,14 @@ _ADD_UP = "tests/strategy/test_ranks_add_up.py::test_two_ranks_compute_the_step_
 
 BUGS = [
     Bug(
+        "a_copy_to_look_for_nan",
+        "the end of a run takes twice the memory of the largest parameter to see whether it is finite",
+        "engine/parameters.py",
+        "bool(values.sum().isfinite())",
+        "bool(values.sum(dtype=torch.float32).isfinite())",
+        ("tests/engine/test_parameters.py::test_finite_parameters_take_no_memory_to_look_at",),
+    ),
+    Bug(
         "micro_batches_overwrite_the_sum",
         "of a window's micro-batches the last one alone is trained",
         "engine/patches/bf16_gradients.py",

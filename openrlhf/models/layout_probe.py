@@ -24,7 +24,7 @@ from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.engine.model_internals import attention_name
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
-from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.attention.choice import CannotPack, choose_attention
 
 if TYPE_CHECKING:
     from openrlhf.models.prepared_model import PreparedModel
@@ -38,7 +38,8 @@ _ROUNDING_OF_WIDE_DTYPES = 5e-3
 def check_layout(
     model: PreparedModel, is_packed: bool, sequence_group: ProcessGroup | None, shares_prompts: bool = False
 ) -> None:
-    """Raises UserError for a model that lets samples of a micro-batch see one another, or miscounts their positions.
+    """Raises UserError, of packs CannotPack, for a model that lets samples of a micro-batch see one another, or
+    miscounts their positions.
 
     Every rank calls. Random numbers, gradients and training modes stay as they are.
 
@@ -65,7 +66,7 @@ def check_layout(
             f"{name} cannot compute a prompt once for two answers with the attention {attention}: {reason}. Give "
             "--ds.share_prompts false."
         )
-    raise UserError(
+    raise CannotPack(
         f"{name} cannot be trained on packed samples with the attention {attention}: {reason}. "
         + (f"Use --ds.attn_implementation {instead}, or remove" if instead else "Remove")
         + " --ds.packing_samples (and --ds.ring_attn_size) to train it on padded batches."

@@ -7,17 +7,14 @@ rest, when the ranks have joined. Behind these two no setting is `auto`.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch.distributed import ProcessGroup
 
 from openrlhf.batching import StepLayout
-from openrlhf.batching.unit import UnitSizes
 from openrlhf.config.checks import LAYOUT_CHECKS
 from openrlhf.config.schema import AUTO, settings, values_of, with_values
 from openrlhf.engine.devices import usable_device_type
@@ -26,13 +23,13 @@ from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import PLAIN
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import check_layout, check_way
+from openrlhf.run.lengths import Lengths
 from openrlhf.run.memory_estimate import LARGEST_ERROR, Memory, RunMemory, Way, way_of
 
 MOST_TOKENS_CPU = 8_192  # a micro-batch of more is no faster
 MOST_TOKENS_ACCELERATOR = 32_768  # likewise, as far as anybody guesses: it was never measured
 MODEST_TOKENS = 2_048  # products of so many rows are fast; taken where nobody can tell the memory
 _LEAST_TOKENS_TRIED = 512
-_ROUNDED_TO = 256
 _AS_SET = "as set"
 
 _PACKS, _STAGE, _RECOMPUTES, _STRIDE, _SAMPLES, _TOKENS = (
@@ -43,22 +40,6 @@ _PACKS, _STAGE, _RECOMPUTES, _STRIDE, _SAMPLES, _TOKENS = (
     "train.micro_batch_size",
     "train.max_tokens_per_micro_batch",
 )
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of the data, padding counted where there is any."""
-
-    longest: int  # of a unit
-    step: int  # of nearly every step, over all ranks
-
-    @classmethod
-    def of(cls, data: Sequence[Any], batch_size: int, packed: bool) -> Lengths:
-        """Args: data: the training's, and the evaluation's, or None."""
-        sizes = [_unit_tokens(one, packed) for one in data if one is not None]
-        trained, num_units = sizes[0], min(batch_size, len(data[0]))
-        step = num_units * float(trained.mean()) + 3 * math.sqrt(num_units) * float(trained.std())
-        return cls(max(int(one.max()) for one in sizes), min(math.ceil(step), num_units * int(trained.max())))
 
 
 @dataclass(frozen=True)
@@ -103,6 +84,17 @@ class OpenLayout:
     reasons: Mapping[str, str]
     is_plain: bool = False
 
+    @property
+    def may_pad(self) -> bool:
+        """Whether it packs, and nobody has said so."""
+        return (
+            self.config.ds.packing_samples and _PACKS in _left_open(self.asked) and self.config.ds.ring_attn_size == 1
+        )
+
+    def padded(self) -> OpenLayout:
+        reasons = {**self.reasons, _PACKS: "this model cannot pack"}
+        return replace(self, config=with_values(self.config, {_PACKS: False}), reasons=reasons)
+
     def check_data(self, data: Sequence[Any]) -> None:
         """Raises UserError where no way has room for the longest unit, or the model too few positions."""
         for one in filter(None, data):
@@ -120,7 +112,7 @@ class OpenLayout:
         """Args: free: what the rank with the least memory has; None: not known."""
         if self.is_plain:
             return ChosenLayout(self.config, self.memory, tuple(_told(self.config, self.reasons)))
-        part = of_rank(lengths, self.config.ds, self.memory.num_ranks)
+        part = lengths.of_rank(self.config.ds, self.memory.num_ranks)
         room, train, names = _Room(self.memory, free), self.config.train, _left_open(self.asked)
         way, reasons = room.way(self.ways, self._tokens_needed(names, part))
         values: dict[str, Any] = {_STAGE: way.zero_stage, _RECOMPUTES: way.recomputes}
@@ -189,8 +181,10 @@ def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
     if _PACKS in names and not _reason_for_plain(asked):
         config = with_values(config, {_PACKS: config.ds.attn_implementation not in PLAIN})
     if _TOKENS in names and not _reason_for_plain(asked):
-        part = of_rank(Lengths.of([data], config.train.batch_size, config.ds.packing_samples), config.ds, num_ranks)
-        tokens, _ = budget_wanted(part, most_tokens(on_cpu=usable_device_type() == "cpu"))
+        lengths = Lengths.of([data], config.train.batch_size, config.ds.packing_samples)
+        tokens, _ = budget_wanted(
+            lengths.of_rank(config.ds, num_ranks), most_tokens(on_cpu=usable_device_type() == "cpu")
+        )
         config = with_values(config, {_TOKENS: tokens})
     return config
 
@@ -209,15 +203,6 @@ def budget_wanted(of_rank: Lengths, most: int) -> tuple[int, str]:
     """(tokens of a micro-batch where memory does not matter, why)"""
     tokens, why = min((of_rank.step, "a rank's whole step"), (most, "more is no faster"))
     return (tokens, why) if tokens > of_rank.longest else (of_rank.longest, "the longest sample")
-
-
-def of_rank(lengths: Lengths, ds: Any, num_ranks: int) -> Lengths:
-    """The part of a rank: units are dealt to rings, whose ranks share each of them."""
-    ring = ds.ring_attn_size
-    num_rings = max(1, num_ranks // (ring * ds.tensor_parallel_size))
-    uneven = lengths.longest if num_rings > 1 else 0  # ranks get like numbers of tokens, save for a unit
-    step = -(-(-(-lengths.step // num_rings) + uneven) // ring)
-    return Lengths(-(-lengths.longest // ring), -(-step // _ROUNDED_TO) * _ROUNDED_TO)
 
 
 def _left_open(config: Any) -> frozenset[str]:
@@ -278,14 +263,6 @@ def _num_key_heads(facts: ModelFacts) -> int:
     config = facts.config.get_text_config()
     numbers = [getattr(config, name, None) for name in ("num_key_value_heads", "num_attention_heads")]
     return next((number for number in numbers if number), 1)
-
-
-def _unit_tokens(data: Any, packed: bool) -> np.ndarray:
-    """(U,) of each unit, alone in a micro-batch."""
-    if not hasattr(data, "unit_lengths"):
-        return np.asarray(data.num_tokens)
-    sizes = UnitSizes.of([data.unit_lengths(row) for row in range(len(data))])
-    return sizes.tokens if packed else sizes.longest * sizes.num_sequences
 
 
 class _Room:

@@ -12,7 +12,8 @@ from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable
 from openrlhf.models.loading import facts_of
-from openrlhf.run.layout_choice import ChosenLayout, Lengths, open_layout
+from openrlhf.run.layout_choice import ChosenLayout, open_layout
+from openrlhf.run.lengths import Lengths
 from openrlhf.run.memory_estimate import Memory, RankMemory, Way, size_text, unit_of
 
 _COLUMNS = ("ZeRO", "offload", "recompute", "weights", "grads", "states", "active", "update", "peak", "host", "fits")

@@ -27,6 +27,7 @@ from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
+from openrlhf.models.attention.choice import CannotPack
 from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
@@ -90,7 +91,7 @@ class TrainingRun(ABC):
             run.check_ranks()
             if not run.has_finished():
                 run.choose_layout()
-                run.build()
+                run.build_as_chosen()
                 run.resume()
                 run.fit_and_export()
 
@@ -216,6 +217,18 @@ class TrainingRun(ABC):
         self.config = self.layout.config
         self.strategy.use(self.config)
 
+    def build_as_chosen(self) -> None:
+        """Padded where the model packs by its configuration, and not when it is looked at."""
+        try:
+            self.build()
+        except CannotPack as error:
+            if not self._open_layout.may_pad:
+                raise
+            self.strategy.print(f"note: {error.problems[0].split('. ')[0]}. So they are padded.")
+            self._open_layout = self._open_layout.padded()
+            self.choose_layout()
+            self.build()
+
     def build(self) -> None:
         config, strategy = self.config, self.strategy
         model = self.build_model()
@@ -226,7 +239,8 @@ class TrainingRun(ABC):
         model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
         self.trainer = self.build_trainer(model, optimizer, scheduler)
         self.trainer.reference_fingerprint = self.reference_fingerprint
-        self.trainer.step_layouts = self.layout.candidates if self.layout else ()
+        if self.layout is not None and self.layout.candidates:
+            self.trainer.step_layouts = self.layout.candidates
         self.trainer.check_layout()  # before anything is said of a run that cannot be
 
     def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:
@@ -250,13 +264,9 @@ class TrainingRun(ABC):
 
     def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
         """Step windows of the data set. Args: layout: more of it, as of `setup_dataloader`."""
+        size, pad = self.config.train.micro_batch_size, self.tokenizer.pad_token_id
         return self.strategy.setup_dataloader(
-            dataset,
-            self.config.train.micro_batch_size,
-            shuffle=shuffle,
-            collate_fn=dataset.collate_fn,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **layout,
+            dataset, size, shuffle=shuffle, collate_fn=dataset.collate_fn, pad_token_id=pad, **layout
         )
 
     def resume(self) -> None:
@@ -305,15 +315,8 @@ class TrainingRun(ABC):
             for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
                 keep_aside(output_dir / name)
         write_resolved(self.config, config_path, run_id)
-        print_start_table(
-            self.config,
-            self.trainer,
-            self.train_data,
-            self.eval_data,
-            self.consumed_samples,
-            layout=self.layout,
-            more_rows=self.rows_of_start_table(),
-        )
+        data, rows = (self.train_data, self.eval_data), self.rows_of_start_table()
+        print_start_table(self.config, self.trainer, *data, self.consumed_samples, layout=self.layout, more_rows=rows)
 
     def _fit(self) -> None:
         try:

@@ -15,7 +15,8 @@ from openrlhf.config.schema import build, settings, values_of, with_values
 from openrlhf.engine.state_memory import MemoryEstimate
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
-from openrlhf.run.layout_choice import Lengths, of_rank, open_layout, roomy_layout
+from openrlhf.run.layout_choice import open_layout, roomy_layout
+from openrlhf.run.lengths import Lengths
 from openrlhf.run.memory_estimate import Memory, RankMemory, RunMemory
 from tests.helpers.tiny_models import tiny_model
 
@@ -106,7 +107,7 @@ def test_a_micro_batch_holds_a_ranks_step_a_sample_and_no_more_than_helps(length
 
 def test_ranks_that_share_a_matrix_get_the_same_samples():
     ds = asked(ds__tensor_parallel_size=2).ds
-    assert of_rank(Lengths(200, 8_000), ds, num_ranks=2).step == 8_192
+    assert Lengths(200, 8_000).of_rank(ds, num_ranks=2).step == 8_192
 
 
 # --- where it is short

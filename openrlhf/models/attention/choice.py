@@ -58,6 +58,10 @@ for _name, _attention in _OURS.items():
     AttentionMaskInterface.register(_name, causal_mask_unwritten)
 
 
+class CannotPack(UserError):
+    """Samples in a pack could see one another."""
+
+
 @dataclass(frozen=True)
 class AttentionChoice:
     """What a model is loaded with."""
@@ -110,7 +114,7 @@ def join_ring(model: Any, ring_size: int, packed: bool) -> str:
 
 
 def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig) -> None:
-    """Raises UserError where samples in a pack could see one another.
+    """Raises CannotPack where samples in a pack could see one another.
 
     A model passes if all its layers attend fully or in a sliding window, if it hands its attention to transformers'
     interface, and if transformers says that kernels which take the borders of samples work in it.
@@ -119,15 +123,15 @@ def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig)
     reason = _reason_against_packs(model_class, text_config)
     if reason:
         name = model_class.__name__
-        raise UserError(f"{name} cannot be trained on packed samples: {reason}. {_REMEDY}")
+        raise CannotPack(f"{name} cannot be trained on packed samples: {reason}. {_REMEDY}")
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Raises UserError for a model whose text layers look ahead, as encoders do; needs the model itself."""
+    """Raises CannotPack for a model whose text layers look ahead, as encoders do; needs the model itself."""
     text_model: Any = model.get_decoder()  # without the encoders of a model that also sees or hears
     if any(getattr(module, "is_causal", True) is False for module in text_model.modules()):
         name = type(model).__name__
-        raise UserError(f"{name} cannot be trained on packed samples: its attention is not causal. {_REMEDY}")
+        raise CannotPack(f"{name} cannot be trained on packed samples: its attention is not causal. {_REMEDY}")
 
 
 def _choose_for_ring(name: str, device_type: str, packed: bool) -> AttentionChoice:

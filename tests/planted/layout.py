@@ -1,0 +1,92 @@
+"""Bugs of the layout that a run chooses where its settings leave it open."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_CHOICE = "tests/runs/test_layout_choice.py::test_"
+_RUNS = "tests/runs/test_unsaid_layout.py::test_"
+_PARSE = "tests/config/test_parse.py::test_"
+
+BUGS = [
+    Bug(
+        "a_said_micro_batch_leaves_the_rest_open",
+        "beside a number of samples a run packs, and takes another ZeRO stage, of itself",
+        "config/parse.py",
+        '    if reading.values.get("train.micro_batch_size", AUTO) != AUTO:\n        return {}\n',
+        "",
+        (f"{_PARSE}beside_a_number_of_samples_only_what_is_said_to_be_is_auto",),
+    ),
+    Bug(
+        "what_is_said_is_replaced",
+        "a ZeRO stage that the user gives is replaced by the chosen one",
+        "run/layout_choice.py",
+        "{name: value for name, value in values.items() if name in names}",
+        "values",
+        (f"{_CHOICE}what_is_said_stays",),
+    ),
+    Bug(
+        "an_auto_travels_on",
+        "where nothing can be chosen a setting stays auto",
+        "run/layout_choice.py",
+        "    return with_values(asked, {name: settings(type(asked))[name].default for name in _left_open(asked)})\n",
+        "    return asked\n",
+        (f"{_CHOICE}nothing_is_left_to_the_run_afterwards",),
+    ),
+    Bug(
+        "a_budget_fills_the_memory_to_its_estimate",
+        "the budget leaves no room for the estimate's error",
+        "run/layout_choice.py",
+        "self._free.over(LARGEST_ERROR)",
+        "self._free",
+        (f"{_CHOICE}the_fastest_way_that_fits_is_taken",),
+    ),
+    Bug(
+        "recomputation_before_a_higher_stage",
+        "activations are recomputed where a higher ZeRO stage would have kept them",
+        "run/layout_choice.py",
+        "itertools.product(recomputes, stages)",
+        "((one, stage) for stage in stages for one in recomputes)",
+        (f"{_CHOICE}the_fastest_way_that_fits_is_taken",),
+    ),
+    Bug(
+        "a_ranks_budget_holds_the_step_of_all",
+        "the budget is of all ranks' tokens: memory for nothing",
+        "run/lengths.py",
+        "-(-self.step // num_rings)",
+        "self.step",
+        (f"{_CHOICE}a_micro_batch_holds_a_ranks_step_a_sample_and_no_more_than_helps",),
+    ),
+    Bug(
+        "samples_of_an_evaluation_are_forgotten",
+        "an evaluation's longest sample is longer than the budget",
+        "run/lengths.py",
+        "max(int(one.max()) for one in sizes)",
+        "int(trained.max())",
+        (f"{_CHOICE}samples_that_are_evaluated_must_fit_too",),
+    ),
+    Bug(
+        "a_balancing_loss_changes_with_the_budget",
+        "the load-balancing loss is counted in micro-batches that the memory decides",
+        "run/layout_choice.py",
+        ' if config.model.aux_loss_coef else ""',
+        ' if False else ""',
+        (f"{_CHOICE}a_balancing_loss_keeps_the_plain_layout_and_nothing_is_tried",),
+    ),
+    Bug(
+        "the_first_ranks_memory_decides",
+        "a rank with less memory than the first runs out of it",
+        "run/memory_estimate.py",
+        "min(one.device_bytes for one in known)",
+        "known[0].device_bytes",
+        (f"{_CHOICE}the_rank_with_the_least_memory_decides",),
+    ),
+    Bug(
+        "a_model_that_mixes_its_packs_ends_a_run",
+        "a run of which nobody has asked for packs ends, as its model cannot pack",
+        "run/training_run.py",
+        "            if not self._open_layout.may_pad:\n                raise\n",
+        "            raise\n",
+        (f"{_RUNS}a_model_that_mixes_its_packs_is_padded",),
+    ),
+]

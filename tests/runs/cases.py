@@ -52,7 +52,8 @@ def tuned(work: Callable[..., Any], *args: Any) -> Any:
         is_second = self._steps is not None and self._layout == layouts[1]
         told(self, (0.5 if is_second else 1.0) * num_tokens, num_tokens)
 
-    CommandTrainer.step_layouts, LayoutTuner.after_step = layouts, after_step  # type: ignore[method-assign]
+    asked = property(lambda trainer: layouts, lambda trainer, chosen: None)  # whatever the run would choose
+    CommandTrainer.step_layouts, LayoutTuner.after_step = asked, after_step  # type: ignore[assignment,method-assign]
     try:
         return work(*args)
     finally:

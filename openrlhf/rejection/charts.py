@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _WIDTH, _HEIGHT = 520, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 508, 24, 208
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 508, 24, 208
 _NUM_BINS, _MOST_VALUES_APART = 32, 12
 _MOST_POINTS = 600  # of a line
 _NUM_COLOURS = 3  # classes s0, s1, s2 of page.html

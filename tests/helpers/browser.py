@@ -45,7 +45,7 @@ def main(output_dir: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         for name, page, size in (
-            ("run_report", output_dir / "report.html", "1100,1500"),
+            ("run_report", output_dir / "report.html", "1100,2200"),
             ("model_card", card_page(output_dir / "README.md", scratch), "900,1400"),
         ):
             in_browser(

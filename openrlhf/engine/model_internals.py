@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers import modeling_flash_attention_utils as formerly
 from transformers.utils import is_flash_attn_greater_or_equal
 
@@ -30,9 +30,15 @@ def takes_any_attention(model_class: type[PreTrainedModel]) -> bool:
     return model_class._supports_attention_backend
 
 
-def takes_borders(model_class: type[PreTrainedModel]) -> bool:
-    """Whether kernels that are told the borders of samples work in it."""
-    return model_class._supports_flash_attn
+def takes_borders(model_class: type[PreTrainedModel], text_config: PretrainedConfig | None = None) -> bool:
+    """Whether kernels that are told the borders of samples work in it.
+
+    Args: text_config: of what is trained. From transformers 5.24 on a model that also sees may say no for the sake of
+        its images alone: then the model that reads its text is asked.
+    """
+    is_whole = text_config is None or model_class.config_class is type(text_config)
+    reads_text = None if is_whole else MODEL_MAPPING.get(type(text_config), None)
+    return model_class._supports_flash_attn or getattr(reads_text, "_supports_flash_attn", False)
 
 
 def computes_by_sdpa(model_class: type[PreTrainedModel]) -> bool:

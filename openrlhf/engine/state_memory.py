@@ -23,6 +23,7 @@ class MemoryEstimate:
         update_bytes: on the device, from the last backward pass to the end of the update, when activations are gone.
         host_bytes: in the host's memory, through the run.
         save_bytes: in the host's memory, once a checkpoint has been saved beside the training.
+        waiting_bytes: of a number of a gradient, in the bucket that is sent to other ranks when it is full.
     """
 
     weights_bytes: int
@@ -32,6 +33,7 @@ class MemoryEstimate:
     update_bytes: int = 0
     host_bytes: int = 0
     save_bytes: int = 0
+    waiting_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -98,6 +100,7 @@ def estimate_memory(
         update_bytes=gathered + (sent * bucket if optimizer_offload else at_update),
         host_bytes=optimizer_bytes + on_host if optimizer_offload else 0,
         save_bytes=share((4 + 4 * optimizer_numbers_per_weight) * num_trainable_parameters, from_stage=0),
+        waiting_bytes=weight_bytes if sent and on_cpu else 0,
     )
 
 

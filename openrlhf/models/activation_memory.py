@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import backbone_name, recompute_layers, without_autocast, without_weights
+from openrlhf.engine.state_memory import BUCKET_NUMBERS
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts, mask_without_padding
 from openrlhf.models.head.log_prob_head import KEPT_BYTES_ACCELERATOR, KEPT_BYTES_CPU
@@ -41,7 +42,9 @@ class ModelMemory:
     Attributes:
         num_parameters, num_trained: weights; those of the adapters are among both.
         kept_a_token: bytes of activations from the forward pass to the backward pass.
-        peak_a_token: bytes of activations at the most, in the backward pass. The head's come on top of the kept ones.
+        peaks: (bytes of activations, numbers that have a gradient by then), at the most, through the backward pass: a
+            layer that is computed again takes its most when all layers behind it have their gradients. The head's bytes
+            come on top of the kept ones.
         hidden_size, vocab_size: of the head; vocab_size 0 for a model without one.
         head_is_trained: its weight gets a gradient.
         weight_bytes: of a number.
@@ -51,19 +54,23 @@ class ModelMemory:
     num_parameters: int
     num_trained: int
     kept_a_token: float
-    peak_a_token: float
+    peaks: tuple[tuple[float, int], ...]
     hidden_size: int
     vocab_size: int
     head_is_trained: bool
     weight_bytes: int
     has_experts: bool
 
-    def activation_bytes(self, num_tokens: int, on_cpu: bool) -> int:
-        """The most that a micro-batch of T tokens takes from its embeddings to its gradients, each token a target."""
+    def activation_bytes(self, num_tokens: int, on_cpu: bool, waiting_bytes: int = 0) -> int:
+        """The most that a micro-batch of T tokens takes from its embeddings to its gradients, each token a target.
+
+        Args: waiting_bytes: of a gradient's number until it is sent, as `MemoryEstimate` has it.
+        """
         head_gradient = self.vocab_size * self.hidden_size * self.weight_bytes if self.head_is_trained else 0
         at_head = num_tokens * self.kept_a_token + head_gradient + self._head_bytes(num_tokens, on_cpu)
         code = _CODE_OF_EXPERTS_CPU if on_cpu and self.has_experts else 0
-        return code + int(max(at_head, num_tokens * self.peak_a_token + head_gradient))
+        behind = [num_tokens * held + waiting_bytes * min(done, BUCKET_NUMBERS) for held, done in self.peaks]
+        return code + int(max(at_head, *(one + head_gradient for one in behind)))
 
     def _head_bytes(self, num_tokens: int, on_cpu: bool) -> int:
         """Logits that are kept or tiles of them, and a gradient of the hidden states; see models/head."""
@@ -105,13 +112,13 @@ def _of_shapes(facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: S
         freeze_all_but(model, trained)
     if recomputes:
         recompute_layers(base)
-    kept, peak = _bytes_of_a_pass(model, base)
+    kept, peaks = _bytes_of_a_pass(model, base)
     head, weights = base.get_output_embeddings(), list(model.parameters())
     return ModelMemory(
         num_parameters=sum(one.numel() for one in weights),
         num_trained=sum(one.numel() for one in weights if one.requires_grad),
         kept_a_token=kept / _TOKENS_TRIED,
-        peak_a_token=peak / _TOKENS_TRIED,
+        peaks=tuple((held / _TOKENS_TRIED, done) for held, done in peaks),
         hidden_size=0 if head is None else head.in_features,
         vocab_size=0 if head is None else head.out_features,
         head_is_trained=head is not None and head.weight.requires_grad,
@@ -120,24 +127,20 @@ def _of_shapes(facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: S
     )
 
 
-def _bytes_of_a_pass(model: nn.Module, base: Any) -> tuple[int, int]:
-    """(held between forward and backward pass, most held at once), without weights and their gradients."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_forget_gradient)
+def _bytes_of_a_pass(model: nn.Module, base: Any) -> tuple[int, list[tuple[int, int]]]:
+    """(held between forward and backward pass, `peaks` of the backward pass), without weights and their gradients."""
     ids = torch.zeros(1, _TOKENS_TRIED, dtype=torch.long, device="meta")
     name = backbone_name(base)
     body = base if name is None else base.get_submodule(name)
-    with _LiveBytes(model) as live:
+    live = _LiveBytes(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(live.forget_gradient)
+    with live:
         hidden = body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
         between = live.now
         hidden.backward(torch.zeros_like(hidden))
-    return between, live.peak
-
-
-def _forget_gradient(parameter: Tensor) -> None:
-    """DeepSpeed takes it up at once."""
-    parameter.grad = None
+    return between, live.peaks()
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -146,7 +149,8 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         """Args: model: what it holds already is not counted."""
         super().__init__()
-        self.now = self.peak = 0
+        self.now = 0
+        self._done, self._most = 0, {0: 0}  # numbers that have a gradient; the most that was held at so many
         held = [*model.parameters(), *model.buffers()]
         self._counted: Any = WeakIdKeyDictionary({one.untyped_storage(): True for one in held})
 
@@ -162,11 +166,25 @@ class _LiveBytes(TorchDispatchMode):
             return
         self._counted[storage] = True
         self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self._most[self._done] = max(self._most[self._done], self.now)
         weakref.finalize(storage, self._forget, storage.nbytes())
 
     def _forget(self, num_bytes: int) -> None:
         self.now -= num_bytes
+
+    def forget_gradient(self, parameter: Tensor) -> None:
+        """DeepSpeed takes it up at once."""
+        parameter.grad = None
+        self._done += parameter.numel()
+        self._most[self._done] = self.now
+
+    def peaks(self) -> list[tuple[int, int]]:
+        """(bytes, numbers that had a gradient), without those that both exceed."""
+        found: list[tuple[int, int]] = []
+        for done, held in sorted(self._most.items(), reverse=True):
+            if not found or held > found[-1][0]:
+                found.append((held, done))
+        return found
 
 
 class _AsKernelsDo(torch.autograd.Function):

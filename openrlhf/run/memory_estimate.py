@@ -132,7 +132,7 @@ class RunMemory:
             in_layers = model.num_parameters - model.num_trained - model.hidden_size * model.vocab_size
             frozen_bytes -= int(1.45 * in_layers)
         states = replace(states, weights_bytes=states.weights_bytes + frozen_bytes)
-        return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu))
+        return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu, states.waiting_bytes))
 
     def check(self, ways: Sequence[Way], num_tokens: int, of_what: str) -> None:
         """Raises UserError where this machine has no room for a micro-batch of so many tokens, any of the ways.

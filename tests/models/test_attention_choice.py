@@ -57,8 +57,8 @@ def test_sdpa_is_refused_in_words_where_transformers_has_none(kind):
 
 
 def test_a_model_with_an_attention_of_its_own_takes_no_other():
-    config = AutoConfig.for_model("gptj", vocab_size=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8)
-    with pytest.raises(UserError, match="GPTJForCausalLM computes its attention itself"):
+    config = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
+    with pytest.raises(UserError, match="BloomForCausalLM computes its attention itself"):
         Actor(AutoModelForCausalLM.from_config(config), "per_sample")
 
 

@@ -225,7 +225,7 @@ def _reason_against_packs(model_class: type[PreTrainedModel], config: Pretrained
         return "it carries a state along the sequence, from one sample into the next"
     if not takes_any_attention(model_class):
         return "its attention cannot be replaced by one that knows where samples end"
-    if not takes_borders(model_class):
+    if not takes_borders(model_class, config):
         return "its attention takes no borders of samples"
     # "vision": the tokens of an image see one another; there are none in text.
     looks_ahead = getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")

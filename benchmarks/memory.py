@@ -143,26 +143,27 @@ def measured_bytes(case: Case) -> int:
         "WORLD_SIZE": str(case.ranks),
         "LOCAL_WORLD_SIZE": str(case.ranks),
     }
-    words = [sys.executable, "-m", "benchmarks.memory_of_run", json.dumps(asdict(case))]
-    ranks = [
-        subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(case.ranks)
-    ]
-    ended = [one.communicate(timeout=600) for one in ranks]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "benchmarks.memory_of_run", json.dumps(asdict(case)), folder]
+        ranks = [
+            subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(case.ranks)
+        ]
+        ended = [one.communicate(timeout=600) for one in ranks]
     if any(one.returncode for one in ranks):
         raise RuntimeError("\n".join(error for _, error in ended))
     return max(int(output.splitlines()[-1]) for output, _ in ended)
 
 
-def peak_of_training(case: Case) -> int:
-    """Trains in this process, a rank of the case; the bytes above what it had before."""
+def peak_of_training(case: Case, folder: str) -> int:
+    """Trains in this process, a rank of the case; the bytes above what it had before. `folder`: of all its ranks."""
     from openrlhf.config import DeepspeedConfig, TrainConfig
     from openrlhf.strategy import DeepspeedStrategy
 
@@ -176,15 +177,15 @@ def peak_of_training(case: Case) -> int:
         train=TrainConfig(batch_size=_MICRO_BATCHES * case.ranks, micro_batch_size=1),
     )
     strategy.setup_distributed()
-    _train(case, strategy, 64, **_TOY)
+    _train(case, strategy, f"{folder}/toy", 64, **_TOY)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _memory_bytes("VmRSS")
-    _train(case, strategy, case.num_tokens)
+    _train(case, strategy, f"{folder}/case", case.num_tokens)
     return _memory_bytes("VmHWM") - before
 
 
-def _train(case: Case, strategy: Any, num_tokens: int, **changes: Any) -> None:
+def _train(case: Case, strategy: Any, folder: str, num_tokens: int, **changes: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -205,9 +206,8 @@ def _train(case: Case, strategy: Any, num_tokens: int, **changes: Any) -> None:
     rows = [(ids, torch.ones_like(ids), torch.ones(num_tokens))] * (_STEPS * _MICRO_BATCHES * case.ranks)
     loader = strategy.setup_dataloader(rows, 1, shuffle=False)
     trainer = SFTTrainer(model, strategy, optimizer, loader, None, scheduler, batch_size=_MICRO_BATCHES, max_epochs=1)
-    with tempfile.TemporaryDirectory() as folder:
-        ckpt = argparse.Namespace(output_dir=folder, path=f"{folder}/checkpoints", disable_ds=True)
-        trainer.fit(argparse.Namespace(ckpt=ckpt))
+    ckpt = argparse.Namespace(output_dir=folder, path=f"{folder}/checkpoints", disable_ds=True)
+    trainer.fit(argparse.Namespace(ckpt=ckpt))
 
 
 def _config_of(shape: str, **changes: Any) -> Any:

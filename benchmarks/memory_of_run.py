@@ -8,4 +8,4 @@ import sys
 from benchmarks.memory import Case, peak_of_training
 
 if __name__ == "__main__":
-    print(peak_of_training(Case(**json.loads(sys.argv[1]))))
+    print(peak_of_training(Case(**json.loads(sys.argv[1])), sys.argv[2]))

@@ -36,8 +36,8 @@ def takes_borders(model_class: type[PreTrainedModel], text_config: PretrainedCon
     Args: text_config: of what is trained. From transformers 5.24 on a model that also sees may say no for the sake of
         its images alone: then the model that reads its text is asked.
     """
-    is_whole = text_config is None or model_class.config_class is type(text_config)
-    reads_text = None if is_whole else MODEL_MAPPING.get(type(text_config), None)
+    kind: Any = type(text_config)
+    reads_text = None if text_config is None or model_class.config_class is kind else MODEL_MAPPING.get(kind, None)
     return model_class._supports_flash_attn or getattr(reads_text, "_supports_flash_attn", False)
 
 

@@ -71,4 +71,12 @@ BUGS = [
         "if False:",
         ("tests/engine/test_processor.py::test_nothing_is_said_where_half_precision_is_about_as_fast",),
     ),
+    Bug(
+        "a_layer_computed_again_stands_alone",
+        "experts that are computed again are promised less than they take beside the gradients of the layers behind",
+        "models/activation_memory.py",
+        "num_tokens * held + waiting_bytes * min(done, BUCKET_NUMBERS)",
+        "num_tokens * held",
+        (f"{_ESTIMATE}a_layer_computed_again_stands_beside_the_gradients_behind_it",),
+    ),
 ]

@@ -43,6 +43,16 @@ def test_activations_grow_with_the_tokens_and_shrink_where_layers_are_recomputed
     assert recomputed[1] < 0.7 * kept[1]
 
 
+def test_a_layer_computed_again_stands_beside_the_gradients_behind_it():
+    model = tiny_model("qwen3_moe", num_hidden_layers=4, dtype=torch.bfloat16)
+    found = memory_of(ModelFacts(type(model), model.config, model.dtype), LoraConfig(), recomputes=True)
+    in_layers = sum(one.numel() for name, one in model.named_parameters() if ".layers." in name)
+    held, done = max(one for one in found.peaks if one[1] > 0.7 * in_layers)
+    assert held > 0.9 * max(found.peaks)[0], "the first layer takes as much as the last one"
+    alone, beside = (found.activation_bytes(1, on_cpu=False, waiting_bytes=each) for each in (0, 10**6))
+    assert beside - alone > 0.9 * 10**6 * done
+
+
 def test_weights_are_no_activations(monkeypatch):
     model, kept = tiny_model("llama"), []
     for num_tokens in (64, 4_096):

@@ -147,6 +147,14 @@ def test_the_rank_with_the_least_memory_decides():
     assert Memory.least([Memory(True, 5), None]) is None
 
 
+def test_a_sample_is_refused_where_no_way_has_room_for_it(monkeypatch):
+    monkeypatch.setattr(Memory, "free_here", lambda on_cpu: Memory(True, 25_000 * 1024))
+    ways = opened().ways
+    Figured().check(ways, 2_000, "row 1")  # only where it is recomputed
+    with pytest.raises(UserError, match="no room for row 1"):
+        Figured().check(ways, 6_000, "row 1")
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 def test_where_nobody_can_tell_the_memory_the_choice_is_modest(is_known):
     layout = replace(opened(), memory=Figured(is_known=is_known))

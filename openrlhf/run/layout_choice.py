@@ -123,7 +123,7 @@ class OpenLayout:
         elif _SAMPLES in names and train.max_tokens_per_micro_batch is None:
             tokens, reasons[_SAMPLES] = room.budget(way, part, train.micro_batch_size * part.longest)
             values[_SAMPLES] = max(1, tokens // part.longest)
-        config = with_values(self.config, {name: value for name, value in values.items() if name in names})
+        config = with_values(self.config, values)
         reasons = {name: why for name, why in {**self.reasons, **reasons}.items() if name in names}
         return ChosenLayout(config, self.memory, tuple(_told(config, reasons)), candidates)
 

@@ -21,8 +21,8 @@ BUGS = [
         "what_is_said_is_replaced",
         "a ZeRO stage that the user gives is replaced by the chosen one",
         "run/layout_choice.py",
-        "{name: value for name, value in values.items() if name in names}",
-        "values",
+        "stages = (1, 2, 3) if _STAGE in names else (config.ds.zero_stage,)",
+        "stages = (1, 2, 3)",
         (f"{_CHOICE}what_is_said_stays",),
     ),
     Bug(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,13 @@ HO, NO = assistant("Ho."), assistant("No, never.")
         ({"prompt": "Hi?", "chosen": HO, "rejected": NO}, {}, CHAT),
         ({"chosen": [user("Hi?"), HO], "rejected": [user("Hi?"), NO]}, {}, CHAT),
         ({"prompt": "Hi?", "chosen": [user("Hi?"), HO], "rejected": [user("Hi?"), NO]}, {}, CHAT),
+        ({"chosen": json.dumps([user("Hi?"), HO]), "rejected": json.dumps([user("Hi?"), NO])}, {}, CHAT),
+        ({"prompt": json.dumps([user("Hi?")]), "chosen": json.dumps(HO), "rejected": "No, never."}, {}, CHAT),
+        (
+            {"prompt": "[1]?", "chosen": "[2]", "rejected": '[{"role": 1}]'},
+            {},
+            [("[1]?", "[2]" + EOS), ("[1]?", '[{"role": 1}]' + EOS)],
+        ),
         (
             {"chosen": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Ho."}],
              "rejected": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "No, never."}]},
@@ -75,7 +83,10 @@ HO, NO = assistant("Ho."), assistant("No, never.")
             CHAT,
         ),
     ],
-    ids=["text", "named", "text shared", "template", "prompt messages", "answers", "message", "chats", "both", "gpt"],
+    ids=[
+        "text", "named", "text shared", "template", "prompt messages", "answers", "message", "chats", "both", "JSON",
+        "JSON beside text", "no messages", "gpt",
+    ],
 )  # fmt: skip
 def test_the_targets_are_the_answers_and_their_end(prepare_pairs: PreparePairs, row, settings, expected):
     assert texts(prepare_pairs([row], **settings).unit(0)) == expected

@@ -18,6 +18,14 @@ BUGS = [
         (f"{_MEMORY}::test_loss_gradients_and_metrics_are_those_of_a_step_that_fits",),
     ),
     Bug(
+        "a_frozen_model_keeps_a_broken_pass",
+        "under ZeRO-3 what a reference had gathered when memory ran out stays in memory",
+        "trainer/step.py",
+        "        self._objective.throw_away()\n",
+        "",
+        (f"{_MEMORY}::test_models_of_the_objectives_own_give_up_too",),
+    ),
+    Bug(
         "sums_of_zero_2_stay",
         "what ZeRO 2 has added up before memory ran out goes into the update",
         "engine/abandoned_step.py",

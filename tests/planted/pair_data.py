@@ -85,6 +85,14 @@ BUGS = [
         (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
     ),
     Bug(
+        "messages_as_json_are_trained_as_text",
+        "a model learns to write JSON where a table holds its messages as text",
+        _FORMAT,
+        "        if is_message_list(messages) and ",
+        "        if False and ",
+        (f"{_TESTS}::test_the_targets_are_the_answers_and_their_end",),
+    ),
+    Bug(
         "sides_of_a_pair_counted_as_rows",
         "the report tells twice as many pairs as there are",
         "datasets/prepared.py",

@@ -91,22 +91,6 @@ BUGS = [
         (_SHORT,),
     ),
     Bug(
-        "weights_of_the_reference_stay_gathered",
-        "under ZeRO-3 a reference whose pass broke off cannot compute again",
-        "trainer/step.py",
-        "        self._objective.throw_away()\n",
-        "",
-        (_SHORT,),
-    ),
-    Bug(
-        "weights_of_a_reference_that_is_computed_before_stay_gathered",
-        "under ZeRO-3 a reference whose pass broke off cannot compute again, before the training",
-        "trainer/computed_reference.py",
-        "lambda: throw_away_gradients(model.engine),",
-        "lambda: None,",
-        (_SHORT,),
-    ),
-    Bug(
         "label_smoothing_ignored",
         "--model.label_smoothing changes nothing",
         "objectives/pair_losses.py",

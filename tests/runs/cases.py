@@ -90,13 +90,12 @@ def said_by_run(argv: list[str], command: str = "train_sft") -> str:
 
 
 def reference_lives_in_training(argv: list[str]) -> bool:
-    """Of train_dpo: whether the reference that it has loaded is in memory when the training begins."""
+    """Of train_dpo: whether the reference that it has loaded is in memory when the model that is trained is built."""
     import weakref
 
     from openrlhf.run import dpo_run
-    from openrlhf.trainer.trainer import Trainer
 
-    load, train = dpo_run.load_reference, Trainer.run
+    load, build = dpo_run.load_reference, dpo_run.DPORun.build_model
     loaded: list[weakref.ref] = []
     lives: list[bool] = []
 
@@ -105,15 +104,15 @@ def reference_lives_in_training(argv: list[str]) -> bool:
         loaded.append(weakref.ref(model.model))
         return model
 
-    def look_and_train(self: Trainer, *args: Any, **kwargs: Any) -> None:
+    def look_and_build(self: dpo_run.DPORun) -> Any:
         lives.extend(one() is not None for one in loaded)
-        train(self, *args, **kwargs)
+        return build(self)
 
-    dpo_run.load_reference, Trainer.run = load_and_remember, look_and_train  # type: ignore[method-assign,assignment]
+    dpo_run.load_reference, dpo_run.DPORun.build_model = load_and_remember, look_and_build  # type: ignore[method-assign]
     try:
         _main("train_dpo")(argv)
     finally:
-        dpo_run.load_reference, Trainer.run = load, train  # type: ignore[method-assign]
+        dpo_run.load_reference, dpo_run.DPORun.build_model = load, build  # type: ignore[method-assign]
     (found,) = lives
     return found
 

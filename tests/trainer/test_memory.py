@@ -85,6 +85,13 @@ def test_loss_gradients_and_metrics_are_those_of_a_step_that_fits(fits):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_models_of_the_objectives_own_give_up_too(monkeypatch):
+    machine, thrown = Machine(all_but(1)), []
+    monkeypatch.setattr(machine.step._objective, "throw_away", lambda: thrown.append(True))
+    machine.run()
+    assert thrown
+
+
 def test_micro_batches_are_halved_and_activations_recomputed_and_that_is_told():
     machine = Machine(tokens(14))
     machine.run()

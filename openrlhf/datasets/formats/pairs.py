@@ -1,19 +1,22 @@
 """The format of pairs: a prompt, and two answers of which one is chosen.
 
 The prompt is text or messages in a column of its own; or the two answers begin with it, and it is all that they share.
-Messages may be whole conversations beside a prompt: then the prompt is a part of their beginning.
+Messages may be whole conversations beside a prompt: then the prompt is a part of their beginning. They may be JSON text.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets.formats.chat import conversation
+from openrlhf.datasets.formats.chat import conversation, is_message_list
 from openrlhf.datasets.formats.columns import column, is_number, kind
 from openrlhf.datasets.formats.plain import as_messages, in_template
+from openrlhf.datasets.json_text import RefusedJson, load_json
 from openrlhf.datasets.samples import BadRow, Conversation, Message, Pair, PlainText, Row
 
 MARGIN, PROMPT = "margin", "prompt"
@@ -23,8 +26,8 @@ _MOST_MARGIN = 1e6
 
 def read(row: Row, data: PairDataConfig) -> Pair:
     """The row's two answers, each behind the prompt. Raises BadRow where it has none."""
-    chosen, rejected = column(row, data.chosen_key), column(row, data.rejected_key)
-    prompt = _prompt(row, data)
+    chosen, rejected = (_opened(column(row, key)) for key in (data.chosen_key, data.rejected_key))
+    prompt = _opened(_prompt(row, data))
     if isinstance(chosen, str) and isinstance(rejected, str):
         _check_not_empty(chosen, rejected, data)
         if prompt is None:
@@ -46,6 +49,18 @@ def _prompt(row: Row, data: PairDataConfig) -> Any:
     if (prompt := column(row, data.prompt_key)) is None:
         raise BadRow(f"column {data.prompt_key!r} holds nothing (null) where the prompt belongs")
     return prompt
+
+
+def _opened(value: Any) -> Any:
+    """Messages that a table of texts holds as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    with suppress(json.JSONDecodeError, RefusedJson):
+        found = load_json(value)
+        messages = found if isinstance(found, list) else [found]
+        if is_message_list(messages) and not {"content", "value"}.isdisjoint(messages[0]):
+            return found
+    return value
 
 
 def _check_not_empty(chosen: str, rejected: str, data: PairDataConfig) -> None:

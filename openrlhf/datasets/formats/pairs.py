@@ -1,7 +1,7 @@
 """The format of pairs: a prompt, and two answers of which one is chosen.
 
 The prompt is text or messages in a column of its own; or the two answers begin with it, and it is all that they share.
-Messages may be whole conversations beside a prompt: then the prompt is a part of their beginning. They may be JSON text.
+Messages may be JSON text, and whole conversations beside a prompt: then the prompt is a part of their beginning.
 """
 
 from __future__ import annotations

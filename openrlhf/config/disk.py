@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from openrlhf.config.settings import TrainingConfig
@@ -141,3 +142,12 @@ def _where_it_ends(path: Path) -> str:
 def nearest_existing(path: Path) -> Path:
     """The path itself, or the first of its parents that exists."""
     return next(folder for folder in (path, *path.parents, Path("/")) if _exists(str(folder)))
+
+
+def is_address(name: str) -> bool:
+    """Of a server, with http:// or https:// before it."""
+    try:
+        parts = urlsplit(name)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from openrlhf.config.disk import is_address
 from openrlhf.config.kinds import AnyNumber, Count, Fraction, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, setting
@@ -80,6 +81,9 @@ def score_problems(config: ScoreConfig, world_size: int) -> Iterator[str]:
             "--score.reward is missing: give file.py:function, math, exact, verifiers:ID, the folder of a model or an "
             "address."
         )
+    for name in names_of_rewards(score.reward):
+        if name.startswith(("http://", "https://")) and not is_address(name):
+            yield f"--score.reward {name} is no address of a server, as in http://localhost:5000/get_reward."
     num_rewards = len(names_of_rewards(score.reward))
     if score.weights is not None:
         words = score.weights.split(",")

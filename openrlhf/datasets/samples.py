@@ -107,3 +107,14 @@ class BadRow(Exception):
 
 class LeftOut(Exception):
     """The row is fine but does not become a sample; counted under this text."""
+
+
+def check_unicode(text: str) -> None:
+    """Raises BadRow where a text is none that can be encoded."""
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(
+            f"the text holds half a surrogate pair ({text[error.start]!a} at character {error.start + 1}), "
+            "which is no valid Unicode: repair the row, or the program that wrote it"
+        ) from None

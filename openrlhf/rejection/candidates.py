@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.rejection.equations import equations_of
 from openrlhf.rejection.records import Place, Row, StoredRows
@@ -98,6 +99,8 @@ _NOT_COUNTED = -1  # by the server that answered
 
 def _facts(row: Row, prompts: dict[str, int], with_equations: bool) -> Iterator[tuple[str, Any]]:
     text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
+    if not isinstance(row["prompt"], str) and not is_message_list(row["prompt"]):
+        raise TypeError("its prompt is neither text nor messages")
     stripped = text.strip()
     yield "prompt", prompts.setdefault(prompt_id, len(prompts))
     yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan

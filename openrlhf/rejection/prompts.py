@@ -14,7 +14,7 @@ from openrlhf.datasets.formats.chat import COLUMNS as MESSAGE_COLUMNS
 from openrlhf.datasets.formats.chat import conversation, is_message_list
 from openrlhf.datasets.formats.columns import KINDS, names
 from openrlhf.datasets.report import BadRows
-from openrlhf.datasets.samples import BadRow
+from openrlhf.datasets.samples import BadRow, check_unicode
 from openrlhf.datasets.sources.find import open_sources
 from openrlhf.datasets.sources.tables import Table
 from openrlhf.errors import UserError
@@ -111,6 +111,7 @@ def _read(row: Any, data: PromptConfig) -> tuple[Any, list[Any] | None, dict[str
             else f"its prompt is in no known column; it has {names(row)}: name the column by --data.input_key"
         )
     content, tools = _content(row, key, data)
+    check_unicode(content if isinstance(content, str) else json.dumps([content, tools], ensure_ascii=False))
     left = {name: value for name, value in row.items() if name not in (key, data.label_key)}
     columns = {f"row_{name}" if name in OWN_COLUMNS else name: value for name, value in left.items()}
     return content, tools, {"label": row.get(data.label_key), **columns}

@@ -158,6 +158,8 @@ def content_of(folder: Path) -> str:
     """
     if folder.is_file():
         return _hash_of(folder)
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist: give the output of the stage before.")
     if not is_finished(folder):
         raise UserError(f"{folder} is not the output of a finished stage: start the command that writes it again.")
     manifest = read_manifest(folder)

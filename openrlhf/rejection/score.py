@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openrlhf.config import ScoreConfig, ScoreSettings
+from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
@@ -108,7 +109,8 @@ def _check(source: StoredRows, rewards: Iterable[Reward]) -> None:
 
 
 def _check_row(row: Row, number: int, source: StoredRows) -> None:
-    if not isinstance(row.get("response"), str) or not isinstance(row.get("prompt"), str | list):
+    prompt = row.get("prompt")
+    if not isinstance(row.get("response"), str) or not (isinstance(prompt, str) or is_message_list(prompt)):
         raise UserError(
             f"{source.path}: answer {number:,} has no prompt and response: give the folder that generate has written."
         )

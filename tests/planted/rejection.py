@@ -102,8 +102,8 @@ BUGS = [
         "forks_of_functions_answer_too",
         "an answer gets the reward of the one before, where a function forks",
         "rejection/rewards/process.py",
-        "        if os.getpid() != process:  #",
-        "        if not process:  #",
+        "        if os.getpid() != process:",
+        "        if not process:",
         (f"{_SCORE}::test_a_fork_that_a_function_leaves_behind_answers_nobody",),
     ),
     Bug(
@@ -157,5 +157,13 @@ BUGS = [
         "if low <= 0 <= high else",
         "if low > high else",
         (f"{_ITERATE}::test_iterations_leave_what_the_documents_say",),
+    ),
+    Bug(
+        "prompts_of_no_text_are_sent",
+        "half a surrogate pair in a prompt ends the stage in a traceback",
+        "rejection/prompts.py",
+        "    check_unicode(content if",
+        "    str(content if",
+        (f"{_GENERATE}::test_a_prompt_that_no_server_could_be_sent_is_told_with_its_place",),
     ),
 ]

@@ -3,8 +3,9 @@
     python -m tests.rejection.kills --kills 100 [--seed 1] [--minutes 60] [--go_on]
 
 Stages, engine and trainings are the real ones, of a tiny model; a training is forked from the run's process, where it
-would be imported anew. Half of the kills take the training along, the others leave it an orphan. A third of them leaves
-a part of a line, as a machine does that loses its power. Writes `benchmarks/results/rejection_kills.md` and `.json`.
+would be imported anew. Half of the kills come soon after answers or scores begin to: these take a small part of a run.
+Half of them take the training along, the others leave it an orphan. A third of them leaves a part of a line, as a
+machine does that loses its power. Writes `benchmarks/results/rejection_kills.md` and `.json`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from tests.helpers.workbench import save_model
 NUM_PROMPTS, NUM_ANSWERS = 12, 4
 ITERATIONS = 3
 LONGEST_LIFE_SECONDS = 4.0  # of a process that is killed
+LONGEST_WITH_ROWS_SECONDS = 0.4  # after its first answers
+MOST_KILLS_OF_A_RUN = 20
 SECONDS_FOR_A_RUN = 300.0
 TORN = b'{"prompt_id": "torn", "sample_i'
 REWARD = "def letters(completions, **columns): return [float(len(set(text))) for text in completions]\n"
@@ -140,7 +143,7 @@ def broken_run(bench: Bench, run: Path, most_kills: int, until: float, chance: r
     while True:
         with bench.job(run) as job:
             if account.num_kills < most_kills and time.monotonic() < until:
-                job.wait_for_first_loss(chance.uniform(0.0, LONGEST_LIFE_SECONDS))
+                wait_for_an_instant(job, run, chance)
                 is_ended = not job.is_running()
             else:
                 is_ended = job.wait(SECONDS_FOR_A_RUN) is not None
@@ -159,6 +162,17 @@ def broken_run(bench: Bench, run: Path, most_kills: int, until: float, chance: r
     account.problems += differences(bench, run, account) if not account.problems else []
     account.seconds = time.monotonic() - begin
     return account
+
+
+def wait_for_an_instant(job: Job, run: Path, chance: random.Random) -> None:
+    """By a chance of a half it is soon after rows begin to come."""
+    until = time.monotonic() + chance.uniform(0.0, LONGEST_LIFE_SECONDS)
+    if chance.random() < 0.5:
+        known = set(open_shards(run))
+        while job.is_running() and time.monotonic() < until and known.issuperset(open_shards(run)):
+            time.sleep(0.005)
+        until = min(until, time.monotonic() + chance.uniform(0.0, LONGEST_WITH_ROWS_SECONDS))
+    job.wait_for_first_loss(until - time.monotonic())
 
 
 def kill(job: Job, account: Account, chance: random.Random) -> None:
@@ -184,11 +198,15 @@ def last_step(run: Path) -> str:
 
 def tear(run: Path) -> int:
     """A part of a line behind the rows of a stage that is not finished; the number of such lines."""
-    open_shards = [path for path in run.rglob("rows-*.jsonl") if not is_finished(path.parent)]
-    for path in open_shards[:1]:
+    torn = open_shards(run)[:1]
+    for path in torn:
         with path.open("ab") as file:
             file.write(TORN)
-    return len(open_shards[:1])
+    return len(torn)
+
+
+def open_shards(run: Path) -> list[Path]:
+    return [path for path in run.rglob("rows-*.jsonl") if not is_finished(path.parent)]
 
 
 class Kept:
@@ -311,7 +329,8 @@ def campaign(
     bench, number, until = Bench(folder, num_iterations), first, time.monotonic() + seconds
     while num_kills > 0 and time.monotonic() < until:
         chance = random.Random(f"{seed} {number}")
-        yield (account := broken_run(bench, folder / f"run{number}", num_kills, until, chance))
+        most_kills = min(num_kills, MOST_KILLS_OF_A_RUN)
+        yield (account := broken_run(bench, folder / f"run{number}", most_kills, until, chance))
         num_kills, number = num_kills - account.num_kills, number + 1
 
 

@@ -248,12 +248,19 @@ def test_rows_without_a_prompt_are_told_with_their_place(tmp_path: Path) -> None
         generate(generate_config(tmp_path, [*ROWS[:1], {"question": "x"}]), StandIn())
 
 
+@pytest.mark.parametrize("prompt", ["half \ud83d", [{"role": "user", "content": "half \ud83d"}]])
+def test_a_prompt_that_no_server_could_be_sent_is_told_with_its_place(tmp_path: Path, prompt: Any) -> None:
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: the text holds half a surrogate pair"):
+        generate(generate_config(tmp_path, [{"prompt": prompt}]), StandIn())
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--generate.engine", "openai"], "--generate.engine openai needs --generate.url"),
         (["--generate.url", "http://x"], "add --generate.engine openai"),
-        (["--generate.engine", "openai", "--generate.url", "localhost:8000"], "must begin with http"),
+        (["--generate.engine", "openai", "--generate.url", "localhost:8000"], "is no address of a server"),
+        (["--generate.engine", "openai", "--generate.url", "http://[x"], "is no address of a server"),
         (["--data.input_template", "no place"], "must hold the place of the input"),
         (["--generate.top_p", "0"], "leaves no token"),
         (["--model.model_name_or_path", "./nowhere/model"], "does not exist"),

@@ -267,6 +267,8 @@ def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monk
         ("rewards.py:judge --score.input rewards.py", "holds no answer"),
         ("rewards.py:judge --score.input nowhere", "nowhere does not exist"),
         ("rewards.py:judge --score.input half.jsonl", "half.jsonl: answer 2 has no prompt and response"),
+        ("rewards.py:judge --score.input odd.jsonl", "odd.jsonl: answer 1 has no prompt and response"),
+        ("http://[x/get_reward", "--score.reward http://[x/get_reward is no address of a server"),
         ("rewards.py:judge", "No answer of generations.jsonl has a reward: judge: KeyError (2)"),
     ],
 )
@@ -277,6 +279,7 @@ def test_bad_input_is_told_in_words(tmp_path, monkeypatch, reward, said):
     Path("leaving.py").write_text("import sys; sys.exit(4)\n")
     Path("empty.jsonl").write_text("")
     Path("half.jsonl").write_text('{"prompt": "q", "response": "a"}\n{"prompt": "q", "response": null}\n')
+    Path("odd.jsonl").write_text('{"prompt": [1], "response": "a"}\n')
     generations(Path(), ["a", "b"])
     words = ["--score.input", "generations.jsonl", "--score.output", "out", "--score.reward", *(reward.split() or [""])]
     assert said in problems_of(*words)
@@ -311,7 +314,7 @@ def test_equal_rows_are_scored_once_and_rows_without_identity_get_one(tmp_path):
 
 
 def test_a_fork_that_a_function_leaves_behind_answers_nobody(tmp_path):
-    text = "def judge(completions, **columns):\n    os.fork()\n    return [float(completions[0])]\n"
+    text = "os.fork()\ndef judge(completions, **columns):\n    os.fork()\n    return [float(completions[0])]\n"
     rows, _ = run(tmp_path, generations(tmp_path, map(str, range(20))), f"{functions(tmp_path, text)}:judge")
     assert {text: row["reward"] for text, row in rows.items()} == {str(n): float(n) for n in range(20)}
 

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.samples import BadRow, Conversation, EncodedSample, LeftOut, PlainText, RowContent, TokenRow
+from openrlhf.datasets.samples import (
+    BadRow,
+    Conversation,
+    EncodedSample,
+    LeftOut,
+    PlainText,
+    RowContent,
+    TokenRow,
+    check_unicode,
+)
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.datasets.tokenization.control_tokens import ControlTokens
 from openrlhf.datasets.tokenization.marked_template import CharSpan
@@ -149,13 +158,7 @@ class SampleEncoder:
     def _tokenize(
         self, text: str, add_special_tokens: bool, is_control: Callable[[int, int], bool] | None
     ) -> TokenizedText:
-        try:
-            text.isascii() or text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadRow(
-                f"the text holds half a surrogate pair ({text[error.start]!a} at character {error.start + 1}), "
-                "which is no valid Unicode: repair the row, or the program that wrote it"
-            ) from None
+        check_unicode(text)
         hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
         if len(text) > hopeless and self._data.overlong != "truncate":
             self._refuse_overlong(f"{len(text):,} characters")

@@ -110,13 +110,19 @@ def _serve(connection: Connection) -> None:
     """The process's side: the function's name first, then answers, until the parent hangs up."""
     from openrlhf.rejection.rewards.functions import load_function
 
+    process = os.getpid()
+
+    def send(answer: Any) -> None:
+        if os.getpid() != process:  # a fork of the user's code, which has come back from it
+            os._exit(0)
+        connection.send_bytes(json.dumps(answer).encode())
+
     try:
         judge = load_function(json.loads(connection.recv_bytes()))
     except NoReward as error:
-        connection.send_bytes(json.dumps(str(error)).encode())
+        send(str(error))
         return
-    connection.send_bytes(b"null")
-    process = os.getpid()
+    send(None)
     while True:
         rows = json.loads(connection.recv_bytes())
         try:
@@ -125,9 +131,7 @@ def _serve(connection: Connection) -> None:
             answer = str(error)
         except Exception as error:
             answer = f"{type(error).__name__}: {first_line_of(error)}"
-        if os.getpid() != process:  # a fork of the function's, which has come back from it
-            os._exit(0)
-        connection.send_bytes(json.dumps(answer).encode())
+        send(answer)
 
 
 def _end_with_parent(socket_fd: int, of_parent: int) -> None:

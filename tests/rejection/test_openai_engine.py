@@ -162,9 +162,10 @@ def test_messages_and_tools_go_to_the_chat_endpoint(tmp_path: Path, server: Fake
         (200, b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n'),
         (200, b'{"choices": [{"text": "a", "fin'),
         (200, b"[" * 99_999),
+        (200, b'{"choices": [{"text": "half \\ud83d", "finish_reason": "stop"}]}'),
     ],
     ids=["hangs up", "500", "429", "503", "proxy", "no choice", "no text", "no end", "given up", "a list", "a stream"]
-    + ["half of it", "nested"],
+    + ["half of it", "nested", "half a surrogate pair"],
 )
 def test_failures_that_pass_are_tried_again(tmp_path: Path, server: FakeServer, trouble: Any) -> None:
     server.trouble = lambda number, body: trouble if number in (1, 2, 5) else "fine"
@@ -173,7 +174,7 @@ def test_failures_that_pass_are_tried_again(tmp_path: Path, server: FakeServer, 
 
 def test_what_a_server_does_not_count_is_not_told_as_zero(tmp_path: Path, server: FakeServer) -> None:
     def uncounted(number: int, body: dict[str, Any]) -> Any:
-        return 200, {**answer(body), "usage": {"completion_tokens": "many"} if number % 2 else None}
+        return 200, {**answer(body), "usage": [None, {"completion_tokens": "3"}, {"completion_tokens": -1}][number % 3]}
 
     server.trouble = uncounted
     assert {row["num_tokens"] for row in run(tmp_path, server.url)} == {None}

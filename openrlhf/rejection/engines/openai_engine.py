@@ -24,6 +24,7 @@ _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
 _OFTEN_OTHER_NAMES = {"eos": "stop", "eos_token": "stop", "max_tokens": "length"}
 _GIVEN_UP = ("abort", "error", "cancelled")  # by a server that ends: what it has sent is a part
+_MOST_TOKENS = 1 << 31  # more is a mistake of the server
 _BESIDE_THE_TEXT = ("tool_calls", "reasoning_content", "reasoning")
 _TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
 
@@ -169,15 +170,15 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         message = choice["message"] if is_chat else {"content": choice["text"]}
         columns = {name: message[name] for name in _BESIDE_THE_TEXT if message.get(name)}
         text = message.get("content")
-        if text is None and columns:
-            text = ""
+        text = "" if text is None and columns else text
+        text.encode()  # half a surrogate pair could not be trained on
         reason = choice.get("finish_reason")
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _TryAgain(f"an answer that is none: {response.text[:100]!r}") from None
-    if not isinstance(text, str) or not isinstance(reason, str) or reason in _GIVEN_UP:
-        raise _TryAgain(f"an answer without text or without its end: {response.text[:100]!r}")
-    num_tokens = num_tokens if isinstance(num_tokens, int) else None
+    if not isinstance(reason, str) or reason in _GIVEN_UP:
+        raise _TryAgain(f"an answer without its end: {response.text[:100]!r}")
+    num_tokens = num_tokens if isinstance(num_tokens, int) and 0 <= num_tokens < _MOST_TOKENS else None
     return Generation(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
 
 

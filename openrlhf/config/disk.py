@@ -144,6 +144,11 @@ def nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents, Path("/")) if _exists(str(folder)))
 
 
+def parts_of(setting: str | None) -> list[str]:
+    """The parts of a comma list none of which holds a comma."""
+    return [part.strip() for part in (setting or "").split(",") if part.strip()]
+
+
 def is_address(name: str) -> bool:
     """Of a server, with http:// or https:// before it."""
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES
-from openrlhf.config.disk import is_address, model_folder
+from openrlhf.config.disk import is_address, model_folder, parts_of
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
 from openrlhf.config.outputs import writable
@@ -121,9 +121,9 @@ def server_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
             "--generate.engine openai: the trained weights must reach the server. Give --generate.start_command, as in "
             "'vllm serve {model} --port 8000', or --generate.reload_url."
         )
-    for url in (generate.reload_url or "").split(",") if generate.reload_url else ():
-        if not is_address(url.strip()):
-            yield f"--generate.reload_url {url.strip()!r} is no address of a server, as in http://localhost:8000/reload."
+    for url in parts_of(generate.reload_url):
+        if not is_address(url):
+            yield f"--generate.reload_url {url!r} is no address of a server, as in http://localhost:8000/reload."
     if generate.start_command is not None and "{model}" not in generate.start_command:
         yield f"--generate.start_command {generate.start_command!r} must hold the place of the model, {{model}}."
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from openrlhf.config.disk import is_address
+from openrlhf.config.disk import is_address, parts_of
 from openrlhf.config.kinds import AnyNumber, Count, Fraction, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
-from openrlhf.config.schema import Command, Root, setting
-
-must_match = functools.partial(setting, resume="must_match")
-free = functools.partial(setting, resume="free")
+from openrlhf.config.schema import Command, Root, free, must_match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +72,21 @@ def score_problems(config: ScoreConfig, world_size: int) -> Iterator[str]:
     score = config.score
     if not score.input:
         yield "--score.input is missing: give the folder that generate has written."
-    if not score.reward.strip(" ,"):
+    if not parts_of(score.reward):
         yield (
             "--score.reward is missing: give file.py:function, math, exact, verifiers:ID, the folder of a model or an "
             "address."
         )
-    for name in names_of_rewards(score.reward):
+    names = parts_of(score.reward)
+    for name in names:
         if name.startswith(("http://", "https://")) and not is_address(name):
             yield f"--score.reward {name} is no address of a server, as in http://localhost:5000/get_reward."
-    num_rewards = len(names_of_rewards(score.reward))
     if score.weights is not None:
         words = score.weights.split(",")
         if not all(map(_is_number, words)):
             yield f"--score.weights {score.weights} must be numbers by commas, as in 1,0.5."
-        elif len(words) != num_rewards:
-            yield f"--score.weights {score.weights} gives {len(words)} numbers for {num_rewards} rewards; give as many."
+        elif len(words) != len(names):
+            yield f"--score.weights {score.weights} gives {len(words)} numbers for {len(names)} rewards; give as many."
     yield from writable("--score.output", score.output)
 
 
@@ -121,11 +117,6 @@ def select_problems(config: SelectConfig, world_size: int) -> Iterator[str]:
     if Path(select.output).expanduser().is_dir():
         yield f"--select.output {select.output} is a folder: give the name of a file, as in selected.jsonl."
     yield from writable("--select.output", str(Path(select.output).parent) if select.output.strip() else "")
-
-
-def names_of_rewards(reward: str) -> list[str]:
-    """The parts of `--score.reward`, by commas."""
-    return [part.strip() for part in reward.split(",") if part.strip()]
 
 
 def _is_number(word: str) -> bool:

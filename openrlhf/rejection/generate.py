@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.config import GenerateConfig
+from openrlhf.config.disk import parts_of
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
@@ -98,9 +99,8 @@ def make_engine(config: GenerateConfig) -> Engine:
     if given.engine == "openai":
         from openrlhf.rejection.engines.openai_engine import OpenAIEngine
 
-        urls = [url.strip() for url in (given.url or "").split(",") if url.strip()]
-        served = given.served_name or name
-        return OpenAIEngine(urls, served, sampling, given.concurrency, given.timeout_seconds, given.max_retries)
+        bounds = given.concurrency, given.timeout_seconds, given.max_retries
+        return OpenAIEngine(parts_of(given.url), given.served_name or name, sampling, *bounds)
     if given.engine == "vllm":
         from openrlhf.rejection.engines.vllm_engine import VLLMEngine as InProcess
     else:
@@ -234,7 +234,8 @@ def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig
     if any(known.missing(prompt, config.generate.n) for prompt in prompts):
         return {}  # another rank has not ended yet
     stats = known.statistics()
-    write_generation_report(output, stats, f"{output} by {config.model.model_name_or_path}")
+    subtitle = f"{output} by {config.model.model_name_or_path}"
+    write_generation_report(output, stats, known.answered, subtitle)
     finish(output, stats)
     tokens = "" if stats["mean_tokens"] is None else f", {stats['mean_tokens']:,.0f} tokens a piece"
     reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ from openrlhf.rejection.records import Row, StoredRows
 from openrlhf.rejection.report import MAX_PROMPTS, REPORT, Page, Sample, ShownAnswer, text_of_prompt, write_page
 
 
-def write_generation_report(output: Path, stats: Mapping[str, Any], subtitle: str) -> None:
-    """One pass over the answers, whose texts stay on the disk but for those that are shown."""
+def write_generation_report(output: Path, stats: Mapping[str, Any], prompt_ids: Iterable[str], subtitle: str) -> None:
+    """One pass over the answers, whose texts stay on the disk but for those to the prompts of the smallest hashes.
+
+    These are spread over all, and the same in any order of the rows.
+    """
     lengths: defaultdict[str, list[int]] = defaultdict(list)
-    shown = _ShownPrompts()
+    shown: dict[str, list[Row]] = {key: [] for key in nsmallest(MAX_PROMPTS, prompt_ids)}
     for row in StoredRows(output):
         if row["num_tokens"] is not None:
             lengths[str(row["finish_reason"])].append(row["num_tokens"])
-        shown.add(row)
+        if row["prompt_id"] in shown:
+            shown[row["prompt_id"]].append(row)
     of_reason = {reason: np.array(of_one) for reason, of_one in sorted(lengths.items(), reverse=True)}
     charts = [("Lengths, by how answers ended", histogram(of_reason, "tokens"))] if of_reason else []
-    write_page(output / REPORT, Page("Answers", subtitle, list(_told(stats)), charts, shown.samples()))
+    write_page(output / REPORT, Page("Answers", subtitle, list(_told(stats)), charts, _samples(shown)))
 
 
 def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -40,29 +44,10 @@ def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "torn lines, stepped over", f"{stats['num_torn_lines']:,}"
 
 
-class _ShownPrompts:
-    """The answers to the prompts of the smallest hashes: spread over all, the same in any order of the rows."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Row]] = {}
-        self._ids: list[str] = []  # sorted
-
-    def add(self, row: Row) -> None:
-        key = row["prompt_id"]
-        if key not in self._rows:
-            if len(self._ids) == MAX_PROMPTS and key > self._ids[-1]:
-                return
-            insort(self._ids, key)
-            self._rows[key] = []
-            for gone in self._ids[MAX_PROMPTS:]:
-                del self._rows[gone]
-            del self._ids[MAX_PROMPTS:]
-        self._rows[key].append(row)
-
-    def samples(self) -> Iterator[Sample]:
-        for key in self._ids:
-            rows = sorted(self._rows[key], key=lambda row: row["sample_index"])
-            yield Sample(text_of_prompt(rows[0]), [ShownAnswer(row["response"], _remark(row)) for row in rows])
+def _samples(shown: Mapping[str, list[Row]]) -> Iterator[Sample]:
+    for rows in shown.values():
+        rows.sort(key=lambda row: row["sample_index"])
+        yield Sample(text_of_prompt(rows[0]), [ShownAnswer(row["response"], _remark(row)) for row in rows])
 
 
 def _remark(row: Row) -> str:

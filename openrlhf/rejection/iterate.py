@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from openrlhf.config.written import FILE_NAME
 from openrlhf.rejection.child_process import alone_in, start, words_of
 from openrlhf.rejection.evaluation import PassRates, compared, gained, measured, pass_rates, told
 from openrlhf.rejection.generate import generate
-from openrlhf.rejection.iterations_report import ReportedIteration, named, write_iterations
+from openrlhf.rejection.iterations_report import named, write_iterations
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
 from openrlhf.rejection.records import STATS, content_of, is_finished, keeps_on_a_full_disk
@@ -51,7 +51,7 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
             if config.eval.dataset is not None:
                 iteration.evaluate()
         stats = {"iterations": list(_statistics(iterations))}
-        _leave(plan.output, stats, [iteration.reported() for iteration in iterations])
+        _leave(plan, stats)
     for one in stats["iterations"]:
         print(", ".join([named(one["iteration"]), *(f"{name} {value}" for name, value in told(one).items())]))
     for name, value in gained(stats["iterations"]):
@@ -60,13 +60,12 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
     return stats
 
 
-def _leave(output: Path, stats: dict[str, Any], iterations: Sequence[ReportedIteration]) -> None:
+def _leave(plan: Plan, stats: dict[str, Any]) -> None:
     """Statistics and report; both stay as they are where nothing has changed."""
-    text = json.dumps(stats, indent=1) + "\n"
-    is_left = (output / REPORT).exists() and (output / STATS).exists() and (output / STATS).read_text() == text
-    if not is_left:
-        write_iterations(output / REPORT, iterations, stats["iterations"], str(output))
-        replace_file(output / STATS, text)
+    left, text = plan.output / STATS, json.dumps(stats, indent=1) + "\n"
+    if not ((plan.output / REPORT).exists() and left.exists() and left.read_text() == text):
+        write_iterations(plan, stats["iterations"])
+        replace_file(left, text)
 
 
 class _Iteration:
@@ -104,16 +103,6 @@ class _Iteration:
             self._generate(f"{of}evaluate", asked)
             scores = self._score(f"{of}evaluate", asked)
             self.rates[of] = pass_rates(Path(scores.score.output), scores.score.pass_reward)
-
-    def reported(self) -> ReportedIteration:
-        """Where its results are, for the report."""
-        folder, evaluations = self._folder, {}
-        for of in self.rates:
-            evaluations[of.strip("_") or "model"] = folder / f"{of}evaluation" / "scores"
-        if not self.number:
-            return ReportedIteration(self.number, evaluations)
-        selection = Path(self._plan.select(self.number).select.output)
-        return ReportedIteration(self.number, evaluations, folder / "scores", selection)
 
     def _generate(self, step: str, asked: GenerateConfig) -> None:
         model = asked.model.model_name_or_path

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from openrlhf.rejection.candidates import Candidates, identity_of, read_candidates
+from openrlhf.config import SelectSettings
+from openrlhf.rejection.candidates import identity_of, read_candidates
 from openrlhf.rejection.charts import Point, curves, histogram
 from openrlhf.rejection.evaluation import gained, told
+from openrlhf.rejection.plan import Plan
 from openrlhf.rejection.records import Row, StoredRows, read_stats
 from openrlhf.rejection.report import (
     MAX_PROMPTS,
+    REPORT,
     Page,
     Sample,
     ShownAnswer,
@@ -24,38 +27,28 @@ from openrlhf.rejection.report import (
 )
 
 
-class ReportedIteration(NamedTuple):
-    """Where an iteration's results are; number 0 is the start.
-
-    Attributes:
-        evaluations: folders of scores of held-out answers, by who gave them: model, control.
-        scores, selection: the scored answers and those that were selected; None at the start.
-    """
-
-    number: int
-    evaluations: Mapping[str, Path]
-    scores: Path | None = None
-    selection: Path | None = None
-
-
-def write_iterations(
-    path: Path, iterations: Sequence[ReportedIteration], statistics: Sequence[Mapping[str, Any]], subtitle: str = ""
-) -> None:
+def write_iterations(plan: Plan, statistics: Sequence[Mapping[str, Any]]) -> None:
     """Writes the report. Args: statistics: of each iteration, as in `stats.json`."""
-    evaluated = [{name: read_stats(scores) for name, scores in one.evaluations.items()} for one in iterations]
+    evaluations = [_evaluations(plan.folder(one["iteration"]), one) for one in statistics]
+    evaluated = [{name: read_stats(scores) for name, scores in of_one.items()} for of_one in evaluations]
     facts, charts = list(gained(statistics)), list[tuple[str, str]]()
     selections: dict[str, dict[str, Any]] = {}
-    for one, of_one in zip(iterations, evaluated, strict=True):
+    for number, of_one in enumerate(evaluated):
         several = {name: of for name, of in of_one.items() if len(of["intervals"]) > 1}  # pass@1 stands in the table
-        facts += [(f"{named(one.number)}, {name}", told_passes(of)) for name, of in several.items()]
-        if one.scores is not None and one.selection is not None:
-            selections[named(one.number)] = read_stats(one.selection.parent)
-            charts += _selection_charts(one.number, read_candidates(StoredRows(one.scores)), one.selection)
-    if selections:
-        charts.insert(0, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
-    passes = _pass_charts([one.number for one in iterations], evaluated)
-    charts = [("By iteration", table(_iteration_rows(statistics))), *passes, *charts]
-    write_page(path, Page("Rejection sampling, by iteration", subtitle, facts, charts, _samples(iterations)))
+        facts += [(f"{named(number)}, {name}", told_passes(of)) for name, of in several.items()]
+        if number:
+            selections[named(number)] = read_stats(plan.folder(number) / "selected")
+            charts += _selection_charts(number, plan.select(number).select)
+    charts.insert(0, ("Answers to train on: kept, and left out", table(_selection_rows(selections))))
+    charts = [("By iteration", table(_iteration_rows(statistics))), *_pass_charts(evaluated), *charts]
+    page = Page("Rejection sampling, by iteration", str(plan.output), facts, charts, _samples(evaluations))
+    write_page(plan.output / REPORT, page)
+
+
+def _evaluations(folder: Path, found: Mapping[str, Any]) -> dict[str, Path]:
+    """The scores of held-out answers, by who gave them."""
+    folders = {"model": folder / "evaluation" / "scores", "control": folder / "control_evaluation" / "scores"}
+    return {name: scores for name, scores in folders.items() if name in found}
 
 
 def named(number: int) -> str:
@@ -70,15 +63,13 @@ def _iteration_rows(statistics: Sequence[Mapping[str, Any]]) -> Iterator[list[st
         yield [name, *(column.get(name, "") for column in columns)]
 
 
-def _pass_charts(
-    numbers: Sequence[int], evaluated: Sequence[Mapping[str, Mapping[str, Any]]]
-) -> Iterator[tuple[str, str]]:
+def _pass_charts(evaluated: Sequence[Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
     """A chart for each k; a curve for the model and one for the control."""
     names = list(dict.fromkeys(name for statistics in evaluated for name in statistics))
     measures = list(dict.fromkeys(key for one in evaluated for of in one.values() for key in of["intervals"]))
     for measure in measures:
         series: dict[str, list[Point]] = {name: [] for name in names}
-        for number, statistics in zip(numbers, evaluated, strict=True):
+        for number, statistics in enumerate(evaluated):
             for name, of in statistics.items():
                 if measure in of["intervals"]:
                     series[name].append(Point(number, of[measure], *of["intervals"][measure]))
@@ -95,8 +86,9 @@ def _selection_rows(selections: Mapping[str, Mapping[str, Any]]) -> Iterator[lis
         yield [reason, *(f"{one['left_out'].get(reason, 0):,}" for one in selections.values())]
 
 
-def _selection_charts(number: int, candidates: Candidates, selection: Path) -> Iterator[tuple[str, str]]:
-    kept = np.isin(candidates.tie, np.array([_identity_of(row) for row in StoredRows(selection)], np.uint64))
+def _selection_charts(number: int, settings: SelectSettings) -> Iterator[tuple[str, str]]:
+    candidates, selection = read_candidates(StoredRows(Path(settings.input))), StoredRows(Path(settings.output))
+    kept = np.isin(candidates.tie, np.array([_identity_of(row) for row in selection], np.uint64))
     split = {"kept": kept, "left out": ~kept}
     rewards = {name: candidates.reward[which] for name, which in split.items()}
     lengths = {name: candidates.length[which] for name, which in split.items()}
@@ -113,19 +105,19 @@ def _identity_of(row: Row) -> int:
     return identity_of({**row["provenance"], "response": response})
 
 
-def _samples(iterations: Sequence[ReportedIteration]) -> Iterator[Sample]:
+def _samples(evaluations: Sequence[Mapping[str, Path]]) -> Iterator[Sample]:
     """Held-out prompts, each with the first answer of every model."""
     answers: dict[str, list[ShownAnswer]] = {}
     prompts: dict[str, str] = {}
-    for one in iterations:
-        for name, scores in one.evaluations.items():
+    for number, of_one in enumerate(evaluations):
+        for name, scores in of_one.items():
             for row in StoredRows(scores):
                 key = row["prompt_id"]
                 if row["sample_index"] or (key not in prompts and len(prompts) == MAX_PROMPTS):
                     continue
                 prompts.setdefault(key, text_of_prompt(row))
                 verdict = "no verdict" if row["reward"] is None else f"reward {row['reward']:g}"
-                shown = ShownAnswer(row["response"], f"{named(one.number)}, {name}: {verdict}", name == "model")
+                shown = ShownAnswer(row["response"], f"{named(number)}, {name}: {verdict}", name == "model")
                 answers.setdefault(key, []).append(shown)
     for key, prompt in prompts.items():
         yield Sample(prompt, answers[key])

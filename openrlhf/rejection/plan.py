@@ -27,9 +27,9 @@ from openrlhf.config import (
     SelectConfig,
     SFTConfig,
 )
+from openrlhf.config.disk import parts_of
 from openrlhf.config.generate_settings import GeneratorConfig, SamplingConfig
 from openrlhf.config.schema import settings, values_of
-from openrlhf.config.select_settings import names_of_rewards
 from openrlhf.config.settings import EvalConfig
 from openrlhf.errors import UserError
 from openrlhf.rejection.records import MANIFEST, content_of, settings_of
@@ -169,7 +169,7 @@ class Plan:
 
     def _judged_by(self, generations: GenerateConfig) -> dict[str, Any]:
         """The settings of the scores, and the hash of each file of rewards."""
-        files = [Path(name.rpartition(":")[0]) for name in names_of_rewards(self.config.score.reward)]
+        files = [Path(name.rpartition(":")[0]) for name in parts_of(self.config.score.reward)]
         contents = {str(file): content_of(file) for file in files if file.is_file()}
         return {**settings_of(self.score(generations)), "score.reward files": contents}
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import httpx
 
+from openrlhf.config.disk import parts_of
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.child_process import end, start, words_of
@@ -41,8 +42,8 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
         finally:
             end(process)
         return
-    for url in (generate.reload_url or "").split(",") if generate.reload_url else ():
-        _reload(url.strip(), model, generate.start_timeout_seconds)
+    for url in parts_of(generate.reload_url):
+        _reload(url, model, generate.start_timeout_seconds)
     yield
 
 
@@ -61,7 +62,7 @@ def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) ->
 
 
 def _urls(generate: IteratedSamplingConfig) -> list[str]:
-    return [url.strip().rstrip("/").removesuffix("/v1") for url in (generate.url or "").split(",")]
+    return [url.rstrip("/").removesuffix("/v1") for url in parts_of(generate.url)]
 
 
 def _answers(url: str) -> bool:

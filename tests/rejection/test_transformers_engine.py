@@ -117,10 +117,13 @@ def test_messages_are_encoded_as_transformers_encodes_them(family: Family) -> No
     assert PromptEncoder(tokenizer, None).encode(Prompt("a", messages, tools)) == expected
 
 
+MANY_STEPS = "{% for a in range(1200) %}{% for b in range(1200) %}{% endfor %}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "1,000,000 steps"),
+        (f"{{% if add_generation_prompt %}}{MANY_STEPS}{{% endif %}}{CHATML}", "1,000,000 steps"),
         ("{{ 'a' * 10**9 }}" + CHATML, "takes more than"),
         ("{{ 1 / 0 }}", "cannot be encoded: the chat template refuses the conversation: ZeroDivisionError"),
         ("{% for %}", "is no valid Jinja"),

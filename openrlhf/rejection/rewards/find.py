@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from openrlhf.config import ScoreSettings
-from openrlhf.config.select_settings import names_of_rewards
+from openrlhf.config.disk import parts_of
 from openrlhf.errors import UserError
 from openrlhf.rejection.rewards.environment import VERIFIERS
 from openrlhf.rejection.rewards.exact_reward import ExactReward
@@ -21,7 +21,7 @@ _ROWS_A_CALL_OF_A_SERVER = 64
 
 def find_rewards(settings: ScoreSettings) -> list[Reward]:
     """The rewards in their order, not started; equal names get a number. Raises UserError of a name that is none."""
-    rewards = [_find(name, settings) for name in names_of_rewards(settings.reward)]
+    rewards = [_find(name, settings) for name in parts_of(settings.reward)]
     times: Counter[str] = Counter()
     for reward in rewards:
         times[reward.name] += 1

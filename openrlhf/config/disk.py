@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -156,3 +158,16 @@ def is_address(name: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def program(flag: str, command: str, example: str) -> Iterator[str]:
+    """A command line whose program is not there."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        yield f"{flag} {command!r} is no command line: {error}."
+        return
+    if not words:
+        yield f"{flag} is empty: give a command, as in {example}."
+    elif words[0] not in ("python", "python3") and shutil.which(words[0]) is None:
+        yield f"{flag} {command!r}: there is no program {words[0]}. Give another, as in {example}."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES
-from openrlhf.config.disk import is_address, model_folder, parts_of
+from openrlhf.config.disk import is_address, model_folder, parts_of, program
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
 from openrlhf.config.outputs import writable
@@ -93,8 +93,7 @@ def iteration_problems(config: RejectionConfig, world_size: int) -> Iterator[str
         if given[name] != settings(type(config))[name].default:
             yield f"--{name} {given[name]} is set by each iteration, below --iterate.output: leave it out."
     yield from writable("--iterate.output", config.iterate.output)
-    if not config.iterate.launcher.split():
-        yield "--iterate.launcher is empty: give the command that starts a module, as in python -m."
+    yield from program("--iterate.launcher", config.iterate.launcher, "python -m")
     if config.select.policy == "pairs":
         yield "--select.policy pairs is for train_dpo, and an iteration trains by train_sft: choose another."
     if config.iterate.control and config.select.policy == "random":
@@ -124,6 +123,8 @@ def server_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
     for url in parts_of(generate.reload_url):
         if not is_address(url):
             yield f"--generate.reload_url {url!r} is no address of a server, as in http://localhost:8000/reload."
+    if generate.start_command is not None:
+        yield from program("--generate.start_command", generate.start_command, "vllm serve {model}")
     if generate.start_command is not None and "{model}" not in generate.start_command:
         yield f"--generate.start_command {generate.start_command!r} must hold the place of the model, {{model}}."
 

@@ -23,8 +23,10 @@ from openrlhf.rejection.generate import generate
 from openrlhf.rejection.iterations_report import named, write_iterations
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
+from openrlhf.rejection.prompts import Prompts
 from openrlhf.rejection.records import STATS, content_of, is_finished, keeps_on_a_full_disk
 from openrlhf.rejection.report import REPORT
+from openrlhf.rejection.rewards.find import check_rewards
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
 from openrlhf.rejection.serving import serving
@@ -44,6 +46,7 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
     with alone_in(plan.output) as lock:
         check_nothing_is_stale(plan)  # now that no other run makes more
         write_resolved(config, plan.output / FILE_NAME)
+        _check_rewards(plan)
         iterations = [_Iteration(plan, number, lock) for number in range(config.iterate.iterations + 1)]
         for iteration in iterations:
             if iteration.number:
@@ -52,12 +55,21 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
                 iteration.evaluate()
         stats = {"iterations": list(_statistics(iterations))}
         _leave(plan, stats)
-    for one in stats["iterations"]:
+    for one in filter(told, stats["iterations"]):
         print(", ".join([named(one["iteration"]), *(f"{name} {value}" for name, value in told(one).items())]))
     for name, value in gained(stats["iterations"]):
         print(f"{name:<36} {value}")
     print(f"report: {plan.output / REPORT}", flush=True)
     return stats
+
+
+def _check_rewards(plan: Plan) -> None:
+    """Before the first answer: what judges is needed after the last, which may be hours later."""
+    asked = plan.generate(plan.config.iterate.iterations)
+    settings = plan.score(asked).score
+    if not is_finished(Path(settings.output)):
+        label = next((prompt.columns["label"] for prompt in Prompts(asked.data)), None)
+        check_rewards(settings, label, asked.data.dataset)
 
 
 def _leave(plan: Plan, stats: dict[str, Any]) -> None:

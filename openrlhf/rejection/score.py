@@ -36,7 +36,7 @@ from openrlhf.rejection.records import (
     write_shard,
 )  # fmt: skip
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
-from openrlhf.rejection.rewards.find import close_all, find_rewards, start_all
+from openrlhf.rejection.rewards.find import check_label, close_all, find_rewards, start_all
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import answer_statistics
 
@@ -95,17 +95,12 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     return _finish(settings, output, [reward.name for reward in rewards])
 
 
-def _check(source: StoredRows, rewards: Iterable[Reward]) -> None:
+def _check(source: StoredRows, rewards: list[Reward]) -> None:
     first = next(iter(source), None)
     if first is None:
         raise UserError(f"{source.path} holds no answer: give the folder that generate has written.")
     _check_row(first, 1, source)
-    for reward in rewards:
-        if reward.needs_label and first.get("label") is None:
-            raise UserError(
-                f"--score.reward {reward.name} compares with a label, and the answers of {source.path} have none: name "
-                "its column by --data.label_key where they are generated."
-            )
+    check_label(rewards, first.get("label"), source.path)
 
 
 def _check_row(row: Row, number: int, source: StoredRows) -> None:

@@ -166,4 +166,20 @@ BUGS = [
         "    str(content if",
         (f"{_GENERATE}::test_a_prompt_that_no_server_could_be_sent_is_told_with_its_place",),
     ),
+    Bug(
+        "rewards_loaded_after_the_answers",
+        "a mistake in a file of rewards is told after a night of answers",
+        "rejection/iterate.py",
+        "        _check_rewards(plan)\n",
+        "",
+        (f"{_ITERATE}::test_rewards_that_cannot_be_are_told_before_the_first_answer",),
+    ),
+    Bug(
+        "launcher_looked_for_after_the_answers",
+        "a launcher that is not there ends a run in a traceback after its answers",
+        "config/disk.py",
+        "shutil.which(words[0]) is None:",
+        "not words[0]:",
+        (f"{_ITERATE}::test_recipes_that_cannot_be_are_refused_at_once",),
+    ),
 ]

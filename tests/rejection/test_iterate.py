@@ -291,12 +291,30 @@ def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> Non
         (["--select.policy", "random", "--select.min_reward", "none"], "random control of a selection"),
         (["--generate.engine", "openai", "--generate.url", "http://x"], "the trained weights must reach the server"),
         (["--generate.start_command", "serve {model}"], "add --generate.engine openai"),
+        (["--generate.start_command", "serve {model}"], "there is no program serve. Give another, as in vllm serve"),
+        (["--generate.reload_url", "localhost:8000"], "--generate.reload_url 'localhost:8000' is no address"),
+        (["--iterate.launcher", "no-such-launcher --module"], "there is no program no-such-launcher"),
+        (["--iterate.launcher", "python '-m"], "is no command line: No closing quotation"),
+        (["--iterate.launcher", " "], "--iterate.launcher is empty"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
         config_of(tmp_path, *flags)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.label_key", "gold"], "--score.reward exact compares with a label, and the rows of"),
+        (["--score.reward", "rewards.py:absent"], "the file rewards.py does not exist"),
+    ],
+)
+def test_rewards_that_cannot_be_are_told_before_the_first_answer(tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        rejection_sampling(config_of(tmp_path, *flags))
+    assert list((tmp_path / "run").glob("*/")) == []
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,7 @@ def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monk
         ("leaving.py:judge", "leaving.py cannot be imported: SystemExit: 4"),
         ("rewards.py:odd", "rewards.py:odd takes a, b: write f(completions, **columns)"),
         ("nowhere/model", "--score.reward nowhere/model is no reward: give file.py:function"),
-        ("exact", "compares with a label, and the answers of"),
+        ("exact", "compares with a label, and the rows of"),
         ("", "--score.reward is missing"),
         ("rewards.py:judge,exact --score.weights 1", "gives 1 numbers for 2 rewards"),
         ("exact --score.weights one", "must be numbers by commas"),
@@ -331,16 +332,20 @@ def judge(completions, **columns):
     open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
     {at}
 """
+    pid = tmp_path / "pid"
     words = ["--score.input", generations(tmp_path, ["a", "b"]), "--score.output", tmp_path / "out"]
     words += ["--score.reward", f"{functions(tmp_path, text)}:judge", "--score.timeout_seconds", "500"]
     process = subprocess.Popen(
         [sys.executable, "-m", "openrlhf.cli.score", *map(str, words)], stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+    while not pid.exists() or not pid.read_text():
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.wait(timeout=20)
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    is_gone = has_ended(int(pid.read_text()))
+    with suppress(ProcessLookupError):
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert is_gone
 
 
 def test_a_reward_model_judges_prompts_and_answers(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from openrlhf.config import ScoreSettings
 from openrlhf.config.disk import parts_of
@@ -33,6 +34,29 @@ def find_rewards(settings: ScoreSettings) -> list[Reward]:
 def start_all(rewards: list[Reward]) -> None:
     for reward in rewards:
         reward.start()
+
+
+def check_rewards(settings: ScoreSettings, label: Any, source: object) -> None:
+    """Before answers are asked for. Args: label, source: of the first row, and its file.
+
+    Raises UserError where a function cannot be loaded, or there is no label that a reward compares with.
+    """
+    rewards = find_rewards(settings)
+    check_label(rewards, label, source)
+    functions: list[Reward] = [reward for reward in rewards if isinstance(reward, FunctionReward)]
+    try:
+        start_all(functions)
+    finally:
+        close_all(functions)
+
+
+def check_label(rewards: list[Reward], label: Any, source: object) -> None:
+    for reward in rewards:
+        if reward.needs_label and label is None:
+            raise UserError(
+                f"--score.reward {reward.name} compares with a label, and the rows of {source} have none: name its "
+                "column by --data.label_key where they are answered."
+            )
 
 
 def close_all(rewards: list[Reward]) -> None:

@@ -291,7 +291,7 @@ def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> Non
         (["--select.policy", "random", "--select.min_reward", "none"], "random control of a selection"),
         (["--generate.engine", "openai", "--generate.url", "http://x"], "the trained weights must reach the server"),
         (["--generate.start_command", "serve {model}"], "add --generate.engine openai"),
-        (["--generate.start_command", "serve {model}"], "there is no program serve. Give another, as in vllm serve"),
+        (["--generate.start_command", "no-such-server {model}"], "no program no-such-server. Give another, as in vllm"),
         (["--generate.reload_url", "localhost:8000"], "--generate.reload_url 'localhost:8000' is no address"),
         (["--iterate.launcher", "no-such-launcher --module"], "there is no program no-such-launcher"),
         (["--iterate.launcher", "python '-m"], "is no command line: No closing quotation"),

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -32,6 +33,7 @@ class RewardProcess:
     def __init__(self, name: str, timeout_seconds: float):
         self._name, self._timeout_seconds = name, timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._killing = threading.Lock()  # the stage may end while a thread finds the process dead
         self._has_ended = False
 
     def start(self) -> None:
@@ -75,35 +77,37 @@ class RewardProcess:
 
     def _kill(self) -> None:
         """Kills the process and all that it has started; the next call starts another."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._connection.close()
-            os.close(self._held)
-            self._process = None
+        with self._killing:
+            if self._process is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                self._connection.close()
+                os.close(self._held)
+                self._process = None
 
     def _ask(self, question: Any, timeout_seconds: float) -> Any:
-        assert self._process is not None
+        process = self._process
+        assert process is not None
         try:
             self._connection.send_bytes(json.dumps(question).encode())
             if self._connection.poll(timeout_seconds):
                 return json.loads(self._connection.recv_bytes())
             reason = f"no verdict within {timeout_seconds:g} s"
         except (OSError, EOFError):
-            reason = self._how_it_died()
+            reason = _how_it_died(process)
         self._kill()
         raise CallFailed(reason)
 
-    def _how_it_died(self) -> str:
-        assert self._process is not None
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "its process has closed its connection"
-        if code == -signal.SIGKILL:
-            return "its process was killed, as when memory runs out"
-        return f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
+
+def _how_it_died(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "its process has closed its connection"
+    if code == -signal.SIGKILL:
+        return "its process was killed, as when memory runs out"
+    return f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
 
 
 def _serve(connection: Connection) -> None:

@@ -169,7 +169,7 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         choice = body["choices"][0]
         message = choice["message"] if is_chat else {"content": choice["text"]}
         columns = {name: message[name] for name in _BESIDE_THE_TEXT if message.get(name)}
-        text = message.get("content")
+        text: Any = message.get("content")
         text = "" if text is None and columns else text
         text.encode()  # half a surrogate pair could not be trained on
         reason = choice.get("finish_reason")

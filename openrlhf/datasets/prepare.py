@@ -31,7 +31,7 @@ from openrlhf.datasets.tokenizer import prepare_special_tokens
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
-FILE_FORMAT = 4  # raise it when `prepared` lays out its files in another way
+FILE_FORMAT = 5  # raise it when `prepared` lays out its files in another way, or rows are read in another way
 Runner = Literal["local", "ray"]
 
 

@@ -23,7 +23,8 @@ class MemoryEstimate:
         update_bytes: on the device, from the last backward pass to the end of the update, when activations are gone.
         host_bytes: in the host's memory, through the run.
         save_bytes: in the host's memory, once a checkpoint has been saved beside the training.
-        waiting_bytes: of a number of a gradient, in the bucket that is sent to other ranks when it is full.
+        waiting_bytes: of a number of a gradient, in a bucket that fills in the backward pass and is then sent; 0 where
+            it is among `beside_bytes`.
     """
 
     weights_bytes: int
@@ -91,16 +92,17 @@ def estimate_memory(
     flat_gradient = 0 if sums_in_bf16_optimizer else share(4 * num_trainable_parameters, from_stage=1)
     if zero_stage == 0 and param_dtype != "fp32":
         flat_gradient *= 2
+    fills = sent > 0 and on_cpu and zero_stage < 3  # a bucket that is made for each step; ZeRO-3 keeps one for good
     at_update = max(sent * bucket, flat_gradient) if zero_stage < 3 else sent * bucket + flat_gradient
     return MemoryEstimate(
         weights_bytes=share(weight_bytes * num_parameters, from_stage=3),
         gradients_bytes=0 if optimizer_offload else gradients_bytes,
         optimizer_bytes=0 if optimizer_offload else optimizer_bytes,
-        beside_bytes=gathered + (0 if on_cpu or not sent else weight_bytes * bucket),
+        beside_bytes=gathered + (0 if fills or not sent else weight_bytes * bucket),
         update_bytes=gathered + (sent * bucket if optimizer_offload else at_update),
         host_bytes=optimizer_bytes + on_host if optimizer_offload else 0,
         save_bytes=share((4 + 4 * optimizer_numbers_per_weight) * num_trainable_parameters, from_stage=0),
-        waiting_bytes=weight_bytes if sent and on_cpu else 0,
+        waiting_bytes=weight_bytes if fills else 0,
     )
 
 

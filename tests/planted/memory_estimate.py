@@ -79,4 +79,12 @@ BUGS = [
         "num_tokens * held",
         (f"{_ESTIMATE}a_layer_computed_again_stands_beside_the_gradients_behind_it",),
     ),
+    Bug(
+        "zero_3_keeps_no_bucket",
+        "a run of ZeRO-3 is promised a sixth less than it takes",
+        "engine/state_memory.py",
+        "fills = sent > 0 and on_cpu and zero_stage < 3",
+        "fills = sent > 0 and on_cpu",
+        (f"{_ESTIMATE}zero_3_keeps_its_bucket_beside_the_weights_that_it_gathers",),
+    ),
 ]

@@ -8,6 +8,7 @@ import torch
 from benchmarks.memory import Case, estimated_bytes, measured_bytes
 from openrlhf.cli import estimate_memory
 from openrlhf.config import DeepspeedConfig, LoraConfig, SFTConfig
+from openrlhf.engine.state_memory import estimate_memory as of_states
 from openrlhf.errors import UserError
 from openrlhf.models import activation_memory
 from openrlhf.models.activation_memory import memory_of
@@ -51,6 +52,13 @@ def test_a_layer_computed_again_stands_beside_the_gradients_behind_it():
     assert held > 0.9 * max(found.peaks)[0], "the first layer takes as much as the last one"
     alone, beside = (found.activation_bytes(1, on_cpu=False, waiting_bytes=each) for each in (0, 10**6))
     assert beside - alone > 0.9 * 10**6 * done
+
+
+def test_zero_3_keeps_its_bucket_beside_the_weights_that_it_gathers():
+    sizes = dict(num_ranks=2, param_dtype="bf16")
+    second, third = (of_states(1_000, 1_000, zero_stage=stage, **sizes) for stage in (2, 3))
+    assert (second.beside_bytes, second.waiting_bytes) == (0, 2)
+    assert (third.beside_bytes, third.waiting_bytes) == (2_000 + 2_000, 0)
 
 
 def test_weights_are_no_activations(monkeypatch):

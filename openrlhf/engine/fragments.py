@@ -155,8 +155,12 @@ def _of_flat_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Itera
 
 
 def _of_muon_partitions(optimizer: Any, names: dict[nn.Parameter, str]) -> Iterator[Fragment]:
-    """Muon in ZeRO 1 and 2 keeps the momentum of whole matrices, on every rank that owns a part of one."""
-    if "muon" not in type(optimizer.optimizer).__name__.lower() or optimizer.cpu_offload:
+    """Muon in ZeRO 1 and 2 keeps the momentum of whole matrices, on every rank that owns a part of one.
+
+    BF16_Optimizer (ZeRO 1 in bf16) keeps it as it keeps the master weights.
+    """
+    is_muon = "muon" in type(optimizer.optimizer).__name__.lower()
+    if not is_muon or hasattr(optimizer, "fp32_groups_flat_partition") or optimizer.cpu_offload:
         return
     for group, host in zip(optimizer.params_in_partition, optimizer.single_partition_of_fp32_groups, strict=True):
         if not group or not getattr(group[0], "use_muon", False):

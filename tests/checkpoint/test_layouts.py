@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,12 +80,19 @@ def test_adam_on_the_cpu_counts_its_steps(stage: int, new_stage: int, pool_of: P
     assert saved["step|first.bias"] == 3
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_muon_keeps_its_momentum(stage: int, pool_of: PoolOf, tmp_path: Path) -> None:
-    saved, *_ = pool_of(2).run(engines.train_and_save, stage, "fp32", str(tmp_path), optimizer="muon")
+@pytest.mark.parametrize(
+    ("stage", "dtype", "layouts"),
+    [
+        (1, "fp32", ((1, 0), (1, 2), (2, 2), (2, 3))),
+        (3, "fp32", ((1, 0), (1, 2), (2, 2), (2, 3))),
+        (1, "bf16_fp32_gradients", ((1, 1), (1, 2))),
+    ],
+)
+def test_muon_keeps_its_momentum(stage: int, dtype: str, layouts: Any, pool_of: PoolOf, tmp_path: Path) -> None:
+    saved, *_ = pool_of(2).run(engines.train_and_save, stage, dtype, str(tmp_path), optimizer="muon")
     assert saved["momentum_buffer|second.weight"].abs().sum() > 0
-    for num_ranks, new_stage in ((1, 0), (1, 2), (2, 2), (2, 3)):
-        loaded = pool_of(num_ranks).run(engines.load_in_new_engine, new_stage, "fp32", str(tmp_path), optimizer="muon")
+    for num_ranks, new_stage in layouts:
+        loaded = pool_of(num_ranks).run(engines.load_in_new_engine, new_stage, dtype, str(tmp_path), optimizer="muon")
         for got in loaded:
             _assert_same(got, saved, f"{num_ranks} ranks, stage {new_stage}")
 

@@ -276,6 +276,13 @@ def test_a_method_that_would_never_be_called_is_refused(model: Path, tmp_path: P
         Weighted(str(model), arguments(tmp_path / "out"), train_dataset=ROWS)
 
 
+def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -> None:
+    class Labelled(SFTTrainer):
+        label: str = "mine"
+
+    assert Labelled(str(model), arguments(tmp_path / "out"), train_dataset=ROWS).label == "mine"
+
+
 def test_a_callback_that_ends_an_epoch_early_is_told_that_it_cannot(model: Path, tmp_path: Path) -> None:
     class Early(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

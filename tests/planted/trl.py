@@ -81,6 +81,14 @@ BUGS = [
         (f"{_FACE}::test_a_method_that_would_never_be_called_is_refused",),
     ),
     Bug(
+        "an_annotation_is_taken_for_a_method",
+        "a script whose trainer has an annotated attribute is refused",
+        "compat/trl/trainer.py",
+        ' if not name.startswith("__")',
+        "",
+        (f"{_FACE}::test_a_subclass_may_have_annotated_attributes",),
+    ),
+    Bug(
         "an_epoch_is_not_ended",
         "a callback sets control.should_epoch_stop, and nothing happens",
         "compat/trl/callbacks.py",

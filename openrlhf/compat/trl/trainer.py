@@ -330,7 +330,8 @@ def _check_overrides(kind: type) -> None:
     """A subclass's method that transformers' Trainer would call, and nothing here does, must not pass for obeyed."""
     from transformers import Trainer
 
-    own = {name for one in kind.__mro__[: kind.__mro__.index(TrlSFTTrainer)] for name in vars(one)}
+    kinds = kind.__mro__[: kind.__mro__.index(TrlSFTTrainer)]
+    own = {name for one in kinds for name in vars(one) if not name.startswith("__")}
     never_called = own.intersection(dir(Trainer)) - {*dir(TrlSFTTrainer)}
     if never_called:
         raise UserError(

@@ -64,6 +64,10 @@ class PairRun(TrainingRun):
             return self.config
         return replace(self.config, ds=replace(self.config.ds, attn_implementation=RING))
 
+    def choose_layout(self) -> None:
+        super().choose_layout()
+        self.__dict__.pop("shared_prompts", None)  # which only packs can: what packed may be padded now
+
     def build(self) -> None:
         super().build()
         if self.shared_prompts.are_on:  # looked at now, and not at the first step

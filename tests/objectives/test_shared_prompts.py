@@ -10,11 +10,16 @@ import torch
 
 from openrlhf.batching import TokenSequence, Unit
 from openrlhf.batching.micro_batch import LEAST_SHARED_TOKENS, make_micro_batch
+from openrlhf.config import RMConfig
+from openrlhf.config.schema import build
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 from openrlhf.objectives import Scorer
 from openrlhf.parallel.groups import alone
+from openrlhf.run import pair_run
+from openrlhf.run.rm_run import RMRun
+from openrlhf.run.training_run import TrainingRun
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import pair_cases
 from tests.objectives.pair_cases import LongPrompts
@@ -119,3 +124,19 @@ def test_sequences_of_which_one_begins_the_other():
     assert batch.prompt_of == (None, 0, 0, 0)
     assert batch.cu_seqlens is not None
     assert batch.cu_seqlens.diff().tolist() == [25, 2, 1, 2]
+
+
+def test_whether_prompts_are_shared_is_asked_again_with_another_layout(monkeypatch):
+    """A model that mixes its packs is padded, and in padded batches no prompt is shared."""
+    run, packs = object.__new__(RMRun), iter([True, False])
+
+    def choose_layout(run):
+        run.config = build(RMConfig, {"ds.packing_samples": next(packs)})
+
+    monkeypatch.setattr(TrainingRun, "choose_layout", choose_layout)
+    monkeypatch.setattr(pair_run, "load_config", lambda name, trust: tiny_model("llama").config)
+    run.train_data, shared = LongPrompts(), []
+    for _ in range(2):
+        run.choose_layout()
+        shared.append(run.shared_prompts.are_on)
+    assert shared == [True, False]

@@ -70,6 +70,13 @@ class PreparedModel(nn.Module, ABC):
         return self.scorer.base_model.config
 
     @property
+    def draws_random_numbers(self) -> bool:
+        """Whether it drops something in training, by its configuration or by a module, such as an adapter's dropout."""
+        rates = [value for name, value in self.config.get_text_config().to_dict().items() if "drop" in name]
+        modules = [module.p for module in self.modules() if isinstance(module, nn.Dropout)]
+        return any(isinstance(rate, float) and rate > 0 for rate in rates + modules)
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return next(self.scorer.parameters()).device

@@ -42,7 +42,8 @@ class LayoutTuner:
         self._strategy, self._loader, self._model, self._memory = strategy, loader, model, memory
         train, is_ours = strategy.train, isinstance(loader, StepWindowLoader)
         can_change = is_ours and train.tune_layout and not train.full_determinism_enable
-        self._layouts = tuple(layouts) if can_change and len(layouts) > 1 else ()
+        can_change = can_change and len(layouts) > 1 and not model.draws_random_numbers  # a layout draws others
+        self._layouts = tuple(layouts) if can_change else ()
         self._tell = tell
         self._steps: Generator[StepLayout, Timing, StepLayout] | None = None  # None: no trials are under way
         self._trials: LayoutTrials

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from openrlhf.batching import FixedSize, StepLayout, TokenBudget
 from openrlhf.config import TrainConfig
@@ -25,10 +26,22 @@ NUM_STEPS = 1 + 3 * 3 + 2 * 2
 class Tuning:
     """A tuner, on a machine that computes steps of one layout in half the time."""
 
-    def __init__(self, fastest: StepLayout, layouts=(FIRST, RECOMPUTED, LARGE), restored=None, steps_left=200, **train):
+    def __init__(
+        self,
+        fastest: StepLayout,
+        layouts=(FIRST, RECOMPUTED, LARGE),
+        restored=None,
+        steps_left=200,
+        drops=None,
+        **train,
+    ):
         self.fastest, self.told, self.facts = fastest, [], []  # type: ignore[var-annotated]
         self.loader = make_loader(make_rows(), Recipe(layout=FixedSize(2)))
         self.model = Actor(tiny_model("llama"))
+        if drops == "in a module":
+            self.model.model.lora_dropout = torch.nn.Dropout(0.1)
+        elif drops == "by the configuration":
+            self.model.config.attention_dropout = 0.1
         self.memory = MemoryBudget(self.loader, self.model, tell=self._tell)
         strategy = DeepspeedStrategy(train=TrainConfig(**train))
         self.tuner = LayoutTuner(strategy, self.loader, self.model, self.memory, layouts, self._tell)
@@ -179,8 +192,10 @@ def test_memory_that_runs_out_in_the_first_layout_ends_the_trials():
         dict(steps_left=19),
         dict(tune_layout=False),
         dict(full_determinism_enable=True),
+        dict(drops="by the configuration"),
+        dict(drops="in a module"),
     ],
-    ids=["one", "none", "19 steps left", "not to tune", "the same to the bit"],
+    ids=["one", "none", "19 steps left", "not to tune", "the same to the bit", "dropout", "an adapter's dropout"],
 )
 def test_where_there_is_nothing_to_choose_the_layout_stays_as_it_was(choice):
     tuning = Tuning(LARGE, **choice)

@@ -51,12 +51,19 @@ class ChosenLayout:
         memory: of the run.
         reasons: (what, why) of each part of the layout.
         candidates: the ways to compute a step that are worth a trial, the chosen one first; each fits the memory.
+        has_chosen_tokens: of a micro-batch.
     """
 
     config: Any
     memory: RunMemory
     reasons: tuple[tuple[str, str], ...]
     candidates: tuple[StepLayout, ...] = ()
+    has_chosen_tokens: bool = False
+
+    @property
+    def config_again(self) -> Any:
+        """For a file that runs it again: a chosen budget may have no room for `--data.max_len`, a given one must."""
+        return with_values(self.config, {_TOKENS: AUTO}) if self.has_chosen_tokens else self.config
 
     def in_words(self) -> str:
         """For the start table."""
@@ -125,7 +132,7 @@ class OpenLayout:
             values[_SAMPLES] = max(1, tokens // part.longest)
         config = with_values(self.config, values)
         reasons = {name: why for name, why in {**self.reasons, **reasons}.items() if name in names}
-        return ChosenLayout(config, self.memory, tuple(_told(config, reasons)), candidates)
+        return ChosenLayout(config, self.memory, tuple(_told(config, reasons)), candidates, _TOKENS in names)
 
     def _tokens_needed(self, names: frozenset[str], part: Lengths) -> tuple[int, ...]:
         """Of a micro-batch for which a way must have room; the second where no way has room for the first."""
@@ -236,6 +243,8 @@ def _ways(config: Any, names: frozenset[str], facts: ModelFacts, num_ranks: int)
 
     recomputes = (False, True) if _RECOMPUTES in names else (config.model.gradient_checkpointing_enable,)
     stages = (1, 2, 3) if _STAGE in names else (config.ds.zero_stage,)
+    if config.optim == "muon":  # the stage changes its result: DeepSpeed clips gradients, or what Muon makes of them
+        stages = (config.ds.zero_stage,)
     values = [{_RECOMPUTES: one, _STAGE: stage} for one, stage in itertools.product(recomputes, stages)]
     return map(way_of, _possible([with_values(config, one) for one in values], check))
 

@@ -314,7 +314,7 @@ class TrainingRun(ABC):
         if written_by(config_path) != run_id:
             for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
                 keep_aside(output_dir / name)
-        write_resolved(self.config, config_path, run_id)
+        write_resolved(self.layout.config_again if self.layout else self.config, config_path, run_id)
         data, rows = (self.train_data, self.eval_data), self.rows_of_start_table()
         print_start_table(self.config, self.trainer, *data, self.consumed_samples, layout=self.layout, more_rows=rows)
 

@@ -11,6 +11,7 @@ import torch
 
 from openrlhf.batching import StepLayout
 from openrlhf.config import SFTConfig
+from openrlhf.config.checks import LAYOUT_CHECKS
 from openrlhf.config.schema import build, settings, values_of, with_values
 from openrlhf.engine.state_memory import MemoryEstimate
 from openrlhf.errors import UserError
@@ -201,6 +202,7 @@ def test_layers_that_cannot_be_recomputed_are_not():
         ({}, 1, {1, 2, 3}),
         (dict(ds__tensor_parallel_size=2), 2, {1, 2}),
         (dict(ds__zpg=2), 2, {3}),
+        (dict(optim="muon"), 1, {2}),  # the numbers of its update depend on the stage
         (dict(ds__zero_stage=0), 1, {0}),
     ],
 )
@@ -248,6 +250,16 @@ def test_a_budget_that_is_said_must_fit_and_is_not_tuned():
     layout = figured(40 * 1024 + 20_999, train__max_tokens_per_micro_batch=2_100)
     assert layout.config.ds.zero_stage == 2
     assert layout.candidates == ()
+
+
+def test_a_file_that_runs_it_again_leaves_a_chosen_budget_to_the_run():
+    """One that is given must have room for --data.max_len, and the data may be shorter."""
+    again = chosen(Lengths(200, 700)).config_again
+    assert again.train.max_tokens_per_micro_batch == "auto"
+    assert [problem for check in LAYOUT_CHECKS for problem in check(again, 1)] == []
+    assert open_layout(again, facts(), 1, on_cpu=True).config.ds.zero_stage == 1
+    said = chosen(train__max_tokens_per_micro_batch=4_096)
+    assert said.config_again == said.config
 
 
 def test_samples_are_counted_where_the_budget_is_said_to_be_none():

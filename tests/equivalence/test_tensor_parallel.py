@@ -29,6 +29,7 @@ CELLS = [
 
 BF16_CELLS = [
     ("llama", Layout(zero_stage=0, micro_batch_size=4, tensor_parallel=2, dtype="bf16")),
+    ("qwen3", Layout(zero_stage=1, micro_batch_size=4, packed=True, tensor_parallel=2, dtype="bf16")),
     ("qwen3", Layout(zero_stage=2, micro_batch_size=4, packed=True, tensor_parallel=2, dtype="bf16")),
 ]
 

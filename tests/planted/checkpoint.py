@@ -16,6 +16,14 @@ _FRAGMENTS = "tests/checkpoint/test_saved_fragments.py"
 
 BUGS = [
     Bug(
+        "muon_cannot_be_saved_in_bf16",
+        "a run with Muon, bf16 and ZeRO 1 ends at its first checkpoint",
+        "engine/fragments.py",
+        ' or hasattr(optimizer, "fp32_groups_flat_partition") or optimizer.cpu_offload',
+        " or optimizer.cpu_offload",
+        ("tests/checkpoint/test_layouts.py::test_muon_keeps_its_momentum",),
+    ),
+    Bug(
         "saved_state_goes_on_training",
         "a checkpoint holds weights of the steps that were made while it was written",
         "checkpoint/host_buffer.py",

@@ -71,8 +71,9 @@ class PreparedModel(nn.Module, ABC):
 
     @property
     def draws_random_numbers(self) -> bool:
-        """Whether it drops something in training, by its configuration or by a module, such as an adapter's dropout."""
-        rates = [value for name, value in self.config.get_text_config().to_dict().items() if "drop" in name]
+        """Whether it drops or blurs in training, by its configuration or by a module, such as an adapter's dropout."""
+        fields = self.config.get_text_config().to_dict().items()
+        rates = [value for name, value in fields if "drop" in name or "jitter" in name]  # experts' routers jitter
         modules = [module.p for module in self.modules() if isinstance(module, nn.Dropout)]
         return any(isinstance(rate, float) and rate > 0 for rate in rates + modules)
 

@@ -14,7 +14,10 @@ from openrlhf.config.schema import AUTO, Root, Setting, groups, settings, synony
 _FILES_AND_VALUES = """\
 A file (TOML or YAML, also --config FILE) gives the same names, nested or dotted; flags win over it.
 A switch without a value is true; `none` takes back an optional value.
-What is auto is chosen by the run, and changes no result (docs/layouts.md).
+"""
+_LAYOUT = """\
+A layout that is auto is chosen by the run, and changes no result (docs/layouts.md). With --train.micro_batch_size N
+nothing is auto but what is given so.
 """
 
 
@@ -35,6 +38,7 @@ def _introduction(root: type[Root]) -> str:
     title, usage = root.command.title, root.command.usage
     text = f"{title}\n\n  {usage} FLAGS\n  {usage} @ run.toml FLAGS\n\n{_FILES_AND_VALUES}"
     old_names = [f"--{old}" for old, name in synonyms(root).items() if isinstance(name, str) and "." not in old]
+    text += _LAYOUT if any(row.takes_auto for row in settings(root).values()) else ""
     return text + (f"The flat names of OpenRLHF up to 0.9 are taken too ({old_names[0]}, ...).\n" if old_names else "")
 
 

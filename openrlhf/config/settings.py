@@ -133,7 +133,7 @@ class TrainConfig:
     max_tokens_per_micro_batch: PositiveCount | None = auto(
         None, "cut micro-batches by tokens, balanced over ranks, in place of micro_batch_size"
     )
-    tune_layout: bool = free(True, "time the layouts that come into question in the first steps, and keep the fastest")
+    tune_layout: bool = free(True, "where these tokens are auto: try fewer in the first steps, and keep the fastest")
     max_epochs: PositiveCount = free(2, "times that every sample is trained on")
     max_steps: PositiveCount | None = free(None, "optimizer steps at most; the schedule ends there")
     loss: str = must_match(

@@ -134,6 +134,17 @@ def shown_values(config: Root) -> dict[str, Any]:
     return {name: value for name, value in values_of(config).items() if not settings(type(config))[name].secret}
 
 
+def left_open(config: Root) -> frozenset[str]:
+    """The names of the settings that are `auto`."""
+    table = settings(type(config))
+    return frozenset(name for name, value in values_of(config).items() if table[name].takes_auto and value == AUTO)
+
+
+def without_auto(config: RootT) -> RootT:
+    """The configuration where nothing is chosen: what is `auto` has its default."""
+    return with_values(config, {name: settings(type(config))[name].default for name in left_open(config)})
+
+
 def build(root: type[RootT], values: Mapping[str, Any]) -> RootT:
     """Flat values by dotted name → configuration; a setting that is not among them has its default."""
     return with_values(root(), values)

@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.batching import StepLayout
 from openrlhf.config.checks import LAYOUT_CHECKS
-from openrlhf.config.schema import AUTO, settings, values_of, with_values
+from openrlhf.config.schema import AUTO, left_open, with_values, without_auto
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
@@ -94,9 +94,7 @@ class OpenLayout:
     @property
     def may_pad(self) -> bool:
         """Whether it packs, and nobody has said so."""
-        return (
-            self.config.ds.packing_samples and _PACKS in _left_open(self.asked) and self.config.ds.ring_attn_size == 1
-        )
+        return self.config.ds.packing_samples and _PACKS in left_open(self.asked) and self.config.ds.ring_attn_size == 1
 
     def padded(self) -> OpenLayout:
         reasons = {**self.reasons, _PACKS: "this model cannot pack"}
@@ -120,7 +118,7 @@ class OpenLayout:
         if self.is_plain:
             return ChosenLayout(self.config, self.memory, tuple(_told(self.config, self.reasons)))
         part = lengths.of_rank(self.config.ds, self.memory.num_ranks)
-        room, train, names = _Room(self.memory, free), self.config.train, _left_open(self.asked)
+        room, train, names = _Room(self.memory, free), self.config.train, left_open(self.asked)
         way, reasons = room.way(self.ways, self._tokens_needed(names, part))
         values: dict[str, Any] = {_STAGE: way.zero_stage, _RECOMPUTES: way.recomputes}
         candidates: tuple[StepLayout, ...] = ()
@@ -162,7 +160,7 @@ def open_layout(asked: Any, facts: ModelFacts, num_ranks: int, on_cpu: bool, che
         num_ranks: of the whole run.
         check: raises UserError where a model cannot be laid out as settings without `auto` say.
     """
-    names, why_plain = _left_open(asked), _reason_for_plain(asked)
+    names, why_plain = left_open(asked), _reason_for_plain(asked)
     plain = without_auto(asked)
     if why_plain or not names:
         _check_settings(plain, num_ranks)
@@ -184,7 +182,7 @@ def open_layout(asked: Any, facts: ModelFacts, num_ranks: int, on_cpu: bool, che
 
 def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
     """The settings as a model that can pack has them where memory is ample: for who has no model at hand."""
-    names, config = _left_open(asked), without_auto(asked)
+    names, config = left_open(asked), without_auto(asked)
     if _PACKS in names and not _reason_for_plain(asked):
         config = with_values(config, {_PACKS: config.ds.attn_implementation not in PLAIN})
     if _TOKENS in names and not _reason_for_plain(asked):
@@ -196,11 +194,6 @@ def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
     return config
 
 
-def without_auto(asked: Any) -> Any:
-    """The settings as they are where nothing is chosen."""
-    return with_values(asked, {name: settings(type(asked))[name].default for name in _left_open(asked)})
-
-
 def most_tokens(on_cpu: bool) -> int:
     """Of a micro-batch: more gains nothing."""
     return MOST_TOKENS_CPU if on_cpu else MOST_TOKENS_ACCELERATOR
@@ -210,12 +203,6 @@ def budget_wanted(of_rank: Lengths, most: int) -> tuple[int, str]:
     """(tokens of a micro-batch where memory does not matter, why)"""
     tokens, why = min((of_rank.step, "a rank's whole step"), (most, "more is no faster"))
     return (tokens, why) if tokens > of_rank.longest else (of_rank.longest, "the longest sample")
-
-
-def _left_open(config: Any) -> frozenset[str]:
-    """The names of the settings that are `auto`."""
-    table = settings(type(config))
-    return frozenset(name for name, value in values_of(config).items() if table[name].takes_auto and value == AUTO)
 
 
 def _reason_for_plain(config: Any) -> str:

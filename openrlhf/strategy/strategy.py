@@ -16,6 +16,7 @@ from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, 
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, TrainConfig, TrainingConfig, as_namespace
+from openrlhf.config.schema import without_auto
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
 from openrlhf.engine.optimizers import build_adamw, build_muon, build_schedule
@@ -79,9 +80,9 @@ class DeepspeedStrategy(ScriptNames):
 
     @classmethod
     def of(cls, config: TrainingConfig, args: Any = None) -> DeepspeedStrategy:
-        """The strategy of a configuration. `strategy.args` is `args` where the caller has its own."""
+        """The strategy of a configuration, plain where it is `auto`; `strategy.args` is `args` where there are any."""
         strategy = cls(max_norm=config.max_norm, adam=config.adam, muon=config.muon if config.optim == "muon" else None)
-        strategy.use(config, args)
+        strategy.use(without_auto(config), args)
         return strategy
 
     def use(self, config: TrainingConfig, args: Any = None) -> None:

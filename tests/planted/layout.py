@@ -62,9 +62,9 @@ BUGS = [
     Bug(
         "an_auto_travels_on",
         "where nothing can be chosen a setting stays auto",
-        "run/layout_choice.py",
-        "    return with_values(asked, {name: settings(type(asked))[name].default for name in _left_open(asked)})\n",
-        "    return asked\n",
+        "config/schema.py",
+        "    return with_values(config, {name: settings(type(config))[name].default for name in left_open(config)})\n",
+        "    return config\n",
         (f"{_CHOICE}nothing_is_left_to_the_run_afterwards",),
     ),
     Bug(

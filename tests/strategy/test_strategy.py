@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
-from openrlhf.config import DeepspeedConfig
+from openrlhf.config import DeepspeedConfig, SFTConfig, parse_config
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.optimizers import decay_groups
 from openrlhf.engine.torch_operators import cpu_computes_fp16
+from openrlhf.strategy import DeepspeedStrategy
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.workbench import save_model
 from tests.strategy import cases
 
 NEEDS_FP16 = pytest.mark.skipif(not cpu_computes_fp16(), reason="this processor does not compute in float16")
@@ -92,6 +94,16 @@ def test_reductions(two_ranks):
 def test_it_learns(two_ranks, tmp_path, changes):
     losses = two_ranks.run(cases.losses_with, str(tmp_path), **changes)[0]
     assert losses[-1] < 0.93 * losses[0], losses
+
+
+def test_a_configuration_of_the_command_line_is_plain_where_nothing_is_chosen(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
+    model = save_model(tmp_path / "model")
+    config = parse_config(SFTConfig, ["--model.model_name_or_path", str(model), "--data.dataset", str(rows)])
+    assert config.ds.zero_stage == "auto", "the command line leaves it to the run"
+    strategy = DeepspeedStrategy.of(config)
+    assert (strategy.ds, strategy.train) == (SFTConfig().ds, SFTConfig().train)
 
 
 def test_decay_is_for_matrices_alone():

@@ -16,7 +16,7 @@ A file (TOML or YAML, also --config FILE) gives the same names, nested or dotted
 A switch without a value is true; `none` takes back an optional value.
 """
 _LAYOUT = """\
-A layout that is auto is chosen by the run, and changes no result (docs/layouts.md). With --train.micro_batch_size N
+A layout that is auto is chosen by the run, and changes no result (docs/layouts.md). With --train.micro_batch_size=N
 nothing is auto but what is given so.
 """
 

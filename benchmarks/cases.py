@@ -97,6 +97,7 @@ _ALL = (
             "trl_pairs": PAIRS,
             "trl_pairs_compiled": PAIRS_COMPILED,
         },
+        max_rounds={name: 3 for name in ("trl_defaults", "trl_packed", "trl_pairs")} | {"trl_pairs_compiled": 1},
     ),
     Case(
         name="b",
@@ -109,7 +110,7 @@ _ALL = (
         max_len=1_024,
         ours={"ours": {**PACKED, **RECOMPUTED, "train.max_tokens_per_micro_batch": 2_048}, "ours_no_flags": NO_FLAGS},
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
-        max_rounds={"trl_best": 1},
+        max_rounds={"trl_defaults": 3, "trl_best": 1},
     ),
     Case(
         name="c",
@@ -126,7 +127,7 @@ _ALL = (
             "ours_no_flags": NO_FLAGS,
         },
         trl={"trl_defaults": DEFAULTS, "trl_best": NO_CHECKPOINTING},
-        max_rounds={"trl_best": 1},
+        max_rounds={"trl_defaults": 3, "trl_best": 1},
     ),
     Case(
         name="d",
@@ -143,7 +144,7 @@ _ALL = (
             "ours_no_flags": NO_FLAGS,
         },
         trl={"trl_defaults": DEFAULTS, "trl_best": ONE_BY_ONE},
-        max_rounds={"trl_best": 1},
+        max_rounds={"trl_defaults": 3, "trl_best": 1},
     ),
     Case(
         name="e",
@@ -236,7 +237,7 @@ _ALL = (
         ours={"ours": PAIRS_FUSED},
         trl={"trl_best": TRL_DPO_BEST, "trl_compiled": {**TRL_DPO_BEST, "torch_compile": True}},
         warm_up_steps=2,  # torch.compile makes a second graph where a pack passes 4,096 tokens
-        max_rounds={"trl_compiled": 3},
+        max_rounds={"trl_compiled": 2},
     ),
     Case(
         name="l",

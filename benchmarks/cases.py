@@ -97,7 +97,7 @@ _ALL = (
             "trl_pairs": PAIRS,
             "trl_pairs_compiled": PAIRS_COMPILED,
         },
-        max_rounds={name: 3 for name in ("trl_defaults", "trl_packed", "trl_pairs")} | {"trl_pairs_compiled": 1},
+        max_rounds=dict.fromkeys(("trl_defaults", "trl_packed", "trl_pairs"), 3) | {"trl_pairs_compiled": 1},
     ),
     Case(
         name="b",

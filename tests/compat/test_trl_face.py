@@ -191,6 +191,11 @@ def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None
         ({"input_ids": COFFEE}, {}, "with oat milk"),
         ({"input_ids": COFFEE, "completion_mask": [0] * len(COFFEE[:-1]) + [1]}, {}, "ilk"),
         ({"input_ids": COFFEE, "assistant_masks": [1] * len(COFFEE)}, {"assistant_only_loss": True}, "with oat milk"),
+        (
+            {"input_ids": COFFEE, "assistant_masks": torch.ones(len(COFFEE)), "completion_mask": None},
+            {},
+            "with oat milk",
+        ),
     ],
 )
 def test_targets_are_trls(

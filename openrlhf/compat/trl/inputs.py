@@ -120,10 +120,13 @@ def _as_there(name: str, data: DataConfig, dataset: Any) -> tuple[DataConfig, An
 
 
 def _masked(dataset: Any) -> Any:
-    """Rows of token ids, with a `loss_mask` beside them: their mask of TRL's, or every token."""
+    """Rows of token ids, with a `loss_mask` beside them: tokens that no mask of TRL's leaves out."""
 
     def with_mask(row: Any) -> dict[str, Any]:
-        mask = row.get("completion_mask") or row.get("assistant_masks") or [1] * len(row["input_ids"])
+        given = (row.get(name) for name in ("completion_mask", "assistant_masks"))
+        masks = [[1] * len(row["input_ids"]), *(one for one in given if one is not None)]
+        # one of another length leaves a short mask, which is refused by the row's name
+        mask = [int(all(of_token)) for of_token in zip(*masks, strict=False)]
         return {"input_ids": row["input_ids"], "loss_mask": mask}
 
     return dataset.map(with_mask) if hasattr(dataset, "map") else [with_mask(row) for row in dataset]

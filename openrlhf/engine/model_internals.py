@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers import modeling_flash_attention_utils as formerly
@@ -44,6 +46,11 @@ def takes_borders(model_class: type[PreTrainedModel], text_config: PretrainedCon
 def computes_by_sdpa(model_class: type[PreTrainedModel]) -> bool:
     """Whether transformers lets it use torch's scaled_dot_product_attention."""
     return model_class._supports_sdpa
+
+
+def sdpa_loses_soft_caps() -> bool:
+    """Whether a class may say that it uses sdpa though that leaves out the soft caps of its scores: before 5.21."""
+    return Version(transformers.__version__) < Version("5.21")
 
 
 def flash_attentions_of(model_class: type[PreTrainedModel]) -> list[str] | None:

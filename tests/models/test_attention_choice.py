@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
@@ -54,6 +55,19 @@ def test_what_cannot_be_is_refused_with_the_remedy(arguments, message):
 def test_sdpa_is_refused_in_words_where_transformers_has_none(kind):
     with pytest.raises(UserError, match=r"sdpa: \w+ForCausalLM does not compute by torch's .* Use eager. Or use auto."):
         Actor(tiny_model(kind), "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_sdpa", "version", "expected"),
+    [("gemma2", True, "5.19.0", "eager"), ("gemma2", False, "5.23.0", None), ("llama", True, "5.19.0", None)],
+)
+def test_soft_caps_are_not_left_to_an_sdpa_that_leaves_them_out(monkeypatch, kind, by_sdpa, version, expected):
+    model = tiny_model(kind)
+    monkeypatch.setattr(type(model), "_supports_sdpa", by_sdpa)
+    monkeypatch.setattr(transformers, "__version__", version)
+    choice = choose_attention("auto", "cpu", False, 1, ModelFacts(type(model), model.config, torch.float32))
+    assert choice.name == expected
+    assert ("soft caps" in choice.note) == (expected == "eager")
 
 
 def test_a_model_with_an_attention_of_its_own_takes_no_other():

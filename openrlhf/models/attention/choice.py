@@ -15,7 +15,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from openrlhf.engine.model_internals import carries_state, computes_by_sdpa, takes_any_attention, takes_borders
+from openrlhf.engine.model_internals import (
+    carries_state,
+    computes_by_sdpa,
+    sdpa_loses_soft_caps,
+    takes_any_attention,
+    takes_borders,
+)
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import AttentionCall, ModelFacts, attention_calls
 from openrlhf.models.attention.flash import (
@@ -86,7 +92,7 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, 
     if ring_size > 1:
         return _choose_for_ring(name, device_type, packed)
     if name == "auto":
-        return _best_packed(device_type, model) if packed else AttentionChoice(None)
+        return _best_packed(device_type, model) if packed else _own_of_transformers(model)
     if name == RING_FLASH:
         raise UserError(f"{FLAG} {name} shares packs over ranks: add --ds.ring_attn_size and --ds.packing_samples.")
     known = ("auto", *PLAIN, *PACKAGES, PER_SAMPLE, TORCH_VARLEN, RING, RING_FLASH)
@@ -149,6 +155,14 @@ def _choose_for_ring(name: str, device_type: str, packed: bool) -> AttentionChoi
     return AttentionChoice(RING, f"{name} with a ring: our own ring, which computes the same" if is_flash(name) else "")
 
 
+def _own_of_transformers(model: ModelFacts) -> AttentionChoice:
+    """transformers' own choice, but for a model whose soft caps that would leave out in silence."""
+    by_sdpa = model.model_class is not None and computes_by_sdpa(model.model_class)
+    if by_sdpa and sdpa_loses_soft_caps() and any(call.has_softcap for call in attention_calls(model) or ()):
+        return AttentionChoice("eager", "not sdpa: this transformers would leave out the soft caps of its scores")
+    return AttentionChoice(None)
+
+
 def _best_packed(device_type: str, model: ModelFacts) -> AttentionChoice:
     if device_type != "cuda":
         return AttentionChoice(PER_SAMPLE)
@@ -197,7 +211,6 @@ def _reason_against(name: str, device_type: str, model: ModelFacts) -> str | Non
         return None
     class_name = model.model_class.__name__
     if name == "sdpa":
-        # before transformers 5.21 a class may say so that caps its scores, and lose its cap there
         beyond = any(call.has_softcap or call.has_sinks for call in attention_calls(model) or ())
         known = computes_by_sdpa(model.model_class) and not beyond
         return None if known else f"{class_name} does not compute by torch's scaled_dot_product_attention. Use eager"

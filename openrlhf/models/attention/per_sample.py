@@ -112,7 +112,8 @@ def attend_alone(
     assert query.shape[0] == 1, "a pack is one row"
     lengths = (cu_seq_lens_q if cu_seq_lens_host is None else cu_seq_lens_host).diff().tolist()
     if computes(query, value, options):
-        return attend_pack(query[0], key[0], value[0], lengths, options.scaling)[None]
+        # Not query[0]: its gradient would be copied into zeros.
+        return attend_pack(query.squeeze(0), key.squeeze(0), value.squeeze(0), lengths, options.scaling)[None]
     samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     outputs = [attend_causally(*sample, options) for sample in samples]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

@@ -62,11 +62,12 @@ def ring_attention(
     window = attention_mask.window
     sees_all = window is None or window >= ring.longest_sample
     options = replace(options, window=None if sees_all else window)
-    if ring.size == 1 and computes_shared_prompts(query[0], key[0], value[0], options):
-        return attend_pack(query[0], key[0], value[0], ring.lengths, options.scaling, ring.prompt_of)[None], None
+    query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)  # the gradient of query[0] would be copied
+    if ring.size == 1 and computes_shared_prompts(query, key, value, options):
+        return attend_pack(query, key, value, ring.lengths, options.scaling, ring.prompt_of)[None], None
     value_size = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - value_size))  # the kernels want equal head sizes
-    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     return _attend_by_head_groups(query, key, value, options, ring)[None, ..., :value_size], None
 
 

@@ -228,7 +228,7 @@ def gradients(
                 bias_sum += grad.sum(0)
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] += grad @ weight[columns]
+                grad_hidden[rows].add_(grad @ weight[columns])  # += would copy the sums into themselves
             if weight_sum is not None:
                 weight_sum += grad.t() @ hidden[rows]
             elif grad_weight is not None:

@@ -21,6 +21,7 @@ from openrlhf.models.loading import load_config
 from openrlhf.objectives.pairs import SUBSET, PairObjective
 from openrlhf.run.builders import Prepare, eval_settings
 from openrlhf.run.training_run import TrainingRun
+from openrlhf.trainer import CommandTrainer
 
 _PAIRS_LOOKED_AT = 256
 _LEAST_SAVED = 0.1  # of the tokens: merging blocks of attention costs more than it saves below
@@ -68,10 +69,10 @@ class PairRun(TrainingRun):
         super().choose_layout()
         self.__dict__.pop("shared_prompts", None)  # which only packs can: what packed may be padded now
 
-    def build(self) -> None:
-        super().build()
-        if self.shared_prompts.are_on:  # looked at now, and not at the first step
-            self.trainer.model.check_layout(True, self.strategy.groups.sequence, shares_prompts=True)
+    def check_layout_of(self, trainer: CommandTrainer) -> None:
+        super().check_layout_of(trainer)
+        if self.shared_prompts.are_on:
+            trainer.model.check_layout(True, self.strategy.groups.sequence, shares_prompts=True)
 
     def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
         return super().loader(dataset, shuffle, shares_prompts=self.shared_prompts.are_on, **layout)

@@ -8,14 +8,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from openrlhf.atomic_file import keep_aside
 from openrlhf.config import TrainingConfig
+from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG
+from openrlhf.config.written import written_by
 from openrlhf.errors import UserError
 from openrlhf.rejection.charts import lines
 from openrlhf.rejection.report import REPORT, Page, Sample, ShownAnswer, write_page
 from openrlhf.run.model_card import changed_settings
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE, read_records
-from openrlhf.tracking.sinks import prompt_text
+from openrlhf.tracking.sinks import RUN_ID_FILE, prompt_text
 
 _CHARTS = {  # names of records that share a chart
     "loss": ("loss", "eval_loss"),
@@ -32,6 +35,13 @@ _NUMBERS_OF_A_STEP = 2  # a chart has at least that many
 _PROMPTS_SHOWN = 40
 
 Record = Mapping[str, Any]
+
+
+def keep_other_run_aside(folder: Path, run_id: str) -> None:
+    """The files that another run left in the folder stay, under other names."""
+    if written_by(folder / RESOLVED_CONFIG) != run_id:
+        for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG):
+            keep_aside(folder / name)
 
 
 def write_report(folder: Path, config: TrainingConfig, report: Any, say: Callable[[str], None]) -> None:

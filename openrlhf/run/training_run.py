@@ -5,6 +5,7 @@ What differs by command stands in a subclass: `sft_run.py`, `dpo_run.py`, `rm_ru
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from openrlhf.atomic_file import keep_aside
 from openrlhf.batching import StepSchedule
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_export_of
@@ -21,7 +21,6 @@ from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import TrainingConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
-from openrlhf.config.written import written_by
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
@@ -37,14 +36,12 @@ from openrlhf.run.answering import Answering
 from openrlhf.run.builders import Prepare, build_eval_data, build_tokenizer, build_train_data, read_facts
 from openrlhf.run.layout_choice import ChosenLayout, OpenLayout, open_layout_here
 from openrlhf.run.push import describe_and_push
-from openrlhf.run.report import CURVES_FILE, REPORT, write_report
+from openrlhf.run.report import CURVES_FILE, REPORT, keep_other_run_aside, write_report
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside
 from openrlhf.strategy.rank_facts import facts_of_config
-from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE
-from openrlhf.tracking.sinks import RUN_ID_FILE
 from openrlhf.trainer import Callback, CommandTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
@@ -168,16 +165,13 @@ class TrainingRun(ABC):
         A finished run goes on where it is to take more epochs or steps than it had; one that differs otherwise, where
         `--ckpt.allow_mismatch` allows it.
         """
-        ckpt = self.config.ckpt
+        ckpt, base = self.config.ckpt, self.config.model.model_name_or_path
         checkpointer = self.strategy.checkpointers.of(ckpt.path)
-        if not ckpt.load_enable:
-            set_earlier_run_aside(checkpointer, self.strategy.print)
-            return False
-        self._found = newest(checkpointer, self.strategy.print)
+        self._found = newest(checkpointer, self.strategy.print) if ckpt.load_enable else None
         if self._found is None:
             set_earlier_run_aside(checkpointer, self.strategy.print)
-            base = self.config.model.model_name_or_path
-            self.strategy.print(f"no checkpoint in {ckpt.path}: the run starts from {base}.")
+            if ckpt.load_enable:
+                self.strategy.print(f"no checkpoint in {ckpt.path}: the run starts from {base}.")
             return False
         # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
         now = run_identity(
@@ -225,9 +219,12 @@ class TrainingRun(ABC):
             if not self._open_layout.may_pad:
                 raise
             self.strategy.print(f"note: {error.problems[0].split('. ')[0]}. So they are padded.")
-            self._open_layout = self._open_layout.padded()
-            self.choose_layout()
-            self.build()
+        else:
+            return
+        gc.collect()  # behind the handler, whose error held the first engine: it goes before there is a second
+        self._open_layout = self._open_layout.padded()
+        self.choose_layout()
+        self.build()
 
     def build(self) -> None:
         config, strategy = self.config, self.strategy
@@ -237,11 +234,16 @@ class TrainingRun(ABC):
             optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
         )
         model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
-        self.trainer = self.build_trainer(model, optimizer, scheduler)
-        self.trainer.reference_fingerprint = self.reference_fingerprint
+        trainer = self.build_trainer(model, optimizer, scheduler)
+        trainer.reference_fingerprint = self.reference_fingerprint
         if self.layout is not None and self.layout.candidates:
-            self.trainer.step_layouts = self.layout.candidates
-        self.trainer.check_layout()  # before anything is said of a run that cannot be
+            trainer.step_layouts = self.layout.candidates
+        self.check_layout_of(trainer)  # before anything is said of a run that cannot be
+        self.trainer = trainer
+
+    def check_layout_of(self, trainer: CommandTrainer) -> None:
+        """Raises UserError where its model computes samples together otherwise than alone."""
+        trainer.check_layout()
 
     def build_trainer(self, model: Any, optimizer: Any, scheduler: Any) -> CommandTrainer:
         """Of what `strategy.prepare` gave back."""
@@ -311,9 +313,7 @@ class TrainingRun(ABC):
         run_id, config_path = self.trainer.run_id, output_dir / RESOLVED_CONFIG_FILE_NAME
         if not self.strategy.is_rank_0():
             return
-        if written_by(config_path) != run_id:
-            for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG_FILE_NAME):
-                keep_aside(output_dir / name)
+        keep_other_run_aside(output_dir, run_id)
         write_resolved(self.layout.config_again if self.layout else self.config, config_path, run_id)
         data, rows = (self.train_data, self.eval_data), self.rows_of_start_table()
         print_start_table(self.config, self.trainer, *data, self.consumed_samples, layout=self.layout, more_rows=rows)

@@ -19,6 +19,27 @@ def run(argv: list[str], env: dict[str, str] | None = None, command: str = "trai
     _main(command)(argv)
 
 
+def num_models_as_built(argv: list[str]) -> list[int]:
+    """How many models that are trained are in memory whenever a run begins to build."""
+    import gc
+
+    from openrlhf.models import Actor
+    from openrlhf.run.training_run import TrainingRun
+
+    build, found = TrainingRun.build, []
+
+    def build_and_count(self: TrainingRun) -> None:
+        found.append(sum(isinstance(thing, Actor) and thing.trained is not None for thing in gc.get_objects()))
+        build(self)
+
+    TrainingRun.build = build_and_count  # type: ignore[method-assign]
+    try:
+        _main("train_sft")(argv)
+    finally:
+        TrainingRun.build = build  # type: ignore[method-assign]
+    return found
+
+
 def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int, command: str = "train_sft") -> int:
     """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
     from openrlhf.trainer.trainer import Trainer

@@ -37,7 +37,7 @@ _PROMPTS_SHOWN = 40
 Record = Mapping[str, Any]
 
 
-def keep_other_run_aside(folder: Path, run_id: str) -> None:
+def keep_other_run_aside(folder: Path, run_id: str | None) -> None:
     """The files that another run left in the folder stay, under other names."""
     if written_by(folder / RESOLVED_CONFIG) != run_id:
         for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG):

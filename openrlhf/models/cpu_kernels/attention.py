@@ -1,4 +1,4 @@
-"""Causal attention of a pack in bfloat16 on the CPU (attention.cpp)."""
+"""Causal attention of a pack in bfloat16 on the CPU (attention.cpp, attention_backward.cpp)."""
 
 from __future__ import annotations
 
@@ -60,17 +60,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, from that of the output, (A, T, D), and what `forward` returned."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    grad_query = torch.empty_like(query)
-    by_query_head = [torch.empty(query.shape, dtype=torch.float32) for _ in range(2)]
-    tensors = map(_Tensor3.of, (query, key, value, output, grad))
-    places = (_Tensor3.of(grad_query), *(part.data_ptr() for part in by_query_head))
+    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    tensors, places = map(_Tensor3.of, (query, key, value, output, grad)), map(_Tensor3.of, found)
     sizes = _Sizes.of(query, key, lengths, scale, prompt_of)
     _library().attention_backward(sizes, *tensors, log_sums.data_ptr(), *places)
-    grad_key, grad_value = (part.unflatten(0, (key.shape[0], -1)).sum(1).to(key.dtype) for part in by_query_head)
-    return grad_query, grad_key, grad_value
+    return found
 
 
-# --- what the kernel is given; the structures of attention.cpp
+# --- what the kernel is given; the structures of attention_tasks.h
 
 
 class _Tensor3(ctypes.Structure):
@@ -127,6 +124,6 @@ def _library() -> Any:
         return None
     sizes, tensor, floats = ctypes.POINTER(_Sizes), ctypes.POINTER(_Tensor3), ctypes.c_void_p
     library.attention_forward.argtypes = (sizes, *[tensor] * 4, floats)
-    library.attention_backward.argtypes = (sizes, *[tensor] * 5, floats, tensor, floats, floats)
+    library.attention_backward.argtypes = (sizes, *[tensor] * 5, floats, *[tensor] * 3)
     library.attention_forward.restype = library.attention_backward.restype = None
     return library

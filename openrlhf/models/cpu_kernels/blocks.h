@@ -1,5 +1,5 @@
 // Blocks of tokens of one head, and their products: how rows of queries, keys and values become the two sides of a
-// product of matrices. Used by attention.cpp.
+// product of matrices, and what becomes of a result.
 #pragma once
 
 #include <ATen/native/CPUBlas.h>
@@ -34,15 +34,15 @@ struct Block {                        // tokens of a sample
 struct Blocks {
   std::vector<Block> all;
   size_t num_of_prompt = 0;  // the first ones, which every later one sees
+  int64_t padded = 0;        // tokens of all
 
   Blocks(const int64_t* starts, int64_t num_samples) {
-    int64_t place = 0;
     for (int64_t i = 0; i < num_samples; ++i) {
       const size_t sample_begin = all.size();
       for (int64_t first = starts[i]; first < starts[i + 1]; first += kBlock) {
         const int64_t count = std::min(kBlock, starts[i + 1] - first);
-        all.push_back({first - starts[0], count, rounded_up(count), place, sample_begin});
-        place += all.back().padded;
+        all.push_back({first - starts[0], count, rounded_up(count), padded, sample_begin});
+        padded += all.back().padded;
       }
       if (i == 0) num_of_prompt = all.size();
     }
@@ -64,15 +64,12 @@ inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* le
 
 // A block's rows of D as the right-hand side (padded, D) of a product; rows that are missing are zero.
 void pair_rows(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
-  for (int64_t row = 0; row < block.padded; row += 2, pairs += size) {
-    if (row + 1 < block.count) {
-      const Half *upper = rows.at(block.first + row), *lower = rows.at(block.first + row + 1);
-      for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i] | static_cast<Pairs>(lower[i]) << 16;
-    } else if (row < block.count) {
-      const Half* upper = rows.at(block.first + row);
-      for (int64_t i = 0; i < size; ++i) pairs[i] = upper[i];
-    } else {
-      std::fill_n(pairs, size, 0u);
+  for (int64_t row = 0; row < block.padded; row += 2) {
+    for (int64_t i = 0; i < size; i += kLanes, pairs += kLanes) {
+      Halves both[2] = {};
+      for (int64_t which : {0, 1})
+        if (row + which < block.count) std::memcpy(&both[which], rows.at(block.first + row + which) + i, sizeof(Halves));
+      *reinterpret_cast<Words*>(pairs) = pairs_of(both[0], both[1]);
     }
   }
 }
@@ -89,36 +86,76 @@ inline void exchange(Words (&rows)[kLanes]) {  // one of the four steps of a tra
   }
 }
 
-// The same rows transposed, as the right-hand side (D, padded) of a product.
-void pair_columns(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
+inline void transpose(Words (&rows)[kLanes]) {
+  exchange<1>(rows);
+  exchange<2>(rows);
+  exchange<4>(rows);
+  exchange<8>(rows);
+}
+
+inline void copy_words(void* to, const void* from, int64_t count) {  // of sixteen; all of them without a call
+  if (count == kLanes)
+    std::memcpy(to, from, sizeof(Words));
+  else
+    std::memcpy(to, from, 4 * count);
+}
+
+// The rows transposed, sixteen tokens at a time: put(i, token, numbers 2i and 2i + 1 of each of them).
+template <typename Put>
+inline void for_column_pairs(const Rows& rows, const Block& block, int64_t size, const Put& put) {
   for (int64_t row = 0; row < block.padded; row += kLanes) {
     for (int64_t i = 0; i < size / 2; i += kLanes) {
       Words tile[kLanes] = {};
       const int64_t present = std::min(kLanes, block.count - row), wide = std::min(kLanes, size / 2 - i);
-      for (int64_t j = 0; j < present; ++j) std::memcpy(&tile[j], rows.at(block.first + row + j) + 2 * i, 4 * wide);
-      exchange<1>(tile);
-      exchange<2>(tile);
-      exchange<4>(tile);
-      exchange<8>(tile);
-      for (int64_t j = 0; j < wide; ++j) std::memcpy(&pairs[(i + j) * block.padded + row], &tile[j], sizeof(Words));
+      for (int64_t j = 0; j < present; ++j) copy_words(&tile[j], rows.at(block.first + row + j) + 2 * i, wide);
+      transpose(tile);
+      for (int64_t j = 0; j < wide; ++j) put(i + j, row, tile[j]);
     }
   }
 }
 
-// Pairs (inner, columns) as plain rows (inner, columns).
-void unpair(const Pairs* pairs, int64_t inner, int64_t columns, Half* rows) {
-  for (int64_t row = 0; row < inner; row += 2, pairs += columns, rows += 2 * columns) {
-    for (int64_t i = 0; i < columns; ++i) rows[i] = static_cast<Half>(pairs[i]);
-    for (int64_t i = 0; i < columns; ++i) rows[columns + i] = static_cast<Half>(pairs[i] >> 16);
-  }
+// A block's rows transposed, as the right-hand side (D, padded) of a product.
+void pair_columns(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
+  for_column_pairs(rows, block, size, [&](int64_t i, int64_t token, Words both) {
+    *reinterpret_cast<Words*>(pairs + i * block.padded + token) = both;
+  });
 }
 
-// Rows of a block as the left-hand side of a product: where they stand, or copied where the block is not full.
+// A block's rows transposed, as the left-hand side (D, padded).
+void left_columns(const Rows& rows, const Block& block, int64_t size, Half* left) {
+  for_column_pairs(rows, block, size, [&](int64_t i, int64_t token, Words both) {
+    Half* row = left + 2 * i * block.padded + token;
+    store_halves(row, __builtin_convertvector(both, Halves));
+    store_halves(row + block.padded, __builtin_convertvector(both >> 16, Halves));
+  });
+}
+
+// A block's rows as the left-hand side (padded, D): where they stand, or copied where the block is not full.
 Rows left_rows(const Rows& rows, const Block& block, int64_t size, Half* copy) {
   if (block.count == block.padded) return {rows.at(block.first), rows.step};
   std::fill_n(copy + block.count * size, (block.padded - block.count) * size, static_cast<Half>(0));
   for (int64_t row = 0; row < block.count; ++row) std::memcpy(copy + row * size, rows.at(block.first + row), 2 * size);
   return {copy, size};
+}
+
+// The columns of `result`, (D, padded) float32, times a factor each, as rows of D of the block's tokens.
+void write_columns(const float* result, const float* factors, const Block& block, int64_t size, Half* to,
+                   int64_t to_step) {
+  for (int64_t column = 0; column < block.padded; column += kLanes) {
+    const Floats factor = load(factors + column);
+    const int64_t present = std::min(kLanes, block.count - column);
+    for (int64_t i = 0; i < size / 2; i += kLanes) {
+      Words tile[kLanes] = {};
+      const int64_t wide = std::min(kLanes, size / 2 - i);
+      for (int64_t j = 0; j < wide; ++j) {
+        const float* upper = result + 2 * (i + j) * block.padded + column;
+        tile[j] = pairs_of(rounded(load(upper) * factor), rounded(load(upper + block.padded) * factor));
+      }
+      transpose(tile);
+      for (int64_t j = 0; j < present; ++j)
+        copy_words(to + (block.first + column + j) * to_step + 2 * i, &tile[j], wide);
+    }
+  }
 }
 
 }  // namespace

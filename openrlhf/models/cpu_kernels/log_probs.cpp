@@ -128,7 +128,7 @@ void log_probs_gradient(const Tile* tile, const float* log_sum_exp, const float*
     }
     if (is_inside) {
       const Floats grad = grads[row] - grads[row] * natural_power(at_target - log_sum_exp[row]);
-      logits[place] = static_cast<Half>(rounded(grad)[0]);
+      logits[place] = rounded(grad)[0];
     }
   }
 }

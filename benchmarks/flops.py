@@ -18,10 +18,17 @@ from benchmarks.materials import ModelShape
 
 
 def model_flops(shape: ModelShape, num_tokens: float, num_target_tokens: float, sum_of_squares: float) -> float:
-    matrices = 6 * shape.layer_matrix_parameters * num_tokens
-    head = 6 * shape.head_parameters * num_target_tokens
     width = shape.num_attention_heads * shape.head_dim
-    return matrices + head + 6 * shape.num_hidden_layers * width * sum_of_squares
+    products = sum(product_flops(shape, num_tokens, num_target_tokens).values())
+    return products + 6 * shape.num_hidden_layers * width * sum_of_squares
+
+
+def product_flops(shape: ModelShape, num_tokens: float, num_target_tokens: float) -> dict[str, float]:
+    """Of that, the products with the weights of the layers, and those with the weights of the head."""
+    return {
+        "layers": 6 * shape.layer_matrix_parameters * num_tokens,
+        "head": 6 * shape.head_parameters * num_target_tokens,
+    }
 
 
 def plain_flops(shape: ModelShape, num_tokens: float) -> float:

@@ -1,10 +1,11 @@
-"""What a figure was measured on: hardware, versions, commit, and the matrix units' own peak.
+"""What a figure was measured on: hardware, versions, commit, and the speed of products of matrices.
 
 `python -m benchmarks.machine MODEL SECONDS` measures the peak in this process and prints it as JSON.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -12,20 +13,26 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from benchmarks.materials import ModelShape, shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "accelerate", "trl")
+FEATURES = {"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_tile"}  # for products
 NUM_ROWS = 2_048  # tokens of a matrix product
-SECONDS_A_SHAPE = 0.7  # of measuring
+SECONDS_A_SHAPE = 0.3  # of measuring
 
 
 def hardware() -> dict:
+    facts = _facts_of_processor()
     return {
-        "processor": _processor(),
+        "processor": facts.get("model name", platform.processor()),
+        "features": sorted(FEATURES.intersection(facts.get("flags", "").split())),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "architecture": platform.machine(),
@@ -33,10 +40,11 @@ def hardware() -> dict:
     }
 
 
-def _processor() -> str:
+def _facts_of_processor() -> dict[str, str]:
+    """What Linux tells of one core."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        lines = [line.split(":", 1) for line in file if ":" in line]
+    return {name.strip(): value.strip() for name, value in lines}
 
 
 def our_versions() -> dict:
@@ -89,47 +97,80 @@ def measure_peak_in_own_process(
 
 
 def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
-    """bf16 products in FLOP/s: the median over some time for each shape of the model and some squares.
+    """Products of matrices in FLOP/s, each the median over some time.
 
-    `peak` is the highest of them: what these matrix units do when a product suits them best.
+    `peak` is the highest in bf16, of some shapes of the model and some squares: what these matrix units do when a
+    product suits them best. `peak_float32` is the same in float32. `model_products` is what all products reach that a
+    training step makes with the weights of the layers, and with those of the head: forward, and both of the backward
+    pass, each as a plain product in bf16 and nothing beside it. Attention is not among them.
     """
     import torch
 
     width = shape.num_attention_heads * shape.head_dim
+    vocabulary = min(shape.vocab_size, 16_384)
     sizes = {
         "hidden_to_mlp": (NUM_ROWS, shape.hidden_size, shape.intermediate_size),
         "mlp_to_hidden": (NUM_ROWS, shape.intermediate_size, shape.hidden_size),
         "hidden_to_queries": (NUM_ROWS, shape.hidden_size, width),
-        "hidden_to_vocabulary": (NUM_ROWS, shape.hidden_size, min(shape.vocab_size, 16_384)),
+        "hidden_to_vocabulary": (NUM_ROWS, shape.hidden_size, vocabulary),
         "square_1024": (1_024, 1_024, 1_024),
         "square_2048": (2_048, 2_048, 2_048),
     }
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if torch.cuda.is_available():
         sizes |= {f"square_{side}": (side, side, side) for side in (4_096, 8_192)}
-    device = "cuda" if on_gpu else "cpu"
-    found = {name: _flops_a_second(torch, device, seconds_a_shape, *size) for name, size in sizes.items()}
-    return {"peak": max(found.values()), "num_threads": torch.get_num_threads(), "by_shape": found}
+    clock = _Clock(torch, seconds_a_shape)
+    by_shape = {name: clock.rate(*size, torch.bfloat16) for name, size in sizes.items()}
+    head = (shape.hidden_size, vocabulary)
+    return {
+        "peak": max(by_shape.values()),
+        "peak_float32": max(clock.rate(*size, torch.float32) for size in sizes.values()),
+        "model_products": {"layers": clock.training_rate(shape.layer_matrices), "head": clock.training_rate([head])},
+        "num_threads": torch.get_num_threads(),
+        "by_shape": by_shape,
+    }
 
 
-def _flops_a_second(torch, device: str, wanted_seconds: float, rows: int, inner: int, columns: int) -> float:
-    left = torch.randn(rows, inner, device=device).to(torch.bfloat16)
-    right = torch.randn(columns, inner, device=device).to(torch.bfloat16)
-    repeats = 20 if device == "cuda" else 1
+class _Clock:
+    """Times products of matrices, with the result's memory there already."""
 
-    def seconds() -> float:
+    def __init__(self, torch: Any, wanted_seconds: float):
+        self._torch, self._wanted_seconds = torch, wanted_seconds
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._repeats = 20 if self._device == "cuda" else 1
+
+    def rate(self, rows: int, inner: int, columns: int, dtype: Any) -> float:
+        """FLOP/s of (rows, inner) times (columns, inner) transposed."""
+        left, right = self._random(rows, inner, dtype), self._random(columns, inner, dtype)
+        return 2 * rows * inner * columns / self._seconds(left, right.t())
+
+    def training_rate(self, weights: list[tuple[int, int]]) -> float:
+        """FLOP/s of all products with weights (inputs, outputs): output, gradient of the input and of the weight."""
+        seconds = sum(count * self._training_seconds(*size) for size, count in Counter(weights).items())
+        return 6 * NUM_ROWS * sum(inputs * outputs for inputs, outputs in weights) / seconds
+
+    def _training_seconds(self, inputs: int, outputs: int) -> float:
+        hidden, weight = self._random(NUM_ROWS, inputs), self._random(outputs, inputs)
+        grad = self._random(NUM_ROWS, outputs)
+        return sum(itertools.starmap(self._seconds, ((hidden, weight.t()), (grad, weight), (grad.t(), hidden))))
+
+    def _random(self, rows: int, columns: int, dtype: Any = None) -> Any:
+        return self._torch.randn(rows, columns, device=self._device).to(dtype or self._torch.bfloat16)
+
+    def _seconds(self, left: Any, right: Any) -> float:
+        result = left.new_empty(left.shape[0], right.shape[1])
+        self._seconds_once(left, right, result)
+        taken: list[float] = []
+        while sum(taken) * self._repeats < self._wanted_seconds or len(taken) < 3:
+            taken.append(self._seconds_once(left, right, result))
+        return median(taken)
+
+    def _seconds_once(self, left: Any, right: Any, result: Any) -> float:
         start = time.perf_counter()
-        for _ in range(repeats):
-            torch.mm(left, right.t())
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / repeats
-
-    seconds()
-    taken: list[float] = []
-    while sum(taken) * repeats < wanted_seconds or len(taken) < 3:
-        taken.append(seconds())
-    return 2 * rows * inner * columns / sorted(taken)[len(taken) // 2]
+        for _ in range(self._repeats):
+            self._torch.mm(left, right, out=result)
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+        return (time.perf_counter() - start) / self._repeats
 
 
 if __name__ == "__main__":

@@ -45,8 +45,14 @@ class ModelShape:
     @property
     def layer_matrix_parameters(self) -> int:
         """Weights of all matrix products of the layers; embedding and head not among them."""
-        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
-        return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+        return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs in self.layer_matrices)
+
+    @property
+    def layer_matrices(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each matrix of a layer."""
+        hidden, mlp, width = self.hidden_size, self.intermediate_size, self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        return [(hidden, width), (hidden, keys), (hidden, keys), (width, hidden), *[(hidden, mlp)] * 2, (mlp, hidden)]
 
     @property
     def head_parameters(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,8 +71,10 @@ def _where(found: list[Result]) -> str:
     cases_by_machine: dict[str, dict[str, str]] = {}
     for result in found:
         hardware, versions, commit = result["machine"], result["versions"], result["commit"]
+        features = ", ".join(hardware.get("features", []))
         machine = (
-            f"{hardware['processor']}, {hardware['cores']} cores, {result['settings']['num_threads']} threads, bf16; "
+            f"{hardware['processor']}{f' ({features})' if features else ''}, {hardware['cores']} cores, "
+            f"{result['settings']['num_threads']} threads, bf16; "
             f"torch {versions['ours']['torch']}, TRL {(versions['trl'] or {}).get('trl', 'not run')}"
         )
         name = commit["commit"][:10] + (" with changes" if commit["package_is_changed"] else "")
@@ -88,19 +91,20 @@ def _where(found: list[Result]) -> str:
 
 def _speed_table(results: list[Result]) -> str:
     lines = [
-        "| case | | tokens/s | ours is faster by | share of the matrix peak | peak memory | runs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| case | | tokens/s | ours is faster by | share of the matrix peak | of its own products' speed | peak memory "
+        "| runs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         ours = result["summary"].get("ours")
         for name, figures in result["summary"].items():
             speed, memory = figures["tokens_per_second"], figures["peak_bytes"]
             ratio = f"{ours['tokens_per_second']['median'] / speed['median']:.2f}×" if ours and name != "ours" else ""
-            shares = figures.get("shares_of_matrix_peak")
-            share = f"{shares['model_flops']:.0%}" if shares else ""
+            shares = figures.get("shares_of_matrix_peak", {})
+            share, own = (f"{shares[key]:.0%}" if key in shares else "" for key in ("model_flops", "model_products"))
             lines.append(
-                f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} | {share} | "
-                f"{memory['median'] / 2**30:.2f} GiB | {speed['runs']} |"
+                f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} "
+                f"| {share} | {own} | {memory['median'] / 2**30:.2f} GiB | {speed['runs']} |"
             )
     return "\n".join([*lines, "", *(_settings_line(result) for result in results), ""])
 
@@ -114,7 +118,20 @@ def _settings_line(result: Result) -> str:
     sizes = (
         f"{result['settings']['batch_size']} samples a step, TRL's micro-batch {result['settings']['micro_batch_size']}"
     )
-    return f"({result['case']}) {sizes}; {'; '.join(told)}.\n"
+    return f"({result['case']}) {sizes}; {'; '.join(told)}.{_products_line(result)}\n"
+
+
+def _products_line(result: Result) -> str:
+    """How fast products of matrices were in the same rounds."""
+    rounds = [found for found in result.get("matrix_peaks", []) if "peak_float32" in found]
+    if not rounds:
+        return ""
+    bf16, float32 = (median(found[key] for found in rounds) / 1e9 for key in ("peak", "peak_float32"))
+    own = (f"{median(found['model_products'][part] for found in rounds) / 1e9:,.0f}" for part in ("layers", "head"))
+    return (
+        f" Products of matrices, GFLOP/s: at most {bf16:,.0f} in bf16, {float32:,.0f} in float32; those of the model's "
+        f"layers {next(own)}, of its head {next(own)}."
+    )
 
 
 def _times_table(columns: dict[str, str]) -> Any:

@@ -13,7 +13,8 @@ suite that is interrupted loses nothing. At the end `benchmarks.report` draws th
 
 What is counted: tokens of samples, never padding, between the end of the first step and the end of the last, by wall
 clock. Memory is the largest resident size of the process, loading included. The share of the matrix units' peak is
-`flops.model_flops` a second over the peak of bf16 products that is measured once a round; for both contestants alike.
+`flops.model_flops` a second over the highest speed of bf16 products that is measured once a round. Beside it stands the
+share of what plain products of the model's own shapes reach together (`machine.measure_peak`). Both count for all alike.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 
 from benchmarks import machine, report
 from benchmarks.cases import CASES, Case, job_of, quick_form
-from benchmarks.flops import model_flops, plain_flops
+from benchmarks.flops import model_flops, plain_flops, product_flops
 from benchmarks.materials import shape_of
 from benchmarks.measures import MEASURES, WARM_UPS, Bench, write_json
 from benchmarks.process import ContestantFailed
@@ -54,7 +55,7 @@ def main() -> None:
     for name in choices.cases:
         case = quick_form(CASES[name]) if choices.quick else CASES[name]
         case = replace(case, num_threads=choices.threads or case.num_threads)
-        run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json", 0.05 if choices.quick else 0.7)
+        run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json", 0.05 if choices.quick else 0.3)
     _say(f"all cases: {(time.monotonic() - began_at) / 60:.1f} minutes")
     report.write_all(results, readme=None if choices.results or choices.quick else report.README)
 
@@ -122,9 +123,10 @@ def run_case(
         WARM_UPS[case.kind](bench, case)
     for number in range(rounds):
         if case.has_shares_of_peak:
-            result.setdefault("matrix_peaks", []).append(
-                machine.measure_peak_in_own_process(case.model, case.num_threads, peak_seconds)
-            )
+            measured = machine.measure_peak_in_own_process(case.model, case.num_threads, peak_seconds)
+            result.setdefault("matrix_peaks", []).append(measured)
+            bf16, float32 = measured["peak"] / 1e9, measured["peak_float32"] / 1e9
+            _say(f"  products of matrices: {bf16:,.0f} GFLOP/s in bf16, {float32:,.0f} in float32")
         for contestant in contestants:
             if number < case.max_rounds.get(contestant, rounds):
                 result["runs"].append(_one_run(bench, case, contestant, number))
@@ -189,11 +191,9 @@ def summarize(case: Case, result: dict[str, Any]) -> dict[str, Any]:
                     summary.setdefault(run["contestant"], {}).setdefault(key, []).append(value)
     summary = {name: {key: _spread(values) for key, values in figures.items()} for name, figures in summary.items()}
     if case.has_shares_of_peak:
-        peak = median(measured["peak"] for measured in result["matrix_peaks"])
         for figures in summary.values():
-            figures["shares_of_matrix_peak"] = shares_of_peak(
-                case, result["rows"], figures["tokens_per_second"]["median"], peak
-            )
+            speed = figures["tokens_per_second"]["median"]
+            figures["shares_of_matrix_peak"] = shares_of_peak(case, result["rows"], speed, result["matrix_peaks"])
     return summary
 
 
@@ -201,14 +201,25 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "least": min(values), "greatest": max(values), "runs": len(values)}
 
 
-def shares_of_peak(case: Case, rows: dict[str, Any], tokens_per_second: float, peak: float) -> dict[str, float]:
-    """FLOP/s over the measured peak, by both formulas of `flops`, for the mean sample of the rows."""
-    shape = shape_of(case.model)
-    num_tokens = rows["num_tokens"]
-    needed = model_flops(shape, num_tokens, rows["num_target_tokens"], rows["sum_of_squares"])
+def shares_of_peak(
+    case: Case, rows: dict[str, Any], tokens_per_second: float, measured: list[dict[str, Any]]
+) -> dict[str, float]:
+    """FLOP/s over the measured peak, by both formulas of `flops`; and over what the model's own products reach.
+
+    Args: measured: what `machine.measure_peak` found in each round.
+    """
+    shape, num_tokens = shape_of(case.model), rows["num_tokens"]
+    tokens, targets = num_tokens, rows["num_target_tokens"]
+    needed = model_flops(shape, tokens, targets, rows["sum_of_squares"]) * tokens_per_second / num_tokens
+    peak = median(one["peak"] for one in measured)
+    by_part = product_flops(shape, tokens, targets)
+    own_seconds = sum(
+        flops / median(one["model_products"][part] for one in measured) for part, flops in by_part.items()
+    )
     return {
-        "model_flops": needed / num_tokens * tokens_per_second / peak,
-        "plain_flops": plain_flops(shape, num_tokens) / num_tokens * tokens_per_second / peak,
+        "model_flops": needed / peak,
+        "plain_flops": plain_flops(shape, num_tokens) * tokens_per_second / num_tokens / peak,
+        "model_products": needed / (sum(by_part.values()) / own_seconds),
     }
 
 

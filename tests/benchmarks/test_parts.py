@@ -18,7 +18,7 @@ from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
 from benchmarks.measures import Bench, WrongTokens, speed_of, stalls_of
 from benchmarks.process import ContestantFailed, ProcessRun, run_process
-from benchmarks.run import keep_trl, summarize
+from benchmarks.run import keep_trl, shares_of_peak, summarize
 from benchmarks.step_profile import shares_by_kind
 from openrlhf.models.cpu_kernels import attention
 
@@ -165,14 +165,17 @@ def a_result(tokens_per_second: float) -> dict:
         return {"median": value, "least": value, "greatest": value, "runs": 5}
 
     def figures(speed: float, memory: float) -> dict:
-        shares = {"model_flops": 0.5, "plain_flops": 0.6}
+        shares = {"model_flops": 0.5, "plain_flops": 0.6, "model_products": 0.7}
         return {"tokens_per_second": spread(speed), "peak_bytes": spread(memory), "shares_of_matrix_peak": shares}
 
     return {
         "case": "a",
         "title": "a small model",
         "kind": "speed",
-        "machine": {"processor": "an abacus", "cores": 2},
+        "machine": {"processor": "an abacus", "features": ["avx2", "amx_bf16"], "cores": 2},
+        "matrix_peaks": [
+            {"peak": 9e11, "peak_float32": 3e11, "model_products": {"layers": 8e11, "head": 6e11}},
+        ],
         "versions": {"ours": {"torch": "2"}, "trl": {"trl": "1"}},
         "commit": {"commit": "0123456789abcdef", "package_is_changed": False},
         "settings": {
@@ -186,6 +189,17 @@ def a_result(tokens_per_second: float) -> dict:
     }
 
 
+def test_shares_of_the_peak_and_of_what_the_models_own_products_reach():
+    case, per_token = CASES["a"], 12_582_912 * 6  # operations of the layers' products
+    head = 16_384 * 384 * 6
+    rows = {"num_tokens": 100, "num_target_tokens": 50, "sum_of_squares": 0}
+    measured = [{"peak": 1e12, "model_products": {"layers": 4e11, "head": 2e11}}]
+    shares = shares_of_peak(case, rows, 1_000.0, measured)
+    needed = per_token + head / 2  # of a token
+    assert shares["model_flops"] == pytest.approx(needed * 1_000 / 1e12)
+    assert shares["model_products"] == pytest.approx((per_token / 4e11 + head / 2 / 2e11) * 1_000)
+
+
 def test_the_readme_holds_the_newest_table_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n\nwords\n", encoding="utf-8")
@@ -194,7 +208,9 @@ def test_the_readme_holds_the_newest_table_alone(tmp_path):
         report.write_all(tmp_path, readme)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("# Title\n\nwords\n")
-    assert "| (a) a small model | ours | 2,000 (2,000–2,000) |  | 50% | 1.00 GiB | 5 |" in text
+    assert "| (a) a small model | ours | 2,000 (2,000–2,000) |  | 50% | 70% | 1.00 GiB | 5 |" in text
+    assert "an abacus (avx2, amx_bf16), 2 cores" in text
+    assert "at most 900 in bf16, 300 in float32; those of the model's layers 800, of its head 600." in text
     assert "| TRL, defaults | 250 (250–250) | 8.00× |" in text
     assert "ours `ds.packing_samples=True`; TRL, defaults no setting." in text
     assert "1,000" not in text

@@ -14,7 +14,7 @@ suite that is interrupted loses nothing. At the end `benchmarks.report` draws th
 What is counted: tokens of samples, never padding, between the end of the first step and the end of the last, by wall
 clock. Memory is the largest resident size of the process, loading included. The share of the matrix units' peak is
 `flops.model_flops` a second over the highest speed of bf16 products that is measured once a round. Beside it stands the
-share of what plain products of the model's own shapes reach together (`machine.measure_peak`). Both count for all alike.
+share of what plain products of the model's own shapes reach together (`machine.measure_peak`). For all alike.
 """
 
 from __future__ import annotations

@@ -288,6 +288,17 @@ def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -
     assert Labelled(str(model), arguments(tmp_path / "out"), train_dataset=ROWS).label == "mine"
 
 
+def test_what_a_subclass_of_trls_says_of_itself_is_taken(model: Path, tmp_path: Path) -> None:
+    class Tagged(SFTTrainer):
+        _tag_names = ("distilled",)
+        loss_is_scaled_for_ga = True
+
+    trainer = Tagged(str(model), arguments(tmp_path / "out"), train_dataset=ROWS)
+    trainer.create_model_card(tags="small")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert {"- small", "- distilled"} <= set(card.splitlines())
+
+
 def test_a_callback_that_ends_an_epoch_early_is_told_that_it_cannot(model: Path, tmp_path: Path) -> None:
     class Early(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

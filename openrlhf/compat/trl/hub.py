@@ -16,7 +16,7 @@ _TOLD_OTHERWISE = {"finetuned_from", "tasks", "dataset", "dataset_args", "datase
 
 
 def write_model_card(
-    run: TrlRun, model_name: str | None, dataset_name: str | Sequence[str] | None, tags: Any, **metadata: Any
+    run: TrlRun, model_name: str | None, dataset_name: str | Sequence[str] | None, tags: list[str], **metadata: Any
 ) -> None:
     """The card in the run's output folder; a card of the user's own stays, and is told."""
     folder = Path(run.config.ckpt.output_dir)
@@ -30,7 +30,7 @@ def write_model_card(
         run.train_data.report,
         model_name=model_name,
         dataset_names=names,
-        tags=[tags] if isinstance(tags, str) else list(tags or ()),
+        tags=tags,
         is_adapter=hasattr(run.trainer.model.model, "peft_config"),
         **known,
     )

@@ -295,6 +295,7 @@ class TrlSFTTrainer:
     ) -> None:
         """`README.md` in the output folder, with the hub's metadata; `more`: `license`, `language`."""
         if self.is_world_process_zero():
+            tags = [*([tags] if isinstance(tags, str) else tags or ()), *getattr(self, "_tag_names", ())]
             write_model_card(self._run, model_name or self.args.hub_model_id, dataset_name, tags, **more)
 
     def push_to_hub(
@@ -331,8 +332,8 @@ def _check_overrides(kind: type) -> None:
     from transformers import Trainer
 
     kinds = kind.__mro__[: kind.__mro__.index(TrlSFTTrainer)]
-    own = {name for one in kinds for name in vars(one) if not name.startswith("__")}
-    never_called = own.intersection(dir(Trainer)) - {*dir(TrlSFTTrainer)}
+    own = {name for one in kinds for name in vars(one) if callable(getattr(Trainer, name, None))}
+    never_called = own - {*dir(TrlSFTTrainer)}
     if never_called:
         raise UserError(
             f"{kind.__name__} overrides {', '.join(sorted(never_called))}, which is never called here: a loss of your "

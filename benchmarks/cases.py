@@ -35,6 +35,7 @@ PAIRS_FUSED = {**FUSED, "train.max_tokens_per_micro_batch": 8_192}
 # TRL's padding_free is ignored by its DPO and unknown to its reward modelling; packing is unknown to both.
 COMPUTED_ONCE = {"precompute_ref_log_probs": True}
 TRL_DPO_BEST = {**NO_CHECKPOINTING, "per_device_train_batch_size": 1}
+TRL_COMPILED = {**TRL_DPO_BEST, "torch_compile": True}
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ _ALL = (
         micro_batch_size=4,
         max_len=1_024,
         ours={"ours": {**PAIRS_FUSED, "ref.precompute": True}},
-        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
+        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}, "trl_compiled": {**TRL_COMPILED, **COMPUTED_ONCE}},
+        max_rounds={"trl_compiled": 1},
     ),
     Case(
         name="j",
@@ -222,7 +224,8 @@ _ALL = (
         micro_batch_size=4,
         max_len=1_024,
         ours={"ours": PAIRS_FUSED},
-        trl={"trl_best": TRL_DPO_BEST},
+        trl={"trl_best": TRL_DPO_BEST, "trl_compiled": TRL_COMPILED},
+        max_rounds={"trl_compiled": 1},
     ),
     Case(
         name="k",
@@ -235,7 +238,7 @@ _ALL = (
         micro_batch_size=4,
         max_len=1_024,
         ours={"ours": PAIRS_FUSED},
-        trl={"trl_best": TRL_DPO_BEST, "trl_compiled": {**TRL_DPO_BEST, "torch_compile": True}},
+        trl={"trl_best": TRL_DPO_BEST, "trl_compiled": TRL_COMPILED},
         warm_up_steps=2,  # torch.compile makes a second graph where a pack passes 4,096 tokens
         max_rounds={"trl_compiled": 2},
     ),

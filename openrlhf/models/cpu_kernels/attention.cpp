@@ -39,53 +39,58 @@ struct ForwardWorkspace {  // of one thread
         sums(kBlock) {}
 };
 
-// Sixteen queries against one block of keys: their weights relative to the greatest score so far, as pairs of keys.
-// Where that score rises, the sums so far, of weights and of weight * value, are multiplied by 2^(old - new).
-// Only in the diagonal block are there keys that a query may not see.
-template <bool is_diagonal>
-void attend_columns(const Block& keys, int64_t column, int64_t columns, int64_t size, float scale,
+// Sixteen queries, from `column` on, against a block of keys: their weights relative to the greatest score so far, as
+// pairs of keys. Where that score rises, the sums so far, of weights and of weight * value, are multiplied by
+// 2^(old - new). Args: num_seen: of each query, the keys that it sees; unless `sees_all`.
+template <bool sees_all>
+void attend_columns(const Block& keys, Ints num_seen, int64_t column, int64_t columns, int64_t size, float scale,
                     ForwardWorkspace& space) {
-  const int64_t num_seen = is_diagonal ? std::min(keys.count, column + kLanes) : keys.count;
+  const int64_t num_keys = sees_all ? keys.padded : rounded_up(num_seen[kLanes - 1]);
+  const float* scores = &space.scores[column];
   const auto of_seen = [&](int64_t row, Floats numbers, float others) {
-    return is_diagonal ? (kLane >= static_cast<int32_t>(row - column) ? numbers : all(others)) : numbers;
+    return sees_all ? numbers : static_cast<int32_t>(row) < num_seen ? numbers : all(others);
   };
-  const auto score_of = [&](int64_t row) { return load(&space.scores[row * columns + column]) * scale; };
+  const auto score_of = [&](int64_t row) { return load(scores + row * columns) * scale; };
   const Floats old_top = load(&space.tops[column]);
-  Floats top = old_top;
-  for (int64_t row = 0; row < num_seen; ++row) top = greater(top, of_seen(row, score_of(row), -kInfinity));
+  Floats tops[2] = {old_top, old_top};
+  for (int64_t row = 0; row < num_keys; row += 2)
+    for (int64_t i : {0, 1}) tops[i] = greater(tops[i], of_seen(row + i, score_of(row + i), -kInfinity));
+  const Floats top = greater(tops[0], tops[1]);
 
-  const auto weight_of = [&](int64_t row) {
-    return row < num_seen ? of_seen(row, power_of_2(score_of(row) - top), 0) : Floats{};
-  };
-  Words* weights = reinterpret_cast<Words*>(space.weights.data() + column);
-  Floats upper_sum = {}, lower_sum = {};
-  for (int64_t row = 0; row < keys.padded; row += 2) {
-    const Floats upper = weight_of(row), lower = weight_of(row + 1);
-    upper_sum += upper;
-    lower_sum += lower;
-    weights[row / 2 * columns / kLanes] = pairs_of(rounded(upper), rounded(lower));
+  Floats sums[2] = {};
+  Pairs* pairs = &space.weights[column];
+  for (int64_t row = 0; row < num_keys; row += 2, pairs += columns) {
+    Floats weights[2];
+    for (int64_t i : {0, 1}) {
+      weights[i] = of_seen(row + i, power_of_2(score_of(row + i) - top), 0);
+      sums[i] += weights[i];
+    }
+    *reinterpret_cast<Words*>(pairs) = pairs_of(rounded(weights[0]), rounded(weights[1]));
   }
+  for (int64_t row = num_keys; row < keys.padded; row += 2, pairs += columns) *reinterpret_cast<Words*>(pairs) = Words{};
 
   const Floats correction = power_of_2(old_top - top);
   store(&space.tops[column], top);
-  store(&space.sums[column], load(&space.sums[column]) * correction + (upper_sum + lower_sum));
+  store(&space.sums[column], load(&space.sums[column]) * correction + (sums[0] + sums[1]));
   if (keys.first == 0 || !any(top > old_top)) return;
   for (int64_t i = 0; i < size; ++i) {
-    float* output = space.output.data() + i * columns + column;
+    float* output = &space.output[i * columns + column];
     store(output, load(output) * correction);
   }
 }
 
+// Only in the diagonal block are there keys that a query may not see.
 void attend_block(const Block& block, const Block& keys, const Rows& key_rows, int64_t size, float scale,
                   ForwardWorkspace& space) {
   const int64_t columns = block.padded;
+  const bool is_diagonal = keys.first == block.first;
   product(keys.padded, columns, size, key_rows.data, key_rows.step, space.queries.data(), space.scores.data(), columns,
           false);
   for (int64_t column = 0; column < columns; column += kLanes) {
-    if (keys.first == block.first)
-      attend_columns<true>(keys, column, columns, size, scale, space);
-    else
-      attend_columns<false>(keys, column, columns, size, scale, space);
+    const Ints num_seen = is_diagonal ? kLane + static_cast<int32_t>(column + 1)
+                                      : Ints{} + static_cast<int32_t>(keys.count);
+    const auto attend = is_diagonal || keys.count < keys.padded ? attend_columns<false> : attend_columns<true>;
+    attend(keys, num_seen, column, columns, size, scale, space);
   }
   product(size, columns, keys.padded, space.values.data() + keys.place * size, keys.padded, space.weights.data(),
           space.output.data(), columns, keys.first != 0);

@@ -68,6 +68,8 @@ void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const
                   int64_t size, BackwardWorkspace& space) {
   for (const Block& block : blocks.all) {
     const int64_t offset = block.place * size / 2;
+    if (&block != &blocks.all.back())
+      for (const Rows* rows : {&query, &output, &grad}) prefetch(*rows, *(&block + 1), size);
     pair_rows(query, block, size, space.queries.data() + offset);
     pair_columns(query, block, size, space.queries_transposed.data() + offset);
     pair_rows(grad, block, size, space.grads.data() + offset);

@@ -62,6 +62,12 @@ inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* le
 
 // --- packing ---------------------------------------------------------------------------------------------------------
 
+// Asks for a block's rows ahead of their use: they lie too far apart for the processor to guess the next.
+inline void prefetch(const Rows& rows, const Block& block, int64_t size) {
+  for (int64_t row = 0; row < block.count; ++row)
+    for (int64_t i = 0; i < size; i += 2 * kLanes) __builtin_prefetch(rows.at(block.first + row) + i);
+}
+
 // A block's rows of D as the right-hand side (padded, D) of a product; rows that are missing are zero.
 void pair_rows(const Rows& rows, const Block& block, int64_t size, Pairs* pairs) {
   for (int64_t row = 0; row < block.padded; row += 2) {
@@ -93,11 +99,23 @@ inline void transpose(Words (&rows)[kLanes]) {
   exchange<8>(rows);
 }
 
-inline void copy_words(void* to, const void* from, int64_t count) {  // of sixteen; all of them without a call
-  if (count == kLanes)
-    std::memcpy(to, from, sizeof(Words));
+inline void copy_words(void* to, Words words, int64_t count) {  // at most sixteen; these without a call
+  if (count >= kLanes)
+    std::memcpy(to, &words, sizeof(Words));
   else
-    std::memcpy(to, from, 4 * count);
+    std::memcpy(to, &words, 4 * count);
+}
+
+// Sixteen rows of 2 * kLanes numbers, of which `present` and `wide` pairs are there; the others are zero.
+inline void load_tile(const Half* from, int64_t step, int64_t present, int64_t wide, Words (&tile)[kLanes]) {
+  Half copy[2 * kLanes * kLanes];
+  if (present < kLanes || wide < kLanes) {
+    std::fill_n(copy, 2 * kLanes * kLanes, static_cast<Half>(0));
+    for (int64_t j = 0; j < present; ++j) std::memcpy(copy + 2 * kLanes * j, from + j * step, 4 * wide);
+    from = copy, step = 2 * kLanes;
+  }
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < kLanes; ++j) std::memcpy(&tile[j], from + j * step, sizeof(Words));
 }
 
 // The rows transposed, sixteen tokens at a time: put(i, token, numbers 2i and 2i + 1 of each of them).
@@ -105,11 +123,13 @@ template <typename Put>
 inline void for_column_pairs(const Rows& rows, const Block& block, int64_t size, const Put& put) {
   for (int64_t row = 0; row < block.padded; row += kLanes) {
     for (int64_t i = 0; i < size / 2; i += kLanes) {
-      Words tile[kLanes] = {};
-      const int64_t present = std::min(kLanes, block.count - row), wide = std::min(kLanes, size / 2 - i);
-      for (int64_t j = 0; j < present; ++j) copy_words(&tile[j], rows.at(block.first + row + j) + 2 * i, wide);
+      Words tile[kLanes];
+      load_tile(rows.at(block.first + row) + 2 * i, rows.step, std::min(kLanes, block.count - row),
+                std::min(kLanes, size / 2 - i), tile);
       transpose(tile);
-      for (int64_t j = 0; j < wide; ++j) put(i + j, row, tile[j]);
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLanes; ++j)
+        if (i + j < size / 2) put(i + j, row, tile[j]);
     }
   }
 }
@@ -145,15 +165,18 @@ void write_columns(const float* result, const float* factors, const Block& block
     const Floats factor = load(factors + column);
     const int64_t present = std::min(kLanes, block.count - column);
     for (int64_t i = 0; i < size / 2; i += kLanes) {
-      Words tile[kLanes] = {};
-      const int64_t wide = std::min(kLanes, size / 2 - i);
-      for (int64_t j = 0; j < wide; ++j) {
+      Words tile[kLanes];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLanes; ++j) {
         const float* upper = result + 2 * (i + j) * block.padded + column;
-        tile[j] = pairs_of(rounded(load(upper) * factor), rounded(load(upper + block.padded) * factor));
+        tile[j] = i + j < size / 2 ? pairs_of(rounded(load(upper) * factor), rounded(load(upper + block.padded) * factor))
+                                   : Words{};
       }
       transpose(tile);
-      for (int64_t j = 0; j < present; ++j)
-        copy_words(to + (block.first + column + j) * to_step + 2 * i, &tile[j], wide);
+      Half* row = to + (block.first + column) * to_step + 2 * i;
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kLanes; ++j, row += to_step)
+        if (j < present) copy_words(row, tile[j], size / 2 - i);
     }
   }
 }

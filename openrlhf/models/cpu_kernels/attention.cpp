@@ -67,7 +67,7 @@ void attend_columns(const Block& keys, Ints num_seen, int64_t column, int64_t co
     }
     *reinterpret_cast<Words*>(pairs) = pairs_of(rounded(weights[0]), rounded(weights[1]));
   }
-  for (int64_t row = num_keys; row < keys.padded; row += 2, pairs += columns) *reinterpret_cast<Words*>(pairs) = Words{};
+  for (int64_t row = num_keys; row < keys.padded; row += 2, pairs += columns) std::fill_n(pairs, kLanes, 0u);
 
   const Floats correction = power_of_2(old_top - top);
   store(&space.tops[column], top);

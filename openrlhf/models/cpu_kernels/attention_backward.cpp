@@ -7,8 +7,8 @@
 //   dV += P' dO,  dK += dS' Q,  dQ += dS K
 //
 // Scores and weights are held transposed, (keys, queries), so that P' and dS' are left-hand sides as they stand. dQ is
-// summed transposed too, and turned round once at the end. dK and dV of a key head are the sums of its query heads', each
-// in float32 and in their order: by the task that has all of them, or behind all tasks.
+// summed transposed too, and turned round once at the end. dK and dV of a key head are sums over its query heads, in
+// float32 and in their order: by the task that has all of them, or behind all tasks.
 
 #include <limits>
 #include <memory>
@@ -88,7 +88,7 @@ void pack_queries(const Rows& query, const Rows& output, const Rows& grad, const
   }
 }
 
-// Of sixteen queries and a block of keys: the weights and the gradients of the scores, the latter also as pairs of keys.
+// Of sixteen queries and a block of keys: weights and gradients of the scores, the latter also as pairs of keys.
 template <bool is_diagonal>
 void score_gradients(int64_t num_keys, int64_t column, int64_t columns, const float* log_sums, const float* dots,
                      float scale, BackwardWorkspace& space) {
@@ -129,7 +129,10 @@ void backward_block(const Block& block, const Rows& keys, const Rows& values, co
 }
 
 void put(const Buffer<float>& numbers, int64_t count, bool add, float* sums) {
-  for (int64_t i = 0; i < count; i += kLanes) store(sums + i, add ? load(sums + i) + load(&numbers[i]) : load(&numbers[i]));
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Floats number = load(&numbers[i]);
+    store(sums + i, add ? load(sums + i) + number : number);
+  }
 }
 
 // One query head: the gradient of its queries, transposed, into the space; those of its keys, of query · key without

@@ -73,8 +73,10 @@ void pair_rows(const Rows& rows, const Block& block, int64_t size, Pairs* pairs)
   for (int64_t row = 0; row < block.padded; row += 2) {
     for (int64_t i = 0; i < size; i += kLanes, pairs += kLanes) {
       Halves both[2] = {};
-      for (int64_t which : {0, 1})
-        if (row + which < block.count) std::memcpy(&both[which], rows.at(block.first + row + which) + i, sizeof(Halves));
+      for (int64_t which : {0, 1}) {
+        const Half* from = rows.at(block.first + row + which) + i;
+        if (row + which < block.count) std::memcpy(&both[which], from, sizeof(Halves));
+      }
       *reinterpret_cast<Words*>(pairs) = pairs_of(both[0], both[1]);
     }
   }
@@ -168,9 +170,9 @@ void write_columns(const float* result, const float* factors, const Block& block
       Words tile[kLanes];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) {
-        const float* upper = result + 2 * (i + j) * block.padded + column;
-        tile[j] = i + j < size / 2 ? pairs_of(rounded(load(upper) * factor), rounded(load(upper + block.padded) * factor))
-                                   : Words{};
+        const float *upper = result + 2 * (i + j) * block.padded + column, *lower = upper + block.padded;
+        tile[j] = Words{};
+        if (i + j < size / 2) tile[j] = pairs_of(rounded(load(upper) * factor), rounded(load(lower) * factor));
       }
       transpose(tile);
       Half* row = to + (block.first + column) * to_step + 2 * i;

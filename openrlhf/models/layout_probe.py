@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
@@ -49,7 +49,7 @@ def check_layout(
         shares_prompts: the samples begin alike, and what they begin with stands in the pack once.
     """
     probe = _Probe(model, is_packed, sequence_group, shares_prompts)
-    with _looking_only(model):
+    with looking_only(model.scorer):
         reason = probe.reason_against()
         if reason is None:
             return
@@ -151,11 +151,11 @@ class _Probe:
 
 
 @contextmanager
-def _looking_only(model: PreparedModel) -> Iterator[None]:
+def looking_only(model: nn.Module) -> Iterator[None]:
     """Without gradients, dropout or compilation; random numbers and modes are afterwards as they were."""
-    modules = list(model.scorer.modules())
+    modules, device = list(model.modules()), next(model.parameters()).device
     modes = [module.training for module in modules]
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     try:
         for module in modules:
             module.training = False

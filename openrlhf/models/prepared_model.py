@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.model_internals import backbone_name, first_position, recompute_layers
+from openrlhf.engine.model_internals import backbone_name, first_position, layers_of, recompute_layers
 from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import AttentionChoice
 from openrlhf.models.attention.ring_plan import borders_of_samples
+from openrlhf.models.last_layer import LastLayer
 from openrlhf.models.layers import compile_layers
 from openrlhf.models.layout_probe import check_layout
 from openrlhf.models.limits import check_checkpointing
@@ -40,6 +41,7 @@ class Routing(NamedTuple):
     group: ProcessGroup | None
 
 
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
 _UNKNOWN = AttentionChoice(None)
 
 
@@ -236,6 +238,16 @@ class PreparedModel(nn.Module, ABC):
         """Lets torch.compile fuse the element-wise work of each layer (see models/layers.py)."""
         compile_layers(self.scorer.base_model)
 
+    def leave_out_unread(self) -> None:
+        """Lets the last layer compute no more than is read (see models/last_layer.py).
+
+        For weights, and packs, that are whole on every rank. In half precision alone: there sums of gradients may have
+        fewer terms of zero. Does nothing to a model with experts, whose loads count all tokens.
+        """
+        base_model, backbone = self.scorer.base_model, self.scorer._backbone
+        if base_model.dtype in _HALF_PRECISION and not self.is_mixture_of_experts:
+            self.scorer.last_layer = LastLayer.of(backbone, layers_of(base_model))
+
     def print_trainable_parameters(self) -> None:
         sizes = [(whole_numel(parameter), parameter.requires_grad) for parameter in self.parameters()]
         total = sum(size for size, _ in sizes)
@@ -253,6 +265,7 @@ class TransformerScorer(nn.Module):
         self._backbone_name = backbone_name(self.base_model)
         self._first_position = first_position(self.base_model)
         self._rope = RopeByLength(self.base_model)
+        self.last_layer: LastLayer | None = None  # None: it is computed whole
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -265,6 +278,13 @@ class TransformerScorer(nn.Module):
         """What computes hidden states; the model as a whole where that cannot be told."""
         name = self._backbone_name
         return self.base_model if name is None else self.base_model.get_submodule(name)
+
+    def _states_at(self, places: Tensor, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The backbone's outputs, and the hidden states (N, H) at N places of the flattened input."""
+        if self.last_layer is not None:
+            return self.last_layer.states_at(places, inputs)
+        outputs = self._backbone(**inputs)
+        return outputs, outputs[0].flatten(0, 1)[places]
 
     def _as_taken(self, inputs: dict[str, Any], routing: Routing | None) -> tuple[dict[str, Any], Routing | None]:
         """The inputs as the transformer takes them.

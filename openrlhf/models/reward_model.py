@@ -158,8 +158,7 @@ class ValueScorer(TransformerScorer):
         num_values = len(last_index)
         if num_values == 0:
             last_index = last_index.new_zeros(1)
-        outputs: Any = self._backbone(**inputs)
-        hidden = outputs[0].flatten(0, 1)[last_index]
+        outputs, hidden = self._states_at(last_index, inputs)
         values = self.base_model.get_submodule(HEAD)(hidden)[:, 0]
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return SequenceScores(values[:num_values], hidden[:num_values], self._aux_loss(outputs, routing))

@@ -110,8 +110,8 @@ class TokenScorer(TransformerScorer):
         places, ids, weights, with_entropy = targets
         head = self.base_model.get_output_embeddings()
         if isinstance(getattr(head, "original_module", head), LogProbHead):  # PEFT's copy that is trained, around it
-            outputs = self._backbone(**inputs)
-            return outputs, head(outputs[0].flatten(0, 1)[places], ids, weights, with_entropy)
+            outputs, hidden = self._states_at(places, inputs)
+            return outputs, head(hidden, ids, weights, with_entropy)
         outputs = self.base_model(**inputs)
         logits = outputs.logits.flatten(0, 1)[places]
         return outputs, scores_from_logits(logits, ids, weights, with_entropy, self.temperature)

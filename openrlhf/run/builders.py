@@ -153,4 +153,7 @@ def _with_layers(config: TrainingConfig, model: ModelT) -> ModelT:
         model.gradient_checkpointing_enable({"use_reentrant": settings.gradient_checkpointing_reentrant})
     if settings.compile_layers:
         model.compile_layers()
+    ds = config.ds
+    if ds.zero_stage < 3 and ds.tensor_parallel_size == 1 and ds.ring_attn_size == 1:
+        model.leave_out_unread()
     return model

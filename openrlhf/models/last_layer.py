@@ -106,5 +106,4 @@ def _give(module: nn.Module, rows_for: Callable[[Tensor], Any]) -> None:
     def forward(self: nn.Module, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
         return kind.forward(self, rows_for(rows), *args, **kwargs)
 
-    own = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-    module.__class__ = own  # type: ignore[assignment]
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})

@@ -1,10 +1,10 @@
 """Do the tests notice? Plants small bugs one at a time in a copy of what is committed, and runs the tests against each.
 
-    python -m tests.planted_bugs [--only name ...] [--jobs 1]
+    python -m tests.planted_bugs [--only name ... [--record]] [--jobs 1]
 
 First the tests must pass without any bug; then each bug must make one of its tests fail. Ends with 1 where a bug was
-not caught (a run that hangs or cannot be collected does not count). A run of all bugs writes the table
-`benchmarks/results/planted_bugs.md` and `.json`.
+not caught (a run that hangs or cannot be collected does not count). What a run of all bugs finds, or one with --record,
+goes into the table `benchmarks/results/planted_bugs.md` and `.json`, which says at which commit each bug was last run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.planted import all_bugs
 from tests.planted.bug import Bug
-from tests.planted.runner import PROJECT_ROOT, Outcome, Run, copy_of_head, import_heavy_modules
+from tests.planted.runner import PROJECT_ROOT, Outcome, Run, copy_of, head, import_heavy_modules
 
 RESULTS = PROJECT_ROOT / "benchmarks/results"
 LIMIT_SECONDS = 240.0
@@ -54,7 +54,8 @@ def main() -> int:
         print(f"no such bug: {', '.join(sorted(unknown))}. There are: {', '.join(bug.name for bug in bugs)}.")
         return 2
     import_heavy_modules()
-    copies = [copy_of_head() for _ in range(arguments.jobs)]
+    commit = head()
+    copies = [copy_of(commit) for _ in range(arguments.jobs)]
     try:
         if problems := _tests_that_do_not_pass(copies[0], chosen):
             print("without any bug, these tests must pass:", *problems, sep="\n  ")
@@ -63,11 +64,11 @@ def main() -> int:
         for finding in _findings(chosen, copies):
             findings.append(finding)
             print(f"{finding.bug.name} ({finding.outcome.seconds:.0f} s): {finding.in_words}", flush=True)
+            if arguments.record or not arguments.only:
+                _record(finding, commit, bugs)
     finally:
         for copy in copies:
             shutil.rmtree(copy, ignore_errors=True)
-    if len(chosen) == len(bugs):
-        _write_table(sorted(findings, key=lambda finding: chosen.index(finding.bug)))
     missed = [finding.bug.name for finding in findings if not finding.is_caught]
     print(f"{len(findings) - len(missed)} of {len(findings)} bugs caught", *missed, sep="\nmissed: ")
     return 1 if missed else 0
@@ -75,7 +76,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.planted_bugs", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[], metavar="name", help="these bugs alone; writes no table")
+    parser.add_argument("--only", nargs="+", default=[], metavar="name", help="these bugs alone")
+    parser.add_argument("--record", action="store_true", help="with --only: write what is found into the table")
     parser.add_argument("--jobs", type=int, default=1, help="bugs at a time, each in a copy of its own")
     return parser.parse_args()
 
@@ -127,37 +129,40 @@ class _Trial:
         self._path.write_text(self._right_text, encoding="utf-8")
 
 
-def _write_table(findings: list[Finding]) -> None:
-    rows = [
-        {
-            "bug": finding.bug.name,
-            "file": f"openrlhf/{finding.bug.file}",
-            "breaks": finding.bug.breaks,
-            "caught_by": finding.outcome.failed[0] if finding.is_caught else None,
-            "seconds": finding.outcome.seconds,
-        }
-        for finding in findings
-    ]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"command": "python -m tests.planted_bugs", "bugs": rows}, indent=1, ensure_ascii=False)
-    (RESULTS / "planted_bugs.json").write_text(content + "\n", encoding="utf-8")
-    (RESULTS / "planted_bugs.md").write_text(_markdown(rows), encoding="utf-8")
+def _record(finding: Finding, commit: str, bugs: list[Bug]) -> None:
+    """Into the table, in place of what it said of the bug before. Bugs that are no longer there leave it."""
+    path = RESULTS / "planted_bugs.json"
+    rows = {row["bug"]: row for row in json.loads(path.read_text(encoding="utf-8"))["bugs"]} if path.exists() else {}
+    rows[finding.bug.name] = {
+        "bug": finding.bug.name,
+        "file": f"openrlhf/{finding.bug.file}",
+        "breaks": finding.bug.breaks,
+        "caught_by": finding.outcome.failed[0] if finding.is_caught else None,
+        "seconds": finding.outcome.seconds,
+        "commit": commit,
+    }
+    kept = [rows[bug.name] for bug in bugs if bug.name in rows]
+    content = json.dumps({"command": "python -m tests.planted_bugs", "bugs": kept}, indent=1, ensure_ascii=False)
+    path.write_text(content + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_markdown(kept, len(bugs)), encoding="utf-8")
 
 
-def _markdown(rows: list[dict]) -> str:
+def _markdown(rows: list[dict], num_bugs: int) -> str:
     num_caught = sum(row["caught_by"] is not None for row in rows)
     lines = [
         "# Planted bugs",
         "",
-        f"{num_caught} of {len(rows)} small wrong changes are caught. Made by `python -m tests.planted_bugs`,",
-        "which plants one at a time in a copy of the tree and runs tests against it; without any bug these tests pass.",
+        f"{len(rows)} of {num_bugs} defined small wrong changes are run, {num_caught} of these {len(rows)} are caught.",
+        "`python -m tests.planted_bugs` plants one at a time in a copy of a commit, and runs tests against it that",
+        "pass without any bug.",
         "",
-        "| bug | file | what a user would suffer | caught by | s |",
-        "| --- | --- | --- | --- | ---: |",
+        "| bug | file | what a user would suffer | caught by | s | last run at |",
+        "| --- | --- | --- | --- | ---: | --- |",
     ]
     for row in rows:
         test = f"`{row['caught_by']}`".replace("|", "\\|") if row["caught_by"] else "**nobody**"
-        lines.append(f"| {row['bug']} | `{row['file']}` | {row['breaks']} | {test} | {row['seconds']:.0f} |")
+        cells = [row["bug"], f"`{row['file']}`", row["breaks"], test, f"{row['seconds']:.0f}", row["commit"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

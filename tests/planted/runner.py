@@ -43,10 +43,16 @@ def import_heavy_modules() -> None:
         importlib.import_module(name)
 
 
-def copy_of_head() -> Path:
-    """A temporary folder with what is committed; the caller removes it."""
+def head() -> str:
+    """The commit that is checked out, in short."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, check=True, text=True).stdout.strip()
+
+
+def copy_of(commit: str) -> Path:
+    """A temporary folder with what is in a commit; the caller removes it."""
     folder = Path(tempfile.mkdtemp(prefix="planted-"))
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, check=True).stdout
+    archive = subprocess.run(["git", "archive", commit], cwd=PROJECT_ROOT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
     return folder
 

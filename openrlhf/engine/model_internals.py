@@ -8,11 +8,11 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 import torch
-import transformers
 from packaging.version import Version
 from torch import nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
@@ -50,7 +50,7 @@ def computes_by_sdpa(model_class: type[PreTrainedModel]) -> bool:
 
 def sdpa_loses_soft_caps() -> bool:
     """Whether a class may say that it uses sdpa though that leaves out the soft caps of its scores: before 5.21."""
-    return Version(transformers.__version__) < Version("5.21")
+    return Version(version("transformers")) < Version("5.21")
 
 
 def flash_attentions_of(model_class: type[PreTrainedModel]) -> list[str] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
+from openrlhf.engine import model_internals
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention import causal_pack
@@ -64,7 +64,7 @@ def test_sdpa_is_refused_in_words_where_transformers_has_none(kind):
 def test_soft_caps_are_not_left_to_an_sdpa_that_leaves_them_out(monkeypatch, kind, by_sdpa, version, expected):
     model = tiny_model(kind)
     monkeypatch.setattr(type(model), "_supports_sdpa", by_sdpa)
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(model_internals, "version", {"transformers": version}.get)
     choice = choose_attention("auto", "cpu", False, 1, ModelFacts(type(model), model.config, torch.float32))
     assert choice.name == expected
     assert ("soft caps" in choice.note) == (expected == "eager")

@@ -84,16 +84,21 @@ void attend_block(const Block& block, const Block& keys, const Rows& key_rows, i
                   ForwardWorkspace& space) {
   const int64_t columns = block.padded;
   const bool is_diagonal = keys.first == block.first;
-  product(keys.padded, columns, size, key_rows.data, key_rows.step, space.queries.data(), space.scores.data(), columns,
-          false);
+  for_strips(keys, is_diagonal, [&](int64_t key, int64_t num_keys, int64_t query) {
+    product(num_keys, columns - query, size, key_rows.at(key), key_rows.step, &space.queries[query], columns,
+            &space.scores[key * columns + query], columns, false);
+  });
   for (int64_t column = 0; column < columns; column += kLanes) {
     const Ints num_seen = is_diagonal ? kLane + static_cast<int32_t>(column + 1)
                                       : Ints{} + static_cast<int32_t>(keys.count);
     const auto attend = is_diagonal || keys.count < keys.padded ? attend_columns<false> : attend_columns<true>;
     attend(keys, num_seen, column, columns, size, scale, space);
   }
-  product(size, columns, keys.padded, space.values.data() + keys.place * size, keys.padded, space.weights.data(),
-          space.output.data(), columns, keys.first != 0);
+  for_strips(keys, is_diagonal, [&](int64_t key, int64_t num_keys, int64_t query) {
+    product(size, columns - query, num_keys, &space.values[keys.place * size + key], keys.padded,
+            &space.weights[key / 2 * columns + query], columns, &space.output[query], columns,
+            keys.first != 0 || key != 0);
+  });
 }
 
 void write_output(const Block& block, int64_t size, ForwardWorkspace& space, Half* output, int64_t output_step,
@@ -138,7 +143,7 @@ int attention_is_supported() {
   std::vector<Pairs> right(size * size / 2, 0x40003f80);  // rows of ones and of twos
   std::vector<float> result(size * size, 0);
   try {
-    product(size, size, size, left.data(), size, right.data(), result.data(), size, false);
+    product(size, size, size, left.data(), size, right.data(), size, result.data(), size, false);
   } catch (const std::exception&) {
     return 0;
   }

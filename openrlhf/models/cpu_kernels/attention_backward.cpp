@@ -112,20 +112,29 @@ void score_gradients(int64_t num_keys, int64_t column, int64_t columns, const fl
 void backward_block(const Block& block, const Rows& keys, const Rows& values, const Block& queries, int64_t size,
                     float scale, BackwardWorkspace& space) {
   const int64_t rows = block.padded, columns = queries.padded, offset = queries.place * size / 2;
-  const bool is_diagonal = queries.first == block.first, is_first_query = is_diagonal, is_first_key = block.first == 0;
-  product(rows, columns, size, keys.data, keys.step, space.queries_transposed.data() + offset, space.scores.data(),
-          columns, false);
-  product(rows, columns, size, values.data, values.step, space.grads_transposed.data() + offset,
-          space.weight_grads.data(), columns, false);
+  const bool is_diagonal = queries.first == block.first, is_first_key = block.first == 0;
+  for_strips(block, is_diagonal, [&](int64_t key, int64_t num_keys, int64_t query) {
+    const int64_t place = key * columns + query, num_queries = columns - query;
+    product(num_keys, num_queries, size, keys.at(key), keys.step, &space.queries_transposed[offset + query], columns,
+            &space.scores[place], columns, false);
+    product(num_keys, num_queries, size, values.at(key), values.step, &space.grads_transposed[offset + query], columns,
+            &space.weight_grads[place], columns, false);
+  });
   const auto gradients = is_diagonal ? score_gradients<true> : score_gradients<false>;
-  for (int64_t column = 0; column < columns; column += kLanes)
-    gradients(rows, column, columns, &space.log_sums[queries.place], &space.dots[queries.place], scale, space);
-  product(rows, size, columns, space.weights.data(), columns, space.grads.data() + offset, space.value_block.data(),
-          size, !is_first_query);
-  product(rows, size, columns, space.score_grads.data(), columns, space.queries.data() + offset,
-          space.key_block.data(), size, !is_first_query);
-  product(size, columns, rows, space.keys_transposed.data() + block.place * size, rows, space.score_grad_pairs.data(),
-          space.query_grad_transposed.data() + queries.place * size, columns, !is_first_key);
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    const int64_t num_keys = is_diagonal ? std::min(rows, column / kStrip * kStrip + kStrip) : rows;
+    gradients(num_keys, column, columns, &space.log_sums[queries.place], &space.dots[queries.place], scale, space);
+  }
+  for_strips(block, is_diagonal, [&](int64_t key, int64_t num_keys, int64_t query) {
+    const int64_t place = key * columns + query, num_queries = columns - query, from = offset + query * size / 2;
+    product(num_keys, size, num_queries, &space.weights[place], columns, &space.grads[from], size,
+            &space.value_block[key * size], size, !is_diagonal);
+    product(num_keys, size, num_queries, &space.score_grads[place], columns, &space.queries[from], size,
+            &space.key_block[key * size], size, !is_diagonal);
+    product(size, num_queries, num_keys, &space.keys_transposed[block.place * size + key], rows,
+            &space.score_grad_pairs[key / 2 * columns + query], columns,
+            &space.query_grad_transposed[queries.place * size + query], columns, !is_first_key || key != 0);
+  });
 }
 
 void put(const Buffer<float>& numbers, int64_t count, bool add, float* sums) {

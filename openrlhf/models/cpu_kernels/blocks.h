@@ -52,10 +52,21 @@ struct Blocks {
   }
 };
 
+constexpr int64_t kStrip = kBlock / 2;  // keys of the diagonal block
+
+// Where scores of a block of keys and one of queries are needed: work(key, num_keys, query), for that many keys from
+// `key` on and the queries from `query` on. In the diagonal block the first queries do not see the last keys.
+template <typename Work>
+inline void for_strips(const Block& keys, bool is_diagonal, const Work& work) {
+  const int64_t height = is_diagonal ? kStrip : kBlock;
+  for (int64_t key = 0; key < keys.padded; key += height)
+    work(key, std::min(height, keys.padded - key), is_diagonal ? key : 0);
+}
+
 // left (rows, inner) times right (inner, columns) → result (rows, columns) float32, added to it where `add`.
 inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
-                    const Pairs* right, float* result, int64_t result_step, bool add) {
-  at::native::cpublas::brgemm(rows, columns, inner, left_step, columns, result_step, add,
+                    const Pairs* right, int64_t right_step, float* result, int64_t result_step, bool add) {
+  at::native::cpublas::brgemm(rows, columns, inner, left_step, right_step, result_step, add,
                               reinterpret_cast<const at::BFloat16*>(left),
                               reinterpret_cast<const at::BFloat16*>(right), result, true);
 }

@@ -131,7 +131,7 @@ class TrainingNames:
     trackio_space_id: str | None = _idle("trackio", "Trackio is not here")
     include_num_input_tokens_seen: bool = _idle(False, "metrics.jsonl always has num_tokens")
     include_tokens_per_second: bool = _idle(False, "metrics.jsonl always has tokens_per_second")
-    skip_memory_metrics: bool = _idle(True, "metrics.jsonl always has a GPU's memory")
+    skip_memory_metrics: bool = _idle(True, "metrics.jsonl always has the peak of the memory")
     # evaluation
     eval_strategy: str = "no"
     evaluation_strategy: str | None = None

@@ -26,6 +26,7 @@ NOT_PUSHED = (
     "runs/*",
     "wandb/*",
     "answers.jsonl",
+    "restarts.jsonl",
     "report.html",
     f"{MERGED}/*",  # a model of its own, for a repository of its own
 )

@@ -17,7 +17,7 @@ from openrlhf.rejection.charts import lines
 from openrlhf.rejection.report import REPORT, Page, Sample, ShownAnswer, write_page
 from openrlhf.run.model_card import changed_settings
 from openrlhf.tracking.curves import draw_training_curves
-from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE, read_records
+from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE, RESTARTS_FILE, read_records
 from openrlhf.tracking.sinks import RUN_ID_FILE, prompt_text
 
 _CHARTS = {  # names of records that share a chart
@@ -29,6 +29,7 @@ _CHARTS = {  # names of records that share a chart
     "gradient norm": ("grad_norm",),
     "tokens a second": ("tokens_per_second",),
     "GPU memory, bytes": ("gpu_memory_bytes",),
+    "memory of the process, bytes": ("host_memory_bytes",),
 }
 CURVES_FILE = "training_curves.png"
 _NUMBERS_OF_A_STEP = 2  # a chart has at least that many
@@ -40,7 +41,7 @@ Record = Mapping[str, Any]
 def keep_other_run_aside(folder: Path, run_id: str | None) -> None:
     """The files that another run left in the folder stay, under other names."""
     if written_by(folder / RESOLVED_CONFIG) != run_id:
-        for name in (METRICS_FILE, ANSWERS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG):
+        for name in (METRICS_FILE, ANSWERS_FILE, RESTARTS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG):
             keep_aside(folder / name)
 
 
@@ -61,7 +62,13 @@ def write_report(folder: Path, config: TrainingConfig, report: Any, say: Callabl
 
 def _write_page(folder: Path, config: TrainingConfig, report: Any) -> None:
     records = _records(folder / METRICS_FILE)
-    facts = [*_course(records), *_happened(records), *_data(report), *changed_settings(config).items()]
+    facts = [
+        *_course(records),
+        *_happened(records),
+        *_restarts(folder),
+        *_data(report),
+        *changed_settings(config).items(),
+    ]
     write_page(
         folder / REPORT,
         Page(
@@ -93,9 +100,9 @@ def _course(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
         )
     yield "seconds in steps", f"{sum(record['step_seconds'] for record in steps):,.0f}"
     yield "tokens a second, median", f"{median(record['tokens_per_second'] for record in steps):,.0f}"
-    memory = [record["gpu_memory_bytes"] for record in steps if "gpu_memory_bytes" in record]
-    if memory:
-        yield "peak memory of rank 0's GPU", f"{max(memory) / 2**30:.1f} GiB"
+    for name, holder in (("gpu_memory_bytes", "GPU"), ("host_memory_bytes", "process")):
+        if memory := [record[name] for record in steps if name in record]:
+            yield f"peak memory of rank 0's {holder}", f"{max(memory) / 2**30:.1f} GiB"
 
 
 def _happened(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
@@ -114,6 +121,11 @@ def _happened(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
             recomputed = ", activations recomputed" if record["layout"]["recomputes"] else ""
             words = f"{record['layout']['max_tokens']:,} tokens a micro-batch{recomputed}"
             yield f"layout kept in step {record['global_step']:,}", words
+
+
+def _restarts(folder: Path) -> Iterator[tuple[str, str]]:
+    after = [f"{restart['global_step']:,} ({restart['time']})" for restart in _records(folder / RESTARTS_FILE)]
+    yield "restarts", f"{len(after):,}: gone on after step {', '.join(after[-20:])}" if after else "none"
 
 
 def _data(report: Any) -> Iterator[tuple[str, str]]:

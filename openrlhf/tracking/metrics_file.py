@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from openrlhf.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 ANSWERS_FILE = "answers.jsonl"  # to prompts, while it trains
+RESTARTS_FILE = "restarts.jsonl"  # a line for each time that the run went on from a checkpoint
 logger = logging.getLogger(__name__)
 
 
@@ -113,6 +116,19 @@ class JsonLinesSink:
             if not self._disk_is_full:
                 logger.warning("%s: %s; lines wait in memory, training goes on.", self._path, problem.strerror)
             self._disk_is_full = True
+
+
+def note_restart(folder: Path, resume_step: int | None) -> None:
+    """Writes down that a run goes on from that step; a new run (None) begins without restarts.
+
+    Beside `metrics.jsonl`, whose lines are steps and evaluations, each once, whatever has stopped the run.
+    """
+    if resume_step is None:
+        keep_aside(folder / RESTARTS_FILE)
+        return
+    restarts = JsonLinesSink(folder / RESTARTS_FILE, sys.maxsize)  # nothing of it is cut
+    restarts.log_event({"global_step": resume_step, "time": datetime.now().astimezone().isoformat(timespec="seconds")})
+    restarts.close()
 
 
 def to_line(record: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openrlhf.config import LoggerConfig
-from openrlhf.tracking.metrics_file import METRICS_FILE, JsonLinesSink
+from openrlhf.tracking.metrics_file import METRICS_FILE, JsonLinesSink, note_restart
 from openrlhf.tracking.sinks import TensorBoardSink, WandbSink, console_sink
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def open_tracker(
     """The tracker of a run; a silent one on all ranks but the first.
 
     Args:
-        output_dir: `metrics.jsonl` and W&B's files go here.
+        output_dir: `metrics.jsonl`, `restarts.jsonl` and W&B's files go here.
         num_steps: optimizer steps of the whole run, for the time left.
         resume_step: optimizer step that the run goes on from; None for a new run.
         shown_config: the settings that W&B shows; without secrets.
@@ -126,6 +126,7 @@ def open_tracker(
     if not is_rank_0:
         return Tracker()
     metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step)
+    note_restart(Path(output_dir), resume_step)
     slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
     if settings.tensorboard_dir:
         folder, theirs = settings.tensorboard_dir, settings.openrlhf_names

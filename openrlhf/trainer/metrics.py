@@ -14,6 +14,7 @@ from openrlhf.parallel.collectives import sum_over
 _NAMES_OF_EVERY_RECORD = {
     "global_step", "epoch", "lr", "grad_norm", "num_tokens", "num_target_tokens", "consumed_samples",
     "tokens_per_second", "step_seconds", "token_accuracy", "entropy", "aux_loss",
+    "gpu_memory_bytes", "host_memory_bytes",
 }  # fmt: skip
 
 

@@ -4,7 +4,8 @@
 
 Each cell is a whole run of `train_sft` inside ranks that are started once for each tree: rows from a file, the loader,
 20 optimizer steps and more, evaluations, `metrics.jsonl`, a checkpoint, the exported model. Both trees get the same
-words, model and rows. Compared are all that the earlier `metrics.jsonl` holds, except times, and every exported weight.
+words, model and rows. Compared are all that the earlier `metrics.jsonl` holds, except times and memory, and every
+exported weight.
 Ends with 1 on any difference. A run of all cells writes `benchmarks/results/against_<commit>.md`.
 """
 
@@ -38,7 +39,7 @@ from tests.helpers.workbench import flags, read_metrics
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 RESULTS = PROJECT_ROOT / "benchmarks/results"
-TIMES = ("tokens_per_second", "step_seconds")
+OF_THE_PROCESS = ("tokens_per_second", "step_seconds", "host_memory_bytes")
 LONGEST_ROW = 40  # tokens; a budget of tokens must have room for it
 NOT_A_TARGET = -100
 
@@ -225,7 +226,7 @@ def unlike_records(before: list[dict[str, Any]], after: list[dict[str, Any]]) ->
             yield f"line {number} of metrics.jsonl begins with {list(new)[: len(old)]}, not with {list(old)}"
             return
         for name in old:
-            if name not in TIMES and old[name] != new[name]:
+            if name not in OF_THE_PROCESS and old[name] != new[name]:
                 yield f"line {number} of metrics.jsonl: {name} is {old[name]!r} before and {new[name]!r} after"
 
 
@@ -255,7 +256,7 @@ def _write_table(commit: str, findings: list[Finding], with_compiled: bool) -> N
         f"# Against {commit}",
         "",
         f"{same} of {len(findings)} cells of the equivalence matrix in fp32 train as commit {commit} did, to the bit.",
-        "Compared are all that its `metrics.jsonl` holds, except times, and every exported weight.",
+        "Compared are all that its `metrics.jsonl` holds, except times and memory, and every exported weight.",
         f"Made by `{command}` at {head()}, with torch {torch.__version__}.",
         *([] if with_compiled else ["Cells with compiled layers are left out."]),
         "",

@@ -128,7 +128,9 @@ def test_tensorboard_and_wandb_have_the_answers(bench, judged):
 def test_the_page_has_curves_answers_data_and_settings(judged):
     page = (judged / "report.html").read_text()
     assert all(text in page for text in PROMPTS)
-    assert all(head in page for head in ("<h2>loss</h2>", "<h2>tokens a second</h2>", "<h2>reward of the answers</h2>"))
+    charts = ("loss", "tokens a second", "reward of the answers", "memory of the process, bytes")
+    assert all(f"<h2>{chart}</h2>" in page for chart in charts)
+    assert "peak memory of rank 0&#x27;s process" in page
     assert "samples trained on" in page
     assert "ds.zero_stage" in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")

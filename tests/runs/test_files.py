@@ -11,7 +11,7 @@ from tests.runs.cases import run
 
 STEP_KEYS = {
     "global_step", "epoch", "loss", "lr", "grad_norm", "num_tokens", "num_target_tokens", "consumed_samples",
-    "tokens_per_second", "step_seconds", "token_accuracy",
+    "tokens_per_second", "step_seconds", "token_accuracy", "host_memory_bytes",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_until_asked_to_leave, said_by_run
 
 NUM_STEPS = 18  # 22 rows, 4 a step: 6 steps an epoch, the last of 2 rows; 3 epochs
-WALL_CLOCK = ("tokens_per_second", "step_seconds")
+OF_THE_PROCESS = ("tokens_per_second", "step_seconds", "host_memory_bytes")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def argv(bench: Path, out: str, model: str, **changes) -> list[str]:
 
 def assert_same_run(one: Path, other: Path, num_steps: int = NUM_STEPS) -> None:
     lines = [
-        [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in step_lines(out)] for out in (one, other)
+        [{k: v for k, v in line.items() if k not in OF_THE_PROCESS} for line in step_lines(out)] for out in (one, other)
     ]
     assert [line["global_step"] for line in lines[1]] == list(range(1, num_steps + 1))
     assert lines[0] == lines[1]
@@ -60,6 +60,9 @@ def test_resumed_on_one_rank(one_rank, bench, stop_after):
     assert len(step_lines(bench / out)) == stop_after
     one_rank.run(run, argv(bench, out, "qwen3", ckpt__load_enable=True, **changes))
     assert_same_run(bench / "unbroken-1", bench / out)
+    pages = [(bench / folder / "report.html").read_text() for folder in ("unbroken-1", out)]
+    assert ["gone on after step" in page for page in pages] == [False, True]
+    assert f"1: gone on after step {stop_after} (" in pages[1]
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,15 @@ def test_metrics_hold_every_step_whatever_the_slow_sinks_hear(tmp_path, a_step, 
             tracker.log_step(a_step(step))
     assert [record["global_step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert "step 5/5" in capsys.readouterr().err
+
+
+def test_each_restart_has_a_line_beside_the_metrics_until_a_new_run_begins(tmp_path, a_step):
+    settings = LoggerConfig()
+    for resume_step in (None, 2, 2, 1):
+        with closing(open_tracker(settings, tmp_path, num_steps=3, is_rank_0=True, resume_step=resume_step)) as tracker:
+            for step in range((resume_step or 0) + 1, 4):
+                tracker.log_step(a_step(step))
+    assert [record["global_step"] for record in read_records(tmp_path / "restarts.jsonl")] == [2, 2, 1]
+    assert read_records(tmp_path / "metrics.jsonl") == [a_step(step) for step in (1, 2, 3)]
+    open_tracker(settings, tmp_path, num_steps=3, is_rank_0=True).close()
+    assert not (tmp_path / "restarts.jsonl").exists()

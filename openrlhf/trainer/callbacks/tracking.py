@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +14,8 @@ from openrlhf.trainer.callbacks.callback import Callback
 if TYPE_CHECKING:
     from openrlhf.trainer.trainer import Trainer
 
+_BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
+
 
 class Tracking(Callback):
     """Hands records to a tracker, and closes it."""
@@ -21,8 +25,7 @@ class Tracking(Callback):
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._log_events(trainer)
-        memory = {"gpu_memory_bytes": _peak_bytes(trainer)} if trainer.strategy.device.type == "cuda" else {}
-        self._tracker.log_step(metrics | memory | trainer.take_logged())
+        self._tracker.log_step(metrics | _peak_bytes(trainer.strategy.device) | trainer.take_logged())
         self._tracker.log_answers(trainer.take_answers())
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -39,9 +42,10 @@ class Tracking(Callback):
         self._tracker.close()
 
 
-def _peak_bytes(trainer: Trainer) -> int:
-    """The most that this rank's GPU has held since the last step."""
-    device = trainer.strategy.device
+def _peak_bytes(device: torch.device) -> dict[str, int]:
+    """The most that this rank's GPU has held since the last step; without one, that this process ever held."""
+    if device.type != "cuda":
+        return {"host_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_OF_MAXRSS}
     peak_bytes = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return peak_bytes
+    return {"gpu_memory_bytes": peak_bytes}

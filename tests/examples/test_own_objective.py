@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_as_command, run_until_asked_to_leave
-from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
+from tests.runs.test_resume import OF_THE_PROCESS, assert_same_tensors
 
 MINE = "examples.own_objective:FocalObjective"
 LAYOUT = dict(ds__zero_stage=3, ds__packing_samples=True, ds__ring_attn_size=2, train__max_tokens_per_micro_batch=128)
@@ -39,4 +39,4 @@ def test_it_is_short():
 
 
 def _numbers(out: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in step_lines(out)]
+    return [{name: value for name, value in line.items() if name not in OF_THE_PROCESS} for line in step_lines(out)]

@@ -11,8 +11,8 @@ BUGS = [
         "logged_numbers_lost",
         "numbers that a callback logs are in no record",
         "trainer/callbacks/tracking.py",
-        "self._tracker.log_step(metrics | memory | trainer.take_logged())",
-        "self._tracker.log_step(metrics | memory)",
+        "self._tracker.log_step(metrics | _peak_bytes(trainer.strategy.device) | trainer.take_logged())",
+        "self._tracker.log_step(metrics | _peak_bytes(trainer.strategy.device))",
         (f"{_CALLBACKS}::test_events_come_in_order_and_numbers_reach_the_records",),
     ),
     Bug(

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_until_asked_to_leave, said_by_run
-from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
+from tests.runs.test_resume import OF_THE_PROCESS, assert_same_tensors
 
 LORA = dict(ds__lora__rank=4, ds__lora__dropout=0.1)
 CASES = {  # pool, kind of model, settings
@@ -62,7 +62,10 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(bench, request, one_rank, 
     ranks.run(run_until_asked_to_leave, argv(bench, halves, kind, **settings), 3, 0)
     ranks.run(run, argv(bench, halves, kind, ckpt__load_enable=True, **settings))
     one, other = (
-        [{name: value for name, value in line.items() if name not in WALL_CLOCK} for line in step_lines(bench / out)]
+        [
+            {name: value for name, value in line.items() if name not in OF_THE_PROCESS}
+            for line in step_lines(bench / out)
+        ]
         for out in (whole, halves)
     )
     assert len(one) == 8

@@ -21,7 +21,7 @@ from tests.runs.cases import (
     run_until_asked_to_leave,
     said_by_run,
 )
-from tests.runs.test_resume import WALL_CLOCK, assert_same_tensors
+from tests.runs.test_resume import OF_THE_PROCESS, assert_same_tensors
 
 COMMANDS = ("train_dpo", "train_rm")
 NUM_STEPS = 8  # 14 pairs, 4 a step, 2 epochs
@@ -54,7 +54,7 @@ def argv(bench: Path, out: str, **changes) -> list[str]:
 
 
 def numbers(line: dict) -> dict:
-    return {name: value for name, value in line.items() if name not in WALL_CLOCK}
+    return {name: value for name, value in line.items() if name not in OF_THE_PROCESS}
 
 
 @pytest.fixture(scope="module")

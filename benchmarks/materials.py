@@ -55,6 +55,12 @@ class ModelShape:
         return [(hidden, width), (hidden, keys), (hidden, keys), (width, hidden), *[(hidden, mlp)] * 2, (mlp, hidden)]
 
     @property
+    def parameters_behind_attention(self) -> int:
+        """Of one layer: the attention's output projection and the MLP, which treat each token by itself."""
+        width = self.num_attention_heads * self.head_dim
+        return self.hidden_size * (width + 3 * self.intermediate_size)
+
+    @property
     def head_parameters(self) -> int:
         return self.vocab_size * self.hidden_size
 

@@ -2,8 +2,8 @@
 
 `model_flops`: what exact training cannot do without, forward and backward, two operations a multiply-add:
 
-- 6 × weights of the layers' matrices (attention and MLP), for every token (padding is no token); behind the attention of
-  the last layer, for target tokens alone: nothing reads the others;
+- 6 × weights of the layers' matrices (attention and MLP), for every token (padding is no token); behind the attention
+  of the last layer, for target tokens alone: nothing reads the others;
 - 6 × weights of the head's matrix (vocabulary × hidden), for target tokens alone: only they have a loss;
 - 6 × layers × heads × head size × L² for each sample of L tokens: queries by keys and weights by values, 2 × 2
   operations a pair, half the pairs (causal), three times (backward counts twice).

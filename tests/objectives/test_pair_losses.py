@@ -1,4 +1,4 @@
-"""Each loss of a pair against its paper's formula, written out with plain numbers; gradients by finite differences."""
+"""Each loss of a pair, and mixes of them, against the papers' formulas in plain numbers; gradients by differences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from openrlhf.batching import MicroBatch, TokenSequence, Unit
+from openrlhf.batching.micro_batch import make_micro_batch
+from openrlhf.objectives import PreferenceObjective, Scorer, WindowScores
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
 
 BETA, GAMMA = 0.3, 0.5
@@ -79,6 +82,7 @@ OF_ONE_PAIR: dict[str, Callable[[Pair, float], float]] = {
     "sigmoid": lambda p, eps: cross_entropy(BETA * h(p), eps),
     "sigmoid_norm": lambda p, eps: cross_entropy(BETA * mean_h(p), eps),
     "ipo": lambda p, eps: (mean_h(p) - 1 / (2 * BETA)) ** 2,
+    "ipo_of_sums": lambda p, eps: (h(p) - 1 / (2 * BETA)) ** 2,
     "hinge": lambda p, eps: max(0.0, 1 - BETA * h(p)),
     "robust": lambda p, eps: (
         ((1 - eps) * -math.log(sig(BETA * h(p))) - eps * -math.log(sig(-BETA * h(p)))) / (1 - 2 * eps)
@@ -122,19 +126,27 @@ def of_ours(name: str, eps: float, w: torch.Tensor, l: torch.Tensor) -> torch.Te
     shift = BETA * (ours.new_tensor([p.w - p.ref_w + p.l - p.ref_l for p in PAIRS]) / 2).mean().item()
     facts = WindowFacts(column["len_w"].mean().item(), shift, beside)
     pairs = PairLogProbs(w, l, column["ref_w"], column["ref_l"], column["len_w"], column["len_l"], facts)
-    return LOSSES[name](pairs, PairLossSettings(BETA, eps, simpo_gamma=GAMMA)).mean()
+    is_of_sums = name == "ipo_of_sums"
+    settings = PairLossSettings(BETA, eps, is_of_sums, GAMMA)
+    return LOSSES["ipo" if is_of_sums else name](pairs, settings).mean()
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.2])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, "ipo_of_sums"])
 def test_loss_and_gradients_are_those_of_the_paper(name, eps):
     w, l = (torch.tensor([getattr(p, key) for p in PAIRS], dtype=torch.float64).requires_grad_() for key in "wl")  # noqa: E741
     loss = of_ours(name, eps, w, l)
     loss.backward()
-    right = over_window(name, eps)
+    assert_loss_and_slopes(over_window(name, eps), loss, w.grad, l.grad)
+
+
+def assert_loss_and_slopes(
+    right: Callable[[tuple[Pair, ...]], float], loss: torch.Tensor, of_w: torch.Tensor | None, of_l: torch.Tensor | None
+) -> None:
+    """Of `PAIRS`. Args: of_w, of_l: (U,) gradients; None: zeros."""
     assert loss.item() == pytest.approx(right(PAIRS), rel=1e-12)
     step = 1e-6
-    for key, grads in (("w", w.grad), ("l", l.grad)):
+    for key, grads in (("w", of_w), ("l", of_l)):
         grads = torch.zeros(len(PAIRS)) if grads is None else grads
         for index, pair in enumerate(PAIRS):
             there, back = (
@@ -142,6 +154,48 @@ def test_loss_and_gradients_are_those_of_the_paper(name, eps):
                 for sign in (1, -1)
             )
             assert grads[index].item() == pytest.approx((there - back) / (2 * step), rel=1e-6, abs=1e-8), (key, index)
+
+
+class SaysThePairs:
+    """Scorer, and reference, of `PAIRS`: two sequences each."""
+
+    speaks_for_sequences = 1.0
+
+    def __init__(self, sums: torch.Tensor):
+        self.sequence_sums = lambda log_probs: sums
+        self.loss_of_log_probs = lambda loss: loss(torch.zeros(0))
+
+    def log_probs(self, scorer: Scorer, batch: MicroBatch) -> torch.Tensor:
+        return torch.tensor([[p.ref_w, p.ref_l] for p in PAIRS], dtype=torch.float64).flatten()
+
+
+@pytest.mark.parametrize(
+    ("mix", "nll_coef"),
+    [
+        ({"sigmoid": 1.0}, 0.4),
+        ({"sft": 0.1}, 0.4),
+        ({"sigmoid": 0.7, "sppo_hard": 0.02, "simpo": 3.0, "sft": 0.1}, 0.0),
+        ({"exo_pair": 0.5, "orpo": 2.0}, 0.3),
+    ],
+    ids=str,
+)
+def test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll(mix, nll_coef):
+    sequences = [
+        tuple(TokenSequence(torch.ones(n + 1).long(), torch.ones(n + 1)) for n in (p.len_w, p.len_l)) for p in PAIRS
+    ]
+    batch = make_micro_batch([Unit(both, "") for both in sequences], True, pad_token_id=0)
+    sums = torch.tensor([[p.w, p.l] for p in PAIRS], dtype=torch.float64).flatten().requires_grad_()
+    scorer = SaysThePairs(sums)
+    objective = PreferenceObjective(mix, PairLossSettings(BETA, 0.2, simpo_gamma=GAMMA), nll_coef, scorer)
+    scorer.window = WindowScores(objective.window_sums(batch))
+    share = objective.loss(scorer, batch, len(PAIRS))
+    share.loss.backward()
+
+    def right(pairs: tuple[Pair, ...]) -> float:
+        nll = -sum(p.w for p in pairs) / sum(p.len_w for p in pairs)
+        return sum(weight * over_window(name, 0.2)(pairs) for name, weight in mix.items()) + nll_coef * nll
+
+    assert_loss_and_slopes(right, share.loss, *sums.grad.view(-1, 2).unbind(1))
 
 
 def test_policy_and_reference_alike_give_ln_2_and_no_margin():

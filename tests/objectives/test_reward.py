@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,6 +182,38 @@ def sums_of(chosen: list[float], rejected: list[float]) -> dict[str, float]:
     share = objective.loss(Values(), batch, 1.0)
     means = {name: float(total) / count for name, (total, count) in share.sums.items()}
     return means | objective.derived(means)
+
+
+FORMULAS = {  # the objective's settings → the loss of a pair, by plain numbers
+    ("sigmoid", True, 0.0): lambda w, l, margin: -math.log(1 / (1 + math.exp(-(w - l - margin)))),
+    ("logexp", False, 0.0): lambda w, l, margin: math.log(1 + math.exp(l - w)),
+    ("logexp", False, 0.3): lambda w, l, margin: math.log(1 + math.exp(l - w)) + 0.3 * (w + l) ** 2,
+}
+
+
+@pytest.mark.parametrize("settings", FORMULAS, ids=str)
+def test_loss_and_gradients_are_those_of_the_formula(settings):
+    """The weighted mean over pairs, of rewards in float64."""
+    rewards, margins, weights = [[1.3, 0.4], [-0.2, 0.9], [2.5, -3.1]], [0.5, 0.0, 1.5], [1.0, 2.0, 0.5]
+
+    def right(rewards: list[list[float]]) -> float:
+        losses = [FORMULAS[settings](*pair, margin) for pair, margin in zip(rewards, margins, strict=True)]
+        return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+    values = torch.tensor(rewards, dtype=torch.float64).flatten().requires_grad_()
+    answer = TokenSequence(torch.ones(2, dtype=torch.long), torch.ones(2))
+    units = [Unit((answer, answer), "", weight, {"margin": m}) for weight, m in zip(weights, margins, strict=True)]
+    scorer = SimpleNamespace(speaks_for_sequences=1.0, sequence_values=lambda: values)
+    share = RewardObjective(*settings).loss(scorer, make_micro_batch(units, True, pad_token_id=0), sum(weights))
+    share.loss.backward()
+    assert share.loss.item() == pytest.approx(right(rewards), rel=1e-12)
+    step = 1e-6
+    for place, slope in enumerate(values.grad.tolist()):
+        moved = [torch.tensor(rewards, dtype=torch.float64) for _ in range(2)]
+        for one, sign in zip(moved, (1, -1), strict=True):
+            one.view(-1)[place] += sign * step
+        there, back = (right(one.tolist()) for one in moved)
+        assert slope == pytest.approx((there - back) / (2 * step), rel=1e-6, abs=1e-8), f"slope of reward {place}"
 
 
 def test_equal_rewards_are_no_success():

@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _RUNS = "tests/runs/test_pairs.py::"
 _SETTINGS = "tests/config/test_pairs.py::"
+_FLAGS = "tests/trainer/test_pair_trainers.py::test_each_flag_of_the_loss_reaches_it"
 
 BUGS = [
     Bug(
@@ -95,5 +96,37 @@ BUGS = [
         "model=replace(config.model, beta=self._beta))",
         "model=config.model)",
         ("tests/trainer/test_pair_trainers.py::test_dpo_trainer_trains_as_a_script_calls_it",),
+    ),
+    Bug(
+        "settings_of_pair_losses_lost",
+        "--model.label_smoothing, --model.ipo_enable and --model.simpo_gamma change nothing",
+        "trainer/pair_trainers.py",
+        "PairLossSettings(model.beta, model.label_smoothing, model.ipo_enable, model.simpo_gamma)",
+        "PairLossSettings(model.beta)",
+        (_FLAGS + "[dpo]",),
+    ),
+    Bug(
+        "nll_of_pairs_lost",
+        "--model.nll_loss_coef changes nothing",
+        "trainer/pair_trainers.py",
+        "settings, model.nll_loss_coef, reference)",
+        "settings, 0.0, reference)",
+        (_FLAGS + "[dpo]",),
+    ),
+    Bug(
+        "settings_of_rewards_lost",
+        "--model.margin_loss_enable and --model.center_rewards_coef change nothing",
+        "trainer/pair_trainers.py",
+        "RewardObjective(model.loss_type, model.margin_loss_enable, model.center_rewards_coef)",
+        "RewardObjective(model.loss_type)",
+        (_FLAGS + "[rm]",),
+    ),
+    Bug(
+        "trainer_of_pairs_forgets_its_settings",
+        "DPOTrainer minimises the default loss, whatever strategy.args say",
+        "trainer/pair_trainers.py",
+        "self.objective_of(from_namespace(DPOConfig, strategy.args))",
+        "self.objective_of(DPOConfig())",
+        (_FLAGS + "[dpo]",),
     ),
 ]

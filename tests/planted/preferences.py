@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _FORMULAS = "tests/objectives/test_pair_losses.py::test_loss_and_gradients_are_those_of_the_paper"
+_MIXES = "tests/objectives/test_pair_losses.py::test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll"
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
 _SHORT = "tests/objectives/test_preference.py::test_a_reference_for_which_memory_runs_out_is_computed_again"
 _REFERENCES = "tests/objectives/test_preference.py::test_three_kinds_of_reference_are_one"
@@ -121,5 +122,29 @@ BUGS = [
         " / (1 - 2 * smoothing)",
         "",
         (f"{_FORMULAS}[robust-0.2]",),
+    ),
+    Bug(
+        "ipo_enable_takes_means",
+        "--model.ipo_enable trains TRL's IPO, not OpenRLHF's",
+        "objectives/pair_losses.py",
+        "pairs.difference if settings.ipo_sums else _mean_difference(pairs)",
+        "_mean_difference(pairs)",
+        (f"{_FORMULAS}[ipo_of_sums-0.0]",),
+    ),
+    Bug(
+        "nll_takes_the_place_of_sft",
+        "beside --model.nll_loss_coef the weight of sft is lost",
+        "objectives/preference.py",
+        'losses.get("sft", 0.0) + nll_coef',
+        "nll_coef",
+        (_MIXES,),
+    ),
+    Bug(
+        "weights_of_losses_ignored",
+        "--model.loss_weights changes nothing",
+        "objectives/preference.py",
+        "sum(weight * LOSSES[name](pairs, self._settings)",
+        "sum(LOSSES[name](pairs, self._settings)",
+        (_MIXES,),
     ),
 ]

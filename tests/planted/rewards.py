@@ -44,6 +44,14 @@ BUGS = [
         (_LAYOUTS + "test_a_reward_model_equals_a_float64_loop",),
     ),
     Bug(
+        "logexp_of_the_other_answer",
+        "logexp trains a reward model to prefer the rejected answer",
+        "objectives/reward.py",
+        "return softplus(rejected - chosen)",
+        "return softplus(chosen - rejected)",
+        (_LAYOUTS + "test_loss_and_gradients_are_those_of_the_formula",),
+    ),
+    Bug(
         "ties_are_successes",
         "a reward model that gives all answers one value is right in each pair",
         "objectives/reward.py",

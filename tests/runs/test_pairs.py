@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from openrlhf.config import DPOConfig, parse_config
 from openrlhf.errors import UserError
 from openrlhf.run.dpo_run import DPORun
-from tests.helpers.workbench import eval_lines, pair_flags, read_metrics, save_model, save_pairs, step_lines
+from tests.helpers.workbench import eval_lines, pair_flags, save_model, save_pairs, step_lines
 from tests.runs.cases import (
     reference_lives_in_training,
     run,
@@ -266,12 +266,13 @@ def test_a_start_from_an_adapter_needs_a_reference_of_its_name(bench, tmp_path):
         DPORun.build_objective(parse_config(DPOConfig, [*words, *more]))
 
 
-def test_the_start_table_says_loss_and_reference(one_rank, bench):
-    words = argv(bench, "table", model__loss_type="sigmoid,sft", model__loss_weights="1,0.2", train__max_steps=1)
-    said = one_rank.run(said_by_run, words, command="train_dpo")[0]
-    assert "sigmoid + 0.2 sft; beta 0.1" in said
+def test_the_start_table_says_loss_and_reference_and_the_loss_is_the_weighted_sum(one_rank, bench):
+    """Before the first update DPO's loss is ln 2, the hinge's 1 and SPPO's 2 (1 / (2 beta))^2, which is 50."""
+    mix = dict(model__loss_type="sigmoid,hinge,sppo_hard", model__loss_weights="1,0.2,0.03")
+    said = one_rank.run(said_by_run, argv(bench, "table", train__max_steps=1, **mix), command="train_dpo")[0]
+    assert "sigmoid + 0.2 hinge + 0.03 sppo_hard; beta 0.1" in said
     assert "a second model" in said
-    assert [line["loss"] for line in read_metrics(bench / "table")][0] > math.log(2)
+    assert step_lines(bench / "table")[0]["loss"] == pytest.approx(math.log(2) + 0.2 * 1 + 0.03 * 50, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

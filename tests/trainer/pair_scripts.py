@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def _parts(folder: Path, model_class: Any, **settings: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """(strategy, model, optimizer, scheduler, loader, tokenizer) of the model and the pairs in `folder`."""
+def _parts(
+    folder: Path, model_class: Any, name: str = "model", shuffles: bool = True
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """(strategy, model, optimizer, scheduler, loader, tokenizer) of the model of that name and the pairs in `folder`."""
     from openrlhf.config import DPOConfig, as_namespace
     from openrlhf.config.schema import build
     from openrlhf.datasets import RewardDataset
@@ -30,13 +33,13 @@ def _parts(folder: Path, model_class: Any, **settings: Any) -> tuple[Any, Any, A
     )
     strategy = DeepspeedStrategy.of(config, as_namespace(config))
     strategy.setup_distributed()
-    model = model_class(str(folder / "model"), param_dtype="fp32", **settings)
-    tokenizer = get_tokenizer(str(folder / "model"), model.model)
+    model = model_class(str(folder / name), param_dtype="fp32")
+    tokenizer = get_tokenizer(str(folder / name), model.model)
     optimizer = strategy.create_optimizer(model, lr=1e-3)
     model, optimizer, scheduler = strategy.prepare((model, optimizer, build_schedule(optimizer, "constant")))
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     dataset = RewardDataset(rows, tokenizer, 128, strategy, num_processors=1)
-    loader = strategy.setup_dataloader(dataset, 1, True, True, dataset.collate_fn)
+    loader = strategy.setup_dataloader(dataset, 1, True, shuffles, dataset.collate_fn)
     return strategy, model, optimizer, scheduler, loader, tokenizer
 
 
@@ -85,3 +88,59 @@ def told_of_a_foreign_loader(folder: Path) -> str:
     finally:
         model.engine.destroy()
     return ""
+
+
+def losses_of_dpo(folder: Path, commands: list[list[str]]) -> list[tuple[float, float]]:
+    """Of each command line, against the model `other`: the loss before any step, as train_dpo builds its objective, and
+    as DPOTrainer does that is given the same settings."""
+    from openrlhf.config import DPOConfig, as_namespace, parse_config
+    from openrlhf.models import Actor
+    from openrlhf.run.dpo_run import DPORun
+    from openrlhf.trainer import DPOTrainer
+
+    strategy, model, optimizer, scheduler, loader, tokenizer = _parts(folder, Actor, shuffles=False)
+    reference = strategy.prepare(Actor(str(folder / "other"), param_dtype="fp32"))
+
+    def objectives() -> Iterator[tuple[Any, Any]]:
+        for command in commands:
+            config = parse_config(DPOConfig, command)
+            of_command = DPORun.build_objective(config)
+            if of_command.reference is not None:
+                of_command.reference.use(reference)
+            strategy.args = as_namespace(config)
+            beta = config.model.beta
+            trainer = DPOTrainer(model, reference, strategy, tokenizer, optimizer, loader, None, scheduler, beta=beta)
+            yield of_command, trainer.objective
+
+    return _losses(strategy, model, loader, objectives())
+
+
+def losses_of_reward_model(folder: Path, commands: list[list[str]]) -> list[tuple[float, float]]:
+    """The same of train_rm and RewardModelTrainer, with the model `reward`."""
+    from openrlhf.config import RMConfig, as_namespace, parse_config
+    from openrlhf.models import RewardModel
+    from openrlhf.run.rm_run import RMRun
+    from openrlhf.trainer import RewardModelTrainer
+
+    strategy, model, optimizer, scheduler, loader, tokenizer = _parts(folder, RewardModel, "reward", shuffles=False)
+
+    def objectives() -> Iterator[tuple[Any, Any]]:
+        for command in commands:
+            config = parse_config(RMConfig, command)
+            strategy.args = as_namespace(config)
+            loss = config.model.loss_type
+            trainer = RewardModelTrainer(model, strategy, optimizer, loader, None, scheduler, tokenizer, loss=loss)
+            yield RMRun.build_objective(config), trainer.objective
+
+    return _losses(strategy, model, loader, objectives())
+
+
+def _losses(strategy: Any, model: Any, loader: Any, objectives: Iterator[tuple[Any, Any]]) -> list[tuple[float, float]]:
+    from openrlhf.trainer.evaluation import evaluate
+
+    def loss(objective: Any) -> float:
+        return evaluate(model, loader.windows(max_epochs=1), strategy, objective)["eval_loss"]
+
+    found = [(loss(one), loss(other)) for one, other in objectives]
+    model.engine.destroy()
+    return found

@@ -185,9 +185,9 @@ def sums_of(chosen: list[float], rejected: list[float]) -> dict[str, float]:
 
 
 FORMULAS = {  # the objective's settings → the loss of a pair, by plain numbers
-    ("sigmoid", True, 0.0): lambda w, l, margin: -math.log(1 / (1 + math.exp(-(w - l - margin)))),
-    ("logexp", False, 0.0): lambda w, l, margin: math.log(1 + math.exp(l - w)),
-    ("logexp", False, 0.3): lambda w, l, margin: math.log(1 + math.exp(l - w)) + 0.3 * (w + l) ** 2,
+    ("sigmoid", True, 0.0): lambda good, bad, margin: -math.log(1 / (1 + math.exp(-(good - bad - margin)))),
+    ("logexp", False, 0.0): lambda good, bad, margin: math.log(1 + math.exp(bad - good)),
+    ("logexp", False, 0.3): lambda good, bad, margin: math.log(1 + math.exp(bad - good)) + 0.3 * (good + bad) ** 2,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 def _parts(
     folder: Path, model_class: Any, name: str = "model", shuffles: bool = True
 ) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """(strategy, model, optimizer, scheduler, loader, tokenizer) of the model of that name and the pairs in `folder`."""
+    """(strategy, model, optimizer, scheduler, loader, tokenizer) of a model and of the pairs in `folder`."""
     from openrlhf.config import DPOConfig, as_namespace
     from openrlhf.config.schema import build
     from openrlhf.datasets import RewardDataset

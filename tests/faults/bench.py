@@ -31,6 +31,7 @@ class Layout:
     dtype: str = "fp32"
     micro_batch_size: int = 2
     command: str = "train_sft"
+    precomputes: bool = False  # the reference of train_dpo, in a cache of the run's own
 
     @property
     def module(self) -> str:
@@ -38,7 +39,8 @@ class Layout:
 
     def __str__(self) -> str:
         ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
-        return f"{self.command}, {ranks}, ZeRO {self.zero_stage}, {self.dtype}, micro-batch {self.micro_batch_size}"
+        command = f"{self.command}{', --ref.precompute' if self.precomputes else ''}"
+        return f"{command}, {ranks}, ZeRO {self.zero_stage}, {self.dtype}, micro-batch {self.micro_batch_size}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Bench:
             ds__zero_stage=layout.zero_stage,
             ds__param_dtype=layout.dtype,
         )
+        if layout.precomputes:
+            settings |= dict(ref__precompute=True, data__cache_dir=out.with_name(f"{out.name}-cache"))
         if is_of_pairs:
             return pair_flags(self._model, self._pairs, out, **(settings | changes))
         return flags(self._model, self._rows, out, **(settings | changes))

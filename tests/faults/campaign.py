@@ -43,7 +43,7 @@ PAIRS = tuple(
             Layout(2, 1, micro_batch_size=1, command=command),
         ],
     )
-)
+) + ([Layout(2, 2, command="train_dpo", precomputes=True)],)
 RUNS = {"rows": SAME_LAYOUT + BY_TURNS, "pairs": PAIRS}
 
 

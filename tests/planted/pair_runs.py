@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _RUNS = "tests/runs/test_pairs.py::"
+_KNOWN_BY = _RUNS + "test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_change_it"
+_KILLS = "tests/faults/test_reference.py::test_a_reference_is_computed_on_after_kills"
 _SETTINGS = "tests/config/test_pairs.py::"
 _FLAGS = "tests/trainer/test_pair_trainers.py::test_each_flag_of_the_loss_reaches_it"
 
@@ -48,6 +50,38 @@ BUGS = [
         "hash_of([_weights_hash(name, folder), data_fingerprint, settings])",
         "hash_of([data_fingerprint, settings])",
         (_RUNS + "test_a_computed_reference_is_shared_and_known_by_weights",),
+    ),
+    Bug(
+        "reference_of_other_tokens",
+        "log-probs of other data are found in the cache",
+        "run/reference.py",
+        "hash_of([_weights_hash(name, folder), data_fingerprint, settings])",
+        "hash_of([_weights_hash(name, folder), settings])",
+        (_KNOWN_BY,),
+    ),
+    Bug(
+        "reference_of_other_settings",
+        "log-probs in bf16 are found where those in fp32 are asked for",
+        "run/reference.py",
+        "hash_of([_weights_hash(name, folder), data_fingerprint, settings])",
+        "hash_of([_weights_hash(name, folder), data_fingerprint])",
+        (_KNOWN_BY,),
+    ),
+    Bug(
+        "half_a_window_is_kept",
+        "a kill amid a window leaves half of it in the cache, and the rows behind it go to other pairs",
+        "trainer/computed_reference.py",
+        "            os.truncate(file, rows * _ROW_BYTES)\n",
+        "            pass\n",
+        (_KILLS,),
+    ),
+    Bug(
+        "a_killed_computation_begins_anew",
+        "a kill loses all log-probs of the reference that were computed",
+        "trainer/computed_reference.py",
+        "rows = 0 if is_damaged else",
+        "rows = 0 if content else",
+        (_KILLS,),
     ),
     Bug(
         "damaged_reference_taken",

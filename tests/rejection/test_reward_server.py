@@ -23,7 +23,11 @@ from tests.objectives.reward_cases import tiny_classifier
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from openrlhf.rejection.reward_server import make_app  # noqa: E402
+from openrlhf.config import ServeConfig, parse_config  # noqa: E402
+from openrlhf.errors import UserError  # noqa: E402
+from openrlhf.models import RewardModel  # noqa: E402
+from openrlhf.rejection.reward_queue import QueueFull, RewardQueue  # noqa: E402
+from openrlhf.rejection.reward_server import _scorer_of, make_app  # noqa: E402
 
 SECONDS_TO_ANSWER = 60.0
 
@@ -139,6 +143,27 @@ def test_a_full_queue_is_told_and_what_waits_is_computed_together():
     assert calls == [["a"], ["bb", "cc", "ddd"]]
 
 
+def test_requests_that_wait_are_taken_together_up_to_a_bound():
+    begun, may_go_on, calls = threading.Event(), threading.Event(), []
+
+    def slow(items):
+        calls.append(list(items))
+        begun.set()
+        assert may_go_on.wait(30)
+        return items
+
+    waiting = RewardQueue(slow, max_waiting=9, most_at_once=4)
+    futures = [waiting.ask("a")]
+    assert begun.wait(30)
+    futures += [waiting.ask(items) for items in ("bb", "cc", "ddddd")]
+    with pytest.raises(QueueFull):
+        waiting.ask("e")
+    may_go_on.set()
+    assert ["".join(future.result(30)) for future in futures] == ["a", "bb", "cc", "ddddd"]
+    assert ["".join(call) for call in calls] == ["a", "bbcc", "ddddd"]
+    assert waiting.num_waiting == 0
+
+
 # --- the command
 
 
@@ -154,9 +179,38 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, "-m", "openrlhf.cli.serve_rm", *flags]
 
 
+def takes_no_packs(model: RewardModel, is_packed: bool, *others: object) -> None:
+    if is_packed:
+        raise UserError("no packs")
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_no_batch_has_more_tokens_than_asked_for(folder, monkeypatch, is_packed):
+    """Padding counts."""
+    if not is_packed:
+        monkeypatch.setattr(RewardModel, "check_layout", takes_no_packs)
+    flags = ("--reward.model_name_or_path", folder, "--reward.max_tokens_per_batch", "60")
+    scorer = _scorer_of(parse_config(ServeConfig, flags))
+    sizes, score = [], scorer._model.score_sequences
+
+    def looked_at(**inputs):
+        sizes.append((inputs["input_ids"].numel(), len(inputs["last_index"])))
+        assert (inputs["cu_seqlens"] is not None) == is_packed
+        return score(**inputs)
+
+    scorer._model.score_sequences = looked_at
+    texts = [text[:length] for text in CORPUS for length in (3, 20, 45, 200)]
+    assert None not in scorer.scores(texts)
+    assert sum(num_texts for _, num_texts in sizes) == len(texts)
+    assert max(num_tokens for num_tokens, _ in sizes) <= 60
+    assert len(sizes) < len(texts) / 2, "short texts are computed together"
+
+
 def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(folder):
-    flags = ("--reward.model_name_or_path", folder, "--port", "0", "--reward.max_tokens_per_batch", "200")
-    with subprocess.Popen(command(*flags), stdout=subprocess.PIPE, text=True) as server:
+    flags = ("--reward.model_name_or_path", folder, "--reward.max_tokens_per_batch", "200")
+    with subprocess.Popen(
+        command(*flags, "--port", "0", "--max_waiting", "60"), stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             line = next(line for line in server.stdout if "serving" in line)
             address = re.search(r"http://\S+", line)[0]
@@ -170,6 +224,8 @@ def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(fol
             with ThreadPoolExecutor(8) as pool:
                 for number, rewards in enumerate(pool.map(ask, range(24))):
                     assert rewards == pytest.approx(expected[number % 3 :], abs=1e-6)
+            refused = httpx.post(f"{address}/get_reward", json={"query": ["a"] * 61}, timeout=60)
+            assert "61 texts are more than the 60 that may wait" in refused.json()["detail"]
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
             assert "ended: all requests are answered." in server.stdout.read()

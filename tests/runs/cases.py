@@ -99,6 +99,36 @@ def run_as_command(argv: list[str], command: str = "train_sft") -> tuple[int, st
     return 0, errors.getvalue()
 
 
+def run_with_a_pair_of_nan(argv: list[str], name: str, command: str) -> tuple[int, str]:
+    """The exit code and all that is said of a run in which the loss of the pair at that place is no number."""
+    import contextlib
+    import io
+    import math
+    from dataclasses import replace
+
+    from openrlhf.objectives import PreferenceObjective, RewardObjective
+
+    def spoilt(loss: Callable[..., Any]) -> Callable[..., Any]:
+        def of_batch(self: Any, scorer: Any, batch: Any, divisor: float) -> Any:
+            share = loss(self, scorer, batch, divisor)
+            if name not in batch.unit_names:
+                return share
+            sums = {name: (total * math.nan, count) for name, (total, count) in share.sums.items()}
+            return replace(share, loss=share.loss * math.nan, sums=sums)
+
+        return of_batch
+
+    objective = PreferenceObjective if command == "train_dpo" else RewardObjective
+    loss, words = objective.loss, io.StringIO()
+    objective.loss = spoilt(loss)  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(words):
+            code, errors = run_as_command(argv, command)
+    finally:
+        objective.loss = loss  # type: ignore[method-assign]
+    return code, words.getvalue() + errors
+
+
 def said_by_run(argv: list[str], command: str = "train_sft") -> str:
     """What a run prints."""
     import contextlib

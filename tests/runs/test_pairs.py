@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from openrlhf.config import DPOConfig, parse_config
+from openrlhf.datasets.pair_dataset import prepare_pair_dataset
 from openrlhf.errors import UserError
+from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.run.dpo_run import DPORun
+from openrlhf.run.reference import reference_file
 from tests.helpers.workbench import eval_lines, pair_flags, save_model, save_pairs, step_lines
 from tests.runs.cases import (
     reference_lives_in_training,
     run,
     run_as_command,
     run_until_asked_to_leave,
+    run_with_a_pair_of_nan,
     said_by_run,
 )
 from tests.runs.test_resume import OF_THE_PROCESS, assert_same_tensors
@@ -82,8 +87,6 @@ def test_records_have_the_names_of_the_contract(unbroken, command, names):
 
 
 def test_the_longer_answer_is_the_better_one_so_often(unbroken, bench):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(bench / "model")
     pairs = [json.loads(line) for line in (bench / "pairs.jsonl").read_text().splitlines()]
     lengths = [[len(tokenizer(pair[side]).input_ids) for side in ("chosen", "rejected")] for pair in pairs]
@@ -189,6 +192,53 @@ def test_another_objective_or_reference_is_another_run(one_rank, bench, unbroken
     assert said in refused(one_rank, bench, command, changes, f"{command}-unbroken")
 
 
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_pair_without_a_finite_loss_is_named_and_skipped_on_all_ranks(two_ranks, bench, command):
+    out = f"{command}-nan"
+    words = argv(bench, out, train__max_epochs=1, ds__zero_stage=2, ckpt__save_steps=None, ckpt__max_num=None)
+    (code, said), (other, _) = two_ranks.run(run_with_a_pair_of_nan, words, f"{bench / 'pairs.jsonl'}:5", command)
+    assert (code, other) == (0, 0), said
+    lines = step_lines(bench / out)
+    (bad,) = [line["global_step"] for line in lines if line["loss"] is None]
+    assert bad < len(lines), "the steps behind it are sound"
+    assert f"step {bad}: loss nan" in said
+    assert "skipped on all ranks" in said
+    assert "pairs.jsonl:5" in said.split("loss not finite on")[1].splitlines()[0]
+    assert all(weight.isfinite().all() for weight in load_file(bench / out / "model.safetensors").values())
+
+
+def test_pairs_without_a_finite_loss_stop_the_run_without_an_export(two_ranks, bench):
+    words = argv(bench, "stopped-by-nan", train__max_epochs=1, train__max_nonfinite_steps_in_a_row=1)
+    for code, said in two_ranks.run(run_with_a_pair_of_nan, words, f"{bench / 'pairs.jsonl'}:5", "train_dpo"):
+        assert code == EXIT_CODE_STOPPED, said
+    assert not (bench / "stopped-by-nan" / "model.safetensors").exists()
+
+
+NO_PAIRS = {  # what a row is made, and what is told of it
+    "all identical": (lambda row: row | {"rejected": row["chosen"]}, "identical answers"),
+    "column missing": (lambda row: {"prompt": row["prompt"], "chosen": row["chosen"]}, "has no column 'rejected'"),
+    "margin that is NaN": (lambda row: row | {"margin": math.nan}, "margin"),
+    "answer that is a number": (lambda row: row | {"rejected": 7}, "rejected"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAIRS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_pairs_are_told_and_an_earlier_model_is_left_alone(one_rank, bench, unbroken, command, name):
+    change, told = NO_PAIRS[name]
+    rows = [change(json.loads(line)) for line in (bench / "pairs.jsonl").read_text().splitlines()]
+    bad, out = bench / f"{name}.jsonl", unbroken[command]
+    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    words = argv(bench, out.name, data__dataset=bad)
+    code, said = one_rank.run(run_as_command, words, command=command)[0]
+    assert (code, told in said, "Traceback" in said) == (2, True, False), said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +284,27 @@ def test_a_computed_reference_is_shared_and_known_by_weights(one_rank, bench, mo
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     files("fourth")
     assert path.read_bytes() == content, "a damaged file is computed anew"
+
+
+def test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_change_it(bench):
+    rows = (bench / "pairs.jsonl").read_text()
+    (bench / "another_word.jsonl").write_text(rows.replace("seven", "coffee", 1))
+    tokenizer = AutoTokenizer.from_pretrained(bench / "model")
+
+    def file(**changes) -> Path:
+        config = parse_config(DPOConfig, argv(bench, "known", ref__precompute=True, **changes))
+        return reference_file(config, prepare_pair_dataset(config.data, tokenizer).fingerprint)
+
+    first, others = file(), dict(model__beta=0.3, train__batch_size=2, ds__zero_stage=1, ds__packing_samples=True)
+    assert [name for name, value in others.items() if file(**{name: value}) != first] == []
+    of_its_own = [
+        dict(data__dataset=bench / "another_word.jsonl"),
+        dict(data__input_template="Q: {}"),
+        dict(ds__param_dtype="bf16"),
+        dict(ds__attn_implementation="eager"),
+    ]
+    found = {file(**changes) for changes in of_its_own}
+    assert len({first, *found}) == 1 + len(of_its_own)
 
 
 def test_a_computed_reference_is_gone_when_the_training_begins(one_rank, bench):

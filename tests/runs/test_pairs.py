@@ -218,10 +218,13 @@ def test_pairs_without_a_finite_loss_stop_the_run_without_an_export(two_ranks, b
 
 
 NO_PAIRS = {  # what a row is made, and what is told of it
-    "all identical": (lambda row: row | {"rejected": row["chosen"]}, "identical answers"),
+    "all identical": (
+        lambda row: row | {"rejected": row["chosen"]},
+        "None of the 14 rows can be trained: 14 identical answers",
+    ),
     "column missing": (lambda row: {"prompt": row["prompt"], "chosen": row["chosen"]}, "has no column 'rejected'"),
-    "margin that is NaN": (lambda row: row | {"margin": math.nan}, "margin"),
-    "answer that is a number": (lambda row: row | {"rejected": 7}, "rejected"),
+    "margin that is NaN": (lambda row: row | {"margin": math.nan}, "column 'margin' holds nan"),
+    "answer that is a number": (lambda row: row | {"rejected": 7}, "column 'rejected' holds a number"),
 }
 
 

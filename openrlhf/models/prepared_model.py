@@ -60,6 +60,7 @@ class PreparedModel(nn.Module, ABC):
         self._engine: nn.Module | None = None
         self._ring_head_stride = ring_head_stride
         self._checkpoints_reentrantly = False
+        self.is_compiled = False  # its layers; lengths of another kind may make another graph, which takes seconds
         self._layouts_looked_at: set[tuple[bool, bool]] = set()  # whether packed, and with shared prompts
 
     @property
@@ -237,6 +238,7 @@ class PreparedModel(nn.Module, ABC):
     def compile_layers(self) -> None:
         """Lets torch.compile fuse the element-wise work of each layer (see models/layers.py)."""
         compile_layers(self.scorer.base_model)
+        self.is_compiled = True
 
     def leave_out_unread(self) -> None:
         """Lets the last layer compute no more than is read (see models/last_layer.py).

@@ -43,7 +43,8 @@ class LayoutTuner:
         train, is_ours = strategy.train, isinstance(loader, StepWindowLoader)
         can_change = is_ours and train.tune_layout and not train.full_determinism_enable
         can_change = can_change and len(layouts) > 1 and not model.draws_random_numbers  # a layout draws others
-        self._layouts = tuple(layouts) if can_change else ()
+        may_compile_anew = model.is_compiled or strategy.ds.deepcompile  # for longer than all trials may take
+        self._layouts = tuple(layouts) if can_change and not may_compile_anew else ()
         self._tell = tell
         self._steps: Generator[StepLayout, Timing, StepLayout] | None = None  # None: no trials are under way
         self._trials: LayoutTrials

@@ -87,3 +87,15 @@ def test_what_grows_is_measured_quickly(work):
     parts = json.loads((work / "scale" / "scale.json").read_text(encoding="utf-8"))["parts"]
     assert set(parts) == {"a step", "the watchdog", "a save", "the start", "a sum over all ranks"}
     assert "| a step | layout: packed to 16,384 tokens |" in (work / "scale" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_what_tuning_costs_is_measured_quickly(work):
+    sizes = ["--rounds", "1", "--steps", "20", "--samples", "2", "--kinds", "layers as they are"]
+    said = call([sys.executable, "-m", "benchmarks.tuning", *sizes, "--result", str(work / "tuning.json")])
+    assert "layers as they are, 20 steps: " in said
+    (kind,) = json.loads((work / "tuning.json").read_text(encoding="utf-8"))["kinds"].values()
+    assert kind["seconds"]["ratio"] == kind["seconds"]["tuned"] / kind["seconds"]["not tuned"] > 0
+    (runs,) = kind["rounds"]
+    (found,) = runs["tuned"]["layouts"]
+    assert [one["max_tokens"] for one in found["tried"]] == [1024, 512]
+    assert runs["not tuned"]["layouts"] == []

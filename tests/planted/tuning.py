@@ -65,6 +65,14 @@ BUGS = [
         (f"{_TUNER}the_slowest_rank_counts",),
     ),
     Bug(
+        "trials_compile_anew",
+        "with compiled layers a run of 200 steps spends as long on a candidate's graph as on half of its steps",
+        "trainer/layout_tuner.py",
+        "if can_change and not may_compile_anew else ()",
+        "if can_change else ()",
+        (f"{_TUNER}where_there_is_nothing_to_choose_the_layout_stays_as_it_was",),
+    ),
+    Bug(
         "layout_of_other_machines",
         "a run that goes on elsewhere has the layout that was the fastest on the machines it has left",
         "trainer/layout_tuner.py",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openrlhf.batching import FixedSize, StepLayout, TokenBudget
-from openrlhf.config import TrainConfig
+from openrlhf.config import DeepspeedConfig, TrainConfig
 from openrlhf.models import Actor
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer import layout_tuner
@@ -33,6 +33,7 @@ class Tuning:
         restored=None,
         steps_left=200,
         drops=None,
+        compiles=None,
         **train,
     ):
         self.fastest, self.told, self.facts = fastest, [], []  # type: ignore[var-annotated]
@@ -43,7 +44,10 @@ class Tuning:
         elif drops == "by the configuration":
             self.model.config.attention_dropout = 0.1
         self.memory = MemoryBudget(self.loader, self.model, tell=self._tell)
-        strategy = DeepspeedStrategy(train=TrainConfig(**train))
+        if compiles == "layers":
+            self.model.compile_layers()
+        ds = DeepspeedConfig(deepcompile=compiles == "the whole model")
+        strategy = DeepspeedStrategy(ds=ds, train=TrainConfig(**train))
         self.tuner = LayoutTuner(strategy, self.loader, self.model, self.memory, layouts, self._tell)
         self.tuner.begin(steps_left, restored)
 
@@ -194,8 +198,13 @@ def test_memory_that_runs_out_in_the_first_layout_ends_the_trials():
         dict(full_determinism_enable=True),
         dict(drops="by the configuration"),
         dict(drops="in a module"),
+        dict(compiles="layers"),
+        dict(compiles="the whole model"),
     ],
-    ids=["one", "none", "19 steps left", "not to tune", "the same to the bit", "dropout", "an adapter's dropout"],
+    ids=[
+        *("one", "none", "19 steps left", "not to tune", "the same to the bit", "dropout", "an adapter's dropout"),
+        *("compiled layers", "a compiled model"),
+    ],
 )
 def test_where_there_is_nothing_to_choose_the_layout_stays_as_it_was(choice):
     tuning = Tuning(LARGE, **choice)

@@ -1,12 +1,15 @@
 """Floating-point operations of a training step, the same count for every contestant.
 
-`model_flops`: what exact training cannot do without, forward and backward, two operations a multiply-add:
+`model_flops`: the operations of exact training, forward and backward, two a multiply-add:
 
 - 6 × weights of the layers' matrices (attention and MLP), for every token (padding is no token); behind the attention
   of the last layer, for target tokens alone: nothing reads the others;
 - 6 × weights of the head's matrix (vocabulary × hidden), for target tokens alone: only they have a loss;
 - 6 × layers × heads × head size × L² for each sample of L tokens: queries by keys and weights by values, 2 × 2
   operations a pair, half the pairs (causal), three times (backward counts twice).
+
+Counted, though nobody needs it and ours leaves it out (`models/last_layer.py`): what the last layer computes behind its
+attention of tokens that are no targets, 3% of the products in cases (a) and (d).
 
 Not counted, for anybody: the embedding's look-up, norms, softmax, the optimizer, recomputation under checkpointing.
 

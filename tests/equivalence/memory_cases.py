@@ -14,6 +14,8 @@ from tests.equivalence.cells import Layout, Run, prepare_run
 from tests.equivalence.reference import Curve, Recipe
 
 EVERYONE = (0, 1, 2, 3)
+SMALL_BUCKET = 8_192  # numbers: a few of them hold the model
+_REDUCES_A_BUCKET = ("reduce_ipg_grads", "_DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Fault:
 
     step: int
     micro_step: int
-    where: str  # forward, head, backward, reduction, or reduced: right behind it
+    where: str  # forward, head (in a tile), backward, bucket (behind the first), reduction, or reduced: right behind it
     ranks: tuple[int, ...] = EVERYONE
 
 
@@ -94,7 +96,9 @@ def _curve(run: Run, results: list[Any]) -> Curve:
 @contextmanager
 def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
     """Within, passes fail as `faults` say; the list that it gives is told the number of each step."""
-    waiting, steps, at = list(faults), [], [0]
+    from openrlhf.models.head.tiles import TiledHead
+
+    waiting, steps, at, tile = list(faults), [], [0], TiledHead.output
 
     def fail(where: str) -> None:
         for fault in waiting:
@@ -104,10 +108,17 @@ def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Injected into {where}.")
 
     compute, engine, step = run.step._forward_and_backward, run.actor.engine, run.step
+    buckets = _small_buckets(engine.optimizer, fail) if any(one.where == "bucket" for one in faults) else []
 
     def noted(scorer: Any, micro_step: int, *more: Any) -> Any:
         at[0] = micro_step
+        buckets.clear()
         return compute(scorer, micro_step, *more)
+
+    def failing_tile(*args: Any) -> Any:
+        output = tile(*args)
+        fail("head")
+        return output
 
     def failing_reduction(*args: Any, **kwargs: Any) -> Any:
         fail("reduction")
@@ -115,8 +126,12 @@ def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
         fail("reduced")
 
     step._forward_and_backward, engine.allreduce_gradients = noted, failing_reduction
+    TiledHead.output = failing_tile  # type: ignore[method-assign]
     hooks = _hooks(run.actor.scorer.base_model.model, fail)
-    yield steps
+    try:
+        yield steps
+    finally:
+        TiledHead.output = tile  # type: ignore[method-assign]
     for hook in hooks:
         hook.remove()
     assert not [fault for fault in waiting if run.strategy.get_rank() in fault.ranks], "a fault was not met"
@@ -131,8 +146,23 @@ def _hooks(transformer: Any, fail: Any) -> list[RemovableHandle]:
     return [
         transformer.layers[1].register_forward_pre_hook(lambda module, inputs: fail("forward")),
         transformer.layers[0].register_forward_hook(in_backward),
-        transformer.norm.register_forward_hook(lambda module, inputs, output: fail("head")),
     ]
+
+
+def _small_buckets(optimizer: Any, fail: Any) -> list[int]:
+    """The gradients of a pass go in several buckets. Returns a list that grows by each of them."""
+    (name,) = (one for one in _REDUCES_A_BUCKET if hasattr(optimizer, one))
+    reduce, reduced = getattr(optimizer, name), []
+
+    def reduce_or_fail(*args: Any, **kwargs: Any) -> None:
+        if reduced:
+            fail("bucket")
+        reduce(*args, **kwargs)
+        reduced.append(1)
+
+    optimizer.reduce_bucket_size = SMALL_BUCKET
+    setattr(optimizer, name, reduce_or_fail)
+    return reduced
 
 
 def evaluate_with_a_fault(recipe: Recipe, layout: Layout, ranks: tuple[int, ...]) -> tuple[dict, dict, int]:

@@ -65,6 +65,13 @@ def test_a_step_for_which_memory_runs_out_on_one_rank_is_computed_again(layout, 
         assert sum("rank 1" in line and "rank 0" not in line for line in told) == len(PLACES)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_a_step_for_which_memory_runs_out_between_two_buckets_of_gradients_is_computed_again(layout, request):
+    broken, unbroken = broken_and_unbroken(request, 2, layout, (Fault(1, 1, "bucket"), Fault(3, 1, "bucket")))
+    for curve, _ in broken:
+        assert_unchanged(curve, unbroken)
+
+
 def test_a_ring_computes_a_step_again(request):
     layout = Layout(2, 4, packed=True, ring=2)
     broken, unbroken = broken_and_unbroken(request, 2, layout, faults(last=0))
@@ -80,7 +87,10 @@ def test_a_step_in_bf16_is_computed_again(stage, request):
         assert_unchanged(curve, unbroken, tolerance=2e-3)
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 2), Layout(3, 2)], ids=str)
+CHANGING = [Layout(2, 2), Layout(3, 2), Layout(2, 2, packed=True), Layout(2, 4, packed=True, ring=2)]
+
+
+@pytest.mark.parametrize("layout", CHANGING, ids=str)
 def test_a_layout_that_changes_at_every_step_changes_no_result(layout, request):
     pool = request.getfixturevalue("two_ranks")
     for curve in pool.run(train_in_changing_layouts, RECIPE, layout):
@@ -98,7 +108,7 @@ def test_a_run_that_tunes_its_layout_equals_one_that_does_not(ranks, layout, req
 
 
 EVALUATIONS = [
-    *((1, Layout(stage, 4), (0,)) for stage in (2, 3)),
+    *((1, Layout(stage, 4), (0,)) for stage in (1, 2, 3)),
     (2, Layout(1, 2), (1,)),
     (2, Layout(2, 2), (1,)),
     (2, Layout(3, 2), (0, 1)),

@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _TRIALS = "tests/trainer/test_layout_trials.py::test_"
 _TUNER = "tests/trainer/test_layout_tuner.py::test_"
+_RUNS = "tests/runs/test_tuning.py::test_"
 
 BUGS = [
     Bug(
@@ -86,6 +87,22 @@ BUGS = [
         "strategy/checkpoints.py",
         'trained.restored_layout = loaded.client_state.get("layout")',
         "trained.restored_layout = None",
-        ("tests/runs/test_tuning.py::test_a_run_that_goes_on_takes_the_kept_layout_and_equals_the_unbroken_run",),
+        (f"{_RUNS}a_run_that_goes_on_takes_the_kept_layout_and_equals_the_unbroken_run",),
+    ),
+    Bug(
+        "nothing_is_tried",
+        "a run keeps the layout of its start, though another one is faster",
+        "run/training_run.py",
+        "            trainer.step_layouts = self.layout.candidates\n",
+        "            pass\n",
+        (f"{_RUNS}a_run_that_says_nothing_of_its_layout_tries_those_that_it_may_choose",),
+    ),
+    Bug(
+        "a_run_that_is_not_to_tune_does",
+        "--train.tune_layout false changes nothing",
+        "trainer/layout_tuner.py",
+        "can_change = is_ours and train.tune_layout and not",
+        "can_change = is_ours and not",
+        (f"{_RUNS}a_run_that_says_nothing_of_its_layout_tries_those_that_it_may_choose",),
     ),
 ]

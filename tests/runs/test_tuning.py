@@ -57,7 +57,12 @@ def test_a_run_that_goes_on_takes_the_kept_layout_and_equals_the_unbroken_run(sa
     assert taken == {"global_step": stop_after + 1, "layout": decided["layout"]}
 
 
-def test_a_run_that_is_not_to_tune_does_not(one_rank, bench):
-    said = one_rank.run(tuned, said_by_run, argv(bench, "as-it-is", train__tune_layout="false"))[0]
-    assert "layout from here on" not in said
-    assert layouts_of(bench / "as-it-is") == []
+@pytest.mark.parametrize("tunes", [True, False])
+def test_a_run_that_says_nothing_of_its_layout_tries_those_that_it_may_choose(tunes, one_rank, bench):
+    save_rows(bench / "many.jsonl", 44)
+    out, settings = bench / f"unsaid-{tunes}", dict(train__batch_size=44, train__max_epochs=24, train__tune_layout=tunes)
+    words = flags(bench / "model", bench / "many.jsonl", out, train__micro_batch_size=None, **settings)
+    (said,) = one_rank.run(said_by_run, words)
+    assert ("layout from here on" in said) == tunes
+    tried = [[one["max_tokens"] for one in record["tried"] if one["num_steps"]] for record in layouts_of(out)]
+    assert tried == ([[1_024, 512]] if tunes else [])

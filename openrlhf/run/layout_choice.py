@@ -242,7 +242,7 @@ def _check_settings(config: Any, num_ranks: int) -> None:
 
 
 def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[Any]:
-    """Those that `check` lets pass. Raises the UserError of the first where it lets none pass."""
+    """Those that `check` lets pass. Raises UserError with the problems of each where it lets none pass."""
     refusals = []
     for config in configs:
         try:
@@ -252,7 +252,7 @@ def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[
         else:
             yield config
     if len(refusals) == len(configs):
-        raise refusals[0]
+        raise UserError(*dict.fromkeys(problem for error in refusals for problem in error.problems))
 
 
 def _num_key_heads(facts: ModelFacts) -> int:

@@ -6,7 +6,8 @@ A rank that runs out of memory leaves the others in their collectives. Two ways 
    micro-batch without a unit in its place, and so each one that is left: the others find all their collectives.
 2. Otherwise it cannot go on in the middle, and waits. If all ranks come to the same place (they have begun as many
    collectives), they go on from there. If not, nobody can: see `Apart`. A rank under ZeRO-3 always waits: what it holds
-   of the others' weights decides which collectives come next, and that must stay alike.
+   of the others' weights decides which collectives come next, and that must stay alike. So does one that shares samples
+   with others, by a ring or tensor parallelism: a micro-batch without a unit would send less than they expect.
 """
 
 from __future__ import annotations
@@ -92,13 +93,14 @@ def compute_together(
     Raises OutOfMemory where memory ran out on any rank, and Apart.
     """
     shortage, is_apart = None, False
+    shares_samples = groups.sequence_size * groups.tensor_size > 1
     for number, micro_batch in enumerate(window.micro_batches):
         if shortage is None:
             begun = _begun()
             if has_memory_for(lambda: compute(number, micro_batch)):  # noqa: B023  (called at once)
                 continue
             shortage = Shortage(groups.rank, where(), micro_batch.unit_names, micro_batch.num_tokens)
-            is_apart = shares_weights or _begun() != begun
+            is_apart = shares_weights or shares_samples or _begun() != begun
             if is_apart:
                 break
             throw_away()

@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _CHOICE = "tests/runs/test_layout_choice.py::test_"
 _RUNS = "tests/runs/test_unsaid_layout.py::test_"
+_MEMORY = "tests/runs/test_memory.py::test_"
 _PARSE = "tests/config/test_parse.py::test_"
 
 BUGS = [
@@ -130,5 +131,29 @@ BUGS = [
         "            if not self._open_layout.may_pad:\n                raise\n",
         "            raise\n",
         (f"{_RUNS}a_model_that_mixes_its_packs_is_padded",),
+    ),
+    Bug(
+        "a_model_that_cannot_fit_is_prepared_for",
+        "data are tokenized for an hour before the run is refused",
+        "run/layout_choice.py",
+        '    layout.memory.check(layout.ways, 0, "a single token")\n',
+        "",
+        (f"{_MEMORY}a_model_that_cannot_fit_is_refused_before_data_are_prepared",),
+    ),
+    Bug(
+        "nobody_looks_for_room_for_the_samples",
+        "a run without room for its longest sample begins",
+        "run/training_run.py",
+        "        layout.check_data([run.train_data, run.eval_data])\n",
+        "",
+        (f"{_MEMORY}a_sample_for_which_there_is_no_room_is_named",),
+    ),
+    Bug(
+        "a_contradiction_is_told_by_half",
+        "who mends what is told is refused again, for the other half",
+        "run/layout_choice.py",
+        "raise UserError(*dict.fromkeys(problem for error in refusals for problem in error.problems))",
+        "raise refusals[0]",
+        (f"{_MEMORY}settings_that_leave_no_stage_are_refused_with_the_reason_against_each",),
     ),
 ]

@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _MEMORY = "tests/trainer/test_memory.py"
 _LOADER = "tests/batching/test_loader.py"
 _RANKS = "tests/equivalence/test_out_of_memory.py"
+_RUNS = "tests/runs/test_memory.py"
 
 BUGS = [
     Bug(
@@ -136,5 +137,45 @@ BUGS = [
         "self._tracker.log_event(event)",
         "del event",
         ("tests/trainer/test_tracking_callback.py::test_what_happened_in_a_step_comes_before_its_record",),
+    ),
+    Bug(
+        "a_rank_of_a_ring_sends_too_little",
+        "a ring of which one rank runs out of memory is torn down without a note, and fails again at every start",
+        "trainer/shortage.py",
+        "shares_weights or shares_samples or _begun()",
+        "shares_weights or _begun()",
+        ("tests/trainer/test_shortage.py::test_a_rank_that_shares_samples_sends_the_others_nothing_of_another_size",),
+    ),
+    Bug(
+        "a_bucket_stays",
+        "gradients that wait in a bucket when memory runs out go into the update",
+        "engine/abandoned_step.py",
+        "        bucket.clear()\n",
+        "        pass\n",
+        (f"{_RANKS}::test_a_step_for_which_memory_runs_out_between_two_buckets_of_gradients_is_computed_again",),
+    ),
+    Bug(
+        "a_skip_that_is_asked_for_is_none",
+        "--data.overlong_memory skip changes nothing",
+        "trainer/command_trainer.py",
+        "                config.data.overlong_memory,\n",
+        '                "stop",\n',
+        (f"{_RUNS}::test_a_sample_that_does_not_fit_alone_is_left_out_where_that_is_asked_for",),
+    ),
+    Bug(
+        "a_failed_update_is_a_defect",
+        "a run whose update runs out of memory ends with a traceback",
+        "trainer/step.py",
+        "            if not is_out_of_memory(error):\n",
+        "            if True:\n",
+        (f"{_RUNS}::test_a_run_whose_update_runs_out_of_memory_goes_on_from_its_checkpoint",),
+    ),
+    Bug(
+        "the_allocator_of_a_cpu_is_not_known",
+        "a run on a CPU ends where its memory does",
+        "trainer/shortage.py",
+        """ "can't allocate memory",""",
+        "",
+        (f"{_RUNS}::test_an_allocator_that_refuses_costs_a_step_and_no_result",),
     ),
 ]

@@ -202,3 +202,126 @@ def moments_of_writing(argv: list[str]) -> list[tuple[str, str, bool]]:
         for module in modules:
             module.fault_point = real
     return moments
+
+
+def run_where_samples_fit(argv: list[str], num_tokens: int) -> tuple[int, str]:
+    """`run_as_command` on a machine that has memory for micro-batches of so many tokens."""
+    from unittest.mock import patch
+
+    import torch
+
+    from openrlhf.trainer.step import WindowStep
+
+    compute = WindowStep._forward_and_backward
+
+    def limited(self: WindowStep, scorer: Any, *more: Any) -> Any:
+        if scorer.batch.num_tokens > num_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(self, scorer, *more)
+
+    with patch.object(WindowStep, "_forward_and_backward", limited):
+        return run_as_command(argv)
+
+
+def run_of_which_a_rank_is_short(argv: list[str], rank: int, num_passes: int) -> tuple[int, str]:
+    """`run_as_command` where one rank, after so many passes, runs out of memory before it has sent anything."""
+    from unittest.mock import patch
+
+    import torch
+    import torch.distributed as dist
+
+    from openrlhf.trainer import shortage
+    from openrlhf.trainer.step import WindowStep
+
+    compute, passes = WindowStep._forward_and_backward, iter(range(1, 10**6))
+
+    def short(self: WindowStep, *args: Any) -> Any:
+        if dist.get_rank() == rank and next(passes) == num_passes:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(self, *args)
+
+    with (
+        patch.object(WindowStep, "_forward_and_backward", short),
+        patch.object(shortage, "SECONDS_TO_FAIL_TOGETHER", 1.0),  # nobody else will fail
+    ):
+        return run_as_command(argv)
+
+
+def run_whose_update_fails(argv: list[str], optimizer_step: int) -> tuple[int, str]:
+    """`run_as_command` where memory runs out in an update, once its weights are changed."""
+    from unittest.mock import patch
+
+    import torch
+
+    from openrlhf.engine.trained_model import TrainedModel
+
+    update, updates = TrainedModel.step, iter(range(1, 10**6))
+
+    def failing(self: TrainedModel) -> Any:
+        outcome = update(self)
+        if next(updates) == optimizer_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return outcome
+
+    with patch.object(TrainedModel, "step", failing):
+        return run_as_command(argv)
+
+
+def run_beside_free_memory(
+    argv: list[str], device_bytes: int, host_bytes: int | None = None, device: str = "cpu", num_ranks: int = 0
+) -> tuple[int, str]:
+    """`run_as_command` on machines that say to have so much memory left for each rank, of which there may be more."""
+    from unittest.mock import patch
+
+    from openrlhf.run import layout_choice
+    from openrlhf.run.memory_estimate import Memory
+
+    with (
+        patch.object(Memory, "free_here", lambda on_cpu: Memory(on_cpu, device_bytes, host_bytes)),
+        patch.object(layout_choice, "usable_device_type", lambda: device),
+        patch.dict(os.environ, {"WORLD_SIZE": str(num_ranks)} if num_ranks else {}),
+    ):
+        return run_as_command(argv)
+
+
+def run_in_less_address_space(
+    in_pieces: list[str], whole: list[str], limited: list[str]
+) -> tuple[int, int, tuple[int, str]]:
+    """Two runs, and a third that, once its model stands, may grow half way between what the two have grown by then.
+
+    Returns the address space that the first two have grown by, in MiB, and the end of the third.
+    """
+    import gc
+    import resource
+    from pathlib import Path
+    from unittest.mock import patch
+
+    from openrlhf.trainer.trainer import Trainer
+
+    train, grown = Trainer.run, []
+
+    def now(name: str) -> int:
+        (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(name))
+        return int(line.split()[1]) // 1024
+
+    def train_and_measure(self: Trainer, *args: Any) -> None:
+        gc.collect()
+        before = now("VmSize")
+        train(self, *args)
+        grown.append(now("VmPeak") - before)
+
+    def train_in_less(self: Trainer, *args: Any) -> None:
+        gc.collect()
+        usual, limit = resource.getrlimit(resource.RLIMIT_AS), (now("VmSize") + sum(grown) // 2) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, usual[1]))
+        try:
+            train(self, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, usual)
+
+    with patch.object(Trainer, "run", train_and_measure):
+        run(in_pieces)
+        run(whole)
+    with patch.object(Trainer, "run", train_in_less):
+        ended = run_as_command(limited)
+    return *grown, ended

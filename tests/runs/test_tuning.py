@@ -60,7 +60,10 @@ def test_a_run_that_goes_on_takes_the_kept_layout_and_equals_the_unbroken_run(sa
 @pytest.mark.parametrize("tunes", [True, False])
 def test_a_run_that_says_nothing_of_its_layout_tries_those_that_it_may_choose(tunes, one_rank, bench):
     save_rows(bench / "many.jsonl", 44)
-    out, settings = bench / f"unsaid-{tunes}", dict(train__batch_size=44, train__max_epochs=24, train__tune_layout=tunes)
+    out, settings = (
+        bench / f"unsaid-{tunes}",
+        dict(train__batch_size=44, train__max_epochs=24, train__tune_layout=tunes),
+    )
     words = flags(bench / "model", bench / "many.jsonl", out, train__micro_batch_size=None, **settings)
     (said,) = one_rank.run(said_by_run, words)
     assert ("layout from here on" in said) == tunes

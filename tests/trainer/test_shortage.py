@@ -58,6 +58,31 @@ def test_a_rank_alone_keeps_the_others_company(two_ranks):
     assert found == ["OutOfMemory: forward pass, rank 1: 8 tokens of row 3, row 1"] * 2
 
 
+def computed_by_rank_1(shared: dict[str, int]) -> tuple[list[int], str]:
+    """The units of each micro-batch that this rank has computed, where rank 1 has no memory for its first one."""
+    from openrlhf.parallel.groups import alone
+    from openrlhf.trainer import shortage
+
+    rank, sizes = dist.get_rank(), []
+    groups: Any = SimpleNamespace(**vars(alone()) | shared | {"rank": rank, "control": dist.new_group(backend="gloo")})
+    (window,) = make_loader(make_rows(), Recipe()).windows(max_epochs=1)
+
+    def compute(number: int, micro_batch: Any) -> None:
+        sizes.append(len(micro_batch.unit_names))
+        if rank and sizes[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(shortage.OutOfMemory) as error:
+        shortage.compute_together(window, compute, groups, lambda: "forward pass")
+    return sizes, type(error.value).__name__
+
+
+def test_a_rank_that_shares_samples_sends_the_others_nothing_of_another_size(two_ranks):
+    for shared in ({"sequence_size": 2}, {"tensor_size": 2}):
+        assert two_ranks.run(computed_by_rank_1, shared) == [([2, 2], "OutOfMemory"), ([2], "OutOfMemory")]
+    assert two_ranks.run(computed_by_rank_1, {})[1] == ([2, 0, 0], "OutOfMemory")
+
+
 def unlike_collectives() -> str:
     """Rank 1 has begun a collective that rank 0 has not; in a group of its own, lest they wait for each other."""
     from openrlhf.parallel.groups import alone

@@ -5,6 +5,7 @@ The loop shares no code with the package: a pair at a time through transformers,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from tests.equivalence.cells import Layout
 from tests.equivalence.reference import Curve
 from tests.helpers.tiny_models import tiny_model
-from tests.objectives.pair_cases import NUM_PAIRS, Pairs, log_prob_of_answer
+from tests.objectives.pair_cases import NUM_PAIRS, LongPrompts, Pairs, log_prob_of_answer
 from tests.objectives.reward_cases import tiny_classifier
 
 BATCH_SIZE, NUM_STEPS, BETA, LR, EPS = 4, 6, 0.1, 2e-4, 1e-6
+SMOOTHING, CENTER_COEF = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,17 @@ class PairRecipe:
     command: str  # "dpo" or "rm"
     model_kind: str
     has_adapters: bool = False
+    loss: str = "sigmoid"  # or of DPO "sigmoid_norm", with label smoothing; of a reward model "margin", with centering
+    shares_prompts: bool = False  # prompts of a length worth sharing, computed once for both answers
 
     def __str__(self) -> str:
-        return f"{self.command}-{self.model_kind}{'-lora' if self.has_adapters else ''}"
+        more = [word for word, is_so in (("lora", self.has_adapters), ("shared", self.shares_prompts)) if is_so]
+        more += [self.loss] if self.loss != "sigmoid" else []
+        return "-".join([self.command, self.model_kind, *more])
+
+    @property
+    def pairs(self) -> Pairs:
+        return LongPrompts() if self.shares_prompts else Pairs()
 
 
 # --- the slow loop ---------------------------------------------------------------------------------------------------
@@ -37,7 +47,7 @@ class PairRecipe:
 
 def train_pairs(recipe: PairRecipe) -> Curve:
     """In float64, in the rows' own order, epoch after epoch."""
-    model, pairs = _plain_model(recipe), Pairs()
+    model, pairs = _plain_model(recipe), recipe.pairs
     reference = [None if recipe.command == "rm" else _reference(model, ids, recipe) for ids in pairs.ids]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
@@ -45,8 +55,7 @@ def train_pairs(recipe: PairRecipe) -> Curve:
     for step in range(NUM_STEPS):
         epoch_step = step % -(-NUM_PAIRS // BATCH_SIZE)
         rows = range(epoch_step * BATCH_SIZE, min((epoch_step + 1) * BATCH_SIZE, NUM_PAIRS))
-        margins = torch.stack([_margin(model, pairs.ids[row], reference[row], recipe) for row in rows])
-        loss = -nn.functional.logsigmoid(margins).mean()
+        loss = torch.stack([_loss(model, pairs, row, reference[row], recipe) for row in rows]).mean()
         optimizer.zero_grad()
         loss.backward()
         grad_norms.append(float(nn.utils.clip_grad_norm_(trained, 1.0)))
@@ -78,19 +87,30 @@ def set_adapters(model: nn.Module) -> None:
 
 
 def _reference(model: Any, ids: list[Tensor], recipe: PairRecipe) -> Tensor:
-    """The log-ratio of the model before training, or of the base under the adapters."""
-    with torch.no_grad():
-        if not recipe.has_adapters:
-            return log_prob_of_answer(model, ids[0]) - log_prob_of_answer(model, ids[1])
-        with model.disable_adapter():
-            return log_prob_of_answer(model, ids[0]) - log_prob_of_answer(model, ids[1])
+    """(2,) log-probs by the model before training, or by the base under the adapters."""
+    with torch.no_grad(), model.disable_adapter() if recipe.has_adapters else nullcontext():
+        return _log_probs(model, ids)
 
 
-def _margin(model: Any, ids: list[Tensor], reference: Tensor | None, recipe: PairRecipe) -> Tensor:
+def _log_probs(model: Any, ids: list[Tensor]) -> Tensor:
+    return torch.stack([log_prob_of_answer(model, one) for one in ids])
+
+
+def _loss(model: Any, pairs: Pairs, row: int, reference: Tensor | None, recipe: PairRecipe) -> Tensor:
+    ids, is_plain = pairs.ids[row], recipe.loss == "sigmoid"
     if reference is None:
         chosen, rejected = (model.score(model.model(input_ids=one[None])[0][0, -1])[0] for one in ids)
-        return chosen - rejected
-    return BETA * (log_prob_of_answer(model, ids[0]) - log_prob_of_answer(model, ids[1]) - reference)
+        if is_plain:
+            return -nn.functional.logsigmoid(chosen - rejected)
+        return (
+            -nn.functional.logsigmoid(chosen - rejected - pairs.margins[row]) + CENTER_COEF * (chosen + rejected) ** 2
+        )
+    ratios = _log_probs(model, ids) - reference
+    if is_plain:
+        return -nn.functional.logsigmoid(BETA * (ratios[0] - ratios[1]))
+    difference = BETA * (ratios[0] / (len(ids[0]) - 3) - ratios[1] / (len(ids[1]) - 3))
+    prefers = torch.sigmoid(difference)
+    return -(1 - SMOOTHING) * prefers.log() - SMOOTHING * (1 - prefers).log()
 
 
 # --- in a layout, inside a rank --------------------------------------------------------------------------------------
@@ -126,7 +146,9 @@ def train_pairs_in_layout(recipe: PairRecipe, layout: Layout) -> Curve | None:
     optimizer = strategy.create_optimizer(model)
     strategy.prepare((model, optimizer, build_schedule(optimizer, "constant")))
     model.train()
-    loader = strategy.setup_dataloader(Pairs(), layout.micro_batch_size, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(
+        recipe.pairs, layout.micro_batch_size, shuffle=False, pad_token_id=0, shares_prompts=recipe.shares_prompts
+    )
     step = WindowStep(model, model.trained, strategy, objective)
     results = [step.run(window, n) for n, window in zip(range(NUM_STEPS), loader.windows(max_epochs=9), strict=False)]
     trained = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
@@ -144,9 +166,12 @@ def _model_and_objective(recipe: PairRecipe, layout: Layout, strategy: Any) -> t
     from openrlhf.objectives.pair_losses import PairLossSettings
     from openrlhf.objectives.reference import BaseUnderAdapters, FrozenReference
 
-    laid_out = dict(packing_samples=layout.packed, ring_attn_size=layout.ring)
+    attention = "ring" if recipe.shares_prompts else "auto"
+    laid_out = dict(attn_implementation=attention, packing_samples=layout.packed, ring_attn_size=layout.ring)
     if recipe.command == "rm":
-        return RewardModel(tiny_classifier(recipe.model_kind), **laid_out), RewardObjective()
+        of_margins = RewardObjective("sigmoid", True, CENTER_COEF)
+        objective = RewardObjective() if recipe.loss == "sigmoid" else of_margins
+        return RewardModel(tiny_classifier(recipe.model_kind), **laid_out), objective
     if recipe.has_adapters:
         actor = Actor(tiny_model(recipe.model_kind), lora_rank=4, lora_alpha=16, **laid_out)
         set_adapters(actor.model)
@@ -154,4 +179,5 @@ def _model_and_objective(recipe: PairRecipe, layout: Layout, strategy: Any) -> t
     else:
         actor = Actor(tiny_model(recipe.model_kind), **laid_out)
         reference = FrozenReference(strategy.prepare(Actor(tiny_model(recipe.model_kind), **laid_out)))
-    return actor, PreferenceObjective({"sigmoid": 1.0}, PairLossSettings(BETA), reference=reference)
+    settings = PairLossSettings(BETA, 0.0 if recipe.loss == "sigmoid" else SMOOTHING)
+    return actor, PreferenceObjective({recipe.loss: 1.0}, settings, reference=reference)

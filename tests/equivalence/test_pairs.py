@@ -11,6 +11,7 @@ from tests.equivalence.pair_cells import PairRecipe, train_pairs, train_pairs_in
 from tests.equivalence.reference import Curve
 from tests.equivalence.test_layouts import POOLS, assert_same
 
+SMOOTHED = PairRecipe("dpo", "llama", loss="sigmoid_norm", shares_prompts=True)
 CELLS = [  # (ranks, recipe, layout)
     (1, PairRecipe("dpo", "llama"), Layout(0, 1)),
     (1, PairRecipe("dpo", "llama"), Layout(2, 4)),
@@ -32,6 +33,9 @@ CELLS = [  # (ranks, recipe, layout)
     (2, PairRecipe("rm", "qwen3"), Layout(1, 2, packed=True, ring=2)),
     (2, PairRecipe("rm", "mixtral"), Layout(2, 1, packed=True)),
     (4, PairRecipe("rm", "llama"), Layout(3, max_tokens=60, packed=True, ring=2)),
+    (1, SMOOTHED, Layout(2, max_tokens=150, packed=True)),
+    (2, SMOOTHED, Layout(3, 2, packed=True)),
+    (2, PairRecipe("rm", "llama", loss="margin", shares_prompts=True), Layout(1, 2, packed=True, ring=2)),
 ]
 
 

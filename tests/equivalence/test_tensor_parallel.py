@@ -14,6 +14,7 @@ from tests.equivalence.cells import Layout, train_in_layout
 from tests.equivalence.pair_cells import PairRecipe, train_pairs, train_pairs_in_layout
 from tests.equivalence.reference import Recipe
 from tests.equivalence.test_layouts import assert_same, assert_same_in_bf16, reference
+from tests.equivalence.test_pairs import SMOOTHED
 from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_models import tiny_model
 
@@ -60,7 +61,7 @@ def test_sharing_weights_changes_nothing(two_sharing_ranks, kind, layout):
     assert_same(two_sharing_ranks.run(train_in_layout, recipe, layout)[0], reference(recipe))
 
 
-@pytest.mark.parametrize("recipe", [PairRecipe("dpo", "llama"), PairRecipe("rm", "qwen3")], ids=str)
+@pytest.mark.parametrize("recipe", [PairRecipe("dpo", "llama"), PairRecipe("rm", "qwen3"), SMOOTHED], ids=str)
 def test_sharing_weights_changes_nothing_of_pairs(two_sharing_ranks, recipe):
     layout = Layout(zero_stage=2, micro_batch_size=2, packed=True, tensor_parallel=2)
     assert_same(two_sharing_ranks.run(train_pairs_in_layout, recipe, layout)[0], train_pairs(recipe))

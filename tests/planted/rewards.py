@@ -180,11 +180,11 @@ BUGS = [
         (_SERVER + "test_no_batch_has_more_tokens_than_asked_for",),
     ),
     Bug(
-        "texts_one_by_one",
-        "a server computes each text by itself",
+        "batches_of_the_longest_text",
+        "a server computes no more at once than the longest text has",
         "rejection/reward_scorer.py",
         "budget = max(self._max_tokens, int(lengths.max()))",
-        "budget = 1",
+        "budget = int(lengths.max())",
         (_SERVER + "test_no_batch_has_more_tokens_than_asked_for",),
     ),
     Bug(

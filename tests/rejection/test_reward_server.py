@@ -203,7 +203,7 @@ def test_no_batch_has_more_tokens_than_asked_for(folder, monkeypatch, is_packed)
     assert None not in scorer.scores(texts)
     assert sum(num_texts for _, num_texts in sizes) == len(texts)
     assert max(num_tokens for num_tokens, _ in sizes) <= 60
-    assert len(sizes) < len(texts) / 2, "short texts are computed together"
+    assert len(sizes) < len(texts) / 3, "short texts are computed together"
 
 
 def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(folder):

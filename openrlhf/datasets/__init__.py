@@ -19,4 +19,9 @@ def __getattr__(name: str) -> Any:
         from openrlhf.datasets import pair_dataset, sft_dataset
 
         return getattr(sft_dataset if "sft" in name.lower() else pair_dataset, name)
+    if name == "PromptDataset":  # of OpenRLHF; an AttributeError's words would be lost on the way to an import
+        raise ImportError(
+            "PromptDataset is not here: prompts are read by python -m openrlhf.cli.generate, and in Python by "
+            "openrlhf.rejection.prompts.Prompts (docs/rejection_sampling.md)."
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import openrlhf.datasets
 from openrlhf.checkpoint.checkpointer import Checkpointer
 from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.cli.batch_inference import main as batch_inference
 from openrlhf.cli.lora_combiner import main as combine
 from openrlhf.config import SFTConfig, parse_config
 from openrlhf.config.settings import LoggerConfig, WandbConfig
@@ -23,6 +25,16 @@ from openrlhf.utils import get_tokenizer
 from openrlhf.utils.config import hierarchize
 from openrlhf.utils.utils import convert_to_torch_dtype, zero_pad_sequences
 from tests.helpers.workbench import save_model, save_rows
+
+
+def test_what_batch_inference_did_is_pointed_to():
+    with pytest.raises(UserError, match=r"openrlhf.cli.generate.*openrlhf.cli.score.*openrlhf.cli.rejection_sampling"):
+        batch_inference(["--eval_task", "generate_vllm"])
+    with pytest.raises(
+        ImportError, match=r"openrlhf.cli.generate, and in Python by openrlhf.rejection.prompts.Prompts"
+    ):
+        from openrlhf.datasets import PromptDataset  # noqa: F401
+    assert not hasattr(openrlhf.datasets, "PromptDatasets")
 
 
 @pytest.mark.parametrize("has_model", [True, False])

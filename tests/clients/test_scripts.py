@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import cases
+from tests.runs.test_resume import assert_same_tensors
 from tests.tracking.test_remote_sinks import logged, records
 
 TEMPLATE = "User: {}\nAssistant: "
@@ -41,6 +42,8 @@ def test_a_script_of_0_9_trains_as_our_command_line(one_rank, bench):
     assert "22 samples of 23 rows" in heard
     assert "longer than max_len" in heard
     assert "was made for 4 steps, and this run takes 6" in heard
+    assert "OpenRLHF means another thing by these flags (see --compat):" in heard
+    assert "--data.max_len: there longer rows are cut; here longer rows are left out" in heard
 
 
 def test_a_script_of_0_11_trains_as_our_command_line(one_rank, bench):
@@ -63,13 +66,15 @@ def test_a_ring_that_the_actor_was_not_told_of(two_ranks, bench, generation):
 
 
 def test_a_resume_by_the_model_of_the_actor(one_rank, bench):
-    words = ["--save_steps", "2", "--save_hf_ckpt"]
+    words = ["--save_steps", "2", "--save_hf_ckpt", "--lr_scheduler", "constant", "--lr_warmup_ratio", "0"]
     one_rank.run(cases.script, "0.9", str(bench), "whole", *words)
     one_rank.run(cases.script, "0.9", str(bench), "halves", *words, "--max_epochs", "1")
     (heard,) = one_rank.run(cases.script, "0.9", str(bench), "halves", *words, "--load_checkpoint")
     assert "Loaded the checkpoint" in heard
     assert [step["global_step"] for step in steps(bench / "halves")] == list(range(1, 7))
     assert steps(bench / "halves")[-1]["consumed_samples"] == 44
+    assert [step["loss"] for step in steps(bench / "halves")] == [step["loss"] for step in steps(bench / "whole")]
+    assert_same_tensors(bench / "halves/model.safetensors", bench / "whole/model.safetensors")
 
 
 def test_a_script_of_0_11_goes_on_on_another_number_of_ranks(one_rank, two_ranks, bench):
@@ -129,7 +134,9 @@ def test_experts_of_a_script(two_ranks, tmp_path):
     ids=["0.9", "0.11"],
 )
 def test_a_script_logs_to_wandb_by_openrlhfs_names(one_rank, bench, generation, words):
-    one_rank.run(cases.script, generation, str(bench), f"wandb_{generation}/out", *words.split())
+    (heard,) = one_rank.run(cases.script, generation, str(bench), f"wandb_{generation}/out", *words.split())
+    assert f"--compat openrlhf-{generation}: taken as there:" in heard
+    assert "--data.max_len: there longer rows are cut" in heard
     charts = logged(bench / f"wandb_{generation}")
     of_steps = [row for row in charts if "train/gpt_loss" in row]
     lines = steps(bench / f"wandb_{generation}" / "out")

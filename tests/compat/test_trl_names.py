@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from openrlhf.config.sources import read_argv
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, rule_of
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.errors import UserError
+from tests.config.conftest import good_flags  # noqa: F401
 
 WITH_LOWEST = {"lr_scheduler_type": "cosine_with_min_lr"}
 
@@ -247,6 +249,23 @@ def test_a_file_of_ours_is_left_as_it_is(tmp_path: Path) -> None:
     of = recipe(tmp_path, {"train": {"batch_size": 4}, "learning_rate": 1e-3, "pretrain": "m"})
     assert of.translation is None
     assert [one.name for one in of.given] == ["learning_rate", "pretrain", "train.batch_size"]
+
+
+def test_a_recipe_behind_at_is_told_name_by_name(good_flags, capsys, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = {"model_name_or_path": "./model", "dataset_name": "./rows.jsonl", "learning_rate": "2e-5"}
+    recipe |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "dataloader_num_workers": 2}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = parse_config(SFTConfig, ["@", "recipe.yaml"])
+    said = capsys.readouterr().err
+    table = [[cell.strip() for cell in re.split(r"[│┃]", line)[1:-1]] for line in said.splitlines()]
+    became = {cells[0]: cells[1] for cells in table if len(cells) == 2}
+    assert "Names of TRL, and what became of them" in said
+    assert (config.train.batch_size, config.adam.lr) == (8, 2e-5)
+    assert became["learning_rate 2e-05"] == "adam.lr 2e-05"
+    assert became["dataloader_num_workers 2"].startswith("changes nothing: ")
+    both = "per_device_train_batch_size 2, gradient_accumulation_steps 4"
+    assert became[both] == "train.batch_size 8, train.micro_batch_size 2 (2 × 4 × 1 ranks)"
 
 
 def test_the_command_line_tells_the_table_and_the_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.hub import Hub
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.helpers.workbench import step_lines
@@ -52,7 +54,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval_strategy": "steps",
         "eval_steps": 4,
         "gradient_accumulation_steps": 2,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": True,
         "learning_rate": "1e-3",
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
@@ -77,7 +79,9 @@ def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _run(bench: Path, out: Path, *words: str, num_ranks: int = 1, offline: bool = True) -> subprocess.CompletedProcess:
+def _run(
+    bench: Path, out: Path, *words: str, num_ranks: int = 1, hub: Hub | None = None
+) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if num_ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
@@ -87,6 +91,8 @@ def _run(bench: Path, out: Path, *words: str, num_ranks: int = 1, offline: bool 
     }  # tests in this process leave them
     environ = own | {"OPENRLHF_CACHE": str(bench / "cache"), "HF_DATASETS_CACHE": str(bench / "hf")}
     environ["PYTHONPATH"] = str(SCRIPT.parents[2])
+    if hub is not None:
+        environ |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
 
 
@@ -116,7 +122,10 @@ def test_files_that_the_workflow_leaves(unbroken: tuple[Path, Any]) -> None:
     assert logged == [2, 4, 6, 8, 10]
     assert AutoModelForCausalLM.from_pretrained(out).config.use_cache is True
     assert AutoTokenizer.from_pretrained(out).chat_template is not None
-    assert (out / "README.md").read_text().startswith("---\n")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.tags == ["openrlhf", "sft", "open-r1"]
+    assert card.data.to_dict()["library_name"] == "transformers"
+    assert "| optimizer steps | 10 |" in card.text
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
     AutoModelForCausalLM.from_pretrained(out / "checkpoint-5")
 
@@ -155,16 +164,36 @@ def test_a_push_that_fails_is_told_and_loses_nothing(unbroken: tuple[Path, Any])
     assert (out / "model.safetensors").is_file()
 
 
-def test_resumed_in_the_middle_is_the_unbroken_run_to_the_bit(bench: Path, unbroken: tuple[Path, Any]) -> None:
+@pytest.fixture(scope="module")
+def resumed(bench: Path) -> tuple[Path, Hub]:
+    """Broken off after step 7 and gone on with; then it is pushed."""
     out = bench / "resumed"
     broken = _run(bench, out, "--stop_after", "7")
     assert broken.returncode == 0, broken.stdout + broken.stderr
     assert _events(out)["step"] == 7
     (out / "README.md").unlink()
-    resumed = _run(bench, out)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "going on from" in resumed.stdout
-    _assert_same_run(out, unbroken[0])
+    with Hub() as hub:
+        wish = ("--push_to_hub", "true", "--hub_model_id", "me/tiny", "--hub_revision", "v1")
+        done = _run(bench, out, *wish, hub=hub)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from" in done.stdout
+    return out, hub
+
+
+def test_resumed_in_the_middle_is_the_unbroken_run_to_the_bit(
+    resumed: tuple[Path, Hub], unbroken: tuple[Path, Any]
+) -> None:
+    _assert_same_run(resumed[0], unbroken[0])
+
+
+def test_a_push_has_the_model_its_tags_and_no_checkpoint(resumed: tuple[Path, Hub]) -> None:
+    out, hub = resumed
+    pushed = hub.files["me/tiny", "v1"]
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "all_results.json"):
+        assert pushed[name] == (out / name).read_bytes(), name
+    assert ModelCard(pushed["README.md"].decode()).data.tags == ["openrlhf", "sft", "open-r1"]
+    assert not [name for name in pushed if name.startswith("checkpoint")]
+    assert hub.files["me/tiny", "main"] == {}, "it went to a branch of its own"
 
 
 def _assert_same_run(out: Path, other: Path) -> None:
@@ -178,10 +207,13 @@ def _assert_same_run(out: Path, other: Path) -> None:
     ]
 
 
-def test_two_ranks_train_as_one(bench: Path, unbroken: tuple[Path, Any]) -> None:
+def test_two_ranks_resumed_in_the_middle_train_as_one(bench: Path, unbroken: tuple[Path, Any]) -> None:
     out = bench / "two"
-    done = _run(bench, out, "--gradient_accumulation_steps", "1", num_ranks=2)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for more in (["--stop_after", "7"], []):
+        done = _run(bench, out, "--gradient_accumulation_steps", "1", *more, num_ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on from" in done.stdout
+    assert [line["global_step"] for line in step_lines(out)] == list(range(1, 11))
     alone, together = ([line["loss"] for line in step_lines(folder)] for folder in (unbroken[0], out))
     assert together == pytest.approx(alone, rel=2e-5)
     assert json.loads((out / "all_results.json").read_text())["train_samples"] == 20

@@ -135,4 +135,20 @@ BUGS = [
         "if False:",
         (f"{_LEFTOVERS}a_way_to_mix_that_is_not_here_is_refused",),
     ),
+    Bug(
+        "a_script_is_told_no_difference",
+        "a script of OpenRLHF trains by our meanings, and its user never hears of it",
+        "trainer/command_trainer.py",
+        "for sentence in told_of_namespace(self.config_class, args):",
+        "for sentence in ():",
+        (f"{_SCRIPTS}a_script_of_0_9_trains_as_our_command_line",),
+    ),
+    Bug(
+        "prompt_dataset_is_missing_without_a_word",
+        "a script that imports PromptDataset is not told what is in its place",
+        "datasets/__init__.py",
+        'if name == "PromptDataset":',
+        "if False:",
+        (f"{_LEFTOVERS}what_batch_inference_did_is_pointed_to",),
+    ),
 ]

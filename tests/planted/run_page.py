@@ -1,4 +1,4 @@
-"""Bugs of the page that a run leaves, and of the table that it begins with."""
+"""Bugs of the table that a run begins with, the page that it leaves, and its push."""
 
 from __future__ import annotations
 
@@ -39,5 +39,29 @@ BUGS = [
         '    "memory of the process, bytes": ("host_memory_bytes",),\n',
         "",
         ("tests/runs/test_answers.py::test_the_page_has_curves_answers_data_and_settings",),
+    ),
+    Bug(
+        "memory_of_the_start_table_is_empty",
+        "the table before the first step does not say what memory the run needs",
+        "run/start_table.py",
+        'yield "memory a rank", _memory(layout.memory, way_of(config), longest_tokens(config, train_data))',
+        'yield "memory a rank", ""',
+        ("tests/runs/test_start_table.py::test_the_table_of_a_run_has_its_memory_by_parts",),
+    ),
+    Bug(
+        "the_branch_is_not_made",
+        "a push to a revision that is not there yet is refused by the hub",
+        "run/push.py",
+        "            api.create_branch(repository, branch=revision, exist_ok=True)\n",
+        "            pass\n",
+        ("tests/runs/test_hub.py::test_the_push_done_again_uploads_the_model_whole",),
+    ),
+    Bug(
+        "every_push_is_private",
+        "a repository that is to be public is made as a private one",
+        "cli/push.py",
+        "private=hub.private",
+        "private=True",
+        ("tests/runs/test_hub.py::test_a_repository_is_public_where_that_is_asked_for",),
     ),
 ]

@@ -128,4 +128,20 @@ BUGS = [
         "if given is not None:",
         (f"{_FACE}::test_a_loss_that_the_rows_do_not_allow_is_refused",),
     ),
+    Bug(
+        "the_table_of_a_recipe_is_not_printed",
+        "a user of @ recipe.yaml never learns what became of its names",
+        "config/parse.py",
+        "        recipe.tell()\n",
+        "",
+        (f"{_NAMES}::test_a_recipe_behind_at_is_told_name_by_name",),
+    ),
+    Bug(
+        "tags_of_a_card_are_lost",
+        "a model that a script tags stands on the hub without its tags",
+        "compat/trl/hub.py",
+        "        tags=tags,\n",
+        "        tags=[],\n",
+        ("tests/compat/test_trl_workflow.py::test_files_that_the_workflow_leaves",),
+    ),
 ]

@@ -93,7 +93,19 @@ def test_the_push_done_again_uploads_the_model_whole(trained: tuple[Path, Any], 
     assert not [name for name in uploaded if name.startswith("checkpoints")]
     assert hub.cards[-1].encode() == uploaded["README.md"], "the hub has looked at another card"
     created = hub.repositories["me/tiny"]
-    assert created.get("visibility") == "private" or created.get("private") is True
+    assert _is_private(created)
+
+
+def test_a_repository_is_public_where_that_is_asked_for(trained: tuple[Path, Any], hub: Hub) -> None:
+    words = ["--ckpt.output_dir", str(trained[0]), "--hub.model_id", "me/open", "--hub.private", "false"]
+    done = _command("push", hub, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not _is_private(hub.repositories["me/open"])
+    assert "model.safetensors" in hub.files["me/open", "main"]
+
+
+def _is_private(created: dict[str, Any]) -> bool:
+    return created.get("visibility") == "private" or created.get("private") is True
 
 
 def test_a_folder_without_a_model_is_not_pushed(tmp_path: Path, hub: Hub) -> None:

@@ -1,6 +1,7 @@
 """The start table and the memory that it promises."""
 
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from openrlhf.models.attention.choice import AttentionChoice
 from openrlhf.run import start_table
 from openrlhf.run.memory_estimate import size_text
 from openrlhf.run.start_table import print_start_table
+from tests.helpers.workbench import flags, save_model, save_rows
+from tests.runs.cases import said_by_run
 
 GIB = 1024**3
 
@@ -66,6 +69,19 @@ def printed(data, consumed_samples=0, config=None):
 )
 def test_the_table_says(text):
     assert text in printed(Data())
+
+
+def test_the_table_of_a_run_has_its_memory_by_parts(one_rank, tmp_path):
+    model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
+    (said,) = one_rank.run(said_by_run, flags(model, rows, tmp_path / "out", ds__zero_stage=0))
+    told = " ".join(said.partition("memory a rank")[2].replace("│", " ").split())
+    sizes = re.match(r"about (.+) at the most \(weights (.+) \+ gradients (.+) \+ optimizer (.+) \+ activations ", told)
+    assert sizes is not None, told
+    units = {"KiB": 2**10, "MiB": 2**20}
+    all_of_it, weights, gradients, adam = (float(size.split()[0]) * units[size.split()[1]] for size in sizes.groups())
+    on_disk = (model / "model.safetensors").stat().st_size
+    assert weights == gradients == pytest.approx(adam / 2, rel=0.01) == pytest.approx(on_disk, rel=0.02)
+    assert all_of_it > weights + gradients + adam
 
 
 @pytest.mark.parametrize(("param_dtype", "is_said"), [("bf16", True), ("fp32", False)])

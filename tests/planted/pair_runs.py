@@ -163,4 +163,24 @@ BUGS = [
         "self.objective_of(DPOConfig())",
         (_FLAGS + "[dpo]",),
     ),
+    Bug(
+        "bad_pairs_cost_an_earlier_model",
+        "a run whose pairs are unusable has taken files of an earlier run away before it says so",
+        "run/training_run.py",
+        "        train_data = build_train_data(config, tokenizer, prepare)\n",
+        '        Path(config.ckpt.output_dir, "config.json").unlink(missing_ok=True)\n'
+        "        train_data = build_train_data(config, tokenizer, prepare)\n",
+        (_RUNS + "test_bad_pairs_are_told_and_an_earlier_model_is_left_alone",),
+    ),
+    Bug(
+        "steps_of_bad_pairs_are_no_news",
+        "a pair whose loss is no number is skipped without a word, and never stops a run",
+        "trainer/callbacks/nonfinite_guard.py",
+        "        self._last_loss = result.loss\n",
+        "        self._last_loss = result.loss\n        return None\n",
+        (
+            _RUNS + "test_a_pair_without_a_finite_loss_is_named_and_skipped_on_all_ranks[train_rm]",
+            _RUNS + "test_pairs_without_a_finite_loss_stop_the_run_without_an_export",
+        ),
+    ),
 ]

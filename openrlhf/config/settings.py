@@ -179,7 +179,7 @@ class DeepspeedConfig:
         None, "how transformers computes experts: eager, batched_mm or grouped_mm; none: its own choice"
     )
     use_liger_kernel: bool = free(False, "Liger's fused kernels (GPU; extra liger)")
-    load_in_4bit: bool = must_match(False, "hold the frozen base in 4 bits, for adapters (GPU; bitsandbytes)")
+    load_in_4bit: bool = must_match(False, "hold the frozen base in 4 bits, for adapters (bitsandbytes)")
     use_universal_ckpt: bool = free(False, "taken for OpenRLHF's sake: every checkpoint here loads on any layout")
     deepcompile: bool = free(False, "compile forward and backward with DeepSpeed's compiler (CUDA; ZeRO 1 to 3)")
     lora: LoraConfig = LoraConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,19 @@ def test_a_merging_that_fails_loses_nothing_and_says_how_to_do_it_again(bench, o
     )
     assert f"--lora_path {out} --output_path {out / 'merged'} --param_dtype fp32" in said
     assert (out / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install '.[qlora]'")
+def test_four_bits_train_their_adapters_and_merge_into_the_whole_base(bench, one_rank):
+    changes = dict(ds__load_in_4bit=True, ds__lora__rank=4, adam__lr=0.02, ds__zero_stage=2, ckpt__merge_lora=True)
+    save_model(bench / "blocks", "llama", intermediate_size=128)  # on a CPU rows are whole blocks of 64 weights
+    one_rank.run(run, argv(bench, "four-bits", "blocks", **changes))
+    losses = [line["loss"] for line in step_lines(bench / "four-bits")]
+    assert losses[-1] < 0.9 * losses[0]
+    ids = torch.arange(3, 40)[None]
+    base = AutoModelForCausalLM.from_pretrained(bench / "blocks")
+    before = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, bench / "four-bits")(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(bench / "four-bits/merged")(ids).logits
+    assert (adapted - before).abs().max() > 0.1, "nothing was trained"
+    assert torch.allclose(merged, adapted, atol=1e-4)

@@ -62,6 +62,14 @@ def adapted(bench, one_rank):
     return bench / "adapted"
 
 
+@pytest.fixture(scope="module")
+def adapted_in_parts(bench, two_ranks):
+    """Adapters on two ranks, over a base in parts."""
+    words_of_it = words(bench, "adapted_in_parts", ds__lora__rank=4, adam__lr=0.05, ds__zero_stage=3)
+    two_ranks.run(run, words_of_it)
+    return bench / "adapted_in_parts"
+
+
 def answers_in(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
 
@@ -82,10 +90,10 @@ def test_every_prompt_is_answered_every_three_steps_and_at_the_end(judged):
     assert found == [(step, text) for step in (3, 6, 8) for text in PROMPTS]
 
 
-@pytest.mark.parametrize("out", ["judged", "adapted"])
+@pytest.mark.parametrize("out", ["judged", "adapted", "adapted_in_parts"])
 def test_the_last_answers_are_those_of_the_exported_model(request, out):
     folder = request.getfixturevalue(out)
-    opened = AutoPeftModelForCausalLM if out == "adapted" else AutoModelForCausalLM
+    opened = AutoModelForCausalLM if out == "judged" else AutoPeftModelForCausalLM
     last = [one["response"] for one in answers_in(folder) if one["global_step"] == 8]
     assert last == plain_answers(opened.from_pretrained(folder), folder)
 

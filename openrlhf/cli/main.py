@@ -17,7 +17,7 @@ from pathlib import Path
 from openrlhf import __version__
 from openrlhf.versions import TRIED, installed
 
-_NOT_COMMANDS = ("__init__", "main", "entry", "process_list", "standard_streams", "completion")
+_NOT_COMMANDS = ("__init__", "main", "entry", "process_list", "standard_streams", "completion", "batch_inference")
 
 
 def commands() -> dict[str, str]:

@@ -32,7 +32,7 @@ def test_every_command_is_listed_with_what_it_does(monkeypatch, capsys):
     call(monkeypatch)
     shown = capsys.readouterr().out
     for file in Path(entry.__file__).parent.glob("*.py"):
-        if '__name__ == "__main__"' in file.read_text() and file.stem != "main":
+        if '__name__ == "__main__"' in file.read_text() and file.stem not in ("main", "batch_inference"):
             assert f"  {file.stem.replace('_', '-')} " in shown
     assert all(entry.commands().values())
 

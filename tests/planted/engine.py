@@ -29,14 +29,6 @@ BUGS = [
         ("tests/engine/test_bf16_gradients.py::test_micro_batches_add_up_in_float32",),
     ),
     Bug(
-        "a_gradient_of_the_step_before",
-        "a parameter that a step does not use is updated by its gradient of an earlier step",
-        "engine/patches/bf16_gradients.py",
-        "total.zero_()",
-        "pass",
-        ("tests/engine/test_bf16_gradients.py::test_sums_begin_anew_without_zeros_and_are_zero_without_a_gradient",),
-    ),
-    Bug(
         "ranks_sum_instead_of_mean",
         "gradients grow with the number of ranks",
         "engine/patches/bf16_gradients.py",

@@ -3,10 +3,9 @@
 Reason: DeepSpeed's BF16_Optimizer keeps the sums of each parameter group in one flat tensor. It converts a whole
 gradient to float32 to add it: of tied embeddings that is the largest tensor of a step. To average the sums over the
 ranks it copies all of them into one tensor, and back, also where there is one rank. The second alone costs 35 ms a step
-of case (b), 545 → 583 tokens/s (benchmarks/LOG.md). After each step it fills all sums with zeros, twice.
+of case (b), 545 → 583 tokens/s (benchmarks/LOG.md).
 
-Change: four methods of the engine and of its optimizer, of these two objects alone; a sum begins as a copy of its first
-gradient, so that zeros are written where there is none. The numbers are the same to the bit.
+Change: two methods of the engine and of its optimizer, of these two objects alone. The numbers are the same to the bit.
 
 Upstream: none known; the sums in the backward pass came with https://github.com/deepspeedai/DeepSpeed/pull/4975.
 Another version of DeepSpeed: left out; a step takes more time and memory.
@@ -33,10 +32,8 @@ _PIECE = 4 * 2**20  # numbers that are converted at once
 def add_without_copies(engine: Any) -> None:
     """For an engine that has a BF16_Optimizer; does nothing to others."""
     optimizer = engine.optimizer
-    if hasattr(optimizer, "fp32_groups_gradients_flat") and optimizer.autoep_folding_tp_group is None and PATCH.is_on():
+    if hasattr(optimizer, "fp32_groups_gradients_flat") and PATCH.is_on():
         optimizer._update_hp_grad = partial(_add_gradient, optimizer, optimizer._update_hp_grad)
-        optimizer.clear_hp_grads = partial(_begin_anew, optimizer)
-        optimizer.get_grads_for_reduction = partial(_whole_sums, optimizer, optimizer.get_grads_for_reduction)
         engine.allreduce_and_copy = _average
 
 
@@ -44,7 +41,7 @@ def add_without_copies(engine: Any) -> None:
 def _add_gradient(
     optimizer: Any, as_deepspeed: Callable[..., None], parameter: Any, group: int, index: int, clear_lp_grads: bool
 ) -> None:
-    if parameter.grad is None:
+    if parameter.grad is None or optimizer.autoep_folding_tp_group is not None:
         return as_deepspeed(parameter, group, index, clear_lp_grads)
     total, gradient = optimizer.fp32_groups_gradients[group][index], parameter.grad.view(-1)
     if optimizer.fp32_groups_has_gradients[group][index]:
@@ -57,21 +54,6 @@ def _add_gradient(
     if clear_lp_grads:
         parameter.grad.zero_()
     return None
-
-
-def _begin_anew(optimizer: Any) -> None:
-    """The next gradient of each parameter takes the place of its sum."""
-    optimizer.fp32_groups_has_gradients = [[False] * len(sums) for sums in optimizer.fp32_groups_gradients]
-
-
-@torch.no_grad()
-def _whole_sums(optimizer: Any, as_deepspeed: Callable[[], Any]) -> Any:
-    """The sums of a window, asked for after its last gradient: zeros where there was none."""
-    groups = zip(optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True)
-    for total, has_gradient in ((total, has) for sums, some in groups for total, has in zip(sums, some, strict=True)):
-        if not has_gradient:
-            total.zero_()
-    return as_deepspeed()
 
 
 def _average(sums: list[Tensor], group: ProcessGroup, num_ranks: float) -> None:

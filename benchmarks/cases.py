@@ -210,8 +210,7 @@ _ALL = (
         micro_batch_size=4,
         max_len=1_024,
         ours={"ours": {**PAIRS_FUSED, "ref.precompute": True}},
-        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}, "trl_compiled": {**TRL_COMPILED, **COMPUTED_ONCE}},
-        max_rounds={"trl_compiled": 1},
+        trl={"trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},  # with torch_compile it ends in a TypeError
     ),
     Case(
         name="j",

@@ -14,7 +14,7 @@ import torch
 from openrlhf.models import cpu_kernels
 
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
-ONLY_GENERIC = "-U__AVX512BF16__"
+ONLY_GENERIC = ("-U__AVX512BF16__", "-D__has_builtin(name)=0", "-Wno-builtin-macro-redefined")
 SOURCE = """
 #include "vectors.h"
 extern "C" void round_all(const float* from, Half* to, int64_t count) {
@@ -22,6 +22,12 @@ extern "C" void round_all(const float* from, Half* to, int64_t count) {
 }
 extern "C" void powers_of_2(const float* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, power_of_2(load(from + i)));
+}
+extern "C" void pair_all(const float* from, uint32_t* to, int64_t count) {  // each number with half of it
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Floats numbers = load(from + i);
+    *reinterpret_cast<Words*>(to + i) = pairs_of(rounded(numbers), rounded(numbers * 0.5f));
+  }
 }
 """
 
@@ -32,7 +38,7 @@ def library(request, tmp_path_factory):
     source, compiled = folder / "vectors.cpp", folder / "vectors.so"
     source.write_text(SOURCE)
     flags = ["-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", f"-I{Path(cpu_kernels.__file__).parent}"]
-    undone = [ONLY_GENERIC] if request.param == "generic" else []
+    undone = ONLY_GENERIC if request.param == "generic" else ()
     subprocess.run([*COMPILER, *flags, *undone, str(source), "-o", str(compiled)], check=True)
     return ctypes.CDLL(str(compiled))
 
@@ -69,3 +75,9 @@ def test_powers_of_2(library):
     ends = torch.tensor([torch.nan, -torch.inf, -127.0, -1e30]).repeat(4)
     assert call(library.powers_of_2, ends, torch.float32)[1:4].tolist() == [2.0**-126] * 3
     assert call(library.powers_of_2, ends, torch.float32)[0].isnan()
+
+
+def test_pairs(library):
+    numbers = torch.arange(1.0, 33.0)
+    found = call(library.pair_all, numbers, torch.int32).view(torch.bfloat16).view(-1, 2)
+    assert torch.equal(found, torch.stack([numbers, numbers / 2], 1).bfloat16())

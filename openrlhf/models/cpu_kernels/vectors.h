@@ -63,9 +63,13 @@ inline Floats load_halves(const Half* from) {
 
 // Sixteen pairs of bfloat16: `upper` in the low halves, `lower` in the high ones.
 inline Words pairs_of(Halves upper, Halves lower) {
+#if __has_builtin(__builtin_shufflevector)  // GCC 12 and later
   return reinterpret_cast<Words>(__builtin_shufflevector(upper, lower, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
                                                          7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
                                                          15, 31));
+#else
+  return __builtin_convertvector(upper, Words) | __builtin_convertvector(lower, Words) << 16;
+#endif
 }
 
 // 2^x with a relative error below 3e-7; NaN stays NaN; below -126 it gives 2^-126.

@@ -12,7 +12,7 @@ import pytest
 from tests.cuda.findings import NotShownHere, why_not_installed
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("flash", "ring", "liger", "serve", "math", "ray", "verifiers", "mlflow", "trackio", "comet", "dev")
+EXTRAS = ("flash", "ring", "liger", "serve", "math", "ray", "verifiers", "mlflow", "trackio", "comet", "qlora", "dev")
 
 
 def test_each_extra_can_be_installed(tmp_path):

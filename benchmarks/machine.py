@@ -99,12 +99,15 @@ def measure_peak_in_own_process(
 def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
     """Products of matrices in FLOP/s, each the median over some time.
 
-    `peak` is the highest in bf16, of some shapes of the model and some squares: what these matrix units do when a
-    product suits them best. `peak_float32` is the same in float32. `model_products` is what all products reach that a
-    training step makes with the weights of the layers, and with those of the head: forward, and both of the backward
-    pass, each as a plain product in bf16 and nothing beside it. Attention is not among them.
+    `peak_bf16` is the highest in bf16, of some shapes of the model and some squares: what these matrix units do when a
+    product suits them best. `peak_float32` is the same in float32, `peak` the higher of the two. `model_products` is
+    what all products reach that a training step makes with the weights of the layers, and with those of the head:
+    forward, and both of the backward pass, each as a plain product in the faster of the two precisions and nothing
+    beside it. Attention is not among them.
     """
     import torch
+
+    from openrlhf.engine.processor import has_bfloat16_products
 
     width = shape.num_attention_heads * shape.head_dim
     vocabulary = min(shape.vocab_size, 16_384)
@@ -118,12 +121,18 @@ def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
     }
     if torch.cuda.is_available():
         sizes |= {f"square_{side}": (side, side, side) for side in (4_096, 8_192)}
-    clock = _Clock(torch, seconds_a_shape)
-    by_shape = {name: clock.rate(*size, torch.bfloat16) for name, size in sizes.items()}
+    has_bf16 = torch.cuda.is_available() or has_bfloat16_products()
+    clock = _Clock(torch, seconds_a_shape, torch.bfloat16 if has_bf16 else torch.float32)
+    sizes_bf16 = sizes if has_bf16 else {"square_512": (512, 512, 512)}  # where they crawl, a larger one takes a minute
+    by_shape = {name: clock.rate(*size, torch.bfloat16) for name, size in sizes_bf16.items()}
+    peaks = {
+        "peak_bf16": max(by_shape.values()),
+        "peak_float32": max(clock.rate(*size, torch.float32) for size in sizes.values()),
+    }
     head = (shape.hidden_size, vocabulary)
     return {
-        "peak": max(by_shape.values()),
-        "peak_float32": max(clock.rate(*size, torch.float32) for size in sizes.values()),
+        "peak": max(peaks.values()),
+        **peaks,
         "model_products": {"layers": clock.training_rate(shape.layer_matrices), "head": clock.training_rate([head])},
         "num_threads": torch.get_num_threads(),
         "by_shape": by_shape,
@@ -133,8 +142,9 @@ def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
 class _Clock:
     """Times products of matrices, with the result's memory there already."""
 
-    def __init__(self, torch: Any, wanted_seconds: float):
-        self._torch, self._wanted_seconds = torch, wanted_seconds
+    def __init__(self, torch: Any, wanted_seconds: float, dtype: Any):
+        """Args: dtype: of `training_rate`."""
+        self._torch, self._wanted_seconds, self._dtype = torch, wanted_seconds, dtype
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._repeats = 20 if self._device == "cuda" else 1
 
@@ -154,7 +164,7 @@ class _Clock:
         return sum(itertools.starmap(self._seconds, ((hidden, weight.t()), (grad, weight), (grad.t(), hidden))))
 
     def _random(self, rows: int, columns: int, dtype: Any = None) -> Any:
-        return self._torch.randn(rows, columns, device=self._device).to(dtype or self._torch.bfloat16)
+        return self._torch.randn(rows, columns, device=self._device).to(dtype or self._dtype)
 
     def _seconds(self, left: Any, right: Any) -> float:
         result = left.new_empty(left.shape[0], right.shape[1])

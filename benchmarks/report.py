@@ -126,7 +126,8 @@ def _products_line(result: Result) -> str:
     rounds = [found for found in result.get("matrix_peaks", []) if "peak_float32" in found]
     if not rounds:
         return ""
-    bf16, float32 = (median(found[key] for found in rounds) / 1e9 for key in ("peak", "peak_float32"))
+    bf16 = median(found.get("peak_bf16", found["peak"]) for found in rounds) / 1e9
+    float32 = median(found["peak_float32"] for found in rounds) / 1e9
     own = (f"{median(found['model_products'][part] for found in rounds) / 1e9:,.0f}" for part in ("layers", "head"))
     return (
         f" Products of matrices, GFLOP/s: at most {bf16:,.0f} in bf16, {float32:,.0f} in float32; those of the model's "

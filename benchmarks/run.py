@@ -13,8 +13,9 @@ suite that is interrupted loses nothing. At the end `benchmarks.report` draws th
 
 What is counted: tokens of samples, never padding, between the end of the first step and the end of the last, by wall
 clock. Memory is the largest resident size of the process, loading included. The share of the matrix units' peak is
-`flops.model_flops` a second over the highest speed of bf16 products that is measured once a round. Beside it stands the
-share of what plain products of the model's own shapes reach together (`machine.measure_peak`). For all alike.
+`flops.model_flops` a second over the highest speed of products, in bf16 or float32, that is measured once a round.
+Beside it stands the share of what plain products of the model's own shapes reach together (`machine.measure_peak`). For
+all alike.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def run_case(
         if case.has_shares_of_peak:
             measured = machine.measure_peak_in_own_process(case.model, case.num_threads, peak_seconds)
             result.setdefault("matrix_peaks", []).append(measured)
-            bf16, float32 = measured["peak"] / 1e9, measured["peak_float32"] / 1e9
+            bf16, float32 = measured["peak_bf16"] / 1e9, measured["peak_float32"] / 1e9
             _say(f"  products of matrices: {bf16:,.0f} GFLOP/s in bf16, {float32:,.0f} in float32")
         for contestant in contestants:
             if number < case.max_rounds.get(contestant, rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 
 import torch
@@ -9,6 +10,12 @@ import torch
 _SIZE = 512  # of square matrices: large enough for the rate, small enough for a few products in the time
 _SECONDS = 0.025  # for each dtype
 _WORTH_SAYING = 1.1
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the processor has an instruction for them, or is of another family, where torch has other kernels."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return not is_x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def faster_in_float32() -> str:

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.engine.model_internals import backbone_name, first_position, layers_of, recompute_layers
 from openrlhf.engine.parameters import is_partitioned, whole_numel
+from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import AttentionChoice
@@ -202,6 +203,7 @@ class PreparedModel(nn.Module, ABC):
     def attach_engine(self, engine: nn.Module) -> None:
         """Sends every forward pass through `engine`, which wraps `trainable_module`."""
         object.__setattr__(self, "_engine", engine)  # nn.Module would make the engine, and so itself, a child
+        multiply_fast(self.scorer)  # the engine may have changed its precision
 
     def zero3_leaf_modules(self) -> list[type[nn.Module]]:
         """Classes of the modules that hold experts."""
@@ -263,6 +265,7 @@ class TransformerScorer(nn.Module):
     def __init__(self, model: nn.Module):
         """Args: model: a model of transformers, or one wrapped by PEFT."""
         super().__init__()
+        multiply_fast(model)
         self.model = model
         self._backbone_name = backbone_name(self.base_model)
         self._first_position = first_position(self.base_model)

@@ -15,6 +15,7 @@ from openrlhf.engine.fragments import base_optimizer
 from openrlhf.engine.model_internals import attention_name
 from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_numel
+from openrlhf.engine.patches.float32_products import multiply_in_float32
 from openrlhf.engine.processor import faster_in_float32
 from openrlhf.run.layout_choice import ChosenLayout
 from openrlhf.run.memory_estimate import Memory, RunMemory, Way, longest_tokens, size_text, way_of
@@ -86,8 +87,11 @@ def _rows(
 
 
 def _precision(param_dtype: str, device_type: str) -> str:
-    note = faster_in_float32() if (param_dtype, device_type) == ("bf16", "cpu") else ""
-    return f"{param_dtype}; {note}" if note else param_dtype
+    if (param_dtype, device_type) != ("bf16", "cpu"):
+        return param_dtype
+    notes = ["products are made in float32, as this processor has none of bf16"] if multiply_in_float32() else []
+    notes += [note] if (note := faster_in_float32()) else []
+    return "; ".join([param_dtype, *notes])
 
 
 def _samples(data: Any) -> str:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from openrlhf.engine.patches import patch as patch_module
 from openrlhf.engine.patches.patch import SWITCH, Patch
+from openrlhf.engine.processor import has_bfloat16_products
 from openrlhf.errors import UserError
 from tests.engine import unpatched
 from tests.engine.test_adam_steps import difference_after_a_resume
@@ -76,6 +77,21 @@ def test_bf16_gradients_is_still_needed_to_average(monkeypatch):
     with CountCopies() as copies:
         engine.DeepSpeedEngine.allreduce_bucket(stand_in, sums, dp_group=None, dp_world_size=1)
     assert copies.numels == [7]
+
+
+@pytest.mark.skipif(has_bfloat16_products(), reason="this processor has products of bfloat16")
+def test_float32_products_is_still_needed():
+    code = """
+import torch
+from openrlhf.engine import processor
+from openrlhf.engine.patches.float32_products import multiply_in_float32
+torch.set_num_threads(1)
+before = processor.flops_per_second(torch.bfloat16)
+multiply_in_float32()
+print(processor.flops_per_second(torch.bfloat16) / before)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(said.stdout) > 1.5, "torch's own products of bfloat16 are as fast"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA torch looks at every build itself")

@@ -1,4 +1,4 @@
-"""Changes to how DeepSpeed behaves: one file a patch, with its reason and the issue upstream.
+"""Changes to how DeepSpeed and torch behave: one file a patch, with its reason and the issue upstream.
 
 `OPENRLHF_PATCHES=off` in the environment switches all of them off, to see whether a fault is ours or the library's; it
 is no way to train (see the third column). Each patch names the versions that it was made for. With another version it
@@ -10,6 +10,8 @@ unpatched, and fails once the reason of a patch is gone.
 | bf16_gradients | one method each of BF16_Optimizer and the engine, of these objects alone | same numbers, slower |
 | built_operators | DeepSpeed's table of loaded operators | a start takes 2 s longer |
 | cpu_adam_steps | the Adam operators on the CPU: one call more | a resume may differ in the last bit |
+| float32_products | torch's kernels for products of matrices on a CPU, and of one gradient | bf16 takes up to fifty \
+times as long on a CPU without AVX-512 |
 | group_timeouts | `new_group` and `init_device_mesh` of DeepSpeed's communication object | torch may end a run first |
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |

@@ -1,4 +1,4 @@
-// Causal attention of packed samples in bfloat16, forward, for CPUs whose matrix units take bfloat16.
+// Causal attention of packed samples in bfloat16, forward.
 //
 // The scores of one block of queries and one block of keys stay in the cache: their products, softmax and gradients
 // are in float32, what goes into the next product is rounded to bfloat16. The forward pass is the softmax that is
@@ -136,7 +136,7 @@ void forward_head(const Rows& query, Half* output, int64_t output_step, float* l
 
 extern "C" {
 
-// Whether this processor's products take bfloat16 in pairs: tried on numbers whose product is known.
+// Whether torch's products work on this processor: tried on numbers whose product is known.
 int attention_is_supported() {
   constexpr int64_t size = 16;
   std::vector<Half> left(size * size, 0x3f80);            // ones

@@ -118,7 +118,7 @@ def _first_samples_of_units(prompt_of: Sequence[int | None]) -> list[int]:
 
 @functools.cache
 def _library() -> Any:
-    """None where there is none, or the processor has no products of bfloat16: ask `computes` first."""
+    """None where there is none, or torch's products do not work on this processor: ask `computes` first."""
     library = load_library()
     if library is None or not library.attention_is_supported():
         return None

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import take_device
+from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.errors import UserError
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
 from openrlhf.rejection.engines.encoding import PromptEncoder
@@ -273,4 +274,5 @@ def load_for_answers(name_or_path: str, param_dtype: str, trust_remote_code: boo
     model: Any = load_causal_lm(
         name_or_path, config=config, param_dtype=param_dtype, trust_remote_code=trust_remote_code
     )
+    multiply_fast(model)
     return model.to(device).eval()

@@ -268,9 +268,33 @@ _ALL = (
         trl={"trl_defaults": COMPUTED_ONCE, "trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
         max_rounds={"trl_defaults": 1},
     ),
+    Case(
+        name="n",
+        title="DPO, vocabulary 151,936, prompts of 1,000 tokens, answers of 100",
+        kind="speed",
+        task="dpo",
+        model="large_vocabulary",
+        material=Material("long_pairs", 3 * 2, 1_000),
+        batch_size=2,
+        micro_batch_size=2,
+        max_len=2_048,
+        ours={"ours": {**PACKED, **RECOMPUTED, "ref.precompute": True, "train.max_tokens_per_micro_batch": 2_048}},
+        trl={"trl_defaults": COMPUTED_ONCE, "trl_best": {**TRL_DPO_BEST, **COMPUTED_ONCE}},
+        max_rounds={"trl_defaults": 1},
+    ),
 )
 
 CASES = {case.name: case for case in _ALL}
+
+
+def on_processor(case: Case, features: list[str]) -> Case:
+    """The case with TRL in float32 where the processor has no products of bfloat16.
+
+    torch's are slower there than those of float32 by an order of magnitude or two, so float32 is TRL's best setting.
+    """
+    if not case.trl or {"avx512_bf16", "amx_tile"}.intersection(features) or "avx2" not in features:
+        return case
+    return replace(case, trl={name: {**settings, "bf16": False} for name, settings in case.trl.items()})
 
 
 def quick_form(case: Case) -> Case:
@@ -293,7 +317,8 @@ def quick_form(case: Case) -> Case:
         facts["few_rows"] = replace(case.facts["few_rows"], num_rows=16, tokenizer_of="tiny")
     title = f"{case.title}, at a toy size"
     model = "tiny_reward" if case.task == "rm" else "tiny"
-    return replace(case, title=title, model=model, material=material, facts=facts)
+    not_compiled = {name: {**settings, "model.compile_layers": None} for name, settings in case.ours.items()}
+    return replace(case, title=title, model=model, material=material, ours=not_compiled, facts=facts)
 
 
 def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:

@@ -7,7 +7,8 @@
     --threads N     in place of the case's number (2)
     --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
 
-Same model, rows, precision and threads for both, each run a process of its own. First both must compute the same loss
+Same model, rows, precision and threads for both, each run a process of its own; but where the processor has no products
+of bfloat16 TRL computes in float32, which is faster there (`cases.on_processor`). First both must compute the same loss
 on the same rows. After every run the case's JSON is written anew (benchmarks/results/speed_<case>.json), so that a
 suite that is interrupted loses nothing. At the end `benchmarks.report` draws the plot and writes the tables.
 
@@ -31,7 +32,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import machine, report
-from benchmarks.cases import CASES, Case, job_of, quick_form
+from benchmarks.cases import CASES, Case, job_of, on_processor, quick_form
 from benchmarks.flops import model_flops, plain_flops, product_flops
 from benchmarks.materials import shape_of
 from benchmarks.measures import MEASURES, WARM_UPS, Bench, write_json
@@ -54,7 +55,8 @@ def main() -> None:
     results = choices.results or (choices.work / "quick_results" if choices.quick else RESULTS)
     began_at = time.monotonic()
     for name in choices.cases:
-        case = quick_form(CASES[name]) if choices.quick else CASES[name]
+        case = on_processor(CASES[name], facts["machine"]["features"])
+        case = quick_form(case) if choices.quick else case
         case = replace(case, num_threads=choices.threads or case.num_threads)
         run_case(bench, case, choices.rounds, facts, results / f"speed_{name}.json", 0.05 if choices.quick else 0.3)
     _say(f"all cases: {(time.monotonic() - began_at) / 60:.1f} minutes")
@@ -173,7 +175,7 @@ def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
         "batch_size": case.batch_size,
         "micro_batch_size": case.micro_batch_size,
         "max_len": case.max_len,
-        "precision": "bf16",
+        "precision": "bf16",  # of TRL where its setting does not say bf16=False
         "num_threads": case.num_threads,
         "warm_up_steps": case.warm_up_steps,
         "contestants": {name: dict(own[name]) for name in contestants},

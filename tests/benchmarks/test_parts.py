@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks import cpu_kernels, gpu, gpu_machine, report
-from benchmarks.cases import CASES, quick_form
+from benchmarks.cases import CASES, on_processor, quick_form
 from benchmarks.flops import model_flops, plain_flops
 from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
@@ -20,6 +20,7 @@ from benchmarks.measures import Bench, WrongTokens, speed_of, stalls_of
 from benchmarks.process import ContestantFailed, ProcessRun, run_process
 from benchmarks.run import keep_trl, shares_of_peak, summarize
 from benchmarks.step_profile import shares_by_kind
+from openrlhf.models.attention import causal_pack
 from openrlhf.models.cpu_kernels import attention
 
 
@@ -132,10 +133,22 @@ def test_a_part_that_fails_takes_no_other_with_it(tmp_path):
     assert 90 < found["log_probs"]["limit"] < 100, "a part may take no longer than what is left"
 
 
-def test_quick_forms_keep_what_is_measured():
+def test_quick_forms_keep_what_is_measured_but_compile_nothing():
     for case in CASES.values():
         quick = quick_form(case)
-        assert (quick.kind, quick.contestants, quick.ours) == (case.kind, case.contestants, case.ours)
+        assert (quick.kind, quick.contestants) == (case.kind, case.contestants)
+        for name, settings in quick.ours.items():
+            assert settings == {**case.ours[name], "model.compile_layers": None}
+
+
+@pytest.mark.parametrize(
+    ("features", "in_float32"),
+    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx512_bf16", "avx512f"], False), ([], False)],
+)
+def test_trl_computes_in_float32_where_the_processor_has_no_products_of_bfloat16(features, in_float32):
+    case = on_processor(CASES["a"], features)
+    assert {settings.get("bf16", True) for settings in case.trl.values()} == {not in_float32}
+    assert case.ours == CASES["a"].ours
 
 
 def test_materials_of_unlike_rows_have_unlike_names():
@@ -228,7 +241,10 @@ def test_it_is_said_which_case_is_of_which_commit():
 
 def test_a_kernel_is_measured_with_and_without():
     """The way without must not go through the kernel, else the comparison is of one thing with itself."""
-    with patch.object(attention, "forward", wraps=attention.forward) as kernel:
+    with (
+        patch.object(attention, "forward", wraps=attention.forward) as kernel,
+        patch.object(causal_pack, "has_bfloat16_products", lambda: True),
+    ):
         assert cpu_kernels.attention_times([5, 9])["forward_milliseconds"] > 0
         num_calls = kernel.call_count
         assert cpu_kernels.without_kernel(attention, lambda: cpu_kernels.attention_times([5, 9]))

@@ -11,6 +11,9 @@ import torch
 
 from openrlhf.engine.patches import float32_products
 from openrlhf.engine.patches.patch import SWITCH
+from openrlhf.models import Actor, prepared_model
+from openrlhf.rejection.engines import transformers_engine
+from tests.helpers.tiny_models import tiny_model
 
 ROUNDED = 1.0  # of one result, in units of bfloat16's rounding
 ROUNDED_TWICE = 2.5  # of a gradient, whose terms come of rounded results
@@ -72,3 +75,26 @@ def test_models_of_bfloat16_on_the_cpu_ask_for_it(monkeypatch, dtype, has_gpu, i
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     float32_products.multiply_fast(torch.nn.Linear(2, 2, dtype=dtype))
     assert bool(asked) == is_asked
+
+
+def test_a_model_that_is_trained_asks_for_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(prepared_model, "multiply_fast", lambda model: asked.append(model.dtype))
+    Actor(tiny_model("llama").bfloat16())
+    assert asked == [torch.bfloat16]
+
+
+def test_a_model_whose_engine_changes_its_precision_asks_again(monkeypatch):
+    actor = Actor(tiny_model("llama"))
+    asked = []
+    monkeypatch.setattr(prepared_model, "multiply_fast", lambda model: asked.append(next(model.parameters()).dtype))
+    actor.attach_engine(actor.trainable_module.bfloat16())
+    assert asked == [torch.bfloat16]
+
+
+def test_a_model_that_answers_asks_for_it(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(transformers_engine, "multiply_fast", lambda model: asked.append(model.dtype))
+    tiny_model("llama").save_pretrained(tmp_path)
+    transformers_engine.load_for_answers(str(tmp_path), "bf16", trust_remote_code=False)
+    assert asked == [torch.bfloat16]

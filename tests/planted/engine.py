@@ -11,7 +11,50 @@ _TRAINED = "tests/engine/test_trained_model.py"
 _PATCHES = "tests/engine/test_patches.py"
 _ADD_UP = "tests/strategy/test_ranks_add_up.py::test_two_ranks_compute_the_step_of_a_plain_loop"
 
+_PRODUCTS = "tests/engine/test_float32_products.py::test_"
+_IN_PIECES = f"{_PRODUCTS}a_product_is_rounded_once"
+
 BUGS = [
+    Bug(
+        "the_last_piece_of_a_product_is_left_out",
+        "on a processor without products of bf16 the last tokens of a pack are computed of garbage",
+        "engine/patches/float32_products.py",
+        "for first in range(0, len(left), step):",
+        "for first in range(0, len(left) - step + 1, step):",
+        (_IN_PIECES,),
+    ),
+    Bug(
+        "a_products_factors_are_lost",
+        "a sum that is added to products counts in full where half was asked for",
+        "engine/patches/float32_products.py",
+        "rights[piece].float() if is_batched else rights, **factors)",
+        "rights[piece].float() if is_batched else rights)",
+        (f"{_IN_PIECES}[addmm-]",),
+    ),
+    Bug(
+        "a_product_of_two_types_is_taken",
+        "a model whose parts differ in precision is trained in silence",
+        "engine/patches/float32_products.py",
+        "all(one.dtype == torch.bfloat16 for one in operands)",
+        "operands[0].dtype == torch.bfloat16",
+        (f"{_PRODUCTS}other_numbers_go_to_torch",),
+    ),
+    Bug(
+        "a_trained_model_multiplies_slowly",
+        "bf16 takes fifty times as long on a laptop",
+        "models/prepared_model.py",
+        "multiply_fast(model)",
+        "pass",
+        (f"{_PRODUCTS}a_model_that_is_trained_asks_for_it",),
+    ),
+    Bug(
+        "products_in_float32_are_not_told",
+        "nobody sees why a run in bf16 is no faster than one in float32",
+        "run/start_table.py",
+        "if multiply_in_float32() else []",
+        "if False else []",
+        ("tests/runs/test_start_table.py::test_the_table_says_where_products_are_made_in_float32",),
+    ),
     Bug(
         "a_copy_to_look_for_nan",
         "the end of a run takes twice the memory of the largest parameter to see whether it is finite",

@@ -91,6 +91,14 @@ def test_the_table_says_that_float32_is_faster_here(monkeypatch, param_dtype, is
     assert ("float32 is faster here" in text) == is_said
 
 
+@pytest.mark.parametrize("is_so", [True, False])
+def test_the_table_says_where_products_are_made_in_float32(monkeypatch, is_so):
+    monkeypatch.setattr(start_table, "faster_in_float32", lambda: "")
+    monkeypatch.setattr(start_table, "multiply_in_float32", lambda: is_so)
+    text = printed(Data(), config=SFTConfig(ds=DeepspeedConfig(param_dtype="bf16")))
+    assert ("products are made in float32, as this processor has none of bf16" in text) == is_so
+
+
 def test_the_table_says_what_was_left_out_and_why():
     data = Data(**{"longer than 2048 tokens": 12, "empty": 0, "without target": 1})
     assert "left out: 12 longer than 2048 tokens; 1 without target" in printed(data)

@@ -100,13 +100,15 @@ def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
     """Products of matrices in FLOP/s, each the median over some time.
 
     `peak_bf16` is the highest in bf16, of some shapes of the model and some squares: what these matrix units do when a
-    product suits them best. `peak_float32` is the same in float32, `peak` the higher of the two. `model_products` is
-    what all products reach that a training step makes with the weights of the layers, and with those of the head:
-    forward, and both of the backward pass, each as a plain product in the faster of the two precisions and nothing
-    beside it. Attention is not among them.
+    product suits them best. `peak_float32` is the same in float32, `peak` the highest. Where the processor has no
+    products of bf16, `peak_bf16` is of torch's own, and `peak_bf16_made_in_float32` of what ours makes of them.
+    `model_products` is what all products reach that a training step makes with the weights of the layers, and with
+    those of the head: forward, and both of the backward pass, each as a plain product in the faster of the two
+    precisions and nothing beside it. Attention is not among them.
     """
     import torch
 
+    from openrlhf.engine.patches.float32_products import multiply_in_float32
     from openrlhf.engine.processor import has_bfloat16_products
 
     width = shape.num_attention_heads * shape.head_dim
@@ -130,6 +132,8 @@ def measure_peak(shape: ModelShape, seconds_a_shape: float) -> dict:
         "peak_float32": max(clock.rate(*size, torch.float32) for size in sizes.values()),
     }
     head = (shape.hidden_size, vocabulary)
+    if not has_bf16 and multiply_in_float32():
+        peaks["peak_bf16_made_in_float32"] = max(clock.rate(*size, torch.bfloat16) for size in sizes.values())
     return {
         "peak": max(peaks.values()),
         **peaks,

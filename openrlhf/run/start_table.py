@@ -70,7 +70,9 @@ def _rows(
     num_parameters, num_trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
     yield "parameters", f"{num_parameters:,}; {num_trained:,} of them trained ({num_trained / num_parameters:.2%})"
     if layout is not None:
-        yield "memory a rank", _memory(layout.memory, way_of(config), longest_tokens(config, train_data))
+        saves_beside = config.ckpt.background_save and not config.ckpt.disable_ds
+        num_tokens = longest_tokens(config, train_data)
+        yield "memory a rank", _memory(layout.memory, way_of(config), num_tokens, saves_beside)
     yield (
         "out of memory",
         "the step again, micro-batches halved, activations recomputed; "
@@ -113,7 +115,7 @@ def _steps(loader: StepWindowLoader, train: TrainConfig, consumed_samples: int) 
     return f"{text}; going on after step {behind:,}" if behind else text
 
 
-def _memory(run: RunMemory, way: Way, num_tokens: int) -> str:
+def _memory(run: RunMemory, way: Way, num_tokens: int, saves_beside: bool) -> str:
     needed, free = run.of(way, num_tokens), Memory.free_here(run.on_cpu)
     if needed is None:
         return "not known: this model does not run without its numbers"
@@ -125,5 +127,6 @@ def _memory(run: RunMemory, way: Way, num_tokens: int) -> str:
         f"activations {size_text(needed.activation_bytes)}",
     ]
     host = f"; in the host's memory {size_text(states.host_bytes)}" if states.host_bytes else ""
+    host += f"; a save beside the training {size_text(states.save_bytes)} of the host's" if saves_beside else ""
     left = f"; still free: {size_text(free.device_bytes)}" if free else ""
     return f"about {size_text(needed.device_bytes)} at the most ({' + '.join(parts)}){host}{left}"

@@ -44,7 +44,7 @@ BUGS = [
         "memory_of_the_start_table_is_empty",
         "the table before the first step does not say what memory the run needs",
         "run/start_table.py",
-        'yield "memory a rank", _memory(layout.memory, way_of(config), longest_tokens(config, train_data))',
+        'yield "memory a rank", _memory(layout.memory, way_of(config), num_tokens, saves_beside)',
         'yield "memory a rank", ""',
         ("tests/runs/test_start_table.py::test_the_table_of_a_run_has_its_memory_by_parts",),
     ),

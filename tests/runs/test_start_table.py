@@ -84,6 +84,18 @@ def test_the_table_of_a_run_has_its_memory_by_parts(one_rank, tmp_path):
     assert all_of_it > weights + gradients + adam
 
 
+@pytest.mark.parametrize(("more", "is_told"), [({}, True), ({"ckpt__background_save": "false"}, False)])
+def test_the_table_tells_what_a_save_beside_the_training_keeps(one_rank, tmp_path, more, is_told):
+    model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
+    (said,) = one_rank.run(said_by_run, flags(model, rows, tmp_path / "out", ds__zero_stage=0, **more))
+    told = " ".join(said.partition("memory a rank")[2].replace("│", " ").split())
+    found = re.search(r"a save beside the training (\S+) (KiB|MiB) of the host's", told)
+    assert bool(found) == is_told, told
+    if found:
+        num_bytes = float(found[1]) * {"KiB": 2**10, "MiB": 2**20}[found[2]]
+        assert num_bytes == pytest.approx(3 * (model / "model.safetensors").stat().st_size, rel=0.05)
+
+
 @pytest.mark.parametrize(("param_dtype", "is_said"), [("bf16", True), ("fp32", False)])
 def test_the_table_says_that_float32_is_faster_here(monkeypatch, param_dtype, is_said):
     monkeypatch.setattr(start_table, "faster_in_float32", lambda: "float32 is faster here")

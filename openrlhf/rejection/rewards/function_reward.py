@@ -25,6 +25,7 @@ class FunctionReward(Reward):
         self._full_name, self._timeout_seconds = name, timeout_seconds
         self._all: list[RewardProcess] = []
         self._idle: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
+        self._is_closed = False
         file = module_file(name) if name.startswith(VERIFIERS) else Path(name.rpartition(":")[0]).expanduser()
         if file.is_file():
             self.content = xxhash.xxh3_128(file.read_bytes()).hexdigest()
@@ -46,9 +47,13 @@ class FunctionReward(Reward):
             self._idle.put(process)
 
     def close(self) -> None:
+        self._is_closed = True
         for process in self._all:
             process.end()
 
     def _new(self) -> RewardProcess:
-        self._all.append(RewardProcess(self._full_name, self._timeout_seconds))
-        return self._all[-1]
+        process = RewardProcess(self._full_name, self._timeout_seconds)
+        self._all.append(process)
+        if self._is_closed:  # by another thread, which may have ended all before this one came
+            process.end()
+        return process

@@ -33,12 +33,44 @@ class RewardProcess:
     def __init__(self, name: str, timeout_seconds: float):
         self._name, self._timeout_seconds = name, timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._killing = threading.Lock()  # the stage may end while a thread finds the process dead
+        self._turn = threading.Lock()  # the stage may end while a thread starts the process, or finds it dead
         self._has_ended = False
 
     def start(self) -> None:
-        """Raises UserError where the function cannot be loaded."""
-        ours, theirs = socket.socketpair()
+        """Raises UserError where the function cannot be loaded, or the stage has ended."""
+        with self._turn:  # else one that is being started while the stage ends would be left
+            self._check_stage()
+            self._start_process()
+        try:
+            problem = self._ask(self._name, _SECONDS_TO_START)
+        except CallFailed as error:
+            problem = str(error)
+        if problem:
+            self._kill()
+            raise UserError(f"--score.reward {self._name}: {problem}.")
+
+    def call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        """Raises CallFailed: an exception, no end within the time limit, a death."""
+        self._check_stage()
+        if self._process is None:
+            self.start()
+        answer = self._ask(list(rows), self._timeout_seconds)
+        if isinstance(answer, str):
+            raise CallFailed(answer)
+        return [RewardVerdict(*one) for one in answer]
+
+    def end(self) -> None:
+        """Kills the process for good; a thread that waits for it, or starts it, is told so."""
+        self._has_ended = True
+        self._kill()
+
+    def _check_stage(self) -> None:
+        if self._has_ended:
+            raise UserError(f"--score.reward {self._name}: the stage has ended.")
+
+    def _start_process(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._connection = Connection(os.dup(self._ours.fileno()))
         of_parent, self._held = os.pipe()
         with theirs, open(of_parent, "rb"):
             given = [theirs.fileno(), of_parent]
@@ -50,49 +82,34 @@ class RewardProcess:
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._connection = Connection(ours.detach())
-        try:
-            problem = self._ask(self._name, _SECONDS_TO_START)
-        except CallFailed as error:
-            problem = str(error)
-        if problem:
-            self._kill()
-            raise UserError(f"--score.reward {self._name}: {problem}.")
-
-    def call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
-        """Raises CallFailed: an exception, no end within the time limit, a death."""
-        if self._has_ended:
-            raise UserError(f"--score.reward {self._name}: the stage has ended.")
-        if self._process is None:
-            self.start()
-        answer = self._ask(list(rows), self._timeout_seconds)
-        if isinstance(answer, str):
-            raise CallFailed(answer)
-        return [RewardVerdict(*one) for one in answer]
-
-    def end(self) -> None:
-        """Kills the process for good; a thread that waits for it is told so."""
-        self._has_ended = True
-        self._kill()
 
     def _kill(self) -> None:
-        """Kills the process and all that it has started; the next call starts another."""
-        with self._killing:
+        """Kills the process and all that it has started; the next call starts another.
+
+        A thread that waits for an answer is woken by the shutdown, even where a process that has left the group holds
+        the other side. The connection is closed by whoever drops it last: a number that is closed under a thread which
+        is about to wait may by then be another file's.
+        """
+        with self._turn:
             if self._process is not None:
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-                self._connection.close()
+                with suppress(OSError), self._ours:
+                    self._ours.shutdown(socket.SHUT_RDWR)
                 os.close(self._held)
+                del self._connection
                 self._process = None
 
     def _ask(self, question: Any, timeout_seconds: float) -> Any:
-        process = self._process
+        with self._turn:
+            self._check_stage()
+            process, connection = self._process, self._connection
         assert process is not None
         try:
-            self._connection.send_bytes(json.dumps(question).encode())
-            if self._connection.poll(timeout_seconds):
-                return json.loads(self._connection.recv_bytes())
+            connection.send_bytes(json.dumps(question).encode())
+            if connection.poll(timeout_seconds):
+                return json.loads(connection.recv_bytes())
             reason = f"no verdict within {timeout_seconds:g} s"
         except (OSError, EOFError):
             reason = _how_it_died(process)

@@ -20,6 +20,10 @@ EXIT_CODE_PREEMPTED = 75
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
+# The longest wait for a lock in a main thread. Python's handlers run between its instructions: a signal that comes when
+# the thread is on its way into a wait does not wake it.
+SECONDS_BETWEEN_SIGNALS = 1.0
+
 
 class RankLost(RuntimeError):
     """Another rank is gone before the watchdog could know of it. Commands print it and end with 69."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from openrlhf.cli.entry import run_command
+from openrlhf.cli.entry import leave_when_asked, run_command
 from openrlhf.config import ScoreConfig, parse_config
 
 
@@ -16,4 +16,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    leave_when_asked()
     run_command(main)

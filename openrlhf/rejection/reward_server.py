@@ -32,14 +32,15 @@ def serve(config: ServeConfig) -> None:
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_TO_FINISH, lifespan="off"
     )
+    server = uvicorn.Server(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn hears them, and raises them again once it has ended
+        signal.signal(number, server.handle_exit)  # before uvicorn hears them, and when it raises them again at its end
     host, port = listening.getsockname()[:2]
     print(
         f"serving {config.reward.model_name_or_path} at http://{host}:{port} (POST /get_reward, GET /health)",
         flush=True,
     )
-    uvicorn.Server(settings).run(sockets=[listening])
+    server.run(sockets=[listening])
     print("ended: all requests are answered.", flush=True)
 
 

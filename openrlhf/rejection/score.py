@@ -17,6 +17,7 @@ from tqdm import tqdm
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
+from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
 from openrlhf.rejection.records import (
@@ -171,7 +172,7 @@ def _judged(rewards: list[Reward], weights: list[float], rows: Iterator[Row], wo
                     pending.add(pool.submit(_judge, rewards, weights, batch))
                 if not pending:
                     return
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+                ready, pending = wait(pending, SECONDS_BETWEEN_SIGNALS, FIRST_COMPLETED)
                 for future in ready:
                     yield from future.result()
         except BaseException:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
 API_KEY = "OPENAI_API_KEY"
@@ -70,7 +71,7 @@ class OpenAIEngine(Engine):
                         waiting.add(threads.submit(self._ask, request))
                     if not waiting:
                         return
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    done, waiting = wait(waiting, SECONDS_BETWEEN_SIGNALS, FIRST_COMPLETED)
                     failed = [future for future in done if future.exception()]
                     for future in done.difference(failed):  # what has come is kept, whatever else fails
                         yield future.result()

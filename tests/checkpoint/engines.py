@@ -99,15 +99,16 @@ def train(engine: Any, first_step: int, last_step: int, with_dropout: bool = Fal
 
 
 def whole_state(engine: Any) -> dict[str, Tensor]:
-    """Master weights, moments and step counts, whole, gathered from all ranks; and the model's weights."""
+    """Master weights, moments and step counts, whole, gathered from all ranks; the model's weights and buffers."""
     import deepspeed
 
     from openrlhf.checkpoint.host_buffer import HostBuffer
     from openrlhf.checkpoint.optimizer_states import copy_optimizer_states
 
     mine = copy_optimizer_states(engine, HostBuffer())
+    parts = {key: part.clone() for key, part in mine.tensors.items()}  # to send a view sends all the memory behind it
     by_rank: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(by_rank, (mine.tensors, mine.starts, mine.shapes, mine.num_steps))
+    dist.all_gather_object(by_rank, (parts, mine.starts, mine.shapes, mine.num_steps))
     whole: dict[str, Tensor] = {}
     for tensors, starts, shapes, num_steps in by_rank:
         for key, part in tensors.items():
@@ -119,7 +120,7 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         for name, parameter in engine.module.named_parameters():
             whole[f"weights|{name}"] = parameter.detach().float().flatten().clone()
-    whole["num_calls"] = engine.module.num_calls.clone()
+    whole |= {f"buffer|{name}": buffer.clone() for name, buffer in engine.module.named_buffers()}
     whole["lr"] = torch.tensor([group["lr"] for group in engine.optimizer.param_groups])
     return whole
 

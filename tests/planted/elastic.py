@@ -1,0 +1,79 @@
+"""Bugs of a resume on another layout: what a run begins with there, and what its bits depend on."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_ELASTIC = "tests/faults/test_elastic.py::"
+_BEGINS = _ELASTIC + "test_a_run_begins_with_the_bits_that_the_old_one_had"
+_OTHER_ZERO = "[train_rm, 2 ranks of ZeRO 1, then 2 ranks of ZeRO 2]"
+_FEWER_RANKS = "[train_rm, 2 ranks of ZeRO 3, then 1 rank of ZeRO 1]"
+
+BUGS = [
+    Bug(
+        "moments_rounded_on_loading",
+        "a resumed run begins with Adam's moments rounded to bfloat16",
+        "checkpoint/optimizer_states.py",
+        "fragment.view_of(host).copy_(saved.read(kind, fragment))",
+        "fragment.view_of(host).copy_(saved.read(kind, fragment).to(torch.float32 if kind == MASTER else "
+        "torch.bfloat16))",
+        (_BEGINS + _OTHER_ZERO,),
+    ),
+    Bug(
+        "masters_made_of_the_weights",
+        "a resumed run begins with float32 weights rounded to bfloat16",
+        "checkpoint/optimizer_states.py",
+        "fragment.view_of(host).copy_(saved.read(kind, fragment))",
+        "fragment.view_of(host).copy_(saved.read(kind, fragment).to(torch.bfloat16 if kind == MASTER else "
+        "torch.float32))",
+        (_BEGINS + _OTHER_ZERO,),
+    ),
+    Bug(
+        "schedule_begins_anew_on_other_ranks",
+        "on another number of ranks the learning rate warms up once more",
+        "checkpoint/training_state.py",
+        """if scheduler and values["scheduler"]:""",
+        """if scheduler and values["num_ranks"] == torch.distributed.get_world_size():""",
+        (_BEGINS + _FEWER_RANKS,),
+    ),
+    Bug(
+        "the_last_window_is_trained_again",
+        "a resumed run trains the samples of the checkpoint's last step twice",
+        "run/training_run.py",
+        """self.consumed_samples = states["consumed_samples"]""",
+        """self.consumed_samples = states["consumed_samples"] - self.config.train.batch_size""",
+        (_BEGINS + _FEWER_RANKS,),
+    ),
+    Bug(
+        "a_resumed_run_drops_what_its_first_step_dropped",
+        "the first step after each resume draws the random numbers of step 1",
+        "trainer/step.py",
+        "        self._seed(optimizer_step, micro_step)\n",
+        "        self._seed(0 if self._is_first else optimizer_step, micro_step)\n",
+        (_ELASTIC + "test_each_rank_draws_from_the_stream_of_its_place_in_the_run" + _OTHER_ZERO,),
+    ),
+    Bug(
+        "generators_lost_in_another_zero_stage",
+        "after a change of the ZeRO stage a user's own random numbers begin anew",
+        "checkpoint/training_state.py",
+        """is_same_layout = values["num_ranks"] == num_ranks""",
+        """is_same_layout = (values["num_ranks"], values["zero_stage"]) == (num_ranks, zero_stage_of(engine))""",
+        (_ELASTIC + "test_on_as_many_ranks_every_generator_goes_on_where_it_was" + _OTHER_ZERO,),
+    ),
+    Bug(
+        "a_killed_run_leaves_a_step",
+        "a step that a killed run had made behind its checkpoint stands twice in metrics.jsonl",
+        "tracking/metrics_file.py",
+        "kept = cut_back_to_step(self._path, resume_step)",
+        "kept = cut_back_to_step(self._path, resume_step + 1)",
+        (_ELASTIC + "test_how_the_old_run_ended_changes_no_bit" + _FEWER_RANKS,),
+    ),
+    Bug(
+        "generators_are_not_seeded",
+        "a run that is resumed twice on another number of ranks draws other numbers each time",
+        "strategy/strategy.py",
+        "        seed_everything(self.seed)\n",
+        "",
+        (_ELASTIC + "test_a_second_resume_gives_the_bits_of_the_first" + _FEWER_RANKS,),
+    ),
+]

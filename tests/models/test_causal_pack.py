@@ -210,7 +210,9 @@ def test_samples_that_share_a_prompt_are_as_exact_as_torch(heads, head_size):
             float((part.detach().double() - exactly.detach()).norm() / exactly.detach().norm())
             for part in (mine, torchs)
         ]
-        assert errors[0] < 1.1 * errors[1], f"{name}: {errors[0]:.2g} of its norm, torch's {errors[1]:.2g}"
+        # torch rounds no scores where its products are made in float32: then ours must be below bfloat16's rounding
+        allowed = max(1.1 * errors[1], 0.003)
+        assert errors[0] < allowed, f"{name}: {errors[0]:.2g} of its norm, torch's {errors[1]:.2g}"
 
 
 def test_answers_to_one_prompt_do_not_see_one_another():

@@ -14,19 +14,26 @@ TESTS = [Path(__file__).with_name(name) for name in ("test_causal_pack.py", "tes
 COMPILER = os.environ.get("CXX", "g++")
 
 
-def guards_library() -> str:
-    """That of GCC's AddressSanitizer; the whole process must have it loaded first. Skips where there is none."""
+def guards_libraries() -> str:
+    """GCC's AddressSanitizer, which a process must have loaded first, and what it must see to let an exception through.
+
+    Skips where there is none.
+    """
     if shutil.which(COMPILER) is None:
         pytest.skip(f"there is no {COMPILER}")
-    words = [COMPILER, "-print-file-name=libasan.so"]
-    library = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(library).is_file():
+    guards, exceptions = map(file_of_compiler, ("libasan.so", "libstdc++.so"))
+    if not Path(guards).is_file():
         pytest.skip("this compiler has no AddressSanitizer")
-    return library
+    return f"{guards} {exceptions}"
+
+
+def file_of_compiler(name: str) -> str:
+    words = [COMPILER, f"-print-file-name={name}"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_no_byte_beyond_an_array_is_read_or_written(tmp_path):
-    library = guards_library()
+    libraries = guards_libraries()
     compiler = tmp_path / "guarded"
     compiler.write_text(f'#!/bin/sh\nexec {COMPILER} "$@" -fsanitize=address -g\n')
     compiler.chmod(0o755)
@@ -34,7 +41,7 @@ def test_no_byte_beyond_an_array_is_read_or_written(tmp_path):
         **os.environ,
         "CXX": str(compiler),
         "TORCH_EXTENSIONS_DIR": str(tmp_path),
-        "LD_PRELOAD": library,
+        "LD_PRELOAD": libraries,
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees all
     }
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'its'}"]

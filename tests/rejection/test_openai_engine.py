@@ -274,7 +274,7 @@ def test_answers_that_come_beside_a_failure_are_kept(
     """All that is done when the engine looks: half of it answers, half refusals that end the run."""
     server.trouble = lambda number, body: (401, {}) if body["seed"] % 2 else "fine"
 
-    def wait_for_all(futures: Any, **_: Any) -> Any:
+    def wait_for_all(futures: Any, *_: Any) -> Any:
         return wait(futures)
 
     monkeypatch.setattr(openai_engine, "wait", wait_for_all)

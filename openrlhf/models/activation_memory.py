@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import backbone_name, recompute_layers, without_autocast, without_weights
+from openrlhf.engine.processor import has_bfloat16_products
 from openrlhf.engine.state_memory import BUCKET_NUMBERS
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts, mask_without_padding
@@ -31,6 +32,7 @@ from openrlhf.models.moe import num_experts_per_token
 
 _AS_KERNELS_DO = "counted"  # under this name transformers knows an attention that keeps what the kernels keep
 # oneDNN keeps the code of about a thousand products by their shapes, and those of experts differ in every micro-batch.
+# It makes the products of bfloat16, where the processor has them.
 _CODE_OF_EXPERTS_CPU = 220 * 2**20
 _TOKENS_TRIED = 8192  # many, so that gradients of weights, which do not grow with them, count for little
 
@@ -68,7 +70,7 @@ class ModelMemory:
         """
         head_gradient = self.vocab_size * self.hidden_size * self.weight_bytes if self.head_is_trained else 0
         at_head = num_tokens * self.kept_a_token + head_gradient + self._head_bytes(num_tokens, on_cpu)
-        code = _CODE_OF_EXPERTS_CPU if on_cpu and self.has_experts else 0
+        code = _CODE_OF_EXPERTS_CPU if on_cpu and self.has_experts and has_bfloat16_products() else 0
         behind = [num_tokens * held + waiting_bytes * min(done, BUCKET_NUMBERS) for held, done in self.peaks]
         return code + int(max(at_head, *(one + head_gradient for one in behind)))
 

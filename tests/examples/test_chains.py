@@ -1,4 +1,4 @@
-"""preferences.sh whole; and the steps of both scripts with their own files, one after the other, at a small size."""
+"""The steps of preferences.sh and rejection_sampling.sh with their own files, one after the other, at a small size."""
 
 from __future__ import annotations
 
@@ -52,16 +52,6 @@ def test_preferences_from_data_to_figures(begun, example, examples, one_rank, mo
     shown = capsys.readouterr().out
     assert "the right answer gets the higher reward in" in shown
     assert (status, "missed: DPO gains less than 15 points" in shown) == (1, True)
-
-
-def test_preferences_reach_what_the_script_promises(tmp_path):
-    """The script as a user runs it, in this environment: it ends with 1 where a figure is missed."""
-    env = os.environ | {"PREFERENCES_VENV": sys.prefix, "PREFERENCES_DIR": str(tmp_path)}
-    script = Path(__file__).parents[2] / "examples" / "preferences.sh"
-    done = subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, timeout=1_500)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    assert "the right answer gets the higher reward in" in done.stdout
-    assert all((tmp_path / of / "training_curves.png").is_file() for of in ("reward", "preferred"))
 
 
 def test_rejection_sampling_from_questions_to_figures(begun, example, examples):

@@ -9,8 +9,11 @@ import pytest
 from tests.equivalence.cells import Layout
 from tests.equivalence.pair_cells import PairRecipe, train_pairs, train_pairs_in_layout
 from tests.equivalence.reference import Curve
-from tests.equivalence.test_layouts import POOLS, assert_same
+from tests.equivalence.test_layouts import LOSS_TOLERANCE, POOLS, assert_same
 
+# DPO's loss holds log-probs of whole answers, about -100: one unit in the last place of a float32 there, times beta, is
+# 1.1e-6 of the loss, and a processor with AVX2 alone rounds so.
+DPO_LOSS_TOLERANCE = 2e-6  # relative
 SMOOTHED = PairRecipe("dpo", "llama", loss="sigmoid_norm", shares_prompts=True)
 CELLS = [  # (ranks, recipe, layout)
     (1, PairRecipe("dpo", "llama"), Layout(0, 1)),
@@ -49,4 +52,4 @@ def expected(recipe: PairRecipe) -> Curve:
 )
 def test_pairs_in_a_layout(ranks, recipe, layout, request):
     found = request.getfixturevalue(POOLS[ranks]).run(train_pairs_in_layout, recipe, layout)[0]
-    assert_same(found, expected(recipe))
+    assert_same(found, expected(recipe), DPO_LOSS_TOLERANCE if recipe.command == "dpo" else LOSS_TOLERANCE)

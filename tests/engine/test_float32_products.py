@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import library
 
 from openrlhf.engine.patches import float32_products
 from openrlhf.engine.patches.patch import SWITCH
@@ -54,13 +55,13 @@ def test_other_numbers_go_to_torch(errors, case):
 
 def test_nothing_is_changed_where_the_processor_has_products_of_bfloat16(monkeypatch):
     monkeypatch.setattr(float32_products, "has_bfloat16_products", lambda: True)
-    monkeypatch.setattr(torch.library, "Library", None)
+    monkeypatch.setattr(library, "Library", None)
     assert not float32_products.multiply_in_float32.__wrapped__()
 
 
 def test_the_switch_of_patches_holds(monkeypatch):
     monkeypatch.setattr(float32_products, "has_bfloat16_products", lambda: False)
-    monkeypatch.setattr(torch.library, "Library", None)
+    monkeypatch.setattr(library, "Library", None)
     monkeypatch.setenv(SWITCH, "off")
     assert not float32_products.multiply_in_float32.__wrapped__()
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from openrlhf.engine.patches.patch import Patch
 from openrlhf.engine.processor import has_bfloat16_products
@@ -28,7 +28,7 @@ PATCH = Patch("float32_products", "torch", "2", applies_to_others=True, without_
 _PIECE_BYTES = 16 * 2**20  # of float32 numbers that are held at once, beside a right-hand side
 
 Function = Callable[..., Any]
-_libraries: list[torch.library.Library] = []  # a library that nobody holds takes its kernels along
+_libraries: list[library.Library] = []  # a library that nobody holds takes its kernels along
 
 
 def multiply_fast(model: nn.Module) -> None:
@@ -57,7 +57,7 @@ def multiply_in_float32() -> bool:
 @functools.cache
 def _kernel_of(name: str) -> Function:
     """torch's own; asked for before it is replaced."""
-    return torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+    return library.get_kernel(f"aten::{name}", "CPU").call_boxed
 
 
 def _replace(name: str, num_operands: int, in_float32: Function) -> None:
@@ -69,11 +69,11 @@ def _replace(name: str, num_operands: int, in_float32: Function) -> None:
         run = in_float32 if all(one.dtype == torch.bfloat16 for one in operands) else as_torch
         return run(keys, *arguments, **named)
 
-    library = torch.library.Library("aten", "IMPL")
-    _libraries.append(library)
+    replacing = library.Library("aten", "IMPL")
+    _libraries.append(replacing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch tells that a kernel is replaced
-        library.impl(name, kernel, "CPU", with_keyset=True, allow_override=True)
+        replacing.impl(name, kernel, "CPU", with_keyset=True, allow_override=True)
 
 
 # --- the operators; `call` is torch's own kernel, `keys` what torch hands on to it

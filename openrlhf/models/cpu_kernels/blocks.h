@@ -63,23 +63,26 @@ inline void for_strips(const Block& keys, bool is_diagonal, const Work& work) {
     work(key, std::min(height, keys.padded - key), is_diagonal ? key : 0);
 }
 
-// Whether torch has products of bfloat16 for this processor: tried on numbers whose product is known.
-inline bool multiplies_halves() {
-  static const bool found = [] {
-    constexpr int64_t size = 16;
-    const std::vector<Half> left(size * size, 0x3f80);            // ones
-    const std::vector<Pairs> right(size * size / 2, 0x40003f80);  // rows of ones and of twos
-    std::vector<float> result(size * size, 0);
-    try {
-      at::native::cpublas::brgemm(size, size, size, size, size, size, false,
-                                  reinterpret_cast<const at::BFloat16*>(left.data()),
-                                  reinterpret_cast<const at::BFloat16*>(right.data()), result.data(), true);
-    } catch (const std::exception&) {
-      return false;
-    }
-    return std::all_of(result.begin(), result.end(), [](float value) { return value == 24.0f; });
-  }();
-  return found;
+// Whether `multiply`, called as `product` below, works on this processor: tried on numbers whose product is known.
+template <typename Multiply>
+bool works(const Multiply& multiply) {
+  constexpr int64_t size = 16;
+  const std::vector<Half> left(size * size, 0x3f80);            // ones
+  const std::vector<Pairs> right(size * size / 2, 0x40003f80);  // rows of ones and of twos
+  std::vector<float> result(size * size, 0);
+  try {
+    multiply(size, size, size, left.data(), size, right.data(), size, result.data(), size, false);
+  } catch (const std::exception&) {
+    return false;
+  }
+  return std::all_of(result.begin(), result.end(), [](float value) { return value == 24.0f; });
+}
+
+inline void product_of_halves(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
+                              const Pairs* right, int64_t right_step, float* result, int64_t result_step, bool add) {
+  at::native::cpublas::brgemm(rows, columns, inner, left_step, right_step, result_step, add,
+                              reinterpret_cast<const at::BFloat16*>(left),
+                              reinterpret_cast<const at::BFloat16*>(right), result, true);
 }
 
 inline void product_of_floats(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
@@ -105,11 +108,8 @@ inline void product_of_floats(int64_t rows, int64_t columns, int64_t inner, cons
 // Where the processor has no products of bfloat16, the numbers are copied to float32.
 inline void product(int64_t rows, int64_t columns, int64_t inner, const Half* left, int64_t left_step,
                     const Pairs* right, int64_t right_step, float* result, int64_t result_step, bool add) {
-  if (!multiplies_halves())
-    return product_of_floats(rows, columns, inner, left, left_step, right, right_step, result, result_step, add);
-  at::native::cpublas::brgemm(rows, columns, inner, left_step, right_step, result_step, add,
-                              reinterpret_cast<const at::BFloat16*>(left),
-                              reinterpret_cast<const at::BFloat16*>(right), result, true);
+  static const auto multiply = works(product_of_halves) ? product_of_halves : product_of_floats;
+  multiply(rows, columns, inner, left, left_step, right, right_step, result, result_step, add);
 }
 
 // --- packing ---------------------------------------------------------------------------------------------------------

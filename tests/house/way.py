@@ -29,6 +29,7 @@ LEAVES = {
     "engine/abandoned_step.py": "how many collectives a rank has begun, for a step that is given up",
     "engine/parameters.py": "a parameter that tensor parallelism shares out, for the norm of gradients",
     "engine/patches/cpu_adam_steps.py": "the same update, with its step count kept right",
+    "engine/patches/float32_products.py": "the same products of bf16, made in float32 where the processor has none",
     "engine/patches/held_updates.py": "an optimizer that is told not to update",
     "engine/patches/patch.py": "the switch of all patches",
     "engine/step_guard.py": "an update that would do harm is held back",

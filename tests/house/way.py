@@ -51,3 +51,6 @@ LEAVES = {
     "strategy/script_names.py": "this rank's number, the seed",
     "watchdog/watchdog.py": "a note of what this rank does, for the ranks that wait for it",
 }
+
+# Leaves that a step runs through on some processors alone: here, on those without products of bf16.
+ON_SOME_PROCESSORS = {"engine/patches/float32_products.py"}

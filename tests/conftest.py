@@ -19,6 +19,8 @@ for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
+_pools: list[RankPool] = []
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_rank_is_left_behind():
@@ -29,21 +31,26 @@ def _no_rank_is_left_behind():
         sys.modules["torch"].distributed.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
+    for pool in _pools:
+        pool.end_if_crowded()
+
+
+def _pool_of(world_size: int):
+    with RankPool(world_size) as pool:
+        _pools.append(pool)
+        yield pool
 
 
 @pytest.fixture(scope="session")
 def one_rank():
-    with RankPool(1) as pool:
-        yield pool
+    yield from _pool_of(1)
 
 
 @pytest.fixture(scope="session")
 def two_ranks():
-    with RankPool(2) as pool:
-        yield pool
+    yield from _pool_of(2)
 
 
 @pytest.fixture(scope="session")
 def four_ranks():
-    with RankPool(4) as pool:
-        yield pool
+    yield from _pool_of(4)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that must pass: ruff, the type checker, pytest; in an environment of its own. Needs python3 alone.
-#   bash tests/run_all.sh [arguments of pytest]
+#   bash tests/run_all.sh [arguments of pytest]      `-n 0`: one test after another
 #   TEST_VENV=folder   the environment, made if it is not there (default: .venv-tests)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -57,5 +57,6 @@ failed=0
 ruff check . || failed=1
 ruff format --check --quiet . || { echo "ruff format: some files are not formatted" && failed=1; }
 mypy || failed=1
-python -m pytest "$@" || failed=1
+# Two processes, each with files of tests for itself: most tests keep one core busy.
+python -m pytest -n 2 --dist loadfile "$@" || failed=1
 exit "$failed"

@@ -18,6 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS_TO_ANSWER = 400  # less than a test's own limit (pyproject.toml): the ranks that hang are killed by then
+# Every group that a case makes leaves threads of gloo that wake up a hundred times a second: five hundred of them take
+# a fifth of a core from the tests that follow.
+MOST_THREADS = 100
 
 
 class RankError(AssertionError):
@@ -31,6 +34,7 @@ class RankPool:
         self.world_size = world_size
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
+        self._num_threads = 0  # of the busiest rank, after the last case
         self._start()
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -67,17 +71,24 @@ class RankPool:
         if not self._pipes[rank].poll(max(0.0, deadline - time.monotonic())):
             return False, f"no answer within {SECONDS_TO_ANSWER} s", True
         try:
-            return *self._pipes[rank].recv(), False
+            ok, value, num_threads = self._pipes[rank].recv()
+            self._num_threads = max(self._num_threads, num_threads)
+            return ok, value, False
         except EOFError:
             self._processes[rank].join()
             return False, f"the process ended with exit code {self._processes[rank].exitcode}", True
+
+    def end_if_crowded(self) -> None:
+        """Ends ranks with more than MOST_THREADS threads; the next case gets new ones. For the end of a module."""
+        if self._num_threads > MOST_THREADS:
+            self.close()
 
     def close(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._num_threads = [], [], 0
 
     def __enter__(self) -> RankPool:
         return self
@@ -96,6 +107,7 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
         MASTER_PORT=str(port),
         OMP_NUM_THREADS="1",
     )
+    import psutil
     import torch
     import torch.distributed as dist
 
@@ -110,7 +122,7 @@ def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
             answer = (True, function(*args, **kwargs))
         except BaseException:
             answer = (False, traceback.format_exc())
-        pipe.send(answer)
+        pipe.send((*answer, psutil.Process().num_threads()))
 
 
 def _free_port() -> int:

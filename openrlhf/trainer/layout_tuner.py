@@ -40,11 +40,10 @@ class LayoutTuner:
         tell: Callable[[str, dict[str, Any]], None] = lambda words, facts: None,
     ):
         self._strategy, self._loader, self._model, self._memory = strategy, loader, model, memory
-        train, is_ours = strategy.train, isinstance(loader, StepWindowLoader)
-        can_change = is_ours and train.tune_layout and not train.full_determinism_enable
-        can_change = can_change and len(layouts) > 1 and not model.draws_random_numbers  # a layout draws others
-        may_compile_anew = model.is_compiled or strategy.ds.deepcompile  # for longer than all trials may take
-        self._layouts = tuple(layouts) if can_change and not may_compile_anew else ()
+        is_asked = strategy.train.tune_layout and not strategy.train.full_determinism_enable
+        can_choose = is_asked and isinstance(loader, StepWindowLoader) and len(layouts) > 1
+        self._obstacle = self._what_forbids_another_layout() if can_choose else ""
+        self._layouts = tuple(layouts) if can_choose and not self._obstacle else ()
         self._tell = tell
         self._steps: Generator[StepLayout, Timing, StepLayout] | None = None  # None: no trials are under way
         self._trials: LayoutTrials
@@ -56,6 +55,8 @@ class LayoutTuner:
 
         Args: restored: `kept`, of the checkpoint that the run goes on from. It holds where the facts are the same.
         """
+        if self._obstacle:
+            self._strategy.print(f"the layout stays as it is and is not tuned: {self._obstacle}.")
         if not self._layouts:
             return
         if restored is not None and restored["rests_on"] == self._rests_on():
@@ -86,6 +87,13 @@ class LayoutTuner:
             self._tell(self._in_words(), {"layout": asdict(self._layout), "tried": self._tried()})
 
     # -------------------------------------------------------------------------------------------------------------
+
+    def _what_forbids_another_layout(self) -> str:
+        if self._model.draws_random_numbers:
+            return "dropout would draw other numbers in another one"
+        if self._model.is_compiled or self._strategy.ds.deepcompile:
+            return "another one would be compiled anew, for longer than trials may take"
+        return ""
 
     def _keep(self, layout: StepLayout) -> None:
         self._take(layout)

@@ -212,3 +212,19 @@ def test_where_there_is_nothing_to_choose_the_layout_stays_as_it_was(choice):
         tuning.tuner.after_step(1.0, 1000)
     assert tuning.loader.layout == FixedSize(2)
     assert tuning.told == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (dict(drops="in a module"), "is not tuned: dropout would draw other numbers in another one."),
+        (dict(compiles="layers"), "is not tuned: another one would be compiled anew, for longer than trials may take."),
+        (dict(tune_layout=False, compiles="layers"), ""),
+    ],
+    ids=["dropout", "compiled layers", "not to tune"],
+)
+def test_what_forbids_another_layout_is_said_unless_none_was_asked_for(choice, words, capsys):
+    Tuning(LARGE, **choice)
+    said = capsys.readouterr().out
+    assert words in said
+    assert bool(words) == ("tuned" in said)

@@ -7,10 +7,10 @@
     --threads N     in place of the case's number (2)
     --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
 
-Same model, rows, precision and threads for both, each run a process of its own; but where the processor has no products
-of bfloat16 TRL computes in float32, which is faster there (`cases.on_processor`). First both must compute the same loss
-on the same rows. After every run the case's JSON is written anew (benchmarks/results/speed_<case>.json), so that a
-suite that is interrupted loses nothing. At the end `benchmarks.report` draws the plot and writes the tables.
+Same model, rows, precision and threads for both, each run a process of its own. The precision is bf16, or float32 where
+the processor has no products of bf16 (`cases.on_processor`). First both must compute the same loss on the same rows.
+After every run the case's JSON is written anew (benchmarks/results/speed_<case>.json), so that a suite that is
+interrupted loses nothing. At the end `benchmarks.report` draws the plot and writes the tables.
 
 What is counted: tokens of samples, never padding, between the end of the first step and the end of the last, by wall
 clock. Memory is the largest resident size of the process, loading included. The share of the matrix units' peak is
@@ -175,7 +175,7 @@ def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
         "batch_size": case.batch_size,
         "micro_batch_size": case.micro_batch_size,
         "max_len": case.max_len,
-        "precision": "bf16",  # of TRL where its setting does not say bf16=False
+        "precision": "bf16",  # where a setting does not say ds.param_dtype=fp32 or bf16=False
         "num_threads": case.num_threads,
         "warm_up_steps": case.warm_up_steps,
         "contestants": {name: dict(own[name]) for name in contestants},

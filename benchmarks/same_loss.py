@@ -14,7 +14,6 @@ from benchmarks.materials import Material
 from benchmarks.measures import Bench
 
 NUM_SAMPLES = 8
-RELATIVE_TOLERANCE = 1e-5
 
 
 class LossesDiffer(RuntimeError):
@@ -24,7 +23,7 @@ class LossesDiffer(RuntimeError):
 def check_same_loss(bench: Bench, case: Case) -> dict[str, Any]:
     """Loss of each contestant with the settings that are measured.
 
-    Raises LossesDiffer where one is further than 1e-5 (relative) from ours.
+    Raises LossesDiffer where one is further than the case's tolerance (relative) from ours.
     """
     job = loss_job(bench, case)
     losses = {name: our_loss(bench, job, settings) for name, settings in case.ours.items()}
@@ -32,7 +31,7 @@ def check_same_loss(bench: Bench, case: Case) -> dict[str, Any]:
         losses |= {name: trl_loss(bench, job, settings) for name, settings in case.trl.items()}
     reference = next(iter(losses.values()))
     worst = max(abs(loss - reference) / reference for loss in losses.values())
-    if worst > RELATIVE_TOLERANCE:
+    if worst > case.loss_tolerance:
         raise LossesDiffer(f"case {case.name}: losses on the same rows differ by {worst:.1e}: {losses}")
     return {"losses": losses, "largest_relative_difference": worst, "num_samples": job.batch_size}
 

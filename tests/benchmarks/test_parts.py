@@ -145,10 +145,10 @@ def test_quick_forms_keep_what_is_measured_but_compile_nothing():
     ("features", "in_float32"),
     [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx512_bf16", "avx512f"], False), ([], False)],
 )
-def test_trl_computes_in_float32_where_the_processor_has_no_products_of_bfloat16(features, in_float32):
+def test_all_compute_in_float32_where_the_processor_has_no_products_of_bfloat16(features, in_float32):
     case = on_processor(CASES["a"], features)
     assert {settings.get("bf16", True) for settings in case.trl.values()} == {not in_float32}
-    assert case.ours == CASES["a"].ours
+    assert {settings.get("ds.param_dtype") for settings in case.ours.values()} == {"fp32" if in_float32 else None}
 
 
 def test_materials_of_unlike_rows_have_unlike_names():

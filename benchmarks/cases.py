@@ -291,10 +291,9 @@ CASES = {case.name: case for case in _ALL}
 
 
 def on_processor(case: Case, features: list[str]) -> Case:
-    """The case in float32 for all where the processor has no products of bfloat16: float32 is faster there.
+    """The case in float32 for all contestants where the processor has no products of bfloat16.
 
-    torch's own products of bfloat16 are slower there by an order of magnitude or two; what ours makes of them in
-    float32 pays for the rounding of each operand and result.
+    torch's own products of bfloat16, which TRL would use, are slower there by an order of magnitude.
     """
     if not case.trl or {"avx512_bf16", "amx_tile"}.intersection(features) or "avx2" not in features:
         return case

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS_TO_ANSWER = 400  # less than a test's own limit (pyproject.toml): the ranks that hang are killed by then
-# Every group that a case makes leaves threads of gloo that wake up a hundred times a second: five hundred of them take
-# a fifth of a core from the tests that follow.
+# Every group that a case makes leaves threads of gloo that keep waking up: hundreds of them slow down later tests.
 MOST_THREADS = 100
 
 

@@ -50,6 +50,7 @@ class Case:
         facts: further numbers of the kind.
         task: sft, dpo or rm.
         loss_tolerance: relative, of the first step's loss in float32.
+        precision: bf16 or fp32, for all contestants.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     num_threads: int = 2
     task: str = "sft"
     loss_tolerance: float = 1e-5
+    precision: str = "bf16"
 
     @property
     def has_shares_of_peak(self) -> bool:
@@ -293,15 +295,16 @@ CASES = {case.name: case for case in _ALL}
 def on_processor(case: Case, features: list[str]) -> Case:
     """The case in float32 for all contestants where the processor has no products of bfloat16.
 
-    torch's own products of bfloat16, which TRL would use, are slower there by an order of magnitude.
+    torch's own products of bfloat16, which TRL would use, are slower there by an order of magnitude. In float32 ZeRO's
+    stage 1 holds the weights twice; ours does without it on its one rank.
     """
     if not case.trl or {"avx512_bf16", "amx_tile"}.intersection(features) or "avx2" not in features:
         return case
-    return replace(
-        case,
-        ours={name: {**settings, "ds.param_dtype": "fp32"} for name, settings in case.ours.items()},
-        trl={name: {**settings, "bf16": False} for name, settings in case.trl.items()},
-    )
+    ours = {
+        name: {key: 0 if key == "ds.zero_stage" else value for key, value in one.items()}
+        for name, one in case.ours.items()
+    }
+    return replace(case, precision="fp32", ours=ours)
 
 
 def quick_form(case: Case) -> Case:
@@ -338,6 +341,7 @@ def job_of(case: Case, materials: Materials) -> tuple[Job, RowFacts]:
         case.batch_size,
         case.micro_batch_size,
         case.max_len,
+        precision=case.precision,
         num_threads=case.num_threads,
         task=case.task,
     )

@@ -85,6 +85,7 @@ class Case:
 CASES = (
     *(Case(shape, lora, recomputes) for shape in SHAPES for lora in (0, 16) for recomputes in (False, True)),
     Case("dense, deep", zero_stage=0),
+    Case("dense, deep", zero_stage=0, param_dtype="fp32"),
     Case("dense, deep", zero_stage=1),
     Case("dense, deep", zero_stage=1, param_dtype="fp32"),
     Case("dense, deep", zero_stage=2, param_dtype="fp32", num_tokens=512),

@@ -3,7 +3,7 @@
     --cases a,b     only these (benchmarks/cases.py says what they are)
     --rounds 5      each contestant runs that often, in turn: ours, TRL, ours, TRL, ...
     --trl-python P  an environment that holds benchmarks/requirements_trl.txt; without it one is made
-    --ours-alone    without TRL; what the case's JSON holds of TRL, of the same rows and processor, stays in it
+    --ours-alone    without TRL; what the case's JSON holds of TRL stays in it, if of the same rows and processor
     --threads N     in place of the case's number (2)
     --quick         every case at a size of seconds: shows that all of it runs, the figures mean nothing
 
@@ -139,9 +139,9 @@ def run_case(
 
 
 def keep_trl(result: dict[str, Any], path: Path) -> None:
-    """Takes into `result` what an earlier call has measured of TRL, where it was of the same rows and processor."""
+    """Takes into `result` what was measured of TRL before, on the same rows and processor and in this precision."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not earlier or _rows_and_machine(earlier) != _rows_and_machine(result):
+    if not earlier or _what_speed_rests_on(earlier) != _what_speed_rests_on(result):
         return
     of_trl = {name: value for name, value in earlier["settings"]["contestants"].items() if name.startswith("trl_")}
     result["settings"]["contestants"] |= of_trl
@@ -150,8 +150,10 @@ def keep_trl(result: dict[str, Any], path: Path) -> None:
     result["trl_measured_at"] = earlier["commit"]
 
 
-def _rows_and_machine(result: dict[str, Any]) -> tuple[Any, ...]:
-    return result["rows"], result["machine"]["processor"], result["machine"]["cores"]
+def _what_speed_rests_on(result: dict[str, Any]) -> tuple[Any, ...]:
+    machine = result["machine"]
+    processor = machine["processor"], machine.get("features"), machine["cores"]
+    return result["rows"], result["settings"]["precision"], *processor
 
 
 def _one_run(bench: Bench, case: Case, contestant: str, number: int) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def settings_of(case: Case, contestants: list[str]) -> dict[str, Any]:
         "batch_size": case.batch_size,
         "micro_batch_size": case.micro_batch_size,
         "max_len": case.max_len,
-        "precision": "bf16",  # where a setting does not say ds.param_dtype=fp32 or bf16=False
+        "precision": case.precision,
         "num_threads": case.num_threads,
         "warm_up_steps": case.warm_up_steps,
         "contestants": {name: dict(own[name]) for name in contestants},

@@ -92,6 +92,8 @@ def estimate_memory(
     flat_gradient = 0 if sums_in_bf16_optimizer else share(4 * num_trainable_parameters, from_stage=1)
     if zero_stage == 0 and param_dtype != "fp32":
         flat_gradient *= 2
+    elif zero_stage == 0 and num_ranks == 1:
+        flat_gradient = 0
     fills = sent > 0 and on_cpu and zero_stage < 3  # a bucket that is made for each step; ZeRO-3 keeps one for good
     at_update = max(sent * bucket, flat_gradient) if zero_stage < 3 else sent * bucket + flat_gradient
     return MemoryEstimate(

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from openrlhf.engine.abandoned_step import throw_away_gradients
 from openrlhf.engine.parameters import is_partitioned
-from openrlhf.engine.patches.bf16_gradients import add_without_copies
+from openrlhf.engine.patches.gradient_copies import add_without_copies
 from openrlhf.engine.patches.held_updates import updates_only_if
 from openrlhf.engine.patches.muon_import import import_muon
 from openrlhf.engine.patches.tensor_data_check import leave_out_data_check

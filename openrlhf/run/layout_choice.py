@@ -24,7 +24,7 @@ from openrlhf.models.attention.choice import PLAIN
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.run.builders import check_layout, check_way
 from openrlhf.run.lengths import Lengths
-from openrlhf.run.memory_estimate import LARGEST_ERROR, Memory, RunMemory, Way, way_of
+from openrlhf.run.memory_estimate import LARGEST_ERROR, ZERO_STAGES, Memory, RunMemory, Way, lowest_stage, way_of
 
 MOST_TOKENS_CPU = 8_192  # a micro-batch of more is no faster
 MOST_TOKENS_ACCELERATOR = 32_768  # likewise, as far as anybody guesses: it was never measured
@@ -229,11 +229,16 @@ def _ways(config: Any, names: frozenset[str], facts: ModelFacts, num_ranks: int)
         check_way(one, facts)
 
     recomputes = (False, True) if _RECOMPUTES in names else (config.model.gradient_checkpointing_enable,)
-    stages = (1, 2, 3) if _STAGE in names else (config.ds.zero_stage,)
-    if config.optim == "muon":  # the stage changes its result: DeepSpeed clips gradients, or what Muon makes of them
-        stages = (config.ds.zero_stage,)
+    stages = _stages(config, num_ranks) if _STAGE in names else (config.ds.zero_stage,)
     values = [{_RECOMPUTES: one, _STAGE: stage} for one, stage in itertools.product(recomputes, stages)]
     return map(way_of, _possible([with_values(config, one) for one in values], check))
+
+
+def _stages(config: Any, num_ranks: int) -> Sequence[int]:
+    """Of ZeRO, the fastest first."""
+    if config.optim == "muon":  # the stage changes its result: DeepSpeed clips gradients, or what Muon makes of them
+        return (config.ds.zero_stage,)
+    return ZERO_STAGES[lowest_stage(config.ds, num_ranks) :]
 
 
 def _check_settings(config: Any, num_ranks: int) -> None:
@@ -275,7 +280,7 @@ class _Room:
         assert self._free is not None, "it is known"
         way = fitting[0] if fitting else self._memory.leanest(ways, tokens_needed[-1], self._free)
         lowest = min(one.zero_stage for one in ways)
-        why_lowest = "states fit" if lowest == 1 else "other settings need it"
+        why_lowest = {0: "one rank splits nothing", 1: "states fit"}.get(lowest, "other settings need it")
         return way, {
             _STAGE: why_lowest if way.zero_stage == lowest else "less does not fit",
             _RECOMPUTES: "there is no room to keep them" if way.recomputes else "there is room",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openrlhf.checkpoint.host_memory import bytes_left
-from openrlhf.config import DPOConfig, TrainingConfig
+from openrlhf.config import DeepspeedConfig, DPOConfig, TrainingConfig
 from openrlhf.engine.devices import free_device_bytes
 from openrlhf.engine.engine_config import gradient_dtype
 from openrlhf.engine.launchers import num_local_ranks
@@ -150,7 +150,8 @@ class RunMemory:
                 return
         needed = self.of(self.leanest(ways, num_tokens, memory), num_tokens)
         assert needed is not None, "asked before"
-        others = [way for way in self.ways() if way.zero_stage and self.fits(way, num_tokens, memory)]
+        lowest = lowest_stage(self._config.ds, self.num_ranks)
+        others = [way for way in self.ways() if way.zero_stage >= lowest and self.fits(way, num_tokens, memory)]
         remedy = f"{others[0].flags()} would fit" if others else "more ranks or --ds.lora.rank would take less"
         needs, free = size_text(needed.least_bytes(memory)), size_text(memory.device_bytes)
         raise UserError(
@@ -183,6 +184,15 @@ class RunMemory:
                 for stage in ZERO_STAGES:
                     if stage or not offload:
                         yield Way(stage, offload, recomputes)
+
+
+def lowest_stage(ds: DeepspeedConfig, num_ranks: int) -> int:
+    """The lowest stage of ZeRO to be recommended.
+
+    In float32 each stage holds the weights twice, which is for nothing on a single rank. In 16 bits they are held twice
+    without ZeRO too, and gradients are summed in 16 bits.
+    """
+    return 0 if num_ranks == 1 and ds.param_dtype == "fp32" else 1
 
 
 def way_of(config: TrainingConfig) -> Way:

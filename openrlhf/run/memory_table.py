@@ -14,7 +14,7 @@ from openrlhf.models.attention.choice import check_packable
 from openrlhf.models.loading import facts_of
 from openrlhf.run.layout_choice import ChosenLayout, open_layout
 from openrlhf.run.lengths import Lengths
-from openrlhf.run.memory_estimate import Memory, RankMemory, Way, size_text, unit_of
+from openrlhf.run.memory_estimate import Memory, RankMemory, Way, lowest_stage, size_text, unit_of
 
 _COLUMNS = ("ZeRO", "offload", "recompute", "weights", "grads", "states", "active", "update", "peak", "host", "fits")
 
@@ -53,7 +53,7 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
         f"checkpoint saved beside the training keeps {saved} of host memory.",
         soft_wrap=True,
     )
-    console.print(_verdict(found, memory), soft_wrap=True)
+    console.print(_verdict(found, memory, lowest_stage(config.ds, config.ranks)), soft_wrap=True)
     console.print(f"A run here: {layout.in_words()}.", soft_wrap=True)
 
 
@@ -98,12 +98,12 @@ def _row(way: Way, needed: RankMemory, memory: Memory | None, unit_bytes: int) -
     return [str(way.zero_stage), *switches, *(f"{size / unit_bytes:.1f}" for size in sizes), fits]
 
 
-def _verdict(found: dict[Way, RankMemory], memory: Memory | None) -> str:
+def _verdict(found: dict[Way, RankMemory], memory: Memory | None, lowest: int) -> str:
+    """Args: lowest: stage of ZeRO to be recommended."""
     if memory is None:
         return "Give --memory 80GB, or another size, to see what fits."
     room = size_text(memory.device_bytes)
-    # without ZeRO, gradients of a bf16 model are summed in bf16: nothing to recommend
-    fitting = [way for way, needed in found.items() if way.zero_stage and needed.fits(memory)]
+    fitting = [way for way, needed in found.items() if way.zero_stage >= lowest and needed.fits(memory)]
     if fitting:
         return f"Of {room}, a tenth is left for the allocator. The fastest that fits: {fitting[0].flags()}"
     least = min(found, key=lambda way: found[way].device_bytes)

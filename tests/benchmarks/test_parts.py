@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import cpu_kernels, gpu, gpu_machine, report
 from benchmarks.cases import CASES, on_processor, quick_form
+from benchmarks.contestants import Job, our_words, trl_arguments
 from benchmarks.flops import model_flops, plain_flops
 from benchmarks.gpu import llama_layers
 from benchmarks.materials import MODELS, Material, RowFacts, shape_of
@@ -51,21 +52,23 @@ def test_a_stall_is_what_a_step_after_a_save_takes_longer():
     assert figures["lost_seconds_a_save"] == pytest.approx(0.875)
 
 
-@pytest.mark.parametrize(("num_rows", "is_kept"), [(96, True), (97, False)])
-def test_a_call_without_trl_keeps_what_was_measured_of_it_on_the_same_rows(tmp_path, num_rows, is_kept):
-    def result(contestants: list[str], num_rows: int, commit: str) -> dict:
+@pytest.mark.parametrize(
+    ("num_rows", "precision", "is_kept"), [(96, "bf16", True), (97, "bf16", False), (96, "fp32", False)]
+)
+def test_a_call_without_trl_keeps_what_was_measured_of_it_on_the_same_rows(tmp_path, num_rows, precision, is_kept):
+    def result(contestants: list[str], num_rows: int, precision: str, commit: str) -> dict:
         return {
             "rows": {"num_rows": num_rows},
-            "machine": {"processor": "one", "cores": 2, "load_average_at_the_start": [0.1]},
+            "machine": {"processor": "one", "features": [], "cores": 2, "load_average_at_the_start": [0.1]},
             "versions": {"ours": {}, "trl": {"trl": "1.16"} if "trl_best" in contestants else None},
-            "settings": {"contestants": dict.fromkeys(contestants, {})},
+            "settings": {"precision": precision, "contestants": dict.fromkeys(contestants, {})},
             "commit": {"commit": commit},
             "runs": [{"contestant": name, "tokens_per_second": 1.0} for name in contestants if name != "ours"],
         }
 
     path = tmp_path / "speed_a.json"
-    path.write_text(json.dumps(result(["ours", "trl_best"], num_rows, "before")), encoding="utf-8")
-    now = result(["ours"], 96, "now")
+    path.write_text(json.dumps(result(["ours", "trl_best"], num_rows, precision, "before")), encoding="utf-8")
+    now = result(["ours"], 96, "bf16", "now")
     keep_trl(now, path)
     assert [run["contestant"] for run in now["runs"]] == ["trl_best"] * is_kept
     assert now.get("trl_measured_at") == ({"commit": "before"} if is_kept else None)
@@ -147,8 +150,10 @@ def test_quick_forms_keep_what_is_measured_but_compile_nothing():
 )
 def test_all_compute_in_float32_where_the_processor_has_no_products_of_bfloat16(features, in_float32):
     case = on_processor(CASES["a"], features)
-    assert {settings.get("bf16", True) for settings in case.trl.values()} == {not in_float32}
-    assert {settings.get("ds.param_dtype") for settings in case.ours.values()} == {"fp32" if in_float32 else None}
+    job = Job(Path("model"), Path("rows"), 8, 4, 512, precision=case.precision)
+    assert trl_arguments(job, {}, Path("out")).get("bf16", True) is not in_float32
+    words = our_words(job, {}, Path("out"), Path("cache"))
+    assert words[words.index("--ds.param_dtype") + 1] == ("fp32" if in_float32 else "bf16")
 
 
 def test_materials_of_unlike_rows_have_unlike_names():

@@ -21,7 +21,7 @@ from openrlhf.engine.processor import has_bfloat16_products
 from openrlhf.errors import UserError
 from tests.engine import unpatched
 from tests.engine.test_adam_steps import difference_after_a_resume
-from tests.engine.test_bf16_gradients import Sums
+from tests.engine.test_gradient_copies import Sums
 from tests.engine.test_operators import build_adam
 from tests.helpers.ranks import RankPool
 
@@ -53,7 +53,7 @@ class CountCopies(TorchDispatchMode):
         return result
 
 
-def test_bf16_gradients_is_still_needed_to_add():
+def test_gradient_copies_is_still_needed_to_add():
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
     parameter = torch.nn.Parameter(torch.zeros(4, 5, dtype=torch.bfloat16))
@@ -63,7 +63,7 @@ def test_bf16_gradients_is_still_needed_to_add():
     assert copies.numels == [20]
 
 
-def test_bf16_gradients_is_still_needed_to_average(monkeypatch):
+def test_gradient_copies_is_still_needed_to_average(monkeypatch):
     from deepspeed.runtime import engine
 
     monkeypatch.setattr(engine.dist, "all_reduce", lambda tensor, group: None)

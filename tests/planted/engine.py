@@ -66,18 +66,28 @@ BUGS = [
     Bug(
         "micro_batches_overwrite_the_sum",
         "of a window's micro-batches the last one alone is trained",
-        "engine/patches/bf16_gradients.py",
+        "engine/patches/gradient_copies.py",
         "into.add_(piece)",
         "into.copy_(piece)",
-        ("tests/engine/test_bf16_gradients.py::test_micro_batches_add_up_in_float32",),
+        ("tests/engine/test_gradient_copies.py::test_micro_batches_add_up_in_float32",),
     ),
     Bug(
         "ranks_sum_instead_of_mean",
         "gradients grow with the number of ranks",
-        "engine/patches/bf16_gradients.py",
+        "engine/patches/gradient_copies.py",
         "tensor.mul_(1.0 / num_ranks)",
         "pass",
-        ("tests/engine/test_bf16_gradients.py::test_ranks_get_their_mean",),
+        ("tests/engine/test_gradient_copies.py::test_ranks_get_their_mean",),
+    ),
+    Bug(
+        "two_ranks_without_zero_are_not_averaged",
+        "each rank trains a model of its own",
+        "engine/patches/gradient_copies.py",
+        """    if num_ranks > 1:
+        as_deepspeed""",
+        """    if num_ranks > 2:
+        as_deepspeed""",
+        ("tests/engine/test_gradient_copies.py::test_gradients_that_no_other_rank_has_are_not_copied",),
     ),
     Bug(
         "averaging_not_undone",

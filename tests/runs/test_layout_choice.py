@@ -25,7 +25,7 @@ MIB, GIB = 2**20, 2**30
 PLENTY = Memory(on_cpu=True, device_bytes=64 * GIB)
 SHORT = Lengths(longest=200, step=3_000)
 NOTHING_SAID = {name: "auto" for name, setting in settings(SFTConfig).items() if setting.takes_auto}
-DTYPE = torch.float32
+DTYPE = torch.bfloat16
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def state_space():
 def asked(**said):
     """Settings of which only these are said; `__` for `.`, and None for none."""
     said = {name.replace("__", "."): value for name, value in said.items()}
-    return with_values(build(SFTConfig, {"ds.param_dtype": "fp32"} | NOTHING_SAID), said)
+    return with_values(build(SFTConfig, {"ds.param_dtype": "bf16"} | NOTHING_SAID), said)
 
 
 def opened(model=None, num_ranks=1, **said):
@@ -58,10 +58,10 @@ def chosen(lengths=SHORT, free=PLENTY, model=None, num_ranks=1, **said):
 class Figured(RunMemory):
     """Of a run whose figures are round: states by stage, and activations by token, in KiB."""
 
-    STATES = {1: 40 * 1024, 2: 30 * 1024, 3: 20 * 1024}
+    STATES = {0: 40 * 1024, 1: 40 * 1024, 2: 30 * 1024, 3: 20 * 1024}
 
     def __init__(self, num_ranks=1, is_known=True):
-        self.num_ranks, self.on_cpu, self._is_known = num_ranks, True, is_known
+        self._config, self.num_ranks, self.on_cpu, self._is_known = asked(), num_ranks, True, is_known
 
     def of(self, way, num_tokens):
         states = MemoryEstimate(1024 * self.STATES[way.zero_stage], 0, 0)
@@ -200,6 +200,9 @@ def test_layers_that_cannot_be_recomputed_are_not():
     ("said", "num_ranks", "stages"),
     [
         ({}, 1, {1, 2, 3}),
+        (dict(ds__param_dtype="fp32"), 1, {0, 1, 2, 3}),
+        (dict(ds__param_dtype="fp32", ds__adam_offload=True), 1, {1, 2, 3}),
+        (dict(ds__param_dtype="fp32"), 2, {1, 2, 3}),
         (dict(ds__tensor_parallel_size=2), 2, {1, 2}),
         (dict(ds__zpg=2), 2, {3}),
         (dict(optim="muon"), 1, {2}),  # the numbers of its update depend on the stage
@@ -208,6 +211,12 @@ def test_layers_that_cannot_be_recomputed_are_not():
 )
 def test_the_stages_that_other_settings_allow_are_left(said, num_ranks, stages):
     assert {way.zero_stage for way in opened(num_ranks=num_ranks, **said).ways} == stages
+
+
+def test_a_rank_alone_in_float32_holds_its_weights_once():
+    layout = chosen(ds__param_dtype="fp32")
+    assert layout.config.ds.zero_stage == 0
+    assert "ZeRO 0: one rank splits nothing" in layout.in_words()
 
 
 def test_a_ring_packs_and_sends_all_heads_at_once():
@@ -220,7 +229,7 @@ def test_a_ring_packs_and_sends_all_heads_at_once():
 def test_a_balancing_loss_keeps_the_plain_layout_and_nothing_is_tried(scope):
     layout = chosen(model=facts("mixtral"), model__aux_loss_coef=0.01, model__aux_loss_scope=scope)
     plain = with_values(layout.config, {"model.aux_loss_coef": 0.0, "model.aux_loss_scope": "micro_batch"})
-    assert plain == SFTConfig(ds=replace(SFTConfig().ds, param_dtype="fp32"))
+    assert plain == SFTConfig()
     assert layout.candidates == ()
     assert "padded, micro-batches of 8 samples" in layout.in_words()
     assert layout.in_words().endswith(": the balancing loss counts each micro-batch")

@@ -53,11 +53,14 @@ def estimated(bench, way: Way, num_tokens: int = 0, num_ranks: int = 1, on_cpu: 
 
 REMEDIES = [
     (64, "cpu", Way(1, False, False), Way(3, False, False), "--ds.zero_stage 3 would fit"),
-    (1, "cuda", Way(2, False, False), Way(1, True, False), "--ds.zero_stage 1 --ds.adam_offload would fit"),
+    (2, "cuda", Way(2, False, False), Way(1, True, False), "--ds.zero_stage 1 --ds.adam_offload would fit"),
+    (1, "cuda", Way(2, False, False), Way(0, False, False), "--ds.zero_stage 0 would fit"),
 ]
 
 
-@pytest.mark.parametrize(("ranks", "device", "asked", "fitting", "remedy"), REMEDIES, ids=["stage", "offload"])
+@pytest.mark.parametrize(
+    ("ranks", "device", "asked", "fitting", "remedy"), REMEDIES, ids=["stage", "offload", "no stage"]
+)
 def test_a_model_that_cannot_fit_is_refused_before_data_are_prepared(
     ranks, device, asked, fitting, remedy, one_rank, bench
 ):
@@ -66,7 +69,7 @@ def test_a_model_that_cannot_fit_is_refused_before_data_are_prepared(
     )
     free = int(enough / 0.89)
     assert needed > 1.16 * free
-    out, settings = bench / f"refused-{device}", dict(ds__zero_stage=asked.zero_stage, train__batch_size=64)
+    out, settings = bench / f"refused-{device}-{ranks}", dict(ds__zero_stage=asked.zero_stage, train__batch_size=64)
     words = flags(bench / "wide", bench / "long.jsonl", out, data__cache_dir=out / "cache", **settings)
     ((code, text),) = one_rank.run(run_beside_free_memory, words, free, 2**40, device, ranks)
     assert code == 2

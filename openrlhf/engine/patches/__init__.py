@@ -7,11 +7,11 @@ unpatched, and fails once the reason of a patch is gone.
 
 | patch | of | switched off |
 | --- | --- | --- |
-| bf16_gradients | one method each of BF16_Optimizer and the engine, of these objects alone | same numbers, slower |
 | built_operators | DeepSpeed's table of loaded operators | a start takes 2 s longer |
 | cpu_adam_steps | the Adam operators on the CPU: one call more | a resume may differ in the last bit |
 | float32_products | torch's kernels for products of matrices on a CPU, and of one gradient | bf16 takes many times as \
 long on a CPU without an instruction for it |
+| gradient_copies | one method each of BF16_Optimizer and the engine, of these objects alone | same numbers, slower |
 | group_timeouts | `new_group` and `init_device_mesh` of DeepSpeed's communication object | torch may end a run first |
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |

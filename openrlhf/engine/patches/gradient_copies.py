@@ -1,9 +1,10 @@
-"""Gradients of a bf16 model added to DeepSpeed's float32 sums (ZeRO 1) without copies of all of them.
+"""Gradients averaged over the ranks, and added to DeepSpeed's float32 sums, without copies of all of them.
 
-Reason: DeepSpeed's BF16_Optimizer keeps the sums of each parameter group in one flat tensor. It converts a whole
-gradient to float32 to add it: of tied embeddings that is the largest tensor of a step. To average the sums over the
-ranks it copies all of them into one tensor, and back, also where there is one rank. The second alone costs 35 ms a step
-of case (b), 545 → 583 tokens/s (benchmarks/LOG.md).
+Reason: to average gradients over the ranks, DeepSpeed's engine copies them into one tensor and back where there is no
+ZeRO, and where there is its BF16_Optimizer; also on a single rank. That optimizer keeps the sums of each parameter
+group in one flat tensor already, and converts a whole gradient to float32 to add it: of tied embeddings that is the
+largest tensor of a step. The copies cost 35 ms a step of case (b), 545 → 583 tokens/s (benchmarks/LOG.md), and in
+float32 as much memory as the gradient of the embeddings.
 
 Change: two methods of the engine and of its optimizer, of these two objects alone. The numbers are the same to the bit.
 
@@ -24,17 +25,21 @@ from torch.distributed import ProcessGroup, all_reduce
 from openrlhf.engine.patches.patch import Patch
 
 PATCH = Patch(
-    "bf16_gradients", "deepspeed", "0.19", applies_to_others=False, without_it="steps take more time and memory"
+    "gradient_copies", "deepspeed", "0.19", applies_to_others=False, without_it="steps take more time and memory"
 )
 _PIECE = 4 * 2**20  # numbers that are converted at once
 
 
 def add_without_copies(engine: Any) -> None:
-    """For an engine that has a BF16_Optimizer; does nothing to others."""
+    """For an engine that has a BF16_Optimizer, or no ZeRO."""
+    if not PATCH.is_on():
+        return
     optimizer = engine.optimizer
-    if hasattr(optimizer, "fp32_groups_gradients_flat") and PATCH.is_on():
+    if hasattr(optimizer, "fp32_groups_gradients_flat"):
         optimizer._update_hp_grad = partial(_add_gradient, optimizer, optimizer._update_hp_grad)
         engine.allreduce_and_copy = _average
+    else:
+        engine.allreduce_and_copy = partial(_average_with_others, engine.allreduce_and_copy)
 
 
 @torch.no_grad()
@@ -62,3 +67,11 @@ def _average(sums: list[Tensor], group: ProcessGroup, num_ranks: float) -> None:
         for tensor in sums:
             all_reduce(tensor, group=group)
             tensor.mul_(1.0 / num_ranks)
+
+
+def _average_with_others(
+    as_deepspeed: Callable[..., None], gradients: list[Tensor], group: ProcessGroup, num_ranks: float
+) -> None:
+    """There may be many gradients: where they are sent, DeepSpeed's flat tensor is faster."""
+    if num_ranks > 1:
+        as_deepspeed(gradients, group, num_ranks)

@@ -54,9 +54,11 @@ export TORCH_EXTENSIONS_DIR="$scratch/extensions" HF_HOME="$scratch/huggingface"
 export OMP_NUM_THREADS=1
 
 failed=0
+python -m tests.helpers.operators & # takes the compiler a minute or two, and mypy half a minute
 ruff check . || failed=1
 ruff format --check --quiet . || { echo "ruff format: some files are not formatted" && failed=1; }
 mypy || failed=1
+wait $! || failed=1
 # Two processes, each with files of tests for itself: most tests keep one core busy.
 python -m pytest -n 2 --dist loadfile "$@" || failed=1
 exit "$failed"

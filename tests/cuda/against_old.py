@@ -56,7 +56,7 @@ def _said(cases: list[Case], root: Path, scratch: Path) -> dict[Case, str]:
     """Of each case with the package below `root`: it passes, or the last line of its failure."""
     said = {}
     for ranks in sorted({case.ranks for case in cases}):
-        with first_in_path(root), RankPool(ranks) as pool:
+        with first_in_path(root), RankPool(ranks, imports_itself=True) as pool:
             for case in (case for case in cases if case.ranks == ranks):
                 said[case] = _outcome(case, pool, root, Path(tempfile.mkdtemp(dir=scratch)))
                 print(f"{root.name}: {case}: {said[case]}", flush=True)

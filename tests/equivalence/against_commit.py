@@ -126,7 +126,7 @@ class _Trees:
             self.close()
         if tree not in self._pools:
             with first_in_path(self._roots[tree]):
-                self._pools[tree] = RankPool(ranks)
+                self._pools[tree] = RankPool(ranks, imports_itself=True)
         return self._pools[tree]
 
     def _inputs(self, recipe: Recipe) -> Path:

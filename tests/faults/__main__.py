@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.campaign import run_campaign
-from tests.faults.jobs import PROJECT
 from tests.faults.table import in_words, write
+from tests.helpers.fork_server import PROJECT
 
 
 def main() -> int:

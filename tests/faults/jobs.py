@@ -1,15 +1,10 @@
-"""A job of the command line, launched in a fraction of a second: ranks are forked from a process with all imports.
-
-A launch by torchrun or deepspeed costs ten seconds of imports on every rank. Here one process (multiprocessing's fork
-server) imports torch, DeepSpeed and openrlhf once, before there is any thread or process group, and each rank is forked
-from it. What runs in a rank is the command itself, from `run_command` on; the fork server plays no part in it.
-"""
+"""A job of the command line, launched in a fraction of a second: a rank is forked, and runs the command itself, from
+`run_command` on."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import resource
 import signal
@@ -18,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.helpers.fork_server import fork_server
 from tests.helpers.ranks import _free_port
 
-PROJECT = Path(__file__).parents[2]
 SECONDS_TO_IMPORT = 600.0
 
 
@@ -50,7 +45,7 @@ class Job:
         self._log = log
         port = _free_port()
         self.ranks = [
-            _context().Process(
+            fork_server().Process(
                 target=_run_rank,
                 args=(list(words), rank, num_ranks, port, log, (fault_points or {}).get(rank), largest_file_bytes)
                 + (module, before),
@@ -105,13 +100,6 @@ class Job:
         self.kill(range(len(self.ranks)))
         for process in self.ranks:
             process.join()
-
-
-def _context() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    context.set_forkserver_preload(["tests.faults.preloaded"])
-    return context
 
 
 def _run_rank(

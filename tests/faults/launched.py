@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.faults.jobs import PROJECT
+from tests.helpers.fork_server import PROJECT
 from tests.helpers.ranks import _free_port
 
 BIN = Path(sys.executable).parent

@@ -17,9 +17,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from tests.helpers.fork_server import fork_server
+
 SECONDS_TO_ANSWER = 400  # less than a test's own limit (pyproject.toml): the ranks that hang are killed by then
 # Every group that a case makes leaves threads of gloo that keep waking up: hundreds of them slow down later tests.
-MOST_THREADS = 100
+MOST_THREADS = 40
 
 
 class RankError(AssertionError):
@@ -27,10 +29,14 @@ class RankError(AssertionError):
 
 
 class RankPool:
-    """`world_size` processes joined in one gloo group; each runs the functions that `run` hands it."""
+    """`world_size` processes joined in one gloo group; each runs the functions that `run` hands it.
 
-    def __init__(self, world_size: int):
+    Args: imports_itself: each process is a new interpreter, in place of one that is forked with all imports done.
+    """
+
+    def __init__(self, world_size: int, imports_itself: bool = False):
         self.world_size = world_size
+        self._context = multiprocessing.get_context("spawn") if imports_itself else fork_server()
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         self._num_threads = 0  # of the busiest rank, after the last case
@@ -55,11 +61,11 @@ class RankPool:
         return [value for _, value, _ in answers]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        port = _free_port()
+        port, environment = _free_port(), dict(os.environ)
         for rank in range(self.world_size):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, self.world_size, port), daemon=True)
+            here, there = self._context.Pipe()
+            arguments = (there, rank, self.world_size, port, environment)
+            process = self._context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
             process.start()
             there.close()
             self._pipes.append(here)
@@ -96,7 +102,9 @@ class RankPool:
         self.close()
 
 
-def _serve(pipe: Any, rank: int, world_size: int, port: int) -> None:
+def _serve(pipe: Any, rank: int, world_size: int, port: int, environment: dict[str, str]) -> None:
+    os.environ.clear()  # the fork server's
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.jobs import PROJECT
+from tests.helpers.fork_server import PROJECT
 from tests.hostile.case import Judged
 from tests.hostile.groups import all_cases
 from tests.hostile.table import in_markdown

@@ -32,7 +32,8 @@ from openrlhf.rejection.plan import Plan
 from openrlhf.rejection.records import StoredRows, is_finished, read_manifest
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
-from tests.faults.jobs import PROJECT, Job
+from tests.faults.jobs import Job
+from tests.helpers.fork_server import PROJECT
 from tests.helpers.workbench import save_model
 
 NUM_PROMPTS, NUM_ANSWERS = 12, 4

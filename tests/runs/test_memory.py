@@ -188,7 +188,7 @@ def test_an_allocator_that_refuses_costs_a_step_and_no_result(bench, monkeypatch
     settings = dict(ds__zero_stage=0, data__max_len=512, train__micro_batch_size=4, train__max_epochs=2)
     model, rows = bench / "wide", bench / "long.jsonl"
     pieces = settings | dict(train__micro_batch_size=1, model__gradient_checkpointing_enable=True)
-    with RankPool(1) as rank:
+    with RankPool(1, imports_itself=True) as rank:
         ((least, most, (code, text)),) = rank.run(
             run_in_less_address_space,
             flags(model, rows, bench / "pieces", **pieces),

@@ -18,7 +18,8 @@ from openrlhf.run.memory_estimate import Memory, RunMemory, Way
 from tests.helpers.tiny_models import tiny_model
 
 GIB = 2**30
-DENSE, EXPERTS = Case("dense, tied head", num_tokens=2_048), Case("experts", lora_rank=16, recomputes=True, num_tokens=1_024)
+DENSE = Case("dense, tied head", num_tokens=2_048)
+EXPERTS = Case("experts", lora_rank=16, recomputes=True, num_tokens=1_024)
 
 
 @pytest.mark.parametrize("case", [DENSE, EXPERTS], ids=["dense, full", "experts, LoRA, recomputed"])

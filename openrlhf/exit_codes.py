@@ -6,6 +6,7 @@
          saves that fail, a callback that raises
     69   another rank died, failed or hung; it is named on stderr (EX_UNAVAILABLE of sysexits.h)
     75   asked to leave by a signal, and has saved: start it again (EX_TEMPFAIL)
+    130  Ctrl-C in a command that has nothing to save (128 and the signal's number, as a shell says it)
     1    a defect: a traceback says where
 
 After 69 and 75 the run goes on where it was with `--ckpt.load_enable`.
@@ -17,6 +18,7 @@ EXIT_CODE_USER_ERROR = 2
 EXIT_CODE_STOPPED = 3
 EXIT_CODE_RANK_LOST = 69
 EXIT_CODE_PREEMPTED = 75
+EXIT_CODE_INTERRUPTED = 130
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 

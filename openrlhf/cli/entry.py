@@ -21,6 +21,7 @@ from openrlhf.config.sources import secrets_in
 from openrlhf.engine.launchers import adopt_launcher, prepare_cuda
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import (
+    EXIT_CODE_INTERRUPTED,
     EXIT_CODE_PREEMPTED,
     EXIT_CODE_RANK_LOST,
     EXIT_CODE_STOPPED,
@@ -36,7 +37,8 @@ _SECONDS_TOLD = 60.0
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs `command` with the words of the command line; a UserError ends with 2, a RunStopped 3, a RankLost 69."""
+    """Runs `command` with the words of the command line. Ends with 2 for a UserError, 3 for a RunStopped, 69 for a
+    RankLost, 130 for Ctrl-C that the command does not take itself."""
     hide_from_process_list(secrets_in(sys.argv))
     make_standard_streams_last()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -53,6 +55,9 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     except RankLost as error:
         _tell(str(error).splitlines())
         sys.exit(EXIT_CODE_RANK_LOST)
+    except KeyboardInterrupt:
+        print("ended by Ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CODE_INTERRUPTED)
 
 
 def run_training(command: Callable[[Sequence[str]], None]) -> None:

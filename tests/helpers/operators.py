@@ -1,6 +1,6 @@
 """Compiles what training on a CPU compiles on first use, so that no test waits for another one's compiler.
 
-    python -m tests.helpers.operators
+python -m tests.helpers.operators
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from openrlhf.cli.entry import run_command
 from openrlhf.config import ServeConfig
-from openrlhf.exit_codes import EXIT_CODE_PREEMPTED
+from openrlhf.exit_codes import EXIT_CODE_INTERRUPTED, EXIT_CODE_PREEMPTED
 from openrlhf.rejection import reward_server
 from openrlhf.rejection.engines.engine import Request, Sampling
 from openrlhf.rejection.engines.openai_engine import OpenAIEngine
@@ -117,3 +118,14 @@ def test_a_server_that_is_told_to_end_before_it_listens_ends(monkeypatch):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert not stuck
+
+
+def test_a_command_that_saves_nothing_takes_ctrl_c_in_words(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["select"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(interrupted)
+    assert ended.value.code == EXIT_CODE_INTERRUPTED
+    assert capsys.readouterr().err == "ended by Ctrl-C\n"

@@ -30,4 +30,8 @@ def compute_deterministically() -> None:
 def seed_micro_step(seed: int, optimizer_step: int, micro_step: int, rank: int) -> None:
     """Seeds the stream of dropout in one forward pass: the same after a resume as in an unbroken run."""
     digest = hashlib.blake2b(f"{seed}/{optimizer_step}/{micro_step}/{rank}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    number = int.from_bytes(digest, "little") >> 1
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # it would write down a stack trace for each kind of device that may come later: milliseconds
+        torch.default_generator.manual_seed(number)

@@ -74,7 +74,7 @@ def _where(found: list[Result]) -> str:
         features = ", ".join(hardware.get("features", []))
         machine = (
             f"{hardware['processor']}{f' ({features})' if features else ''}, {hardware['cores']} cores, "
-            f"{result['settings']['num_threads']} threads, bf16; "
+            f"{result['settings']['num_threads']} threads, {result['settings']['precision']}; "
             f"torch {versions['ours']['torch']}, TRL {(versions['trl'] or {}).get('trl', 'not run')}"
         )
         name = commit["commit"][:10] + (" with changes" if commit["package_is_changed"] else "")

@@ -59,6 +59,7 @@ ruff check . || failed=1
 ruff format --check --quiet . || { echo "ruff format: some files are not formatted" && failed=1; }
 mypy || failed=1
 wait $! || failed=1
-# Two processes, each with files of tests for itself: most tests keep one core busy.
-python -m pytest -n 2 --dist loadfile "$@" || failed=1
+# Two processes, each with files of tests for itself: most tests keep one core busy. In the order of their names: by
+# xdist's own order the few long tests of benchmarks/ would come last, and one process would wait for them.
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || failed=1
 exit "$failed"

@@ -199,6 +199,7 @@ def a_result(tokens_per_second: float) -> dict:
         "commit": {"commit": "0123456789abcdef", "package_is_changed": False},
         "settings": {
             "num_threads": 2,
+            "precision": "bf16",
             "batch_size": 32,
             "micro_batch_size": 8,
             "contestants": {"ours": {"ds.packing_samples": True}, "trl_defaults": {}},

@@ -17,6 +17,8 @@ PROJECT = Path(__file__).parents[2]
 def fork_server() -> ForkServerContext:
     """A process of it has the environment that this process had when it first started one."""
     context = multiprocessing.get_context("forkserver")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(PROJECT) not in path:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *path]).rstrip(os.pathsep)
     context.set_forkserver_preload(["tests.helpers.preloaded"])
     return context

@@ -62,7 +62,7 @@ def both_ways(module: Any, measure: Callable[[], Any]) -> dict[str, Any]:
 
 
 def without_kernel(module: Any, measure: Callable[[], Any]) -> Any:
-    with patch.object(module, "_library", lambda: None):
+    with patch.object(module, "_kernels", lambda dtype: None):
         return measure()
 
 

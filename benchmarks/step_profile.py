@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks import machine
-from benchmarks.cases import CASES, Case, job_of
+from benchmarks.cases import CASES, Case, job_of, on_processor
 from benchmarks.contestants import our_words
 from benchmarks.materials import Materials
 from benchmarks.measures import write_json
@@ -45,12 +45,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     choices = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(choices.threads)
-    case = CASES[choices.case]
+    hardware = machine.hardware()
+    case = on_processor(CASES[choices.case], hardware["features"])
     num_rows = (choices.steps + 1) * case.batch_size
     case = replace(case, num_threads=choices.threads, material=replace(case.material, num_rows=num_rows))
     milliseconds = profile(case, choices.work.resolve())
-    found = {"machine": machine.hardware(), "commit": machine.commit(), "num_threads": choices.threads}
-    found |= {"shares": shares_by_kind(milliseconds), "steps": choices.steps}
+    found = {"machine": hardware, "commit": machine.commit(), "num_threads": choices.threads}
+    found |= {"precision": case.precision, "shares": shares_by_kind(milliseconds), "steps": choices.steps}
     write_json(RESULTS / f"step_profile_{case.name}.json", found)
     for kind, share in found["shares"].items():
         print(f"{share:6.1%}  {kind}")

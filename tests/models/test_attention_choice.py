@@ -130,7 +130,7 @@ def test_bidirectional_attention_is_refused():
 
 def test_per_sample_attention_never_makes_a_mask_of_the_whole_pack(monkeypatch):
     seen = []
-    actor = Actor(tiny_model("llama"), packing_samples=True)
+    actor = Actor(tiny_model("llama", dtype=torch.float64), packing_samples=True)
     original = causal_pack._repeated
     monkeypatch.setattr(
         causal_pack, "_repeated", lambda query, *args: seen.append(query.shape[1]) or original(query, *args)

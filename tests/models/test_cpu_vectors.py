@@ -1,4 +1,4 @@
-"""Sixteen numbers at once (vectors.h), with this processor's instructions and without its own rounding to bfloat16."""
+"""Vectors of numbers (vectors.h), with this processor's instructions and without its own rounding to bfloat16."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from openrlhf.models import cpu_kernels
 
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
-ONLY_GENERIC = ("-U__AVX512BF16__", "-D__has_builtin(name)=0", "-Wno-builtin-macro-redefined")
+ONLY_GENERIC = ("-U__AVX512BF16__", "-U__AVX512F__", "-D__has_builtin(name)=0", "-Wno-builtin-macro-redefined")
 SOURCE = """
 #include "vectors.h"
 extern "C" void round_all(const float* from, Half* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) store_halves(to + i, rounded(load(from + i)));
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, rounded(load(from + i)));
 }
 extern "C" void powers_of_2(const float* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(to + i, power_of_2(load(from + i)));

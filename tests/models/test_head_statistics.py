@@ -49,7 +49,7 @@ def entropy_of(logits):
 def computed_by(request, monkeypatch):
     """In bfloat16 on a CPU the C++ kernel or, without it, torch."""
     if request.param == "torch":
-        monkeypatch.setattr(cpu_log_probs, "_library", lambda: None)
+        monkeypatch.setattr(cpu_log_probs, "_kernels", lambda dtype: None)
 
 
 @pytest.mark.parametrize("tile_bytes", [SMALL_TILES, None])

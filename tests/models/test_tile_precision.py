@@ -12,7 +12,7 @@ from openrlhf.models.head.log_prob_head import target_log_probs
 @pytest.mark.parametrize("by", ["kernel", "torch"])
 def test_the_sum_over_the_vocabulary_is_taken_in_float32(monkeypatch, by):
     if by == "torch":
-        monkeypatch.setattr(cpu_log_probs, "_library", lambda: None)
+        monkeypatch.setattr(cpu_log_probs, "_kernels", lambda dtype: None)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(20, 8, generator=draw).bfloat16()
     weight = torch.randn(3000, 8, generator=draw).bfloat16()

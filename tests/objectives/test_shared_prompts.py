@@ -77,7 +77,10 @@ def test_a_pack_holds_a_shared_prompt_once_and_short_ones_twice():
     assert len(last[1].input_ids) < len(last[0].input_ids)
 
 
-def test_values_of_a_reward_model_are_those_without_sharing():
+@pytest.mark.parametrize("by", ["our kernel", "blocks that are merged"])
+def test_values_of_a_reward_model_are_those_without_sharing(by, monkeypatch):
+    if by == "blocks that are merged":
+        monkeypatch.setattr(cpu_attention, "_kernels", lambda dtype: None)
     units = [LongPrompts().unit(row) for row in range(10)]
     with torch.no_grad():
         with_, without = (
@@ -91,20 +94,19 @@ def test_values_of_a_reward_model_are_those_without_sharing():
     torch.testing.assert_close(with_, without, rtol=0, atol=1e-6)
 
 
-def test_in_bfloat16_on_the_cpu_our_kernel_computes_shared_prompts():
-    """All samples together; to the rounding of bfloat16 what it computes without sharing."""
-    model = RewardModel(tiny_classifier().bfloat16(), "ring", packing_samples=True).eval()
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 0.02), (torch.float32, 1e-6)])
+def test_on_the_cpu_our_kernel_computes_shared_prompts(dtype, rounding):
+    """All samples together; to rounding what it computes without sharing."""
+    model = RewardModel(tiny_classifier().to(dtype), "ring", packing_samples=True).eval()
     units = [LongPrompts().unit(row) for row in range(10)]
     with torch.no_grad(), patch.object(cpu_attention, "forward", wraps=cpu_attention.forward) as kernel:
         with_, without = (
             Scorer(model, make_micro_batch(units, True, 0, shares_prompts=shares), alone()).sequence_values()
             for shares in (True, False)
         )
-    if cpu_attention._library() is None:
-        pytest.skip("this processor has no products of bfloat16")
     sharing = [call for call in kernel.call_args_list if call.args[-1] is not None]
     assert len(sharing) >= model.config.num_hidden_layers
-    assert (with_ - without).norm() < 0.02 * without.norm()
+    assert (with_ - without).norm() < rounding * without.norm()
 
 
 def test_an_attention_without_a_plan_is_refused_and_not_trained_wrong():

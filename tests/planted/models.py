@@ -103,8 +103,8 @@ BUGS = [
         "kernels_gradient_ends_early",
         "in bf16 on a CPU the last few tokens of the vocabulary are not trained",
         "models/cpu_kernels/log_probs.cpp",
-        "    for (int64_t i = 0; i < tile->columns; i += kLanes) {\n      const Floats weights",
-        "    for (int64_t i = 0; i + kLanes <= tile->columns; i += kLanes) {\n      const Floats weights",
+        "    for (int64_t i = 0; i < tile.columns; i += kLanes) {\n      const Floats weights",
+        "    for (int64_t i = 0; i + kLanes <= tile.columns; i += kLanes) {\n      const Floats weights",
         ("tests/models/test_cpu_log_probs.py::test_gradients_are_rounded_once",),
     ),
     Bug(

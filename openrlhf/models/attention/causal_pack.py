@@ -1,8 +1,8 @@
 """Plain causal attention of a pack on the CPU as one node of the graph; sample by sample, forward and backward.
 
-In bfloat16 our own kernel computes it where the processor has products of bfloat16, in half of torch's time or less
-(benchmarks/LOG.md), and on every processor where samples share a prompt; else torch's does. Neither keeps anything of
-the size of the scores.
+In bfloat16 and float32 our own kernel computes it, in half of torch's time or less (benchmarks/LOG.md), and takes
+samples that share a prompt; in other precisions, for other sizes of heads and without a compiler torch's does. Neither
+keeps anything of the size of the scores.
 
 Shapes: T tokens of the pack, L of one sample, A query heads, K key heads (A = K * G), D head size.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf.engine.processor import has_bfloat16_products
 from openrlhf.engine.torch_operators import cpu_flash, cpu_flash_backward
 from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
 from openrlhf.models.cpu_kernels import attention as cpu_attention
@@ -52,8 +51,7 @@ def attend_pack(
         (T, A, D), contiguous.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    is_ours = prompt_of is not None or has_bfloat16_products()
-    if is_ours and cpu_attention.computes(query, key, value):
+    if cpu_attention.computes(query, key, value):
         return _ByOurKernel.apply(query, key, value, lengths, scale, prompt_of)
     assert prompt_of is None, "torch's kernel knows no shared prompts"
     return _ByTorchsKernel.apply(query, key, value, lengths, scale)

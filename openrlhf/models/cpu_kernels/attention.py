@@ -1,4 +1,7 @@
-"""Causal attention of a pack in bfloat16 on the CPU (attention.cpp, attention_backward.cpp)."""
+"""Causal attention of a pack in bfloat16 or float32 on the CPU (attention.cpp, attention_backward.cpp).
+
+Where the processor has no products of bfloat16, bfloat16 is copied to float32, and the results are rounded.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,26 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from openrlhf.models.cpu_kernels.compiled import load_library
+from openrlhf.engine.processor import has_bfloat16_products
+from openrlhf.models.cpu_kernels.compiled import DTYPE_NAMES, load_library
 
 PromptOf = Sequence[int | None] | None
 
 _LARGEST_HEAD_SIZE = 256
-_LANES = 16  # numbers of a vector of the kernel
+_LANES = 16  # numbers of the longest vector of the kernel
 
 
 def computes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernel takes these, (heads, T, D) each, and this processor has what it needs."""
     head_size = query.shape[-1]
     fits = head_size % _LANES == 0 and head_size <= _LARGEST_HEAD_SIZE and value.shape[-1] == head_size
-    is_half = all(part.dtype == torch.bfloat16 and part.stride(-1) == 1 for part in (query, key, value))
-    return fits and is_half and _library() is not None
+    is_contiguous = all(part.dtype == query.dtype and part.stride(-1) == 1 for part in (query, key, value))
+    return fits and is_contiguous and query.dtype in DTYPE_NAMES and _kernels(_computed_in(query.dtype)) is not None
 
 
 def forward(
@@ -40,11 +44,13 @@ def forward(
         of each query's weights, (A, T) float32.
     """
     num_heads, num_tokens, head_size = query.shape
-    output = query.new_empty(num_tokens, num_heads, head_size).transpose(0, 1)
+    dtype = _computed_in(query.dtype)
+    inputs = [part.to(dtype) for part in (query, key, value)]
+    output = torch.empty(num_tokens, num_heads, head_size, dtype=dtype).transpose(0, 1)
     log_sums = torch.empty(num_heads, num_tokens, dtype=torch.float32)
-    tensors = map(_Tensor3.of, (query, key, value, output))
-    _library().attention_forward(_Sizes.of(query, key, lengths, scale, prompt_of), *tensors, log_sums.data_ptr())
-    return output, log_sums
+    tensors = map(_Tensor3.of, (*inputs, output))
+    _kernels(dtype).forward(_Sizes.of(query, key, lengths, scale, prompt_of), *tensors, log_sums.data_ptr())
+    return output.to(query.dtype), log_sums
 
 
 def backward(
@@ -59,12 +65,15 @@ def backward(
     prompt_of: PromptOf = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, from that of the output, (A, T, D), and what `forward` returned."""
+    dtype = _computed_in(query.dtype)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    tensors, places = map(_Tensor3.of, (query, key, value, output, grad)), map(_Tensor3.of, found)
+    inputs = [part.to(dtype) for part in (query, key, value, output, grad)]
+    found = [torch.empty_like(part) for part in inputs[:3]]
+    tensors, places = map(_Tensor3.of, inputs), map(_Tensor3.of, found)
     sizes = _Sizes.of(query, key, lengths, scale, prompt_of)
-    _library().attention_backward(sizes, *tensors, log_sums.data_ptr(), *places)
-    return found
+    _kernels(dtype).backward(sizes, *tensors, log_sums.data_ptr(), *places)
+    query_grad, key_grad, value_grad = (part.to(query.dtype) for part in found)
+    return query_grad, key_grad, value_grad
 
 
 # --- what the kernel is given; the structures of attention_tasks.h
@@ -116,14 +125,26 @@ def _first_samples_of_units(prompt_of: Sequence[int | None]) -> list[int]:
 # --- the library
 
 
+class _Kernels(NamedTuple):
+    """Of one kind of numbers."""
+
+    forward: Any
+    backward: Any
+
+
+def _computed_in(dtype: torch.dtype) -> torch.dtype:
+    return dtype if has_bfloat16_products() else torch.float32
+
+
 @functools.cache
-def _library() -> Any:
-    """None where there is none, or torch's products do not work on this processor: ask `computes` first."""
-    library = load_library()
-    if library is None or not library.attention_is_supported():
+def _kernels(dtype: torch.dtype) -> Any:
+    """`_Kernels`; None where there is no library, or torch's products do not work here: ask `computes` first."""
+    library, name = load_library(), DTYPE_NAMES[dtype]
+    if library is None or not getattr(library, f"attention_works_in_{name}")():
         return None
+    forward, backward = (getattr(library, f"attention_{way}_in_{name}") for way in ("forward", "backward"))
     sizes, tensor, floats = ctypes.POINTER(_Sizes), ctypes.POINTER(_Tensor3), ctypes.c_void_p
-    library.attention_forward.argtypes = (sizes, *[tensor] * 4, floats)
-    library.attention_backward.argtypes = (sizes, *[tensor] * 5, floats, *[tensor] * 3)
-    library.attention_forward.restype = library.attention_backward.restype = None
-    return library
+    forward.argtypes = (sizes, *[tensor] * 4, floats)
+    backward.argtypes = (sizes, *[tensor] * 5, floats, *[tensor] * 3)
+    forward.restype = backward.restype = None
+    return _Kernels(forward, backward)

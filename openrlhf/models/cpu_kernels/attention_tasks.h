@@ -5,11 +5,12 @@
 
 #include "blocks.h"
 
+template <typename Number>
 struct Tensor3 {  // (heads, T, D) by strides in elements; D's is 1
-  Half* data;
+  Number* data;
   int64_t head_step, token_step;
-  Half* at(int64_t head, int64_t token) const { return data + head * head_step + token * token_step; }
-  Rows rows(int64_t head, int64_t first) const { return {at(head, first), token_step}; }
+  Number* at(int64_t head, int64_t token) const { return data + head * head_step + token * token_step; }
+  Rows<Number> rows(int64_t head, int64_t first) const { return {at(head, first), token_step}; }
 };
 
 struct Sizes {

@@ -15,6 +15,8 @@ import torch
 
 from openrlhf.build_folder import builds_are_for, sole_builder
 
+DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # in the kernels' names: those that they take
+
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
 # Not -ffast-math: what is not a number must stay so. OpenMP is not linked: torch's own runs the threads.

@@ -1,20 +1,23 @@
-"""One tile of logits in bfloat16 on the CPU: its part of each target's statistics, and its gradient (log_probs.cpp)."""
+"""One tile of logits in bfloat16 or float32 on the CPU (log_probs.cpp): its part of each target's statistics, and its
+gradient.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from openrlhf.models.cpu_kernels.compiled import load_library
+from openrlhf.models.cpu_kernels.compiled import DTYPE_NAMES, load_library
 
 
 def computes(logits: Tensor) -> bool:
     """Whether the kernel takes logits of this kind."""
-    return logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and _library() is not None
+    is_known = logits.device.type == "cpu" and logits.dtype in DTYPE_NAMES
+    return is_known and _kernels(logits.dtype) is not None
 
 
 class RunningStatistics:
@@ -41,7 +44,7 @@ class RunningStatistics:
         parts = (self._tops, self._sums, self._moments, self.target_logits, self.is_likeliest)
         tops, sums, moments, target_logits, is_likeliest = (part[rows].data_ptr() for part in parts)
         running = _Running(tops, sums, moments if self._with_entropy else None, target_logits, is_likeliest)
-        _library().log_probs_fold(_Tile.of(logits, self._target_ids[rows], columns), running)
+        _kernels(logits.dtype).fold(_Tile.of(logits, self._target_ids[rows], columns), running)
 
 
 def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: slice, grads: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: 
         log_sum_exp, target_ids, grads: (rows,).
     """
     sums, grads = (part.float().contiguous() for part in (log_sum_exp, grads))
-    _library().log_probs_gradient(_Tile.of(logits, target_ids, columns), sums.data_ptr(), grads.data_ptr())
+    _kernels(logits.dtype).gradient(_Tile.of(logits, target_ids, columns), sums.data_ptr(), grads.data_ptr())
     return logits
 
 
@@ -81,13 +84,21 @@ class _Running(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("tops", "sums", "moments", "target_logits", "is_likeliest"))
 
 
+class _Kernels(NamedTuple):
+    """Of one kind of numbers."""
+
+    fold: Any
+    gradient: Any
+
+
 @functools.cache
-def _library() -> Any:
-    """None where there is none: ask `computes` first."""
-    library = load_library()
-    if library is not None:
-        tile, floats = ctypes.POINTER(_Tile), ctypes.c_void_p
-        library.log_probs_fold.argtypes = (tile, ctypes.POINTER(_Running))
-        library.log_probs_gradient.argtypes = (tile, floats, floats)
-        library.log_probs_fold.restype = library.log_probs_gradient.restype = None
-    return library
+def _kernels(dtype: torch.dtype) -> Any:
+    """`_Kernels`; None where there is no library: ask `computes` first."""
+    library, name = load_library(), DTYPE_NAMES[dtype]
+    if library is None:
+        return None
+    fold, gradient = (getattr(library, f"log_probs_{work}_in_{name}") for work in ("fold", "gradient"))
+    tile, floats = ctypes.POINTER(_Tile), ctypes.c_void_p
+    fold.argtypes, gradient.argtypes = (tile, ctypes.POINTER(_Running)), (tile, floats, floats)
+    fold.restype = gradient.restype = None
+    return _Kernels(fold, gradient)

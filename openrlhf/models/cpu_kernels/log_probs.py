@@ -24,7 +24,7 @@ class RunningStatistics:
     """Running sums of N rows over the columns folded in so far; all (N,) float32. They come in ascending order."""
 
     def __init__(self, target_ids: Tensor, with_entropy: bool = False):
-        self._target_ids = target_ids
+        self._target_ids = target_ids.contiguous()
         self._tops = torch.full(target_ids.shape, -torch.inf, dtype=torch.float32)
         self._sums, self._moments, self.target_logits = torch.zeros(3, *target_ids.shape, dtype=torch.float32)
         self._with_entropy = with_entropy
@@ -54,6 +54,7 @@ def gradient_(logits: Tensor, log_sum_exp: Tensor, target_ids: Tensor, columns: 
         log_sum_exp, target_ids, grads: (rows,).
     """
     sums, grads = (part.float().contiguous() for part in (log_sum_exp, grads))
+    target_ids = target_ids.contiguous()  # held until the kernel has read it
     _kernels(logits.dtype).gradient(_Tile.of(logits, target_ids, columns), sums.data_ptr(), grads.data_ptr())
     return logits
 

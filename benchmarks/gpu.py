@@ -76,7 +76,7 @@ LIMITS = {
     "log_probs": 40, "longest": 60,
 }  # fmt: skip
 TOY = Size(
-    ("tiny_llama", "tiny"),
+    ("tiny_llama",),
     32,
     4,
     2,

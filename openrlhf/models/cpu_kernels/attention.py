@@ -125,7 +125,7 @@ def _first_samples_of_units(prompt_of: Sequence[int | None]) -> list[int]:
 # --- the library
 
 
-class _Kernels(NamedTuple):
+class _AttentionKernels(NamedTuple):
     """Of one kind of numbers."""
 
     forward: Any
@@ -138,7 +138,7 @@ def _computed_in(dtype: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def _kernels(dtype: torch.dtype) -> Any:
-    """`_Kernels`; None where there is no library, or torch's products do not work here: ask `computes` first."""
+    """`_AttentionKernels`; None where there is no library, or torch's products do not work here: ask `computes` first."""
     library, name = load_library(), DTYPE_NAMES[dtype]
     if library is None or not getattr(library, f"attention_works_in_{name}")():
         return None
@@ -147,4 +147,4 @@ def _kernels(dtype: torch.dtype) -> Any:
     forward.argtypes = (sizes, *[tensor] * 4, floats)
     backward.argtypes = (sizes, *[tensor] * 5, floats, *[tensor] * 3)
     forward.restype = backward.restype = None
-    return _Kernels(forward, backward)
+    return _AttentionKernels(forward, backward)

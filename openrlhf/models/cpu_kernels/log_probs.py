@@ -85,7 +85,7 @@ class _Running(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("tops", "sums", "moments", "target_logits", "is_likeliest"))
 
 
-class _Kernels(NamedTuple):
+class _LogProbKernels(NamedTuple):
     """Of one kind of numbers."""
 
     fold: Any
@@ -94,7 +94,7 @@ class _Kernels(NamedTuple):
 
 @functools.cache
 def _kernels(dtype: torch.dtype) -> Any:
-    """`_Kernels`; None where there is no library: ask `computes` first."""
+    """`_LogProbKernels`; None where there is no library: ask `computes` first."""
     library, name = load_library(), DTYPE_NAMES[dtype]
     if library is None:
         return None
@@ -102,4 +102,4 @@ def _kernels(dtype: torch.dtype) -> Any:
     tile, floats = ctypes.POINTER(_Tile), ctypes.c_void_p
     fold.argtypes, gradient.argtypes = (tile, ctypes.POINTER(_Running)), (tile, floats, floats)
     fold.restype = gradient.restype = None
-    return _Kernels(fold, gradient)
+    return _LogProbKernels(fold, gradient)

@@ -138,7 +138,7 @@ def _computed_in(dtype: torch.dtype) -> torch.dtype:
 
 @functools.cache
 def _kernels(dtype: torch.dtype) -> Any:
-    """`_AttentionKernels`; None where there is no library, or torch's products do not work here: ask `computes` first."""
+    """`_AttentionKernels`; None where there is no library, or its products do not work here: ask `computes` first."""
     library, name = load_library(), DTYPE_NAMES[dtype]
     if library is None or not getattr(library, f"attention_works_in_{name}")():
         return None

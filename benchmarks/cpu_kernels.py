@@ -1,7 +1,7 @@
-"""Our kernels for the CPU against what stands in for them: `python -m benchmarks.cpu_kernels [--threads 1]`.
+"""Our kernels for the CPU against what stands in for them: `python -m benchmarks.cpu_kernels [--precision fp32]`.
 
-Attention of packs in bf16, forward and backward apart, and the head's log-probs with their gradients. Milliseconds, the
-median of several repeats; written to benchmarks/results/cpu_kernels.json and printed.
+Attention of packs, forward and backward apart, and the head's log-probs with their gradients. Milliseconds, the median
+of several repeats; written to benchmarks/results/cpu_kernels_<precision>.json and printed. `--threads N`: 1 without it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from benchmarks import machine
 from benchmarks.materials import shape_of
 from benchmarks.measures import write_json
+from openrlhf.engine.patches.float32_products import multiply_in_float32
 from openrlhf.models.attention.causal_pack import attend_pack
 from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.attention.ring import ring_attention
@@ -29,7 +30,8 @@ from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.cpu_kernels import attention, log_probs
 from openrlhf.models.head.log_prob_head import weighted_log_probs
 
-RESULT = Path(__file__).parent / "results/cpu_kernels.json"
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NUM_REPEATS = 15
 PACKS: dict[str, list] = {  # lengths, and whose prompts are shared
     "28 samples of about 146 tokens": [[min(400, max(60, int(random.Random(i).gauss(146, 45)))) for i in range(28)]],
@@ -44,16 +46,22 @@ NUM_TARGETS = 2_692  # of one of its steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--precision", choices=DTYPES, default="bf16")
+    choices = parser.parse_args()
+    dtype = DTYPES[choices.precision]
+    torch.set_num_threads(choices.threads)
     torch.manual_seed(0)
+    multiply_in_float32()  # as a run does where the processor has no products of bfloat16
     found = {
         "machine": machine.hardware(),
+        "commit": machine.commit(),
         "num_threads": torch.get_num_threads(),
-        "attention": {name: both_ways(attention, partial(attention_times, *pack)) for name, pack in PACKS.items()},
-        "head": both_ways(log_probs, head_times),
+        "attention": {name: both_ways(attention, partial(attention_times, dtype, *of)) for name, of in PACKS.items()},
+        "head": both_ways(log_probs, partial(head_times, dtype)),
     }
-    write_json(RESULT, found)
-    print(RESULT.read_text())
+    result = RESULTS / f"cpu_kernels_{choices.precision}.json"
+    write_json(result, found)
+    print(result.read_text())
 
 
 def both_ways(module: Any, measure: Callable[[], Any]) -> dict[str, Any]:
@@ -66,13 +74,15 @@ def without_kernel(module: Any, measure: Callable[[], Any]) -> Any:
         return measure()
 
 
-def attention_times(lengths: list[int], prompt_of: list[int | None] | None = None) -> dict[str, float]:
+def attention_times(
+    dtype: torch.dtype, lengths: list[int], prompt_of: list[int | None] | None = None
+) -> dict[str, float]:
     """Args: prompt_of: for each sample the one that it goes on from; without our kernel, blocks are merged then."""
     query, key, value = (
-        torch.randn(num_heads, sum(lengths), SHAPE.head_dim).bfloat16().requires_grad_()
+        torch.randn(num_heads, sum(lengths), SHAPE.head_dim).to(dtype).requires_grad_()
         for num_heads in (SHAPE.num_attention_heads, SHAPE.num_key_value_heads, SHAPE.num_key_value_heads)
     )
-    grad = torch.randn(sum(lengths), SHAPE.num_attention_heads, SHAPE.head_dim).bfloat16()
+    grad = torch.randn(sum(lengths), SHAPE.num_attention_heads, SHAPE.head_dim).to(dtype)
 
     def attend() -> torch.Tensor:
         if prompt_of is None:
@@ -89,9 +99,9 @@ def attention_times(lengths: list[int], prompt_of: list[int | None] | None = Non
     }
 
 
-def head_times() -> dict[str, float]:
-    hidden = torch.randn(NUM_TARGETS, SHAPE.hidden_size).bfloat16().requires_grad_()
-    weight = (0.05 * torch.randn(SHAPE.vocab_size, SHAPE.hidden_size)).bfloat16().requires_grad_()
+def head_times(dtype: torch.dtype) -> dict[str, float]:
+    hidden = torch.randn(NUM_TARGETS, SHAPE.hidden_size).to(dtype).requires_grad_()
+    weight = (0.05 * torch.randn(SHAPE.vocab_size, SHAPE.hidden_size)).to(dtype).requires_grad_()
     target_ids, weights = torch.randint(SHAPE.vocab_size, (NUM_TARGETS,)), torch.full((NUM_TARGETS,), 1 / NUM_TARGETS)
 
     def forward_and_backward() -> object:

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from benchmarks import cpu_kernels, gpu, gpu_machine, report
 from benchmarks.cases import CASES, on_processor, quick_form
@@ -249,9 +250,9 @@ def test_it_is_said_which_case_is_of_which_commit():
 def test_a_kernel_is_measured_with_and_without():
     """The way without must not go through the kernel, else the comparison is of one thing with itself."""
     with patch.object(attention, "forward", wraps=attention.forward) as kernel:
-        assert cpu_kernels.attention_times([5, 9])["forward_milliseconds"] > 0
+        assert cpu_kernels.attention_times(torch.float32, [5, 9])["forward_milliseconds"] > 0
         num_calls = kernel.call_count
-        assert cpu_kernels.without_kernel(attention, lambda: cpu_kernels.attention_times([5, 9]))
+        assert cpu_kernels.without_kernel(attention, lambda: cpu_kernels.attention_times(torch.float32, [5, 9]))
     assert num_calls > 0
     assert kernel.call_count == num_calls
 

@@ -1,7 +1,7 @@
 """Ring attention: each rank holds a share of the pack; keys and values go round, queries stay.
 
-A rank that holds the whole pack computes its blocks alone: where sequences share a prompt (ring_plan.py). On the CPU in
-bfloat16 a kernel of ours takes all of them at once (causal_pack.py).
+A rank that holds the whole pack computes its blocks alone: where sequences share a prompt (ring_plan.py). On the CPU a
+kernel of ours takes all of them at once (causal_pack.py).
 
 Forward: while a block of keys and values is computed with, it is sent on and the next one received; block outputs are
 merged by their log-sum-exp in float32. Backward: keys and values go round once more, and with them the sums of their

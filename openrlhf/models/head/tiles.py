@@ -3,8 +3,8 @@
 A tile is some rows (target tokens) × some columns of the vocabulary. It is computed, folded into running statistics
 (log-sum-exp, likeliest token, entropy) and thrown away; for the gradients each tile is computed again, unless all of
 them fit into the memory that may be kept. A tile's float32 logits take `tile_bytes`; in a half-precision model its
-half-precision copy comes on top, or stands alone where the C++ kernel reads it (bfloat16 on the CPU). The rest is of
-the size of the hidden states and of the weight's gradient.
+half-precision copy comes on top, or stands alone where the C++ kernel reads it (on the CPU). The rest is of the size of
+the hidden states and of the weight's gradient.
 
 Shapes: N target tokens, H hidden, V vocabulary.
 """

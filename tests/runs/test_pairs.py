@@ -265,8 +265,9 @@ def test_every_kind_of_reference_gives_the_same_run(one_rank, bench, of_adapters
     one_rank.run(run, argv(bench, kind, ds__lora__rank=4, adam__lr=1e-2, **changes), command="train_dpo")
     assert of_adapters[-1]["rewards/margins"] > 0.01
     for one, other in zip(of_adapters, step_lines(bench / kind), strict=True):
-        for name in ("loss", "grad_norm", "rewards/margins"):
-            assert other[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), f"{name} of step {one['global_step']}"
+        for name, tolerance in (("loss", 1e-6), ("grad_norm", 1e-5), ("rewards/margins", 1e-6)):
+            of_step = f"{name} of step {one['global_step']}"
+            assert other[name] == pytest.approx(one[name], rel=tolerance, abs=tolerance), of_step
 
 
 def test_a_computed_reference_is_shared_and_known_by_weights(one_rank, bench, monkeypatch):

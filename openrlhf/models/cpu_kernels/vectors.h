@@ -112,17 +112,18 @@ inline Words words_of(const Halves (&rows)[2]) { return pairs_of(rows[0], rows[1
 inline Words words_of(const Floats (&row)[1]) { return reinterpret_cast<Words>(row[0]); }
 inline void store(Word* to, Words words) { *reinterpret_cast<Words*>(to) = words; }
 
-// 2^x with a relative error below 3e-7; NaN stays NaN; below -126 it gives 2^-126.
+// 2^x with a relative error below 1e-7; NaN stays NaN; below -126 it gives 2^-126.
 inline Floats power_of_2(Floats x) {
   x = greater(all(-126.0f), x);  // of what is no number the second is taken
   // 1.5 * 2^23: adding it rounds to a whole number, found in the lower bits; 127: where a number's exponent begins.
   const Floats shift = all(12582912.0f + 127.0f);
   const Floats shifted = x + shift;
   const Floats rest = x - (shifted - shift);
-  Floats value = rest * 1.327647245e-3f + 9.675540961e-3f;
-  value = value * rest + 5.550713092e-2f;
-  value = value * rest + 2.402212024e-1f;
-  value = value * rest + 6.931469440e-1f;
+  Floats value = rest * 1.535336196e-4f + 1.339887502e-3f;
+  value = value * rest + 9.618436918e-3f;
+  value = value * rest + 5.550332367e-2f;
+  value = value * rest + 2.402264774e-1f;
+  value = value * rest + 6.931471825e-1f;
   value = value * rest + 1.0f;
   return value * reinterpret_cast<Floats>(reinterpret_cast<Words>(shifted) << 23);
 }

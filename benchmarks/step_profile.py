@@ -1,7 +1,8 @@
 """Where a step's time goes: `python -m benchmarks.step_profile [--case a] [--steps 2] [--threads 2]` (on the CPU).
 
 Trains the case's rows in this process and lets torch's profiler watch all steps but the first. Prints the shares of
-the time by kind of work and, beneath, the costliest entries; writes benchmarks/results/step_profile_<case>.json.
+the time by kind of work and, beneath, the costliest entries; writes
+benchmarks/results/step_profile_<case>_<precision>.json.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
     milliseconds = profile(case, choices.work.resolve())
     found = {"machine": hardware, "commit": machine.commit(), "num_threads": choices.threads}
     found |= {"precision": case.precision, "shares": shares_by_kind(milliseconds), "steps": choices.steps}
-    write_json(RESULTS / f"step_profile_{case.name}.json", found)
+    write_json(RESULTS / f"step_profile_{case.name}_{case.precision}.json", found)
     for kind, share in found["shares"].items():
         print(f"{share:6.1%}  {kind}")
     for name, spent in milliseconds.most_common(NUM_LINES):

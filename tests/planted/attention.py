@@ -68,6 +68,14 @@ BUGS = [
         (f"{_PACK}::test_it_is_as_exact_as_torch",),
     ),
     Bug(
+        "kernel_takes_float32_for_pairs",
+        "in float32 on a CPU values of the second half of a block are weighed like those of its first",
+        "models/cpu_kernels/attention.cpp",
+        "&space.weights[key / kPerWord<Number> * columns + query]",
+        "&space.weights[key / 2 * columns + query]",
+        (f"{_PACK}::test_it_is_as_exact_as_torch",),
+    ),
+    Bug(
         "kernel_keeps_the_last_heads_gradient",
         "on a CPU keys learn from one query head of a group",
         "models/cpu_kernels/attention_backward.cpp",

@@ -47,7 +47,7 @@ def entropy_of(logits):
 
 @pytest.fixture(params=["kernel", "torch"])
 def computed_by(request, monkeypatch):
-    """In bfloat16 on a CPU the C++ kernel or, without it, torch."""
+    """On a CPU the C++ kernel or, without it, torch."""
     if request.param == "torch":
         monkeypatch.setattr(cpu_log_probs, "_kernels", lambda dtype: None)
 

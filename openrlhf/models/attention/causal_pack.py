@@ -1,8 +1,8 @@
 """Plain causal attention of a pack on the CPU as one node of the graph; sample by sample, forward and backward.
 
-In bfloat16 and float32 our own kernel computes it: short samples in half of torch's time or less, long ones in less than
-torch's (benchmarks/LOG.md). It also takes samples that share a prompt. In other precisions, for other sizes of heads and
-without a compiler torch's kernel computes it. Neither keeps anything of the size of the scores.
+In bfloat16 and float32 our own kernel computes it: short samples in half of torch's time or less, long ones in less
+than torch's (benchmarks/LOG.md). It also takes samples that share a prompt. In other precisions, for other sizes of
+heads and without a compiler torch's kernel computes it. Neither keeps anything of the size of the scores.
 
 Shapes: T tokens of the pack, L of one sample, A query heads, K key heads (A = K * G), D head size.
 """

@@ -27,6 +27,7 @@ from openrlhf.run.lengths import Lengths
 from openrlhf.run.memory_estimate import LARGEST_ERROR, ZERO_STAGES, Memory, RunMemory, Way, lowest_stage, way_of
 
 MOST_TOKENS_CPU = 8_192  # a micro-batch of more is no faster
+MOST_TOKENS_CPU_FLOAT32 = 4_096  # likewise; its activations take twice as much
 MOST_TOKENS_ACCELERATOR = 32_768  # likewise, as far as anybody guesses: it was never measured
 MODEST_TOKENS = 2_048  # products of so many rows are fast; taken where nobody can tell the memory
 _LEAST_TOKENS_TRIED = 512
@@ -119,11 +120,12 @@ class OpenLayout:
             return ChosenLayout(self.config, self.memory, tuple(_told(self.config, self.reasons)))
         part = lengths.of_rank(self.config.ds, self.memory.num_ranks)
         room, train, names = _Room(self.memory, free), self.config.train, left_open(self.asked)
+        most = most_tokens(self.config.ds, self.memory.on_cpu)
         way, reasons = room.way(self.ways, self._tokens_needed(names, part))
         values: dict[str, Any] = {_STAGE: way.zero_stage, _RECOMPUTES: way.recomputes}
         candidates: tuple[StepLayout, ...] = ()
         if _TOKENS in names:
-            values[_TOKENS], reasons[_TOKENS] = room.budget(way, part, most_tokens(self.memory.on_cpu))
+            values[_TOKENS], reasons[_TOKENS] = room.budget(way, part, most)
             candidates = _candidates(values[_TOKENS], part.longest, way.recomputes)
         elif _SAMPLES in names and train.max_tokens_per_micro_batch is None:
             tokens, reasons[_SAMPLES] = room.budget(way, part, train.micro_batch_size * part.longest)
@@ -187,16 +189,17 @@ def roomy_layout(asked: Any, data: Any, num_ranks: int) -> Any:
         config = with_values(config, {_PACKS: config.ds.attn_implementation not in PLAIN})
     if _TOKENS in names and not _reason_for_plain(asked):
         lengths = Lengths.of([data], config.train.batch_size, config.ds.packing_samples)
-        tokens, _ = budget_wanted(
-            lengths.of_rank(config.ds, num_ranks), most_tokens(on_cpu=usable_device_type() == "cpu")
-        )
+        most = most_tokens(config.ds, on_cpu=usable_device_type() == "cpu")
+        tokens, _ = budget_wanted(lengths.of_rank(config.ds, num_ranks), most)
         config = with_values(config, {_TOKENS: tokens})
     return config
 
 
-def most_tokens(on_cpu: bool) -> int:
+def most_tokens(ds: Any, on_cpu: bool) -> int:
     """Of a micro-batch: more gains nothing."""
-    return MOST_TOKENS_CPU if on_cpu else MOST_TOKENS_ACCELERATOR
+    if not on_cpu:
+        return MOST_TOKENS_ACCELERATOR
+    return MOST_TOKENS_CPU_FLOAT32 if ds.param_dtype == "fp32" else MOST_TOKENS_CPU
 
 
 def budget_wanted(of_rank: Lengths, most: int) -> tuple[int, str]:

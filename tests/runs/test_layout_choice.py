@@ -93,6 +93,8 @@ def test_nothing_is_left_to_the_run_afterwards():
     [
         (Lengths(200, 3_000), 1, {}, 3_072),
         (Lengths(200, 30_000), 1, {}, 8_192),
+        (Lengths(200, 30_000), 1, dict(ds__param_dtype="fp32"), 4_096),
+        (Lengths(10_000, 30_000), 1, dict(ds__param_dtype="fp32"), 10_000),
         (Lengths(200, 30_000), 8, {}, 4_096),  # an eighth, and room for a sample
         (Lengths(10_000, 30_000), 1, {}, 10_000),
         (Lengths(2_000, 2_000), 1, {}, 2_048),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that must pass: ruff, the type checker, pytest; in an environment of its own. Needs python3 alone.
-#   bash tests/run_all.sh [arguments of pytest]      `-n 0`: one test after another
+#   bash tests/run_all.sh [arguments of pytest]      `-n 0`: one test after another; `-m ''`: the slow ones too
 #   TEST_VENV=folder   the environment, made if it is not there (default: .venv-tests)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -61,5 +61,5 @@ mypy || failed=1
 wait $! || failed=1
 # Two processes, each with files of tests for itself: most tests keep one core busy. In the order of their names: by
 # xdist's own order the few long tests of benchmarks/ would come last, and one process would wait for them.
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || failed=1
+python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@" || failed=1
 exit "$failed"

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from openrlhf.models.layout_probe import looking_only
 
 _NUM_TOKENS = 8  # of the look at the layer's form
-_ROUNDING = 1e-2  # relative, of half precision: products of fewer rows may be summed in another order
+# Relative: products of fewer rows may be summed in another order.
+_ROUNDING = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 class _Now:
@@ -84,7 +85,8 @@ class LastLayer:
                     found = self._backbone(**inputs)[0].flatten(0, 1)
         except Exception:  # whatever it is, the layer has another form
             return False
-        return found.shape == expected.shape and bool((found - expected).norm() <= _ROUNDING * expected.norm())
+        allowed = _ROUNDING[found.dtype] * expected.norm()
+        return found.shape == expected.shape and bool((found - expected).norm() <= allowed)
 
 
 def _begin(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

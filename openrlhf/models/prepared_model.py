@@ -42,7 +42,6 @@ class Routing(NamedTuple):
     group: ProcessGroup | None
 
 
-_HALF_PRECISION = (torch.bfloat16, torch.float16)
 _UNKNOWN = AttentionChoice(None)
 
 
@@ -245,11 +244,11 @@ class PreparedModel(nn.Module, ABC):
     def leave_out_unread(self) -> None:
         """Lets the last layer compute no more than is read (see models/last_layer.py).
 
-        For weights, and packs, that are whole on every rank. In half precision alone: there sums of gradients may have
-        fewer terms of zero. Does nothing to a model with experts, whose loads count all tokens.
+        For weights, and packs, that are whole on every rank. Does nothing to a model with experts, whose loads count
+        all tokens.
         """
         base_model, backbone = self.scorer.base_model, self.scorer._backbone
-        if base_model.dtype in _HALF_PRECISION and not self.is_mixture_of_experts:
+        if not self.is_mixture_of_experts:
             self.scorer.last_layer = LastLayer.of(backbone, layers_of(base_model))
 
     def print_trainable_parameters(self) -> None:

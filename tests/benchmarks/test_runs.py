@@ -59,6 +59,7 @@ def gpu_script(work: Path, *words: str) -> str:
     return call(["bash", "benchmarks/gpu.sh", "--work", str(work), *words], **env)
 
 
+@pytest.mark.slow
 def test_the_gpu_script_on_the_cpu(work):
     gpu_script(work)
     found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))
@@ -86,6 +87,7 @@ def test_what_grows_is_measured_quickly(work):
     assert "| a step | layout: packed to 16,384 tokens |" in (work / "scale" / "scale.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_tuning_costs_is_measured_quickly(work):
     sizes = ["--rounds", "1", "--steps", "20", "--samples", "2", "--kinds", "layers as they are"]
     said = call([sys.executable, "-m", "benchmarks.tuning", *sizes, "--result", str(work / "tuning.json")])

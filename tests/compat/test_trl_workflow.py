@@ -207,6 +207,7 @@ def _assert_same_run(out: Path, other: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_resumed_in_the_middle_train_as_one(bench: Path, unbroken: tuple[Path, Any]) -> None:
     out = bench / "two"
     for more in (["--stop_after", "7"], []):

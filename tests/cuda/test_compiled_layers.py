@@ -40,6 +40,7 @@ def test_new_lengths_make_no_new_graphs(traced_only, caplog, layout):
     assert not _told(caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gemma2", "mixtral"])
 def test_of_other_models(traced_only, kind):
     _assert_graphs_serve_all_lengths(kind, packed=True, reentrant=False)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = ("flash", "ring", "liger", "serve", "math", "ray", "verifiers", "mlflow", "trackio", "comet", "qlora", "dev")
 
 
+@pytest.mark.slow
 def test_each_extra_can_be_installed(tmp_path):
     """All in one call, which takes seconds: pip names what it cannot install."""
     assert set(EXTRAS) == set(re.findall(r"^(\w+) = \[", _section("project.optional-dependencies"), re.MULTILINE))

@@ -80,7 +80,9 @@ def srun(bench, words):
     return [[sys.executable, "-m", MODULE, *words]] * 2, [environ(bench, **task) for task in tasks]
 
 
-@pytest.mark.parametrize("launcher", [torchrun, deepspeed, srun])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(torchrun, marks=pytest.mark.slow), deepspeed, pytest.param(srun, marks=pytest.mark.slow)]
+)
 def test_the_same_losses_as_on_one_machine(bench, machines, losses_of_one_machine, launcher):
     commands, envs = launcher(bench, words_of_run(bench, launcher.__name__))
     done = machines.run(commands, envs)

@@ -18,9 +18,9 @@ SEED = int(os.environ.get("SEED", "3"))
     "layouts",
     [
         pytest.param([Layout(1, 1)], id="one rank, ZeRO 1"),
-        pytest.param([Layout(2, 3)], id="two ranks, ZeRO 3"),
-        pytest.param([Layout(1, 1, command="train_rm")], id="reward model"),
-        pytest.param([Layout(2, 2, command="train_dpo")], id="preferences, two ranks"),
+        pytest.param([Layout(2, 3)], id="two ranks, ZeRO 3", marks=pytest.mark.slow),
+        pytest.param([Layout(1, 1, command="train_rm")], id="reward model", marks=pytest.mark.slow),
+        pytest.param([Layout(2, 2, command="train_dpo")], id="preferences, two ranks", marks=pytest.mark.slow),
         pytest.param([Layout(2, 2), Layout(1, 1), Layout(2, 3, micro_batch_size=1)], id="layouts by turns"),
     ],
 )

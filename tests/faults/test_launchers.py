@@ -23,6 +23,7 @@ def last_step(out: Path) -> int:
     return read_records(path)[-1]["global_step"] if path.exists() and path.stat().st_size else 0
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_job_of_which_a_rank_was_killed(bench, tmp_path):
     out = tmp_path / "run"
     with Launched(torchrun(2, max_restarts=1), bench.words(LAYOUT, out), tmp_path / "log") as job:
@@ -35,6 +36,7 @@ def test_torchrun_restarts_a_job_of_which_a_rank_was_killed(bench, tmp_path):
     assert differences(outcome_of(out), bench.unbroken(LAYOUT), is_same_layout=True) == []
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_job_of_which_one_rank_ran_out_of_memory_with_smaller_micro_batches(bench, tmp_path):
     out = tmp_path / "run"
     words = bench.words(Layout(2, 3), out, train__loss="tests.faults.short_of_memory:ShortOnce")
@@ -76,7 +78,7 @@ def test_a_launcher_that_is_asked_to_leave_leaves_a_saved_run(bench, tmp_path, l
     assert (newest.name, problems) == (f"global_step{last_step(out)}", [])
 
 
-@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+@pytest.mark.parametrize("launcher", [torchrun, pytest.param(deepspeed, marks=pytest.mark.slow)])
 def test_ranks_end_with_a_launcher_that_was_killed_and_the_run_goes_on(bench, tmp_path, launcher):
     out = tmp_path / "run"
     with Launched(launcher(2), bench.words(LAYOUT, out), tmp_path / "log") as job:

@@ -39,6 +39,7 @@ LEAVES = {
     "models/head/log_prob_head.py": "log-probs in place of logits; equal to log_softmax of the logits",
     "models/head/tied_embedding.py": "the gradient of a head that is the embedding as well",
     "models/head/tiles.py": "the same log-probs, tile by tile",
+    "models/last_layer.py": "the last layer computes what is read, and no more",
     "models/prepared_model.py": "the inputs as the engine and the transformer take them",
     "objectives/objective.py": "an objective that asks nothing of the whole window",
     "objectives/scorer.py": "an objective's question to the model, handed on",

@@ -32,6 +32,7 @@ def file_of_compiler(name: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_no_byte_beyond_an_array_is_read_or_written(tmp_path):
     libraries = guards_libraries()
     compiler = tmp_path / "guarded"

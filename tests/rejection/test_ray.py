@@ -98,6 +98,7 @@ def answers(tmp_path: Path, url: str, output: str, *flags: str) -> Path:
     return tmp_path / output
 
 
+@pytest.mark.slow
 def test_answers_of_one_worker_and_of_two_nodes_with_one_killed(tmp_path: Path, cluster: Cluster) -> None:
     with running(FakeServer()) as server:
         alone = answers(tmp_path, server.url, "alone")
@@ -157,6 +158,7 @@ def prepared(tmp_path: Path, cache: str, runner: str = "local") -> SFTDataset:
     return prepare_sft_dataset(data, tiny_tokenizer(), runner=runner)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_prepared_data_of_one_process_and_of_two_nodes_with_one_killed(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,13 @@ def bench(tmp_path_factory):
     return folder
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("zero_stage", "dtype"), [(2, "fp32"), (3, "bf16"), (3, "fp32"), (2, "bf16")], ids=lambda value: str(value)
+    ("zero_stage", "dtype"),
+    [(2, "fp32"), *(pytest.param(*one, marks=SLOW) for one in ((3, "bf16"), (3, "fp32"), (2, "bf16")))],
+    ids=lambda value: str(value),
 )
 def test_a_full_epoch(two_ranks, bench, zero_stage, dtype):
     out = bench / f"zero{zero_stage}-{dtype}"

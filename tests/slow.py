@@ -1,4 +1,4 @@
-"""The tests that the test command leaves out because they take a minute or more: `python -m tests.slow`.
+"""The tests that the test command leaves out because they take long: `python -m tests.slow`.
 
 They are marked `slow`. Ends with 1 where one of them fails. What became of each stands in
 `benchmarks/results/slow_tests.md`, with the commit and the processor; arguments are pytest's (`-k ray`), and a run with
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def table(report: ElementTree.ElementTree) -> str:
-    """Args: report: pytest's, in JUnit's format."""
+    """In Markdown. Args: report: pytest's, in JUnit's format."""
     cases = sorted(report.iter("testcase"), key=lambda case: (case.get("classname"), case.get("name")))
     outcomes = {case: outcome_of(case) for case in cases}
     commit, hardware = machine.commit(), machine.hardware()

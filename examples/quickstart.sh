@@ -26,7 +26,7 @@ python "$steps/make_model.py" train.jsonl untrained
 
 num_gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 num_ranks=$((num_gpus > 0 ? num_gpus : 2))
-title "4/5  Training on $num_ranks ranks with ZeRO-2 (the first start compiles DeepSpeed's operators: a minute or two)"
+title "4/5  Training on $num_ranks ranks with ZeRO-2 (the first start compiles DeepSpeed's AdamW: about a minute)"
 # a port of its own: other runs on this machine may hold DeepSpeed's usual one
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 deepspeed --num_accelerators "$num_ranks" --master_port "$port" --module openrlhf.cli.train_sft @ "$steps/run.toml"

@@ -54,7 +54,7 @@ export TORCH_EXTENSIONS_DIR="$scratch/extensions" HF_HOME="$scratch/huggingface"
 export OMP_NUM_THREADS=1
 
 failed=0
-python -m tests.helpers.operators & # takes the compiler a minute or two, and mypy half a minute
+python -m tests.helpers.operators & # takes the compiler two minutes, and mypy half a minute
 ruff check . || failed=1
 ruff format --check --quiet . || { echo "ruff format: some files are not formatted" && failed=1; }
 mypy || failed=1

@@ -20,8 +20,8 @@ from openrlhf.build_folder import keep_builds_apart
 from openrlhf.engine.devices import take_device
 from openrlhf.engine.gloo_interface import choose_gloo_interface
 from openrlhf.engine.launchers import adopt_launcher, num_local_ranks
-from openrlhf.engine.operators import compile_for_communication
 from openrlhf.engine.patches.group_timeouts import limit_groups
+from openrlhf.engine.patches.shared_memory_operator import leave_out_shared_memory
 from openrlhf.errors import UserError
 from openrlhf.watchdog.connections import joining_ranks
 
@@ -45,9 +45,8 @@ def join_ranks(timeout: timedelta) -> torch.device:
     with joining_ranks(int(os.environ["WORLD_SIZE"])):
         if not torch.distributed.is_initialized():  # a script may have done so
             _init_process_group(device, timeout)
+        leave_out_shared_memory()
         deepspeed.init_distributed(timeout=timeout, verbose=False)
-        if device.type == "cpu":
-            _take_names_from_shared_memory()
     limit_groups(timeout)
     return device
 
@@ -66,18 +65,6 @@ def _init_process_group(device: torch.device, timeout: timedelta) -> None:
         # bound to its device, torch makes later groups out of the connections of this one
         device_id=device if device.type == "cuda" and world_size > 1 else None,
     )
-
-
-def _take_names_from_shared_memory() -> None:
-    """What the ranks of a machine share ends with the last of them, killed or not.
-
-    DeepSpeed (0.19) names 66 MiB of each rank in /dev/shm, and leaves them in the machine's memory after every run.
-    Once all ranks have them mapped, nobody looks for the names.
-    """
-    torch.distributed.barrier()
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{torch.distributed.get_rank()}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def leave_ranks() -> None:
@@ -105,7 +92,6 @@ def _prepare(device: torch.device) -> None:
     choose_gloo_interface()
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        compile_for_communication()
 
 
 def _share_cores_among_ranks() -> None:

@@ -125,6 +125,19 @@ def test_held_updates_is_still_needed_at_a_step(two_ranks):
     assert is_applied, "the outcome hides that DeepSpeed made the update"
 
 
+def test_shared_memory_operator_is_still_needed(monkeypatch):
+    import deepspeed
+    from deepspeed.comm.torch import build_shm_op
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    compiled = []
+    monkeypatch.setattr(ShareMemCommBuilder, "load", lambda self: compiled.append(self.name))
+    for fits in (True, False):
+        monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", fits)
+        build_shm_op()
+    assert compiled == ["deepspeed_shm_comm"]
+
+
 def test_tensor_data_check_is_still_needed(two_sharing_ranks):
     is_sent, can_be_pickled = two_sharing_ranks.run(unpatched.first_pass_sends_inputs_as_objects)[0]
     assert is_sent

@@ -5,11 +5,10 @@ python -m tests.helpers.operators
 
 from __future__ import annotations
 
-from openrlhf.engine.operators import compile_for_communication, load_adam
+from openrlhf.engine.operators import load_adam
 from openrlhf.models.cpu_kernels.compiled import load_library
 
 if __name__ == "__main__":
-    compile_for_communication()
     for operator in ("fused_adam", "cpu_adam"):
         load_adam(operator, "auto")
     load_library()

@@ -21,9 +21,8 @@ from deepspeed.accelerator import get_accelerator
 import openrlhf.run.dpo_run
 import openrlhf.run.rm_run
 import openrlhf.run.sft_run  # noqa: F401
-from openrlhf.engine.operators import compile_for_communication, sole_compiler
+from openrlhf.engine.operators import sole_compiler
 
 torch.set_num_threads(1)
-compile_for_communication()
 with sole_compiler("fused_adam"):
     get_accelerator().create_op_builder("FusedAdamBuilder").load(verbose=False)

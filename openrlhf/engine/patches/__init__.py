@@ -16,6 +16,8 @@ long on a CPU without an instruction for it |
 | held_updates | `step` of one optimizer, while DeepSpeed calls it | no guard in fp32 without ZeRO, nor for spikes; \
 in 16 bits without ZeRO Adam counts a step too many |
 | muon_import | DeepSpeed's decorator of Muon's functions, while Muon is imported | a start takes 1 s longer |
+| shared_memory_operator | DeepSpeed's table of operators that fit this machine | the first start takes a minute \
+longer, and each run leaves 66 MiB of a rank in memory |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
 | torch_adam | DeepSpeed's table of loaded operators | AdamW ends a run where it cannot be compiled |
 

@@ -26,6 +26,7 @@ def call(words: list[str], **env: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_case_quickly(work):
     words = [sys.executable, "-m", "benchmarks.run", "--quick", "--ours-alone", "--cases", "b"]
     call([*words, "--work", str(work), "--results", str(work / "results")])
@@ -49,6 +50,7 @@ print("entries:", *profile(case, Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_the_profile_sees_a_step(work):
     names = call([sys.executable, "-c", PROFILE, str(work)], OMP_NUM_THREADS="1").rpartition("entries:")[2].split()
     assert {"aten::mm", "_WeightedLogProbs"} <= set(names)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import cases
+from tests.helpers.slow import slow
 from tests.runs.test_resume import assert_same_tensors
 from tests.tracking.test_remote_sinks import logged, records
 
@@ -102,7 +103,7 @@ def test_a_script_evaluates_along_the_way_and_by_itself(one_rank, bench):
             "--ds.lora.rank 4 --ds.lora.target_modules q_proj v_proj",
             "--ds.lora.rank 4 --ds.lora.target_modules q_proj v_proj",
         ),
-        ("--optim muon --muon.lr 0.01 --muon.momentum 0.9", "--optim muon --muon.lr 0.01 --muon.momentum 0.9"),
+        *slow([("--optim muon --muon.lr 0.01 --muon.momentum 0.9", "--optim muon --muon.lr 0.01 --muon.momentum 0.9")]),
     ],
     ids=["lora", "muon"],
 )

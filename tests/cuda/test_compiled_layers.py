@@ -13,6 +13,7 @@ from openrlhf.engine.torch_operators import num_compiled_graphs
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, layers
 from tests.cuda import compiled_cases
+from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, gradients, make_samples
 
@@ -33,7 +34,7 @@ def traced_only():
         yield
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["packed", "packed, checkpointing", *slow(list(LAYOUTS)[2:])])
 def test_new_lengths_make_no_new_graphs(traced_only, caplog, layout):
     with caplog.at_level(logging.WARNING, "openrlhf"):
         _assert_graphs_serve_all_lengths("qwen3", *LAYOUTS[layout])
@@ -46,6 +47,7 @@ def test_of_other_models(traced_only, kind):
     _assert_graphs_serve_all_lengths(kind, packed=True, reentrant=False)
 
 
+@pytest.mark.slow
 def test_in_a_ring(two_ranks):
     for made, error in two_ranks.run(compiled_cases.graphs_in_a_ring, "qwen3", LENGTHS):
         assert made[0] > 0, "no graph was made"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.slow import slow
 from tests.helpers.two_machines import ADDRESSES, NAMES, TwoMachines, why_not
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 
@@ -80,9 +81,7 @@ def srun(bench, words):
     return [[sys.executable, "-m", MODULE, *words]] * 2, [environ(bench, **task) for task in tasks]
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(torchrun, marks=pytest.mark.slow), deepspeed, pytest.param(srun, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("launcher", [deepspeed, *slow([torchrun, srun])])
 def test_the_same_losses_as_on_one_machine(bench, machines, losses_of_one_machine, launcher):
     commands, envs = launcher(bench, words_of_run(bench, launcher.__name__))
     done = machines.run(commands, envs)

@@ -57,7 +57,7 @@ weights = st.sampled_from([0, 0.1, 0.5, 1, 1.0, 3])
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["unmarked", "marked"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(turns=st.lists(weights, min_size=1, max_size=4).filter(any), row=weights.filter(bool))
 def test_a_token_weighs_its_rows_weight_times_its_turns(marked: bool, turns: list[float], row: float):
     """Each turn trained alone tells its tokens."""

@@ -83,6 +83,7 @@ def build_adam(how):
     return run.returncode, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA torch looks at every build itself")
 def test_what_was_built_with_these_versions_is_loaded_at_once(tmp_path, monkeypatch):
     assert build_adam("as always") == (0, ANY)

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.equivalence.matrix import AUX_LOSS, LAYOUTS, SAMPLE_MEAN, Cell
+from tests.equivalence.matrix import AUX_LOSS, LAYOUTS, MORE_AUX_LOSS, MORE_LAYOUTS, SAMPLE_MEAN, Cell
 from tests.equivalence.reference import Recipe, rows
 from tests.helpers.ranks import RankError, RankPool
 from tests.helpers.tiny_models import tiny_model
@@ -65,7 +65,8 @@ class Outcome:
 
 def main() -> int:
     arguments = _arguments()
-    cells = [cell for cell in (*LAYOUTS, *SAMPLE_MEAN, *AUX_LOSS) if arguments.compiled or not cell.layout.compiled]
+    matrix = (*LAYOUTS, *MORE_LAYOUTS, *SAMPLE_MEAN, *AUX_LOSS, *MORE_AUX_LOSS)
+    cells = [cell for cell in matrix if arguments.compiled or not cell.layout.compiled]
     chosen = [cell for cell in cells if not arguments.only or any(text in str(cell) for text in arguments.only)]
     print(f"{len(chosen)} of {len(cells)} cells; compiled ones {'are' if arguments.compiled else 'not'} among them")
     findings = []

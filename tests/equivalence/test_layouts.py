@@ -10,8 +10,9 @@ import torch
 
 from tests.equivalence import matrix
 from tests.equivalence.cells import train_in_layout
-from tests.equivalence.matrix import AUX_LOSS, BF16, LAYOUTS, OBJECTIVES, SAMPLE_MEAN, Cell
+from tests.equivalence.matrix import LAYOUTS, MORE_LAYOUTS, SAMPLE_MEAN, Cell
 from tests.equivalence.reference import Curve, Recipe, train
+from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
 
 LOSS_TOLERANCE = 1e-6  # relative
@@ -59,7 +60,7 @@ def assert_near(found: list[float], expected: list[float], tolerance: float, wha
         assert value == pytest.approx(right, rel=tolerance), f"{what} of step {step}"
 
 
-@pytest.mark.parametrize("cell", LAYOUTS, ids=str)
+@pytest.mark.parametrize("cell", [*LAYOUTS, *slow(MORE_LAYOUTS)], ids=str)
 def test_layout(cell, request):
     assert_same(run(cell, request), reference(cell.recipe))
 
@@ -69,25 +70,25 @@ def test_mean_over_samples(cell, request):
     assert_same(run(cell, request), reference(cell.recipe))
 
 
-@pytest.mark.parametrize("cell", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("cell", [*matrix.OBJECTIVES, *slow(matrix.MORE_OBJECTIVES)], ids=str)
 def test_other_objectives_and_weights(cell, request):
     assert_same(run(cell, request), reference(cell.recipe))
 
 
-@pytest.mark.parametrize("cell", AUX_LOSS, ids=str)
+@pytest.mark.parametrize("cell", [*matrix.AUX_LOSS, *slow(matrix.MORE_AUX_LOSS)], ids=str)
 def test_load_balancing_loss(cell, request):
     assert_same(run(cell, request), reference(cell.recipe))
 
 
-@pytest.mark.parametrize("cell", BF16, ids=str)
+@pytest.mark.parametrize("cell", [*matrix.BF16, *slow(matrix.MORE_BF16)], ids=str)
 def test_bf16(cell, request):
     assert_same_in_bf16(run(cell, request), reference(cell.recipe))
 
 
 def test_cells_cover_the_matrix():
-    assert len(LAYOUTS) >= 40
-    assert {cell.recipe.num_steps for cell in LAYOUTS} == {20}
-    assert {cell.layout.dtype for cell in LAYOUTS} == {"fp32"}
+    assert len(LAYOUTS) + len(MORE_LAYOUTS) >= 40
+    assert {cell.recipe.num_steps for cell in (*LAYOUTS, *MORE_LAYOUTS)} == {20}
+    assert {cell.layout.dtype for cell in (*LAYOUTS, *MORE_LAYOUTS)} == {"fp32"}
     assert {cell.layout.checkpointing for cell in LAYOUTS} == {True, False}
     assert {cell.layout.micro_batch_size for cell in LAYOUTS} >= {1, 2, 4, 8}
     rings_of_packs = [

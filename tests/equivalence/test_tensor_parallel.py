@@ -16,6 +16,7 @@ from tests.equivalence.reference import Recipe
 from tests.equivalence.test_layouts import assert_same, assert_same_in_bf16, reference
 from tests.equivalence.test_pairs import SMOOTHED
 from tests.helpers.ranks import RankPool
+from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
 
 CELLS = [
@@ -67,7 +68,7 @@ def test_sharing_weights_changes_nothing_of_pairs(two_sharing_ranks, recipe):
     assert_same(two_sharing_ranks.run(train_pairs_in_layout, recipe, layout)[0], train_pairs(recipe))
 
 
-@pytest.mark.parametrize(("kind", "layout"), BF16_CELLS, ids=[f"{kind}-{layout}" for kind, layout in BF16_CELLS])
+@pytest.mark.parametrize(("kind", "layout"), [BF16_CELLS[0], *slow(BF16_CELLS[1:])], ids=str)
 def test_sharing_weights_in_bf16(two_sharing_ranks, kind, layout):
     recipe = Recipe(kind, has_bf16_weights=True)
     assert_same_in_bf16(two_sharing_ranks.run(train_in_layout, recipe, layout)[0], reference(recipe))

@@ -17,7 +17,7 @@ SEED = int(os.environ.get("SEED", "3"))
 @pytest.mark.parametrize(
     "layouts",
     [
-        pytest.param([Layout(1, 1)], id="one rank, ZeRO 1"),
+        pytest.param([Layout(1, 1)], id="one rank, ZeRO 1", marks=pytest.mark.slow),
         pytest.param([Layout(2, 3)], id="two ranks, ZeRO 3", marks=pytest.mark.slow),
         pytest.param([Layout(1, 1, command="train_rm")], id="reward model", marks=pytest.mark.slow),
         pytest.param([Layout(2, 2, command="train_dpo")], id="preferences, two ranks", marks=pytest.mark.slow),

@@ -13,6 +13,7 @@ from openrlhf.tracking.metrics_file import read_records
 from tests.faults.bench import SECONDS_FOR_A_RUN, Layout, differences, outcome_of
 from tests.faults.broken_run import SECONDS_TO_END_AS_ORPHANS
 from tests.faults.launched import Launched, deepspeed, torchrun
+from tests.helpers.slow import slow
 
 LAYOUT = Layout(2, 2)
 SECONDS_TO_LEAVE = 60.0
@@ -61,7 +62,7 @@ def to_the_group(job: Launched) -> None:
     os.killpg(job.launcher.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("launcher", "ask"), [(torchrun, to_torchrun), (deepspeed, to_the_group)])
+@pytest.mark.parametrize(("launcher", "ask"), [(torchrun, to_torchrun), *slow([(deepspeed, to_the_group)])])
 def test_a_launcher_that_is_asked_to_leave_leaves_a_saved_run(bench, tmp_path, launcher, ask):
     out = tmp_path / "run"
     with Launched(launcher(2), bench.words(LAYOUT, out, ckpt__save_steps=1000), tmp_path / "log") as job:
@@ -78,7 +79,7 @@ def test_a_launcher_that_is_asked_to_leave_leaves_a_saved_run(bench, tmp_path, l
     assert (newest.name, problems) == (f"global_step{last_step(out)}", [])
 
 
-@pytest.mark.parametrize("launcher", [torchrun, pytest.param(deepspeed, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", [torchrun, *slow([deepspeed])])
 def test_ranks_end_with_a_launcher_that_was_killed_and_the_run_goes_on(bench, tmp_path, launcher):
     out = tmp_path / "run"
     with Launched(launcher(2), bench.words(LAYOUT, out), tmp_path / "log") as job:

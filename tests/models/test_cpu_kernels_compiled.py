@@ -24,6 +24,7 @@ def load_in_own_process(folder, **variables):
     return done
 
 
+@pytest.mark.slow
 def test_ranks_that_start_together_compile_once(tmp_path):
     with ThreadPoolExecutor() as starter:
         done = list(starter.map(lambda _: load_in_own_process(tmp_path), range(2)))

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.helpers.slow import slow
+
 NUM_TARGETS, HIDDEN, VOCAB = 1024, 16, 151_936
 FULL_LOGITS_BYTES = 4 * NUM_TARGETS * VOCAB
 
@@ -32,7 +34,7 @@ print(memory_bytes('VmHWM') - before)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *slow(["bfloat16"])])
 def test_peak_memory_of_the_log_prob_path(dtype):
     command = [sys.executable, "-c", MEASURE, dtype]
     gives_back_at_once = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # else what was freed still counts, as chance will have it

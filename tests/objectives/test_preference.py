@@ -11,6 +11,7 @@ import torch
 from openrlhf.errors import UserError
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, WindowFacts
 from openrlhf.objectives.preference import PreferenceObjective
+from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import preference_cases
 from tests.objectives.pair_cases import BATCH_SIZE, LAYOUTS, NUM_PAIRS, NUM_STEPS, log_prob_of_answer
@@ -52,7 +53,7 @@ def test_a_mix_of_losses_equals_a_float64_loop(ranks, layout, request):
             assert one == pytest.approx(right, rel=1e-5, abs=1e-6), f"loss, margin, gradient norm of step {step}"
 
 
-@pytest.mark.parametrize(("ring", "zero_stage"), [(1, 2), (1, 3), (2, 2)], ids=lambda value: str(value))
+@pytest.mark.parametrize(("ring", "zero_stage"), [(1, 2), *slow([(1, 3)]), (2, 2)], ids=str)
 def test_three_kinds_of_reference_are_one(ring, zero_stage, two_ranks, tmp_path):
     layout = dict(ring=ring, zero_stage=zero_stage, folder=str(tmp_path))
     off, *others = (
@@ -66,7 +67,7 @@ def test_three_kinds_of_reference_are_one(ring, zero_stage, two_ranks, tmp_path)
             assert one == pytest.approx(same, rel=1e-6, abs=1e-6), f"{kind}: loss, margin, gradient norm of {step}"
 
 
-@pytest.mark.parametrize(("zero_stage", "short"), [(2, (1,)), (3, (0, 1))])
+@pytest.mark.parametrize(("zero_stage", "short"), [(2, (1,)), *slow([(3, (0, 1))])])
 @pytest.mark.parametrize("kind", ["off", "frozen", "computed"])
 def test_a_reference_for_which_memory_runs_out_is_computed_again(kind, zero_stage, short, two_ranks, tmp_path):
     layout = dict(ring=1, zero_stage=zero_stage, max_tokens=130, dropout=0.0)  # it is drawn by micro-batch

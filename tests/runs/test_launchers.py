@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.slow import slow
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 
 ROOT = Path(__file__).parents[2]
@@ -46,21 +48,17 @@ def bench(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def curves(bench):
-    """launcher → losses."""
-    found = {}
-    for name, words in LAUNCHERS.items():
-        done = launch(words(), flags(bench / "model", bench / "rows.jsonl", bench / name))
-        assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-        found[name] = [line["loss"] for line in step_lines(bench / name)]
-    return found
+@functools.cache
+def losses(name, bench):
+    done = launch(LAUNCHERS[name](), flags(bench / "model", bench / "rows.jsonl", bench / name))
+    assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return [line["loss"] for line in step_lines(bench / name)]
 
 
-@pytest.mark.parametrize("name", ["torchrun", "python"])
-def test_the_same_curve_as_deepspeeds_launcher(curves, name):
-    assert len(curves["deepspeed"]) == 4
-    assert curves[name] == pytest.approx(curves["deepspeed"], rel=1e-6)
+@pytest.mark.parametrize("name", ["python", *slow(["torchrun"])])
+def test_the_same_curve_as_deepspeeds_launcher(bench, name):
+    assert len(losses("deepspeed", bench)) == 4
+    assert losses(name, bench) == pytest.approx(losses("deepspeed", bench), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "python"])

@@ -22,13 +22,8 @@ DENSE = Case("dense, tied head", num_tokens=2_048)
 EXPERTS = Case("experts", lora_rank=16, recomputes=True, num_tokens=1_024)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(DENSE, id="dense, full"),
-        pytest.param(EXPERTS, id="experts, LoRA, recomputed", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [DENSE, EXPERTS], ids=["dense, full", "experts, LoRA, recomputed"])
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(case):
     measured, estimated = measured_bytes(case), estimated_bytes(case)
     assert estimated == pytest.approx(measured, rel=0.15)

@@ -17,6 +17,7 @@ from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.run.dpo_run import DPORun
 from openrlhf.run.reference import reference_file
+from tests.helpers.slow import slow
 from tests.helpers.workbench import eval_lines, pair_flags, save_model, save_pairs, step_lines
 from tests.runs.cases import (
     reference_lives_in_training,
@@ -351,6 +352,9 @@ def test_the_start_table_says_loss_and_reference_and_the_loss_is_the_weighted_su
     assert step_lines(bench / "table")[0]["loss"] == pytest.approx(math.log(2) + 0.2 * 1 + 0.03 * 50, rel=1e-6)
 
 
+SHARED_UNDER_ZERO_3 = dict(ds__zero_stage=3, ds__lora__rank=2, train__max_tokens_per_micro_batch=260)
+
+
 @pytest.fixture(scope="module")
 def long_prompts(bench):
     rows = [json.loads(line) for line in (bench / "pairs.jsonl").read_text().splitlines()]
@@ -366,8 +370,8 @@ def long_prompts(bench):
     [
         ("one_rank", "train_rm", {}),
         ("one_rank", "train_dpo", dict(ref__precompute=True)),
-        ("two_ranks", "train_dpo", dict(ds__zero_stage=3, ds__lora__rank=2, train__max_tokens_per_micro_batch=260)),
         ("two_ranks", "train_dpo", dict(ds__ring_attn_size=2, model__gradient_checkpointing_enable=True)),
+        *slow([("two_ranks", "train_dpo", SHARED_UNDER_ZERO_3)]),
     ],
     ids=str,
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.slow import slow
 from tests.helpers.workbench import flags, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_until_asked_to_leave, said_by_run
 
@@ -68,12 +69,12 @@ def test_resumed_on_one_rank(one_rank, bench, stop_after):
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
-        ("qwen3", dict(ds__zero_stage=1)),
+        *slow([("qwen3", dict(ds__zero_stage=1))]),
         ("qwen3", dict(ds__zero_stage=2, ds__packing_samples=True, train__max_tokens_per_micro_batch=128)),
         ("qwen3", dict(ds__zero_stage=3, ds__param_dtype="bf16")),
         ("qwen3", dict(ds__zero_stage=2, ds__packing_samples=True, ds__ring_attn_size=2)),
         ("gpt2", dict(ds__zero_stage=2, ds__param_dtype="bf16")),
-        ("gpt2", dict(ds__zero_stage=3)),
+        *slow([("gpt2", dict(ds__zero_stage=3))]),
     ],
     ids=["zero1", "zero2 packed budget", "zero3 bf16", "ring", "dropout zero2 bf16", "dropout zero3"],
 )

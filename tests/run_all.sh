@@ -31,6 +31,9 @@ apt_install() {
     fi
 }
 
+# Modules are compiled when they are imported: pip would take a minute and a half for all of them, and most are not.
+install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
+
 make_environment() {
     local python
     python=$(pick_python)
@@ -39,8 +42,8 @@ make_environment() {
         "$python" -m venv --clear "$venv"
     }
     # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' requirements.txt)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev,serve]'
+    install "torch==$(sed -n 's/^torch.*<=//p' requirements.txt)"
+    install --constraint requirements.txt --editable '.[dev,serve]'
 }
 
 command -v g++ >/dev/null || apt_install build-essential

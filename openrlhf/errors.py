@@ -17,3 +17,8 @@ def first_line_of(error: BaseException) -> str:
     """The first line of an error's text that says something, its kind where none does: what fits into a sentence."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())[:300]
+
+
+def how_to_install(extra: str) -> str:
+    """For a message: from the folder of this library, as its name on the package index is another project's."""
+    return f"pip install '.[{extra}]' in the folder of this library"

@@ -35,10 +35,8 @@ apt_install() {
 install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 
 make_environment() {
-    local python
-    python=$(pick_python)
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" 2>/dev/null || {
-        apt_install python3-venv
+        apt_install "$python-venv"
         "$python" -m venv --clear "$venv"
     }
     # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
@@ -48,8 +46,9 @@ make_environment() {
 
 command -v g++ >/dev/null || apt_install build-essential
 command -v chromium >/dev/null || apt_install chromium
+python=$(pick_python)
 make_environment
-has_headers || apt_install python3-dev # DeepSpeed compiles its operators on first use
+has_headers || apt_install "$python-dev" # DeepSpeed compiles its operators on first use
 
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
 # No warm caches: extensions are compiled and data are prepared anew.

@@ -34,13 +34,13 @@ apt_install() {
 
 python=$(pick_python)
 if [ ! -x "$venv/bin/pip" ]; then
-    "$python" -m venv "$venv" 2>/dev/null || apt_install python3-venv
-    [ -x "$venv/bin/pip" ] || "$python" -m venv --clear "$venv" || fail "Install Python's venv: apt install python3-venv"
+    "$python" -m venv "$venv" 2>/dev/null || apt_install "$python-venv"
+    [ -x "$venv/bin/pip" ] || "$python" -m venv --clear "$venv" || fail "Install Python's venv: apt install $python-venv"
 fi
 command -v g++ >/dev/null || apt_install build-essential
 command -v g++ >/dev/null || fail "g++ is missing: apt install build-essential"
-has_headers || apt_install python3-dev
-has_headers || fail "Python's headers are missing: apt install python3-dev"
+has_headers || apt_install "$python-dev"
+has_headers || fail "Python's headers are missing: apt install $python-dev"
 
 # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
 "$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' "$root/requirements.txt")"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.config.disk import ADAPTER_FILE
-from openrlhf.config.kinds import BelowOne, Count, PositiveCount, Rank
+from openrlhf.config.kinds import BelowOne, Count, Place, PositiveCount, Rank
 from openrlhf.config.schema import Check, free, must_match
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class LoraConfig:
         None, "parameters that are no layers and get an adapter, such as mlp.experts.gate_up_proj"
     )
     layers_to_transform: tuple[Count, ...] | None = must_match(None, "numbers of the layers that get adapters")
-    adapter_name_or_path: str | None = free(None, "adapter to start from; it brings rank, alpha and layers with it")
+    adapter_name_or_path: Place | None = free(None, "adapter to start from; it brings rank, alpha and layers with it")
 
     @property
     def is_used(self) -> bool:

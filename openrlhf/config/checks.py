@@ -17,12 +17,12 @@ from openrlhf.config.disk import data_source, data_sources, model_folder, split_
 from openrlhf.config.hub_settings import hub
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.schema import Check, Notice, Root
+from openrlhf.errors import how_to_install
 
 if TYPE_CHECKING:
     from openrlhf.config.settings import MuonConfig, TrainingConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_INSTALL_LIGER = "pip install 'openrlhf[liger]'"
 
 
 def check_config(config: Root, world_size: int) -> list[str]:
@@ -123,7 +123,7 @@ def _tensor_parallel(config: TrainingConfig, world_size: int) -> Iterator[str]:
 
 def _liger(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.ds.use_liger_kernel and not importlib.util.find_spec("liger_kernel"):
-        yield f"--ds.use_liger_kernel needs a package that is not installed: {_INSTALL_LIGER}."
+        yield f"--ds.use_liger_kernel needs a package that is not installed: {how_to_install('liger')}."
 
 
 def _compiled_layers(config: TrainingConfig, world_size: int) -> Iterator[str]:

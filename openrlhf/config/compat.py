@@ -12,6 +12,8 @@ INPUT_TEMPLATE = "User: {}\nAssistant: "
 
 # Flags of OpenRLHF's that need nothing here, by their last word; why.
 WITHOUT_EFFECT = {
+    "compute_fp32_loss": "losses are computed in float32 in any case",
+    "compute_fp32_loss_enable": "losses are computed in float32 in any case",
     "dataloader_num_workers": "batches are made in a thread beside the training",
     "disable_fast_tokenizer": "rows are read by the fast tokenizer, as the model's folder has it",
     "use_ms": "a name is looked up on the Hugging Face hub; give folders that `modelscope download` has filled",

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from openrlhf.config.checks import input_template_problems
 from openrlhf.config.disk import data_source, folder_of_model, is_address, parts_of, split_names
-from openrlhf.config.kinds import Count, Fraction, Number, PositiveCount, PositiveNumber, WholeNumber
+from openrlhf.config.kinds import Count, Fraction, Number, Place, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, free, must_match
 from openrlhf.config.synonyms import Synonyms
@@ -20,7 +20,9 @@ SYNONYMS: Synonyms = {"pretrain": "model.model_name_or_path", "data.split": "dat
 class GeneratorConfig:
     """The model that answers."""
 
-    model_name_or_path: str = free("", "folder of a Hugging Face model, or its name on the hub or the server (needed)")
+    model_name_or_path: Place = free(
+        "", "folder of a Hugging Face model, or its name on the hub or the server (needed)"
+    )
     trust_remote_code: bool = free(False, "run Python code that comes with the model or tokenizer")
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from openrlhf.config.kinds import Place
 from openrlhf.config.schema import Command, Root, setting
 
 _MODEL_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
@@ -80,7 +81,7 @@ def card_problems(fields: Mapping[str, Any]) -> Iterator[str]:
 class ExportedConfig:
     """The model."""
 
-    output_dir: str = setting("./ckpt", "folder of the exported model", resume="free")
+    output_dir: Place = setting("./ckpt", "folder of the exported model", resume="free")
 
 
 def _needed(config: PushConfig, world_size: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -48,6 +49,7 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False, description="
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 BelowOne = Annotated[float, Field(ge=0, lt=1, description="a number, 0 or above and below 1")]
 FactorAboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False, description="a number above 1")]
+Place = Annotated[str, AfterValidator(os.path.expanduser), Field(description="text")]  # ~ is the home folder
 Size = Annotated[
     str, Field(pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$", description="a size with its unit, such as 500MB or 5GB")
 ]

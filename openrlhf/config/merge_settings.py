@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from openrlhf.config.disk import ADAPTER_FILE, split_names
+from openrlhf.config.kinds import Place
 from openrlhf.config.schema import Command, Root, free
 
 
@@ -36,9 +37,9 @@ class MergeConfig(Root):
     command: ClassVar[Command] = Command(
         "Merges adapters into their base model.", "python -m openrlhf.cli.lora_combiner", {}, (_folders,)
     )
-    model_path: str = free("", "the base model: a folder, or a name on the hub (needed)")
+    model_path: Place = free("", "the base model: a folder, or a name on the hub (needed)")
     lora_path: str = free("", "folder of the adapter; several by commas are merged one after the other (needed)")
-    output_path: str = free("", "folder of the merged model (needed)")
+    output_path: Place = free("", "folder of the merged model (needed)")
     param_dtype: Literal["bf16", "fp16", "fp32"] | None = free(None, "dtype of the merged model; none: the base's")
 
     @property

@@ -12,7 +12,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from openrlhf.config.checks import COMMON_NOTICES
-from openrlhf.config.kinds import BelowOne, Number, PositiveNumber
+from openrlhf.config.kinds import BelowOne, Number, Place, PositiveNumber
 from openrlhf.config.pair_checks import CHECKS_OF_PREFERENCES, CHECKS_OF_REWARDS
 from openrlhf.config.schema import Command
 from openrlhf.config.settings import (
@@ -169,7 +169,7 @@ class PreferenceModelConfig(ModelConfig):
 class ReferenceConfig:
     """The model that the trained one is held to. A resume compares its weights."""
 
-    model_name_or_path: str | None = free(
+    model_name_or_path: Place | None = free(
         None, "folder or hub name; none means the model before training: with LoRA the base under the adapters"
     )
     offload: bool = free(False, "keep a second model's weights in the host's memory, fetched layer by layer")

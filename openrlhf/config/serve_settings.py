@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from openrlhf.config.disk import folder_of_model
-from openrlhf.config.kinds import Count, PositiveCount, Size
+from openrlhf.config.kinds import Count, Place, PositiveCount, Size
 from openrlhf.config.schema import Command, Root, free
 from openrlhf.config.synonyms import Synonyms
 
@@ -26,7 +26,7 @@ _MOST_PORT = 65535
 class ServedModelConfig:
     """The reward model."""
 
-    model_name_or_path: str = free("", "folder of a reward model with its tokenizer, or its name on the hub (needed)")
+    model_name_or_path: Place = free("", "folder of a reward model with its tokenizer, or its name on the hub (needed)")
     param_dtype: Literal["auto", "bf16", "fp16", "fp32"] = free(
         "auto", "type of weights and activations; auto: the one that the model is saved in"
     )

@@ -22,6 +22,7 @@ from openrlhf.config.kinds import (
     Fraction,
     Minutes,
     Number,
+    Place,
     PositiveCount,
     PositiveNumber,
     Size,
@@ -48,7 +49,7 @@ Scheduler = Literal[
 class ModelConfig:
     """The model that is trained."""
 
-    model_name_or_path: str = free("", "folder of a Hugging Face model, or its name on the hub (needed)")
+    model_name_or_path: Place = free("", "folder of a Hugging Face model, or its name on the hub (needed)")
     gradient_checkpointing_enable: bool = auto(False, "recompute activations in the backward pass: less memory")
     gradient_checkpointing_reentrant: bool = free(False, "use torch's reentrant form of checkpointing")
     compile_layers: bool = free(False, "fuse each layer's element-wise work: faster steps, a minute more at start")
@@ -217,8 +218,8 @@ class MuonConfig:
 class CkptConfig:
     """Saves: their content, place and rhythm; and going on with a run."""
 
-    output_dir: str = free("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
-    path: str = free("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
+    output_dir: Place = free("./ckpt", "folder of the trained model, metrics.jsonl and the resolved configuration")
+    path: Place = free("./ckpt/checkpoints_sft", "folder of training checkpoints, to go on from")
     save_steps: EverySteps = free(-1, "save every that many optimizer steps; -1: not by steps")
     save_minutes: Minutes | None = free(None, "save every that many minutes, beside save_steps")
     save_hf: bool = free(False, "at each save export the model in Hugging Face form too")
@@ -267,7 +268,7 @@ class LoggerConfig:
     """Numbers that are shown while training."""
 
     logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
-    tensorboard_dir: str | None = free(None, "folder for TensorBoard")
+    tensorboard_dir: Place | None = free(None, "folder for TensorBoard")
     openrlhf_names: bool = free(False, "TensorBoard and W&B: names of charts and folders as OpenRLHF has them")
     trackers: tuple[Literal["mlflow", "trackio", "comet"], ...] | None = free(
         None, "further trackers, each an extra of this package; their project and name are those of logger.wandb"
@@ -325,7 +326,7 @@ class Inspection(Root):
         (*COMMON_CHECKS, report_file),
         COMMON_NOTICES,
     )
-    html: str | None = free(None, "file for the report as a page")
+    html: Place | None = free(None, "file for the report as a page")
     show: Count = free(4, "samples shown in the terminal")
 
 

@@ -65,6 +65,8 @@ def prepare_sources(
     }
     if shares is not None and data.stopping_strategy == "all_exhausted":
         selection["repeats"] = True
+    if shares is not None and data.max_samples is not None:
+        selection["keeps_shares"] = True  # the first rows were taken once
     if pretrain_mode and not data.pretrain_end_token:
         selection["no_end_token"] = True
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
@@ -213,7 +215,7 @@ class _Preparation:
         counts = [
             sum(len(block.numbers) for table in source.tables for block in table.blocks()) for source in self.sources
         ]
-        return drawn_rows(counts, self.shares, self.seed, self.data.stopping_strategy)
+        return drawn_rows(counts, self.shares, self.seed, self.data.stopping_strategy, self.data.max_samples)
 
     def _count(self, result: BlockResult) -> None:
         """Adds a block's counts to the report."""

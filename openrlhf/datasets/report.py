@@ -74,10 +74,14 @@ class DataReport:
             f"{self.num_samples:,} {self.samples} of {self.num_rows:,} rows, {self.num_tokens:,} tokens, "
             f"{self.num_target_tokens:,} of them targets ({share:.1%})"
         ]
-        lines += [_source_line(source, self.samples) for source in self.sources if len(self.sources) > 1]
         lines += [f"left out, {reason}: {count:,}" for reason, count in sorted(self.left_out.items())]
         if self.num_bad_rows:
             lines.append(f"left out, unusable: {self.num_bad_rows:,}")
+        return lines + self.details()
+
+    def details(self) -> list[str]:
+        """What `lines` says besides how many there are and how many were left out."""
+        lines = [_source_line(source, self.samples) for source in self.sources if len(self.sources) > 1]
         if self.num_cut:
             lines.append(f"cut at max_len: {self.num_cut:,}")
         if self.num_weighted:

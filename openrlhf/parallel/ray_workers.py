@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, how_to_install
 
 Range = TypeVar("Range")
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ _LOST = object()
 def check_ray(flag: str) -> None:
     """Raises UserError where Ray is not installed."""
     if find_spec("ray") is None:
-        raise UserError(f"{flag} ray needs a package that is not installed: pip install 'openrlhf[ray]'.")
+        raise UserError(f"{flag} ray needs a package that is not installed: {how_to_install('ray')}.")
 
 
 def range_size(total: int, least: int, most: int) -> int:

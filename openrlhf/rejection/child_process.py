@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,13 +24,18 @@ def words_of(command: str) -> list[str]:
     return [sys.executable, *words[1:]] if words and words[0] in ("python", "python3") else words
 
 
-def start(words: Sequence[str], lock: int | None = None) -> subprocess.Popen[bytes]:
+def start(
+    words: Sequence[str], lock: int | None = None, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts a program, which is asked to leave when this process is gone. Raises OSError where there is none.
 
-    Args: lock: file descriptor of `alone_in`, held by the program too, as long as it lives.
+    Args:
+        lock: file descriptor of `alone_in`, held by the program too, as long as it lives.
+        variables: added to its environment.
     """
     kept_open = () if lock is None else (lock,)
-    return subprocess.Popen(words, preexec_fn=functools.partial(leave_with, os.getpid()), pass_fds=kept_open)
+    environment, leave = os.environ | dict(variables or {}), functools.partial(leave_with, os.getpid())
+    return subprocess.Popen(words, preexec_fn=leave, pass_fds=kept_open, env=environment)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -30,6 +30,7 @@ from openrlhf.rejection.rewards.find import check_rewards
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
 from openrlhf.rejection.serving import serving
+from openrlhf.tracking.sinks import KEY_VARIABLE
 
 TRAIN_MODULE = "openrlhf.cli.train_sft"
 
@@ -147,7 +148,8 @@ class _Iteration:
         settings_file = self._folder / f"{step}.yaml"
         write_resolved(config, settings_file)
         words = [*words_of(self._plan.config.iterate.launcher), TRAIN_MODULE, "@", str(settings_file)]
-        code = start(words, self._lock).wait()
+        key = config.logger.wandb.key  # stands in no file
+        code = start(words, self._lock, {KEY_VARIABLE: key} if key else None).wait()
         if code:
             self._say(f"{step} ended with exit code {code}. Start the same command again: what is finished stays.")
             sys.exit(code if code > 0 else 128 - code)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openrlhf.config import ServeConfig
-from openrlhf.errors import UserError, first_line_of
+from openrlhf.errors import UserError, first_line_of, how_to_install
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue
 
 _SECONDS_TO_SEND = 60.0  # a whole body
@@ -26,7 +26,7 @@ def serve(config: ServeConfig) -> None:
         import fastapi  # noqa: F401  said before the model is loaded
         import uvicorn
     except ImportError:
-        raise UserError("serve_rm needs packages: pip install 'openrlhf[serve]'") from None
+        raise UserError(f"serve_rm needs packages: {how_to_install('serve')}") from None
     listening = _listen(config.host, config.port)
     app = make_app(_scorer_of(config).judged, config.max_waiting, _size_bytes(config.max_body))
     settings = uvicorn.Config(

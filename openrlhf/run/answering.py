@@ -10,7 +10,7 @@ import torch
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
-from openrlhf.parallel.collectives import gather_objects
+from openrlhf.parallel.collectives import any_rank, gather_objects
 from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
@@ -45,8 +45,12 @@ class Answering(Callback):
         self._last_step = -1
 
     def on_run_begin(self, trainer: Trainer) -> None:
-        if self._judge is not None and trainer.strategy.is_rank_0():
-            self._judge.start()
+        if self._judge is None:
+            return
+        with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
+            if trainer.strategy.is_rank_0():
+                self._judge.start()
+            any_rank(False, trainer.strategy.groups.control)
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0:
@@ -72,7 +76,12 @@ class Answering(Callback):
                 )
 
     def _answer(self, trainer: Trainer) -> None:
+        """All ranks call, and leave together: a judge may take its time."""
         self._last_step = trainer.progress.optimizer_step
+        with trainer.strategy.watchdog.long_phase(f"answering --eval.prompts after step {self._last_step}"):
+            self._answer_together(trainer)
+
+    def _answer_together(self, trainer: Trainer) -> None:
         groups = trainer.strategy.groups
         model: Any = trainer.model
         was_training = model.training
@@ -82,6 +91,7 @@ class Answering(Callback):
         of_ranks = gather_objects(mine, groups.control)
         if trainer.strategy.is_rank_0():
             self._show(trainer, dict(answer for answers in of_ranks for answer in answers))
+        any_rank(False, groups.control)
 
     def _answers_of(self, model: Actor, rank: int, num_ranks: int) -> Iterator[tuple[int, tuple[str, str]]]:
         """Number, text and end of each answer of this rank. All ranks make equally many calls of the model."""

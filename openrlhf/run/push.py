@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,14 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from openrlhf.checkpoint.export import is_exported
+from openrlhf.checkpoint.manifest import listed_names
 from openrlhf.config import TrainingConfig
-from openrlhf.config.adapter_settings import MERGED
 from openrlhf.config.disk import split_names
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.run.merge import merge_exported
-from openrlhf.run.model_card import write_card
-
-NOT_PUSHED = (
-    "checkpoints/*",
-    "checkpoint-*",
-    "global_step*",
-    "earlier_run_*",
-    ".*",
-    "*.lock",
-    "runs/*",
-    "wandb/*",
-    "answers.jsonl",
-    "restarts.jsonl",
-    "report.html",
-    f"{MERGED}/*",  # a model of its own, for a repository of its own
-)
+from openrlhf.run.model_card import CARD_FILE, write_card
+from openrlhf.run.report import CURVES_FILE
+from openrlhf.tracking.metrics_file import METRICS_FILE
 
 
 def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Callable[[str], None]) -> None:
@@ -71,7 +59,7 @@ def push_folder(
     message: str = "Upload of a model by openrlhf",
     token: str | None = None,
 ) -> str:
-    """Uploads an exported model, its card and its metrics, without checkpoints; makes the repository if need be.
+    """Uploads an exported model, its card and its metrics, and nothing else; makes the repository if need be.
 
     Args:
         model_id: owner/name; a name alone is of the token's owner.
@@ -97,7 +85,7 @@ def push_folder(
             folder_path=folder,
             revision=revision,
             commit_message=message,
-            ignore_patterns=list(NOT_PUSHED),
+            allow_patterns=[glob.escape(name) for name in _names_to_push(folder)],
         )
     except Exception as error:  # of the network or the hub, in any way
         again = f"python -m openrlhf.cli.push --ckpt.output_dir {folder} --hub.model_id {model_id}"
@@ -108,6 +96,12 @@ def push_folder(
             f"again: {again}"
         ) from error
     return str(commit.commit_url)
+
+
+def _names_to_push(folder: Path) -> list[str]:
+    """Of the model what its manifest lists; without a manifest, what lies in the folder itself."""
+    names = listed_names(folder) or [path.name for path in folder.iterdir() if path.name[0] != "." and path.is_file()]
+    return [*names, CARD_FILE, METRICS_FILE, CURVES_FILE]
 
 
 def _reasons(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openrlhf.batching import StepWindowLoader
@@ -40,9 +41,9 @@ def print_start_table(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in _rows(config, trainer, train_data, eval_data, consumed_samples, layout):
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     for name, text in (more_rows or {}).items():
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     (console or Console()).print(table)
 
 
@@ -57,8 +58,10 @@ def _rows(
     loader, strategy = cast(StepWindowLoader, trainer.train_dataloader), trainer.strategy
     yield "samples", _samples(train_data)
     yield "tokens", _tokens(train_data)
+    if details := train_data.report.details():
+        yield "data", "\n".join(details)
     if eval_data is not None:
-        yield "evaluation", f"{len(eval_data):,} samples"
+        yield "evaluation", f"{len(eval_data):,} samples{_left_out(eval_data)}"
     ranks = f"{strategy.world_size} × {strategy.device.type}, ZeRO stage {config.ds.zero_stage}"
     yield "ranks", f"{ranks}; host threads of each: {torch.get_num_threads()}"
     if layout is not None:
@@ -97,9 +100,13 @@ def _precision(param_dtype: str, device_type: str) -> str:
 
 
 def _samples(data: Any) -> str:
+    return f"{len(data):,} kept{_left_out(data) or ', none left out'}"
+
+
+def _left_out(data: Any) -> str:
     reasons = {**data.report.left_out, "unusable": data.report.num_bad_rows}
     left_out = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
-    return f"{len(data):,} kept" + (f"; left out: {left_out}" if left_out else ", none left out")
+    return f"; left out: {left_out}" if left_out else ""
 
 
 def _tokens(data: Any) -> str:

@@ -230,9 +230,8 @@ class TrainingRun(ABC):
         config, strategy = self.config, self.strategy
         model = self.build_model()
         optimizer = strategy.create_optimizer(model)
-        scheduler = build_schedule(
-            optimizer, config.lr_scheduler, self.num_steps, config.lr_warmup_ratio, config.min_lr_ratio
-        )
+        ratios = config.lr_warmup_ratio, config.min_lr_ratio
+        scheduler = build_schedule(optimizer, config.lr_scheduler, self.num_steps, *ratios)
         model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
         trainer = self.build_trainer(model, optimizer, scheduler)
         trainer.reference_fingerprint = self.reference_fingerprint
@@ -303,9 +302,10 @@ class TrainingRun(ABC):
             self._take_output_dir(output_dir)
             for note in notes:
                 self.strategy.print(f"note: {note}")
-        with LeaveRequests("the run is finished and its model exported"):
-            if not self._is_trained:
+        if not self._is_trained:
+            with LeaveRequests("one step is trained and saved"):  # what comes before the loop listens
                 self._fit()
+        with LeaveRequests("the run is finished and its model exported"):
             self._export(output_dir)
 
     def _take_output_dir(self, output_dir: Path) -> None:

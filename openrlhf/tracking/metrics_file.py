@@ -70,6 +70,8 @@ class JsonLinesSink:
     def log_event(self, record: Mapping[str, Any]) -> None:
         self._append(to_line(record))
 
+    log_more = log_event
+
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Into a file of their own beside it, where they stand as the records do: once for each step."""
         if self._answers is None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openrlhf.errors import UserError, first_line_of
+from openrlhf.errors import UserError, first_line_of, how_to_install
 from openrlhf.tracking.sinks import Charts, prompt_text
 
 
@@ -38,7 +38,7 @@ class TrackerSink(Charts):
             run_id = self._begin(project, name, run_id, dict(shown_config))
         except ImportError as problem:
             raise UserError(
-                f"--logger.trackers {self.package} needs a package: pip install 'openrlhf[{self.package}]'"
+                f"--logger.trackers {self.package} needs a package: {how_to_install(self.package)}"
             ) from problem
         except Exception as problem:  # of any kind: a server that is away, a key that is wrong
             raise UserError(

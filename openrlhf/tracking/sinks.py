@@ -43,6 +43,9 @@ class BarSink:
     def log_eval(self, record: Mapping[str, float]) -> None:
         self._bar.write(_eval_line(record), file=self._bar.fp)
 
+    def log_more(self, record: Mapping[str, float]) -> None:
+        self._bar.write(_more_line(record), file=self._bar.fp)
+
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         self._bar.write(_answers_text(answers), file=self._bar.fp)
 
@@ -80,6 +83,9 @@ class LineSink:
     def log_eval(self, record: Mapping[str, float]) -> None:
         print(_eval_line(record), file=self._stream, flush=True)
 
+    def log_more(self, record: Mapping[str, float]) -> None:
+        print(_more_line(record), file=self._stream, flush=True)
+
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         print(_answers_text(answers), file=self._stream, flush=True)
 
@@ -111,6 +117,11 @@ def _eval_line(record: Mapping[str, float]) -> str:
     accuracy = "".join(_if_there(record, f"eval_{name}", ".4f") for name in (*_ACCURACIES, *_MARGINS))
     num_targets = f" over {record['eval_num_target_tokens']:,} target tokens"
     return loss + _if_there(record, "eval_perplexity", ".3f") + accuracy + num_targets
+
+
+def _more_line(record: Mapping[str, float]) -> str:
+    numbers = ", ".join(f"{name} {number:g}" for name, number in record.items() if name != "global_step")
+    return f"after step {record['global_step']}: {numbers}"
 
 
 def _answers_text(answers: Sequence[Mapping[str, Any]]) -> str:
@@ -150,6 +161,7 @@ class Charts(ABC):
     def log_eval(self, record: Mapping[str, float]) -> None:
         self._log("eval", record)
 
+    log_more = log_step
     openrlhf_names = False
 
     def _log(self, group: str, record: Mapping[str, float]) -> None:

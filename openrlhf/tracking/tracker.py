@@ -27,6 +27,9 @@ class Sink(Protocol):
     def log_eval(self, record: Mapping[str, float]) -> None:
         """An evaluation is done."""
 
+    def log_more(self, record: Mapping[str, float]) -> None:
+        """Numbers of the last step that were known after its record."""
+
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """The model has answered prompts: `global_step`, `prompt`, `response` and more of each."""
 
@@ -73,6 +76,13 @@ class Tracker:
         """Something has happened beside the steps; slow sinks draw numbers alone."""
         for sink in self._every_step:
             sink.log_event(record)
+
+    def log_more(self, record: Mapping[str, float]) -> None:
+        """See `Sink.log_more`."""
+        self._tell_slow_sinks()  # of the step itself
+        for sink in self._every_step:
+            sink.log_more(record)
+        self._for_each_slow_sink(lambda sink: sink.log_more(record))
 
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """The model has answered prompts; see `Sink.log_answers`."""

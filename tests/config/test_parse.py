@@ -130,6 +130,12 @@ def test_a_value_is_read(good_flags, words, group, name, value):
     assert getattr(getattr(config, group), name) == value
 
 
+def test_a_tilde_is_the_home_folder(good_flags, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = parse_config(SFTConfig, [*good_flags, "--ckpt.output_dir=~/out", "--data.input_template=~/{}"])
+    assert (config.ckpt.output_dir, config.data.input_template) == ("/home/ada/out", "~/{}")
+
+
 def test_a_list_takes_one_value_or_several(good_flags):
     one = parse_config(SFTConfig, [*good_flags, "--ds.lora.target_modules", "q_proj"])
     two = parse_config(SFTConfig, [*good_flags, "--ds.lora.target_modules", "q_proj", "v_proj"])

@@ -132,6 +132,14 @@ def test_a_mix_repeats_and_loses_no_row(tmp_path: Path, prepare):
     assert len({found.sample_name(i) for i in range(len(found))}) == 160
 
 
+def test_a_mix_of_at_most_so_many_rows_keeps_its_shares(tmp_path: Path, prepare):
+    spec = ",".join(str(write_jsonl(tmp_path / f"{name}.jsonl", pairs(40, 100 * name))) for name in (1, 2))
+    found = prepare(spec, dataset_probs="0.25,0.75", max_samples=20)
+    assert [source.num_rows_taken for source in found.report.sources] == [5, 15]
+    found = prepare(spec, dataset_probs="0.25,0.75", max_samples=200, stopping_strategy="all_exhausted")
+    assert [source.num_rows_taken for source in found.report.sources] == [40, 120]
+
+
 def test_a_mix_depends_on_its_seed_alone(tmp_path: Path, prepare):
     spec = ",".join(str(write_jsonl(tmp_path / name, pairs(30))) for name in ("a.jsonl", "b.jsonl"))
     names = [

@@ -39,4 +39,12 @@ BUGS = [
         "False or",
         (f"{_TESTS}::test_a_step_that_was_not_finite_is_told_on_the_page",),
     ),
+    Bug(
+        "nobody_waits_for_the_judge",
+        "a rank that has a slow judge to wait for is taken for one that is stuck",
+        "run/answering.py",
+        "        any_rank(False, groups.control)\n",
+        "",
+        (f"{_TESTS}::test_the_watchdog_lets_a_judge_take_its_time",),
+    ),
 ]

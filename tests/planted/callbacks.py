@@ -35,8 +35,8 @@ BUGS = [
         "finished_run_trains_on",
         "a run that was stopped early trains on when it starts again",
         "run/training_run.py",
-        "            if not self._is_trained:\n                self._fit()",
-        "            self._fit()",
+        "        if not self._is_trained:\n            with",
+        "        if True:\n            with",
         (f"{_CALLBACKS}::test_a_run_that_was_stopped_early_is_only_exported_when_it_starts_again",),
     ),
     Bug(
@@ -86,5 +86,21 @@ BUGS = [
         "num_evals_since_best=0 if is_best else self.num_evals_since_best + 1,",
         "num_evals_since_best=self.num_evals_since_best + 1,",
         (f"{_CALLBACKS}::test_early_stop_after_evaluations_without_a_new_best",),
+    ),
+    Bug(
+        "logged_at_the_end_lost",
+        "numbers that a callback logs at the end of the run are in no record",
+        "trainer/callbacks/tracking.py",
+        "if more := trainer.take_logged():",
+        "if more := {}:",
+        (f"{_CALLBACKS}::test_numbers_of_the_end_have_a_line_of_their_own",),
+    ),
+    Bug(
+        "early_request_to_leave_forgotten",
+        "a run that is asked to leave before its first step trains to its end",
+        "trainer/callbacks/preemption.py",
+        "outer._first if isinstance(outer, LeaveRequests) else self._first",
+        "self._first",
+        (f"{_CALLBACKS}::test_a_signal_before_the_first_step_is_heeded_after_it",),
     ),
 ]

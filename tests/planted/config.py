@@ -88,4 +88,12 @@ BUGS = [
         "if config.ds.ring_attn_size > 99 and not config.ds.packing_samples:",
         ("tests/config/test_checks.py::test_an_impossible_combination_is_one_problem",),
     ),
+    Bug(
+        "a_tilde_is_a_folder",
+        "an output in the home folder lands in a folder named ~",
+        "config/kinds.py",
+        "AfterValidator(os.path.expanduser), ",
+        "",
+        ("tests/config/test_parse.py::test_a_tilde_is_the_home_folder",),
+    ),
 ]

@@ -229,4 +229,12 @@ BUGS = [
         "return np.sort(generator.integers(0, num_rows, num_taken))",
         ("tests/datasets/test_sources.py::test_a_mix_repeats_and_loses_no_row",),
     ),
+    Bug(
+        "first_source_takes_all",
+        "a mix of at most so many rows is of its first source alone",
+        "datasets/prepare.py",
+        "self.data.stopping_strategy, self.data.max_samples)",
+        "self.data.stopping_strategy)",
+        ("tests/datasets/test_sources.py::test_a_mix_of_at_most_so_many_rows_keeps_its_shares",),
+    ),
 ]

@@ -143,4 +143,20 @@ BUGS = [
         "        elif changed:",
         (f"{_ITERATE}::test_a_changed_setting_tells_what_it_makes_stale",),
     ),
+    Bug(
+        "long_prompts_end_the_stage",
+        "vLLM's answers end where all prompts that it takes at once are too long",
+        "rejection/engines/vllm_engine.py",
+        "if not taken and not asked:",
+        "if not asked and next(numbers):",
+        ("tests/rejection/test_vllm_engine.py::test_prompts_that_are_too_long_end_nothing",),
+    ),
+    Bug(
+        "key_is_lost_on_the_way",
+        "the trainings of rejection sampling do not get the key of Weights & Biases",
+        "rejection/iterate.py",
+        "{KEY_VARIABLE: key} if key else None",
+        "None",
+        (f"{_ITERATE}::test_a_key_reaches_the_training_and_no_file",),
+    ),
 ]

@@ -64,4 +64,12 @@ BUGS = [
         "private=True",
         ("tests/runs/test_hub.py::test_a_repository_is_public_where_that_is_asked_for",),
     ),
+    Bug(
+        "everything_is_pushed",
+        "a push uploads checkpoints and whatever else lies in the folder",
+        "run/push.py",
+        "allow_patterns=[glob.escape(name) for name in _names_to_push(folder)],",
+        "",
+        ("tests/runs/test_hub.py::test_the_push_done_again_uploads_the_model_whole",),
+    ),
 ]

@@ -23,4 +23,12 @@ BUGS = [
         "",
         (_START,),
     ),
+    Bug(
+        "cut_rows_are_no_news",
+        "the start of a run says nothing of rows that it cuts",
+        "run/start_table.py",
+        "if details := train_data.report.details():",
+        "if details := []:",
+        ("tests/runs/test_start_table.py::test_the_table_tells_what_became_of_the_rows",),
+    ),
 ]

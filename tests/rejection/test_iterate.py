@@ -32,10 +32,12 @@ from tests.helpers.browser import CHROMIUM, in_browser
 from tests.rejection.stand_in import KNOWN, StandIn
 
 TRAIN = """
-import hashlib, pathlib, sys, time, yaml
+import hashlib, os, pathlib, sys, time, yaml
 config = yaml.safe_load(open(sys.argv[2]))
 with open({log!r}, "a") as log:
     log.write(config["ckpt"]["output_dir"] + "\\n")
+with open({log!r} + ".key", "w") as log:
+    log.write(os.environ.get("WANDB_API_KEY", ""))
 time.sleep({seconds})
 base = pathlib.Path(config["model"]["model_name_or_path"], "model.safetensors").read_bytes()
 rows = pathlib.Path(config["data"]["dataset"]).read_bytes()
@@ -99,6 +101,14 @@ def generations(run: Path) -> dict[str, list[tuple]]:
         for folder in run.rglob("generations")
         if (folder / "manifest.json").exists()
     }
+
+
+def test_a_key_reaches_the_training_and_no_file(tmp_path: Path) -> None:
+    rejection_sampling(config_of(tmp_path, "--iterate.iterations", "1", "--logger.wandb.key", "0123456789"))
+    assert (tmp_path / "trained.log.key").read_text() == "0123456789"
+    assert "WANDB_API_KEY" not in os.environ
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert [path for path in files if b"0123456789" in path.read_bytes()] == []
 
 
 def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,14 @@ def test_requests_are_added_as_answers_leave(engine: VLLMEngine) -> None:
     assert (engine._llm.given["dtype"], engine._llm.given["max_num_seqs"]) == ("bfloat16", 2)
 
 
+def test_prompts_that_are_too_long_end_nothing(engine: VLLMEngine) -> None:
+    """As many as vLLM would take at once, before the first one that fits."""
+    prompts = [Prompt(f"long{number}", "x " * 30) for number in range(3)] + [Prompt("short", "x")]
+    found = list(engine.answers(Request(prompt, 0, 7) for prompt in prompts))
+    assert [one.request.prompt.prompt_id for one in found] == ["long0", "long1", "long2", "short"]
+    assert isinstance(found[-1], Generation)
+
+
 @pytest.mark.parametrize("saved", ["float32", "bfloat16"])
 def test_weights_keep_the_type_that_they_are_saved_in(engine: VLLMEngine, tmp_path: Path, saved: str) -> None:
     """vLLM's own auto makes bfloat16 of float32."""

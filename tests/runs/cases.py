@@ -40,6 +40,30 @@ def num_models_as_built(argv: list[str]) -> list[int]:
     return found
 
 
+def activities_while_judging(argv: list[str]) -> list[tuple[str, bool]]:
+    """Where the ranks wait for the judge: the work that the watchdog knows of, and whether it may take long."""
+    from openrlhf.run import answering
+    from openrlhf.run.answering import Answering
+
+    begin, agree, trainers, found = Answering.on_run_begin, answering.any_rank, [], []
+
+    def begin_noted(self: Answering, trainer: Any) -> None:
+        trainers.append(trainer)
+        begin(self, trainer)
+
+    def agree_noted(*args: Any) -> bool:
+        activity = trainers[0].strategy.watchdog._activity
+        found.append((activity.what, activity.is_long))
+        return agree(*args)
+
+    Answering.on_run_begin, answering.any_rank = begin_noted, agree_noted  # type: ignore[method-assign]
+    try:
+        _main("train_sft")(argv)
+    finally:
+        Answering.on_run_begin, answering.any_rank = begin, agree  # type: ignore[method-assign]
+    return found
+
+
 def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int, command: str = "train_sft") -> int:
     """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
     from openrlhf.trainer.trainer import Trainer

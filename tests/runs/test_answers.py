@@ -16,8 +16,8 @@ from openrlhf.run.answering import Answering
 from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
 from tests.helpers.browser import CHROMIUM, in_browser
-from tests.helpers.workbench import flags, save_model, save_pairs, save_rows, step_lines
-from tests.runs.cases import run
+from tests.helpers.workbench import flags, read_metrics, save_model, save_pairs, save_rows, step_lines
+from tests.runs.cases import activities_while_judging, run
 
 PROMPTS = ("sum of three", "coffee with", "order", "seven is four and", "ready")
 JUDGE = """
@@ -106,6 +106,17 @@ def test_the_mean_of_the_judge_stands_in_the_record_of_the_step(judged):
         record = step_lines(judged)[step - 1]
         assert record["answer_reward"] == pytest.approx(sum(told) / 4)
         assert record["answers_judged"] == 4
+    given = [one["reward"] for one in answers_in(judged) if one["global_step"] == 8]
+    last = read_metrics(judged)[-1]
+    assert last == {"global_step": 8, "answers_judged": 4, "answer_reward": sum(filter(None, given)) / 4}
+
+
+def test_the_watchdog_lets_a_judge_take_its_time(two_ranks, bench):
+    """On the other rank, too, which waits for it."""
+    changes = dict(eval__prompts_reward=f"{bench / 'judge.py'}:long_enough", train__max_steps=1)
+    said = ["starting the judge of --eval.prompts_reward", "answering --eval.prompts after step 1"]
+    found = two_ranks.run(activities_while_judging, words(bench, "watched", **changes))
+    assert found == [[(what, True) for what in said]] * 2
 
 
 def test_training_does_not_notice(bench, adapted, one_rank):

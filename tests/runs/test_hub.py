@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from openrlhf.checkpoint.manifest import listed_names
 from tests.helpers.browser import CHROMIUM, card_page, in_browser
 from tests.helpers.hub import Hub
 from tests.helpers.workbench import flags, save_model, save_rows
@@ -41,6 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> tuple[Path, s
     wishes = {"hub__push": "true", "hub__model_id": "me/tiny", "hub__revision": "v1", "hub__tags": "coffee"}
     wishes |= {"hub__license": "other", "hub__license_name": "coffee-1.0", "hub__license_link": "LICENSE"}
     wishes |= {"hub__language": "en"}
+    (folder / "out").mkdir()
+    (folder / "out" / "my_notes.txt").write_text("for nobody")
+    wishes |= {"ckpt__path": folder / "out" / "checkpoints_sft"}  # where it is by default: in the model's folder
     hub.refuse = True
     done = _command("train_sft", hub, *flags(model, rows, folder / "out", ckpt__save_steps=1, **wishes))
     hub.refuse = False
@@ -90,7 +94,9 @@ def test_the_push_done_again_uploads_the_model_whole(trained: tuple[Path, Any], 
     uploaded = hub.files["me/tiny", "v1"]
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.jsonl"):
         assert uploaded[name] == (out / name).read_bytes(), name
-    assert not [name for name in uploaded if name.startswith("checkpoints")]
+    of_the_model = {Path(name).as_posix() for name in listed_names(out)}
+    assert uploaded.keys() - {".gitattributes"} == of_the_model | {"README.md", "metrics.jsonl", "training_curves.png"}
+    assert list(out.glob("checkpoints_sft/global_step*")), "there was nothing to leave out"
     assert hub.cards[-1].encode() == uploaded["README.md"], "the hub has looked at another card"
     created = hub.repositories["me/tiny"]
     assert _is_private(created)

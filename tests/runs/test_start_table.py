@@ -10,6 +10,7 @@ from rich.console import Console
 
 from openrlhf.batching import StepSchedule
 from openrlhf.config import DeepspeedConfig, SFTConfig, TrainConfig
+from openrlhf.datasets.report import DataReport, SourceReport
 from openrlhf.engine.state_memory import estimate_memory
 from openrlhf.models.attention.choice import AttentionChoice
 from openrlhf.run import start_table
@@ -23,9 +24,7 @@ GIB = 1024**3
 
 class Data:
     def __init__(self, **left_out):
-        self.report = SimpleNamespace(
-            num_tokens=1_400_000, num_target_tokens=350_000, left_out=left_out, num_bad_rows=0
-        )
+        self.report = DataReport(num_tokens=1_400_000, num_target_tokens=350_000, left_out=left_out)
 
     def __len__(self):
         return 7473
@@ -69,6 +68,23 @@ def printed(data, consumed_samples=0, config=None):
 )
 def test_the_table_says(text):
     assert text in printed(Data())
+
+
+def test_the_table_tells_what_became_of_the_rows():
+    data = Data(**{"longer than max_len": 7})
+    data.report.sources = [SourceReport(name, ["text"], 9, 8, 7) for name in ("a.jsonl", "b.jsonl")]
+    data.report.num_cut, data.report.num_weighted, data.report.remarks = 5, 4, {"a system turn twice": 3}
+    data.report.notes = ["answers end with '[/INST]', not with the tokenizer's end token"]
+    text = printed(data)
+    for line in (
+        "7,473 kept; left out: 7 longer than max_len",
+        "a.jsonl: 7 samples of 8 rows taken (9 read, text)",
+        "cut at max_len: 5",
+        "samples weighted other than 1: 4",
+        "a system turn twice: 3 rows",
+        "answers end with '[/INST]', not with",
+    ):
+        assert line in text
 
 
 def test_the_table_of_a_run_has_its_memory_by_parts(one_rank, tmp_path):

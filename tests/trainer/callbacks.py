@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from openrlhf.trainer import Callback, Trainer
 
@@ -33,6 +34,18 @@ class Notes(Callback):
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         self.events.append(f"exit {type(error).__name__}")
         print(" | ".join(self.events), flush=True)
+
+
+class LogsAtTheEnd(Callback):
+    def on_run_end(self, trainer: Trainer) -> None:
+        trainer.log({"last_word": 7.0})
+
+
+class AskedToLeaveAtTheBegin(Callback):
+    """By a scheduler that signals once, before the run's own listener is there: the user's callbacks come first."""
+
+    def on_run_begin(self, trainer: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class SaveAtStepTwo(Callback):

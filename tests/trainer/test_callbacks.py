@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.workbench import eval_lines, flags, save_model, save_rows, step_lines
-from tests.runs.cases import run, run_as_command, said_by_run
+from tests.helpers.workbench import eval_lines, flags, read_metrics, save_model, save_rows, step_lines
+from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
 
 MINE = "tests.trainer.callbacks"
 
@@ -45,6 +45,18 @@ def test_the_examples_callback_smooths_the_loss(one_rank, bench):
     weights = [0.9 ** (len(lines) - 1 - place) for place in range(len(lines))]
     mean = sum(w * line["loss"] for w, line in zip(weights, lines, strict=True)) / sum(weights)
     assert lines[-1]["smoothed_loss"] == pytest.approx(mean)
+
+
+def test_numbers_of_the_end_have_a_line_of_their_own(one_rank, bench):
+    one_rank.run(run, argv(bench, "end", train__callbacks=f"{MINE}:LogsAtTheEnd"))
+    assert read_metrics(bench / "end")[-1] == {"global_step": 6, "last_word": 7.0}
+
+
+def test_a_signal_before_the_first_step_is_heeded_after_it(one_rank, bench):
+    words = argv(bench, "left", train__callbacks=f"{MINE}:AskedToLeaveAtTheBegin")
+    assert one_rank.run(run_until_asked_to_leave, words, -1, 0) == [75]
+    assert len(step_lines(bench / "left")) == 1
+    assert (bench / "left/checkpoints/global_step1/manifest.json").is_file()
 
 
 def test_a_requested_save_is_made_at_that_step(one_rank, bench):

@@ -34,12 +34,15 @@ def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | 
     return [share / sum(shares) for share in shares]
 
 
-def rows_to_take(num_rows: list[int], shares: list[Fraction], stopping_strategy: str = "first_exhausted") -> list[int]:
+def rows_to_take(
+    num_rows: list[int], shares: list[Fraction], stopping_strategy: str = "first_exhausted", most: int | None = None
+) -> list[int]:
     """The number of rows that each source gives: the largest mix in these shares that repeats no row, or the smallest
-    one that uses every source up (`all_exhausted`)."""
+    one that uses every source up (`all_exhausted`); of `most` rows, if that is fewer."""
     # Rows left by rounding down go to the largest remainders.
     totals = [Fraction(count) / share for count, share in zip(num_rows, shares, strict=True)]
     total = math.ceil(max(totals)) if stopping_strategy == "all_exhausted" else math.floor(min(totals))
+    total = total if most is None else min(total, most)
     exact = [share * total for share in shares]
     taken = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (taken[i] - exact[i], i))
@@ -49,13 +52,17 @@ def rows_to_take(num_rows: list[int], shares: list[Fraction], stopping_strategy:
 
 
 def drawn_rows(
-    num_rows: list[int], shares: list[Fraction], seed: int, stopping_strategy: str = "first_exhausted"
+    num_rows: list[int],
+    shares: list[Fraction],
+    seed: int,
+    stopping_strategy: str = "first_exhausted",
+    most: int | None = None,
 ) -> list[list[np.ndarray]]:
     """The rows that each source gives to a mix (see `rows_to_take`, `chosen_rows`), pass after pass.
 
     A source with fewer rows than it gives is taken whole in the first passes; in each, a row comes once.
     """
-    left, passes = rows_to_take(num_rows, shares, stopping_strategy), list[list[np.ndarray]]()
+    left, passes = rows_to_take(num_rows, shares, stopping_strategy, most), list[list[np.ndarray]]()
     while any(left) or not passes:
         now = [min(count, total) for count, total in zip(left, num_rows, strict=True)]
         passes.append([chosen_rows(total, now[i], seed, i) for i, total in enumerate(num_rows)])

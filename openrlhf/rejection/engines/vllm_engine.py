@@ -51,7 +51,10 @@ class VLLMEngine(Engine):
         asked: dict[str, tuple[Request, list[int]]] = {}
         numbers = itertools.count()
         while True:
-            for request in itertools.islice(requests, self._concurrency - len(asked)):
+            taken = list(itertools.islice(requests, self._concurrency - len(asked)))
+            if not taken and not asked:
+                return
+            for request in taken:
                 ids = self._encoder.encode(request.prompt)
                 limit = self._sampling.max_prompt_len or self._max_positions - 1
                 if len(ids) > min(limit, self._max_positions - 1):
@@ -60,9 +63,7 @@ class VLLMEngine(Engine):
                 name = str(next(numbers))
                 engine.add_request(name, {"prompt_token_ids": ids}, self._parameters(request, len(ids)))
                 asked[name] = request, ids
-            if not asked:
-                return
-            for output in engine.step():
+            for output in engine.step() if asked else ():
                 if output.finished:
                     yield self._answer_of(*asked.pop(output.request_id), output.outputs[0])
 

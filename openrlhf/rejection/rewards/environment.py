@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from openrlhf.errors import first_line_of
+from openrlhf.errors import first_line_of, how_to_install
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.reward import NO_VERDICT, CallFailed, NoReward, RewardVerdict, text_of
 
@@ -29,7 +29,7 @@ def load_environment(name: str) -> Callable[[Sequence[Row]], list[RewardVerdict]
         import verifiers.v1 as vf
         from verifiers.v1.state import state_cls
     except ImportError:
-        raise NoReward("it needs a package that is not installed: pip install 'openrlhf[verifiers]'") from None
+        raise NoReward(f"it needs a package that is not installed: {how_to_install('verifiers')}") from None
     identity = name.removeprefix(VERIFIERS)
     try:
         taskset = vf.load_taskset(vf.taskset_config_type(identity)(id=identity))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openrlhf.errors import how_to_install
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.environment import VERIFIERS, load_environment
 from openrlhf.rejection.rewards.reward import NoReward, RewardVerdict, text_of, verdicts_of
@@ -104,7 +105,7 @@ def _load_math() -> Judge:
     try:
         from math_verify import parse, verify
     except ImportError:
-        raise NoReward("math needs a package that is not installed: pip install 'openrlhf[math]'") from None
+        raise NoReward(f"math needs a package that is not installed: {how_to_install('math')}") from None
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def parsed(text: str) -> list[Any]:

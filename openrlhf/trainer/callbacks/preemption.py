@@ -45,6 +45,8 @@ class Preempted(SystemExit):
 class LeaveRequests:
     """While it lasts (`with`), notes the first signal that asks this process to leave; a second one ends it at once.
 
+    A request that has come to the one around it counts here too.
+
     Args: done_first: what is done before the process leaves; told on rank 0 when it is asked.
     """
 
@@ -60,8 +62,11 @@ class LeaveRequests:
     def __enter__(self) -> LeaveRequests:
         is_main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other one listen
         for number in PREEMPTION_SIGNALS if is_main_thread else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP under nohup
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:  # as SIGHUP under nohup
                 self._previous_handlers[number] = signal.signal(number, self._note)
+                outer = getattr(before, "__self__", None)
+                self._first = outer._first if isinstance(outer, LeaveRequests) else self._first
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -38,6 +38,8 @@ class Tracking(Callback):
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         self._log_events(trainer)
+        if more := trainer.take_logged():  # of callbacks, at the end of the run
+            self._tracker.log_more({"global_step": trainer.progress.optimizer_step} | more)
         self._tracker.log_answers(trainer.take_answers())
         self._tracker.close()
 

@@ -42,6 +42,8 @@ command -v g++ >/dev/null || fail "g++ is missing: apt install build-essential"
 has_headers || apt_install "$python-dev"
 has_headers || fail "Python's headers are missing: apt install $python-dev"
 
+# Modules are compiled when they are imported: pip would take a minute and a half for all of them, and most are not.
+install() { "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile "$@"; }
 # torch first and by itself: it decides between CPU and CUDA, and DeepSpeed asks it when it is built.
-"$venv/bin/pip" install --quiet --disable-pip-version-check "torch==$(sed -n 's/^torch.*<=//p' "$root/requirements.txt")"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$root/requirements.txt" --editable "$root"
+install "torch==$(sed -n 's/^torch.*<=//p' "$root/requirements.txt")"
+install --constraint "$root/requirements.txt" --editable "$root"

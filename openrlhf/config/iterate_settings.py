@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES
 from openrlhf.config.disk import is_address, model_folder, parts_of, program
 from openrlhf.config.generate_settings import SamplingConfig, engine
+from openrlhf.config.hub_settings import hub
 from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, free, must_match, settings, values_of
@@ -94,6 +95,11 @@ def iteration_problems(config: RejectionConfig, world_size: int) -> Iterator[str
             yield f"--{name} {given[name]} is set by each iteration, below --iterate.output: leave it out."
     yield from writable("--iterate.output", config.iterate.output)
     yield from program("--iterate.launcher", config.iterate.launcher, "python -m")
+    if config.ds.lora.is_used and (config.iterate.iterations > 1 or config.eval.dataset):
+        yield (
+            "--ds.lora.rank: what a training leaves is an adapter, and the next stage opens whole models. Train one "
+            "iteration without --eval.dataset, and merge it by openrlhf.cli.lora_combiner; or train without adapters."
+        )
     if config.select.policy == "pairs":
         yield "--select.policy pairs is for train_dpo, and an iteration trains by train_sft: choose another."
     if config.iterate.control and config.select.policy == "random":
@@ -137,7 +143,7 @@ class RejectionConfig(TrainingConfig):
         "Rejection sampling: a model answers, is trained on the best of its answers, and answers again.",
         "python -m openrlhf.cli.rejection_sampling",
         COMMON_SYNONYMS,
-        (*COMMON_CHECKS, model_folder, iteration_problems, stage_problems, server_problems),
+        (*COMMON_CHECKS, model_folder, hub, iteration_problems, stage_problems, server_problems),
         COMMON_NOTICES,
         SET_BY_THE_ITERATION,
     )

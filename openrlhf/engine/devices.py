@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from pathlib import Path
@@ -45,12 +46,19 @@ def take_device() -> torch.device:
     """
     if usable_device_type() == "cpu":
         return torch.device("cpu")
-    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # a lone process has no rank
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree
         if name in os.environ:
             os.environ[name] = str(index)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def give_back_memory() -> None:
+    """Of the GPU: what nobody in this process holds any more, for other processes."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def free_device_bytes() -> int | None:

@@ -10,12 +10,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_LEAVE = 30.0
+_SECONDS_TO_FOLLOW = 5.0  # of what the program has started
 
 
 def words_of(command: str) -> list[str]:
@@ -25,27 +27,35 @@ def words_of(command: str) -> list[str]:
 
 
 def start(
-    words: Sequence[str], lock: int | None = None, variables: Mapping[str, str] | None = None
+    words: Sequence[str],
+    lock: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    has_group: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Starts a program, which is asked to leave when this process is gone. Raises OSError where there is none.
 
     Args:
         lock: file descriptor of `alone_in`, held by the program too, as long as it lives.
         variables: added to its environment.
+        has_group: it leads a group of processes, which `end` ends whole; Ctrl-C in a terminal does not reach them.
     """
     kept_open = () if lock is None else (lock,)
     environment, leave = os.environ | dict(variables or {}), functools.partial(leave_with, os.getpid())
-    return subprocess.Popen(words, preexec_fn=leave, pass_fds=kept_open, env=environment)
+    return subprocess.Popen(words, preexec_fn=leave, pass_fds=kept_open, env=environment, start_new_session=has_group)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Asks a program to leave, and kills it where it stays."""
-    process.terminate()
-    try:
-        process.wait(_SECONDS_TO_LEAVE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Asks a program of a group of its own to leave, with all that it has started, and kills what stays."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_LEAVE)
+        until = time.monotonic() + _SECONDS_TO_FOLLOW  # a shell leaves before what it has started
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def leave_with(parent: int) -> None:

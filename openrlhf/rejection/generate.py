@@ -78,7 +78,8 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
         # Read now that no other process adds to it: what one has added is not asked for again.
         mine = _Share(prompts, _Known.of(output), config, rank, num_ranks)
         if mine.num_missing and config.generate.runner == "ray":
-            _ask_on_ray(functools.partial(_answer_ranges, config, output, identity.weights), mine)
+            answer = functools.partial(_answer_ranges, config, output, identity.weights)
+            _ask_on_ray(answer, mine, takes_gpu=config.generate.engine != "openai")
         elif mine.num_missing:
             made = contextlib.closing(make_engine(config)) if engine is None else contextlib.nullcontext(engine)
             with made as asked, Progress(mine.num_missing) as progress:
@@ -201,10 +202,10 @@ _Answer = Callable[[list[Request]], tuple[Path, int, int]]
 """Requests → their shard, how many they were, and the tokens of their answers."""
 
 
-def _ask_on_ray(make_work: Callable[[], _Answer], share: _Share) -> None:
+def _ask_on_ray(make_work: Callable[[], _Answer], share: _Share, takes_gpu: bool) -> None:
     """Workers leave a shard for each range of prompts."""
     with Progress(share.num_missing) as progress:
-        for _, (shard, num_asked, num_tokens) in on_ray(make_work, share.ranges(), takes_gpu=True):
+        for _, (shard, num_asked, num_tokens) in on_ray(make_work, share.ranges(), takes_gpu=takes_gpu):
             check_is_here(shard)
             progress.add(num_tokens, num_asked)
 

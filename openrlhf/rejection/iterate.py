@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openrlhf.atomic_file import replace_file
+from openrlhf.atomic_file import keep_aside, replace_file
 from openrlhf.config import GenerateConfig, RejectionConfig, ScoreConfig, write_resolved
 from openrlhf.config.written import FILE_NAME
 from openrlhf.rejection.child_process import alone_in, start, words_of
@@ -144,7 +144,10 @@ class _Iteration:
         if noted.get("model") == model_fingerprint(model) and noted.get("inputs") == inputs:
             return
         self._say(f"{step}: {rows} → {model}")
-        self._manifest.note(step, settings=self._settings[step], inputs=inputs, model=None)
+        begun = {"settings": _as_noted(self._settings[step]), "inputs": inputs}
+        if begun != {name: noted.get(name) for name in begun}:
+            keep_aside(Path(config.ckpt.path))  # checkpoints of another training, which are not to be gone on from
+        self._manifest.note(step, **begun, model=None)
         settings_file = self._folder / f"{step}.yaml"
         write_resolved(config, settings_file)
         words = [*words_of(self._plan.config.iterate.launcher), TRAIN_MODULE, "@", str(settings_file)]
@@ -157,6 +160,11 @@ class _Iteration:
 
     def _say(self, sentence: str) -> None:
         print(f"iteration {self.number}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _as_noted(facts: Any) -> Any:
+    """As a manifest gives them back."""
+    return json.loads(json.dumps(dict(facts), default=str))
 
 
 def _statistics(iterations: list[_Iteration]) -> Iterator[dict[str, Any]]:

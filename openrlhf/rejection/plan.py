@@ -29,6 +29,7 @@ from openrlhf.config import (
 )
 from openrlhf.config.disk import parts_of
 from openrlhf.config.generate_settings import GeneratorConfig, SamplingConfig
+from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.schema import settings, values_of
 from openrlhf.config.settings import EvalConfig
 from openrlhf.errors import UserError
@@ -138,6 +139,7 @@ class Plan:
             data=_narrowed(DataConfig, config.data, **read),
             eval=EvalConfig(),
             ckpt=_narrowed(type(config.ckpt), config.ckpt, **left),
+            hub=HubConfig() if of else config.hub,  # the control is for nobody else
         )
 
     def steps(self) -> Iterator[Step]:

@@ -17,6 +17,7 @@ import fcntl
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +201,7 @@ class Place(NamedTuple):
 class StoredRows:
     """The rows of a folder, or of one file of JSON lines; each iteration reads them anew, a line at a time.
 
-    Lines that are no JSON object, and one that has not been written to its end, are stepped over;
+    Lines that are no JSON object are stepped over, and in a folder one that has not been written to its end;
     `num_torn` counts those of the last iteration.
     """
 
@@ -228,12 +229,21 @@ class StoredRows:
             offset_bytes = 0
             with file.open("rb") as lines:
                 for line in lines:
-                    row = _row(line)
+                    row = self._row(line)
                     if row is None:
                         self.num_torn += 1
                     else:
                         yield Place(number, offset_bytes), row
                     offset_bytes += len(line)
+
+    def tell_torn(self) -> None:
+        """On standard error, where the last iteration has stepped over lines."""
+        if self.num_torn:
+            print(f"{self.path}: {self.num_torn:,} lines are no rows, and are left out", file=sys.stderr, flush=True)
+
+    def _row(self, line: bytes) -> Row | None:
+        """A file of a user's own need not end with a line feed."""
+        return _row(line) if self.path.is_dir() or line.endswith(b"\n") else _row(line + b"\n")
 
     def at(self, places: Iterable[Place]) -> Iterator[Row]:
         """The rows at places, in their order."""
@@ -241,13 +251,13 @@ class StoredRows:
             files = [stack.enter_context(file.open("rb")) for file in self._files]
             for place in places:
                 files[place.file].seek(place.offset_bytes)
-                row = _row(files[place.file].readline())
+                row = self._row(files[place.file].readline())
                 assert row is not None, place
                 yield row
 
 
-def name_of_range(identities: Iterable[tuple[str, int]]) -> str:
-    """The name of the shard that holds just these answers: by prompt and number."""
+def name_of_range(identities: Iterable[tuple[str | int, ...]]) -> str:
+    """The name of the shard that holds just these answers."""
     return xxhash.xxh3_128(json.dumps(list(identities)).encode()).hexdigest()
 
 

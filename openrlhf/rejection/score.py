@@ -38,6 +38,7 @@ from openrlhf.rejection.records import (
 )  # fmt: skip
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.rewards.find import check_label, close_all, find_rewards, start_all
+from openrlhf.rejection.rewards.model_reward import ModelReward
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import answer_statistics
 
@@ -85,7 +86,7 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
             least = max(_LEAST_ROWS_A_RANGE, _rows_a_batch(rewards))
             size = range_size(bar.total, least, _MOST_ROWS_A_RANGE)
             make_work = functools.partial(_judge_ranges, config, output)
-            for _, (shard, num_judged) in on_ray(make_work, _ranges(source, done, size), takes_gpu=True):
+            for _, (shard, num_judged) in on_ray(make_work, _ranges(source, done, size), takes_gpu=_need_gpu(rewards)):
                 check_is_here(shard)
                 bar.update(num_judged)
         else:
@@ -93,7 +94,12 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
             for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
                 rows.append(row)
                 bar.update()
+    source.tell_torn()
     return _finish(settings, output, [reward.name for reward in rewards])
+
+
+def _need_gpu(rewards: list[Reward]) -> bool:
+    return any(isinstance(reward, ModelReward) for reward in rewards)
 
 
 def _check(source: StoredRows, rewards: list[Reward]) -> None:
@@ -125,7 +131,8 @@ def _missing(source: StoredRows, done: set[int]) -> Iterator[tuple[int, Place, R
             yield number, place, row
 
 
-_Range = list[tuple[Place, tuple[str, int]]]  # where answers stand, and their identities: prompt and number
+_Key = tuple[str, int, int]  # of an answer: prompt, number, identity
+_Range = list[tuple[Place, _Key]]  # where answers stand
 
 
 def _ranges(source: StoredRows, done: set[int], size: int) -> Iterator[_Range]:
@@ -134,8 +141,8 @@ def _ranges(source: StoredRows, done: set[int], size: int) -> Iterator[_Range]:
         yield [(place, _key(row)) for _, place, row in missing]
 
 
-def _key(row: Row) -> tuple[str, int]:
-    return row["prompt_id"], row["sample_index"]
+def _key(row: Row) -> _Key:
+    return row["prompt_id"], row["sample_index"], identity_of(row)
 
 
 def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple[Path, int]]:
@@ -148,7 +155,7 @@ def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple
         places, keys = zip(*given, strict=True)
         rows = (
             {**row, "prompt_id": prompt_id, "sample_index": index}
-            for row, (prompt_id, index) in zip(source.at(places), keys, strict=True)
+            for row, (prompt_id, index, _) in zip(source.at(places), keys, strict=True)
         )
         judged = {_key(row): row for row in _judged(rewards, _weights(settings, rewards), rows, settings.workers or 1)}
         return write_shard(output, name_of_range(keys), map(judged.__getitem__, keys)), len(keys)

@@ -52,6 +52,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
         print(f"{output.rows} is this selection already: {finished['num_rows']:,} rows", flush=True)
         return finished
     candidates = read_candidates(source, with_equations=settings.dedupe == "equations")
+    source.tell_torn()
     if not len(candidates):
         raise UserError(f"{source.path} holds no answer: give the folder that score has written.")
     like = None if settings.like is None else np.array(list(_lengths_of(Path(settings.like).expanduser(), candidates)))

@@ -33,7 +33,7 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
             )
         words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
         try:
-            process = start(words, lock)
+            process = start(words, lock, has_group=True)
         except OSError as error:
             raise UserError(f"--generate.start_command cannot be run: {words[0]}: {error.strerror}.") from error
         try:

@@ -90,6 +90,13 @@ def test_the_cpu_is_taken_where_it_is_asked_for_or_all_there_is(machine, facts):
     assert devices.take_device() == torch.device("cpu")
 
 
+def test_a_lone_process_takes_the_first_gpu(machine):
+    """Generation, chat, rewards: no launcher has given it a rank, and its children are to find none."""
+    machine(num_gpus=2, num_visible=2)
+    assert devices.take_device() == torch.device("cuda", 0)
+    assert "LOCAL_RANK" not in os.environ
+
+
 def test_a_run_is_told_within_seconds_and_no_data_are_prepared(machine, tmp_path, monkeypatch, capsys):
     words = flags(save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 8), tmp_path / "out")
     machine(num_gpus=1, cuda=None)

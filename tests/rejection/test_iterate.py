@@ -27,6 +27,7 @@ from openrlhf.errors import UserError
 from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
 from openrlhf.rejection.iterate import rejection_sampling
+from openrlhf.rejection.plan import Plan
 from openrlhf.rejection.records import StoredRows
 from tests.helpers.browser import CHROMIUM, in_browser
 from tests.rejection.stand_in import KNOWN, StandIn
@@ -101,6 +102,23 @@ def generations(run: Path) -> dict[str, list[tuple]]:
         for folder in run.rglob("generations")
         if (folder / "manifest.json").exists()
     }
+
+
+def test_a_training_anew_does_not_go_on_from_the_checkpoints_of_the_old_one(tmp_path: Path) -> None:
+    run, of_first = tmp_path / "run", tmp_path / "run/iteration_1/checkpoints"
+    rejection_sampling(config_of(tmp_path, "--iterate.iterations", "1"))
+    of_first.mkdir()
+    with pytest.raises(UserError) as error:
+        rejection_sampling(config_of(tmp_path, "--iterate.iterations", "1", "--adam.lr", "1e-3"))
+    for name in re.findall(r"iteration_\S+", str(error.value)):
+        shutil.rmtree(run / name.rstrip("."))
+    rejection_sampling(config_of(tmp_path, "--iterate.iterations", "1", "--adam.lr", "1e-3"))
+    assert (of_first.exists(), of_first.with_name("checkpoints.previous").exists()) == (False, True)
+
+
+def test_the_control_is_pushed_nowhere(tmp_path: Path) -> None:
+    plan = Plan(config_of(tmp_path, "--hub.push", "true", "--hub.model_id", "me/x"))
+    assert [plan.train(1, tmp_path, of).hub.push for of in ("", "control_")] == [True, False]
 
 
 def test_a_key_reaches_the_training_and_no_file(tmp_path: Path) -> None:
@@ -298,6 +316,8 @@ def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--score.output", "x"], "--score.output x is set by each iteration"),
         (["--select.policy", "pairs"], "is for train_dpo"),
+        (["--ds.lora.rank", "4"], "what a training leaves is an adapter, and the next stage opens whole models"),
+        (["--hub.push", "true"], "add --hub.model_id owner/name"),
         (["--select.policy", "random", "--select.min_reward", "none"], "random control of a selection"),
         (["--generate.engine", "openai", "--generate.url", "http://x"], "the trained weights must reach the server"),
         (["--generate.start_command", "serve {model}"], "add --generate.engine openai"),

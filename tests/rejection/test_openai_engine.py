@@ -16,7 +16,10 @@ import pytest
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.engines import openai_engine
+from openrlhf.rejection.engines.engine import Request, Sampling
+from openrlhf.rejection.engines.openai_engine import OpenAIEngine
 from openrlhf.rejection.generate import generate
+from openrlhf.rejection.prompts import Prompt
 from openrlhf.rejection.score import score
 from tests.rejection.stand_in import generate_config, stored
 
@@ -282,3 +285,20 @@ def test_answers_that_come_beside_a_failure_are_kept(
         run(tmp_path, server.url, "--generate.concurrency", "12")
     even = {body["seed"] for _, body in server.asked if body["seed"] % 2 == 0}
     assert {row["seed"] for row in stored(tmp_path / "out")} == even != set()
+
+
+def test_an_engine_that_is_asked_again_tries_again(server: FakeServer) -> None:
+    """As a Ray worker's is, range after range."""
+    server.trouble = lambda number, body: (503, {"error": "busy"}) if number == 2 else "fine"
+    engine = OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, 4, None), 1, 5.0, 3)
+    for name in ("a", "b"):
+        (found,) = engine.answers(iter([Request(Prompt(name, "x"), 0, 7)]))
+        assert found.response == "answer 7"
+
+
+def test_a_prompt_without_room_for_its_answer_is_left_out_for_that(server: FakeServer) -> None:
+    said = "'max_tokens' is too large: 8192. This model's maximum context length is 8192 tokens"
+    server.trouble = lambda number, body: (400, {"error": {"message": said}})
+    engine = OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, 8192, None), 1, 5.0, 3)
+    (found,) = engine.answers(iter([Request(Prompt("a", "x"), 0, 7)]))
+    assert found.reason == "the prompt leaves no room for --generate.max_new_tokens"

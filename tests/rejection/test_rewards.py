@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,13 +29,28 @@ def row(response: str, label: object = None, prompt: object = "q?") -> dict:
         (" 72\n", "72", 1), ("72.0", 72, 1), ("+72", "72", 1), ("1,000", 1000, 1), ("1e3", "1000", 1), (".5", 0.5, 1),
         ("yes", " yes ", 1), ("Yes", "yes", 0), ("73", "72", 0), ("72 apples", "72", 0), ("", "0", 0),
         ("10,00", "1000", 0), ("true", True, 1), ("nan", "nan", 1), ("0.1", 0.1, 1), ("0.10000000000000001", "0.1", 0),
-        ("\u0667", "7", 0),
+        ("\u0667", "7", 0), ("e5", "5", 0), ("+e4", "+e4", 1), ("5", "e5", 0),
         ("x", None, None), ("[1, 2]", [1, 2], 1),
     ],
 )  # fmt: skip
 def test_exact_answers_are_the_same_text_or_the_same_number(response, label, value):
     (verdict,) = ExactReward().judge([row(response, label)])
     assert verdict == (RewardVerdict(None, "the row has no label") if value is None else RewardVerdict(value))
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(urllib.error.URLError(TimeoutError("timed out")), True), (TimeoutError("timed out"), False)]
+)
+def test_only_an_answer_that_is_late_is_no_verdict(monkeypatch, error, ends):
+    """A host that drops all packets is a server that is gone."""
+    monkeypatch.setattr(server_reward, "SECONDS_BEFORE_RETRIES", (0.0,))
+    monkeypatch.setattr(ServerReward, "_post", lambda self, body: (_ for _ in ()).throw(error))
+    reward = ServerReward("http://gone", 5, 64)
+    if ends:
+        with pytest.raises(UserError, match="cannot be reached"):
+            reward.judge([row("a")])
+    else:
+        assert reward.judge([row("a")]) == [RewardVerdict(None, "no verdict within 5 s")]
 
 
 @pytest.fixture(scope="module")

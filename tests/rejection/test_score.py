@@ -17,7 +17,7 @@ from openrlhf.cli.score import main
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection import score as scoring
-from openrlhf.rejection.records import RowWriter
+from openrlhf.rejection.records import RowWriter, StoredRows
 from openrlhf.rejection.reward_scorer import RewardScorer
 from openrlhf.rejection.score import score
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -57,6 +57,19 @@ def run(tmp_path, source, reward, output="scores", **settings):
 
 def rows_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "rows-0.jsonl").read_text().splitlines()]
+
+
+def test_workers_score_the_answers_of_two_models_in_one_file(tmp_path):
+    """They share prompts and numbers: each range has a shard of its own, and each answer its row."""
+    rows = [{"prompt": "q", "prompt_id": "p", "sample_index": n, "response": f"{m} {n}", "model": m, "label": "a 1"}
+            for m in "ab" for n in range(2)]  # fmt: skip
+    source, out = StoredRows(write(tmp_path / "both.jsonl", rows)), tmp_path / "scores"
+    out.mkdir()
+    config = ScoreConfig(score=ScoreSettings(input=str(source.path), output=str(out), reward="exact"))
+    judge = scoring._judge_ranges(config, out)
+    shards = [judge(given)[0] for given in scoring._ranges(source, set(), size=2)]
+    found = [json.loads(line) for shard in shards for line in shard.read_text().splitlines()]
+    assert [(row["response"], row["reward"]) for row in found] == [("a 0", 0), ("a 1", 1), ("b 0", 0), ("b 1", 0)]
 
 
 def problems_of(*argv) -> str:

@@ -45,6 +45,17 @@ def test_a_server_is_started_with_the_model_and_ended(tmp_path: Path) -> None:
             httpx.get(f"http://127.0.0.1:{port}")
 
 
+def test_a_server_ends_with_the_script_that_has_started_it(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    port = free_port()
+    (tmp_path / "serve.sh").write_text(f'{sys.executable} {tmp_path / "server.py"} "$1" {port}\necho ended\n')
+    command = f"bash {tmp_path / 'serve.sh'} {{model}}"
+    with serving(IteratedSamplingConfig(url=f"http://127.0.0.1:{port}/v1", start_command=command), "a model"):
+        assert httpx.get(f"http://127.0.0.1:{port}").text == "a model"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}")
+
+
 def test_a_server_of_another_model_is_not_asked(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     port = free_port()

@@ -28,6 +28,8 @@ _GIVEN_UP = ("abort", "error", "cancelled")  # by a server that ends: what it ha
 _MOST_TOKENS = 1 << 31  # more is a mistake of the server
 _BESIDE_THE_TEXT = ("tool_calls", "reasoning_content", "reasoning")
 _TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
+_ROOM_WORDS = ("max_tokens", "max_completion_tokens")
+NO_ROOM = "the prompt leaves no room for --generate.max_new_tokens"
 
 
 class _TryAgain(Exception):
@@ -63,6 +65,7 @@ class OpenAIEngine(Engine):
         self._is_closed = threading.Event()
 
     def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
+        self._is_closed.clear()  # a worker asks again and again
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai") as threads:
             waiting: set[Future[Generation | Refusal]] = set()
             try:
@@ -146,7 +149,7 @@ class OpenAIEngine(Engine):
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
         if status in (400, 413, 422) and any(words in said.lower() for words in _TOO_LONG_WORDS):
-            return Refusal(request, TOO_LONG)
+            return Refusal(request, NO_ROOM if any(words in said for words in _ROOM_WORDS) else TOO_LONG)
         if status in (401, 403):
             raise UserError(f"{url} wants a key, or another one (status {status}): set {API_KEY} in the environment.")
         if status == 404:

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from openrlhf.datasets.tokenizer import get_tokenizer
-from openrlhf.engine.devices import take_device
+from openrlhf.engine.devices import give_back_memory, take_device
 from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.errors import UserError
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
@@ -76,6 +76,10 @@ class TransformersEngine(Engine):
                 f"The memory of {self._device} does not hold --generate.concurrency {self._concurrency} answers at "
                 "once: lower it, and start the same command again; all answers so far are kept."
             ) from error
+
+    def close(self) -> None:
+        del self._model
+        give_back_memory()
 
     def _row_of(self, request: Request) -> _Row | Refusal:
         ids = self._encoder.encode(request.prompt)

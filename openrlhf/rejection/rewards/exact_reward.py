@@ -12,7 +12,7 @@ from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.functions import NO_LABEL
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?", re.ASCII)
 
 
 class ExactReward(Reward):

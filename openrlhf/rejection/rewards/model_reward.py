@@ -32,6 +32,13 @@ class ModelReward(Reward):
             self._folder, max_tokens=settings.max_tokens_per_micro_batch, max_len=settings.max_len
         )
 
+    def close(self) -> None:
+        from openrlhf.engine.devices import give_back_memory
+
+        if hasattr(self, "_scorer"):
+            del self._scorer
+            give_back_memory()
+
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         with self._turn:
             return self._scorer.judged([(row["prompt"], row["response"]) for row in rows])

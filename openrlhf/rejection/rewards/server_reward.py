@@ -51,7 +51,8 @@ class ServerReward(Reward):
             except (ValueError, RecursionError, http.client.HTTPException) as error:
                 reason = f"the server's answer cannot be read: {first_line_of(error)}"
             except OSError as error:
-                if "timed out" not in str(error) and seconds is None:
+                # urllib wraps what goes wrong before the question is sent; an answer that is late comes as it is
+                if isinstance(error, urllib.error.URLError) and seconds is None:
                     raise UserError(
                         f"--score.reward {self._url} cannot be reached: {first_line_of(error)}. What is scored is "
                         "kept: start the server, and the same command again."

@@ -49,7 +49,7 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         save_settings(model, tokenizer, trial)
         if not hasattr(model, "peft_config"):
             _try_names(model)
-        needed = _size_bytes(model) * _SPACE_FACTOR
+        needed = exported_bytes(model) * _SPACE_FACTOR
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
@@ -57,7 +57,7 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(trial, ignore_errors=True)
 
 
-def _size_bytes(model: Any) -> int:
+def exported_bytes(model: Any) -> int:
     """Bytes of the weights that are exported: all of them, or the adapter's alone."""
     dtype = model_dtype(model)
     parameters = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]

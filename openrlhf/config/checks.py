@@ -273,4 +273,11 @@ COMMON_CHECKS: tuple[Check, ...] = (
     data_sources,
 )
 CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, _compiler, model_folder, output_folders, hub)
-COMMON_NOTICES: tuple[Notice, ...] = (_key, _universal_checkpoint)
+
+
+def _unused_template(config: TrainingConfig) -> Iterator[str]:
+    if config.data.input_template is not None and config.data.apply_chat_template:
+        yield "--data.input_template changes nothing beside --data.apply_chat_template, whose template alone is used."
+
+
+COMMON_NOTICES: tuple[Notice, ...] = (_key, _universal_checkpoint, _unused_template)

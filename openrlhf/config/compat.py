@@ -143,6 +143,22 @@ def take(root: type[Root], given: dict[str, Any], theirs: bool) -> list[str]:
     return [head + ":", *(f"  --{one.name}: there {one.there}; here {one.here}" for one in found)]
 
 
+def meaning_in_script(args: Any, name: str) -> Any:
+    """What a call means by a setting that it leaves out: under `args.compat` the script's own value, else OpenRLHF's.
+
+    None without `compat`. `args` is any object or dict, nested or flat.
+    """
+    if not _value(args, "compat"):
+        return None
+    group, _, leaf = name.rpartition(".")
+    theirs = (one.takes[name] for one in DIFFERENCES if name in one.takes)
+    return _value(_value(args, group), leaf) or _value(args, leaf) or next(theirs, None)
+
+
+def _value(args: Any, name: str) -> Any:
+    return args.get(name) if isinstance(args, Mapping) else getattr(args, name, None)
+
+
 def _is_known(difference: Difference, values: Values) -> bool:
     """Whether the root has the settings that it speaks of: other commands have other groups."""
     try:

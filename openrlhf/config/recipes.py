@@ -77,7 +77,7 @@ def read_recipe(root: type[Root], given: Sequence[Given], world_size: int) -> Re
     folder = {"output_dir": f"outputs/{values.get('run_name', 'sft')}"}
     defaults = VERIFIERS_DEFAULTS | folder if is_verifiers else {}
     translation = translate(defaults | values, values.keys(), _num_data_ranks(rest, world_size))
-    return _as_ours(root, translation, theirs, rest, problems + wrong)
+    return _as_ours(root, translation, theirs, rest, problems + wrong + _both_losses(values))
 
 
 def _is_in_file(one: Given) -> bool:
@@ -114,6 +114,17 @@ def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
             kind = str(RECIPE_NAMES[name].type).replace("typing.", "")
             problems.append(f"{one.where} is {str(one.value)[:60]!r}; it must be {kind}.")
     return values, problems
+
+
+def _both_losses(values: dict[str, Any]) -> list[str]:
+    """No value of data.targets means all turns of a conversation and those of a completion alone: rows are not seen."""
+    if not (values.get("assistant_only_loss") and values.get("completion_only_loss")):
+        return []
+    return [
+        "assistant_only_loss true and completion_only_loss true cannot be had together in a recipe: for rows of prompt "
+        "and completion leave assistant_only_loss out (of messages, the assistant's alone are trained), for "
+        "conversations leave completion_only_loss out."
+    ]
 
 
 def _num_data_ranks(rest: Sequence[Given], world_size: int) -> int:

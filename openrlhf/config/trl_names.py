@@ -51,6 +51,8 @@ def _refused(default: Any, remedy: str) -> Any:
 _ROWS_READ = "prepared rows are read from disk by page"
 _LAUNCH = "ranks are joined by openrlhf"
 _NO_NUMBER = "it changes no number"
+BESIDE_A_RECIPE = "python -m openrlhf.cli.train_sft with the recipe takes"
+_ZERO_3 = "a deepspeed file of stage 3 (in a recipe ds.zero_stage 3, too)"
 
 
 @dataclasses.dataclass
@@ -68,7 +70,9 @@ class TrainingNames:
     gradient_accumulation_steps: int = 1
     num_train_epochs: float = 3.0
     max_steps: int = -1
-    auto_find_batch_size: bool = _refused(False, "give train.max_tokens_per_micro_batch, which bounds the memory")
+    auto_find_batch_size: bool = _refused(
+        False, f"leave it out: {BESIDE_A_RECIPE} --train.max_tokens_per_micro_batch, which bounds the memory"
+    )
     # optimizer
     optim: str = "adamw_torch"
     optim_args: str | None = _refused(None, "leave it out: only AdamW and Muon are here")
@@ -96,7 +100,7 @@ class TrainingNames:
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = None
     activation_checkpointing: bool | None = None
     activation_checkpointing_kwargs: dict[str, Any] | str | None = None
-    activation_offloading: bool = _refused(False, "use gradient_checkpointing, or ds.zero_stage 3")
+    activation_offloading: bool = _refused(False, f"use gradient_checkpointing, or {_ZERO_3}")
     torch_compile: bool = _setting(False, "model.compile_layers")
     torch_compile_backend: str | None = _idle(None, "the layers are compiled by torch's own back end")
     torch_compile_mode: str | None = _idle(None, "the layers are compiled in torch's own mode")
@@ -105,8 +109,8 @@ class TrainingNames:
     use_cache: bool = _idle(False, "training keeps no cache")
     torch_empty_cache_steps: int | None = _idle(None, _NO_NUMBER)
     deepspeed: dict[str, Any] | str | None = None
-    fsdp: str | None = _refused(None, "leave it out: ds.zero_stage 3 splits the weights over ranks")
-    fsdp_config: dict[str, Any] | str | None = _refused(None, "leave it out: ds.zero_stage 3 splits the weights")
+    fsdp: str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
+    fsdp_config: dict[str, Any] | str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     accelerator_config: dict[str, Any] | str | None = _idle(None, _LAUNCH)
     use_cpu: bool = _idle(False, "the CPU is used where there is no GPU; CUDA_VISIBLE_DEVICES= hides the GPUs")
     ddp_timeout: int = 1800

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.config.trl_names import RECIPE_NAMES
+from openrlhf.config.trl_names import BESIDE_A_RECIPE, RECIPE_NAMES
 
 if TYPE_CHECKING:
     from openrlhf.config.trl_translation import Translator
@@ -61,8 +61,11 @@ def _optimizer(t: Translator) -> None:
     name = str(t["optim"]).rpartition(".")[2].lower()
     if name.startswith("adamw") and "8bit" not in name and "4bit" not in name and name != "adamw_anyprecision":
         t.becomes({"optim": "adam"}, "optim", note="AdamW")
+    elif name == "muon":
+        note = "matrices by muon.lr, 0.02 unless a recipe says otherwise; the rest by AdamW and learning_rate"
+        t.becomes({"optim": "muon"}, "optim", note=note)
     else:
-        t.refuse("optim", "adamw_torch is here, and Muon by the setting optim muon")
+        t.refuse("optim", "adamw_torch and muon are here")
 
 
 def _schedule(t: Translator) -> None:
@@ -242,7 +245,7 @@ def _rows(t: Translator) -> None:
     if t["chat_template_path"]:
         t.becomes({"data.tokenizer_chat_template": _template_file(t)}, "chat_template_path")
     if t["loss_type"] not in ("nll", "chunked_nll", "dft"):
-        t.refuse("loss_type", "nll and dft are here, and train.loss takes one of your own")
+        t.refuse("loss_type", f"nll and dft are here; without it {BESIDE_A_RECIPE} --train.loss module:Name, your own")
     else:
         t.becomes({"train.loss": str(t["loss_type"]).removeprefix("chunked_")}, "loss_type")
     t.becomes({"data.control_tokens": "keep"})
@@ -257,15 +260,11 @@ def _template_file(t: Translator) -> str:
 
 
 def _targets(t: Translator) -> None:
-    names = ("assistant_only_loss", "completion_only_loss")
-    if t["assistant_only_loss"]:
-        t.becomes({"data.targets": "all_turns"}, *names)
-    elif t["completion_only_loss"]:
-        t.becomes({"data.targets": "completion"}, *names)
-    elif t["completion_only_loss"] is False:
-        t.becomes({"data.targets": "everything"}, *names)
-    else:
-        t.becomes({"data.targets": "completion_or_everything"}, *names)
+    of_completions = {True: "completion", False: "everything", None: "completion_or_everything"}
+    targets = "all_turns" if t["assistant_only_loss"] else of_completions[t["completion_only_loss"]]
+    is_open = t["assistant_only_loss"] and t["completion_only_loss"] is not False
+    note = "of rows with a completion: in a script those of the completion, in a recipe those of the prompt too"
+    t.becomes({"data.targets": targets}, "assistant_only_loss", "completion_only_loss", note=note if is_open else "")
 
 
 _LORA = {  # setting of ds.lora → its names there

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from openrlhf.batching import TokenSequence, Unit
 from openrlhf.config import DataConfig, PairDataConfig, from_namespace
 from openrlhf.config.schema import Command, Root
+from openrlhf.config.settings import free
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.datasets.formats import DEFAULT_INPUT_KEY, find_format
 from openrlhf.datasets.prepare import prepare_sources
@@ -98,9 +99,10 @@ class PairDataset(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class _DataAlone(Root):
-    """What a strategy's settings say of the data."""
+    """What a strategy's settings say of the data, by their meaning in OpenRLHF where `compat` asks for it."""
 
     command: ClassVar[Command] = Command(synonyms=COMMON_SYNONYMS)
+    compat: str | None = free(None, "as of the training, which says what it may be")
     data: PairDataConfig = PairDataConfig()
 
 
@@ -120,7 +122,8 @@ class RewardDataset(PairDataset):
         """Prepares a `datasets.Dataset` (or any sequence of dicts).
 
         Args:
-            max_length: most tokens that prompt and answer may have; longer pairs are left out.
+            max_length: most tokens that prompt and answer may have; longer pairs are left out, or cut where
+                `data.overlong` or `compat` says so.
             strategy: any object whose `args` hold `prompt_key`, `chosen_key`, `rejected_key`, `apply_chat_template`
                 and `tokenizer_chat_template` (and further names of `PairDataConfig`), flat or under `args.data`.
             is_dpo: items end with the prompt's length in place of the margin.

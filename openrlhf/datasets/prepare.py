@@ -16,10 +16,11 @@ from openrlhf.config import DataConfig, PairDataConfig
 from openrlhf.config.checks import input_template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import data_fingerprint
-from openrlhf.datasets.formats import find_format, tokenized
+from openrlhf.datasets.formats import find_format, has_named_columns, tokenized
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, PAIR_SCHEMA, SCHEMA, PreparedSamples, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
 from openrlhf.datasets.sample_writer import SampleWriter
+from openrlhf.datasets.samples import ONCE_PASSED_OVER, Row
 from openrlhf.datasets.shards import encode_on_ray, take_over
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
@@ -31,7 +32,8 @@ from openrlhf.datasets.tokenizer import prepare_special_tokens
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
-FILE_FORMAT = 5  # raise it when `prepared` lays out its files in another way, or rows are read in another way
+FILE_FORMAT = 6  # raise it when `prepared` lays out its files in another way, or rows are read in another way
+NAMED_COLUMNS_ARE_READ = "the columns that --data.input_key and --data.output_key name are read instead"
 Runner = Literal["local", "ray"]
 
 
@@ -137,11 +139,17 @@ class _Preparation:
         # Rows with weights were trained without them once, and control tokens in rows as such: another run did so.
         is_text = any(remark.endswith(CONTROL_TOKENS_ARE_TEXT) for remark in self.report.remarks)
         fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
+        fingerprint += "-whole" if self._reads_more() else ""
         fingerprint += "-refused" if self.data.control_tokens == "refuse" else "-text" if is_text else ""
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
         writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
         if self.shards is not None:
             shutil.rmtree(self.shards)
+
+    def _reads_more(self) -> bool:
+        """Whether an earlier version passed over a part of the rows, so that its checkpoints are of another run."""
+        of_tables = any(note.endswith(NAMED_COLUMNS_ARE_READ) for note in self.report.notes)
+        return of_tables or not ONCE_PASSED_OVER.isdisjoint(self.report.remarks)
 
     def _encode(self, tasks: Iterator[EncodingTask], encode: Encode, writer: SampleWriter) -> None:
         for number, result in enumerate(encode_blocks(tasks, encode, self.data.num_processors)):
@@ -173,10 +181,17 @@ class _Preparation:
     def _format_of(self, table: Table) -> str:
         for number, row in table.first_rows(FIRST_ROWS):
             name = find_format(row, self.data, table.row_name(number), self.pretrain_mode)
+            self._note_passed_over(table, row)
             return self._mask_convention(table) if name == "tokenized" and "loss_mask" in row else name
         for _ in readable_rows([table]):  # tells the reasons, if there are rows at all
             pass
         raise UserError(f"{table.name} is empty: it holds no row.")
+
+    def _note_passed_over(self, table: Table, row: Row) -> None:
+        data = self.data
+        is_by_name = data.format == "auto" and not isinstance(data, PairDataConfig) and has_named_columns(row, data)
+        if is_by_name and tokenized.fits(row):
+            self.report.notes.append(f"{table.name} holds input_ids too: {NAMED_COLUMNS_ARE_READ}")
 
     def _mask_convention(self, table: Table) -> str:
         """`tokenized` or `tokenized_by_token`: as the user says, else the one that the first rows' masks fit."""
@@ -193,7 +208,7 @@ class _Preparation:
     def _tasks(self, formats: list[str]) -> Iterator[EncodingTask]:
         """Blocks of all tables with the rows to take, up to `max_samples` rows."""
         num_left = self.data.max_samples
-        for chosen in self._rows_by_share():
+        for pass_number, chosen in enumerate(self._rows_by_share()):
             position = [0] * len(self.sources)
             for number, table in enumerate(self.tables):
                 source = self.source_of[number]
@@ -206,7 +221,7 @@ class _Preparation:
                         taken &= np.cumsum(taken) <= num_left
                         num_left -= int(taken.sum())
                     position[source] = end
-                    yield EncodingTask(number, formats[source], block, taken)
+                    yield EncodingTask(number, formats[source], block, taken, is_repeat=pass_number > 0)
 
     def _rows_by_share(self) -> list[Any]:
         """For each pass over the tables, the rows that each source gives; None: all of them."""
@@ -279,6 +294,12 @@ def _check_one_shape(source: Source, formats: list[str]) -> None:
     for table, name in zip(source.tables, formats, strict=True):
         if name != formats[0]:
             first = source.tables[0]
+            if {name, formats[0]} == {"tokenized", "tokenized_by_token"}:
+                raise UserError(
+                    f"{source.name}: the loss_mask of {table.name} is read as {name}, that of {first.name} as "
+                    f"{formats[0]}. Say --data.format tokenized_by_token if entry t judges token t itself in all of "
+                    "them, --data.format tokenized if it judges token t+1."
+                )
             ours, theirs = (set(next(each.first_rows(FIRST_ROWS))[1]) for each in (first, table))
             raise UserError(
                 f"{source.name} mixes shapes: {table.name} ({name}) differs from {first.name} ({formats[0]}): "

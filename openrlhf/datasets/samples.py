@@ -9,6 +9,16 @@ import numpy as np
 
 PAIRS = "pairs"  # the format whose rows become two samples each
 Row = dict[str, Any]
+# Remarks on rows of which an earlier version passed over a part. Data with such rows have another fingerprint since;
+# the checkpoints of all others fit.
+SYSTEM_IS_READ = "the column 'system' is read as the first message"
+HISTORY_IS_READ = "the column 'history' is read as the turns before"
+ARGUMENTS_ARE_READ = "'parameters' or 'input' of a tool call are read as its arguments"
+FUNCTION_CALL_IS_READ = "the key 'function_call' of a message is read as a tool call"
+PADDING_IS_LEFT_OUT = "tokens at the ends that attention_mask hides are left out"
+ONCE_PASSED_OVER = {
+    SYSTEM_IS_READ, HISTORY_IS_READ, ARGUMENTS_ARE_READ, FUNCTION_CALL_IS_READ, PADDING_IS_LEFT_OUT,
+}  # fmt: skip
 Message = dict[str, Any]
 
 
@@ -53,6 +63,7 @@ class TokenRow:
 
     input_ids: list[int]
     loss_mask: list[int]
+    remarks: tuple[str, ...] = ()
 
 
 RowContent = PlainText | Conversation | TokenRow

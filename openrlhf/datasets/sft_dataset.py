@@ -49,14 +49,19 @@ class SFTDataset(torch.utils.data.Dataset):
 
         Args:
             max_length: most tokens a sample may have.
+            input_template: text around the prompt, which stands at {}; None: none, or with `strategy.args.compat` that
+                of OpenRLHF ("{}" is none there, too).
             strategy: any object whose `args` hold `input_key`, `output_key`, `apply_chat_template` and
                 `tokenizer_chat_template` (and further names of `DataConfig`), flat or under `args.data`. Its `print`,
                 if it has one, tells how many rows became samples, and why others did not.
 
         Raises UserError if rows are unusable or none can be trained.
         """
+        config = from_namespace(SFTConfig, strategy.args)
+        if input_template is None and config.compat is not None:
+            input_template = config.data.input_template
         data = replace(
-            from_namespace(SFTConfig, strategy.args).data,
+            config.data,
             max_len=max_length,
             input_template=input_template,
             num_processors=num_processors,

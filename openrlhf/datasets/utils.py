@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf.config.compat import meaning_in_script
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
 from openrlhf.datasets.fingerprint import hash_of, known_hashes
 from openrlhf.datasets.prepared import is_whole, list_file
@@ -39,9 +40,11 @@ def blending_datasets(
     mix in these shares that repeats no row, drawn and shuffled by the seed (see `sources.mixing`).
 
     Args:
-        strategy: its `print` tells how many rows each source gave; may be None.
+        strategy: its `print` tells how many rows each source gave, and `args.compat` says what is meant by a
+            `stopping_strategy` that is left out; may be None.
         max_count: no more rows than this, the first ones.
-        stopping_strategy: "all_exhausted" repeats rows until every source is used up; None or "first_exhausted" none.
+        stopping_strategy: "all_exhausted" repeats rows until every source is used up; "first_exhausted" none, as does
+            None without `args.compat`.
 
     Raises UserError if a source is not there or cannot be read, or for another `stopping_strategy`.
     """
@@ -49,10 +52,13 @@ def blending_datasets(
     shares = parse_probabilities(probabilities, len(sources))
     parts = [_rows_of(source, open_cache_dir(cache_dir)) for source in sources]
     counts = list(map(len, parts))
+    if stopping_strategy is None:
+        in_script = meaning_in_script(getattr(strategy, "args", None), "data.stopping_strategy")
+        stopping_strategy = in_script or "first_exhausted"
     if shares is None:
         blended = _joined(parts)
     else:
-        passes = drawn_rows(counts, shares, seed, _known(stopping_strategy or "first_exhausted"))
+        passes = drawn_rows(counts, shares, seed, _known(stopping_strategy))
         drawn = [np.concatenate(of_source) for of_source in zip(*passes, strict=True)]
         parts = [part.select(rows) for part, rows in zip(parts, drawn, strict=True)]
         blended = _joined(parts).shuffle(generator=np.random.Generator(np.random.Philox(key=[seed, len(sources)])))

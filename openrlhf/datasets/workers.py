@@ -33,6 +33,7 @@ class EncodingTask:
     format_name: str
     block: SourceBlock
     taken: np.ndarray
+    is_repeat: bool = False  # of a later pass: its rows were read before
 
 
 @dataclass
@@ -53,7 +54,7 @@ Encode = Callable[[EncodingTask], BlockResult]
 
 def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -> BlockResult:
     """Rows of a block → encoded samples, with every failure kept in its place."""
-    result = BlockResult(task.table, len(task.taken), int(task.taken.sum()))
+    result = BlockResult(task.table, 0 if task.is_repeat else len(task.taken), int(task.taken.sum()))
     read = READERS[task.format_name]
     samples: list[EncodedSample] = []
     numbers: list[int] = []

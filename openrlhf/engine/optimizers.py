@@ -162,15 +162,14 @@ def fit_schedule(scheduler: Any, num_steps: int, first_step: int) -> str:
     horizons = {keywords["num_training_steps"] for keywords in shapes} - {num_steps}
     stands_at = scheduler.last_epoch if shapes else 0
     if not horizons and stands_at <= first_step:
+        if shapes:  # a checkpoint's rate may be of a schedule that this run no longer has
+            _take_rates(scheduler)
         return _horizon_of_torch(scheduler, num_steps)
     scheduler.last_epoch = min(scheduler.last_epoch, first_step)
     for keywords in shapes:
         keywords["num_training_steps"] = num_steps
         keywords["num_warmup_steps"] = min(keywords["num_warmup_steps"], num_steps - 1)
-    rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    for group, base_lr, shape in rates:
-        group["lr"] = base_lr * shape(scheduler.last_epoch)
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+    _take_rates(scheduler)
     made_for = ", ".join(map(str, sorted(horizons)))
     if stands_at > first_step:
         return (
@@ -181,6 +180,14 @@ def fit_schedule(scheduler: Any, num_steps: int, first_step: int) -> str:
         f"note: the schedule of the learning rate was made for {made_for} steps, and this run takes {num_steps}: it "
         "goes over these now."
     )
+
+
+def _take_rates(scheduler: Any) -> None:
+    """Of the step that it stands at."""
+    rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, base_lr, shape in rates:
+        group["lr"] = base_lr * shape(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def _horizon_of_torch(scheduler: Any, num_steps: int) -> str:

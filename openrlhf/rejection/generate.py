@@ -29,6 +29,7 @@ from openrlhf.rejection.engines.engine import Engine, Request, Sampling
 from openrlhf.rejection.generation_report import write_generation_report
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
+from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     LEFT_OUT,
     Identity,
@@ -39,11 +40,9 @@ from openrlhf.rejection.records import (
     grow_output,
     is_finished,
     keeps_on_a_full_disk,
-    name_of_range,
     open_output,
     read_stats,
     settings_of,
-    write_shard,
 )
 
 _MOST_ANSWERS_A_RANGE = 16384  # on Ray: what a lost worker may cost

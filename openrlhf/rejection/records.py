@@ -256,19 +256,6 @@ class StoredRows:
                 yield row
 
 
-def name_of_range(identities: Iterable[tuple[str | int, ...]]) -> str:
-    """The name of the shard that holds just these answers."""
-    return xxhash.xxh3_128(json.dumps(list(identities)).encode()).hexdigest()
-
-
-def write_shard(folder: Path, name: str, rows: Iterable[Mapping[str, Any]], kind: str = ROWS) -> Path:
-    """Leaves a shard with all its rows, or none. The first one of a name stays: its rows may have been read already."""
-    path = folder / f"{kind}-{name}.jsonl"
-    if not path.exists():
-        replace_file(path, b"".join(map(_line, rows)))
-    return path
-
-
 class RowWriter:
     """Appends rows to a shard that this process alone writes: `with RowWriter(folder, "rank-0") as shard: …`."""
 
@@ -288,7 +275,7 @@ class RowWriter:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """The row is in the file when this returns. Raises OSError where the disk is full; what was written stays."""
-        line = _line(row)
+        line = line_of(row)
         try:
             if (written := self._file.write(line)) != len(line):
                 self._file.write(line[written:])  # the rest of it, or the error that tells why
@@ -318,7 +305,8 @@ def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     replace_file(folder / MANIFEST, json.dumps({**content, "format": _FORMAT}, indent=1) + "\n")
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as it stands in a file."""
     return json.dumps(row, default=str).encode() + b"\n"
 
 

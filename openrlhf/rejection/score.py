@@ -20,6 +20,7 @@ from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
+from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     Identity,
     Place,
@@ -30,11 +31,9 @@ from openrlhf.rejection.records import (
     finish,
     is_finished,
     keeps_on_a_full_disk,
-    name_of_range,
     open_output,
     read_stats,
     settings_of,
-    write_shard,
 )  # fmt: skip
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.rewards.find import check_label, close_all, find_rewards, start_all

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.models import Actor
-from openrlhf.parallel.collectives import any_rank, gather_objects
+from openrlhf.parallel.collectives import gather_objects, gather_problems
 from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
 from openrlhf.rejection.rewards.reward import Reward
 from openrlhf.trainer import Callback, Trainer
 
+_JUDGE = "--eval.prompts_reward"
 _ROWS_AT_ONCE = 32  # prompts that a rank answers together
 
 
@@ -48,9 +49,7 @@ class Answering(Callback):
         if self._judge is None:
             return
         with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
-            if trainer.strategy.is_rank_0():
-                self._judge.start()
-            any_rank(False, trainer.strategy.groups.control)
+            _on_rank_0(trainer, self._judge.start)
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0:
@@ -89,9 +88,7 @@ class Answering(Callback):
         mine = list(self._answers_of(model, groups.data_rank, groups.data_size))
         model.train(was_training)
         of_ranks = gather_objects(mine, groups.control)
-        if trainer.strategy.is_rank_0():
-            self._show(trainer, dict(answer for answers in of_ranks for answer in answers))
-        any_rank(False, groups.control)
+        _on_rank_0(trainer, lambda: self._show(trainer, dict(answer for answers in of_ranks for answer in answers)))
 
     def _answers_of(self, model: Actor, rank: int, num_ranks: int) -> Iterator[tuple[int, tuple[str, str]]]:
         """Number, text and end of each answer of this rank. All ranks make equally many calls of the model."""
@@ -138,6 +135,19 @@ class Answering(Callback):
             row["reward"] = verdict.value
             if verdict.value is None:
                 row["reason"] = verdict.reason
+
+
+def _on_rank_0(trainer: Trainer, work: Callable[[], None]) -> None:
+    """All ranks call and leave together, or raise together what rank 0 raises."""
+    problem = None
+    if trainer.strategy.is_rank_0():
+        try:
+            work()
+        except Exception as error:  # of a judge, which may be the user's own
+            words = first_line_of(error).replace("--score.reward", _JUDGE)
+            problem = words if _JUDGE in words else f"{_JUDGE}: {words}"
+    if problems := gather_problems(problem, trainer.strategy.groups.control):
+        raise UserError(*problems)
 
 
 def _row(prompt: Prompt, response: str, finish_reason: str, optimizer_step: int) -> dict[str, Any]:

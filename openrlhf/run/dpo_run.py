@@ -69,6 +69,7 @@ class DPORun(PairRun):
 
         self.train_data = with_its_log_probs(self.train_data)
         self.eval_data = self.eval_data and with_its_log_probs(self.eval_data)
+        self.strategy.watchdog.note("building the model", is_long=True)
         while loaded:
             loaded.pop().engine.destroy()
             gc.collect()  # engine and modules refer to one another: the weights would stay through the training

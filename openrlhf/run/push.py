@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def push_folder(
     revision: str | None = None,
     message: str = "Upload of a model by openrlhf",
     token: str | None = None,
+    more: Sequence[str] = (),
 ) -> str:
     """Uploads an exported model, its card and its metrics, and nothing else; makes the repository if need be.
 
@@ -65,6 +66,7 @@ def push_folder(
         model_id: owner/name; a name alone is of the token's owner.
         private: of a repository that is made; one that is there stays as it is.
         revision: branch; it is made if need be.
+        more: patterns of further files, in the folder itself.
 
     Returns: the address of the commit.
     Raises UserError where the folder holds no whole model, or the hub refuses or cannot be reached; what is in the
@@ -85,7 +87,7 @@ def push_folder(
             folder_path=folder,
             revision=revision,
             commit_message=message,
-            allow_patterns=[glob.escape(name) for name in _names_to_push(folder)],
+            allow_patterns=[*map(glob.escape, _names_to_push(folder, more))],
         )
     except Exception as error:  # of the network or the hub, in any way
         again = f"python -m openrlhf.cli.push --ckpt.output_dir {folder} --hub.model_id {model_id}"
@@ -98,10 +100,11 @@ def push_folder(
     return str(commit.commit_url)
 
 
-def _names_to_push(folder: Path) -> list[str]:
+def _names_to_push(folder: Path, more: Sequence[str]) -> list[str]:
     """Of the model what its manifest lists; without a manifest, what lies in the folder itself."""
     names = listed_names(folder) or [path.name for path in folder.iterdir() if path.name[0] != "." and path.is_file()]
-    return [*names, CARD_FILE, METRICS_FILE, CURVES_FILE]
+    further = [path.name for pattern in more for path in folder.glob(pattern)]
+    return [*names, CARD_FILE, METRICS_FILE, CURVES_FILE, *further]
 
 
 def _reasons(error: BaseException) -> str:

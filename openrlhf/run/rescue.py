@@ -12,7 +12,7 @@ from openrlhf.checkpoint.export import write_weights
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.manifest import is_of_run
 from openrlhf.checkpoint.model_settings import save_settings
-from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
+from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import CkptConfig
 from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.errors import UserError
@@ -44,12 +44,14 @@ class Rescue:
         newest = self._newest_name()
         if newest is not None:
             return f"The newest checkpoint is {Path(self._ckpt.path) / newest}; --ckpt.load_enable goes on from it."
+        if not self._trainer.progress.optimizer_step:
+            return "No step has been trained yet."
         return self._weights_alone()
 
     def _newest_name(self) -> str | None:
-        """Of this run's whole checkpoints, else of the models that it has exported along the way."""
-        stores = [CheckpointStore(self._ckpt.path, suffix=suffix) for suffix in ("", EXPORT_SUFFIX)]
-        names = [path.name for store in stores for path in store.whole() if is_of_run(path, self._identity.run_id)]
+        """Of this run's whole checkpoints. Nothing goes on from a model that it has exported along the way."""
+        whole = CheckpointStore(self._ckpt.path).whole()
+        names = [path.name for path in whole if is_of_run(path, self._identity.run_id)]
         return gather_objects(next(iter(names), None), self._group)[0]
 
     def _save(self) -> None:
@@ -60,7 +62,11 @@ class Rescue:
         checkpointer.save(trained.engine, progress, self._identity, states, scheduler=trained.scheduler)
 
     def _weights_alone(self) -> str:
-        """Into the first folder that takes them."""
+        """Into the first folder that takes them, however long that takes."""
+        with self._trainer.strategy.watchdog.long_phase("writing the trained weights"):
+            return self._written_alone()
+
+    def _written_alone(self) -> str:
         step, model = self._trainer.progress.optimizer_step, self._trainer.model.model
         if any_rank(bool(names_of_non_finite(model)), self._group):
             return f"The weights after step {step} are not finite: they are not kept."

@@ -39,7 +39,7 @@ class RMRun(PairRun):
         }
 
     def _export(self, output_dir: Path) -> None:
-        if self._is_trained:  # by an earlier process, and evaluated there
+        if self._found is not None:  # an earlier process may have evaluated the last step
             self.trainer.note_statistics()
         super()._export(output_dir)
 

@@ -26,7 +26,7 @@ from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
-from openrlhf.trainer.memory import NOTE_FILE
+from openrlhf.trainer.memory import EVAL_NOTE_FILE, NOTE_FILE
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
@@ -125,7 +125,8 @@ class CommandTrainer(Trainer):
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
         with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
             if not config.ckpt.load_enable:
-                Path(config.ckpt.path, NOTE_FILE).unlink(missing_ok=True)  # of an earlier run
+                for name in (NOTE_FILE, EVAL_NOTE_FILE):  # of an earlier run
+                    Path(config.ckpt.path, name).unlink(missing_ok=True)
             self.run(
                 named_callbacks,
                 [*self._hooks(args), *standard_callbacks(self, config, num_steps, resume_step, identity)],

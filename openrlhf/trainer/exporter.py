@@ -9,14 +9,12 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from openrlhf.checkpoint.export import write_model
 from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.rehearsal import exported_bytes
 from openrlhf.checkpoint.store import CheckpointStore
-from openrlhf.engine.parameters import whole_numel
 from openrlhf.errors import UserError
 from openrlhf.models import PreparedModel
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
-
-BYTES_OF_A_WEIGHT = 4  # the most: float32
 
 
 class ExporterAlongTheWay:
@@ -47,6 +45,8 @@ class ExporterAlongTheWay:
         try:
             write_model(self._model.model, self._tokenizer, folder, group, self._max_shard_bytes)
         except UserError as error:
+            if self._strategy.is_rank_0():
+                self._store.discard(folder)
             return tuple(error.problems)
         problems = self._put_in_place(folder, eval_loss) if self._strategy.is_rank_0() else []
         return tuple(gather_objects(problems, group)[0])
@@ -55,14 +55,14 @@ class ExporterAlongTheWay:
         try:
             return self._store.put_in_place(folder, identity=self._identity, eval_loss=eval_loss)[1]
         except OSError as error:
+            self._store.discard(folder)
             return [f"the exported model could not be put in place: {error}"]
 
     def _begin(self, optimizer_step: int) -> tuple[Any, str]:
         """On rank 0 the folder aside, or why there is none."""
         if not self._strategy.is_rank_0():
             return None, ""
-        num_weights = sum(whole_numel(parameter) for parameter in self._model.model.parameters())
         try:
-            return self._store.begin(optimizer_step, num_weights * BYTES_OF_A_WEIGHT), ""
+            return self._store.begin(optimizer_step, exported_bytes(self._model.model)), ""
         except OSError as error:
             return None, f"the model after step {optimizer_step} was not exported: {error}"

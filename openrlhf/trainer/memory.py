@@ -19,7 +19,7 @@ from openrlhf.exit_codes import RankLost, RunStopped
 from openrlhf.models import PreparedModel
 from openrlhf.trainer.shortage import Apart, OutOfMemory, Shortage
 
-NOTE_FILE = "memory.json"
+NOTE_FILE, EVAL_NOTE_FILE = "memory.json", "memory_of_evaluation.json"
 STEPS_BEFORE_GROWTH = 64
 OverlongMemory = Literal["stop", "skip"]
 Result = TypeVar("Result")
@@ -35,6 +35,7 @@ class MemoryBudget:
             in any case.
         tell: is given each event: words for people, facts for the record.
         folder: holds the note that the next start reads where the ranks cannot go on; None: there is none.
+        note_file: its name.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class MemoryBudget:
         overlong: OverlongMemory | None = "stop",
         tell: Callable[[str, dict[str, Any]], None] = lambda words, facts: None,
         folder: Path | None = None,
+        note_file: str = NOTE_FILE,
     ):
         self._loader, self._model, self._overlong, self._tell = loader, model, overlong, tell
-        self._note = None if folder is None else folder / NOTE_FILE
+        self._note = None if folder is None else folder / note_file
         self._halvings = 0
         self._recomputes = False  # for the memory's sake: the user has not asked for it
         self._steps_since, self._patience, self._has_grown = 0, STEPS_BEFORE_GROWTH, False

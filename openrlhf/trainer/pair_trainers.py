@@ -137,6 +137,7 @@ class RewardModelTrainer(CommandTrainer):
     ):
         _check_pairs(self, train_dataloader, eval_dataloader)
         self._loss = loss
+        self._has_statistics = False
         super().__init__(
             model,
             strategy,
@@ -157,12 +158,13 @@ class RewardModelTrainer(CommandTrainer):
     def _evaluated(self, dataloader: Loader | None) -> dict[str, float]:
         metrics = super()._evaluated(dataloader)
         if dataloader is self.eval_dataloader and "eval_reward_mean" in metrics:  # an objective of one's own has none
+            self._has_statistics = True
             note_reward_statistics(self.model.config, metrics["eval_reward_mean"], metrics["eval_reward_std"])
         return metrics
 
     def note_statistics(self) -> None:
-        """Mean and deviation of the rewards go into the model's config once more, where it was loaded as trained."""
-        if self.eval_dataloader is not None:
+        """Mean and deviation of the rewards go into the model's config, unless this process has put them there."""
+        if self.eval_dataloader is not None and not self._has_statistics:
             self._evaluated(self.eval_dataloader)
 
     def objective_of(self, config: RMConfig) -> Objective:

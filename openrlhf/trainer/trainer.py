@@ -21,7 +21,7 @@ from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.layout_tuner import LayoutTuner
-from openrlhf.trainer.memory import MemoryBudget, OverlongMemory
+from openrlhf.trainer.memory import EVAL_NOTE_FILE, MemoryBudget, OverlongMemory
 from openrlhf.trainer.step import StepResult, WindowStep
 
 Loader = StepWindowLoader | Iterable[Any]
@@ -112,12 +112,14 @@ class Trainer:
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         tell = partial(self._tell_event, 1)  # at the step that is computed
         self._memory = MemoryBudget(self.train_dataloader, self.model, overlong_memory, tell, memory_folder)
+        tell_now = partial(self._tell_event, 0)
         self._eval_memory = MemoryBudget(
-            self.eval_dataloader, None, overlong_memory, partial(self._tell_event, 0), memory_folder
+            self.eval_dataloader, None, overlong_memory, tell_now, memory_folder, EVAL_NOTE_FILE
         )
         self._tuner = LayoutTuner(self.strategy, self.train_dataloader, self.model, self._memory, layouts, tell)
         self._tuner.begin(self._num_steps_left(max_steps), self.trained.restored_layout)
         self._memory.read_note()
+        self._eval_memory.read_note()
         self.model.train()
         with self._callbacks.leaving():
             self.emit("on_run_begin")

@@ -71,8 +71,10 @@ class Watchdog:
         """Work of this rank that may take however long: only its silence or its end counts as a loss."""
         before = self._activity
         self._activity = Activity(what, is_long=True)
-        yield
-        self._activity = Activity(f"after {what}", is_long=before.is_long)
+        try:
+            yield
+        finally:
+            self._activity = Activity(f"after {what}", is_long=before.is_long)
 
     # --- watching --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 
 from openrlhf.config import SFTConfig, from_namespace, parse_config
 from openrlhf.config.schema import build
+from openrlhf.datasets import RewardDataset, SFTDataset
 from openrlhf.datasets.utils import blending_datasets
 from openrlhf.engine.optimizers import decay_groups
 from openrlhf.errors import UserError
@@ -153,6 +154,50 @@ def test_rows_repeat_until_every_source_is_used_up(tmp_path):
     settings = {"data.dataset": names, "data.dataset_probs": "0.5,0.5", "data.cache_dir": str(tmp_path / "cache")}
     data = build(SFTConfig, settings | {"data.stopping_strategy": "all_exhausted", "data.num_processors": 1}).data
     assert len(prepare_sft_dataset(data, tiny_tokenizer())) == 18
+
+
+def test_a_script_under_compat_repeats_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path / "cache"))
+    for name, count in (("a", 2), ("b", 9)):
+        rows = [{"prompt": f"{name}{number}", "completion": "yes"} for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def num_rows(args, **more):
+        strategy = SimpleNamespace(args=args, print=print)
+        return len(blending_datasets(f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", "0.5,0.5", strategy, **more))
+
+    theirs = SimpleNamespace(compat="openrlhf-0.9")
+    ours = {"compat": "openrlhf-0.11", "data": {"stopping_strategy": "first_exhausted"}}
+    assert [num_rows(theirs), num_rows(ours), num_rows(SimpleNamespace(compat=None))] == [18, 4, 4]
+    assert num_rows(theirs, stopping_strategy="first_exhausted") == 4, "what a script gives itself wins"
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "text"),
+    [
+        ({"compat": "openrlhf-0.9"}, None, "User: Tea?\nAssistant:  Yes."),
+        ({"compat": "openrlhf-0.9"}, "Q: {} A:", "Q: Tea? A: Yes."),
+        ({}, None, "Tea? Yes."),
+    ],
+)
+def test_a_script_under_compat_has_their_template(tmp_path, monkeypatch, args, given, text):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
+    tokenizer, strategy = tiny_tokenizer(), SimpleNamespace(args=SimpleNamespace(**args))
+    rows = [{"prompt": "Tea?", "completion": " Yes."}]
+    ids = SFTDataset(rows, tokenizer, 64, strategy, input_template=given, num_processors=1)[0][0]
+    assert tokenizer.decode(ids) == text + tokenizer.eos_token
+
+
+def test_a_script_under_compat_cuts_long_pairs(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
+    rows = [{"prompt": "Tea?", "chosen": " Yes." * n, "rejected": " No."} for n in (1, 50)]
+
+    def longest(**args):
+        strategy = SimpleNamespace(args=SimpleNamespace(**args))
+        return RewardDataset(rows, tiny_tokenizer(), 32, strategy, num_processors=1).num_tokens.tolist()
+
+    assert longest(compat="openrlhf-0.11")[1:] == [32]
+    assert len(longest()) == 1
 
 
 def test_a_text_of_pretraining_without_an_end_token(tmp_path):

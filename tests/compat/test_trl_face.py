@@ -209,6 +209,36 @@ def test_targets_are_trls(
     assert asked is None or "sum" not in text
 
 
+@pytest.mark.parametrize(
+    ("completion_only", "trained"),
+    [(None, "five<|im_end|>"), (True, "five<|im_end|>"), (False, "two<|im_end|>five<|im_end|>")],
+)
+def test_assistants_of_a_prompt_are_trained_only_where_trl_does(
+    model: Path, tmp_path: Path, completion_only: bool | None, trained: str
+) -> None:
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "five")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    args = arguments(tmp_path / "out", assistant_only_loss=True, completion_only_loss=completion_only)
+    run = trainer(model, args, [{"prompt": messages[:3], "completion": messages[3:]}])
+    ids, _, mask = run._run.train_data[0]
+    assert run.processing_class.decode(ids[1:][mask[:-1] > 0]) == trained
+
+
+def test_remedies_in_a_script_are_ones_that_it_can_follow(model: Path, tmp_path: Path) -> None:
+    class Weighted(SFTTrainer):
+        def compute_loss(self, model: Any, inputs: Any, **more: Any) -> Any: ...
+
+    args = arguments(tmp_path / "out")
+    with pytest.raises(UserError) as given:
+        SFTTrainer(str(model), args, train_dataset=ROWS, compute_loss_func=print, compute_metrics=print)
+    with pytest.raises(UserError) as overridden:
+        Weighted(str(model), args, train_dataset=ROWS)
+    for said in (str(given.value), str(overridden.value)):
+        assert "the setting" not in said
+        assert "TrainerCallback" in said
+        assert "python -m openrlhf.cli.train_sft with the recipe takes --train.loss module:Name" in said
+
+
 def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
     peft_config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     run = trainer(model, arguments(tmp_path / "out", max_steps=2), peft_config=peft_config)

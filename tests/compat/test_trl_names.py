@@ -105,6 +105,8 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"dataset_text_field": "prose"}, {"data.input_key": "prose"}),
         ({"eos_token": "<|im_end|>"}, {"data.eos_token": "<|im_end|>"}),
         ({"loss_type": "dft"}, {"train.loss": "dft"}),
+        ({"optim": "muon"}, {"optim": "muon"}),
+        ({"assistant_only_loss": True, "completion_only_loss": False}, {"data.targets": "all_turns"}),
         ({"use_liger_kernel": True}, {"ds.use_liger_kernel": True}),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {"ds.zero_stage": 3}),
         (
@@ -208,6 +210,39 @@ def test_a_recipe_in_yaml_is_translated_and_flags_win(tmp_path: Path) -> None:
     assert got["min_lr_ratio"] == 0.1
     assert got["train.seed"] == "7"
     assert of.given[-1].name == "train.seed"
+
+
+def test_a_recipe_asks_for_muon_and_a_flag_for_its_rate(good_flags) -> None:  # noqa: F811
+    Path("recipe.yaml").write_text("model_name_or_path: ./model\ndataset_name: ./rows.jsonl\noptim: muon\n")
+    config = parse_config(SFTConfig, ["@", "recipe.yaml", "--muon.lr", "0.01"])
+    assert (config.optim, config.muon.lr, config.adam.lr) == ("muon", 0.01, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag"),
+    [
+        ("auto_find_batch_size", True, "--train.max_tokens_per_micro_batch 4096"),
+        ("loss_type", "mine", "--train.loss tests.compat.recipe_script:Mine"),
+    ],
+)
+def test_the_flag_that_a_refusal_names_is_taken_with_the_recipe(
+    good_flags,  # noqa: F811
+    name: str,
+    value: Any,
+    flag: str,
+) -> None:
+    (problem,) = translated(**{name: value}).problems
+    assert f"python -m openrlhf.cli.train_sft with the recipe takes {flag.split()[0]}" in problem
+    Path("recipe.yaml").write_text("model_name_or_path: ./model\ndataset_name: ./rows.jsonl\n")
+    train = parse_config(SFTConfig, ["@", "recipe.yaml", *flag.split()]).train
+    assert flag.split()[1] in (str(train.max_tokens_per_micro_batch), train.loss)
+
+
+def test_a_recipe_has_no_loss_of_a_completions_assistant_alone(tmp_path: Path) -> None:
+    (problem,) = recipe(tmp_path, {"assistant_only_loss": True, "completion_only_loss": True}).problems
+    assert "for rows of prompt and completion leave assistant_only_loss out" in problem
+    of = recipe(tmp_path, {"assistant_only_loss": True})
+    assert "in a recipe those of the prompt too" in of.translation.rows[0][1]
 
 
 def test_ranks_that_share_a_sample_count_once(tmp_path: Path) -> None:

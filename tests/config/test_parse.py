@@ -222,6 +222,9 @@ def test_a_setting_that_changes_nothing_is_told_in_one_sentence(good_flags, caps
     parse_config(SFTConfig, [*good_flags, "--use_ds_universal_ckpt"])
     (line,) = capsys.readouterr().err.splitlines()
     assert "--ds.use_universal_ckpt changes nothing" in line
+    parse_config(SFTConfig, [*good_flags, "--data.input_template", "Q: {}", "--data.apply_chat_template"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--data.input_template changes nothing beside --data.apply_chat_template" in line
 
 
 def test_a_key_stands_in_no_error(good_flags):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+
 import datasets
 import pytest
+import zstandard
 
 from openrlhf.datasets.sources import find, readers
 from openrlhf.datasets.sources.readers import READERS
@@ -60,6 +64,18 @@ def test_a_file_that_cannot_be_read(name: str, content: bytes, words: str, tmp_p
     assert words in problems(path)
 
 
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("end", [150_000, -1, 3], ids=["in the middle", "before the last byte", "in the header"])
+def test_a_compressed_file_that_is_cut_off_is_refused(suffix: str, end: int, tmp_path, problems):
+    lines = write_jsonl(tmp_path / "rows.txt", ({"text": os.urandom(40).hex()} for _ in range(8000))).read_bytes()
+    whole = gzip.compress(lines) + gzip.compress(lines)
+    if suffix == "zst":
+        with_checksum = zstandard.ZstdCompressor(write_checksum=True)
+        whole = zstandard.compress(lines) + with_checksum.compress(lines)
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(whole[:end])
+    assert f"a.jsonl.{suffix} cannot be read: Compressed file ended" in problems(tmp_path / f"a.jsonl.{suffix}")
+
+
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path, problems):
     write_jsonl(tmp_path / "train.jsonl", pairs(1))
     assert f"did you mean {tmp_path}/train.jsonl?" in problems(tmp_path / "trian.jsonl")
@@ -90,6 +106,14 @@ def test_a_folder_of_mixed_shapes_names_the_files_and_columns(tmp_path, problems
     said = problems(tmp_path / "d")
     assert "b.jsonl (text) differs from" in said
     assert "it has 'text' and lacks 'completion', 'prompt'" in said
+
+
+def test_masks_of_two_conventions_in_a_folder_are_told_the_format(tmp_path, problems):
+    for name, mask in (("a", [0, 1, 1, 0]), ("b", [0, 0, 1, 1])):
+        write_jsonl(tmp_path / f"d/{name}.jsonl", [{"input_ids": [5, 6, 7, 8], "loss_mask": mask}])
+    said = problems(tmp_path / "d")
+    assert "Say --data.format tokenized_by_token" in said
+    assert "a folder of its own" not in said
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, problems, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import FORMATS, find_format
+from openrlhf.datasets.formats import FORMATS, find_format, tokenized
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -167,6 +167,80 @@ def test_tools_are_read_as_text_and_as_objects():
     assert '"arguments": {"x": null}' in tokenizer.decode(encode(as_objects, tokenizer).input_ids)
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "settings"),
+    [
+        ({"messages": [ASK, SAY], "system": "Be brief."}, [SYSTEM, ASK, SAY], {}),
+        ({"messages": [SYSTEM, ASK, SAY], "system": "Be brief."}, [SYSTEM, ASK, SAY], {}),
+        ({"messages": [ASK, SAY], "system": " "}, [ASK, SAY], {}),
+        ({"prompt": [ASK], "completion": [SAY], "system": "Be brief."}, [SYSTEM, ASK, SAY], {}),
+        (
+            {"instruction": "Hi?", "output": "Ho.", "system": "Be brief.", "history": [["Hi?", "Ho."]]},
+            [SYSTEM, ASK, SAY, ASK, SAY],
+            {"apply_chat_template": True},
+        ),
+    ],
+    ids=["messages", "said twice", "blank", "prompt and completion", "alpaca"],
+)
+@pytest.mark.parametrize("targets", ["all_turns", "completion"])
+def test_system_and_history_beside_the_messages_are_read(row: dict, messages: list, settings: dict, targets: str):
+    found, expected = encode(row, targets=targets, **settings), encode({"messages": messages}, targets=targets)
+    assert text(found) == text(expected)
+    assert trained_text(found, TOKENIZER) == trained_text(expected, TOKENIZER)
+
+
+@pytest.mark.parametrize("key", ["parameters", "input"])
+def test_arguments_of_a_call_are_read_under_other_names(key: str):
+    tokenizer = HERMES_TOOLS.tokenizer(marked=False)
+    found = encode(call_row({"name": "f", key: {"x": 1}}), tokenizer)
+    expected = encode(call_row({"name": "f", "arguments": {"x": 1}}), tokenizer)
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+
+
+def call_row(call: dict) -> dict:
+    return {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+
+def test_the_old_key_of_a_call_is_read_as_one():
+    tokenizer = HERMES_TOOLS.tokenizer(marked=False)
+    call = {"name": "f", "arguments": '{"x": 1}'}
+    old = {"messages": [ASK, {"role": "assistant", "content": None, "function_call": call}]}
+    assert encode(old, tokenizer).input_ids.tolist() == encode(call_row(call), tokenizer).input_ids.tolist()
+
+
+def test_named_columns_win_over_tokens():
+    row = {"q": "A?", "a": "B", "input_ids": [5, 6], "labels": [5, 6]}
+    assert text(encode(row, input_key="q", output_key="a")) == "A?B<|endoftext|>"
+    assert encode(row, input_key="input_ids").input_ids.tolist() == [5, 6]
+    assert encode({"input_ids": [5, 6], "labels": [5, 6]}, input_key="q").input_ids.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [{"labels": [-100, -100, -100, 6, 7, -100]}, {"loss_mask": [0, 0, 1, 1, 0, 0]}],
+    ids=["labels", "mask"],
+)
+def test_padding_that_attention_mask_hides_is_left_out(judged: dict):
+    sample = encode({"input_ids": [0, 0, 5, 6, 7, 0], "attention_mask": [0, 0, 1, 1, 1, 0], **judged})
+    assert sample.input_ids.tolist() == [5, 6, 7]
+    assert sample.loss_mask.tolist() == [1, 1, 0]
+
+
+def test_the_convention_of_a_padded_mask_is_seen_behind_the_padding():
+    row = {"input_ids": [5, 6, 7, 0], "loss_mask": [0, 1, 1, 0], "attention_mask": [1, 1, 1, 0]}
+    assert tokenized.stand_beside_tokens([row])
+    assert encode(row, format="tokenized_by_token").loss_mask.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("mask", [[0, 1, 1, 0], [0, 0, 1, 1]], ids=["by index", "by token"])
+def test_a_mask_beside_labels_may_say_the_same_in_either_convention(mask: list[int]):
+    sample = encode({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "loss_mask": mask})
+    assert sample.loss_mask.tolist() == [0, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "words"),
     [
@@ -206,6 +280,13 @@ def test_a_shape_that_is_none_is_refused(row: dict, settings: dict, words: str):
         ({"input_ids": [1, 2], "labels": [-100, 1]}, "labels stand beside their tokens"),
         ({"input_ids": [1, 2, 3], "loss_mask": [0, 0, 1]}, "tokenized_by_token"),
         ({"input_ids": [1, 2, 3], "loss_mask": [0, 2, 0]}, "loss_mask holds 2"),
+        ({"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "loss_mask": [1, 0, 0]}, "labels and loss_mask disagree"),
+        ({"input_ids": [1, 2, 3], "labels": [1, 2, 3], "attention_mask": [1, 0, 1]}, "attention_mask hides token 2"),
+        ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [0, 0]}, "attention_mask is 0 everywhere"),
+        ({"messages": [SYSTEM, ASK, SAY], "system": "Be kind."}, "column 'system' says 'Be kind.'"),
+        ({"instruction": "x", "output": "y", "system": "z"}, "column 'system' has no place in a plain text"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "column 'history' has no place in a plain text"),
+        ({"instruction": "x", "output": "y", "history": [["a"]]}, "column 'history', turn 1: [question, answer]"),
         ({"input_ids": "1 2", "labels": [1]}, "column 'input_ids' holds text"),
     ],
 )  # fmt: skip

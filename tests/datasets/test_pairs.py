@@ -67,6 +67,11 @@ HO, NO = assistant("Ho."), assistant("No, never.")
         ({"prompt": [user("Hi?")], "chosen": "Ho.", "rejected": "No, never."}, {}, CHAT),
         ({"prompt": [user("Hi?")], "chosen": [HO], "rejected": [NO]}, {}, CHAT),
         ({"prompt": "Hi?", "chosen": HO, "rejected": NO}, {}, CHAT),
+        (
+            {"prompt": "Hi?", "chosen": "Ho.", "rejected": "No, never.", "system": "Be brief."},
+            {"apply_chat_template": True},
+            [(f"<|im_start|>system\nBe brief.{END}\n{context}", answer) for context, answer in CHAT],
+        ),
         ({"chosen": [user("Hi?"), HO], "rejected": [user("Hi?"), NO]}, {}, CHAT),
         ({"prompt": "Hi?", "chosen": [user("Hi?"), HO], "rejected": [user("Hi?"), NO]}, {}, CHAT),
         ({"chosen": json.dumps([user("Hi?"), HO]), "rejected": json.dumps([user("Hi?"), NO])}, {}, CHAT),
@@ -84,8 +89,8 @@ HO, NO = assistant("Ho."), assistant("No, never.")
         ),
     ],
     ids=[
-        "text", "named", "text shared", "template", "prompt messages", "answers", "message", "chats", "both", "JSON",
-        "JSON beside text", "no messages", "gpt",
+        "text", "named", "text shared", "template", "prompt messages", "answers", "message", "system", "chats", "both",
+        "JSON", "JSON beside text", "no messages", "gpt",
     ],
 )  # fmt: skip
 def test_the_targets_are_the_answers_and_their_end(prepare_pairs: PreparePairs, row, settings, expected):

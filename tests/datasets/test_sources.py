@@ -28,10 +28,12 @@ def write_as(kind: str, path: Path) -> Path:
     file = path / f"rows.{kind}"
     if kind == "jsonl":
         file.write_text(text)
-    elif kind == "jsonl.gz":
-        file.write_bytes(gzip.compress(text.encode()))
-    elif kind == "jsonl.zst":
-        file.write_bytes(zstandard.compress(text.encode()))
+    elif kind.endswith(".gz"):
+        file.write_bytes(gzip.compress(write_as(kind.removesuffix(".gz"), path).read_bytes()))
+        file.with_suffix("").unlink()
+    elif kind.endswith(".zst"):
+        file.write_bytes(zstandard.compress(write_as(kind.removesuffix(".zst"), path).read_bytes()))
+        file.with_suffix("").unlink()
     elif kind == "json":
         file.write_text(json.dumps(ROWS, indent=1))
     elif kind == "data.json":
@@ -54,8 +56,8 @@ def write_as(kind: str, path: Path) -> Path:
 
 
 KINDS = [
-    "jsonl", "jsonl.gz", "jsonl.zst", "json", "data.json", "lines.json", "csv", "tsv", "parquet", "arrow",
-    "stream.arrow", "saved",
+    "jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "json.zst", "data.json", "lines.json", "lines.json.zst", "csv",
+    "tsv", "parquet", "arrow", "stream.arrow", "saved",
 ]  # fmt: skip
 
 
@@ -138,6 +140,7 @@ def test_a_mix_of_at_most_so_many_rows_keeps_its_shares(tmp_path: Path, prepare)
     assert [source.num_rows_taken for source in found.report.sources] == [5, 15]
     found = prepare(spec, dataset_probs="0.25,0.75", max_samples=200, stopping_strategy="all_exhausted")
     assert [source.num_rows_taken for source in found.report.sources] == [40, 120]
+    assert [source.num_rows for source in found.report.sources] == [40, 40], "a row that repeats is one row"
 
 
 def test_a_mix_depends_on_its_seed_alone(tmp_path: Path, prepare):

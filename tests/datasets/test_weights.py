@@ -116,6 +116,9 @@ def test_a_column_of_content_is_no_weight(tmp_path, prepare):
 def test_turns_cannot_weigh_where_the_text_is_trained_as_a_whole():
     with pytest.raises(BadRow, match="message 2 has the weight 0.5, but with --data.targets everything"):
         encode({"messages": [ASK, {**SAY, "weight": 0.5}]}, targets="everything")
+    for silent in ({"weight": 0}, {"train": False}):
+        with pytest.raises(BadRow, match="message 2 has the weight 0 .* but with --data.targets everything"):
+            encode({"messages": [ASK, {**SAY, **silent}]}, targets="everything")
     assert encode({"messages": [ASK, SAY], "weight": 0.5}, targets="everything").loss_mask[0] == 0.5
 
 

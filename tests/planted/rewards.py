@@ -79,7 +79,7 @@ BUGS = [
         "statistics_of_a_killed_run_are_lost",
         "a run that was killed before its export exports a model without mean and deviation of its rewards",
         "run/rm_run.py",
-        "if self._is_trained:",
+        "if self._found is not None:",
         "if False:",
         ("tests/runs/test_pairs.py::test_the_config_keeps_mean_and_deviation_of_the_rewards",),
     ),

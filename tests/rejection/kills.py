@@ -114,7 +114,7 @@ def fork_trainings() -> None:
 class ForkedTraining:
     """In the place of `child_process.start`."""
 
-    def __init__(self, words: Sequence[str], lock: int):  # the lock is inherited
+    def __init__(self, words: Sequence[str], lock: int, variables: None = None):  # the lock is inherited
         from openrlhf.rejection.child_process import leave_with
 
         parent = os.getpid()

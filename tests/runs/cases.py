@@ -45,22 +45,22 @@ def activities_while_judging(argv: list[str]) -> list[tuple[str, bool]]:
     from openrlhf.run import answering
     from openrlhf.run.answering import Answering
 
-    begin, agree, trainers, found = Answering.on_run_begin, answering.any_rank, [], []
+    begin, agree, trainers, found = Answering.on_run_begin, answering.gather_problems, [], []
 
     def begin_noted(self: Answering, trainer: Any) -> None:
         trainers.append(trainer)
         begin(self, trainer)
 
-    def agree_noted(*args: Any) -> bool:
+    def agree_noted(*args: Any) -> tuple[str, ...]:
         activity = trainers[0].strategy.watchdog._activity
         found.append((activity.what, activity.is_long))
         return agree(*args)
 
-    Answering.on_run_begin, answering.any_rank = begin_noted, agree_noted  # type: ignore[method-assign]
+    Answering.on_run_begin, answering.gather_problems = begin_noted, agree_noted  # type: ignore[method-assign]
     try:
         _main("train_sft")(argv)
     finally:
-        Answering.on_run_begin, answering.any_rank = begin, agree  # type: ignore[method-assign]
+        Answering.on_run_begin, answering.gather_problems = begin, agree  # type: ignore[method-assign]
     return found
 
 

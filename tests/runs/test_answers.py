@@ -17,7 +17,7 @@ from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
 from tests.helpers.browser import CHROMIUM, in_browser
 from tests.helpers.workbench import flags, read_metrics, save_model, save_pairs, save_rows, step_lines
-from tests.runs.cases import activities_while_judging, run
+from tests.runs.cases import activities_while_judging, run, run_as_command
 
 PROMPTS = ("sum of three", "coffee with", "order", "seven is four and", "ready")
 JUDGE = """
@@ -117,6 +117,14 @@ def test_the_watchdog_lets_a_judge_take_its_time(two_ranks, bench):
     said = ["starting the judge of --eval.prompts_reward", "answering --eval.prompts after step 1"]
     found = two_ranks.run(activities_while_judging, words(bench, "watched", **changes))
     assert found == [[(what, True) for what in said]] * 2
+
+
+def test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words(two_ranks, bench):
+    (bench / "broken.py").write_text("import no_such_module\n")
+    broken = dict(eval__prompts_reward=f"{bench / 'broken.py'}:judge")
+    codes, errors = zip(*two_ranks.run(run_as_command, words(bench, "broken", **broken)), strict=True)
+    assert codes == (3, 3)
+    assert "Answering raised in on_run_begin: UserError: rank 0: --eval.prompts_reward" in "".join(errors), errors
 
 
 def test_training_does_not_notice(bench, adapted, one_rank):

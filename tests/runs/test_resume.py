@@ -137,6 +137,20 @@ def test_a_finished_run_with_more_epochs_goes_on(one_rank, bench):
     assert [line["global_step"] for line in lines] == list(range(1, NUM_STEPS + 1))
     assert lines[:6] == first
     assert [line["epoch"] for line in lines[6:]] == [1] * 6 + [2] * 6
+    if not (bench / "unbroken-1").exists():
+        one_rank.run(run, argv(bench, "unbroken-1", "qwen3", ds__zero_stage=0))
+    assert [line["lr"] for line in lines[6:]] == [line["lr"] for line in step_lines(bench / "unbroken-1")[6:]]
+
+
+def test_a_run_that_left_once_and_finished_is_not_trained_again(one_rank, bench):
+    """It saves nothing by itself: the checkpoint of its leaving must not be its last one."""
+    arguments = argv(bench, "left_once", "qwen3", ds__zero_stage=0, train__max_epochs=1, ckpt__save_steps=None)
+    assert one_rank.run(run_until_asked_to_leave, arguments, 3, 0) == [75]
+    one_rank.run(run, [*arguments, "--ckpt.load_enable"])
+    before = (bench / "left_once/metrics.jsonl").read_bytes()
+    said = one_rank.run(said_by_run, [*arguments, "--ckpt.load_enable"])[0]
+    assert "Nothing is done." in said
+    assert (bench / "left_once/metrics.jsonl").read_bytes() == before
 
 
 def test_fewer_epochs_than_the_run_had_are_another_run(one_rank, bench):

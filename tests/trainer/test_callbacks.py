@@ -96,6 +96,25 @@ def test_a_run_that_was_stopped_early_is_only_exported_when_it_starts_again(one_
     assert "Nothing is done." in said
 
 
+def test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped(one_rank, bench):
+    words = argv(bench, "left_at_its_end", train__callbacks=f"{MINE}:StopAtStepThree")
+    assert one_rank.run(run_until_asked_to_leave, words, 3, 0) == [75]
+    (said,) = one_rank.run(said_by_run, argv(bench, "left_at_its_end", ckpt__load_enable=True))
+    assert "nothing is trained" in said
+    assert len(step_lines(bench / "left_at_its_end")) == 3
+
+
+def test_without_a_checkpoint_the_weights_of_a_run_that_stops_are_kept(one_rank, bench):
+    """Nothing goes on from models that it has exported along the way."""
+    kept = dict(ckpt__disable_ds=True, ckpt__save_hf=True, ckpt__save_steps=2)
+    words = argv(bench, "exports", train__callbacks=f"{MINE}:RaisesAtStepThree", **kept)
+    ((code, errors),) = one_rank.run(run_as_command, words)
+    assert code == 3
+    assert (bench / "exports/checkpoints/global_step2_hf").is_dir()
+    assert f"The weights after step 3 are in {bench / 'exports' / 'weights_of_step3_1'}" in errors
+    assert (bench / "exports/weights_of_step3_1/model.safetensors").is_file()
+
+
 def test_a_run_that_was_stopped_early_goes_on_for_more_epochs(one_rank, bench):
     stops = dict(train__callbacks=f"{MINE}:StopAtStepThree", ckpt__save_steps=2, train__max_epochs=2)
     one_rank.run(run, argv(bench, "more", **stops))

@@ -16,7 +16,7 @@ from openrlhf.exit_codes import RankLost, RunStopped
 from openrlhf.models import Actor
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.evaluation import evaluate
-from openrlhf.trainer.memory import STEPS_BEFORE_GROWTH, MemoryBudget
+from openrlhf.trainer.memory import EVAL_NOTE_FILE, STEPS_BEFORE_GROWTH, MemoryBudget
 from openrlhf.trainer.shortage import Apart, OutOfMemory, Shortage, has_memory_for, is_out_of_memory
 from openrlhf.trainer.step import StepResult, WindowStep
 from tests.helpers.tiny_models import tiny_model
@@ -222,6 +222,9 @@ def test_ranks_that_cannot_go_on_leave_a_note_and_start_again_smaller(tmp_path):
     again = MemoryBudget(machine.loader, machine.actor, folder=tmp_path)
     again.read_note()
     assert again.halvings == machine.loader.halvings == 1
+    of_evaluation = MemoryBudget(Machine(tokens(100)).loader, folder=tmp_path, note_file=EVAL_NOTE_FILE)
+    of_evaluation.read_note()
+    assert of_evaluation.halvings == 0, "training and evaluation have notes of their own"
 
 
 @pytest.mark.parametrize("fits", [tokens(14), all_but(2)], ids=["14 tokens", "second"])

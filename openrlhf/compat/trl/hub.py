@@ -49,6 +49,7 @@ def push(args: Any, message: str, token: str | None, revision: str | None) -> st
             revision=revision or args.hub_revision,
             message=message,
             token=token or args.hub_token,
+            more=("*_results.json", "trainer_state.json"),
         )
     except UserError as error:
         print(f"warning: {error}", flush=True)

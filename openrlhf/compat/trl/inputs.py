@@ -104,7 +104,7 @@ def tokenizer_of(config: SFTConfig, given: Any) -> Any:
     return tokenizer
 
 
-def _as_there(name: str, data: DataConfig, dataset: Any) -> tuple[DataConfig, Any]:
+def _as_there(name: str, data: DataConfig, completion_only_loss: bool | None, dataset: Any) -> tuple[DataConfig, Any]:
     """What the columns of the first row mean to TRL. Raises UserError where the loss that is asked for fits no row."""
     row = dataset[0]
     is_pair = {"prompt", "completion"} <= row.keys()
@@ -114,6 +114,8 @@ def _as_there(name: str, data: DataConfig, dataset: Any) -> tuple[DataConfig, An
         return (data, dataset) if has_masks else (replace(data, format="tokenized_by_token"), _masked(dataset))
     if data.targets == "all_turns" and not is_chat:
         raise UserError(f"assistant_only_loss is true, and {name} holds no conversations: leave it out.")
+    if data.targets == "all_turns" and is_pair and completion_only_loss is not False:
+        data = replace(data, targets="completion")  # the assistant's messages, of the completion alone
     if data.targets == "completion" and not is_pair:
         raise UserError(f"completion_only_loss is true, and {name} has no columns prompt and completion: leave it out.")
     return (replace(data, format="auto", input_key=None) if is_chat or is_pair else data), dataset
@@ -136,11 +138,14 @@ def rows_of(
     name: str,
     dataset: Any,
     config: SFTConfig,
+    completion_only_loss: bool | None,
     model_config: Any,
     tokenizer: Any,
     formatting_func: Callable[[Any], Any] | None,
 ) -> SFTDataset:
     """Prepared samples of a `datasets.Dataset`, or of any sequence of dicts.
+
+    Args: completion_only_loss: as the script gives it; with assistant_only_loss, `data.targets` does not tell it.
 
     Raises UserError where the rows are a stream, or cannot be used, or a sample does not fit the model.
     """
@@ -151,7 +156,7 @@ def rows_of(
         dataset = [row if isinstance(row, dict) else {"text": row} for row in formatted]
     data = config.data
     if len(dataset) and isinstance(dataset[0], dict):
-        data, dataset = _as_there(name, data, dataset)
+        data, dataset = _as_there(name, data, completion_only_loss, dataset)
     args = SimpleNamespace(args=replace(config, data=data))
     rows = SFTDataset(dataset, tokenizer, data.max_len, args, num_processors=data.num_processors)
     longest = int(rows.num_tokens.argmax())

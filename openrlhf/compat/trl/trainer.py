@@ -19,6 +19,7 @@ from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, transla
 from openrlhf.compat.trl.results import print_metrics, write_metrics
 from openrlhf.compat.trl.run import TrlRun, last_checkpoint
 from openrlhf.config.recipes import Recipe
+from openrlhf.config.trl_names import BESIDE_A_RECIPE
 from openrlhf.engine.launchers import adopt_launcher
 from openrlhf.errors import UserError
 from openrlhf.models.loading import facts_of
@@ -26,8 +27,8 @@ from openrlhf.parallel.collectives import gather_objects
 
 _NOT_HERE = {
     "data_collator": "batches are made of prepared rows",
-    "compute_loss_func": "the setting train.loss takes an objective of your own",
-    "compute_metrics": "the setting train.callbacks takes callbacks of your own",
+    "compute_loss_func": f"{BESIDE_A_RECIPE} --train.loss module:Name, an objective of your own",
+    "compute_metrics": "a TrainerCallback has the numbers of an evaluation, in on_evaluate",
     "optimizers": "the arguments say the optimizer and the schedule",
     "optimizer_cls_and_kwargs": "the arguments say the optimizer",
     "preprocess_logits_for_metrics": "an evaluation keeps no logits",
@@ -113,7 +114,7 @@ class TrlSFTTrainer:
         config = config_of(before, model, peft_config, num_ranks)
         self.processing_class = tokenizer_of(config, tokenizer)
         model_config = facts_of(model, "fp32").config
-        of_rows = (config, model_config, self.processing_class, formatting_func)
+        of_rows = (config, self.args.completion_only_loss, model_config, self.processing_class, formatting_func)
         train_data = rows_of("train_dataset", train_dataset, *of_rows)
         eval_data = None if eval_dataset is None else rows_of("eval_dataset", eval_dataset, *of_rows)
         translation = translation_of(self.args, model, num_ranks, num_rows=len(train_data))
@@ -250,10 +251,8 @@ class TrlSFTTrainer:
         run, began_at = self._run, time.perf_counter()
         loader: Any = run.trainer.eval_dataloader
         if eval_dataset is not None:
-            model_config = facts_of(self.model, "fp32").config
-            rows = rows_of(
-                "eval_dataset", eval_dataset, run.config, model_config, self.processing_class, self._formatting_func
-            )
+            of_model = facts_of(self.model, "fp32").config, self.processing_class, self._formatting_func
+            rows = rows_of("eval_dataset", eval_dataset, run.config, self.args.completion_only_loss, *of_model)
             loader = run.loader(rows, shuffle=False)
         if loader is None:
             raise UserError("evaluate() has no rows: give SFTTrainer an eval_dataset, or evaluate(eval_dataset=…).")
@@ -336,8 +335,8 @@ def _check_overrides(kind: type) -> None:
     never_called = own - {*dir(TrlSFTTrainer)}
     if never_called:
         raise UserError(
-            f"{kind.__name__} overrides {', '.join(sorted(never_called))}, which is never called here: a loss of your "
-            "own is an objective (the setting train.loss), and what stands beside the loop a TrainerCallback."
+            f"{kind.__name__} overrides {', '.join(sorted(never_called))}, which is never called here. What stands "
+            f"beside the loop is a TrainerCallback; {BESIDE_A_RECIPE} --train.loss module:Name, a loss of your own."
         )
 
 

@@ -46,7 +46,7 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
     given = None if data.format == "auto" else _known_name(data.format)
     if given not in (None, "text"):
         return given
-    if given is None and tokenized.fits(row):
+    if given is None and tokenized.fits(row) and not has_named_columns(row, data):
         return "tokenized"
     if missing := [key for key in _asked_for(data) if key not in row]:
         raise UserError(
@@ -67,6 +67,12 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
         "prompt and completion; instruction and output; text; input_ids with labels or loss_mask. "
         "Name other columns by --data.input_key and --data.output_key."
     )
+
+
+def has_named_columns(row: Row, data: DataConfig) -> bool:
+    """Whether the user named columns of text or messages, and the row has them all; then they are what it says."""
+    keys = _asked_for(data)
+    return bool(keys) and all(key in row and key not in tokenized.COLUMNS for key in keys)
 
 
 def _check_pair(row: Row, data: PairDataConfig, where: str) -> None:

@@ -5,11 +5,21 @@ A conversation lies in `messages` (role/content), in ShareGPT's `conversations` 
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats.columns import WEIGHT, column, json_value, kind, names, weight_in
-from openrlhf.datasets.samples import BadRow, Conversation, Message, Row
+from openrlhf.datasets.samples import (
+    ARGUMENTS_ARE_READ,
+    FUNCTION_CALL_IS_READ,
+    SYSTEM_IS_READ,
+    BadRow,
+    Conversation,
+    Message,
+    Row,
+)
 
 COLUMNS = ("messages", "conversations", "conversation")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -20,6 +30,9 @@ SYNONYMS = {
 }
 CALL_ROLES = {"function_call", "tool_call"}
 TRAINING_KEYS = ("train", WEIGHT)
+SYSTEM = "system"
+ARGUMENTS, FUNCTION_CALL = "arguments", "function_call"
+_ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
 
 def fits(row: Row, data: DataConfig) -> bool:
@@ -28,7 +41,8 @@ def fits(row: Row, data: DataConfig) -> bool:
 
 def read(row: Row, data: DataConfig) -> Conversation:
     name = data.input_key if data.input_key in row else next((name for name in COLUMNS if name in row), None)
-    return conversation(column(row, name or data.input_key or COLUMNS[0]), row)
+    key = name or data.input_key or COLUMNS[0]
+    return with_system(conversation(column(row, key), row), row, read=(key,))
 
 
 def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = None) -> Conversation:
@@ -41,6 +55,35 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     messages = [_message(raw, index, remarks) for index, raw in enumerate(raw_messages)]
     weights = [_turn_weight(raw, index) for index, raw in enumerate(raw_messages)]
     return Conversation(messages, _tools(row), weights, num_prompt_messages, tuple(remarks))
+
+
+def with_system(content: Conversation, row: Row, read: Container[Any] = ()) -> Conversation:
+    """The conversation behind the system message in the row's column `system`, if a text stands there.
+
+    Args:
+        read: columns whose content the conversation is.
+
+    Raises BadRow where a system message of its own says something else.
+    """
+    text = None if SYSTEM in read else row.get(SYSTEM)
+    if not isinstance(text, str) or not text.strip():
+        return content
+    own = [message["content"].strip() for message in content.messages if message["role"] in ("system", "developer")]
+    if text.strip() in own:
+        return content
+    if own:
+        raise BadRow(
+            f"column {SYSTEM!r} says {text.strip()[:40]!r}, a system message in the row says {own[0][:40]!r}: "
+            "leave one of them out"
+        )
+    in_prompt = None if content.num_prompt_messages is None else content.num_prompt_messages + 1
+    return replace(
+        content,
+        messages=[{"role": "system", "content": text}, *content.messages],
+        weights=[1.0, *content.weights],
+        num_prompt_messages=in_prompt,
+        remarks=(*content.remarks, SYSTEM_IS_READ),
+    )
 
 
 def message_list(raw: Any, where: str = "messages") -> list[Any]:
@@ -75,11 +118,23 @@ def _message(raw: Any, index: int, remarks: dict[str, None]) -> Message:
         raise BadRow(f"{where} has no content; it has {names(raw)}")
     if given.strip().lower() in CALL_ROLES:
         message["tool_calls"], content = json_value(content, f"{where}: the tool call"), ""
+    if message["role"] == "assistant" and message.get(FUNCTION_CALL):
+        _take_function_call(message, where, remarks)
     message["content"] = _content(content, where)
     calls = _listed(message.pop("tool_calls", None), f"{where}: tool_calls")
     if calls:
-        message["tool_calls"] = [_call(call, f"{where}, tool call {number}") for number, call in enumerate(calls, 1)]
+        places = [f"{where}, tool call {number}" for number in range(1, len(calls) + 1)]
+        message["tool_calls"] = [_call(call, place, remarks) for call, place in zip(calls, places, strict=True)]
     return message
+
+
+def _take_function_call(message: Message, where: str, remarks: dict[str, None]) -> None:
+    """OpenAI's key of a single call, before there were `tool_calls`, which templates read."""
+    call = message.pop(FUNCTION_CALL)
+    if message.get("tool_calls"):
+        raise BadRow(f"{where} has both {FUNCTION_CALL!r} and a tool call of another kind: leave one of them out")
+    message["tool_calls"] = call
+    remarks[FUNCTION_CALL_IS_READ] = None
 
 
 def _one_of(message: Message, key: str, synonym: str, where: str) -> Any:
@@ -119,17 +174,21 @@ def _content(content: Any, where: str) -> str:
     raise BadRow(f"{where}: its content is {kind(content)} where text belongs")
 
 
-def _call(raw: Any, where: str) -> dict[str, Any]:
+def _call(raw: Any, where: str, remarks: dict[str, None]) -> dict[str, Any]:
     """A call with its arguments as an object, in the shape templates expect."""
     raw = json_value(raw, where)
     function = json_value(raw.get("function", raw), where) if isinstance(raw, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{where} names no function")
-    arguments = json_value(function.get("arguments") or {}, f"{where} ({function['name']}): its arguments text")
+    key = next((key for key in _ARGUMENT_KEYS if function.get(key) is not None), ARGUMENTS)
+    arguments = json_value(function.get(key) or {}, f"{where} ({function['name']}): its {key} text")
     if not isinstance(arguments, dict):
-        raise BadRow(f"{where} ({function['name']}): its arguments are {kind(arguments)} where an object belongs")
+        raise BadRow(f"{where} ({function['name']}): its {key} are {kind(arguments)} where an object belongs")
+    if key != ARGUMENTS:
+        remarks[ARGUMENTS_ARE_READ] = None
+        function = {name: value for name, value in function.items() if name != key}
     outer = {key: value for key, value in raw.items() if key != "function"} if "function" in raw else {}
-    return {"type": "function", **outer, "function": {**function, "arguments": arguments}}
+    return {"type": "function", **outer, "function": {**function, ARGUMENTS: arguments}}
 
 
 def _tools(row: Row) -> list[Any] | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets.formats.chat import conversation, is_message_list
+from openrlhf.datasets.formats.chat import conversation, is_message_list, with_system
 from openrlhf.datasets.formats.columns import column, is_number, kind
 from openrlhf.datasets.formats.plain import as_messages, in_template
 from openrlhf.datasets.json_text import RefusedJson, load_json
@@ -98,7 +98,8 @@ def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected
         sides = [_without_first(side, len(before), num_prompt_messages=len(shared)) for side in sides]
     for side, key in zip(sides, (data.chosen_key, data.rejected_key), strict=True):
         _check_answer(side, key)
-    of_chosen, of_rejected = sides
+    read = (data.prompt_key, data.chosen_key, data.rejected_key)
+    of_chosen, of_rejected = (with_system(side, row, read) for side in sides)
     return Pair(of_chosen, of_rejected)
 
 

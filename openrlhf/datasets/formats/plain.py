@@ -6,17 +6,18 @@ template, else they are joined as they are.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats.chat import conversation, is_message_list, message_list
-from openrlhf.datasets.formats.columns import answer_column, column, kind, text_column
-from openrlhf.datasets.samples import BadRow, Conversation, PlainText, Row
+from openrlhf.datasets.formats.chat import SYSTEM, conversation, is_message_list, message_list, with_system
+from openrlhf.datasets.formats.columns import answer_column, column, json_value, kind, text_column
+from openrlhf.datasets.samples import HISTORY_IS_READ, BadRow, Conversation, Message, PlainText, Row
 
 TEXT = "text"
 PROMPT, COMPLETION = "prompt", "completion"
 _PLACE = "\x00"  # stands in no template
-INSTRUCTION, INPUT, OUTPUT = "instruction", "input", "output"
+INSTRUCTION, INPUT, OUTPUT, HISTORY = "instruction", "input", "output", "history"
 # The columns that tell a format, in the order in which they are tried.
 COLUMNS = {"alpaca": {INSTRUCTION, OUTPUT}, "prompt_completion": {PROMPT, COMPLETION}, "text": {TEXT}}
 
@@ -33,17 +34,40 @@ def read_input_output(row: Row, data: DataConfig) -> PlainText | Conversation:
 
 
 def read_prompt_completion(row: Row, data: DataConfig) -> PlainText | Conversation:
-    return _prompt_and_answer(row, data, PROMPT, COMPLETION)
+    content = _prompt_and_answer(row, data, PROMPT, COMPLETION)
+    return with_system(content, row) if isinstance(content, Conversation) else content
 
 
 def read_alpaca(row: Row, data: DataConfig) -> PlainText | Conversation:
-    """Alpaca's columns: `instruction`, an `input` that may be empty, and `output`."""
+    """Alpaca's columns: `instruction`, an `input` that may be empty, and `output`; `system` and `history`, if any."""
     prompt, answer = text_column(row, INSTRUCTION), answer_column(row, OUTPUT)
     if row.get(INPUT):
         prompt = f"{prompt}\n\n{text_column(row, INPUT)}"
+    history = _history(row)
     if data.apply_chat_template:
-        return _conversation(row, prompt, answer, INSTRUCTION, OUTPUT)
+        content = _conversation(row, [*history, *as_messages(prompt, "user", INSTRUCTION)], answer, INSTRUCTION, OUTPUT)
+        content = replace(content, remarks=(*content.remarks, HISTORY_IS_READ)) if history else content
+        return with_system(content, row)
+    system = row.get(SYSTEM)
+    if history or (isinstance(system, str) and system.strip()):
+        raise BadRow(
+            f"column {HISTORY if history else SYSTEM!r} has no place in a plain text: add --data.apply_chat_template, "
+            "or remove the column"
+        )
     return in_template(prompt, answer, data)
+
+
+def _history(row: Row) -> list[Message]:
+    """The turns before the instruction, from alpaca's pairs of a question and its answer."""
+    pairs = json_value(row.get(HISTORY) or [], f"column {HISTORY!r}") or []
+    if not isinstance(pairs, list):
+        raise BadRow(f"column {HISTORY!r} holds {kind(pairs)} where a list of [question, answer] belongs")
+    messages = list[Message]()
+    for number, pair in enumerate(pairs, 1):
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise BadRow(f"column {HISTORY!r}, turn {number}: [question, answer] belongs there, two texts")
+        messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return messages
 
 
 def _prompt_and_answer(row: Row, data: DataConfig, prompt_key: str, answer_key: str) -> PlainText | Conversation:

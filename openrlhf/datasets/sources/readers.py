@@ -24,6 +24,7 @@ import zstandard
 from openrlhf.datasets.formats.columns import names
 from openrlhf.datasets.json_text import Refused, RefusedJson, load_json, load_json_with_refused, refused_in
 from openrlhf.datasets.samples import BadRow, Row
+from openrlhf.datasets.sources.zstd import check_whole
 from openrlhf.errors import UserError
 
 MAX_ROWS = 512
@@ -53,10 +54,11 @@ class SourceBlock:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed if its name says that it is compressed."""
+    """The file's bytes, decompressed if its name says that it is compressed. Raises EOFError if it is cut off."""
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path))
     if path.suffix == ".zst":
+        check_whole(path)
         return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
 
@@ -123,18 +125,23 @@ def _not_utf8(line: bytes, error: UnicodeDecodeError) -> BadRow:
 
 def read_json(path: Path) -> Iterator[SourceBlock]:
     """A list of rows, or an object that wraps one (`{"data": […]}`); an object a line is read as JSONL."""
+    if _holds_lines(path):
+        yield from _read_lines(path, _json_row)
+        return
     with open_binary(path) as file:
-        begins_list = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-        file.seek(0)
-        if not begins_list and _is_row(file.readline(MAX_LINE_BYTES)):
-            file.seek(0)
-            yield from _read_lines(path, _json_row)
-            return
-        file.seek(0)
         rows, has_refused = _rows_of(path, file.read(MAX_JSON_BYTES + 1))
     if has_refused:
         rows = [row if (found := refused_in(row)) is None else found for row in rows]
     yield from read_objects(rows)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether the file has an object a line. It is opened anew each time: Zstandard cannot go back."""
+    with open_binary(path) as file:
+        if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+            return False
+    with open_binary(path) as file:
+        return _is_row(file.readline(MAX_LINE_BYTES))
 
 
 def _is_row(line: bytes) -> bool:

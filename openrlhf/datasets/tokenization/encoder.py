@@ -63,6 +63,7 @@ class SampleEncoder:
         self._remarks = set()
         if isinstance(content, TokenRow):
             self._check_ids(content.input_ids)
+            self._remarks.update(content.remarks)
             ids = np.asarray(content.input_ids, dtype=np.int32)
             return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
         if isinstance(content, Conversation):
@@ -228,10 +229,11 @@ def _target_weights(starts: np.ndarray, ends: np.ndarray, spans: list[tuple[floa
 def _check_no_weights(content: Conversation) -> None:
     """Raises BadRow if messages have weights that would not count."""
     for index, weight in enumerate(content.weights):
-        if weight not in (0, 1):
+        if weight != 1:
+            left_out = " (or train: false)" if weight == 0 else ""
             raise BadRow(
-                f"message {index + 1} has the weight {weight}, but with --data.targets everything the text is trained "
-                "as a whole: give the row a weight, or choose other targets"
+                f"message {index + 1} has the weight {weight:g}{left_out}, but with --data.targets everything the text "
+                "is trained as a whole: give the row a weight, or choose other targets"
             )
 
 

@@ -20,6 +20,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,8 @@ class Preemption(Callback):
         if not any_rank(self._requests.has_come, trainer.strategy.groups.control):
             return
         step = trainer.progress.optimizer_step
+        if trainer.wishes.stop_reason is not None:  # it would have been the last one
+            trainer.progress = replace(trainer.progress, finished=True)
         self._saving.save(trainer)
         if self._saving.wait(trainer):
             raise SavesFailed(f"asked to leave after step {step}, which could not be saved: see the warning above.")

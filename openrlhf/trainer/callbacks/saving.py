@@ -44,10 +44,15 @@ class Saving(Callback):
         self._ckpt = ckpt
         self._identity = identity
         self._last_save_at = time.monotonic()
+        self._leaves_checkpoints = ckpt.save_steps > 0 or ckpt.save_minutes is not None
 
     @property
     def writes_checkpoints(self) -> bool:
         return self._checkpointer is not None
+
+    def on_run_begin(self, trainer: Trainer) -> None:
+        if trainer.progress.optimizer_step:  # it goes on from one
+            self._leaves_checkpoints = True
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         is_wished, trainer.wishes.save = trainer.wishes.save, False
@@ -55,8 +60,8 @@ class Saving(Callback):
             self.save(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:
-        """The last checkpoint says that the run has finished; a run that saved nothing along the way has none."""
-        if self._ckpt.save_steps > 0 or self._ckpt.save_minutes is not None:
+        """The last checkpoint says that the run has finished; one that began anew and was to save nothing has none."""
+        if self._leaves_checkpoints:
             self.save(trainer)
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:

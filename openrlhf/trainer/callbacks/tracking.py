@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from openrlhf.exit_codes import RunStopped
+from openrlhf.parallel.collectives import any_rank
 from openrlhf.tracking.tracker import Tracker
 from openrlhf.trainer.callbacks.callback import Callback
 
@@ -37,6 +39,13 @@ class Tracking(Callback):
             self._tracker.log_event(event)
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
+        """The other ranks wait for rank 0, which may have much to send; after an error on one rank they are gone."""
+        with trainer.strategy.watchdog.long_phase("closing the trackers"):
+            self._close(trainer)
+            if error is None or isinstance(error, RunStopped | SystemExit):
+                any_rank(False, trainer.strategy.groups.control)
+
+    def _close(self, trainer: Trainer) -> None:
         self._log_events(trainer)
         if more := trainer.take_logged():  # of callbacks, at the end of the run
             self._tracker.log_more({"global_step": trainer.progress.optimizer_step} | more)

@@ -11,7 +11,7 @@ from typing import Any
 
 from openrlhf.config import PromptConfig
 from openrlhf.datasets.formats.chat import COLUMNS as MESSAGE_COLUMNS
-from openrlhf.datasets.formats.chat import conversation, is_message_list
+from openrlhf.datasets.formats.chat import conversation, is_message_list, with_system
 from openrlhf.datasets.formats.columns import KINDS, names
 from openrlhf.datasets.report import BadRows
 from openrlhf.datasets.samples import BadRow, check_unicode
@@ -129,7 +129,7 @@ def _content(row: dict[str, Any], key: str, data: PromptConfig) -> tuple[str | l
         raise BadRow(f"column {key!r} holds {KINDS.get(type(value), type(value).__name__)} where a prompt belongs")
     if not value:
         return [], None
-    whole = conversation(value, row)
+    whole = with_system(conversation(value, row), row, read=(key,))
     messages = whole.messages
     while messages and messages[-1]["role"] == "assistant":  # rows of training have an answer
         messages = messages[:-1]

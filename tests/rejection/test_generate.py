@@ -51,6 +51,13 @@ def test_every_prompt_gets_n_answers_and_counts_are_told(tmp_path: Path, capsys:
     assert "left out, the prompt is too long: 1" in said
 
 
+def test_a_system_column_is_asked_with_the_messages_as_it_is_trained_with_them(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "x"}], "system": "Be brief."}]
+    generate(generate_config(tmp_path, rows), StandIn())
+    first, *_ = stored(tmp_path / "out")
+    assert [message["role"] for message in first["prompt"]] == ["system", "user"]
+
+
 def test_equal_prompts_of_two_rows_are_asked_and_labelled_each_for_itself(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "label": "a"}, {"prompt": "x", "label": "b"}]
     generate(generate_config(tmp_path, rows, "--generate.n", "2"), StandIn())

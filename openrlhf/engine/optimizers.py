@@ -77,8 +77,9 @@ def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.o
 def adam_in_words(optimizer: Any) -> str:
     """Which code updates the weights, of the optimizer that DeepSpeed's engine wraps."""
     adam = getattr(optimizer, "aux_optimizer", None) or optimizer
+    muon = "" if adam is optimizer else "Muon for matrices, for the rest "
     operator = getattr(adam, "ds_opt_adam", None) or getattr(getattr(adam, "multi_tensor_adam", None), "__self__", None)
-    return f"torch's fused AdamW; {operator.why}" if isinstance(operator, TorchAdam) else type(adam).__name__
+    return muon + (f"torch's fused AdamW; {operator.why}" if isinstance(operator, TorchAdam) else type(adam).__name__)
 
 
 def decay_groups(module: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:

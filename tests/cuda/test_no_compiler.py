@@ -74,6 +74,7 @@ def test_muons_other_half_needs_no_nvcc_either(monkeypatch):
     module = model()
     optimizer = build_muon(module, MuonConfig(), ADAM)
     trained(module, optimizer)
+    assert adam_in_words(optimizer).startswith("Muon for matrices, for the rest torch's fused AdamW; ")
     assert "no nvcc" in adam_in_words(optimizer)
 
 

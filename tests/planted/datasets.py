@@ -237,4 +237,28 @@ BUGS = [
         "self.data.stopping_strategy)",
         ("tests/datasets/test_sources.py::test_a_mix_of_at_most_so_many_rows_keeps_its_shares",),
     ),
+    Bug(
+        "system_column_is_passed_over",
+        "a model is trained without the system prompt that stands beside the messages",
+        "datasets/formats/chat.py",
+        "text = None if SYSTEM in read else row.get(SYSTEM)",
+        "text = None",
+        ("tests/datasets/test_formats.py::test_system_and_history_beside_the_messages_are_read",),
+    ),
+    Bug(
+        "calls_without_arguments",
+        "a model is trained to call tools without arguments",
+        "datasets/formats/chat.py",
+        '_ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")',
+        "_ARGUMENT_KEYS = (ARGUMENTS,)",
+        ("tests/datasets/test_formats.py::test_arguments_of_a_call_are_read_under_other_names",),
+    ),
+    Bug(
+        "cut_archives_end_early",
+        "rows of a download that broke off are missing without a word",
+        "datasets/sources/readers.py",
+        "        check_whole(path)\n",
+        "",
+        ("tests/datasets/test_bad_input.py::test_a_compressed_file_that_is_cut_off_is_refused",),
+    ),
 ]

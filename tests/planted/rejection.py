@@ -218,8 +218,15 @@ BUGS = [
         "servers_outlive_their_scripts",
         "a server that a script has started keeps its GPU and its port",
         "rejection/child_process.py",
-        "        os.killpg(process.pid, signal.SIGTERM)",
-        "        process.terminate()",
+        "        os.killpg(process.pid, signal.SIGTERM)\n"
+        "        with suppress(subprocess.TimeoutExpired):\n"
+        "            process.wait(_SECONDS_TO_LEAVE)\n"
+        "        until = time.monotonic() + _SECONDS_TO_FOLLOW  # a shell leaves before what it has started\n"
+        "        while time.monotonic() < until:\n"
+        "            os.killpg(process.pid, 0)\n"
+        "            time.sleep(0.05)\n"
+        "        os.killpg(process.pid, signal.SIGKILL)\n",
+        "        process.terminate()\n",
         ("tests/rejection/test_serving.py::test_a_server_ends_with_the_script_that_has_started_it",),
     ),
 ]

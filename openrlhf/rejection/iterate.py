@@ -145,8 +145,9 @@ class _Iteration:
             return
         self._say(f"{step}: {rows} → {model}")
         begun = {"settings": _as_noted(self._settings[step]), "inputs": inputs}
-        if begun != {name: noted.get(name) for name in begun}:
-            keep_aside(Path(config.ckpt.path))  # checkpoints of another training, which are not to be gone on from
+        if begun != {name: noted.get(name) for name in begun} and Path(config.ckpt.path).exists():
+            self._say(f"{step}: {config.ckpt.path} is of a training with other settings or rows, and goes aside")
+            keep_aside(Path(config.ckpt.path))
         self._manifest.note(step, **begun, model=None)
         settings_file = self._folder / f"{step}.yaml"
         write_resolved(config, settings_file)

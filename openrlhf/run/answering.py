@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from openrlhf.rejection.rewards.find import find_rewards
 from openrlhf.rejection.rewards.reward import Reward
 from openrlhf.trainer import Callback, Trainer
 
+_T = TypeVar("_T")
 _JUDGE = "--eval.prompts_reward"
 _ROWS_AT_ONCE = 32  # prompts that a rank answers together
 
@@ -85,8 +86,9 @@ class Answering(Callback):
         model: Any = trainer.model
         was_training = model.training
         model.eval()
-        mine = list(self._answers_of(model, groups.data_rank, groups.data_size))
+        mine, problem = _attempt(lambda: list(self._answers_of(model, groups.data_rank, groups.data_size)))
         model.train(was_training)
+        _raise_together(trainer, problem and f"--eval.prompts: {problem}")
         of_ranks = gather_objects(mine, groups.control)
         _on_rank_0(trainer, lambda: self._show(trainer, dict(answer for answers in of_ranks for answer in answers)))
 
@@ -139,13 +141,20 @@ class Answering(Callback):
 
 def _on_rank_0(trainer: Trainer, work: Callable[[], None]) -> None:
     """All ranks call and leave together, or raise together what rank 0 raises."""
-    problem = None
-    if trainer.strategy.is_rank_0():
-        try:
-            work()
-        except Exception as error:  # of a judge, which may be the user's own
-            words = first_line_of(error).replace("--score.reward", _JUDGE)
-            problem = words if _JUDGE in words else f"{_JUDGE}: {words}"
+    _, problem = _attempt(work) if trainer.strategy.is_rank_0() else (None, None)
+    words = problem and problem.replace("--score.reward", _JUDGE)
+    _raise_together(trainer, words if not words or _JUDGE in words else f"{_JUDGE}: {words}")
+
+
+def _attempt(work: Callable[[], _T]) -> tuple[_T | None, str | None]:
+    """What the work gives, or what went wrong: the ranks are to hear of it before one of them leaves."""
+    try:
+        return work(), None
+    except Exception as error:  # of a model, or of a judge, which may be the user's own
+        return None, first_line_of(error)
+
+
+def _raise_together(trainer: Trainer, problem: str | None) -> None:
     if problems := gather_problems(problem, trainer.strategy.groups.control):
         raise UserError(*problems)
 

@@ -194,8 +194,8 @@ BUGS = [
         "old_checkpoints_are_gone_on_from",
         "a training with other settings is taken for finished, and exports the old weights",
         "rejection/iterate.py",
-        "            keep_aside(Path(config.ckpt.path))",
-        "            Path(config.ckpt.path)",
+        "            keep_aside(Path(config.ckpt.path))\n",
+        "",
         ("tests/rejection/test_iterate.py::test_a_training_anew_does_not_go_on_from_the_checkpoints_of_the_old_one",),
     ),
     Bug(

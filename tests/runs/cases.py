@@ -64,6 +64,24 @@ def activities_while_judging(argv: list[str]) -> list[tuple[str, bool]]:
     return found
 
 
+def run_with_an_answer_that_fails(argv: list[str]) -> tuple[int, str]:
+    """As `run_as_command`, where rank 1 fails before it answers a prompt."""
+    from openrlhf.run.answering import Answering
+
+    answers_of = Answering._answers_of
+
+    def failing(self: Answering, model: Any, rank: int, num_ranks: int) -> Any:
+        if rank == 1:
+            raise MemoryError("no memory")
+        return answers_of(self, model, rank, num_ranks)
+
+    Answering._answers_of = failing  # type: ignore[method-assign]
+    try:
+        return run_as_command(argv)
+    finally:
+        Answering._answers_of = answers_of  # type: ignore[method-assign]
+
+
 def run_until_asked_to_leave(argv: list[str], optimizer_step: int, rank: int, command: str = "train_sft") -> int:
     """The same, with SIGUSR1 sent to `rank` after `optimizer_step`; the exit code."""
     from openrlhf.trainer.trainer import Trainer

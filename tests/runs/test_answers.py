@@ -17,7 +17,7 @@ from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
 from tests.helpers.browser import CHROMIUM, in_browser
 from tests.helpers.workbench import flags, read_metrics, save_model, save_pairs, save_rows, step_lines
-from tests.runs.cases import activities_while_judging, run, run_as_command
+from tests.runs.cases import activities_while_judging, run, run_as_command, run_with_an_answer_that_fails
 
 PROMPTS = ("sum of three", "coffee with", "order", "seven is four and", "ready")
 JUDGE = """
@@ -114,7 +114,8 @@ def test_the_mean_of_the_judge_stands_in_the_record_of_the_step(judged):
 def test_the_watchdog_lets_a_judge_take_its_time(two_ranks, bench):
     """On the other rank, too, which waits for it."""
     changes = dict(eval__prompts_reward=f"{bench / 'judge.py'}:long_enough", train__max_steps=1)
-    said = ["starting the judge of --eval.prompts_reward", "answering --eval.prompts after step 1"]
+    answering = "answering --eval.prompts after step 1"
+    said = ["starting the judge of --eval.prompts_reward", answering, answering]  # generation, then the judge
     found = two_ranks.run(activities_while_judging, words(bench, "watched", **changes))
     assert found == [[(what, True) for what in said]] * 2
 
@@ -125,6 +126,12 @@ def test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words(two_
     codes, errors = zip(*two_ranks.run(run_as_command, words(bench, "broken", **broken)), strict=True)
     assert codes == (3, 3)
     assert "Answering raised in on_run_begin: UserError: rank 0: --eval.prompts_reward" in "".join(errors), errors
+
+
+def test_a_rank_that_cannot_answer_ends_the_run_on_all_ranks_with_its_words(two_ranks, bench):
+    found = two_ranks.run(run_with_an_answer_that_fails, words(bench, "failing", train__max_steps=1))
+    assert [code for code, _ in found] == [3, 3]
+    assert "UserError: rank 1: --eval.prompts: no memory" in "".join(text for _, text in found), found
 
 
 def test_training_does_not_notice(bench, adapted, one_rank):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 
 import torch
@@ -16,7 +17,8 @@ class HostBuffer:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._used_bytes = 0
-        self._was_pin_tried = self._is_pinned = False
+        self._was_pin_tried = False
+        self._unpin: weakref.finalize | None = None
 
     def new_bytes_for(self, capacity_bytes: int) -> int:
         """The memory that `reset` would take beyond what the buffer holds."""
@@ -43,10 +45,10 @@ class HostBuffer:
 
     def free(self) -> None:
         """Gives the memory back, and all copies with it."""
-        if self._is_pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
+        if self._unpin is not None:
+            self._unpin()
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._was_pin_tried = self._is_pinned = False
+        self._was_pin_tried, self._unpin = False, None
 
     def _pin(self) -> None:
         """A GPU writes to pinned memory by itself, several times as fast; elsewhere the CPU copies once more.
@@ -55,11 +57,14 @@ class HostBuffer:
         system refuses, the copies are the same, and slower.
         """
         self._was_pin_tried = True
-        refusal = torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), len(self._memory), 0)
-        self._is_pinned = int(refusal) == 0
-        if not self._is_pinned:
-            with suppress(RuntimeError):  # takes up the error, which the next kernel would raise otherwise
-                torch.ones(1, device="cuda")
+        place = self._memory.data_ptr()
+        if int(torch.cuda.cudart().cudaHostRegister(place, len(self._memory), 0)) == 0:
+            # before the memory goes, however it goes: what comes to its place later would count as pinned
+            self._unpin = weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, place)
+            self._unpin.atexit = False  # the process gives all of it back
+            return
+        with suppress(RuntimeError):  # takes up the error, which the next kernel would raise otherwise
+            torch.ones(1, device="cuda")
 
 
 class LiveTensors(HostBuffer):

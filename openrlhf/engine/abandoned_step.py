@@ -56,9 +56,17 @@ def _throw_away_of_zero_3(optimizer: Any) -> None:
 
 
 def _give_weights_back(offload: Any) -> None:
-    """What a broken pass has gathered of other ranks' weights."""
+    """What a broken pass has gathered of other ranks' weights, or had begun to gather."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus, free_param
+
     coordinator = offload.get_param_coordinator()
     coordinator.release_backward_leftovers()
+    handles = coordinator._PartitionedParameterCoordinator__inflight_param_registry
+    for parameter in offload.module.parameters():
+        # marked before its gather allocates: one that finds no memory leaves the mark and no handle
+        if parameter.ds_status is ZeroParamStatus.INFLIGHT and parameter not in handles:
+            parameter.ds_active_sub_modules.clear()
+            free_param(parameter)
     coordinator.release_and_reset_all(offload.module)
     if not coordinator.is_invalid_trace():  # it may end where the pass broke off
         coordinator._invalidate_trace()

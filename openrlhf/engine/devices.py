@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.engine.launchers import num_local_ranks, prepare_cuda, ranks_see_the_same_gpus
+from openrlhf.engine.launchers import adopt_launcher, num_local_ranks, prepare_cuda, ranks_see_the_same_gpus
 from openrlhf.errors import UserError
 
 _DEVICE_NODES = Path("/dev")
@@ -46,12 +46,18 @@ def take_device() -> torch.device:
     """
     if usable_device_type() == "cpu":
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()  # a lone process has no rank
+    index = _index_of_rank()
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree
         if name in os.environ:
             os.environ[name] = str(index)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def device_of_rank() -> torch.device:
+    """The device that `take_device` would take, before it is taken; whatever launcher says the rank."""
+    adopt_launcher()
+    return torch.device("cuda", _index_of_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def give_back_memory() -> None:
@@ -64,8 +70,7 @@ def give_back_memory() -> None:
 def free_device_bytes() -> int | None:
     """Of this rank's GPU, before or after it is taken; None where there is none, or it does not say."""
     try:
-        index = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-        return torch.cuda.mem_get_info(index)[0] if torch.cuda.is_available() else None
+        return torch.cuda.mem_get_info(_index_of_rank())[0] if torch.cuda.is_available() else None
     except (RuntimeError, AssertionError):
         return None
 
@@ -79,6 +84,11 @@ def hardware_name(device: torch.device) -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = f"{(models or [platform.machine()])[0]}, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}, {processor}" if device.type == "cuda" else processor
+
+
+def _index_of_rank() -> int:
+    """A lone process has no rank."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
 def _check_a_gpu_for_each_rank() -> None:

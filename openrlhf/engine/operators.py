@@ -111,6 +111,22 @@ def _compile(operator: str) -> str:
             builder.load(verbose=False)
         except Exception as error:  # ninja's, the compiler's and torch's errors have no common type
             return f"the compiler failed ({str(error).strip().splitlines()[-1][:200]})."
+    return _why_not_on_this_gpu() if operator == "fused_adam" and installed_ops.get(operator) else ""
+
+
+def _why_not_on_this_gpu() -> str:
+    """An image's operators are built for a list of GPUs, and one that is not among them is told at the first update."""
+    from deepspeed.ops.adam import FusedAdam
+
+    if not torch.cuda.is_available():
+        return ""
+    weight = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        FusedAdam([weight]).step()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return f"it was built for other GPUs ({str(error).strip().splitlines()[0][:200]})."
     return ""
 
 

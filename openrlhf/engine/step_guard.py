@@ -111,10 +111,12 @@ def _norm_of(engine: Any) -> float:
 def _whole_grad_norm(module: torch.nn.Module, tensor_group: ProcessGroup | None) -> float:
     """Of gradients that every rank holds whole, and of those whose parameters are shared out: their squares add up."""
     trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    square_here = _square_norm([parameter.grad for parameter in trained if is_shared_out(parameter)])
-    square_everywhere = _square_norm([parameter.grad for parameter in trained if not is_shared_out(parameter)])
+    device = next(module.parameters()).device
+    square_here = _square_norm([parameter.grad for parameter in trained if is_shared_out(parameter)], device)
+    square_everywhere = _square_norm([parameter.grad for parameter in trained if not is_shared_out(parameter)], device)
     return math.sqrt(float(square_everywhere + sum_over(square_here, tensor_group)))
 
 
-def _square_norm(gradients: list[Any]) -> Tensor:
-    return torch.nn.utils.get_total_norm(gradients).double().square()
+def _square_norm(gradients: list[Any], device: torch.device) -> Tensor:
+    norm = torch.nn.utils.get_total_norm(gradients).to(device)  # that of no gradients is on the CPU, whatever trains
+    return norm.double().square()

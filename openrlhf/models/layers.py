@@ -8,6 +8,8 @@ import logging
 import os
 import shlex
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from openrlhf.engine.torch_operators import num_compiled_graphs
 from openrlhf.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
 
 
 def check_liger(config: PretrainedConfig) -> None:
@@ -47,17 +51,30 @@ def apply_liger_kernels(model: PreTrainedModel) -> None:
     put_liger_kernels_into(model)
 
 
-def check_compiler(device_type: str) -> None:
+def check_compile_layers(device_type: str) -> None:
     """Raises UserError where torch.compile can do nothing here: it would say so at the first step, or not at all."""
     remedy = "or leave --model.compile_layers out."
+    if not _torch_compiles(remedy):
+        raise UserError(f"torch.compile is switched off here: unset {' and '.join(_SWITCHES)}, {remedy}")
+    check_compiler(device_type, remedy)
+
+
+def check_muon(device_type: str) -> None:
+    """Raises UserError where DeepSpeed's Muon, which torch compiles at the first update, cannot be compiled."""
+    remedy = f"or set {_SWITCHES[0]}=1: Muon does the same uncompiled, and slower."
+    if _torch_compiles(remedy):
+        check_compiler(device_type, remedy)
+
+
+def _torch_compiles(remedy: str) -> bool:
     try:
-        is_compiled = bool(torch.compile(_one_if_compiled, backend="eager")(torch.zeros(())))
+        return bool(torch.compile(_one_if_compiled, backend="eager")(torch.zeros(())))
     except Exception as error:  # whatever it is, such as a Python that torch.compile does not know yet
         raise UserError(f"torch.compile does not work here: {error}. Mend that, {remedy}") from error
-    if not is_compiled:
-        raise UserError(
-            "torch.compile is switched off here: unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE, " + remedy
-        )
+
+
+def check_compiler(device_type: str, remedy: str) -> None:
+    """Raises UserError where torch.compile lacks a program or a file. Args: remedy: what else helps, "or ..."."""
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError(f"torch.compile needs a package on CUDA: pip install triton, {remedy}")
     variable, usual = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
@@ -67,6 +84,8 @@ def check_compiler(device_type: str) -> None:
             f"torch.compile needs a compiler, and {' or '.join(compilers)} is not on the PATH: install one, or name "
             f"another in {variable}, {remedy}"
         )
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise UserError(f"torch.compile needs Python's headers: install python3-dev, {remedy}")
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -5,8 +5,10 @@ An answer is encoded as `train_rm` encodes it, one end token behind it, and its 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,16 @@ from openrlhf.datasets.formats.plain import as_messages, in_template
 from openrlhf.datasets.samples import BadRow, LeftOut, PlainText, RowContent
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from openrlhf.datasets.tokenizer import get_tokenizer
-from openrlhf.engine.devices import usable_device_type
+from openrlhf.engine.devices import give_back_memory, usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
 from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_model import check_reward_statistics
 from openrlhf.rejection.rewards.reward import RewardVerdict
+from openrlhf.trainer.shortage import has_memory_for
+
+log = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 Item = str | tuple[str | Messages, str | Messages] | Messages
@@ -117,8 +122,25 @@ class RewardScorer:
         budget = max(self._max_tokens, int(lengths.max()))
         for places in layout_of(1, budget, 1, self._is_packed).of_rank(lengths, 1, 0):
             if places:
-                rewards[list(places)] = self._values([token_ids[place] for place in places])
+                rewards[list(places)] = self._values_in_memory([token_ids[place] for place in places])
         return rewards.tolist()
+
+    def _values_in_memory(self, token_ids: Sequence[np.ndarray]) -> list[float]:
+        """Of one micro-batch; of its halves where memory runs out. Raises UserError where one sequence is too much."""
+        values: list[float] = []
+        if has_memory_for(lambda: values.extend(self._values(token_ids))):
+            return values
+        num_tokens, half = sum(map(len, token_ids)), len(token_ids) // 2
+        if not half:
+            raise UserError(
+                f"The memory of {self._model.device} does not hold a sequence of {num_tokens:,} tokens: give a lower "
+                "max_len, or a device with more memory."
+            )
+        self._max_tokens = min(self._max_tokens, num_tokens // 2)
+        log.warning(
+            "Memory ran out with %s tokens at once: %s at most from now on.", f"{num_tokens:,}", f"{num_tokens // 2:,}"
+        )
+        return self._values_in_memory(token_ids[:half]) + self._values_in_memory(token_ids[half:])
 
     def _values(self, token_ids: Sequence[np.ndarray]) -> list[float]:
         """Of one micro-batch."""
@@ -196,10 +218,10 @@ def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[Re
         model.check_layout(is_packed, None)
         return model
 
-    try:
+    with suppress(UserError):  # of packs, or one that is told again
         return load(is_packed=True), True
-    except UserError:  # of packs, or one that is told again
-        return load(is_packed=False), False
+    give_back_memory()  # behind the handler: the error's traceback held the model
+    return load(is_packed=False), False
 
 
 def _finite(reward: float) -> RewardVerdict:

@@ -19,7 +19,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor, PreparedModel, RewardModel
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable, choose_attention
-from openrlhf.models.layers import check_compiler, check_liger
+from openrlhf.models.layers import check_compile_layers, check_liger, check_muon
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
 from openrlhf.models.lora import freeze_all_but
@@ -59,7 +59,9 @@ def check_layout(config: TrainingConfig, model: ModelFacts) -> None:
     check_way(config, model)
     check_dtype(ds.param_dtype, device_type)
     if config.model.compile_layers:
-        check_compiler(device_type)
+        check_compile_layers(device_type)
+    if config.optim == "muon":
+        check_muon(device_type)
     if ds.packing_samples and model.model_class:
         check_packable(model.model_class, model.config)
     if ds.ring_attn_size > 1:

@@ -15,6 +15,7 @@ from openrlhf.datasets.pair_dataset import prepare_pair_dataset
 from openrlhf.datasets.pair_numbers import PairsWithNumbers, subsets_of
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
+from openrlhf.models.attention.flash import TORCH_VARLEN_CAPABILITIES, beyond_gpu
 from openrlhf.models.attention.ring import RING
 from openrlhf.models.limits import check_ring_dropout
 from openrlhf.models.loading import load_config
@@ -113,6 +114,8 @@ def _reasons_against(config: Any, models: list[PretrainedConfig]) -> Iterator[st
         yield "the load-balancing loss counts a prompt's tokens as often as they stand there"
     if usable_device_type() == "cuda" and ds.param_dtype == "fp32":
         yield "float32 on CUDA"
+    if usable_device_type() == "cuda" and (reason := beyond_gpu(TORCH_VARLEN_CAPABILITIES)):
+        yield f"flash attention: {reason}"
     for model in models:
         if any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model)):
             yield "the model's positions depend on a sample's length"

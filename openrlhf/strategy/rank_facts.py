@@ -14,6 +14,7 @@ import openrlhf
 from openrlhf.batching import StepWindowLoader
 from openrlhf.config import shown_values
 from openrlhf.config.schema import Root
+from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_shape
 from openrlhf.parallel.agreement import check_agreement
 
@@ -50,7 +51,7 @@ def check_training(strategy: Any, module: nn.Module, optimizer: Any, scheduler: 
     schedule = {name: value for name, value in getattr(scheduler, "__dict__", {}).items() if _is_plain(value)}
     facts = {
         "DeepSpeed's configuration": strategy.get_ds_train_config(),
-        "the optimizer": type(optimizer).__name__,
+        "the optimizer (--adam.kernel torch: one that compiles nothing)": adam_in_words(optimizer).partition(";")[0],
         "the optimizer's numbers": numbers,
         "the schedule": {"kind": type(scheduler).__name__, **schedule},
     }

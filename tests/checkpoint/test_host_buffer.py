@@ -88,6 +88,11 @@ def test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed(
     expected = [("register", first.data_ptr(), 1000)]
     assert calls == (expected if refusal else [*expected, ("unregister", first.data_ptr())])
     assert bool(kernels) == bool(refusal), "a failed call's error must not wait for the next kernel"
+    buffer.copy_of(tensor)
+    second = ("register", buffer._memory.data_ptr(), 2000)
+    del buffer  # as when a script trains a second model
+    gone = [second] if refusal else [second, ("unregister", second[1])]
+    assert calls[-len(gone) :] == gone, "the memory goes back to the system and stays pinned"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")

@@ -14,13 +14,17 @@ import torch
 import torch.nn.attention.varlen as torch_varlen
 from transformers.utils import import_utils
 
-from openrlhf.config import SFTConfig, parse_config
+from openrlhf.config import DPOConfig, SFTConfig, parse_config
+from openrlhf.config.pair_settings import PairDeepspeedConfig
 from openrlhf.engine.torch_operators import cuda_flash
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.attention.dense import AttentionOptions
+from openrlhf.models.attention.ring_kernels import CudaFlashKernel, ProductKernel, choose_kernel
 from openrlhf.models.loading import facts_of
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.random_streams import compute_deterministically
+from openrlhf.run import pair_run
 from openrlhf.run.builders import check_layout, read_facts
 from openrlhf.strategy import DeepspeedStrategy
 from tests.cuda.stand_ins import AMPERE, BLACKWELL, HOPPER, gpu_machine, install, reference
@@ -96,6 +100,21 @@ def test_auto(machine, tmp_path, case):
     assert actor.config._attn_implementation == chosen
     assert (told or "") in actor.attention.note
     assert bool(told) == bool(actor.attention.note), actor.attention.note
+
+
+@pytest.mark.parametrize(("capability", "kernel"), [((7, 5), ProductKernel), (AMPERE, CudaFlashKernel)])
+def test_rings_are_computed_by_flash_attention_where_the_gpu_knows_it(machine, capability, kernel):
+    machine(capability=capability)
+    query = torch.empty(3, 2, 16, dtype=torch.float16, device="meta")
+    assert type(choose_kernel(query, AttentionOptions(scaling=None))) is kernel
+
+
+@pytest.mark.parametrize(("capability", "told"), [((7, 5), "flash attention: it runs on GPUs of"), (AMPERE, "")])
+def test_prompts_are_shared_where_the_gpu_knows_flash_attention(machine, monkeypatch, capability, told):
+    machine(capability=capability)
+    monkeypatch.setattr(pair_run, "usable_device_type", lambda: "cuda")
+    config = DPOConfig(ds=PairDeepspeedConfig(packing_samples=True))
+    assert " ".join(pair_run._reasons_against(config, [])).startswith(told)
 
 
 def test_a_gpu_that_torch_cannot_describe_is_taken_for_a_new_one(machine, monkeypatch):

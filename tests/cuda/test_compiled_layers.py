@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sysconfig
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def test_a_look_at_the_layout_before_the_first_step_is_no_reason_to_warn(traced_
 
 
 def test_where_torch_compile_works_nothing_is_said():
-    layers.check_compiler("cpu")
+    layers.check_compile_layers("cpu")
+    layers.check_muon("cpu")
 
 
 def test_torch_compile_switched_off_is_refused_at_the_start():
@@ -93,7 +95,7 @@ def test_torch_compile_switched_off_is_refused_at_the_start():
         torch.compiler.set_stance("force_eager"),
         pytest.raises(UserError, match=r"switched off here: unset TORCH_COMPILE_DISABLE .* leave --model\.compile_l"),
     ):
-        layers.check_compiler("cpu")
+        layers.check_compile_layers("cpu")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +106,26 @@ def test_a_missing_compiler_is_refused_at_the_start(monkeypatch, device_type, na
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # as if Triton were there
-    with pytest.raises(UserError, match=named):
-        layers.check_compiler(device_type)
+    with pytest.raises(UserError, match=rf"{named}.* or leave --model.compile_layers out"):
+        layers.check_compile_layers(device_type)
+    with pytest.raises(UserError, match=rf"{named}.* or set TORCH_COMPILE_DISABLE=1: Muon"):
+        layers.check_muon(device_type)
+    with torch.compiler.set_stance("force_eager"):  # as that variable does
+        layers.check_muon(device_type)
+
+
+@pytest.mark.parametrize("check", [layers.check_compile_layers, layers.check_muon])
+def test_missing_headers_of_python_are_refused_at_the_start(monkeypatch, tmp_path, check):
+    """What torch.compile writes includes Python.h, on CUDA as on the CPU."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match="install python3-dev, or "):
+        check("cpu")
 
 
 def test_on_cuda_a_missing_triton_is_refused_at_the_start(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install triton, or leave --model.compile_layers out"):
-        layers.check_compiler("cuda")
+        layers.check_compile_layers("cuda")
 
 
 def _told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -15,6 +15,8 @@ from torch.distributed import HashStore
 
 from openrlhf.cli.entry import run_command
 from openrlhf.cli.train_sft import main
+from openrlhf.compat.trl.arguments import TrlSFTConfig
+from openrlhf.compat.trl.loading import get_kbit_device_map
 from openrlhf.engine import devices
 from openrlhf.engine.launch import check_devices_differ
 from openrlhf.errors import UserError
@@ -124,8 +126,18 @@ def test_asking_for_the_cpu_hides_the_gpus_from_all_code(machine):
 def test_deepspeed_finds_a_ranks_device_by_its_local_rank(machine, num_visible, local_rank, index):
     local = str(local_rank)
     machine(num_gpus=4, num_visible=num_visible, LOCAL_RANK=local, OMPI_COMM_WORLD_LOCAL_RANK=local, WORLD_SIZE="4")
+    assert devices.device_of_rank() == torch.device("cuda", index)
+    assert get_kbit_device_map() == {"": index}
+    assert TrlSFTConfig().device == torch.device("cuda", index)
     assert devices.take_device() == torch.device("cuda", index)
     assert os.environ["LOCAL_RANK"] == os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
+
+
+def test_a_script_asks_for_its_device_before_the_launcher_is_read(machine):
+    """srun sets no LOCAL_RANK; TRL's scripts place quantized weights before they make a trainer."""
+    task = dict(SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="3", SLURM_STEP_ID="0", MASTER_ADDR="here")
+    machine(num_gpus=4, num_visible=4, **task, MASTER_PORT="29500")
+    assert get_kbit_device_map() == {"": 3}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 import sysconfig
 
+import deepspeed
 import pytest
 import torch
 import torch.utils.cpp_extension as cpp_extension
+from deepspeed.git_version_info import installed_ops
+from deepspeed.ops.op_builder import FusedAdamBuilder
 from deepspeed.ops.op_builder.builder import OpBuilder
 from torch import nn
 
@@ -117,3 +120,24 @@ def test_a_compiler_that_fails_does_not_end_the_run(monkeypatch):
     optimizer = build_adamw(module, ADAM, offload=True)
     assert "the compiler failed" in adam_in_words(optimizer)
     assert torch.allclose(trained(module, optimizer).double(), expected(), rtol=0, atol=1e-6)
+
+
+def test_operators_of_an_image_that_do_not_know_this_gpu_give_way_to_torchs(monkeypatch):
+    """They load all the same, and would end the first update."""
+
+    class BuiltForOthers:
+        def __init__(self, weights):
+            pass
+
+        def step(self):
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    zeros = torch.zeros
+    monkeypatch.setitem(installed_ops, "fused_adam", True)
+    monkeypatch.setattr(FusedAdamBuilder, "load", lambda self, verbose: None)
+    monkeypatch.setattr(deepspeed.ops.adam, "FusedAdam", BuiltForOthers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    why = operators._compile("fused_adam")
+    assert why == "it was built for other GPUs (CUDA error: no kernel image is available for execution on the device)."

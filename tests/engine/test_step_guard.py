@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from openrlhf.engine.step_guard import STEPS_BEFORE_SPIKES_COUNT, StepGuard
+from openrlhf.engine.step_guard import STEPS_BEFORE_SPIKES_COUNT, StepGuard, _square_norm
 from tests.trainer.plain_engine import PlainEngine
 
 
@@ -59,3 +59,8 @@ def test_the_history_goes_on_after_a_resume():
         model.step(before, 2.0)
     after.load_state_dict(before.state_dict())
     assert not model.step(after, 7.0).is_applied
+
+
+def test_the_norm_of_no_gradients_is_where_the_model_is():
+    """NCCL adds up no tensor of the CPU: a rank that holds no shared-out gradient takes part all the same."""
+    assert _square_norm([], torch.device("meta")).device.type == "meta"

@@ -24,7 +24,7 @@ class Fault:
 
     step: int
     micro_step: int
-    where: str  # forward, head (in a tile), backward, bucket (behind the first), reduction, or reduced: right behind it
+    where: str  # forward, head (in a tile), backward, bucket (behind the first), gather, reduction, reduced (behind it)
     ranks: tuple[int, ...] = EVERYONE
 
 
@@ -96,9 +96,12 @@ def _curve(run: Run, results: list[Any]) -> Curve:
 @contextmanager
 def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
     """Within, passes fail as `faults` say; the list that it gives is told the number of each step."""
+    from deepspeed.runtime.zero import partition_parameters
+
     from openrlhf.models.head.tiles import TiledHead
 
     waiting, steps, at, tile = list(faults), [], [0], TiledHead.output
+    gather = partition_parameters._dist_allgather_fn
 
     def fail(where: str) -> None:
         for fault in waiting:
@@ -125,13 +128,19 @@ def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
         type(engine).allreduce_gradients(engine, *args, **kwargs)
         fail("reduced")
 
+    def failing_gather(*args: Any) -> Any:
+        fail("gather")
+        return gather(*args)
+
     step._forward_and_backward, engine.allreduce_gradients = noted, failing_reduction
+    partition_parameters._dist_allgather_fn = failing_gather
     TiledHead.output = failing_tile  # type: ignore[method-assign]
     hooks = _hooks(run.actor.scorer.base_model.model, fail)
     try:
         yield steps
     finally:
         TiledHead.output = tile  # type: ignore[method-assign]
+        partition_parameters._dist_allgather_fn = gather
     for hook in hooks:
         hook.remove()
     assert not [fault for fault in waiting if run.strategy.get_rank() in fault.ranks], "a fault was not met"

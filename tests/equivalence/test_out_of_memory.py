@@ -73,6 +73,12 @@ def test_a_step_for_which_memory_runs_out_between_two_buckets_of_gradients_is_co
         assert_unchanged(curve, unbroken)
 
 
+def test_a_step_for_which_memory_runs_out_while_weights_are_gathered_is_computed_again(request):
+    broken, unbroken = broken_and_unbroken(request, 2, LAYOUTS[3], (Fault(1, 1, "gather"), Fault(3, 0, "gather")))
+    for curve, _ in broken:
+        assert_unchanged(curve, unbroken)
+
+
 def test_a_ring_computes_a_step_again(request):
     layout = Layout(2, 4, packed=True, ring=2)
     broken, unbroken = broken_and_unbroken(request, 2, layout, faults(last=0))

@@ -74,5 +74,9 @@ def test_borders_and_shares_are_handed_on_in_the_packages_own_form(monkeypatch):
     key = torch.randn(1, 2, 10, 16, dtype=torch.bfloat16)
     output, _ = rings.ring_flash_attention(None, query, key, key, None, scaling=0.5, ring=ring(8, 12))
     assert (seen["borders"], seen["longest"], seen["causal"], seen["softmax_scale"]) == ([0, 4, 10], 6, True, 0.5)
+    assert not seen["deterministic"]
     assert torch.equal(output, query.transpose(1, 2))
     assert [sample_share(12, rank, 2) for rank in range(2)] == [((0, 3), (9, 12)), ((3, 6), (6, 9))]
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    rings.ring_flash_attention(None, query, key, key, None, scaling=0.5, ring=ring(8, 12))
+    assert seen["deterministic"], "--train.full_determinism_enable says nothing to the package"

@@ -73,7 +73,7 @@ BUGS = [
         "pinned_memory_freed_as_it_is",
         "after a save of another size the GPU writes to memory that belongs to others",
         "checkpoint/host_buffer.py",
-        "            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())",
+        "            self._unpin()",
         "            pass",
         (f"{_PINNED}::test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed",),
     ),

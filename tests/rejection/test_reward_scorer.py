@@ -4,12 +4,14 @@ long."""
 from __future__ import annotations
 
 import random
+import weakref
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from openrlhf.errors import UserError
+from openrlhf.models import RewardModel
 from openrlhf.rejection.reward_scorer import RewardScorer
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, CORPUS, tiny_tokenizer
@@ -109,3 +111,42 @@ def test_a_base_model_is_no_reward_model(tmp_path):
 def test_more_tokens_than_positions_are_refused(folder):
     with pytest.raises(UserError, match="max_len 1,000 is more than the 512 positions of the model"):
         RewardScorer(folder, max_len=1000)
+
+
+def test_memory_that_runs_out_cuts_a_micro_batch_and_changes_no_reward(folder, monkeypatch, caplog):
+    scorer = RewardScorer(folder, max_tokens=10_000)
+    texts = [" ".join(CORPUS[: 1 + number]) for number in range(6)]
+    expected, values, sizes = scorer.scores(texts), scorer._values, []
+
+    def short_of_memory(token_ids):
+        sizes.append(sum(map(len, token_ids)))
+        if sizes[-1] > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return values(token_ids)
+
+    monkeypatch.setattr(scorer, "_values", short_of_memory)
+    most_tokens = max(len(scorer.encoded(text)) for text in texts)
+    assert scorer.scores(texts) == pytest.approx(expected, abs=1e-6)
+    assert "Memory ran out with" in caplog.text
+    most_before = max(sizes)
+    sizes.clear()
+    assert scorer.scores(texts) == pytest.approx(expected, abs=1e-6)
+    assert max(sizes) < most_before, "the next micro-batches are as large as the one that did not fit"
+    most_tokens = 1
+    with pytest.raises(UserError, match="does not hold a sequence of .* tokens: give a lower max_len"):
+        scorer.scores(texts)
+
+
+def test_a_model_that_cannot_take_packs_is_not_held_twice(folder, monkeypatch):
+    """The first one goes before the second is loaded."""
+    check, alive = RewardModel.check_layout, weakref.WeakSet()
+
+    def refuses_packs(self, is_packed, *more):
+        alive.add(self)
+        if is_packed:
+            raise UserError("no packs")
+        assert len(alive) == 1, "the model of the packs is still there"
+        return check(self, is_packed, *more)
+
+    monkeypatch.setattr(RewardModel, "check_layout", refuses_packs)
+    assert RewardScorer(folder).scores([QUESTION])

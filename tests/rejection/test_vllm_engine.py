@@ -87,3 +87,10 @@ def test_weights_keep_the_type_that_they_are_saved_in(engine: VLLMEngine, tmp_pa
 def test_without_vllm_it_is_told_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pip install vllm"):
         VLLMEngine(str(tmp_path), Sampling(1.0, 1.0, 1, None), concurrency=1)
+
+
+def test_ranks_do_not_each_start_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of them would take the first GPU."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="is for one process, and this run has several ranks: .*--generate.runner ray"):
+        VLLMEngine(str(tmp_path), Sampling(0.5, 0.9, 100, None), concurrency=2)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from openrlhf.config.trl_names import ModelNames, ScriptArgumentNames, SftNames
+from openrlhf.engine.devices import device_of_rank
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "detail": 20, "passive": 30}
 
@@ -54,7 +55,7 @@ class TrlSFTConfig(SftNames):
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return torch.device("cuda", self.local_process_index) if torch.cuda.is_available() else torch.device("cpu")
+        return device_of_rank()
 
     @property
     def n_gpu(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
+
+from openrlhf.engine.devices import device_of_rank
 
 
 def get_quantization_config(model_args: Any) -> Any:
@@ -24,4 +25,5 @@ def get_quantization_config(model_args: Any) -> Any:
 
 def get_kbit_device_map() -> dict[str, int] | None:
     """Quantized weights go to this rank's GPU as they are loaded; None without a GPU."""
-    return {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else None
+    device = device_of_rank()
+    return {"": device.index} if device.type == "cuda" else None

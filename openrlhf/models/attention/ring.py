@@ -271,6 +271,7 @@ def ring_flash_attention(
         ring.longest_sample // ring.size,
         softmax_scale=options.scaling,
         causal=True,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         group=ring.group,
     )
     return output[None], None

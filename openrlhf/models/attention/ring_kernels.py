@@ -1,7 +1,7 @@
 """Attention of one block of a ring, with the log-sum-exp that is needed to merge blocks; forward and backward.
 
 Three kernels of one form: the CPU's flash attention, CUDA's variable-length flash attention, and plain products for
-what those do not know (sliding windows, soft-capped scores, float32 and large heads on CUDA).
+what those do not know (sliding windows, soft-capped scores; on CUDA float32, large heads, and GPUs before Ampere).
 
 Shapes: Q query rows, R key rows (those of all samples of the block, one sample after another), A query heads, K key
 heads, D head size.
@@ -23,6 +23,7 @@ from openrlhf.engine.torch_operators import (
     cuda_flash_backward,
 )
 from openrlhf.models.attention.dense import AttentionOptions, repeat_heads
+from openrlhf.models.attention.flash import TORCH_VARLEN_CAPABILITIES, beyond_gpu
 from openrlhf.models.attention.per_sample import FLASH_DTYPES, is_flash_head_size
 from openrlhf.models.attention.ring_plan import Block
 from openrlhf.parallel.sequence_shares import Span
@@ -57,7 +58,7 @@ def choose_kernel(query: Tensor, options: AttentionOptions) -> BlockKernel:
     if query.device.type == "cpu":
         return CpuFlashKernel()
     is_known = query.dtype in FLASH_DTYPES and is_flash_head_size(query.shape[-1])
-    return CudaFlashKernel() if is_known else ProductKernel()
+    return CudaFlashKernel() if is_known and beyond_gpu(TORCH_VARLEN_CAPABILITIES) is None else ProductKernel()
 
 
 class CpuFlashKernel:

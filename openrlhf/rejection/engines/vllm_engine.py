@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,11 @@ class VLLMEngine(Engine):
         template: str | None = None,
         trust_remote_code: bool = False,
     ):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each rank's vLLM would take the first GPU
+            raise UserError(
+                "--generate.engine vllm is for one process, and this run has several ranks: start it without a "
+                "launcher; --generate.runner ray gives each GPU an engine of its own."
+            )
         if importlib.util.find_spec("vllm") is None:
             raise UserError("--generate.engine vllm needs a package that is not installed: pip install vllm.")
         self._vllm: Any = importlib.import_module("vllm")

@@ -5,5 +5,7 @@ from transformers.modeling_flash_attention_utils import is_flash_attn_greater_or
 NEEDS = is_flash_attn_greater_or_equal_2_10
 
 
-def zigzag_ring_flash_attn_varlen_func(q, k, v, cu_seqlens, max_seqlen, softmax_scale=None, causal=False, group=None):
+def zigzag_ring_flash_attn_varlen_func(
+    q, k, v, cu_seqlens, max_seqlen, softmax_scale=None, causal=False, deterministic=False, group=None
+):
     return q

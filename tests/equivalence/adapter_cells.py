@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.equivalence.cells import Layout, RowsInMemory
 from tests.equivalence.reference import Curve, Recipe, rows
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.zero3 import gather_all_weights
 
 NUM_STEPS, BATCH_SIZE, LR, EPS = 5, 8, 2e-4, 1e-6
 BREAK = 2  # the step after which a run is broken off
@@ -134,6 +135,7 @@ def _training(recipe: AdapterRecipe, layout: Layout, first_step: int = 0) -> tup
     )
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
+    gather_all_weights(actor.engine)
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, objective_named("nll"))
     windows = enumerate(loader.windows(max_epochs=9))

@@ -12,6 +12,7 @@ import torch
 
 from tests.equivalence.reference import Curve, Recipe, rows, weights
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.zero3 import gather_all_weights
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -142,6 +143,7 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     horizon = num_epochs * loader.schedule.steps_per_epoch
     schedule = build_schedule(optimizer, "cosine_with_min_lr", horizon, recipe.warmup_ratio, recipe.min_lr_ratio)
     strategy.prepare((actor, optimizer, schedule))
+    gather_all_weights(actor.engine)
     actor.train()
     aux_loss = AuxLossSettings(recipe.aux_loss_coef, layout.aux_loss_scope)
     step = WindowStep(actor, actor.trained, strategy, objective_named(recipe.loss), aux_loss)

@@ -132,8 +132,6 @@ def _failing(run: Run, faults: tuple[Fault, ...]) -> Iterator[list[int]]:
         fail("gather")
         return gather(*args)
 
-    if any(one.where == "gather" for one in faults):
-        _gather_all_weights(engine)
     step._forward_and_backward, engine.allreduce_gradients = noted, failing_reduction
     partition_parameters._dist_allgather_fn = failing_gather
     TiledHead.output = failing_tile  # type: ignore[method-assign]
@@ -158,13 +156,6 @@ def _hooks(transformer: Any, fail: Any) -> list[RemovableHandle]:
         transformer.layers[1].register_forward_pre_hook(lambda module, inputs: fail("forward")),
         transformer.layers[0].register_forward_hook(in_backward),
     ]
-
-
-def _gather_all_weights(engine: Any) -> None:
-    """As those of a large model: small ones stay whole on every rank."""
-    engine.optimizer.persistent_parameters.clear()
-    for parameter in engine.module.parameters():
-        parameter.ds_persist = False
 
 
 def _small_buckets(optimizer: Any, fail: Any) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.equivalence.cells import Layout
 from tests.equivalence.reference import Curve
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.zero3 import gather_all_weights
 from tests.objectives.pair_cases import NUM_PAIRS, LongPrompts, Pairs, log_prob_of_answer
 from tests.objectives.reward_cases import tiny_classifier
 
@@ -145,6 +146,7 @@ def train_pairs_in_layout(recipe: PairRecipe, layout: Layout) -> Curve | None:
         model.gradient_checkpointing_enable()
     optimizer = strategy.create_optimizer(model)
     strategy.prepare((model, optimizer, build_schedule(optimizer, "constant")))
+    gather_all_weights(model.engine)
     model.train()
     loader = strategy.setup_dataloader(
         recipe.pairs, layout.micro_batch_size, shuffle=False, pad_token_id=0, shares_prompts=recipe.shares_prompts
@@ -178,6 +180,8 @@ def _model_and_objective(recipe: PairRecipe, layout: Layout, strategy: Any) -> t
         reference: Any = BaseUnderAdapters()
     else:
         actor = Actor(tiny_model(recipe.model_kind), **laid_out)
-        reference = FrozenReference(strategy.prepare(Actor(tiny_model(recipe.model_kind), **laid_out)))
+        frozen = strategy.prepare(Actor(tiny_model(recipe.model_kind), **laid_out))
+        gather_all_weights(frozen.engine)
+        reference = FrozenReference(frozen)
     settings = PairLossSettings(BETA, 0.0 if recipe.loss == "sigmoid" else SMOOTHING)
     return actor, PreferenceObjective({recipe.loss: 1.0}, settings, reference=reference)

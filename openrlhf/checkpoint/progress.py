@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from openrlhf.errors import UserError
 
-_NEWER_FIELDS = {"num_evals_since_best"}  # checkpoints of version 0.1.0 lack them
+_NEWER_FIELDS = {"num_evals_since_best"}  # older checkpoints lack them
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class CheckpointStore:
         return None, problems
 
     def _of_another_step(self, path: Path) -> list[str]:
-        """A sentence where a whole checkpoint has another's name; versions up to 0.2 did not note the step."""
+        """A sentence where a whole checkpoint has another's name; older ones do not note the step."""
         step = saved_identity(path).get(_STEP)
         if step in (None, self.step_of(path.name)):
             return []

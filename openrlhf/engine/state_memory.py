@@ -54,7 +54,6 @@ def estimate_memory(
     zero_stage: int,
     param_dtype: str,
     gradient_dtype: str | None = None,
-    optimizer_numbers_per_weight: int = ADAM_NUMBERS_A_WEIGHT,
     optimizer_offload: bool = False,
     on_cpu: bool = True,
 ) -> MemoryEstimate:
@@ -67,7 +66,7 @@ def estimate_memory(
         gradients        = g·T           divided by N from z = 2 on
         optimizer state  = (m + 4·k)·T   divided by N from z = 1 on
                            m = 4 for the fp32 master copy; 0 where the weights themselves are it (fp32, z = 0)
-                           k = fp32 numbers the optimizer keeps for a weight: 2 for Adam, 1 for Muon's matrices
+                           k = 2 fp32 numbers that Adam keeps for a weight
 
     An offloaded optimizer keeps its state in the host's memory, with two fp32 gradients and a copy of the weights
     ((8 + w)·T, divided by N from z = 1 on) beside it. The allocator's slack comes on top.
@@ -77,7 +76,7 @@ def estimate_memory(
     weight_bytes = BYTES_OF_DTYPE[param_dtype]
     gradient_bytes = BYTES_OF_DTYPE[gradient_dtype or param_dtype]
     weights_are_master = param_dtype == "fp32" and zero_stage == 0
-    state_bytes = (0 if weights_are_master else 4) + 4 * optimizer_numbers_per_weight
+    state_bytes = (0 if weights_are_master else 4) + 4 * ADAM_NUMBERS_A_WEIGHT
 
     def share(num_bytes: int, from_stage: int) -> int:
         return -(-num_bytes // num_ranks) if zero_stage >= from_stage else num_bytes
@@ -103,7 +102,7 @@ def estimate_memory(
         beside_bytes=gathered + (0 if fills or not sent else weight_bytes * bucket),
         update_bytes=gathered + (sent * bucket if optimizer_offload else at_update),
         host_bytes=optimizer_bytes + on_host if optimizer_offload else 0,
-        save_bytes=share((4 + 4 * optimizer_numbers_per_weight) * num_trainable_parameters, from_stage=0),
+        save_bytes=share((4 + 4 * ADAM_NUMBERS_A_WEIGHT) * num_trainable_parameters, from_stage=0),
         waiting_bytes=weight_bytes if fills else 0,
     )
 

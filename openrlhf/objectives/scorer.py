@@ -54,7 +54,7 @@ _ASKED_TWICE = "The objective has asked its scorer for log-probs twice, or value
 
 
 class Scorer:
-    """The scores that the model gives one micro-batch. An objective calls `log_probs` or `weighted_log_probs`, once."""
+    """The scores that the model gives one micro-batch. An objective calls one of its methods, once."""
 
     def __init__(
         self,

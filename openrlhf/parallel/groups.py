@@ -47,11 +47,6 @@ class ProcessGroups:
     loss: ProcessGroup | None
     control: ProcessGroup | None
 
-    @property
-    def loss_size(self) -> int:
-        """Number of ranks whose partial sums add up."""
-        return self.data_size * self.sequence_size
-
 
 def alone() -> ProcessGroups:
     """The groups of a single process that has not initialised torch.distributed."""

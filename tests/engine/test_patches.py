@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.cpp_extension as cpp_extension
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openrlhf.engine.patches import patch as patch_module
@@ -123,6 +125,28 @@ def test_held_updates_is_still_needed_at_a_step(two_ranks):
     is_finite, is_applied = two_ranks.run(unpatched.step_with_an_infinite_gradient)[0]
     assert not is_finite
     assert is_applied, "the outcome hides that DeepSpeed made the update"
+
+
+def test_group_timeouts_is_still_needed(monkeypatch):
+    from deepspeed.comm.torch import TorchBackend
+
+    asked = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda *ranks, **more: asked.append(more))
+    TorchBackend.new_group(object.__new__(TorchBackend), [0])
+    assert asked == [{}], "DeepSpeed says how long a group waits"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's operator may be installed")
+def test_torch_adam_is_still_needed(monkeypatch, tmp_path):
+    from deepspeed.ops.adam import FusedAdam
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", shutil.which("false"))
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    monkeypatch.setattr(cpp_extension, "get_compiler_abi_compatibility_and_version", lambda compiler: (True, None))
+    with pytest.raises(RuntimeError, match="Error building extension 'fused_adam'"):
+        FusedAdam([torch.nn.Parameter(torch.zeros(4))])
 
 
 def test_shared_memory_operator_is_still_needed(monkeypatch):

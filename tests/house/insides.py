@@ -39,12 +39,7 @@ def _places_of(module: Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"imports {name}") for name in names if _is_private(name))
         elif isinstance(node, ast.Attribute) and _is_inside(node.attr):
             yield node.lineno, f"reads {node.attr}"
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
-            "getattr",
-            "setattr",
-            "hasattr",
-            "delattr",
-        ):
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in NAMED_ACCESS:
             yield from _places_of_named_access(node, foreign)
 
 

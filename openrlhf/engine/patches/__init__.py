@@ -21,16 +21,18 @@ longer, and each run leaves 66 MiB of a rank in memory |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
 | torch_adam | DeepSpeed's table of loaded operators | AdamW ends a run where it cannot be compiled |
 
-Elsewhere the package only reads or calls parts of other libraries that they do not document. A change of theirs raises
-an error there, or fails a test.
+Elsewhere the package reads, calls or, where the table says so, sets parts of other libraries that they do not document.
+A change of theirs raises an error there, or fails a test.
 
 | place | reads or calls |
 | --- | --- |
+| engine/abandoned_step.py | DeepSpeed's optimizers: buckets, sums, marks of weights; sets them as after an update |
 | engine/fragments.py | DeepSpeed's optimizers: groups, flat tensors, positions, `_hp_mapping` |
 | engine/engine_state.py | DeepSpeed's engine: counters, loss scale, groups of ranks |
 | engine/parameters.py | parameters of ZeRO-3 (`ds_id`, `ds_shape`, `ds_numel`) and of AutoTP |
 | engine/step_guard.py | `_global_grad_norm` of DeepSpeed's optimizers |
-| engine/optimizers.py | DeepSpeed's Muon, and its mark `use_muon` on parameters |
+| engine/optimizers.py | DeepSpeed's Muon, and its mark `use_muon` on parameters; `_last_lr` of a schedule |
+| engine/processor.py | torch's tests of the processor, `torch.cpu._is_…` |
 | engine/launch.py | torchrun's `TORCHELASTIC_USE_AGENT_STORE` |
 | engine/devices.py | DeepSpeed takes `LOCAL_RANK` for the index of the device, and compares Open MPI's |
 | engine/operators.py | the `lock` of torch's builds |
@@ -38,6 +40,7 @@ an error there, or fails a test.
 `mkldnn._is_mkldnn_fp16_supported` |
 | engine/model_internals.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn`, \
 `_supports_sdpa`, `_compatible_flash_implementations`, `_from_config`, `_no_split_modules`, `_attn_implementation`; \
-Liger's `_apply_liger_kernel_to_instance`; sets in transformers a name that ring-flash-attn looks for |
+Liger's `_apply_liger_kernel_to_instance`; sets in transformers a name that ring-flash-attn looks for, and \
+`torch.autocast` while a model without weights is looked at |
 | models/head/ | the class of a model's own embeddings |
 """

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openrlhf.atomic_file import replacing
 from openrlhf.errors import UserError
 from openrlhf.tracking.metrics_file import read_records
@@ -145,15 +147,29 @@ def _series(records: Records, key: str) -> tuple[list[int], list[float]]:
 
 def _moving_average(numbers: list[float]) -> list[float]:
     """Mean over a window centred on each number (narrower at both ends), so that nothing lags; nan is passed over."""
-    last, reach = len(numbers) - 1, len(numbers) // 60
-    reaches = [min(reach, middle, last - middle) for middle in range(len(numbers))]
-    windows = (numbers[middle - reach : middle + reach + 1] for middle, reach in enumerate(reaches))
-    return [_mean_of_finite(window) for window in windows]
+    values, middles = np.asarray(numbers, dtype=np.float64), np.arange(len(numbers))
+    reaches = np.minimum(len(numbers) // 60, np.minimum(middles, middles[::-1]))
+    is_finite = np.isfinite(values)
+    sums, counts = (
+        _window_sums(one, middles - reaches, 2 * reaches + 1)
+        for one in (np.where(is_finite, values, 0.0), is_finite.astype(np.float64))
+    )
+    return np.divide(sums, counts, out=np.full(len(numbers), math.nan), where=counts > 0).tolist()
 
 
-def _mean_of_finite(numbers: list[float]) -> float:
-    finite = [number for number in numbers if math.isfinite(number)]
-    return sum(finite) / len(finite) if finite else math.nan
+def _window_sums(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The sum of `lengths[i]` values from `starts[i]` on, of blocks of 1, 2, 4, … values.
+
+    Differences of a cumulative sum would lose small values behind a very large one.
+    """
+    sums, places, blocks = np.zeros(len(starts)), starts.copy(), values
+    for bit in range(int(lengths.max()).bit_length()):
+        size = 1 << bit
+        chosen = lengths & size > 0
+        sums[chosen] += blocks[places[chosen]]
+        places[chosen] += size
+        blocks = blocks[:-size] + blocks[size:]
+    return sums
 
 
 def _save(figure: Figure, png_path: Path) -> None:

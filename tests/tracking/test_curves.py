@@ -1,8 +1,10 @@
 """The picture of a run."""
 
 import math
+import random
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -58,6 +60,24 @@ def test_many_steps_get_an_average_that_does_not_lag(tmp_path, a_step, an_eval, 
     lines = drawn_lines(monkeypatch, metrics, tmp_path / "curves.png")
     average = lines["train, moving average"][1]
     assert [average[0], average[100], average[-1]] == pytest.approx([1.0, 101.0, 200.0])
+
+
+@pytest.mark.parametrize("length", [60, 61, 128, 1000])
+def test_the_average_is_the_mean_of_the_finite_numbers_of_each_window(length):
+    rng = random.Random(length)
+    numbers = [rng.choice([math.nan, math.inf, 1e30, rng.random(), rng.random()]) for _ in range(length)]
+    expected = []
+    for middle in range(length):
+        reach = min(length // 60, middle, length - 1 - middle)
+        finite = [number for number in numbers[middle - reach : middle + reach + 1] if math.isfinite(number)]
+        expected.append(math.fsum(finite) / len(finite) if finite else math.nan)
+    assert curves._moving_average(numbers) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+def test_the_average_of_a_long_run_takes_no_time():
+    began = time.process_time()
+    assert curves._moving_average([1.0] * 100_000) == [1.0] * 100_000
+    assert time.process_time() - began < 5, "half a minute, number by number"
 
 
 def test_token_accuracy_has_a_panel_where_the_file_knows_it(tmp_path, a_step, an_eval, monkeypatch):

@@ -31,7 +31,7 @@ def chat(config: ChatConfig) -> None:
     has_template = template_text(tokenizer, template) is not None
     if not has_template:
         print(f"{name} has no chat template: each line is continued as text.", file=sys.stderr)
-    set_seed(settings.seed)
+    set_seed(settings.seed % 2**32)  # the most that numpy takes
     start = [{"role": "system", "content": settings.system}] if settings.system else []
     messages = list(start)
     for line in _lines():

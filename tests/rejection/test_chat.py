@@ -59,8 +59,9 @@ def test_the_system_message_stands_first_in_every_conversation(talk):
     assert all(text.index("seven") < text.index(word) for text, word in zip(asked, ("coffee", "sum"), strict=True))
 
 
-def test_one_seed_gives_one_conversation(talk):
-    flags = ("--chat.temperature", "2", "--chat.seed", "1")
+@pytest.mark.parametrize("seed", ["1", "-1", str(2**32)])
+def test_one_seed_gives_one_conversation(talk, seed):
+    flags = ("--chat.temperature", "2", "--chat.seed", seed)
     assert talk("coffee", "sum", flags=flags) == talk("coffee", "sum", flags=flags)
 
 

@@ -1,4 +1,4 @@
-"""Opening a tokenizer so that it can train: a fast one, with an end token, a pad token and a padding side."""
+"""Opening a tokenizer so that it can train: a fast one, with an end token and a pad token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openrlhf.errors import UserError, first_line_of
 
 def get_tokenizer(
     name_or_path: str,
-    padding_side: str = "right",
+    padding_side: str | None = None,
     use_fast: bool = True,
     trust_remote_code: bool = False,
     eos_token: str | None = None,
@@ -21,6 +21,8 @@ def get_tokenizer(
     A tokenizer without pad token pads with its end token: padding is masked by length, never by id, so nothing is
     lost. One with neither end nor pad token is refused, because no answer could ever be ended.
 
+    Args: padding_side: "left" or "right"; None: its own, which an export keeps. Nothing here pads by it.
+
     Raises UserError if there is no tokenizer, or no end token.
     """
     from transformers import AutoTokenizer
@@ -28,7 +30,7 @@ def get_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path,
-            padding_side=padding_side,
+            **({} if padding_side is None else {"padding_side": padding_side}),
             use_fast=use_fast,
             trust_remote_code=trust_remote_code,
             local_files_only=not os.path.isdir(name_or_path) and not hub_can_be_asked(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow
@@ -108,6 +108,14 @@ def test_a_tokenizer_without_pad_token_pads_with_its_end_token(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     opened = get_tokenizer(str(tmp_path))
     assert (opened.pad_token, opened.padding_side, opened.chat_template) == ("<|endoftext|>", "right", CHATML)
+
+
+def test_a_tokenizer_keeps_its_padding_side(tmp_path):
+    """An exported model is asked in batches as its base was."""
+    tiny_tokenizer(CHATML).save_pretrained(tmp_path / "base")
+    get_tokenizer(str(tmp_path / "base"), "left").save_pretrained(tmp_path / "left")
+    get_tokenizer(str(tmp_path / "left")).save_pretrained(tmp_path / "exported")
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported").padding_side == "left"
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

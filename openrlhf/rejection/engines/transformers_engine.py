@@ -55,7 +55,7 @@ class TransformersEngine(Engine):
         template: str | None = None,
         trust_remote_code: bool = False,
     ):
-        tokenizer = get_tokenizer(name_or_path, padding_side="left", trust_remote_code=trust_remote_code)
+        tokenizer = get_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
         self._encoder = PromptEncoder(tokenizer, template)
         self._sampling, self._concurrency = sampling, concurrency
         self._model = load_for_answers(name_or_path, param_dtype, trust_remote_code)

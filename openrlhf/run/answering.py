@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models import Actor
 from openrlhf.parallel.collectives import gather_objects, gather_problems
-from openrlhf.rejection.engines.encoding import PromptEncoder
+from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
 from openrlhf.rejection.rewards.reward import Reward
@@ -101,12 +99,7 @@ class Answering(Callback):
             yield from zip(batch, self._generated(model, [self._prompts[number][1] for number in batch]), strict=True)
 
     def _generated(self, model: Actor, prompts: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for place, prompt in enumerate(prompts):
-            ids[place, width - len(prompt) :] = torch.tensor(prompt)
-            mask[place, width - len(prompt) :] = 1
+        ids, mask = padded_left(prompts, self._tokenizer.pad_token_id)
         output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -116,7 +109,7 @@ class Answering(Callback):
             eos_token_id=self._tokenizer.eos_token_id,
             pad_token_id=self._tokenizer.pad_token_id,
         )
-        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        for prompt, row in zip(prompts, output[:, ids.shape[1] :].tolist(), strict=True):
             end = row.index(self._tokenizer.eos_token_id) if self._tokenizer.eos_token_id in row else None
             yield self._encoder.decode(prompt, row[:end]), "length" if end is None else "stop"
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from openrlhf.datasets.samples import BadRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
@@ -11,6 +15,17 @@ from openrlhf.errors import UserError
 from openrlhf.rejection.prompts import Prompt
 
 _NUM_TOKENS_BEFORE = 4  # enough for a character whose bytes several tokens hold
+
+
+def padded_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of prompts that end together, (B, S) each."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 class PromptEncoder:

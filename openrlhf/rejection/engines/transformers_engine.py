@@ -21,7 +21,7 @@ from openrlhf.engine.devices import give_back_memory, take_device
 from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.errors import UserError
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
-from openrlhf.rejection.engines.encoding import PromptEncoder
+from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.row_cache import joined, kept_rows
 from openrlhf.rejection.engines.sampler import draws_of, next_tokens
@@ -110,15 +110,9 @@ class TransformersEngine(Engine):
         """A batch of new rows, each with its first token; a prompt that several share is computed once."""
         prompts = list({tuple(row.prompt_ids): None for row in rows})
         places = {prompt: place for place, prompt in enumerate(prompts)}
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._pad_id)
-        mask = torch.zeros_like(ids)
-        for place, prompt in enumerate(prompts):
-            ids[place, width - len(prompt) :] = torch.tensor(prompt)
-            mask[place, width - len(prompt) :] = 1
-        mask = mask.to(self._device)
+        ids, mask = (part.to(self._device) for part in padded_left(prompts, self._pad_id))
         cache = DynamicCache()
-        logits = self._forward(ids.to(self._device), mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         of_row = torch.tensor([places[tuple(row.prompt_ids)] for row in rows], device=self._device)
         if len(rows) > len(prompts):
             cache, mask, logits = kept_rows(cache, of_row), mask[of_row], logits[of_row]
@@ -172,9 +166,7 @@ class TransformersEngine(Engine):
     def _in_plain_batches(self, pool: _Pool) -> Iterator[Generation | Refusal]:
         """Batches by `model.generate`: its tokens are chosen by a processor that leaves one of them."""
         while rows := pool.take(self._concurrency):
-            width = max(len(row.prompt_ids) for row in rows)
-            ids = torch.tensor([[self._pad_id] * (width - len(row.prompt_ids)) + row.prompt_ids for row in rows])
-            mask = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows])
+            ids, mask = padded_left([row.prompt_ids for row in rows], self._pad_id)
 
             def choose(_: torch.Tensor, logits: torch.Tensor, rows: list[_Row] = rows) -> torch.Tensor:
                 self._take_tokens(rows, logits)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
+from openrlhf.datasets.samples import BadRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
+from openrlhf.engine.model_internals import own_end_token_ids
 from openrlhf.engine.parameters import model_dtype
 from openrlhf.errors import UserError
 
-_QUESTION, _ANSWER = "question", "answer"
+_ANSWER = "answer"
+_TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
 
 
 def write_settings(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -100,14 +104,13 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
 def generation_config_for(model: Any, tokenizer: Any) -> Any:
     """A copy of the model's generation settings whose end, pad and start tokens are the tokenizer's.
 
-    `eos_token_id` is one id, or a list where the chat template ends a turn with another token than the
-    tokenizer's end token. The model's own earlier tokens are not trusted: they may belong to another tokenizer
-    or template. Settings that transformers would refuse to save are mended: see `mended`.
+    `eos_token_id` is one id, or a list where answers end with several: see `end_token_ids`. Settings that
+    transformers would refuse to save are mended: see `mended`.
     """
     config, _ = mended(model.generation_config)
     if tokenizer is None:
         return config
-    end_ids = end_token_ids(tokenizer)
+    end_ids = end_token_ids(tokenizer, model)
     config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids or None
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
@@ -138,10 +141,35 @@ def _problem_of(generation_config: Any) -> str | None:
     return None
 
 
-def end_token_ids(tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the tokenizer's end token and the chat template's end of a turn, each once."""
+def end_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """Ids that end an answer, each once: the tokenizer's end token, the chat template's end of a turn, the model's own.
+
+    Args: model: of transformers; None: it has none of its own.
+    """
     ids = (tokenizer.eos_token_id, end_of_turn_token_id(tokenizer))
-    return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+    own = () if model is None else _fitting_end_token_ids(model, tokenizer)
+    return list(dict.fromkeys(id_ for id_ in (*ids, *own) if id_ is not None))
+
+
+def _fitting_end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The model's own end tokens that fit the tokenizer, such as `<|call|>` of gpt-oss and `<|user|>` of GLM-4.
+
+    They may belong to another tokenizer or template. So they must be tokens of their own, and none that opens an
+    answer, which some templates print inside of one again.
+    """
+    opening = set(tokenizer(text_before_answer(tokenizer), add_special_tokens=False)["input_ids"])
+    known = tokenizer.added_tokens_decoder.keys() - opening
+    return [id_ for id_ in own_end_token_ids(model) if id_ in known]
+
+
+def note_end_token(model: Any, tokenizer: Any, end_id: int | None) -> None:
+    """Adds the token that the data end answers with to the model's own end tokens; None: the data do not say."""
+    base = base_of(model)
+    if end_id is None or end_id not in tokenizer.added_tokens_decoder or not base.can_generate():
+        return
+    known = own_end_token_ids(base)
+    if end_id not in known:
+        base.generation_config.eos_token_id = [*known, end_id]
 
 
 def end_of_turn_token_id(tokenizer: Any) -> int | None:
@@ -153,11 +181,19 @@ def end_of_turn_token_id(tokenizer: Any) -> int | None:
 
 def text_behind_answer(tokenizer: Any) -> str:
     """What the chat template prints behind the last turn of an assistant; empty without a template."""
+    return _by_template(tokenizer, lambda renderer: renderer.text_of(_TURNS, None).rpartition(_ANSWER)[2])
+
+
+def text_before_answer(tokenizer: Any) -> str:
+    """What the chat template prints for a model to answer behind; empty without a template."""
+    return _by_template(tokenizer, lambda renderer: renderer.generation_prompt(_TURNS, None, 1))
+
+
+def _by_template(tokenizer: Any, ask: Callable[[ChatRenderer], str]) -> str:
+    """The template's answer; empty without a template, and where it is no Jinja or refuses two plain turns."""
     if not tokenizer.chat_template:
         return ""
-    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = ChatRenderer(tokenizer, resolve_chat_template(tokenizer, None)).text_of(turns, None)
-    except UserError:  # a template that is no Jinja
+        return ask(ChatRenderer(tokenizer, resolve_chat_template(tokenizer, None)))
+    except (UserError, BadRow):
         return ""
-    return text.rpartition(_ANSWER)[2]

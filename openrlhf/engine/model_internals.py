@@ -110,6 +110,14 @@ def forget_renaming(model: PreTrainedModel, pattern: str) -> None:
         conversions[:] = [one for one in conversions if pattern not in one.source_patterns]
 
 
+def own_end_token_ids(model: PreTrainedModel) -> list[int]:
+    """End tokens by the model's generation settings and its configuration, each once, as they stand there."""
+    settings = (getattr(model, "generation_config", None), model.config, model.config.get_text_config())
+    values = [getattr(one, "eos_token_id", None) for one in settings]
+    ids = [id_ for value in values for id_ in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys(id_ for id_ in ids if isinstance(id_, int)))
+
+
 def first_position(model: nn.Module) -> int:
     """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

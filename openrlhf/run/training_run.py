@@ -1,7 +1,5 @@
-"""The parts of a training, put together in the order in which they can fail.
-
-What differs by command stands in a subclass: `sft_run.py`, `dpo_run.py`, `rm_run.py`.
-"""
+"""The parts of a training, put together in the order in which they can fail. What differs by command stands in a
+subclass: `sft_run.py`, `dpo_run.py`, `rm_run.py`."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_export_of
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, compare, is_longer, read_identity
 from openrlhf.checkpoint.lease import owning_together
+from openrlhf.checkpoint.model_settings import note_end_token
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import TrainingConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
@@ -229,6 +228,7 @@ class TrainingRun(ABC):
     def build(self) -> None:
         config, strategy = self.config, self.strategy
         model = self.build_model()
+        note_end_token(model.model, self.tokenizer, self.train_data.report.turn_end_id)
         optimizer = strategy.create_optimizer(model)
         ratios = config.lr_warmup_ratio, config.min_lr_ratio
         scheduler = build_schedule(optimizer, config.lr_scheduler, self.num_steps, *ratios)

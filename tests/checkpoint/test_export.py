@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from openrlhf.checkpoint import fault_points
 from openrlhf.checkpoint.export import export_model, is_exported
-from openrlhf.checkpoint.model_settings import end_token_ids
+from openrlhf.checkpoint.model_settings import end_token_ids, note_end_token
 from openrlhf.errors import UserError
 from tests.helpers.fault_points import EXPORT_POINTS
 from tests.helpers.tiny_models import tiny_model
@@ -75,6 +75,28 @@ def test_generation_stops_at_the_end_token_and_at_the_end_of_a_turn(tmp_path: Pa
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     assert tokenizer.convert_ids_to_tokens(settings["eos_token_id"]) == ["<|endoftext|>", "<|im_end|>"]
     assert settings["pad_token_id"] == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("where", ["generation_config", "config"])
+def test_generation_stops_at_the_end_tokens_of_the_base_too(where: str, tmp_path: Path) -> None:
+    """Such as <|call|> of gpt-oss. <|im_start|> opens an answer here; a word, and numbers outside, are no tokens."""
+    tokenizer = tiny_tokenizer(chat_template=CHATML, extra_special_tokens=("<|call|>",))
+    call, opening, word = tokenizer.convert_tokens_to_ids(["<|call|>", "<|im_start|>", "a"])
+    model = tiny_model("llama")
+    getattr(model, where).eos_token_id = [call, opening, word, 10_000, -1]
+    export_model(model, tokenizer, tmp_path)
+    ends = GenerationConfig.from_pretrained(tmp_path).eos_token_id
+    assert tokenizer.convert_ids_to_tokens(ends) == ["<|endoftext|>", "<|im_end|>", "<|call|>"]
+
+
+def test_generation_stops_at_what_the_data_end_answers_with() -> None:
+    """Rows that came tokenized, of a template that the tokenizer does not have."""
+    tokenizer, model = tiny_tokenizer(), tiny_model("llama", eos_token_id=None)
+    end, word = tokenizer.convert_tokens_to_ids(["<|im_end|>", "a"])
+    for id_ in (None, word, end):
+        note_end_token(model, tokenizer, id_)
+    assert end_token_ids(tokenizer, model) == [tokenizer.eos_token_id, end]
+    assert model.generation_config.eos_token_id == [end]
 
 
 def test_one_end_token_is_a_number() -> None:

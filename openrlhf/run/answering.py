@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from openrlhf.checkpoint.model_settings import base_of, end_token_ids
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models import Actor
@@ -100,17 +101,18 @@ class Answering(Callback):
 
     def _generated(self, model: Actor, prompts: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
         ids, mask = padded_left(prompts, self._tokenizer.pad_token_id)
+        end_ids = end_token_ids(self._tokenizer, base_of(model.model))  # now: the data have set the template
         output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             do_sample=False,
             use_cache=True,
             max_new_tokens=self._max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id,
+            eos_token_id=end_ids,
             pad_token_id=self._tokenizer.pad_token_id,
         )
         for prompt, row in zip(prompts, output[:, ids.shape[1] :].tolist(), strict=True):
-            end = row.index(self._tokenizer.eos_token_id) if self._tokenizer.eos_token_id in row else None
+            end = next((place for place, token in enumerate(row) if token in end_ids), None)
             yield self._encoder.decode(prompt, row[:end]), "length" if end is None else "stop"
 
     def _show(self, trainer: Trainer, answers: dict[int, tuple[str, str]]) -> None:

@@ -16,6 +16,8 @@ from openrlhf.run.answering import Answering
 from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
 from tests.helpers.browser import CHROMIUM, in_browser
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import CHATML
 from tests.helpers.workbench import flags, read_metrics, save_model, save_pairs, save_rows, step_lines
 from tests.runs.cases import activities_while_judging, run, run_as_command, run_with_an_answer_that_fails
 
@@ -191,19 +193,24 @@ def test_a_browser_draws_the_page(judged, tmp_path):
     assert "coffee with" in shown
 
 
-def test_an_answer_ends_at_its_end_token(bench):
-    """A model that would go on behind it, as rows of a batch do."""
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|im_end|>"])
+def test_an_answer_ends_at_its_end_token(bench, end):
+    """A model that would go on behind it, as rows of a batch do. The template is that of the data, prepared later."""
     config = parse_config(SFTConfig, words(bench, "never"))
     tokenizer = build_tokenizer(config)
-    text, end = tokenizer("coffee")["input_ids"], tokenizer.eos_token_id
+    tokenizer.chat_template = None
+    text, ends = tokenizer("coffee")["input_ids"], tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    said = [*text, tokenizer.convert_tokens_to_ids(end), *text, *ends]
 
     class Model:
-        device = torch.device("cpu")
+        device, model = torch.device("cpu"), tiny_model("llama")
 
-        def generate(self, ids, **_):
-            return torch.cat([ids, torch.tensor([[*text, end, *text]]).expand(len(ids), -1)], dim=1)
+        def generate(self, ids, eos_token_id, **_):
+            assert eos_token_id == ends
+            return torch.cat([ids, torch.tensor([said]).expand(len(ids), -1)], dim=1)
 
     answering = Answering(config, tokenizer, 512)
+    tokenizer.chat_template = CHATML
     assert list(answering._generated(Model(), [text])) == [(tokenizer.decode(text), "stop")]
 
 

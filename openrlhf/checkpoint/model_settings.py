@@ -93,12 +93,24 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
     config.dtype = str(model_dtype(model)).removeprefix("torch.")
     if tokenizer is not None:
         config.eos_token_id = tokenizer.eos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
-        config.get_text_config().pad_token_id = tokenizer.pad_token_id  # where a classifier looks for it
+        config.pad_token_id = _pad_token_id_for(model, tokenizer)
+        config.get_text_config().pad_token_id = config.pad_token_id  # where a classifier looks for it
     if model.is_remote_code():
         custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
+
+
+def _pad_token_id_for(model: Any, tokenizer: Any) -> int | None:
+    """The tokenizer's; where that ends answers, the base's own, or none: torch trains no embedding of a pad token.
+
+    Generation asks its own settings. A classifier needs one, and has none that ends answers: see `tokenizer_for`.
+    """
+    if not model.can_generate():
+        return tokenizer.pad_token_id
+    ends = (*end_token_ids(tokenizer, model), None)
+    ids = (tokenizer.pad_token_id, getattr(model.config.get_text_config(), "pad_token_id", None))
+    return next((id_ for id_ in ids if id_ not in ends), None)
 
 
 def generation_config_for(model: Any, tokenizer: Any) -> Any:

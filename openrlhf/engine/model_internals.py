@@ -118,6 +118,21 @@ def own_end_token_ids(model: PreTrainedModel) -> list[int]:
     return list(dict.fromkeys(id_ for id_ in ids if isinstance(id_, int)))
 
 
+def train_end_tokens(model: PreTrainedModel) -> bool:
+    """Lets the embedding of an end token that pads be trained; whether it was not.
+
+    torch gives the row of `padding_idx` no gradient. Padding itself is masked: it adds nothing to the row.
+    """
+    try:
+        embedding: Any = model.get_input_embeddings()
+    except NotImplementedError:  # a class of the model's own does not say where they are
+        return False
+    is_frozen = getattr(embedding, "padding_idx", None) in own_end_token_ids(model)
+    if is_frozen:
+        embedding.padding_idx = None
+    return is_frozen
+
+
 def first_position(model: nn.Module) -> int:
     """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

@@ -23,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.config.disk import ADAPTER_FILE, is_adapter
+from openrlhf.engine.model_internals import train_end_tokens
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
@@ -90,10 +91,13 @@ def with_attention(model: PreTrainedModel, attn_implementation: str | None) -> P
 
 
 def make_ready(model: PreTrainedModel, is_packed: bool, use_liger_kernel: bool) -> None:
-    """Refuses a model that could not be packed; puts Liger's kernels into it."""
+    """Refuses a model that could not be packed; lets its end tokens be trained; puts Liger's kernels into it."""
     if is_packed:
         check_packable(type(model), model.config)
         check_causal(model)
+    if train_end_tokens(model):
+        name = type(model).__name__
+        logger.warning("%s: the pad_token_id of config.json ends answers; its embedding is trained, too.", name)
     if use_liger_kernel:
         apply_liger_kernels(model)
 

@@ -99,6 +99,19 @@ def test_generation_stops_at_what_the_data_end_answers_with() -> None:
     assert model.generation_config.eos_token_id == [end]
 
 
+@pytest.mark.parametrize(("of_base", "kept"), [(None, None), (7, 7), (0, None)])
+def test_an_end_token_that_pads_stays_out_of_the_config(of_base: int | None, kept: int | None, tmp_path: Path) -> None:
+    """By it torch would leave the embedding of the end token as it is in every later training."""
+    tokenizer = tiny_tokenizer(pad_is_eos=True)
+    export_model(tiny_model("llama", pad_token_id=of_base), tokenizer, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert tokenizer.pad_token_id == 0
+    assert (model.config.pad_token_id, model.get_input_embeddings().padding_idx) == (kept, kept)
+    assert model.generation_config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path).pad_token_id == 0
+    model(torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad[0].any()
+
+
 def test_one_end_token_is_a_number() -> None:
     tokenizer = tiny_tokenizer()
     assert end_token_ids(tokenizer) == [tokenizer.eos_token_id]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from openrlhf.errors import UserError
-from openrlhf.models import Actor
+from openrlhf.models import Actor, RewardModel
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
 
@@ -42,6 +42,20 @@ def test_tied_weights_stay_tied_and_the_saved_model_is_plain(folder, tmp_path):
     assert again.config._attn_implementation == "sdpa"
     for (name, found), expected in zip(again.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("make", [Actor, RewardModel])
+def test_an_end_token_that_pads_is_trained(make, kind, tmp_path, caplog):
+    """torch gives no gradient to the row of its padding_idx, nor do tied embeddings (qwen3)."""
+    end = 2
+    tiny_model(kind, pad_token_id=end).save_pretrained(tmp_path)
+    model = make(str(tmp_path), param_dtype="fp32")
+    assert "ends answers; its embedding is trained, too" in caplog.text
+    model(torch.tensor([[end, 3, 4]])).sum().backward()
+    embedding = model.model.get_input_embeddings()
+    assert embedding.padding_idx is None
+    assert embedding.weight.grad[end].any()
 
 
 def test_a_folder_without_a_model(tmp_path):

@@ -91,7 +91,10 @@ class RewardObjective(PairObjective):
 
 
 def _gaps(difference: Tensor) -> Tensor:
-    """(bins,) in each bin of confidences the successes, less those that its confidences promise; a tie is half one."""
+    """(bins,) in each bin of confidences the successes, less those that its confidences promise; a tie is half one.
+
+    A difference that is no number has no bin: it spoils the first one, and whoever looks at the loss names its pair.
+    """
     confidence, success = difference.abs().sigmoid(), (difference.sign() + 1) / 2
-    place = ((confidence - 0.5) * (2 * _NUM_BINS)).long().clamp(max=_NUM_BINS - 1)
+    place = ((confidence.nan_to_num(0.5) - 0.5) * (2 * _NUM_BINS)).long().clamp(0, _NUM_BINS - 1)
     return difference.new_zeros(_NUM_BINS).index_add(0, place, success - confidence)

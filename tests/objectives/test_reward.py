@@ -216,6 +216,15 @@ def test_loss_and_gradients_are_those_of_the_formula(settings):
         assert slope == pytest.approx((there - back) / (2 * step), rel=1e-6, abs=1e-8), f"slope of reward {place}"
 
 
+@pytest.mark.parametrize("spoilt", [(math.nan, 1.0), (math.inf, math.inf)])
+def test_a_reward_that_is_no_number_spoils_the_loss_and_nothing_else(spoilt):
+    """The guard over steps looks at the loss, and names the pair."""
+    found = sums_of([2.0, spoilt[0], 3.0], [1.0, spoilt[1], 1.0])
+    assert math.isnan(found["loss"])
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert math.isfinite(sums_of([math.inf, 2.0], [1.0, 1.0])["calibration_error"])
+
+
 def test_equal_rewards_are_no_success():
     assert sums_of([1.0, 2.0], [1.0, 1.0])["accuracy"] == 0.5
 

@@ -142,32 +142,29 @@ def run_as_command(argv: list[str], command: str = "train_sft") -> tuple[int, st
 
 
 def run_with_a_pair_of_nan(argv: list[str], name: str, command: str) -> tuple[int, str]:
-    """The exit code and all that is said of a run in which the loss of the pair at that place is no number."""
+    """The exit code and all that is said of a run in which the model has no number for a pair's chosen answer."""
     import contextlib
     import io
     import math
-    from dataclasses import replace
 
-    from openrlhf.objectives import PreferenceObjective, RewardObjective
+    from openrlhf.objectives import Scorer
 
-    def spoilt(loss: Callable[..., Any]) -> Callable[..., Any]:
-        def of_batch(self: Any, scorer: Any, batch: Any, divisor: float) -> Any:
-            share = loss(self, scorer, batch, divisor)
-            if name not in batch.unit_names:
-                return share
-            sums = {name: (total * math.nan, count) for name, (total, count) in share.sums.items()}
-            return replace(share, loss=share.loss * math.nan, sums=sums)
+    says = "sequence_sums" if command == "train_dpo" else "sequence_values"
+    of_sequences, words = getattr(Scorer, says), io.StringIO()
 
-        return of_batch
+    def spoilt(self: Scorer, *args: Any) -> Any:
+        values = of_sequences(self, *args)
+        factors = values.new_ones(len(values))
+        if name in self.batch.unit_names:
+            factors[2 * self.batch.unit_names.index(name)] = math.nan
+        return values * factors
 
-    objective = PreferenceObjective if command == "train_dpo" else RewardObjective
-    loss, words = objective.loss, io.StringIO()
-    objective.loss = spoilt(loss)  # type: ignore[method-assign]
+    setattr(Scorer, says, spoilt)
     try:
         with contextlib.redirect_stdout(words):
             code, errors = run_as_command(argv, command)
     finally:
-        objective.loss = loss  # type: ignore[method-assign]
+        setattr(Scorer, says, of_sequences)
     return code, words.getvalue() + errors
 
 

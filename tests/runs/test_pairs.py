@@ -199,7 +199,8 @@ def test_another_objective_or_reference_is_another_run(one_rank, bench, unbroken
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_pair_without_a_finite_loss_is_named_and_skipped_on_all_ranks(two_ranks, bench, command):
     out = f"{command}-nan"
-    words = argv(bench, out, train__max_epochs=1, ds__zero_stage=2, ckpt__save_steps=None, ckpt__max_num=None)
+    changes = dict(ds__zero_stage=2, ckpt__save_steps=None, ckpt__max_num=None, eval__dataset=bench / "pairs.jsonl")
+    words = argv(bench, out, train__max_epochs=1, **changes)
     (code, said), (other, _) = two_ranks.run(run_with_a_pair_of_nan, words, f"{bench / 'pairs.jsonl'}:5", command)
     assert (code, other) == (0, 0), said
     lines = step_lines(bench / out)
@@ -208,6 +209,7 @@ def test_a_pair_without_a_finite_loss_is_named_and_skipped_on_all_ranks(two_rank
     assert f"step {bad}: loss nan" in said
     assert "skipped on all ranks" in said
     assert "pairs.jsonl:5" in said.split("loss not finite on")[1].splitlines()[0]
+    assert eval_lines(bench / out)[0]["eval_loss"] is None
     assert all(weight.isfinite().all() for weight in load_file(bench / out / "model.safetensors").values())
 
 

@@ -26,10 +26,10 @@ class PairObjective(Objective):
 
     accuracy: ClassVar[str]  # the metric that says how often the chosen answer has the higher reward
 
-    def __init__(self, subsets: Sequence[str] = (), more_eval_sums: Sequence[str] = ()):
-        """Args: subsets: see `tell_apart`. more_eval_sums: names of sums that a subclass adds to evaluations."""
+    def __init__(self, more_eval_sums: Sequence[str] = ()):
+        """Args: more_eval_sums: names of sums that a subclass adds to evaluations."""
         self._more_eval_sums = tuple(more_eval_sums)
-        self.tell_apart(subsets)
+        self.tell_apart(())
 
     def tell_apart(self, subsets: Sequence[str]) -> None:
         """Names the parts of the evaluation; a unit's number `subset` is the place of its own among them."""

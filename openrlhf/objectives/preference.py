@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -41,7 +41,6 @@ class PreferenceObjective(PairObjective):
         settings: numbers of their formulas.
         nll_coef: adds that many times -log p of the chosen answers, a mean over the window's chosen tokens.
         reference: None where no loss of the mix has one.
-        subsets: as of `PairObjective`.
 
     Raises UserError for a name that is no loss, and for a loss that lacks its reference.
     """
@@ -65,9 +64,8 @@ class PreferenceObjective(PairObjective):
         settings: PairLossSettings | None = None,
         nll_coef: float = 0.0,
         reference: Reference | None = None,
-        subsets: Sequence[str] = (),
     ):
-        super().__init__(subsets)
+        super().__init__()
         _check_losses(losses, reference)
         self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
         self._settings = settings or PairLossSettings()

@@ -25,7 +25,7 @@ class FrozenReference:
 
     def log_probs(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
         assert self._model is not None, "the reference has its model by now"
-        return _log_probs(scorer.beside(self._model))
+        return log_probs_of_sequences(scorer.beside(self._model))
 
     def throw_away(self) -> None:
         if self._model is not None and self._model.engine is not None:
@@ -41,7 +41,7 @@ class BaseUnderAdapters:
         model.eval()  # dropout draws no random numbers: those of the training pass stay as they are
         try:
             with model.model.disable_adapter():
-                return _log_probs(scorer.beside(model))
+                return log_probs_of_sequences(scorer.beside(model))
         finally:  # memory may run out, and the step begin anew
             model.train(was_training)
 
@@ -63,5 +63,6 @@ class ComputedReference:
 
 
 @torch.no_grad()
-def _log_probs(scorer: Scorer) -> Tensor:
+def log_probs_of_sequences(scorer: Scorer) -> Tensor:
+    """(Q,) of each sequence of the micro-batch, whole on every rank of a ring."""
     return scorer.sequence_sums(scorer.log_probs())

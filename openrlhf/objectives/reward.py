@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,7 +27,6 @@ class RewardObjective(PairObjective):
         loss_type: `sigmoid`, or `logexp`: log(1 + exp(r_rejected - r_chosen)), which has no margin.
         with_margin: subtract the pair's own margin (its number `margin`, 0 without one).
         center_coef: adds that many times (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv 2312.09244).
-        subsets: as of `PairObjective`.
 
     Evaluations have, beside what `PairObjective` says: `calibration_error`, how far the probabilities
     sigmoid(r_chosen - r_rejected) are from the accuracy of pairs of like probability (the expected calibration error of
@@ -44,12 +42,11 @@ class RewardObjective(PairObjective):
         loss_type: RewardLoss = "sigmoid",
         with_margin: bool = False,
         center_coef: float = 0.0,
-        subsets: Sequence[str] = (),
     ):
         self._loss_type = loss_type
         self._with_margin = with_margin
         self._center_coef = center_coef
-        super().__init__(subsets, ("reward_square", *_GAPS))
+        super().__init__(("reward_square", *_GAPS))
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         rewards, speaks = scorer.sequence_values(), scorer.speaks_for_sequences

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 from tqdm import tqdm
 
 from openrlhf.batching import MicroBatch, StepWindow, StepWindowLoader
@@ -29,7 +27,7 @@ from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives import Scorer
-from openrlhf.objectives.reference import REFERENCE_CHOSEN, REFERENCE_REJECTED
+from openrlhf.objectives.reference import REFERENCE_CHOSEN, REFERENCE_REJECTED, log_probs_of_sequences
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.memory import MemoryBudget
@@ -158,8 +156,8 @@ def _of_window(model: Actor, strategy: DeepspeedStrategy, window: StepWindow) ->
 
     def compute(number: int, micro_batch: MicroBatch) -> None:
         rows = window.rows_of_micro_batches[number] if micro_batch.unit_names else []
-        of_pairs = _log_probs(Scorer(model, micro_batch.to(strategy.device), strategy.groups)).view(-1, 2)
-        mine.update(zip(rows, of_pairs.double().tolist(), strict=True))
+        of_pairs = log_probs_of_sequences(Scorer(model, micro_batch.to(strategy.device), strategy.groups))
+        mine.update(zip(rows, of_pairs.view(-1, 2).double().tolist(), strict=True))
 
     compute_together(
         window,
@@ -173,8 +171,3 @@ def _of_window(model: Actor, strategy: DeepspeedStrategy, window: StepWindow) ->
     for of_rank in gather_objects(mine, strategy.groups.control):
         everyone |= of_rank
     return np.array([everyone[row] for row in sorted(everyone)], dtype=np.float64)
-
-
-@torch.no_grad()
-def _log_probs(scorer: Scorer) -> Tensor:
-    return scorer.sequence_sums(scorer.log_probs())

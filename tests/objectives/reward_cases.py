@@ -88,7 +88,9 @@ def evaluation(layout: dict[str, Any]) -> dict[str, float]:
     from openrlhf.trainer.evaluation import evaluate
 
     strategy, model, loader = prepared(layout)
-    found = evaluate(model, loader.windows(max_epochs=1), strategy, RewardObjective(subsets=SUBSETS))
+    objective = RewardObjective()
+    objective.tell_apart(SUBSETS)
+    found = evaluate(model, loader.windows(max_epochs=1), strategy, objective)
     model.engine.destroy()
     return found
 

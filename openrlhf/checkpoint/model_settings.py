@@ -14,6 +14,7 @@ from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_c
 from openrlhf.engine.model_internals import own_end_token_ids
 from openrlhf.engine.parameters import model_dtype
 from openrlhf.errors import UserError
+from openrlhf.models.reward_statistics import save_beside_adapter
 
 _ANSWER = "answer"
 _TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
@@ -44,6 +45,8 @@ def save_settings(model: Any, tokenizer: Any, folder: Path) -> None:
         generation_config_for(base, tokenizer).save_pretrained(folder)
     if base is model:
         _write_config(model, tokenizer, folder)
+    else:
+        save_beside_adapter(base.config, folder)
 
 
 def notes_of_export(model: Any, tokenizer: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.errors import UserError
@@ -22,6 +22,7 @@ from openrlhf.models.classifier import HEAD, classifier_facts, prepare_classifie
 from openrlhf.models.loading import loading_in_parts
 from openrlhf.models.lora import lora_of
 from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
+from openrlhf.models.reward_statistics import check_reward_statistics
 
 
 class SequenceScores(NamedTuple):
@@ -132,6 +133,8 @@ class RewardModel(PreparedModel):
         """The rewards less their mean, over their deviation, where the model `normalizes`."""
         if not self.normalizes or self.training:
             return rewards
+        # Those of the model before its training are taken away.
+        check_reward_statistics(self.config, self.config.name_or_path or "the model")
         return (rewards - self.config.mean) / self.config.std
 
     def score_sequences(self, *, last_index: Tensor, **inputs: Any) -> SequenceScores:
@@ -162,11 +165,6 @@ class ValueScorer(TransformerScorer):
         values = self.base_model.get_submodule(HEAD)(hidden)[:, 0]
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return SequenceScores(values[:num_values], hidden[:num_values], self._aux_loss(outputs, routing))
-
-
-def note_reward_statistics(config: PretrainedConfig, mean: float, std: float) -> None:
-    """Keeps mean and deviation of the rewards of an evaluation in the model's config.json, as OpenRLHF does."""
-    config.mean, config.std = mean, std
 
 
 def get_llm_for_sequence_regression(
@@ -209,12 +207,3 @@ def get_llm_for_sequence_regression(
         check_reward_statistics(model.config, model_name_or_path)
     model.normalizes = normalize_reward
     return model
-
-
-def check_reward_statistics(config: PretrainedConfig, path: str) -> None:
-    """Raises UserError where the config holds no mean and deviation to make rewards normal by."""
-    if getattr(config, "mean", None) is None or not getattr(config, "std", None):
-        raise UserError(
-            f"{path}: its config.json names no mean and std of its rewards, so they cannot be made normal. train_rm "
-            "writes them after an evaluation (--eval.dataset)."
-        )

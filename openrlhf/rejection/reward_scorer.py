@@ -29,7 +29,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
 from openrlhf.models.loading import load_config, saved_dtype
-from openrlhf.models.reward_model import check_reward_statistics
+from openrlhf.models.reward_statistics import check_reward_statistics
 from openrlhf.rejection.rewards.reward import RewardVerdict
 from openrlhf.trainer.shortage import has_memory_for
 

@@ -14,6 +14,7 @@ from openrlhf.config import TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.loading import PARAM_DTYPES
+from openrlhf.models.reward_statistics import take_from_adapter
 
 
 def merge_exported(config: TrainingConfig) -> None:
@@ -47,6 +48,8 @@ def merge_adapters(
 ) -> None:
     """Writes the base with all adapters, one after the other, in safetensors, and the last adapter's tokenizer.
 
+    A merged reward model has the mean and deviation of rewards that stand beside the last adapter, or none.
+
     Works in the host's memory.
 
     Args:
@@ -77,6 +80,7 @@ def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_r
     config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     if is_reward_model:
         config.num_labels = 1
+        take_from_adapter(config, Path(lora_path))
     return kind.from_pretrained(
         model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
     )

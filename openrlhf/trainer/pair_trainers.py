@@ -11,6 +11,7 @@ from openrlhf.config import DPOConfig, RMConfig, from_namespace
 from openrlhf.config.pair_settings import PreferenceModelConfig, RewardModelConfig
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel, note_reward_statistics
+from openrlhf.models.reward_statistics import forget_reward_statistics
 from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
 from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
 from openrlhf.objectives.preference import Reference
@@ -109,6 +110,8 @@ class DPOTrainer(CommandTrainer):
 class RewardModelTrainer(CommandTrainer):
     """A reward model on pairs of answers. Its config keeps mean and deviation of the rewards of the last evaluation.
 
+    Those of the model before its training are taken away.
+
     Args:
         loss: `sigmoid` or `logexp`.
         others: as of `DPOTrainer`.
@@ -136,6 +139,7 @@ class RewardModelTrainer(CommandTrainer):
         objective: Objective | None = None,
     ):
         _check_pairs(self, train_dataloader, eval_dataloader)
+        forget_reward_statistics(model.config)
         self._loss = loss
         self._has_statistics = False
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.models import RewardModel, note_reward_statistics
+from openrlhf.models.reward_statistics import forget_reward_statistics
+from openrlhf.run.merge import merge_adapters
 from openrlhf.strategy import DeepspeedStrategy
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -80,6 +83,25 @@ def test_mean_and_deviation_of_the_rewards_stand_in_the_config(tmp_path):
     export_model(model.model, tiny_tokenizer(), tmp_path)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
     assert (config.mean, config.std) == (0.25, 1.5)
+    note_reward_statistics(model.config, 0.5, float("nan"))
+    export_model(model.model, tiny_tokenizer(), tmp_path)
+    assert not {"mean", "std"} & json.loads((tmp_path / "config.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("measured", [{"mean": 0.25, "std": 1.5}, {}], ids=["evaluated", "not evaluated"])
+def test_a_merged_model_has_mean_and_deviation_of_the_adapted_one(measured, tmp_path):
+    """The base is a reward model with numbers of its own."""
+    base = RewardModel(reward_cases.tiny_classifier())
+    note_reward_statistics(base.config, 7.0, 8.0)
+    export_model(base.model, tiny_tokenizer(), tmp_path / "base")
+    adapted = RewardModel(str(tmp_path / "base"), param_dtype="fp32", lora_rank=2)
+    forget_reward_statistics(adapted.config)
+    if measured:
+        note_reward_statistics(adapted.config, **measured)
+    export_model(adapted.model, tiny_tokenizer(), tmp_path / "adapter")
+    merge_adapters(str(tmp_path / "base"), [str(tmp_path / "adapter")], str(tmp_path / "merged"))
+    found = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert {name: found[name] for name in ("mean", "std") if name in found} == measured
 
 
 def test_an_export_is_loaded_into_another_model(tmp_path):

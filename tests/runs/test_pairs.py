@@ -125,6 +125,19 @@ def test_the_config_keeps_mean_and_deviation_of_the_rewards(unbroken, bench, one
     assert [again["mean"], again["std"]] == expected
 
 
+def test_a_reward_model_that_is_trained_on_has_the_numbers_of_its_own_rewards(unbroken, bench, one_rank):
+    """Those of the model before it are of other rewards; adapters hand theirs on to the merged model."""
+    shutil.copytree(unbroken["train_rm"], base := bench / "trained-on", ignore=shutil.ignore_patterns("checkpoints"))
+    changes = dict(model__model_name_or_path=base, train__max_steps=1)
+    one_rank.run(run, argv(bench, "unmeasured", **changes), command="train_rm")
+    assert not {"mean", "std"} & json.loads((bench / "unmeasured" / "config.json").read_text()).keys()
+    changes |= dict(ds__lora__rank=2, ckpt__merge_lora=True, eval__dataset=bench / "pairs.jsonl")
+    one_rank.run(run, argv(bench, "measured", **changes), command="train_rm")
+    found = json.loads((bench / "measured" / "merged" / "config.json").read_text())
+    (evaluation,) = eval_lines(bench / "measured")
+    assert [found["mean"], found["std"]] == [evaluation["eval_reward_mean"], evaluation["eval_reward_std"]]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command):
     two_ranks.run(run, argv(bench, f"{command}-ring", **TWO_RANKS), command=command)

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,18 @@ from openrlhf.trainer.shortage import has_memory_for
 log = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
-Item = str | tuple[str | Messages, str | Messages] | Messages
-"""A whole text, in which control tokens are such; (prompt, answer), each text or messages; or a whole conversation."""
+
+
+class Answered(NamedTuple):
+    """An answer to a prompt, each text or messages; a plain tuple of the two does as well."""
+
+    prompt: str | Messages
+    answer: str | Messages
+    tools: Any = None  # of the prompt, as of a row's column
+
+
+Item = str | tuple[str | Messages, str | Messages] | Answered | Messages
+"""A whole text, in which control tokens are such; an answer to a prompt; or a whole conversation."""
 
 _NO_LIMIT = 1 << 40
 
@@ -157,17 +167,16 @@ class RewardScorer:
         ).values
         return self._model.normal(values).tolist()
 
-    def _content(self, item: tuple[str | Messages, str | Messages] | Messages) -> RowContent:
+    def _content(self, item: tuple[str | Messages, str | Messages] | Answered | Messages) -> RowContent:
         """Raises BadRow where it is none."""
         if not isinstance(item, tuple):
             return conversation(item, {})
-        prompt, answer = item
+        prompt, answer, tools = Answered(*item)
         if isinstance(prompt, str) and isinstance(answer, str) and not self._applies_template:
             return in_template(prompt, answer, PairDataConfig())
         before = as_messages(prompt, "user", "prompt")
-        return conversation(
-            [*before, *as_messages(answer, "assistant", "response")], {}, num_prompt_messages=len(before)
-        )
+        messages = [*before, *as_messages(answer, "assistant", "response")]
+        return conversation(messages, {"tools": tools}, num_prompt_messages=len(before))
 
 
 class _WholeTexts:

@@ -361,15 +361,37 @@ def judge(completions, **columns):
     assert is_gone
 
 
-def test_a_reward_model_judges_prompts_and_answers(tmp_path):
-    model, tokenizer = tiny_classifier("qwen3"), tiny_tokenizer(CHATML)
+def saved_judge(folder: Path, template: str = CHATML) -> RewardScorer:
+    """A reward model in the folder, which gives the scorer of it."""
+    model, tokenizer = tiny_classifier("qwen3"), tiny_tokenizer(template)
     model.config.pad_token_id = tokenizer.pad_token_id
     for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "judge")
+        part.save_pretrained(folder)
+    return RewardScorer(str(folder))
+
+
+def test_a_reward_model_judges_an_answer_with_the_tools_of_its_prompt(tmp_path):
+    """As it was trained: the chat template prints them."""
+    template = "{{ tools | tojson if tools else '' }}" + CHATML
+    scorer = saved_judge(tmp_path / "judge", template)
+    tools = [{"type": "function", "function": {"name": "get_menu", "parameters": {"type": "object"}}}]
+    row = {"prompt": CHAT, "response": "seven"}
+    source = write(tmp_path / "g.jsonl", [row | {"tools": json.dumps(tools)}])
+    rows, _ = run(tmp_path, source, str(tmp_path / "judge"))
+    messages = [*CHAT, {"role": "assistant", "content": "seven"}]
+    text = tiny_tokenizer(template).apply_chat_template(messages, tools=tools, tokenize=False)
+    expected, without = scorer.scores([text, messages])
+    assert "get_menu" in text
+    assert rows["seven"]["reward"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - without) > 1e-4
+
+
+def test_a_reward_model_judges_prompts_and_answers(tmp_path):
+    scorer = saved_judge(tmp_path / "judge")
     pairs = [("2+2?", "four"), (CHAT, "seven"), ("2+2?", "a long answer " * 9)]
     source = write(tmp_path / "g.jsonl", [{"prompt": prompt, "response": text} for prompt, text in pairs])
     rows, stats = run(tmp_path, source, str(tmp_path / "judge"), max_len=40, max_tokens_per_micro_batch=64)
-    expected = RewardScorer(str(tmp_path / "judge")).scores(pairs)
+    expected = scorer.scores(pairs)
     assert [rows[text]["rewards"]["judge"] for _, text in pairs[:2]] == pytest.approx(expected[:2], abs=1e-6)
     assert rows[pairs[2][1]]["reward"] is None
     assert "more than the 40 that the model is given" in rows[pairs[2][1]]["reason"]

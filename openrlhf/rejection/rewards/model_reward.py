@@ -40,5 +40,7 @@ class ModelReward(Reward):
             give_back_memory()
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
+        from openrlhf.rejection.reward_scorer import Answered
+
         with self._turn:
-            return self._scorer.judged([(row["prompt"], row["response"]) for row in rows])
+            return self._scorer.judged([Answered(row["prompt"], row["response"], row.get("tools")) for row in rows])

@@ -167,8 +167,9 @@ def apo_down(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:
 def discopop(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:
     """DiscoPOP (arXiv 2406.08414): logistic and exponential loss, mixed by the margin."""
     margin = settings.beta * pairs.difference
-    is_large = (margin / _DISCOPOP_TEMPERATURE).sigmoid()
-    return -logsigmoid(margin) * (1 - is_large) + torch.exp(-margin) * is_large
+    scaled = margin / _DISCOPOP_TEMPERATURE
+    # The exponential times sigmoid(scaled): of a strongly wrong pair the first is infinite alone, and the second 0.
+    return -logsigmoid(margin) * (1 - scaled.sigmoid()) + torch.exp(logsigmoid(scaled) - margin)
 
 
 def simpo(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:
@@ -218,5 +219,10 @@ def _smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
 
 
 def _log_odds(log_prob: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = exp(log_prob)."""
-    return log_prob - torch.log(-torch.expm1(log_prob))
+    """log(p / (1 - p)) of p = exp(log_prob).
+
+    That of p = 1 is infinite, and its slope times that of a loss behind it no number: it is taken at the last p before
+    it that the numbers have, and has no slope, as the logits of a sure token have none.
+    """
+    below = log_prob.clamp(max=-torch.finfo(log_prob.dtype).tiny)
+    return below - torch.log(-torch.expm1(below))

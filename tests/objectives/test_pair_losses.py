@@ -198,6 +198,36 @@ def test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll(mix, nll_coef):
     assert_loss_and_slopes(right, share.loss, *sums.grad.view(-1, 2).unbind(1))
 
 
+def of_two(name: str, chosen: float, rejected: float, dtype: torch.dtype) -> tuple[float, float, float]:
+    """The loss of a pair of one-token answers with these log-probs and a reference of 0, and its slopes."""
+    logps = torch.tensor([chosen, rejected], dtype=dtype, requires_grad=True)
+    none, one = torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype)
+    loss = LOSSES[name](PairLogProbs(*logps.split(1), none, none, one, one, WindowFacts()), PairLossSettings(beta=1.0))
+    loss.backward()
+    return loss.item(), *logps.grad.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orpo_of_a_sure_answer_is_finite(dtype):
+    assert of_two("orpo", 0.0, -1.0, dtype) == pytest.approx((0.0, -1.0, 0.0), abs=1e-6)
+    loss, of_chosen, of_rejected = of_two("orpo", -1.0, 0.0, dtype)
+    log_odds = -1.0 - math.log(1 - math.exp(-1.0))
+    assert loss == pytest.approx(1.0 - math.log(torch.finfo(dtype).tiny) - log_odds, rel=1e-6)
+    assert (of_chosen, of_rejected) == pytest.approx((-1.0 - 1 / (1 - math.exp(-1.0)), 0.0), rel=1e-6)
+    assert of_two("orpo", 0.0, 0.0, dtype) == pytest.approx((math.log(2), -1.0, 0.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [-200.0, -2.0, -0.01, 0.0, 0.01, 2.0, 200.0])
+def test_discopop_is_the_formula_for_any_margin(margin):
+    """In float64 neither part of the formula overflows so soon."""
+    x = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
+    is_large = (x / 0.05).sigmoid()
+    right = -torch.nn.functional.logsigmoid(x) * (1 - is_large) + torch.exp(-x) * is_large
+    right.backward()
+    expected = (right.item(), x.grad.item(), -x.grad.item())
+    assert of_two("discopop", margin, 0.0, torch.float32) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 def test_policy_and_reference_alike_give_ln_2_and_no_margin():
     logps = torch.tensor([-4.0, -7.0])
     pairs = PairLogProbs(logps, logps - 1, logps, logps - 1, logps * 0 + 3, logps * 0 + 4, WindowFacts())

@@ -77,7 +77,9 @@ class RewardModelConfig(ModelConfig):
         "loss of a pair, d being the difference of its two rewards. sigmoid: -log sigmoid(d), Bradley-Terry "
         "(arXiv 2203.02155); logexp: log(1 + exp(-d)), the same without a margin",
     )
-    margin_loss_enable: bool = must_match(False, "take a row's column margin from d (arXiv 2307.09288)")
+    margin_loss_enable: bool = must_match(
+        False, "take a row's column margin from d (arXiv 2307.09288); some row must have one"
+    )
     center_rewards_coef: Number = must_match(
         0.0, "adds that many times the square of the sum of both rewards, to keep them around 0 (arXiv 2312.09244)"
     )

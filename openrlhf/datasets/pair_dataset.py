@@ -17,7 +17,8 @@ from openrlhf.config.synonyms import COMMON_SYNONYMS
 from openrlhf.datasets.formats import DEFAULT_INPUT_KEY, find_format
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
-from openrlhf.datasets.report import DataReport
+from openrlhf.datasets.report import MAX_NAMES, DataReport
+from openrlhf.datasets.samples import MARGIN, NO_MARGIN
 from openrlhf.datasets.sources.find import open_sources, source_of
 from openrlhf.datasets.sources.mixing import parse_probabilities
 from openrlhf.errors import UserError
@@ -63,6 +64,32 @@ class PairDataset(torch.utils.data.Dataset):
             for sample in (chosen, rejected)
         )
         return Unit(sequences, self.sample_name(row), chosen.row_weight, {"margin": self.samples.margin(first)})
+
+    def check_margins(self, needs_one: bool = True) -> None:
+        """For a loss that takes the margins off.
+
+        Args: needs_one: a row at least must have a margin.
+
+        Raises UserError where rows have what is no margin, which the other losses pass over, or no row has one.
+        """
+        found, first, num_bad, has_one = list[str](), 0, 0, False
+        for of_samples in self.samples.margins():
+            of_pairs = of_samples[::2]
+            bad = np.flatnonzero(np.isnan(of_pairs))
+            found += [self.sample_name(first + place) for place in bad[: MAX_NAMES - len(found)].tolist()]
+            num_bad, has_one = num_bad + len(bad), has_one or bool(of_pairs.any())
+            first += len(of_pairs)
+        if num_bad:
+            more = f" and {num_bad - len(found):,} more rows" if num_bad > len(found) else ""
+            raise UserError(
+                f"{', '.join(found)}{more}: {NO_MARGIN}, and --model.margin_loss_enable reads it: leave it out where "
+                "none is known, or leave the flag out."
+            )
+        if needs_one and not has_one:
+            raise UserError(
+                f"--model.margin_loss_enable takes off what rows have in a column {MARGIN!r}, and no row has another "
+                "margin than 0: add the column, or leave the flag out."
+            )
 
     def unit_lengths(self, row: int) -> tuple[int, int]:
         """Tokens of the chosen answer's sequence, and of the rejected one's."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,9 +205,16 @@ class PreparedSamples:
         )
 
     def margin(self, index: int) -> float:
-        """That of the pair whose answer the sample is."""
+        """That of the pair whose answer the sample is; 0 where its row has none, or what is no margin."""
         batch, row = self._locate(index)
-        return batch.column("margin")[row].as_py()
+        margin = batch.column("margin")[row].as_py()
+        return 0.0 if math.isnan(margin) else margin
+
+    def margins(self) -> Iterator[np.ndarray]:
+        """Those of all samples of pairs, `(samples,)` of a block of rows each; NaN where a row has what is none."""
+        for first in (0, *self._ends[:-1].tolist()):
+            column = self._locate(first)[0].column("margin")
+            yield np.frombuffer(column.buffers()[1], np.float64, len(column), 8 * column.offset)
 
     def origin(self, index: int) -> tuple[int, int]:
         """The table that the sample came from, and its row number there."""

@@ -26,6 +26,13 @@ class RMRun(PairRun):
     def build_objective(cls, config: RMConfig) -> RewardObjective:
         return reward_objective(config.model)
 
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
+        if self.config.model.margin_loss_enable:
+            self.train_data.check_margins()
+            if self.eval_data is not None:
+                self.eval_data.check_margins(needs_one=False)
+
     def build_model(self) -> RewardModel:
         return build_reward_model(self.config_of_models, self.strategy.get_ds_train_config())
 

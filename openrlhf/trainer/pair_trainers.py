@@ -140,7 +140,7 @@ class RewardModelTrainer(CommandTrainer):
     ):
         _check_pairs(self, train_dataloader, eval_dataloader)
         forget_reward_statistics(model.config)
-        self._loss = loss
+        self._loss, self._pairs = loss, train_dataloader.dataset
         self._has_statistics = False
         super().__init__(
             model,
@@ -172,7 +172,10 @@ class RewardModelTrainer(CommandTrainer):
             self._evaluated(self.eval_dataloader)
 
     def objective_of(self, config: RMConfig) -> Objective:
-        return reward_objective(self.settings_of(config).model)
+        model = self.settings_of(config).model
+        if model.margin_loss_enable and hasattr(self._pairs, "check_margins"):  # pairs of a user's own may have none
+            self._pairs.check_margins()
+        return reward_objective(model)
 
     def settings_of(self, config: RMConfig) -> RMConfig:
         return replace(config, model=replace(config.model, loss_type=self._loss))

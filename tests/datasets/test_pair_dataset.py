@@ -89,6 +89,17 @@ def test_the_loader_makes_micro_batches_of_pairs(prepare_pairs: PreparePairs):
 
 def test_a_margin_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENRLHF_CACHE", str(tmp_path))
-    rows = datasets.Dataset.from_list([{**PAIR, "margin": float("nan")}])
-    with pytest.raises(UserError, match="column 'margin' holds nan where a number from .* belongs"):
-        RewardDataset(rows, TOKENIZER, 64, SimpleNamespace(args=SimpleNamespace()))
+    rows = [{**PAIR, "margin": margin} for margin in (0.0, 0.5, float("nan"))]
+
+    def check(rows: list[dict], **given: bool) -> None:
+        of_script = SimpleNamespace(args=SimpleNamespace())
+        RewardDataset(datasets.Dataset.from_list(rows), TOKENIZER, 64, of_script).check_margins(**given)
+
+    with pytest.raises(
+        UserError, match=r"row 3: the column 'margin' holds no number from .*margin_loss_enable reads it"
+    ):
+        check(rows)
+    check(rows[:2])
+    with pytest.raises(UserError, match="no row has another margin than 0: add the column, or leave the flag out"):
+        check(rows[:1])
+    check(rows[:1], needs_one=False)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from openrlhf.batching import Unit
+from openrlhf.datasets.formats.pairs import SYSTEM_IS_NOT_READ
+from openrlhf.datasets.samples import JSON_CALLS_ARE_READ, MARGIN_IS_NO_NUMBER, SHARED_TURNS_ARE_READ
 from openrlhf.errors import UserError
 from tests.datasets.conftest import Prepare, PreparePairs, write_jsonl
 from tests.helpers.chat_templates import FAMILIES
@@ -17,6 +19,7 @@ from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(CHATML)
 END, EOS = "<|im_end|>", "<|endoftext|>"
+FAMILIES_WITH_TOOLS = [family for family in FAMILIES if family.tools]
 
 
 def texts(unit: Unit, tokenizer: Any = TOKENIZER) -> list[tuple[str, str]]:
@@ -51,6 +54,7 @@ def refusal(prepare_pairs: PreparePairs) -> Callable[..., str]:
 PROMPT = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
 CHAT = [(PROMPT + "\n", "Ho." + END), (PROMPT + "\n", "No, never." + END)]
 HO, NO = assistant("Ho."), assistant("No, never.")
+YES, LATTE = assistant("Yes?"), user("A latte.")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +81,17 @@ HO, NO = assistant("Ho."), assistant("No, never.")
         ({"chosen": json.dumps([user("Hi?"), HO]), "rejected": json.dumps([user("Hi?"), NO])}, {}, CHAT),
         ({"prompt": json.dumps([user("Hi?")]), "chosen": json.dumps(HO), "rejected": "No, never."}, {}, CHAT),
         (
+            {"prompt": "Hi?", "chosen": [YES, LATTE, HO], "rejected": [YES, LATTE, NO]},
+            {},
+            [(f"{PROMPT}Yes?{END}\n<|im_start|>user\nA latte.{END}\n<|im_start|>assistant\n\n", text + END)
+             for text in ("Ho.", "No, never.")],
+        ),
+        (
+            {"prompt": [YES, user("Hi?")], "chosen": [YES, user("Hi?"), HO], "rejected": [YES, user("Hi?"), NO]},
+            {},
+            [(f"<|im_start|>assistant\nYes?{END}\n{context}", answer) for context, answer in CHAT],
+        ),
+        (
             {"prompt": "[1]?", "chosen": "[2]", "rejected": '[{"role": 1}]'},
             {},
             [("[1]?", "[2]" + EOS), ("[1]?", '[{"role": 1}]' + EOS)],
@@ -90,7 +105,7 @@ HO, NO = assistant("Ho."), assistant("No, never.")
     ],
     ids=[
         "text", "named", "text shared", "template", "prompt messages", "answers", "message", "system", "chats", "both",
-        "JSON", "JSON beside text", "no messages", "gpt",
+        "JSON", "JSON beside text", "shared turns", "begun by the assistant", "no messages", "gpt",
     ],
 )  # fmt: skip
 def test_the_targets_are_the_answers_and_their_end(prepare_pairs: PreparePairs, row, settings, expected):
@@ -211,8 +226,6 @@ PAIR = {"prompt": "Hi?", "chosen": " Ho.", "rejected": " No."}
         ({**PAIR, "rejected": None}, {}, "column 'rejected' holds nothing (null) where text or messages belong"),
         ({**PAIR, "prompt": None}, {"prompt_key": "prompt"}, "column 'prompt' holds nothing (null) where"),
         ({**PAIR, "rejected": [{"content": "No."}]}, {}, "column 'rejected' behind its prompt: message 2 has no role"),
-        ({**PAIR, "margin": "big"}, {}, "column 'margin' holds text where a number from -1e+06 to 1e+06 belongs"),
-        ({**PAIR, "margin": 1e9}, {}, "column 'margin' holds 1000000000.0 where a number"),
         ({**PAIR, "weight": -1}, {}, "column 'weight' is -1"),
         ({"chosen": "Ho.", "rejected": "No."}, {}, "share no beginning, and there is no prompt: name"),
         ({"chosen": "24 clips", "rejected": "27 clips"}, {}, "the two texts share no first token"),
@@ -254,6 +267,42 @@ def test_missing_columns_are_told_with_those_that_exist(refusal):
 def test_a_prompt_that_stands_twice_is_told(prepare_pairs: PreparePairs):
     dataset = prepare_pairs([{"prompt": "Hi?", "chosen": "Hi? Ho.", "rejected": "Hi? No."}, PAIR])
     assert dataset.report.remarks == {"both answers begin with the prompt, which stands before them once more": 1}
+
+
+CALLS = {"tool_calls": [{"function": {"name": "get_menu", "arguments": {}}}]}
+
+
+def test_what_is_read_in_another_way_than_before_is_told_and_is_other_data(prepare_pairs: PreparePairs):
+    turns = {"prompt": "Hi?", "chosen": [YES, LATTE, HO], "rejected": [YES, LATTE, NO]}
+    call = {"prompt": [user("Hi?")], "chosen": json.dumps([{"role": "assistant", **CALLS}]), "rejected": [NO]}
+    tokenizer = FAMILIES_WITH_TOOLS[0].tokenizer(marked=False)
+    for row, remark in ((turns, SHARED_TURNS_ARE_READ), (call, JSON_CALLS_ARE_READ)):
+        dataset = prepare_pairs([row], tokenizer)
+        assert dataset.report.remarks[remark] == 1
+        assert dataset.fingerprint.endswith("-whole")
+
+
+def test_messages_as_json_may_be_calls_alone(prepare_pairs: PreparePairs):
+    for family in FAMILIES_WITH_TOOLS:
+        tokenizer, said = family.tokenizer(marked=False), [{"role": "assistant", **CALLS}]
+        as_text, as_messages = (
+            texts(
+                prepare_pairs([{"prompt": [user("Hi?")], "chosen": one, "rejected": [NO]}], tokenizer).unit(0),
+                tokenizer,
+            )
+            for one in (json.dumps(said), said)
+        )
+        assert as_text == as_messages
+        assert "get_menu" in as_text[0][1]
+
+
+def test_a_margin_that_nobody_reads_and_a_system_beside_texts_are_told(prepare_pairs: PreparePairs):
+    rows = [{**PAIR, "margin": margin} for margin in ("big", 1e9, float("nan"), None, 0.5)]
+    dataset = prepare_pairs([*rows, {**PAIR, "system": "Be brief."}, {**PAIR, "system": " "}])
+    assert dataset.report.remarks == {MARGIN_IS_NO_NUMBER: 3, SYSTEM_IS_NOT_READ: 1}
+    assert [dataset.unit(row).numbers["margin"] for row in range(5)] == [0.0, 0.0, 0.0, 0.0, 0.5]
+    asked = prepare_pairs([{**PAIR, "system": "Be brief."}], apply_chat_template=True)
+    assert SYSTEM_IS_NOT_READ not in asked.report.remarks
 
 
 def test_an_allowed_bad_pair_is_left_out_whole(prepare_pairs: PreparePairs):

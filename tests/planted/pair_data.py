@@ -71,17 +71,17 @@ BUGS = [
     Bug(
         "margins_that_are_no_number_pass",
         "one NaN margin makes the loss of its whole step NaN",
-        _FORMAT,
-        "not abs(value) <= _MOST_MARGIN",
-        "abs(value) > _MOST_MARGIN",
-        (f"{_DATASET_TESTS}::test_a_margin_that_is_no_number_is_refused",),
+        "datasets/prepared.py",
+        "return 0.0 if math.isnan(margin) else margin",
+        "return margin",
+        (f"{_TESTS}::test_a_margin_that_nobody_reads_and_a_system_beside_texts_are_told",),
     ),
     Bug(
         "prompt_of_other_conversations",
         "answers to one question are trained as answers to another",
         _FORMAT,
-        'if any((message["role"], message["content"].strip()) not in known for message in before):',
-        "if before and not known:",
+        'all((message["role"], message["content"].strip()) in known for message in before)',
+        "not before or bool(known)",
         (f"{_TESTS}::test_a_pair_that_cannot_be_used_is_told_with_its_row",),
     ),
     Bug(

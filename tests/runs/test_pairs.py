@@ -239,7 +239,6 @@ NO_PAIRS = {  # what a row is made, and what is told of it
         "None of the 14 rows can be trained: 14 identical answers",
     ),
     "column missing": (lambda row: {"prompt": row["prompt"], "chosen": row["chosen"]}, "has no column 'rejected'"),
-    "margin that is NaN": (lambda row: row | {"margin": math.nan}, "column 'margin' holds nan"),
     "answer that is a number": (lambda row: row | {"rejected": 7}, "column 'rejected' holds a number"),
 }
 
@@ -256,6 +255,19 @@ def test_bad_pairs_are_told_and_an_earlier_model_is_left_alone(one_rank, bench, 
     code, said = one_rank.run(run_as_command, words, command=command)[0]
     assert (code, told in said, "Traceback" in said) == (2, True, False), said
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("margin", "told"), [(math.nan, "pairs_of_nan.jsonl:1, "), (0, "no row has another margin than 0")]
+)
+def test_a_loss_with_margins_needs_them_before_the_model_is_loaded(one_rank, bench, margin, told):
+    rows = [json.loads(line) | {"margin": margin} for line in (bench / "pairs.jsonl").read_text().splitlines()]
+    path = bench / f"pairs_of_{margin}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = argv(bench, "margins", data__dataset=path, model__margin_loss_enable=True)
+    code, said = one_rank.run(run_as_command, words, command="train_rm")[0]
+    assert (code, told in said) == (2, True), said
+    assert not (bench / "margins" / "metrics.jsonl").exists()
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -1,46 +1,69 @@
 """The format of pairs: a prompt, and two answers of which one is chosen.
 
 The prompt is text or messages in a column of its own; or the two answers begin with it, and it is all that they share.
-Messages may be JSON text, and whole conversations beside a prompt: then the prompt is a part of their beginning.
+Messages may be JSON text, and whole conversations beside a prompt: then the prompt is a part of their beginning. Turns
+that both answers begin with, the first of them an assistant's, follow the prompt and are a part of it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets.formats.chat import conversation, is_message_list, with_system
-from openrlhf.datasets.formats.columns import column, is_number, kind
+from openrlhf.datasets.formats.chat import FUNCTION_CALL, SYSTEM, conversation, is_message_list, with_system
+from openrlhf.datasets.formats.columns import column, is_number
 from openrlhf.datasets.formats.plain import as_messages, in_template
 from openrlhf.datasets.json_text import RefusedJson, load_json
-from openrlhf.datasets.samples import BadRow, Conversation, Message, Pair, PlainText, Row
+from openrlhf.datasets.samples import (
+    JSON_CALLS_ARE_READ,
+    MARGIN,
+    MARGIN_IS_NO_NUMBER,
+    MOST_MARGIN,
+    SHARED_TURNS_ARE_READ,
+    BadRow,
+    Conversation,
+    Message,
+    Pair,
+    PlainText,
+    Row,
+)
 
-MARGIN, PROMPT = "margin", "prompt"
+PROMPT = "prompt"
 TWICE = "both answers begin with the prompt, which stands before them once more"
-_MOST_MARGIN = 1e6
+SYSTEM_IS_NOT_READ = "the column 'system' is not read: texts take it with --data.apply_chat_template alone"
+_SAYS, _CALLS = ("content", "value"), ("tool_calls", FUNCTION_CALL)  # what a message has beside its role
 
 
 def read(row: Row, data: PairDataConfig) -> Pair:
     """The row's two answers, each behind the prompt. Raises BadRow where it has none."""
-    chosen, rejected = (_opened(column(row, key)) for key in (data.chosen_key, data.rejected_key))
-    prompt = _opened(_prompt(row, data))
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        _check_not_empty(chosen, rejected, data)
-        if prompt is None:
-            pair = _behind_shared_beginning(chosen, rejected, data)
-        elif isinstance(prompt, str) and not data.apply_chat_template:
-            is_twice = bool(prompt.strip()) and chosen.startswith(prompt) and rejected.startswith(prompt)
-            sides = in_template(prompt, chosen, data), in_template(prompt, rejected, data)
-            pair = Pair(*sides, remarks=(TWICE,) if is_twice else ())
-        else:
-            pair = _messages(row, data, prompt, chosen, rejected)
-    else:
-        pair = _messages(row, data, prompt, chosen, rejected)
-    return replace(pair, margin=_margin(row))
+    given = column(row, data.chosen_key), column(row, data.rejected_key), _prompt(row, data)
+    opened = chosen, rejected, prompt = tuple(map(_opened, given))
+    pair, margin = _pair(row, data, chosen, rejected, prompt), _margin(row)
+    remarks = {
+        JSON_CALLS_ARE_READ: any(map(_is_call_in_json, given, opened)),
+        SYSTEM_IS_NOT_READ: isinstance(pair.chosen, PlainText) and _has_system(row, data),
+        MARGIN_IS_NO_NUMBER: math.isnan(margin),
+    }
+    return replace(pair, margin=margin, remarks=(*pair.remarks, *(name for name, holds in remarks.items() if holds)))
+
+
+def _pair(row: Row, data: PairDataConfig, chosen: Any, rejected: Any, prompt: Any) -> Pair:
+    """What the row's texts, or messages, are; its margin is not looked at."""
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return _messages(row, data, prompt, chosen, rejected)
+    _check_not_empty(chosen, rejected, data)
+    if prompt is None:
+        return _behind_shared_beginning(chosen, rejected, data)
+    if not isinstance(prompt, str) or data.apply_chat_template:
+        return _messages(row, data, prompt, chosen, rejected)
+    is_twice = bool(prompt.strip()) and chosen.startswith(prompt) and rejected.startswith(prompt)
+    sides = in_template(prompt, chosen, data), in_template(prompt, rejected, data)
+    return Pair(*sides, remarks=(TWICE,) if is_twice else ())
 
 
 def _prompt(row: Row, data: PairDataConfig) -> Any:
@@ -58,9 +81,23 @@ def _opened(value: Any) -> Any:
     with suppress(json.JSONDecodeError, RefusedJson):
         found = load_json(value)
         messages = found if isinstance(found, list) else [found]
-        if is_message_list(messages) and not {"content", "value"}.isdisjoint(messages[0]):
+        if is_message_list(messages) and not {*_SAYS, *_CALLS}.isdisjoint(messages[0]):
             return found
     return value
+
+
+def _is_call_in_json(given: Any, opened: Any) -> bool:
+    first = opened[0] if isinstance(opened, list) else opened
+    return isinstance(given, str) and isinstance(first, dict) and {*_SAYS}.isdisjoint(first)
+
+
+def _has_system(row: Row, data: PairDataConfig) -> bool:
+    text = None if SYSTEM in _columns_read(data) else row.get(SYSTEM)
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _columns_read(data: PairDataConfig) -> tuple[str | None, str, str]:
+    return data.prompt_key, data.chosen_key, data.rejected_key
 
 
 def _check_not_empty(chosen: str, rejected: str, data: PairDataConfig) -> None:
@@ -93,14 +130,18 @@ def _messages(row: Row, data: PairDataConfig, prompt: Any, chosen: Any, rejected
             f"columns {data.chosen_key!r} and {data.rejected_key!r} share no first message, and there is no prompt: "
             "name the prompt's column by --data.prompt_key"
         )
-    if not before or any(message["role"] == "user" for message in shared):  # both are whole conversations
-        _check_prompt(sides[0].messages[: len(before)], shared, data)
-        sides = [_without_first(side, len(before), num_prompt_messages=len(shared)) for side in sides]
+    remarks: tuple[str, ...] = ()
+    if not before or any(message["role"] == "user" for message in shared):
+        if shared[0]["role"] == "assistant" and not _is_part_of(sides[0].messages[: len(before)], shared):
+            sides = [replace(side, num_prompt_messages=len(before) + len(shared)) for side in sides]
+            remarks = (SHARED_TURNS_ARE_READ,)
+        else:  # both are whole conversations
+            _check_prompt(sides[0].messages[: len(before)], shared, data)
+            sides = [_without_first(side, len(before), num_prompt_messages=len(shared)) for side in sides]
     for side, key in zip(sides, (data.chosen_key, data.rejected_key), strict=True):
         _check_answer(side, key)
-    read = (data.prompt_key, data.chosen_key, data.rejected_key)
-    of_chosen, of_rejected = (with_system(side, row, read) for side in sides)
-    return Pair(of_chosen, of_rejected)
+    of_chosen, of_rejected = (with_system(side, row, _columns_read(data)) for side in sides)
+    return Pair(of_chosen, of_rejected, remarks=remarks)
 
 
 def _side(row: Row, before: list[Any], answer: Any, key: str) -> Conversation:
@@ -128,10 +169,14 @@ def _without_first(side: Conversation, count: int, num_prompt_messages: int) -> 
     )
 
 
-def _check_prompt(before: list[Message], shared: list[Message], data: PairDataConfig) -> None:
-    """A prompt beside whole conversations says the same as their beginning, or a part of it."""
+def _is_part_of(before: list[Message], shared: list[Message]) -> bool:
+    """Whether a prompt says the same as the beginning of the conversations beside it, or a part of it."""
     known = [(message["role"], message["content"].strip()) for message in shared]
-    if any((message["role"], message["content"].strip()) not in known for message in before):
+    return all((message["role"], message["content"].strip()) in known for message in before)
+
+
+def _check_prompt(before: list[Message], shared: list[Message], data: PairDataConfig) -> None:
+    if not _is_part_of(before, shared):
         raise BadRow(
             f"the prompt in column {data.prompt_key or PROMPT!r} differs from the one with which the answers begin"
         )
@@ -150,13 +195,8 @@ def _check_answer(side: Conversation, key: str) -> None:
 
 
 def _margin(row: Row) -> float:
+    """The row's margin, 0 without one; NaN where what stands there is none: few runs read it."""
     value = row.get(MARGIN)
     if value is None:
         return 0.0
-    if not is_number(value) or not abs(value) <= _MOST_MARGIN:
-        found = str(value)[:30] if is_number(value) else kind(value)
-        raise BadRow(
-            f"column {MARGIN!r} holds {found} where a number from -{_MOST_MARGIN:g} to {_MOST_MARGIN:g} belongs: leave "
-            "it out where none is known"
-        )
-    return float(value)
+    return math.nan if not is_number(value) or not abs(value) <= MOST_MARGIN else float(value)

@@ -125,7 +125,7 @@ class PreferenceObjective(PairObjective):
         return WindowFacts(mean_chosen_tokens, shift, beside[first : first + num_pairs])
 
     def _sums(self, batch: MicroBatch, pairs: PairLogProbs, of_pairs: Tensor, speaks: float) -> Sums:
-        chosen, rejected = (self._settings.beta * ratio for ratio in (pairs.chosen_ratio, pairs.rejected_ratio))
+        chosen, rejected = (self._settings.beta * ratio for ratio in self._ratios(pairs))
         values = {
             "loss": of_pairs,
             "rewards/chosen": chosen,
@@ -138,6 +138,12 @@ class PreferenceObjective(PairObjective):
         sums: Sums = {name: (value.detach().double().sum(), len(of_pairs)) for name, value in values.items()}
         sums |= self.sums_of_parts(batch, (chosen - rejected).detach().double())
         return {name: (total * speaks, count * speaks) for name, (total, count) in sums.items()}
+
+    def _ratios(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """Of which a reward is beta times. Without a reference, a sum over tokens says most of all how long it is."""
+        if self.reference is not None:
+            return pairs.chosen_ratio, pairs.rejected_ratio
+        return pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
 
 
 def _check_losses(losses: Mapping[str, float], reference: Reference | None) -> None:

@@ -199,6 +199,27 @@ def test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll(mix, nll_coef):
 
 
 def of_two(name: str, chosen: float, rejected: float, dtype: torch.dtype) -> tuple[float, float, float]:
+@pytest.mark.parametrize("has_reference", [True, False])
+def test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one(has_reference):
+    """By sums, the first pair's chosen answer would have the lower reward for being the longer one."""
+    column = {key: torch.tensor([float(getattr(p, key)) for p in PAIRS], dtype=torch.float64) for key in vars(PAIRS[0])}
+    sequences = [
+        tuple(TokenSequence(torch.ones(n + 1).long(), torch.ones(n + 1)) for n in (p.len_w, p.len_l)) for p in PAIRS
+    ]
+    batch = make_micro_batch([Unit(both, "") for both in sequences], True, pad_token_id=0)
+    scorer = SaysThePairs(torch.stack([column["w"], column["l"]], dim=1).flatten())
+    objective = PreferenceObjective({"simpo": 1.0}, PairLossSettings(BETA), 0.0, scorer if has_reference else None)
+    scorer.window = WindowScores(objective.window_sums(batch))
+    sums = objective.loss(scorer, batch, len(PAIRS)).sums
+    w, l = column["w"] - column["ref_w"], column["l"] - column["ref_l"]  # noqa: E741
+    if not has_reference:
+        w, l = column["w"] / column["len_w"], column["l"] / column["len_l"]  # noqa: E741
+    assert float(sums["rewards/chosen"][0]) == pytest.approx(BETA * w.sum().item())
+    assert float(sums["rewards/rejected"][0]) == pytest.approx(BETA * l.sum().item())
+    assert int(sums["rewards/accuracies"][0]) == int((w > l).sum())
+    assert float(sums["logps/chosen"][0]) == pytest.approx(column["w"].sum().item())
+
+
     """The loss of a pair of one-token answers with these log-probs and a reference of 0, and its slopes."""
     logps = torch.tensor([chosen, rejected], dtype=dtype, requires_grad=True)
     none, one = torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype)

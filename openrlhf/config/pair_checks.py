@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openrlhf.config.pair_settings import DPOConfig, RMConfig
     from openrlhf.config.settings import TrainingConfig
 
+LOSSES_WITH_SMOOTHING = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "simpo")  # others read no label
 _MOST_SMOOTHING_OF_ROBUST = 0.5
 
 
@@ -47,6 +48,13 @@ def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
         yield (
             f"--model.label_smoothing {model.label_smoothing:g} must be below {_MOST_SMOOTHING_OF_ROBUST} for "
             "--model.loss_type robust."
+        )
+    read = {*names} - ({"sigmoid"} if model.ipo_enable else set())  # of which IPO is made
+    if model.label_smoothing and read.isdisjoint(LOSSES_WITH_SMOOTHING):
+        made = ", with --model.ipo_enable," if model.ipo_enable else ""
+        yield (
+            f"--model.label_smoothing {model.label_smoothing:g} changes nothing: --model.loss_type {model.loss_type}"
+            f"{made} does not read it, {', '.join(LOSSES_WITH_SMOOTHING)} do. Leave it out, or name one of these."
         )
     if model.ipo_enable and len({"ipo", "sigmoid"}.intersection(names)) != 1:
         yield (

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from openrlhf.config.checks import COMMON_NOTICES
 from openrlhf.config.kinds import BelowOne, Number, Place, PositiveNumber
-from openrlhf.config.pair_checks import CHECKS_OF_PREFERENCES, CHECKS_OF_REWARDS
+from openrlhf.config.pair_checks import CHECKS_OF_PREFERENCES, CHECKS_OF_REWARDS, LOSSES_WITH_SMOOTHING
 from openrlhf.config.schema import Command
 from openrlhf.config.settings import (
     AdamConfig,
@@ -148,7 +148,9 @@ class PreferenceModelConfig(ModelConfig):
         0.1, "strength of the tie to the reference; simpo: scale of the margin; orpo: weight of the odds' ratio"
     )
     label_smoothing: BelowOne = must_match(
-        0.0, "probability that a pair is the wrong way round: cDPO with sigmoid; exo_pair takes 0.001 for 0"
+        0.0,
+        "probability that a pair is the wrong way round: cDPO with sigmoid; exo_pair takes 0.001 for 0; of "
+        f"{', '.join(LOSSES_WITH_SMOOTHING)} alone",
     )
     nll_loss_coef: Number = must_match(0.0, "adds that many times -log p of the chosen answers (arXiv 2404.19733)")
     ipo_enable: bool = must_match(

@@ -53,6 +53,8 @@ def test_losses_have_weights(needed, flags, losses):
         (DPOConfig, "--model.loss_type sigmoid --model.loss_weights x", "must be numbers above 0"),
         (DPOConfig, "--model.loss_type sft,sft", "names sft twice"),
         (DPOConfig, "--model.loss_type robust --model.label_smoothing 0.5", "must be below 0.5"),
+        (DPOConfig, "--model.loss_type hinge,sft --model.label_smoothing 0.1", "loss_type hinge,sft does not read it"),
+        (DPOConfig, "--ipo --label_smoothing 0.1", "loss_type sigmoid, with --model.ipo_enable, does not read it"),
         (DPOConfig, "--model.loss_type hinge --model.ipo_enable", "must name one of the two"),
         (DPOConfig, "--ds.lora.rank 4 --ref.offload", "the reference is the base under the adapters"),
         (DPOConfig, "--ref.model_name_or_path ./nowhere", "--ref.model_name_or_path ./nowhere does not exist"),

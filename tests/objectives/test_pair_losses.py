@@ -11,6 +11,7 @@ import torch
 
 from openrlhf.batching import MicroBatch, TokenSequence, Unit
 from openrlhf.batching.micro_batch import make_micro_batch
+from openrlhf.config.pair_checks import LOSSES_WITH_SMOOTHING
 from openrlhf.objectives import PreferenceObjective, Scorer, WindowScores
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
 
@@ -198,7 +199,6 @@ def test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll(mix, nll_coef):
     assert_loss_and_slopes(right, share.loss, *sums.grad.view(-1, 2).unbind(1))
 
 
-def of_two(name: str, chosen: float, rejected: float, dtype: torch.dtype) -> tuple[float, float, float]:
 @pytest.mark.parametrize("has_reference", [True, False])
 def test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one(has_reference):
     """By sums, the first pair's chosen answer would have the lower reward for being the longer one."""
@@ -220,6 +220,7 @@ def test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one(
     assert float(sums["logps/chosen"][0]) == pytest.approx(column["w"].sum().item())
 
 
+def of_two(name: str, chosen: float, rejected: float, dtype: torch.dtype) -> tuple[float, float, float]:
     """The loss of a pair of one-token answers with these log-probs and a reference of 0, and its slopes."""
     logps = torch.tensor([chosen, rejected], dtype=dtype, requires_grad=True)
     none, one = torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype)
@@ -247,6 +248,12 @@ def test_discopop_is_the_formula_for_any_margin(margin):
     right.backward()
     expected = (right.item(), x.grad.item(), -x.grad.item())
     assert of_two("discopop", margin, 0.0, torch.float32) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_those_losses_read_the_smoothing_of_which_the_command_says_so():
+    w, l = (torch.tensor([getattr(p, key) for p in PAIRS], dtype=torch.float64) for key in "wl")  # noqa: E741
+    read = [name for name in LOSSES if of_ours(name, 0.2, w, l) != of_ours(name, 0.0, w, l)]
+    assert sorted(read) == sorted(LOSSES_WITH_SMOOTHING)
 
 
 def test_policy_and_reference_alike_give_ln_2_and_no_margin():

@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class Actor(ScoringModel):
-    """A causal language model, from a folder, a hub name or memory, that scores tokens and is trained."""
+    """A causal language model, from a folder, a hub name or memory, that scores tokens and is trained.
+
+    Attributes: adapter_name_or_path: of the adapter that it starts from; None: it starts as its base.
+    """
 
     def __init__(
         self,
@@ -64,8 +67,7 @@ class Actor(ScoringModel):
             param_dtype: "bf16", "fp16" or "fp32": what weights are loaded in.
             lora_rank: above 0, the model is frozen and gets adapters in `target_modules` (default: all linear layers).
             ds_config: DeepSpeed's configuration; under ZeRO-3 weights are then loaded in shards.
-            packing_samples: `score_targets` will be given packs.
-            temperature: divides the logits.
+            packing_samples: `score_targets` will be given packs. temperature: divides the logits.
             ring_attn_size: how many ranks share one pack; `score_targets` is then given their group.
             ring_head_stride: how many key heads travel round the ring at a time; 0: all (see models/attention/ring.py).
             experts_implementation: how transformers computes experts, such as "grouped_mm"; None: its own choice.
@@ -88,9 +90,10 @@ class Actor(ScoringModel):
                 is_packed=packing_samples,
                 use_liger_kernel=use_liger_kernel,
                 temperature=temperature,
-                lora=lora or lora_of(lora_rank, lora_alpha, lora_dropout, target_modules),
+                lora=(adapters := lora or lora_of(lora_rank, lora_alpha, lora_dropout, target_modules)),
             )
         super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
+        self.adapter_name_or_path = adapters.adapter_name_or_path
         set_experts_implementation(self.scorer.base_model, experts_implementation)
         if packing_samples:
             self._check_packs_now(ring_attn_size)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from openrlhf.batching import MicroBatch
 from openrlhf.engine.abandoned_step import throw_away_gradients
+from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.objectives.scorer import Scorer
 
@@ -47,6 +48,14 @@ class BaseUnderAdapters:
 
     def throw_away(self) -> None:
         """The step itself throws away what its model has left."""
+
+
+def base_is_no_reference(start: str, remedy: str) -> UserError:
+    """What is said where a training starts from an adapter. Args: start: the setting; remedy: the other one."""
+    return UserError(
+        f"{start} starts from an adapted model, and the base alone would be its reference: merge the two by "
+        f"openrlhf.cli.lora_combiner, and give the result as {remedy}."
+    )
 
 
 class ComputedReference:

@@ -22,7 +22,7 @@ from openrlhf.models.loading import load_config
 from openrlhf.models.weights_check import check_weight_files
 from openrlhf.objectives.pair_losses import needs_reference
 from openrlhf.objectives.preference import Reference
-from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference, base_is_no_reference
 from openrlhf.run.builders import build_actor
 from openrlhf.strategy import DeepspeedStrategy
 
@@ -52,10 +52,7 @@ def check_reference(config: DPOConfig) -> None:
     name, trained = reference_name(config), config.model.model_name_or_path
     adapter = config.ds.lora.adapter_name_or_path
     if name is not None and adapter is not None and config.ref.model_name_or_path is None:
-        raise UserError(
-            f"--ds.lora.adapter_name_or_path {adapter} starts from an adapted model, and the base alone would be its "
-            "reference: merge the two by openrlhf.cli.lora_combiner, and give the result as --ref.model_name_or_path."
-        )
+        raise base_is_no_reference(f"--ds.lora.adapter_name_or_path {adapter}", "--ref.model_name_or_path")
     if name is None or name == trained:
         return
     check_weight_files(name)

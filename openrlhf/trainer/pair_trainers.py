@@ -15,7 +15,13 @@ from openrlhf.models.reward_statistics import forget_reward_statistics
 from openrlhf.objectives import Objective, PreferenceObjective, RewardObjective
 from openrlhf.objectives.pair_losses import PairLossSettings, needs_reference
 from openrlhf.objectives.preference import Reference
-from openrlhf.objectives.reference import REFERENCE_CHOSEN, BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.objectives.reference import (
+    REFERENCE_CHOSEN,
+    BaseUnderAdapters,
+    ComputedReference,
+    FrozenReference,
+    base_is_no_reference,
+)
 from openrlhf.objectives.reward import RewardLoss
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
@@ -52,7 +58,8 @@ class DPOTrainer(CommandTrainer):
         callbacks: the user's own; None: those that `--train.callbacks` names.
         objective: what is minimised; None: the losses that `--model.loss_type` names.
 
-    Raises UserError where the loss needs a reference and there is none, or one with another vocabulary.
+    Raises UserError where the loss needs a reference and there is none, one with another vocabulary, or the base alone
+    under an adapter that the model has started from.
     """
 
     config_class = DPOConfig
@@ -80,6 +87,7 @@ class DPOTrainer(CommandTrainer):
         _check_pairs(self, train_dataloader, eval_dataloader)
         self._beta = beta
         self._reference = _reference_of(model, ref_model, train_dataloader)
+        self._adapter = model.adapter_name_or_path
         super().__init__(
             model,
             strategy,
@@ -101,7 +109,11 @@ class DPOTrainer(CommandTrainer):
 
     def objective_of(self, config: DPOConfig) -> Objective:
         model = self.settings_of(config).model
-        return preference_objective(model, self._reference if needs_reference(model.losses()) else None)
+        if not needs_reference(model.losses()):
+            return preference_objective(model, None)
+        if self._adapter is not None and isinstance(self._reference, BaseUnderAdapters):
+            raise base_is_no_reference(f"The model with the adapter {self._adapter}", "ref_model")
+        return preference_objective(model, self._reference)
 
     def settings_of(self, config: DPOConfig) -> DPOConfig:
         return replace(config, model=replace(config.model, beta=self._beta))

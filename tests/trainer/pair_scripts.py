@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,28 @@ def told_of_a_foreign_loader(folder: Path) -> str:
     try:
         DPOTrainer(model, None, strategy, tokenizer, optimizer, list(loader), None, scheduler)
     except UserError as error:
+        return str(error)
+    finally:
+        model.engine.destroy()
+    return ""
+
+
+def told_of_a_start_from_an_adapter(folder: Path) -> str:
+    """What DPOTrainer says without a second model; a loss that needs no reference is taken."""
+    from openrlhf.config import LoraConfig
+    from openrlhf.errors import UserError
+    from openrlhf.models import Actor
+    from openrlhf.trainer import DPOTrainer
+
+    Actor(str(folder / "model"), param_dtype="fp32", lora_rank=2).model.save_pretrained(folder / "adapter")
+    lora = LoraConfig(adapter_name_or_path=str(folder / "adapter"))
+    strategy, model, optimizer, scheduler, loader, tokenizer = _parts(folder, functools.partial(Actor, lora=lora))
+    words = (model, None, strategy, tokenizer, optimizer, loader, None, scheduler)
+    try:
+        DPOTrainer(*words)
+    except UserError as error:
+        strategy.args.model.loss_type = "simpo"
+        assert DPOTrainer(*words).objective.reference is None
         return str(error)
     finally:
         model.engine.destroy()

@@ -51,6 +51,12 @@ def test_a_loader_that_knows_no_pairs_is_refused(one_rank, folder):
     assert "a loader that knows of no pairs" in one_rank.run(pair_scripts.told_of_a_foreign_loader, folder=folder)[0]
 
 
+def test_the_base_is_no_reference_of_a_model_that_starts_from_an_adapter(one_rank, folder):
+    said = one_rank.run(pair_scripts.told_of_a_start_from_an_adapter, folder=folder)[0]
+    assert f"The model with the adapter {folder / 'adapter'} starts from an adapted model" in said
+    assert "give the result as ref_model" in said
+
+
 # --- from a flag to the loss: of train_dpo and train_rm, and of the trainers -----------------------------------------
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def compute_reference(
     Raises UserError where the file cannot be written, and as `MemoryBudget` where memory runs out.
     """
     num_rows, control = len(loader.dataset), strategy.groups.control
-    with _written_by_this_run_alone(file, strategy.is_rank_0()) as mine:
+    with _written_by_this_run_alone(file, strategy) as mine:
         begin = _rows_on_disk(mine, num_rows, loader.schedule.batch_size) if strategy.is_rank_0() else None
         begin = gather_objects(begin, control)[0]
         if begin < num_rows:
@@ -70,9 +71,12 @@ def compute_reference(
 
 
 @contextmanager
-def _written_by_this_run_alone(file: Path, is_writer: bool) -> Iterator[Path]:
-    """The file; where another run writes it at this moment, one of this run's own: nobody waits for another run."""
-    if not is_writer:
+def _written_by_this_run_alone(file: Path, strategy: DeepspeedStrategy) -> Iterator[Path]:
+    """The file; where another run writes it at this moment, one of this run's own: nobody waits for another run.
+
+    Where nobody can say whether one does, it is a file of its own too, which takes the place of the other when done.
+    """
+    if not strategy.is_rank_0():
         yield file
         return
     with _telling_of(file):
@@ -81,14 +85,32 @@ def _written_by_this_run_alone(file: Path, is_writer: bool) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            own = file.with_name(f"{file.stem}-{uuid.uuid4().hex}{file.suffix}")
-            try:
+        except BlockingIOError:
+            with _own(file) as own:
                 yield own
-            finally:
-                own.unlink(missing_ok=True)
+        except OSError as error:  # Lustre without the option flock, and some other file systems of clusters
+            strategy.print(
+                f"{file.parent} cannot be locked ({error.strerror or error}): the reference's log-probs are kept there "
+                "when all are computed, and a run that is killed before begins them anew."
+            )
+            with _own(file) as own:
+                if file.is_file():
+                    shutil.copyfile(file, own)
+                yield own
+                with _telling_of(file):
+                    os.replace(own, file)
         else:
             yield file
+
+
+@contextmanager
+def _own(file: Path) -> Iterator[Path]:
+    """A file beside it that nobody else knows, and that is gone behind the block."""
+    own = file.with_name(f"{file.stem}-{uuid.uuid4().hex}{file.suffix}")
+    try:
+        yield own
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _rows_on_disk(file: Path, num_rows: int, batch_size: int) -> int:

@@ -136,6 +136,28 @@ def _fail_in_second_pass(model: Any, is_short: bool, met: list[bool]) -> None:
     model.scorer.base_model.model.layers[1].register_forward_pre_hook(fail)
 
 
+def references_without_locks(folder: str) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """The same log-probs asked for twice on a file system without flock, the files then, and what is said."""
+    import errno
+    import fcntl
+
+    from openrlhf.models import Actor
+    from tests.helpers.tiny_models import tiny_model
+
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    strategy, file, said = _strategy(1, 0, True, None), Path(folder) / "reference.f64", list[str]()
+    models = [strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))]
+    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0)
+    flock, fcntl.flock, strategy.print = fcntl.flock, unknown, said.append
+    try:
+        found = [compute_reference(models.pop, loader, strategy, file) for _ in range(2)]
+    finally:
+        fcntl.flock = flock
+    return found, sorted(path.name for path in Path(folder).iterdir()), said
+
+
 def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """What is computed in one go, and what is after the file was cut behind so many bytes."""
     from openrlhf.models import Actor

@@ -85,6 +85,14 @@ def test_a_reference_goes_on_after_a_kill_at_any_byte(num_bytes, two_ranks, tmp_
     assert (again[1:] == whole[1:]).all()
 
 
+def test_a_reference_is_kept_where_files_cannot_be_locked(one_rank, tmp_path):
+    """The second time no model computes."""
+    (one, other), files, said = one_rank.run(preference_cases.references_without_locks, str(tmp_path))[0]
+    assert (one == other).all()
+    assert files == ["reference.f64", "reference.lock"]
+    assert "cannot be locked (Function not implemented)" in said[0]
+
+
 @pytest.mark.parametrize(
     ("losses", "said"),
     [

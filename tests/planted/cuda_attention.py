@@ -193,4 +193,20 @@ BUGS = [
         'pip install "flash-attn>=2.8"',
         (f"{_INSTALL}::test_the_image_builds_flash_attn_against_its_own_torch",),
     ),
+    Bug(
+        "flash_attention_on_any_gpu",
+        "rings and shared prompts end in torch's error on GPUs before Ampere",
+        "models/attention/ring_kernels.py",
+        " and beyond_gpu(TORCH_VARLEN_CAPABILITIES) is None else",
+        " else",
+        ("tests/cuda/test_attention.py::test_rings_are_computed_by_flash_attention_where_the_gpu_knows_it",),
+    ),
+    Bug(
+        "prompts_shared_on_any_gpu",
+        "pairs train slower than alone on GPUs before Ampere",
+        "run/pair_run.py",
+        'if usable_device_type() == "cuda" and (reason := beyond_gpu(TORCH_VARLEN_CAPABILITIES)):',
+        'if (reason := ""):',
+        ("tests/cuda/test_attention.py::test_prompts_are_shared_where_the_gpu_knows_flash_attention",),
+    ),
 ]

@@ -211,4 +211,24 @@ BUGS = [
         "        if False:\n",
         (_SERVER + "test_a_body_that_does_not_announce_its_size_is_bounded_too",),
     ),
+    Bug(
+        "no_memory_for_a_micro_batch_of_rewards",
+        "memory that runs out ends scoring in a traceback",
+        "rejection/reward_scorer.py",
+        "        if has_memory_for(lambda: values.extend(self._values(token_ids))):\n            return values\n",
+        "        return self._values(token_ids)\n",
+        ("tests/rejection/test_reward_scorer.py::test_memory_that_runs_out_cuts_a_micro_batch_and_changes_no_reward",),
+    ),
+    Bug(
+        "two_reward_models_in_memory",
+        "a reward model that takes no packs is held twice",
+        "rejection/reward_scorer.py",
+        "    with suppress(UserError):  # of packs, or one that is told again\n"
+        "        return load(is_packed=True), True\n"
+        "    give_back_memory()  # behind the handler: the error's traceback held the model\n"
+        "    return load(is_packed=False), False\n",
+        "    try:\n        return load(is_packed=True), True\n"
+        "    except UserError:\n        return load(is_packed=False), False\n",
+        ("tests/rejection/test_reward_scorer.py::test_a_model_that_cannot_take_packs_is_not_held_twice",),
+    ),
 ]

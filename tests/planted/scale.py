@@ -125,4 +125,13 @@ BUGS = [
         "soft > wanted:",
         ("tests/watchdog/test_connections.py::test_rank_0_of_thousands_may_open_so_many_connections",),
     ),
+    Bug(
+        "pinned_memory_outlives_its_buffer",
+        "a script's second model is saved with the first one's bytes",
+        "checkpoint/host_buffer.py",
+        "            self._unpin = weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, place)\n"
+        "            self._unpin.atexit = False  # the process gives all of it back\n",
+        "",
+        (f"{_PINNED}::test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed",),
+    ),
 ]

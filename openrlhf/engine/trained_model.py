@@ -70,6 +70,7 @@ class TrainedModel:
     restored_run_id: str | None = None  # of the run whose checkpoint has been loaded
     restored_layout: dict[str, Any] | None = None  # that it had kept (`LayoutTuner.kept`); None: none
     last_outcome: StepOutcome | None = None  # of the step before; None: there was none
+    num_backwards: int = 0  # of a loop of the user's own, which does not say which micro-batch is a step's last
 
     @property
     def optimizer(self) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, layout_of
@@ -28,13 +28,13 @@ from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy import rank_facts
 from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
-from openrlhf.strategy.script_names import ScriptNames
+from openrlhf.strategy.own_loop import OwnLoop
 from openrlhf.strategy.training_cfg import TrainingCfg, read_cfg
 from openrlhf.watchdog.connections import joining_ranks
 from openrlhf.watchdog.watchdog import Watchdog
 
 
-class DeepspeedStrategy(ScriptNames):
+class DeepspeedStrategy(OwnLoop):
     """The engine room as a script sees it. `DeepspeedStrategy.of(config)` takes all of it from a configuration.
 
     Args:
@@ -76,7 +76,6 @@ class DeepspeedStrategy(ScriptNames):
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()
         self._by_module: WeakKeyDictionary[nn.Module, TrainedModel] = WeakKeyDictionary()
-        self._num_backwards = 0  # for loops that do not say which micro-batch is a step's last
 
     @classmethod
     def of(cls, config: TrainingConfig, args: Any = None) -> DeepspeedStrategy:
@@ -240,25 +239,6 @@ class DeepspeedStrategy(ScriptNames):
         trained = getattr(model, "trained", None) or self._by_module.get(model)
         assert trained is not None, "strategy.prepare comes before training"
         return trained
-
-    # --- a loop of the user's own --------------------------------------------------------------------------------
-
-    def backward(self, loss: Tensor, model: Trainable, optimizer: Any = None, **kwargs: Any) -> None:
-        """Backward of a mean loss, in a loop of the user's own.
-
-        The means of `accumulated_gradient` micro-batches and of all ranks are averaged, as DeepSpeed does.
-        """
-        self._num_backwards += 1
-        is_last = self._num_backwards % self.accumulated_gradient == 0
-        with self.trained_of(model).micro_batch(is_last):
-            self.trained_of(model).engine.backward(loss / self.accumulated_gradient)
-
-    def optimizer_step(
-        self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any
-    ) -> None:
-        """After each `backward` of a loop of the user's own: an update after every `accumulated_gradient`-th."""
-        if self._num_backwards % self.accumulated_gradient == 0:
-            self.trained_of(model).step()
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -93,6 +93,22 @@ def loop_of_ones_own(folder: str) -> list[float]:
     return losses
 
 
+def two_models_in_turn(folder: str) -> list[int]:
+    """The updates of an actor and a critic after four rounds of one micro-batch each, of which two make a step."""
+    from openrlhf.models import Actor
+
+    args = arguments(folder, train_batch_size=4, micro_train_batch_size=2)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    critic = strategy.prepare((Actor(tiny_model("qwen3")), {"lr": 1e-3}))
+    ids, attention, _ = (part.squeeze(1) for part in collate(rows()[:2]))
+    trained = [(actor, optimizer, scheduler), critic]
+    for _ in range(4):
+        for model, optim, schedule in trained:
+            strategy.backward(-model(ids, attention).mean(), model, optim)
+            strategy.optimizer_step(optim, model, schedule)
+    return [model.engine.global_steps for model, _, _ in trained]
+
+
 def save_and_load_by_name(folder: str) -> dict[str, Any]:
     """`save_ckpt` and `load_ckpt` as scripts call them, with a change of the weights between."""
     args = arguments(folder)

@@ -34,6 +34,10 @@ def test_a_loop_of_ones_own_learns(two_ranks, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_models_that_train_in_turn_accumulate_each_by_itself(one_rank, tmp_path):
+    assert one_rank.run(cases.two_models_in_turn, str(tmp_path)) == [[2, 2]]
+
+
 def test_save_ckpt_and_load_ckpt(two_ranks, tmp_path):
     loaded = two_ranks.run(cases.save_and_load_by_name, str(tmp_path))[0]
     assert loaded["same"]

@@ -90,6 +90,7 @@ class Checkpointer:
         self._pending: PendingSave | None = None
         self._num_failures_in_a_row = 0
         self._has_told_of_memory = False
+        self.holds_own_run = False  # the checkpoints in the store are of the run that saves now
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -192,14 +193,17 @@ class Checkpointer:
 
         The caller compares the identities first (`identity.check_same_run`).
         """
+        self.holds_own_run = True
         return load_training_state(engine, found.path, self._rank, self._num_ranks, scheduler)
 
-    def move_to_earlier_run(self) -> Path | None:
+    def move_to_earlier_run(self, own_run_id: str | None = None) -> Path | None:
         """For a new run in a folder with another run's checkpoints, lest one day the wrong run is resumed.
 
+        Args: own_run_id: those of this run stay; None: it has none here.
         Returns: the folder `earlier_run_<n>` that they were moved to; None where there were none.
         """
-        moved_to = self.store.move_to_earlier_run() if self._rank == 0 else None
+        self.holds_own_run = True
+        moved_to = self.store.move_to_earlier_run(own_run_id) if self._rank == 0 else None
         return gather_objects(moved_to, self._group)[0]
 
     # --- the steps of a save ---

@@ -255,14 +255,15 @@ class CheckpointStore:
             remove_leftovers(path)
         return done
 
-    def move_to_earlier_run(self) -> Path | None:
+    def move_to_earlier_run(self, own_run_id: str | None = None) -> Path | None:
         """Move all checkpoints, exported models and what speaks of them into a new folder `earlier_run_<n>`.
 
-        None where there are none."""
+        Args: own_run_id: those of this run stay; None: it has none here.
+        Returns: the folder; None where there is nothing to move."""
         moving: list[Path] = []
         for store in (self, CheckpointStore(self.root, suffix=EXPORT_SUFFIX)):
             store.clean_leftovers()
-            moving += [*store.candidates(), *filter(os.path.lexists, (store._latest_path, store._best_path))]
+            moving += store._of_other_runs(own_run_id)
         if not moving:
             return None
         folder = self._new_folder("earlier_run")
@@ -270,6 +271,14 @@ class CheckpointStore:
             os.replace(path, folder / path.name)
         flush_to_disk(self.root)
         return folder
+
+    def _of_other_runs(self, own_run_id: str | None) -> list[Path]:
+        """Their checkpoints; `latest` and `best.json` too, unless the run with that id has a checkpoint here."""
+        candidates = self.candidates()
+        others = [path for path in candidates if own_run_id is None or not is_of_run(path, own_run_id)]
+        if len(others) < len(candidates):
+            return others
+        return [*others, *filter(os.path.lexists, (self._latest_path, self._best_path))]
 
     # --- rotation ---
 

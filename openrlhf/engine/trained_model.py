@@ -67,7 +67,7 @@ class TrainedModel:
     num_ranks_averaged: int = 1
     tensor_group: ProcessGroup | None = None
     restored_progress: Any = None  # how far the checkpoint was that has been loaded (TrainingProgress); None: none was
-    restored_run_id: str | None = None  # of the run whose checkpoint has been loaded
+    run_id: str | None = None  # its checkpoints carry it: the strategy's, or of the run whose checkpoint was loaded
     restored_layout: dict[str, Any] | None = None  # that it had kept (`LayoutTuner.kept`); None: none
     last_outcome: StepOutcome | None = None  # of the step before; None: there was none
     num_backwards: int = 0  # of a loop of the user's own, which does not say which micro-batch is a step's last

@@ -31,28 +31,38 @@ class Checkpointers:
         self, folder: str | Path, max_num: int = 3, max_gib: float | None = None, in_background: bool = True
     ) -> Checkpointer:
         """The checkpointer of `folder`; from now on it keeps these limits."""
-        folder = Path(folder)
-        if folder not in self._of_folders:
-            self._of_folders[folder] = Checkpointer(
+        place = Path(folder).resolve()  # a script may name one folder in two ways
+        if place not in self._of_folders:
+            self._of_folders[place] = Checkpointer(
                 CheckpointStore(folder), self._groups.control, timeout_seconds=0.9 * self._timeout_seconds
             )
-        checkpointer = self._of_folders[folder]
+        checkpointer = self._of_folders[place]
         checkpointer.store.set_limits(max_num, None if max_gib is None else int(max_gib * _BYTES_PER_GIB))
         checkpointer.in_background = in_background
         return checkpointer
 
 
-def set_earlier_run_aside(checkpointer: Checkpointer, say: Callable[[str], None]) -> None:
-    """A new run among another's checkpoints would one day resume from the wrong one."""
-    if moved_to := checkpointer.move_to_earlier_run():
+def set_earlier_run_aside(
+    checkpointer: Checkpointer, say: Callable[[str], None], own_run_id: str | None = None
+) -> None:
+    """A new run among another's checkpoints would one day resume from the wrong one.
+
+    Args: own_run_id: of the new run, which may have checkpoints there: a script may train several times in turn.
+    """
+    if moved_to := checkpointer.move_to_earlier_run(own_run_id):
         say(
             f"{checkpointer.store.root} holds checkpoints of an earlier run: they are in {moved_to} now. "
-            "(--ckpt.load_enable goes on with a run.)"
+            "(--ckpt.load_enable, in a script strategy.load_ckpt, goes on with a run.)"
         )
 
 
 def save_by_name(
-    checkpointer: Checkpointer, trained: TrainedModel, identity: RunIdentity, tag: str, client_state: dict[str, Any]
+    checkpointer: Checkpointer,
+    trained: TrainedModel,
+    identity: RunIdentity,
+    tag: str,
+    client_state: dict[str, Any],
+    say: Callable[[str], None],
 ) -> None:
     """A save by a script of the user's own: on disk, or an OSError, when this returns."""
     optimizer_step = checkpointer.store.step_of(tag)
@@ -63,6 +73,8 @@ def save_by_name(
     )
     states = {"script": client_state}
     with owning_together([checkpointer.store.root], checkpointer.group):
+        if not checkpointer.holds_own_run:
+            set_earlier_run_aside(checkpointer, say, trained.run_id)
         report = checkpointer.save(trained.engine, progress, identity, states, scheduler=trained.scheduler)
         report = checkpointer.wait() if not report.problems else report
     if report.problems:
@@ -117,7 +129,7 @@ def load_found(
         for sentence in check_same_run(saved, identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler)
-    trained.restored_progress, trained.restored_run_id = loaded.progress, saved.run_id
+    trained.restored_progress, trained.run_id = loaded.progress, saved.run_id
     trained.restored_layout = loaded.client_state.get("layout")
     if "guard" in loaded.client_state:
         trained.guard.load_state_dict(loaded.client_state["guard"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import join_ring
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy import rank_facts
@@ -75,6 +77,7 @@ class DeepspeedStrategy(OwnLoop):
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()
+        self.run_id: str | None = None  # of what begins with this strategy, from `setup_distributed` on
         self._by_module: WeakKeyDictionary[nn.Module, TrainedModel] = WeakKeyDictionary()
 
     @classmethod
@@ -98,6 +101,7 @@ class DeepspeedStrategy(OwnLoop):
         with joining_ranks(torch.distributed.get_world_size()):
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
             rank_facts.check_strategy(self)
+            self.run_id = gather_objects(secrets.token_hex(8), self.groups.control)[0]
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             compute_deterministically()
@@ -225,6 +229,7 @@ class DeepspeedStrategy(OwnLoop):
             tensor_group=self.groups.tensor,
             say=self.print,
         )
+        trained.run_id = self.run_id
         self._by_module[model.model] = self._by_module[trained.engine] = trained
         return model, trained.optimizer, scheduler
 
@@ -254,16 +259,19 @@ class DeepspeedStrategy(OwnLoop):
     ) -> None:
         """Writes a training checkpoint `save_dir/<tag>`, tag being `global_step<N>`, and rotates older ones.
 
+        The first save moves checkpoints of other runs to `earlier_run_<n>`, unless one was loaded from `save_dir`.
+
         Args:
             max_num, max_mem: how many are kept, and the GiB that they may take; the limits of the latest call hold.
             client_state: JSON values, `consumed_samples` among them; `load_ckpt` gives it back.
         """
         trained = self.trained_of(model)
         checkpointer = self.checkpointers.of(save_dir, max_num, max_mem, in_background=False)
-        identity = RunIdentity(model_shape=model_shape(trained.engine.module))  # a script says nothing of its settings
+        # A script says nothing of its settings.
+        identity = RunIdentity(model_shape=model_shape(trained.engine.module), run_id=trained.run_id)
         tag = tag or f"global_step{trained.engine.global_steps}"
         with self.watchdog.long_phase(f"saving {tag}"):
-            save_by_name(checkpointer, trained, identity, tag, client_state or {})
+            save_by_name(checkpointer, trained, identity, tag, client_state or {}, self.print)
 
     def load_ckpt(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,8 +20,8 @@ from openrlhf.engine.optimizers import fit_schedule
 from openrlhf.errors import UserError
 from openrlhf.objectives import AuxLossSettings, Objective
 from openrlhf.parallel.agreement import check_agreement
-from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.checkpoints import set_earlier_run_aside
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
@@ -83,7 +82,6 @@ class CommandTrainer(Trainer):
         self.disable_ds_ckpt = disable_ds_ckpt
         self.reference_fingerprint: str | None = None  # of the weights of the reference model, where there is one
         self._has_own_objective = has_own_objective
-        self._run_id: str | None = None
 
     @abstractmethod
     def objective_of(self, config: Any) -> Objective:
@@ -127,6 +125,7 @@ class CommandTrainer(Trainer):
             if not config.ckpt.load_enable:
                 for name in (NOTE_FILE, EVAL_NOTE_FILE):  # of an earlier run
                     Path(config.ckpt.path, name).unlink(missing_ok=True)
+            self._take_checkpoints(config.ckpt.path, consumed_samples)
             self.run(
                 named_callbacks,
                 [*self._hooks(args), *standard_callbacks(self, config, num_steps, resume_step, identity)],
@@ -138,6 +137,13 @@ class CommandTrainer(Trainer):
                 Path(config.ckpt.path),
                 self.step_layouts,
             )
+
+    def _take_checkpoints(self, folder: str, consumed_samples: int) -> None:
+        """Those of other runs go aside where this run begins; it may have some of an earlier `fit`."""
+        checkpointer = self.strategy.checkpointers.of(folder)
+        if self.trained.restored_progress is None and consumed_samples == 0:
+            set_earlier_run_aside(checkpointer, self.strategy.print, self.run_id)
+        checkpointer.holds_own_run = True
 
     def save_logs_and_checkpoints(
         self,
@@ -160,15 +166,8 @@ class CommandTrainer(Trainer):
 
     @property
     def run_id(self) -> str | None:
-        """Of this run, from its first start on; None for one that goes on from a checkpoint of an earlier version.
-
-        All ranks ask together.
-        """
-        if self._run_id is None and self.trained.restored_progress is not None:
-            self._run_id = self.trained.restored_run_id
-        elif self._run_id is None:
-            self._run_id = gather_objects(secrets.token_hex(8), self.strategy.groups.control)[0]
-        return self._run_id
+        """Of this run, from its first start on; None for one that goes on from a checkpoint of an earlier version."""
+        return self.trained.run_id
 
     def identity(self, config: TrainingConfig, num_steps: int) -> RunIdentity:
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""

@@ -85,6 +85,18 @@ def test_checkpoints_of_an_earlier_run_move_with_all_that_speaks_of_them(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"earlier_run_1", "earlier_run_2", "metrics.jsonl"}
 
 
+def test_checkpoints_of_the_run_that_begins_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step, run_id in ((1, "mine"), (2, None), (3, "theirs")):
+        staging = store.begin(step, size_bytes=10)
+        store.put_in_place(staging, identity={"run_id": run_id})
+    assert store.move_to_earlier_run("mine") == tmp_path / "earlier_run_1"
+    assert _steps(store) == [1]
+    assert (tmp_path / "latest").is_file()
+    assert {path.name for path in (tmp_path / "earlier_run_1").iterdir()} == {"global_step2", "global_step3"}
+    assert store.move_to_earlier_run("mine") is None
+
+
 def test_best_stays_with_its_loss_also_for_the_next_process(tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.5), (3, 2.0), (4, None), (5, 1.75)):
         _save(CheckpointStore(tmp_path, max_num=1), step, loss)

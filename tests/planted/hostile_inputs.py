@@ -157,7 +157,7 @@ BUGS = [
         "settings_of_ranks_not_compared",
         "one rank trains in another order",
         "strategy/strategy.py",
-        "        rank_facts.check_strategy(self)\n",
+        "            rank_facts.check_strategy(self)\n",
         "",
         (_RANKS,),
     ),

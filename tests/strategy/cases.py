@@ -266,3 +266,62 @@ def refused_ranks(folder: str, what: str) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def fits_in_turn(folder: str, num_fits: int = 2, **changes: Any) -> str:
+    """Trainers over one model, one after another, each with a fit that saves at every step; what is printed."""
+    import contextlib
+    import io
+
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder, max_epochs=1, save_steps=1, **changes)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        for _ in range(num_fits):
+            trainer = SFTTrainer(
+                actor, strategy, optimizer, loader, None, scheduler, batch_size=args.train_batch_size, max_epochs=1
+            )
+            trainer.fit(args)
+    return heard.getvalue()
+
+
+def fit_with_a_hook_that_saves(folder: str) -> str:
+    """A fit whose trainer saves at every step by itself, as the fit does; what is printed."""
+    import contextlib
+    import io
+
+    from openrlhf.trainer import SFTTrainer
+
+    class SavingTrainer(SFTTrainer):
+        def save_logs_and_checkpoints(self, args, global_step, step_bar, logs_dict=None, client_states=None):
+            name = f"global_step{global_step}"
+            self.strategy.save_ckpt(self.model.model, args.ckpt_path, name, client_state=client_states)
+
+    args = arguments(folder, max_epochs=1, save_steps=1)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        trainer = SavingTrainer(
+            actor, strategy, optimizer, loader, None, scheduler, batch_size=BATCH_SIZE, max_epochs=1
+        )
+        trainer.fit(args)
+    return heard.getvalue()
+
+
+def save_one(folder: str, step: int, loads: bool) -> str:
+    """A script's own loop that saves once, having loaded the newest checkpoint or not; what is printed."""
+    import contextlib
+    import io
+
+    args = arguments(folder)
+    strategy, actor, _, _ = prepared(args)
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        if loads:
+            strategy.load_ckpt(actor, args.ckpt_path)
+        strategy.save_ckpt(actor, args.ckpt_path, f"global_step{step}", client_state={"consumed_samples": 8 * step})
+    return heard.getvalue()

@@ -52,6 +52,39 @@ def test_limits_of_a_later_save_count(two_ranks, tmp_path):
     assert third == ["global_step3"]
 
 
+def folders(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_a_new_run_of_a_script_sets_another_runs_checkpoints_aside(one_rank, tmp_path):
+    one_rank.run(cases.fits_in_turn, str(tmp_path), num_fits=1)
+    (heard,) = one_rank.run(cases.fits_in_turn, str(tmp_path), num_fits=1, train_batch_size=22)
+    assert folders(tmp_path / "ck") == ["earlier_run_1", "global_step1"]
+    assert folders(tmp_path / "ck/earlier_run_1") == ["global_step1", "global_step2", "global_step3"]
+    assert heard.count("holds checkpoints of an earlier run: they are in") == 1
+
+
+def test_fits_in_turn_keep_their_own_checkpoints(one_rank, tmp_path):
+    (heard,) = one_rank.run(cases.fits_in_turn, str(tmp_path))
+    assert folders(tmp_path / "ck") == ["global_step1", "global_step2", "global_step3"]
+    assert "an earlier run" not in heard
+
+
+def test_a_hook_saves_checkpoints_of_its_run(one_rank, tmp_path):
+    one_rank.run(cases.fit_with_a_hook_that_saves, str(tmp_path))
+    assert folders(tmp_path / "ck") == ["global_step1", "global_step2", "global_step3"]
+
+
+def test_an_own_loop_sets_checkpoints_aside_that_it_has_not_loaded(one_rank, tmp_path):
+    (first,) = one_rank.run(cases.save_one, str(tmp_path), 300, loads=False)
+    (resumed,) = one_rank.run(cases.save_one, str(tmp_path), 301, loads=True)
+    assert folders(tmp_path / "ck") == ["global_step300", "global_step301"]
+    assert "an earlier run" not in first + resumed
+    (heard,) = one_rank.run(cases.save_one, str(tmp_path), 40, loads=False)
+    assert folders(tmp_path / "ck") == ["earlier_run_1", "global_step40"]
+    assert "holds checkpoints of an earlier run: they are in" in heard
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

@@ -301,8 +301,8 @@ class DeepspeedStrategy(OwnLoop):
         if load_module_only or not (load_optimizer_states and load_lr_scheduler_states):
             raise UserError(
                 "strategy.load_ckpt reads the whole of a checkpoint, so that the run goes on: leave load_module_only, "
-                "load_optimizer_states and load_lr_scheduler_states out. strategy.load_model(model, FOLDER) reads the "
-                "weights of an exported model alone."
+                "load_optimizer_states and load_lr_scheduler_states out. strategy.load_model(model, FOLDER), before "
+                "strategy.prepare, reads the weights of an exported model alone."
             )
         checkpointer = self.checkpointers.of(load_dir)
         found = newest(checkpointer, self.print, tag)
@@ -326,7 +326,13 @@ class DeepspeedStrategy(OwnLoop):
         """Loads the weights of an exported model into a model that no engine holds yet.
 
         Args: map_location: part of OpenRLHF's interface; the weights go to where the model is.
+        Raises UserError where `prepare` has put an engine under it: the next step would bring the old weights back.
         """
+        if model.trained is not None:
+            raise UserError(
+                f"strategy.load_model({path}) comes after strategy.prepare, which has copied the weights that the "
+                "optimizer updates: the first step would undo it. Call load_model before prepare."
+            )
         base: Any = type(model.scorer.base_model)
         weights = base.from_pretrained(path, dtype=model.model.dtype).state_dict()
         model.model.load_state_dict(weights, strict=strict)

@@ -130,6 +130,10 @@ def calls_by_position(folder: str) -> dict[str, Any]:
         problem = str(error)
     strategy.save_model(actor, tokenizer, f"{folder}/exported")
     strategy.load_model(Actor(f"{folder}/model", "sdpa", "fp32"), f"{folder}/exported", "cpu", False)
+    try:
+        late = str(strategy.load_model(actor, f"{folder}/exported"))
+    except UserError as error:
+        late = str(error)
     return {
         "stage": (strategy.stage, strategy.ds.param_dtype),
         "rows of a batch": len(next(iter(loader))),
@@ -139,6 +143,7 @@ def calls_by_position(folder: str) -> dict[str, Any]:
         "kept": sorted(one.name for one in Path(folder, "ck").glob("global_step*")),
         "loaded": (Path(path).name, states["consumed_samples"], states["mine"]),
         "problem": problem,
+        "problem of load_model": late,
         "frozen": frozen(torch.arange(3, 9)[None]).shape,
         "steps": scheduler.lr_lambdas[0].keywords.get("num_training_steps", 4),
     }

@@ -199,6 +199,7 @@ def test_a_strategy_takes_everything_by_its_place(two_ranks, tmp_path):
         assert found["kept"] == ["global_step2", "global_step3"]
         assert found["loaded"] == ("global_step3", 24, [3])
         assert "reads the whole of a checkpoint" in found["problem"]
+        assert "Call load_model before prepare" in found["problem of load_model"]
         assert found["frozen"] == (1, 5)
 
 

@@ -39,7 +39,7 @@ from openrlhf.run.report import CURVES_FILE, REPORT, keep_other_run_aside, write
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside
+from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside, starts_anew
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer import Callback, CommandTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
@@ -170,7 +170,7 @@ class TrainingRun(ABC):
         if self._found is None:
             set_earlier_run_aside(checkpointer, self.strategy.print)
             if ckpt.load_enable:
-                self.strategy.print(f"no checkpoint in {ckpt.path}: the run starts from {base}.")
+                self.strategy.print(starts_anew(ckpt.path, base))
             return False
         # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
         now = run_identity(

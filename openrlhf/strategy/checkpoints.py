@@ -102,6 +102,11 @@ def newest(checkpointer: Checkpointer, say: Callable[[str], None], name: str | N
     return found
 
 
+def starts_anew(folder: str, base: str | None) -> str:
+    """The sentence for a run that was to go on, and has no checkpoint to go on from. Args: base: the model's name."""
+    return f"no checkpoint in {folder}: the run starts from {base or 'the model as it is'}."
+
+
 def _of_deepspeed(path: Path) -> str:
     exported = path.with_name(f"{path.name}_hf")
     where = str(exported) if exported.is_dir() else f"{exported.name}, which OpenRLHF writes with --save_hf_ckpt"

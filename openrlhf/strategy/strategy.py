@@ -29,7 +29,7 @@ from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
 from openrlhf.strategy import rank_facts
-from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name
+from openrlhf.strategy.checkpoints import Checkpointers, load_found, newest, save_by_name, starts_anew
 from openrlhf.strategy.own_loop import OwnLoop
 from openrlhf.strategy.training_cfg import TrainingCfg, read_cfg
 from openrlhf.watchdog.connections import joining_ranks
@@ -294,7 +294,7 @@ class DeepspeedStrategy(OwnLoop):
             load_optimizer_states, load_lr_scheduler_states, load_module_only: with another value, refused.
             identity: of the run that goes on, to be compared with the checkpoint's; None: nothing is compared.
 
-        Returns: its path and the client states, with `consumed_samples`; (None, {}) where there is none.
+        Returns: its path and the client states, with `consumed_samples`; None and 0 where there is none, which is told.
         Raises UserError where there are checkpoints but none is whole, or where it is of another run and
             `allow_mismatch` does not say to go on, or where a part of it is asked for.
         """
@@ -307,7 +307,8 @@ class DeepspeedStrategy(OwnLoop):
         checkpointer = self.checkpointers.of(load_dir)
         found = newest(checkpointer, self.print, tag)
         if found is None:
-            return None, {}
+            self.print(starts_anew(load_dir, getattr(getattr(model, "config", None), "name_or_path", None)))
+            return None, {"consumed_samples": 0}
         states = load_found(checkpointer, self.trained_of(model), found, identity, allow_mismatch, self.print)
         return str(found.path), states
 

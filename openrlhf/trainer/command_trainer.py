@@ -119,7 +119,6 @@ class CommandTrainer(Trainer):
         first_step = self._progress_at(consumed_samples).optimizer_step
         if num_steps and (note := fit_schedule(self.trained.scheduler, num_steps, first_step)):
             self.strategy.print(note)
-        resume_step = self.windows.num_steps_before(consumed_samples)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
         with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
             if not config.ckpt.load_enable:
@@ -128,7 +127,7 @@ class CommandTrainer(Trainer):
             self._take_checkpoints(config.ckpt.path, consumed_samples)
             self.run(
                 named_callbacks,
-                [*self._hooks(args), *standard_callbacks(self, config, num_steps, resume_step, identity)],
+                [*self._hooks(args), *standard_callbacks(self, config, num_steps, first_step, identity)],
                 consumed_samples,
                 config.train.max_steps,
                 AuxLossSettings(config.model.aux_loss_coef, config.model.aux_loss_scope),

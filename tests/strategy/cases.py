@@ -72,6 +72,30 @@ def fit_with_a_loader_of_ones_own(folder: str) -> dict[str, Any]:
     return {"steps": trainer.progress.optimizer_step, "samples": trainer.progress.consumed_samples}
 
 
+def fit_from_the_newest(folder: str, max_epochs: int, batch_size: int) -> str:
+    """A fit over torch's DataLoader that goes on from the newest checkpoint, where there is one; what is printed."""
+    import contextlib
+    import io
+    import os
+
+    from torch.utils.data import DataLoader
+
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder, save_steps=1)
+    os.makedirs(args.ckpt_path, exist_ok=True)
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        strategy, actor, optimizer, scheduler = prepared(args)
+        _, states = strategy.load_ckpt(actor.model, args.ckpt_path)
+        loader = DataLoader(rows(), batch_size=2, collate_fn=collate)
+        trainer = SFTTrainer(
+            actor, strategy, optimizer, loader, None, scheduler, batch_size=batch_size, max_epochs=max_epochs
+        )
+        trainer.fit(args, states["consumed_samples"])
+    return heard.getvalue()
+
+
 def loop_of_ones_own(folder: str) -> list[float]:
     """OpenRLHF's way without a trainer: forward, SFTLoss, backward, optimizer_step; the losses."""
     from openrlhf.models import SFTLoss

@@ -29,6 +29,17 @@ def test_fit_works_with_a_loader_of_ones_own(two_ranks, tmp_path):
     assert lines[-1]["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("batch_size", [8, 1], ids=["batch size given", "batch size left out"])
+def test_each_step_over_a_loader_of_ones_own_stands_once_after_a_resume(one_rank, tmp_path, batch_size):
+    """The last step of an epoch is short, so that samples do not tell the steps."""
+    (first,) = one_rank.run(cases.fit_from_the_newest, str(tmp_path), 1, batch_size)
+    (resumed,) = one_rank.run(cases.fit_from_the_newest, str(tmp_path), 2, batch_size)
+    assert f"no checkpoint in {tmp_path}/ck: the run starts from" in first
+    assert "no checkpoint" not in resumed
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["global_step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_loop_of_ones_own_learns(two_ranks, tmp_path):
     losses = two_ranks.run(cases.loop_of_ones_own, str(tmp_path))[0]
     assert losses[-1] < 0.7 * losses[0]

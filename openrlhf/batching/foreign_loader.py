@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from openrlhf.batching.loader import MicroBatchFormat, Position
 from openrlhf.batching.micro_batch import make_micro_batch, units_of_batch
 from openrlhf.batching.unit import Unit
 from openrlhf.batching.window import StepWindow
-from openrlhf.parallel.collectives import max_over
+from openrlhf.parallel.collectives import max_over, sum_over
 from openrlhf.parallel.groups import ProcessGroups
 
 
@@ -26,6 +26,8 @@ class ForeignLoader:
         num_micro_batches: batches a window; an epoch's last window may have fewer.
         batch_size: samples an optimizer step, over all ranks.
         all_targets: every token is a target, whatever the loss mask says.
+        look_at_step: is told, before the first step is trained, the samples of it over all ranks; an epoch that has
+            no more than one step may end short, and is passed over.
     """
 
     batches: Iterable[Any]
@@ -34,6 +36,7 @@ class ForeignLoader:
     micro_batch_format: MicroBatchFormat
     groups: ProcessGroups
     all_targets: bool = False
+    look_at_step: Callable[[int], None] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,13 +49,17 @@ class ForeignLoader:
 
     def windows_to_train(self, progress: Position, max_epochs: int) -> Iterator[StepWindow]:
         """The windows from where a run stands on: those before it are read and left out."""
-        return self.windows(max_epochs, skip_windows=progress.optimizer_step)
+        return self.windows(max_epochs, progress.optimizer_step, self.look_at_step)
 
-    def windows(self, max_epochs: int, skip_windows: int = 0) -> Iterator[StepWindow]:
+    def windows(
+        self, max_epochs: int, skip_windows: int = 0, look_at_step: Callable[[int], None] | None = None
+    ) -> Iterator[StepWindow]:
         """Ranks may have unlike numbers of batches: the shorter ones compute without targets until all are through."""
         for epoch in range(max_epochs):
             _set_epoch(self.batches, epoch)
             stream = iter(self.batches)
+            if look_at_step is not None and epoch == 0:
+                stream = self._looked_at(stream, look_at_step)
             while True:
                 taken = list(islice(stream, self.num_micro_batches))
                 num_taken_longest = int(max_over(torch.tensor(len(taken)), self.groups.control))
@@ -65,6 +72,17 @@ class ForeignLoader:
                     units_of_batch(one, f"micro-batch {place}", self.all_targets) for place, one in enumerate(taken)
                 ]
                 yield self._window(epoch, [*named, *[[]] * (num_taken_longest - len(taken))])
+
+    def _looked_at(self, stream: Iterator[Any], look_at_step: Callable[[int], None]) -> Iterator[Any]:
+        """The same batches, once the first step's samples are told, unless it is the last of a rank."""
+        read = list(islice(stream, self.num_micro_batches + 1))
+        ends_here = len(read) <= self.num_micro_batches
+        is_counted = not (self.groups.sequence_rank or self.groups.tensor_rank)  # these ranks have the same samples
+        num_here = sum(len(batch[0]) for batch in read[: self.num_micro_batches]) if is_counted else 0
+        num_samples, num_ends = sum_over(torch.tensor([num_here, int(ends_here)]), self.groups.control).tolist()
+        if not num_ends:
+            look_at_step(num_samples)
+        return chain(read, stream)
 
     def _window(
         self, epoch: int, batches: list[list[Unit]], halvings: int = 0, without: frozenset[str] = frozenset()

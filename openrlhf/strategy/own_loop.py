@@ -18,11 +18,13 @@ class OwnLoop(ScriptNames):
 
         The means of `accumulated_gradient` micro-batches and of all ranks are averaged, as DeepSpeed does. Each model
         counts its own.
+
+        Raises UserError where micro-batches do not make a step of `train_batch_size` samples.
         """
         trained = self.trained_of(model)
         trained.num_backwards += 1
         with trained.micro_batch(self._ends_step(trained)):
-            trained.engine.backward(loss / self.accumulated_gradient)
+            trained.engine.backward(loss / self.micro_batches_a_step)
 
     def optimizer_step(
         self, optimizer: Any, model: Trainable, scheduler: Any, name: str = "model", **kwargs: Any
@@ -34,4 +36,4 @@ class OwnLoop(ScriptNames):
 
     def _ends_step(self, trained: TrainedModel) -> bool:
         """Whether the model's last `backward` was that of a step's last micro-batch."""
-        return trained.num_backwards % self.accumulated_gradient == 0
+        return trained.num_backwards % self.micro_batches_a_step == 0

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.config import DeepspeedConfig, TrainConfig
 from openrlhf.engine.trained_model import TrainedModel
+from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, on_host
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -50,6 +51,20 @@ class ScriptNames:
     def accumulated_gradient(self) -> int:
         """Micro-batches a rank computes for one step, where each holds `micro_train_batch_size` samples."""
         return max(1, self.train.batch_size // (self.train.micro_batch_size * self.groups.data_size))
+
+    @property
+    def micro_batches_a_step(self) -> int:
+        """`accumulated_gradient`, where the user makes the micro-batches.
+
+        Raises UserError where they do not make a step of `train_batch_size` samples; 1: nobody has said how many.
+        """
+        size, at_once, ranks = self.train.batch_size, self.train.micro_batch_size, self.groups.data_size
+        if size > 1 and size % (at_once * ranks):
+            raise UserError(
+                f"train_batch_size {size} cannot be made of batches of {at_once} samples (micro_train_batch_size) on "
+                f"each of {ranks} ranks: give a multiple of {at_once * ranks}."
+            )
+        return self.accumulated_gradient
 
     # --- ranks
 

@@ -14,6 +14,7 @@ from openrlhf.objectives import Objective, SFTObjective, name_of, objective_name
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
+from openrlhf.trainer.step_size import check_batch_size
 
 
 class SFTTrainer(CommandTrainer):
@@ -26,14 +27,15 @@ class SFTTrainer(CommandTrainer):
         eval_dataloader: likewise, or None.
         max_norm: the strategy clips; another value than the strategy's is an error.
         pretrain_mode: every token of a loader of the user's own is a target; a data set of ours must say the same.
-        batch_size: samples an optimizer step, over all ranks; cuts a loader of the user's own into steps.
+        batch_size: samples an optimizer step, over all ranks; another number than the strategy's is an error. With it,
+            a loader of the user's own must make steps of that size.
         max_epochs: passes over the data.
         tokenizer: saved with the model; its padding token fills rows.
         save_hf_ckpt, disable_ds_ckpt: what each save writes.
         callbacks: the user's own; None: those that `--train.callbacks` names.
         objective: what is minimised; None: the one that `--train.loss` names.
 
-    Raises UserError where `max_norm` or `pretrain_mode` contradicts the strategy or the data set.
+    Raises UserError where `max_norm`, `batch_size` or `pretrain_mode` contradicts the strategy or the data set.
     """
 
     config_class = SFTConfig
@@ -58,6 +60,7 @@ class SFTTrainer(CommandTrainer):
         objective: Objective | None = None,
     ):
         _check_pretrain_mode(pretrain_mode, train_dataloader)
+        check_batch_size(type(self).__name__, batch_size, strategy)
         super().__init__(
             model,
             strategy,

@@ -23,6 +23,7 @@ from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.layout_tuner import LayoutTuner
 from openrlhf.trainer.memory import EVAL_NOTE_FILE, MemoryBudget, OverlongMemory
 from openrlhf.trainer.step import StepResult, WindowStep
+from openrlhf.trainer.step_size import check_step_size
 
 Loader = StepWindowLoader | Iterable[Any]
 
@@ -36,7 +37,7 @@ class Trainer:
             `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S).
         eval_dataloader: likewise, or None.
         objective: what is minimised.
-        batch_size: units an optimizer step, over all ranks.
+        batch_size: units an optimizer step, over all ranks: the strategy's, or 1 where it is left out.
         max_epochs: passes over the data.
         tokenizer: saved with the model; its padding token fills rows.
         callbacks: the user's own; they come before those of the house. None: those that the settings name.
@@ -282,7 +283,7 @@ class Trainer:
     def _evaluated(self, dataloader: Loader | None) -> dict[str, float]:
         """The metrics alone."""
         assert dataloader is not None, "there is nothing to evaluate on"
-        windows = self._source_of(dataloader, num_micro_batches=1)
+        windows = self._source_of(dataloader, is_trained=False)
         memory = self._eval_memory if dataloader is self.eval_dataloader else MemoryBudget(dataloader)
         return evaluate(
             self.model, windows.windows(max_epochs=1), self.strategy, self.objective, self._with_entropy, memory
@@ -309,16 +310,19 @@ class Trainer:
     @property
     def windows(self) -> StepWindowLoader | ForeignLoader:
         """The step windows to train on."""
-        return self._source_of(self.train_dataloader, self.strategy.accumulated_gradient)
+        return self._source_of(self.train_dataloader, is_trained=True)
 
-    def _source_of(
-        self, dataloader: StepWindowLoader | Iterable[Any], num_micro_batches: int
-    ) -> StepWindowLoader | ForeignLoader:
+    def _source_of(self, dataloader: Loader, is_trained: bool) -> StepWindowLoader | ForeignLoader:
         if isinstance(dataloader, StepWindowLoader):
             return dataloader
-        batch_format = self.strategy.micro_batch_format(self.pad_token_id)
         return ForeignLoader(
-            dataloader, num_micro_batches, self.batch_size, batch_format, self.strategy.groups, self._all_targets
+            dataloader,
+            self.strategy.micro_batches_a_step if is_trained else 1,
+            self.strategy.train_batch_size,
+            self.strategy.micro_batch_format(self.pad_token_id),
+            self.strategy.groups,
+            self._all_targets,
+            partial(check_step_size, self.strategy, is_said=self.batch_size != 1),
         )
 
     def _progress_at(self, consumed_samples: int) -> TrainingProgress:

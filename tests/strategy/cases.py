@@ -96,6 +96,30 @@ def fit_from_the_newest(folder: str, max_epochs: int, batch_size: int) -> str:
     return heard.getvalue()
 
 
+def fit_with_batches(folder: str, loader_batch: int, trainer_batch: int, num_rows: int = NUM_ROWS, **sizes: int) -> str:
+    """What a fit over torch's DataLoader says to a batch size, in an error or in what it prints."""
+    import contextlib
+    import io
+
+    from torch.utils.data import DataLoader
+
+    from openrlhf.errors import UserError
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder, max_epochs=1, disable_ds_ckpt=True, **sizes)
+    strategy, actor, optimizer, scheduler = prepared(args)
+    loader = DataLoader(rows()[:num_rows], batch_size=loader_batch, collate_fn=collate)
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(heard):
+            SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, batch_size=trainer_batch, max_epochs=1).fit(
+                args
+            )
+    except UserError as error:
+        return str(error)
+    return "\n".join(line for line in heard.getvalue().splitlines() if "train_batch_size" in line)
+
+
 def loop_of_ones_own(folder: str) -> list[float]:
     """OpenRLHF's way without a trainer: forward, SFTLoss, backward, optimizer_step; the losses."""
     from openrlhf.models import SFTLoss

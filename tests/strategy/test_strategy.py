@@ -40,6 +40,24 @@ def test_each_step_over_a_loader_of_ones_own_stands_once_after_a_resume(one_rank
     assert [line["global_step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(loader_batch=2, trainer_batch=8), ""),
+        (dict(loader_batch=2, trainer_batch=8, num_rows=7), ""),
+        (dict(loader_batch=2, trainer_batch=16), "SFTTrainer(batch_size=16) contradicts the strategy"),
+        (dict(loader_batch=4, trainer_batch=8), "a step has 16 samples over all ranks, and train_batch_size is 8"),
+        (dict(loader_batch=4, trainer_batch=1), "note: a step has 16 samples over all ranks"),
+        (dict(loader_batch=4, trainer_batch=1, num_rows=7), ""),
+        (dict(loader_batch=4, trainer_batch=10, train_batch_size=10, micro_train_batch_size=4), "train_batch_size 10"),
+    ],
+    ids=str,
+)
+def test_a_batch_size_that_a_loader_of_ones_own_contradicts_is_told(one_rank, tmp_path, sizes, message):
+    (said,) = one_rank.run(cases.fit_with_batches, str(tmp_path), **sizes)
+    assert said.startswith(message) if message else said == ""
+
+
 def test_a_loop_of_ones_own_learns(two_ranks, tmp_path):
     losses = two_ranks.run(cases.loop_of_ones_own, str(tmp_path))[0]
     assert losses[-1] < 0.7 * losses[0]

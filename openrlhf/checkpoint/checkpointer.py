@@ -27,7 +27,7 @@ from openrlhf.checkpoint.host_buffer import HostBuffer, LiveTensors
 from openrlhf.checkpoint.host_memory import MemoryAsked, shortages
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.manifest import FileRecord, verify
-from openrlhf.checkpoint.optimizer_states import size_bytes_to_save
+from openrlhf.checkpoint.optimizer_states import problem_of_state, size_bytes_to_save
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.checkpoint.training_state import (
@@ -113,7 +113,7 @@ class Checkpointer:
             eval_loss: at this step, if it was evaluated: the checkpoint with the lowest is kept.
             scheduler: the learning rate schedule, if the engine does not hold it.
 
-        Raises nothing that the disk can cause: the report says it.
+        Raises nothing that the disk can cause: the report says it; UserError where there is a `problem_of_state`.
         """
         earlier = self.wait()
         size_bytes = size_bytes_to_save(engine)
@@ -142,6 +142,10 @@ class Checkpointer:
         new_notices = () if self._has_told_of_memory else notices
         self._has_told_of_memory = self._has_told_of_memory or bool(notices)
         return SaveReport(earlier.problems + now.problems, now.num_failures_in_a_row, new_notices)
+
+    def problem_of_state(self, engine: Any) -> str | None:
+        """Why no save can be made of what the optimizer keeps on any rank; None where it can, and before any update."""
+        return next(filter(None, gather_objects(problem_of_state(engine), self._group)), None)
 
     def wait(self) -> SaveReport:
         """Wait until the last save is in place, or has failed."""

@@ -83,6 +83,15 @@ def size_bytes_to_save(engine: Any) -> int:
     )
 
 
+def problem_of_state(engine: Any) -> str | None:
+    """Why no checkpoint can hold what the optimizer keeps on this rank; None where it can, and before any update."""
+    try:
+        size_bytes_to_save(engine)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _to_save(engine: Any) -> Iterator[tuple[Fragment, dict[str, Tensor]]]:
     """The fragments that this rank saves, with their tensors by kind."""
     state, (rank, num_ranks) = base_optimizer(engine).state, data_rank_and_size(engine)
@@ -190,17 +199,23 @@ class SavedFragments:
 def _tensors_of(fragment: Fragment, state: StateByHost) -> dict[str, Tensor]:
     """By kind, the tensors that hold the fragment's elements: the host and the optimizer's state of its shape.
 
-    For a fragment with `own_kind` it is the one tensor of that kind, once there is one.
+    For a fragment with `own_kind` it is the one tensor of that kind, once there is one. Raises UserError where there is
+    a state of another shape, or one that is no tensor.
     """
     of_host = state.get(fragment.host, {})
     if fragment.own_kind is not None:
         return {kind: value for kind, value in of_host.items() if kind == fragment.own_kind}
     tensors = {MASTER: fragment.host}
     for kind, value in of_host.items():
-        if kind == STEP or (kind == MUON_MOMENTUM and value.shape != fragment.host.shape):
-            continue
         fits = torch.is_tensor(value) and value.shape == fragment.host.shape
-        assert fits, f"optimizer state {kind!r} of {fragment.name} is not shaped like its weights; it cannot be saved"
+        if kind == STEP or (kind == MUON_MOMENTUM and not fits):
+            continue
+        if not fits:
+            raise UserError(
+                f"no checkpoint can hold the optimizer's state: {kind!r} of {fragment.name} is not shaped like its "
+                "weights. Take an optimizer whose state is (strategy.create_optimizer makes one), or write no training "
+                "checkpoints (disable_ds_ckpt); strategy.save_model exports the model all the same."
+            )
         tensors[kind] = value
     return tensors
 

@@ -72,6 +72,8 @@ def save_by_name(
         optimizer_step=optimizer_step, consumed_samples=int(client_state.get("consumed_samples", 0))
     )
     states = {"script": client_state}
+    if problem := checkpointer.problem_of_state(trained.engine):
+        raise UserError(problem)
     with owning_together([checkpointer.store.root], checkpointer.group):
         if not checkpointer.holds_own_run:
             set_earlier_run_aside(checkpointer, say, trained.run_id)

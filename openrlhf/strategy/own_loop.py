@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openrlhf.checkpoint.optimizer_states import problem_of_state
 from openrlhf.engine.trained_model import Trainable, TrainedModel
 from openrlhf.strategy.script_names import ScriptNames
 
@@ -33,6 +34,9 @@ class OwnLoop(ScriptNames):
         trained = self.trained_of(model)
         if self._ends_step(trained):
             trained.step()
+            is_first = trained.num_backwards == self.micro_batches_a_step
+            if is_first and (problem := problem_of_state(trained.engine)):  # a save may come hours later
+                self.print(f"warning: {problem}")
 
     def _ends_step(self, trained: TrainedModel) -> bool:
         """Whether the model's last `backward` was that of a step's last micro-batch."""

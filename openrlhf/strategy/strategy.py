@@ -199,9 +199,9 @@ class DeepspeedStrategy(OwnLoop):
     def prepare(self, *models: Any) -> Any:
         """Puts DeepSpeed's engine under each model; one result for one argument, else a tuple.
 
-        Each argument is `(model, optim, scheduler)`; or `(model, cfg)`, where `read_cfg` says what cfg may hold, and a
-        triple comes back; or a bare model, for evaluation; one with `_offload` set keeps its weights in the host's
-        memory. `max_norm` of a cfg is the strategy's from then on.
+        Each argument is `(model, optim, scheduler)`, scheduler None being a constant rate; or `(model, cfg)`, where
+        `read_cfg` says what cfg may hold, and a triple comes back; or a bare model, for evaluation; one with `_offload`
+        set keeps its weights in the host's memory. `max_norm` of a cfg is the strategy's from then on.
 
         Raises UserError for a cfg with a name that is not known.
         """
@@ -217,6 +217,9 @@ class DeepspeedStrategy(OwnLoop):
             prepare_evaluation(argument, self.get_ds_eval_config(getattr(argument, "_offload", False)), self.device)
             return argument
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
+        if scheduler is None:
+            scheduler = build_schedule(optimizer, "constant")
+            self.print("note: prepare was given no schedule: the learning rate stays as it is.")
         rank_facts.check_training(self, model.trainable_module, optimizer, scheduler)
         trained = prepare_training(
             model,

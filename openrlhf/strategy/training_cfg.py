@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torch.optim import Optimizer
+
 from openrlhf.config import AdamConfig, MuonConfig, SFTConfig
 from openrlhf.config.checks import muon_problems
 from openrlhf.config.parse import read_given
@@ -48,8 +50,14 @@ def read_cfg(cfg: Any, default: TrainingCfg) -> TrainingCfg:
     lr, betas, eps, weight_decay, and the groups adam and muon with the names of their settings. With neither
     lr_scheduler nor scheduler_steps the rate is constant.
 
-    Raises UserError for a name that is none of these, a value that cannot be, and a schedule without its steps.
+    Raises UserError for a name that is none of these, a value that cannot be, a schedule without its steps, and an
+    optimizer in place of a cfg.
     """
+    if isinstance(cfg, Optimizer):
+        raise UserError(
+            "strategy.prepare was given (model, optimizer). Give (model, optimizer, scheduler), with None for a "
+            "constant learning rate; or (model, cfg), where cfg has the settings of an optimizer to make."
+        )
     given = [Given(_SYNONYMS.get(name, name), value, f"cfg.{name}") for name, value in _flat(cfg)]
     unknown = [one.where for one in given if one.name not in _KNOWN]
     reading = read_given(SFTConfig, [one for one in given if one.name in _KNOWN and one.name != "scheduler_steps"])

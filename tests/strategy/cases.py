@@ -42,14 +42,22 @@ def arguments(folder: str, **changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**(values | changes))
 
 
-def prepared(args: SimpleNamespace, kind: str = "qwen3", dtype: torch.dtype = torch.float32, **actor: Any) -> Any:
-    """(strategy, actor, optimizer, scheduler) by way of `(model, cfg)`."""
+def prepared(
+    args: SimpleNamespace,
+    kind: str = "qwen3",
+    dtype: torch.dtype = torch.float32,
+    own_optimizer: type[torch.optim.Optimizer] | None = None,
+    **actor: Any,
+) -> Any:
+    """(strategy, actor, optimizer, scheduler) by way of `(model, cfg)`, or of `(model, optimizer, None)`."""
     from openrlhf.models import Actor
     from openrlhf.utils import get_strategy
 
     strategy = get_strategy(args)
     strategy.setup_distributed()
     model = Actor(tiny_model(kind, dtype=dtype), **actor)
+    if own_optimizer is not None:
+        return (strategy, *strategy.prepare((model, own_optimizer(model.parameters(), lr=args.learning_rate), None)))
     steps = math.ceil(NUM_ROWS / BATCH_SIZE) * args.max_epochs
     cfg = SimpleNamespace(lr=args.learning_rate, lr_scheduler="constant", num_training_steps=steps)
     return (strategy, *strategy.prepare((model, cfg)))
@@ -155,6 +163,60 @@ def two_models_in_turn(folder: str) -> list[int]:
             strategy.backward(-model(ids, attention).mean(), model, optim)
             strategy.optimizer_step(optim, model, schedule)
     return [model.engine.global_steps for model, _, _ in trained]
+
+
+class KeepsANumber(torch.optim.SGD):
+    """Its state is not shaped like the weights, as that of Adafactor."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["rms"] = 0.5
+
+
+def train_with_an_optimizer_that_no_checkpoint_holds(folder: str, save_steps: int) -> tuple[int, float, str]:
+    """The steps of a fit, the learning rate at its end, and what it says of training checkpoints."""
+    import contextlib
+    import io
+
+    from openrlhf.errors import UserError
+    from openrlhf.trainer import SFTTrainer
+
+    args = arguments(folder, max_epochs=1, save_steps=save_steps)
+    strategy, actor, optimizer, scheduler = prepared(args, own_optimizer=KeepsANumber)
+    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    trainer = SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=1)
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(heard):
+            trainer.fit(args)
+    except UserError as error:
+        heard.write(f"refused: {error}")
+    said = next(line for line in heard.getvalue().splitlines() if "no checkpoint can hold" in line)
+    return trainer.progress.optimizer_step, scheduler.get_last_lr()[0], said
+
+
+def loop_with_an_optimizer_that_no_checkpoint_holds(folder: str) -> tuple[int, str]:
+    """How often a loop warns in two steps, and what its save says."""
+    import contextlib
+    import io
+
+    from openrlhf.errors import UserError
+
+    args = arguments(folder, train_batch_size=2)
+    strategy, actor, optimizer, scheduler = prepared(args, own_optimizer=KeepsANumber)
+    ids, attention, _ = (part.squeeze(1) for part in collate(rows()[:2]))
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        for _ in range(2):
+            strategy.backward(-actor(ids, attention).mean(), actor, optimizer)
+            strategy.optimizer_step(optimizer, actor, scheduler)
+    try:
+        strategy.save_ckpt(actor, args.ckpt_path)
+    except UserError as error:
+        return heard.getvalue().count("warning: no checkpoint can hold"), str(error)
+    return heard.getvalue().count("warning: no checkpoint can hold"), ""
 
 
 def save_and_load_by_name(folder: str) -> dict[str, Any]:

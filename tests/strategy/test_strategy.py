@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
-from openrlhf.config import DeepspeedConfig, SFTConfig, parse_config
+from openrlhf.config import AdamConfig, DeepspeedConfig, SFTConfig, parse_config
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.optimizers import decay_groups
 from openrlhf.engine.torch_operators import cpu_computes_fp16
+from openrlhf.errors import UserError
 from openrlhf.strategy import DeepspeedStrategy
+from openrlhf.strategy.training_cfg import TrainingCfg, read_cfg
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.workbench import save_model
 from tests.strategy import cases
@@ -132,6 +134,26 @@ def test_a_trainer_that_contradicts_its_parts_is_refused(one_rank, tmp_path, cho
 def test_pretrain_mode_makes_every_token_of_a_foreign_loader_a_target(two_ranks, tmp_path):
     (one, other) = two_ranks.run(cases.all_tokens_are_targets, str(tmp_path))
     assert one == other == sum(ids.numel() - 1 for ids, _, _ in cases.rows())
+
+
+@pytest.mark.parametrize(("save_steps", "num_steps", "words"), [(3, 1, "refused: "), (-1, 3, "warning: ")])
+def test_a_state_that_no_checkpoint_holds_is_told_at_the_first_update(one_rank, tmp_path, save_steps, num_steps, words):
+    run = cases.train_with_an_optimizer_that_no_checkpoint_holds
+    ((steps, rate, said),) = one_rank.run(run, str(tmp_path), save_steps)
+    assert (steps, rate) == (num_steps, 1e-3), "no schedule was given: the rate stays"
+    assert said.startswith(f"{words}no checkpoint can hold the optimizer's state: 'rms' of ")
+
+
+def test_a_loop_of_ones_own_is_told_of_a_state_that_no_checkpoint_holds(one_rank, tmp_path):
+    ((num_warnings, said),) = one_rank.run(cases.loop_with_an_optimizer_that_no_checkpoint_holds, str(tmp_path))
+    assert num_warnings == 1
+    assert said.startswith("no checkpoint can hold the optimizer's state")
+
+
+def test_an_optimizer_is_no_cfg():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(UserError, match=r"given \(model, optimizer\). Give \(model, optimizer, scheduler\)"):
+        read_cfg(optimizer, TrainingCfg(AdamConfig(), None, 1.0, {}))
 
 
 def test_a_bare_model_is_prepared_for_evaluation(two_ranks, tmp_path):

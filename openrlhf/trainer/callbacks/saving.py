@@ -9,6 +9,7 @@ from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import CkptConfig
+from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.trainer.callbacks.callback import Callback
@@ -44,6 +45,7 @@ class Saving(Callback):
         self._ckpt = ckpt
         self._identity = identity
         self._last_save_at = time.monotonic()
+        self._has_seen_state = False  # of the optimizer, after an update
         self._leaves_checkpoints = ckpt.save_steps > 0 or ckpt.save_minutes is not None
 
     @property
@@ -55,6 +57,10 @@ class Saving(Callback):
             self._leaves_checkpoints = True
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Saves where it is due. Raises UserError where the first update shows that no checkpoint can be written."""
+        if not self._has_seen_state and trainer.last_step.outcome.is_applied:
+            self._has_seen_state = True
+            self._check_state(trainer)
         is_wished, trainer.wishes.save = trainer.wishes.save, False
         if is_wished or self._is_due(trainer):
             self.save(trainer)
@@ -93,6 +99,16 @@ class Saving(Callback):
             report = self._checkpointer.wait()
         self._look_at(report, trainer)
         return report.num_failures_in_a_row > 0
+
+    def _check_state(self, trainer: Trainer) -> None:
+        """Not at the first save, which may come hours later."""
+        if self._checkpointer is None:
+            return
+        problem = self._checkpointer.problem_of_state(trainer.trained.engine)
+        if problem and self._leaves_checkpoints:
+            raise UserError(problem)
+        if problem:
+            trainer.strategy.print(f"warning: {problem}")
 
     def _save_checkpoint(self, checkpointer: Checkpointer, trainer: Trainer) -> SaveReport:
         trained = trainer.trained

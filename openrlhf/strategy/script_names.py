@@ -62,7 +62,8 @@ class ScriptNames:
         if size > 1 and size % (at_once * ranks):
             raise UserError(
                 f"train_batch_size {size} cannot be made of batches of {at_once} samples (micro_train_batch_size) on "
-                f"each of {ranks} ranks: give a multiple of {at_once * ranks}."
+                f"each of {ranks} ranks: give a multiple of {at_once * ranks}, or another "
+                "micro_train_batch_size."
             )
         return self.accumulated_gradient
 

@@ -122,7 +122,11 @@ def _four_bits(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield "--ds.load_in_4bit freezes the model, so nothing is trained: add adapters, --ds.lora.rank 16."
     if ds.zero_stage == 3:
         yield "--ds.load_in_4bit does not go with --ds.zero_stage 3; use --ds.zero_stage 2 or less."
-    if not importlib.util.find_spec("bitsandbytes"):
+
+
+def four_bits_package(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    """What the ranks of the training need, and a look at its data does not."""
+    if config.ds.load_in_4bit and not importlib.util.find_spec("bitsandbytes"):
         yield "--ds.load_in_4bit needs a package that is not installed: pip install bitsandbytes."
 
 

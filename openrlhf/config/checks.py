@@ -12,7 +12,7 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from openrlhf.config.adapter_settings import ADAPTER_CHECKS
+from openrlhf.config.adapter_settings import ADAPTER_CHECKS, four_bits_package
 from openrlhf.config.disk import data_source, data_sources, model_folder, split_names
 from openrlhf.config.hub_settings import hub
 from openrlhf.config.outputs import output_folders
@@ -89,10 +89,13 @@ def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
         yield "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3."
     if ds.zpg > 1 and ds.zero_stage in (0, 1, 2):
         yield f"--ds.zpg {ds.zpg} needs --ds.zero_stage 3, which alone splits weights; leave --ds.zpg out."
-    if ds.zpg > 1 and world_size % ds.zpg:
-        yield f"--ds.zpg {ds.zpg} does not divide the {world_size} ranks of this run."
     if config.optim == "muon" and ds.adam_offload:
         yield "--ds.adam_offload moves Adam to the host, which --optim muon is not; leave one of them out."
+
+
+def _zpg_ranks(config: TrainingConfig, world_size: int) -> Iterator[str]:
+    if config.ds.zpg > 1 and world_size % config.ds.zpg:
+        yield f"--ds.zpg {config.ds.zpg} does not divide the {world_size} ranks of this run."
 
 
 def muon_problems(muon: MuonConfig) -> Iterator[str]:
@@ -250,19 +253,21 @@ def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
 
 
-LAYOUT_CHECKS: tuple[Check, ...] = (
-    _ranks,
+_LAYOUT_CHECKS_ANYWHERE: tuple[Check, ...] = (
     _rows,
     _zero,
     _muon,
     _tensor_parallel,
     *ADAPTER_CHECKS,
-    _liger,
     _compiled_layers,
 )
+# what the ranks of a training must have, in number and packages
+_RANK_CHECKS: tuple[Check, ...] = (_ranks, _zpg_ranks, _liger, four_bits_package)
+LAYOUT_CHECKS: tuple[Check, ...] = (*_LAYOUT_CHECKS_ANYWHERE, *_RANK_CHECKS)
+# also for a command that is not the training itself: one process, perhaps on a machine without the training's packages
 COMMON_CHECKS: tuple[Check, ...] = (
     _needed,
-    *LAYOUT_CHECKS,
+    *_LAYOUT_CHECKS_ANYWHERE,
     _what_is_trained,
     _template,
     _probabilities,
@@ -272,7 +277,7 @@ COMMON_CHECKS: tuple[Check, ...] = (
     _saving,
     data_sources,
 )
-CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, _compiler, model_folder, output_folders, hub)
+CHECKS_OF_TRAINING: tuple[Check, ...] = (*COMMON_CHECKS, *_RANK_CHECKS, _compiler, model_folder, output_folders, hub)
 
 
 def _unused_template(config: TrainingConfig) -> Iterator[str]:

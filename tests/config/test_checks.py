@@ -8,7 +8,9 @@ import os
 import pytest
 
 from openrlhf.config import DataConfig, SFTConfig, check_config, parse_config
+from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.schema import build
+from openrlhf.config.settings import InspectConfig, PrepareConfig
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.errors import UserError
 
@@ -99,6 +101,33 @@ def test_an_impossible_combination_is_one_problem(good_flags, monkeypatch, flags
 def test_what_can_be_is_not_refused(good_flags, monkeypatch, flags, world_size):
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     parse_config(SFTConfig, good_flags + flags.split(" "))
+
+
+@pytest.mark.parametrize(
+    ("root", "more"),
+    [
+        (InspectConfig, ""),
+        (PrepareConfig, ""),
+        (RejectionConfig, "--score.reward exact"),
+    ],
+)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--ds.ring_attn_size 2",
+        "--ds.tensor_parallel_size 2",
+        "--ds.zpg 4 --ds.zero_stage 3",
+        "--ds.use_liger_kernel",
+        "--ds.load_in_4bit --ds.lora.rank 8",
+    ],
+)
+def test_flags_of_several_ranks_and_their_packages_pass_where_one_process_prepares(
+    good_flags, monkeypatch, root, more, flags
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    parse_config(root, good_flags + f"{more} {flags}".split())
+    with pytest.raises(UserError, match="ranks of this run|needs a package"):
+        parse_config(SFTConfig, good_flags + flags.split())
 
 
 def test_what_every_run_needs_is_asked_for():

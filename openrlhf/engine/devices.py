@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.engine.launchers import adopt_launcher, num_local_ranks, prepare_cuda, ranks_see_the_same_gpus
+from openrlhf.engine.launchers import (
+    adopt_launcher,
+    num_local_ranks,
+    one_process_starts_local_ranks,
+    prepare_cuda,
+)
 from openrlhf.errors import UserError
 
 _DEVICE_NODES = Path("/dev")
@@ -93,7 +98,7 @@ def _index_of_rank() -> int:
 
 def _check_a_gpu_for_each_rank() -> None:
     num_ranks, num_gpus = num_local_ranks(os.environ), torch.cuda.device_count()
-    if ranks_see_the_same_gpus(os.environ) and num_ranks > num_gpus:
+    if one_process_starts_local_ranks(os.environ) and num_ranks > num_gpus:
         raise UserError(
             f"{num_ranks} ranks were started on this machine, and they can use {num_gpus} GPUs: start one for each "
             f"(torchrun --nproc_per_node {num_gpus}, deepspeed --num_gpus {num_gpus})."

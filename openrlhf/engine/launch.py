@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, Store, rendezvous
 from openrlhf.build_folder import keep_builds_apart
 from openrlhf.engine.devices import take_device
 from openrlhf.engine.gloo_interface import choose_gloo_interface
-from openrlhf.engine.launchers import adopt_launcher, num_local_ranks
+from openrlhf.engine.launchers import adopt_launcher, num_local_ranks, one_process_starts_local_ranks
 from openrlhf.engine.patches.group_timeouts import limit_groups
 from openrlhf.engine.patches.shared_memory_operator import leave_out_shared_memory
 from openrlhf.errors import UserError
@@ -103,10 +103,12 @@ def _share_cores_among_ranks() -> None:
 
 
 def num_host_threads() -> int:
-    """The cores of this process, shared with the machine's other ranks unless srun has bound it to its own."""
+    """The cores of this process; those of a task of SLURM are its own where it is the rank, else all ranks' here."""
     num_cores = len(os.sched_getaffinity(0))
     if num_of_task := int(os.environ.get("SLURM_CPUS_PER_TASK", "0")):
-        return min(num_cores, num_of_task)
+        num_cores = min(num_cores, num_of_task)
+        if not one_process_starts_local_ranks(os.environ):
+            return num_cores
     return max(1, num_cores // num_local_ranks(os.environ))
 
 

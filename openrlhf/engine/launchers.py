@@ -107,10 +107,10 @@ def prepare_cuda() -> None:
         os.environ[ALLOCATOR_NAMES[0]] = "expandable_segments:True"
 
 
-def ranks_see_the_same_gpus(environ: Mapping[str, str]) -> bool:
-    """True under torchrun and DeepSpeed's launcher: one process starts a machine's ranks, with one list of GPUs.
+def one_process_starts_local_ranks(environ: Mapping[str, str]) -> bool:
+    """True under torchrun and DeepSpeed's launcher: a machine's ranks share that process's list of GPUs and its cores.
 
-    srun and mpirun may show each task GPUs of its own.
+    srun and mpirun may give each task GPUs and cores of its own.
     """
     return "TORCHELASTIC_RUN_ID" in environ or "LOCAL_SIZE" in environ
 

@@ -39,10 +39,13 @@ def sixteen_cores(monkeypatch):
         ({"LOCAL_WORLD_SIZE": "4"}, "4"),
         ({"LOCAL_SIZE": "8"}, "2"),  # deepspeed
         ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "12"}, "12"),  # srun has bound the task to cores of its own
+        # the task is the launcher, whose ranks share its cores
+        ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "12"}, "3"),
+        ({"LOCAL_SIZE": "8", "SLURM_CPUS_PER_TASK": "16"}, "2"),
         ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "3"}, "3"),
         ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, "1"),
     ],
-    ids=["torchrun", "deepspeed", "srun", "users", "users-one"],
+    ids=["torchrun", "deepspeed", "srun", "srun-torchrun", "sbatch-deepspeed", "users", "users-one"],
 )
 def test_ranks_share_the_cores_of_their_machine_also_with_gpus(environ, sixteen_cores, variables, num_threads):
     variables = environ(**variables)

@@ -13,12 +13,15 @@ After 69 and 75 the run goes on where it was with `--ckpt.load_enable`.
 """
 
 import signal
+from typing import Literal
 
 EXIT_CODE_USER_ERROR = 2
 EXIT_CODE_STOPPED = 3
 EXIT_CODE_RANK_LOST = 69
 EXIT_CODE_PREEMPTED = 75
 EXIT_CODE_INTERRUPTED = 130
+
+Outcome = Literal["finished", "failed", "preempted"]  # of a run, for who shows runs
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 

@@ -30,7 +30,7 @@ from openrlhf.rejection.rewards.find import check_rewards
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import control_of, select
 from openrlhf.rejection.serving import serving
-from openrlhf.tracking.sinks import KEY_VARIABLE
+from openrlhf.tracking.more_sinks import KEY_VARIABLE
 
 TRAIN_MODULE = "openrlhf.cli.train_sft"
 

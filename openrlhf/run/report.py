@@ -18,7 +18,8 @@ from openrlhf.rejection.report import REPORT, Page, Sample, ShownAnswer, write_p
 from openrlhf.run.model_card import changed_settings
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE, RESTARTS_FILE, read_records
-from openrlhf.tracking.sinks import RUN_ID_FILE, prompt_text
+from openrlhf.tracking.more_sinks import SINKS
+from openrlhf.tracking.sinks import prompt_text
 
 _CHARTS = {  # names of records that share a chart
     "loss": ("loss", "eval_loss"),
@@ -41,7 +42,8 @@ Record = Mapping[str, Any]
 def keep_other_run_aside(folder: Path, run_id: str | None) -> None:
     """The files that another run left in the folder stay, under other names."""
     if written_by(folder / RESOLVED_CONFIG) != run_id:
-        for name in (METRICS_FILE, ANSWERS_FILE, RESTARTS_FILE, CURVES_FILE, REPORT, RUN_ID_FILE, RESOLVED_CONFIG):
+        of_trackers = [sink.id_file() for sink in SINKS.values()]
+        for name in (METRICS_FILE, ANSWERS_FILE, RESTARTS_FILE, CURVES_FILE, REPORT, *of_trackers, RESOLVED_CONFIG):
             keep_aside(folder / name)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from openrlhf.atomic_file import keep_aside, replace_file
 from openrlhf.errors import UserError
+from openrlhf.exit_codes import Outcome
 
 METRICS_FILE = "metrics.jsonl"
 ANSWERS_FILE = "answers.jsonl"  # to prompts, while it trains
@@ -79,7 +80,7 @@ class JsonLinesSink:
         for answer in answers:
             self._answers.log_step(answer)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         if self._answers is not None:
             self._answers.close()
         self._append("")

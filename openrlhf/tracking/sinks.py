@@ -1,30 +1,25 @@
-"""Sinks of a run's records: the terminal, TensorBoard, and Weights & Biases.
+"""Sinks of a run's records: the terminal and TensorBoard.
 
-The terminal shows a bar; where output goes to a file, a line now and then. The other two have a chart `train/<name>` or
-`eval/<name>` for each number, over optimizer steps.
+The terminal shows a bar; where output goes to a file, a line now and then. `Charts` of all kinds have one
+`train/<name>` or `eval/<name>` for each number, over optimizer steps.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from openrlhf.config import WandbConfig
 from openrlhf.errors import UserError
+from openrlhf.exit_codes import Outcome
 from openrlhf.tracking.metrics_file import ANSWERS_FILE
 
 SECONDS_BETWEEN_LINES = 10.0
 _ANSWERS_SHOWN = 3  # in the terminal
-RUN_ID_FILE = "wandb_run_id.txt"
-KEY_VARIABLE = "WANDB_API_KEY"
 _ACCURACIES = ("token_accuracy", "accuracy", "rewards/accuracies")
 _MARGINS = ("margin", "rewards/margins")
 
@@ -49,7 +44,7 @@ class BarSink:
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         self._bar.write(_answers_text(answers), file=self._bar.fp)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         self._bar.close()
 
 
@@ -89,7 +84,7 @@ class LineSink:
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         print(_answers_text(answers), file=self._stream, flush=True)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         self._stream.flush()
 
     def _seconds_left(self, step: float, now: float) -> float:
@@ -177,7 +172,7 @@ class Charts(ABC):
         """Texts, as they are shown beside charts."""
 
     @abstractmethod
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """Nothing follows."""
 
     @abstractmethod
@@ -213,7 +208,7 @@ class TensorBoardSink(Charts):
         self.openrlhf_names = openrlhf_names
         self._writer = SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         self._writer.close()
 
     def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
@@ -225,89 +220,3 @@ class TensorBoardSink(Charts):
         for number, answer in enumerate(answers):
             text = f"    {prompt_text(answer['prompt'])}\n\n    {answer['response']}".replace("\n", "\n    ")
             self._writer.add_text(f"answers/{number}", text, answer["global_step"])
-
-
-class WandbSink(Charts):
-    """A run of Weights & Biases; `WANDB_MODE=offline` keeps everything on this disk.
-
-    The key comes from the environment's `WANDB_API_KEY`. A key among the settings is put there and nowhere else.
-    W&B would copy the command line into its own files, so it is shown the command line without the key.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        settings: WandbConfig,
-        shown_config: Mapping[str, Any] | None = None,
-        *,
-        resume: bool = False,
-        openrlhf_names: bool = False,
-    ):
-        """Args:
-            folder: W&B's own files go to `<folder>/wandb`, the run's id to `<folder>/wandb_run_id.txt`.
-            shown_config: what the run's page shows as its settings; without secrets.
-            openrlhf_names: of the charts and their axes, in place of our own.
-            resume: go on with the run whose id stands in the folder.
-
-        Raises:
-            UserError: W&B is not installed, or does not let the run start (no key, no network).
-        """
-        try:
-            import wandb
-        except ImportError as problem:
-            raise UserError("--logger.wandb.enable needs the package wandb: pip install wandb") from problem
-        if settings.key:
-            os.environ[KEY_VARIABLE] = settings.key
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        run_id_file = folder / RUN_ID_FILE
-        with _key_hidden_from_command_line():
-            try:
-                self._run = wandb.init(
-                    dir=folder,
-                    project=settings.project,
-                    name=settings.name,
-                    group=settings.group,
-                    entity=settings.org,
-                    config=dict(shown_config or {}),
-                    id=run_id_file.read_text(encoding="utf-8").strip() if resume and run_id_file.exists() else None,
-                    resume="allow",
-                )
-            except wandb.Error as problem:
-                raise UserError(
-                    f"Weights & Biases did not start the run: {problem}. Set {KEY_VARIABLE} in the "
-                    "environment, or WANDB_MODE=offline, or leave --logger.wandb.enable out."
-                ) from None
-        run_id_file.write_text(self._run.id, encoding="utf-8")
-        self.openrlhf_names = openrlhf_names
-        for group in ("train/", "eval/") if openrlhf_names else ("",):
-            self._run.define_metric(f"{group}*", step_metric=f"{group}global_step")
-
-    def close(self) -> None:
-        self._run.finish()
-
-    def _draw(self, numbers_by_chart: dict[str, float], optimizer_step: float) -> None:
-        axis = {} if self.openrlhf_names else {"global_step": optimizer_step}
-        self._run.log(axis | numbers_by_chart)
-
-    def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        import wandb
-
-        columns: list[str | int] = ["global_step", "prompt", "response", "finish_reason", "reward"]
-        rows = [
-            [one["global_step"], prompt_text(one["prompt"]), *(one.get(str(name)) for name in columns[2:])]
-            for one in answers
-        ]
-        self._run.log({"answers": wandb.Table(columns=columns, data=rows)})
-
-
-@contextmanager
-def _key_hidden_from_command_line() -> Iterator[None]:
-    """The key of the environment is no word of `sys.argv`, nor a part of one, while this lasts."""
-    whole, key = list(sys.argv), os.environ.get(KEY_VARIABLE)
-    if key:
-        sys.argv[:] = [word.replace(key, "[hidden]") for word in whole]
-    try:
-        yield
-    finally:
-        sys.argv[:] = whole

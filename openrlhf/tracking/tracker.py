@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openrlhf.config import LoggerConfig
+from openrlhf.exit_codes import Outcome
 from openrlhf.tracking.metrics_file import METRICS_FILE, JsonLinesSink, note_restart
-from openrlhf.tracking.sinks import TensorBoardSink, WandbSink, console_sink
+from openrlhf.tracking.more_sinks import SINKS
+from openrlhf.tracking.sinks import TensorBoardSink, console_sink
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ class Sink(Protocol):
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """The model has answered prompts: `global_step`, `prompt`, `response` and more of each."""
 
-    def close(self) -> None:
-        """Nothing follows; the sink writes now whatever still waits."""
+    def close(self, outcome: Outcome = "finished") -> None:
+        """Nothing follows, as the run has ended in that way; the sink writes now whatever still waits."""
 
 
 class EventSink(Sink, Protocol):
@@ -49,10 +51,19 @@ class Tracker:
 
     A slow sink that raises (its server is gone, say) is reported and left out from then on; training goes on.
     Without sinks, as on all ranks but the first, it does nothing.
+
+    Args: has_servers: a sink of rank 0 may wait for a server; said on every rank.
     """
 
-    def __init__(self, every_step: Sequence[EventSink] = (), slow: Sequence[Sink] = (), logging_steps: int = 1):
+    def __init__(
+        self,
+        every_step: Sequence[EventSink] = (),
+        slow: Sequence[Sink] = (),
+        logging_steps: int = 1,
+        has_servers: bool = False,
+    ):
         assert logging_steps >= 1, f"logging_steps is {logging_steps}"
+        self.has_servers = has_servers
         self._every_step = list(every_step)
         self._slow = list(slow)
         self._logging_steps = logging_steps
@@ -92,12 +103,12 @@ class Tracker:
             sink.log_answers(answers)
         self._for_each_slow_sink(lambda sink: sink.log_answers(answers))
 
-    def close(self) -> None:
+    def close(self, outcome: Outcome = "finished") -> None:
         """Nothing follows: the last step reaches every sink, and all are closed."""
         self._tell_slow_sinks()
         for sink in self._every_step:
             sink.close()
-        self._for_each_slow_sink(lambda sink: sink.close())
+        self._for_each_slow_sink(lambda sink: sink.close(outcome))
 
     def _tell_slow_sinks(self) -> None:
         record, self._not_told_yet = self._not_told_yet, None
@@ -133,8 +144,9 @@ def open_tracker(
     Raises:
         UserError: a file cannot be written, a library is missing, W&B refuses.
     """
+    trackers = _trackers_of(settings)
     if not is_rank_0:
-        return Tracker()
+        return Tracker(has_servers=bool(trackers))
     metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step)
     note_restart(Path(output_dir), resume_step)
     slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
@@ -142,27 +154,13 @@ def open_tracker(
         folder, theirs = settings.tensorboard_dir, settings.openrlhf_names
         folder = str(Path(folder, settings.wandb.name)) if theirs and settings.wandb.name else folder
         slow.append(TensorBoardSink(folder, resume_step, theirs))
-    if settings.wandb.enable:
+    for name in trackers:
+        resume = resume_step is not None
         slow.append(
-            WandbSink(
-                output_dir,
-                settings.wandb,
-                shown_config,
-                resume=resume_step is not None,
-                openrlhf_names=settings.openrlhf_names,
-            )
+            SINKS[name](output_dir, settings.wandb, shown_config, resume=resume, openrlhf_names=settings.openrlhf_names)
         )
-    for name in settings.trackers or ():
-        from openrlhf.tracking.more_sinks import SINKS  # their packages are extras
+    return Tracker([metrics], slow, settings.logging_steps, has_servers=bool(trackers))
 
-        slow.append(
-            SINKS[name](
-                Path(output_dir),
-                settings.wandb.project,
-                settings.wandb.name,
-                shown_config or {},
-                resume=resume_step is not None,
-                openrlhf_names=settings.openrlhf_names,
-            )
-        )
-    return Tracker([metrics], slow, settings.logging_steps)
+
+def _trackers_of(settings: LoggerConfig) -> tuple[str, ...]:
+    return (*(("wandb",) if settings.wandb.enable else ()), *(settings.trackers or ()))

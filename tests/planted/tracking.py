@@ -50,7 +50,7 @@ BUGS = [
     Bug(
         "wandb_key_in_its_files",
         "W&B copies the key of the command line into its own files",
-        "tracking/sinks.py",
+        "tracking/more_sinks.py",
         'word.replace(key, "[hidden]") for word in whole',
         "word for word in whole",
         ("tests/tracking/test_remote_sinks.py::test_a_run_writes_its_key_nowhere",),
@@ -58,7 +58,7 @@ BUGS = [
     Bug(
         "wandb_key_has_no_effect",
         "a key of the command line never reaches W&B",
-        "tracking/sinks.py",
+        "tracking/more_sinks.py",
         "if settings.key:",
         "if not settings.key:",
         ("tests/tracking/test_remote_sinks.py::test_the_key_of_a_runs_command_line_reaches_wandb",),

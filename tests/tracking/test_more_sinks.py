@@ -16,6 +16,8 @@ import pytest
 from openrlhf.config import LoggerConfig, SFTConfig, parse_config
 from openrlhf.config.settings import WandbConfig
 from openrlhf.errors import UserError
+from openrlhf.exit_codes import Outcome
+from openrlhf.run.report import keep_other_run_aside
 from openrlhf.tracking.tracker import open_tracker
 from tests.helpers.workbench import flags, save_model, save_rows
 
@@ -32,7 +34,7 @@ def track(tmp_path, monkeypatch):
     monkeypatch.setenv("COMET_START_ONLINE", "0")
     monkeypatch.chdir(tmp_path)
 
-    def run(package: str) -> None:
+    def run(package: str, outcome: Outcome = "finished") -> None:
         settings = LoggerConfig(trackers=(package,), wandb=WandbConfig(project="poems", name="first"))
         for resume_step, steps in ((None, (1, 2)), (2, (3,))):
             told = {"adam.lr": 0.5}
@@ -43,7 +45,7 @@ def track(tmp_path, monkeypatch):
                 tracker.log_step({"global_step": step, "loss": 1.0 / step, "lr": 0.1, "tokens_per_second": 9.0})
             if resume_step is None:
                 tracker.log_answers([ANSWER])
-            tracker.close()
+            tracker.close(outcome)
 
     return run
 
@@ -54,11 +56,21 @@ def test_mlflow_has_one_run_with_all_steps_answers_and_settings(track):
 
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("poems").experiment_id])
-    assert run.info.run_name == "first"
+    assert (run.info.run_name, run.info.status) == ("first", "FINISHED")
     found = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/loss")]
     assert found == [(1, 1.0), (2, 0.5), (3, 1.0 / 3)]
     assert mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/settings.json") == {"adam.lr": 0.5}
     assert mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/answers/2.json") == {"answers": [ANSWER]}
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("failed", "FAILED"), ("preempted", "KILLED")])
+def test_mlflow_shows_how_the_run_has_ended(track, outcome, status):
+    track("mlflow", outcome)
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("poems").experiment_id])
+    assert run.info.status == status
 
 
 def test_trackio_has_one_run_with_all_steps_and_answers(track, tmp_path):
@@ -82,6 +94,15 @@ def test_comet_has_all_steps_and_answers_and_nothing_of_the_machine(track, tmp_p
     assert said.count(b'"train/loss"') >= 3
     assert b"with oat milk" in said
     assert sys.argv[0].encode() not in said
+
+
+def test_a_new_run_in_the_folder_of_another_goes_on_with_no_run_of_a_tracker(tmp_path):
+    ids = [tmp_path / f"{package}_run_id.txt" for package in ("wandb", "mlflow", "trackio", "comet")]
+    for file in ids:
+        file.write_text("of-another-run")
+    keep_other_run_aside(tmp_path, "mine")
+    assert [file for file in ids if file.exists()] == []
+    assert all(file.with_name(f"{file.name}.previous").read_text() == "of-another-run" for file in ids)
 
 
 @pytest.mark.parametrize("package", ["mlflow", "trackio", "comet"])

@@ -47,7 +47,7 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
 WANDB_RUN = """
     import os, sys
     from openrlhf.config import WandbConfig
-    from openrlhf.tracking.sinks import WandbSink
+    from openrlhf.tracking.more_sinks import WandbSink
     folder, word, resume = sys.argv[1:]
     key = word.removeprefix("--logger.wandb.key=")
     settings = WandbConfig(enable=True, project="trials", name="first", key=key)
@@ -56,7 +56,7 @@ WANDB_RUN = """
     assert os.environ["WANDB_API_KEY"] == key
     sink.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4, "own_number": 7.0})
     sink.log_eval({"global_step": 1, "eval_loss": 1.25})
-    sink.close()
+    sink.close("failed")
 """
 
 
@@ -116,6 +116,11 @@ def test_wandb_offline_keeps_the_run_on_disk(offline_run):
     step = {"train/loss": 2.5, "train/lr": 1e-4, "train/own_number": 7.0, "global_step": 1}
     assert any(row.items() >= step.items() for row in rows), rows
     assert any(row.get("eval/loss") == 1.25 for row in rows), rows
+
+
+def test_wandb_hears_that_the_run_has_failed(offline_run):
+    (last,) = records(offline_run[0], "exit")
+    assert last.exit.exit_code == 1
 
 
 def test_wandb_key_stands_in_no_file_and_no_output(offline_run):

@@ -2,7 +2,7 @@
 
 from contextlib import closing
 
-from openrlhf.config import LoggerConfig
+from openrlhf.config import LoggerConfig, WandbConfig
 from openrlhf.tracking.metrics_file import read_records
 from openrlhf.tracking.tracker import Tracker, open_tracker
 
@@ -19,8 +19,8 @@ class Ear:
     def log_eval(self, record):
         self.heard.append(("eval", record["global_step"]))
 
-    def close(self):
-        self.heard.append("close")
+    def close(self, outcome="finished"):
+        self.heard.append("close" if outcome == "finished" else f"close: {outcome}")
 
 
 class Broken(Ear):
@@ -55,6 +55,21 @@ def test_a_broken_slow_sink_is_reported_once_and_stops_nobody(a_step, caplog):
     assert well.heard == [("step", 1), ("step", 2), "close"]
     assert broken.heard == []
     assert caplog.text.count("ConnectionError: server is gone at step 1") == 1
+
+
+def test_slow_sinks_hear_how_the_run_has_ended():
+    slow = Ear()
+    Tracker(slow=[slow]).close("failed")
+    assert slow.heard == ["close: failed"]
+
+
+def test_every_rank_knows_of_servers_that_the_first_waits_for(tmp_path):
+    def has_servers(**settings):
+        return open_tracker(LoggerConfig(**settings), tmp_path, num_steps=1, is_rank_0=False).has_servers
+
+    assert has_servers(trackers=("mlflow",))
+    assert has_servers(wandb=WandbConfig(enable=True))
+    assert not has_servers(tensorboard_dir=str(tmp_path))
 
 
 def test_other_ranks_write_nothing(tmp_path, a_step):

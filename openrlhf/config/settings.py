@@ -268,7 +268,7 @@ class LoggerConfig:
     """Numbers that are shown while training."""
 
     logging_steps: PositiveCount = free(1, "console, TensorBoard and W&B every that many optimizer steps")
-    tensorboard_dir: Place | None = free(None, "folder for TensorBoard")
+    tensorboard_dir: Place | None = free(None, "folder for TensorBoard; a new run sets earlier ones aside there")
     openrlhf_names: bool = free(False, "TensorBoard and W&B: names of charts and folders as OpenRLHF has them")
     trackers: tuple[Literal["mlflow", "trackio", "comet"], ...] | None = free(
         None, "further trackers, each an extra of this package; their project and name are those of logger.wandb"

@@ -6,14 +6,17 @@ The terminal shows a bar; where output goes to a file, a line now and then. `Cha
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from openrlhf.atomic_file import keep_aside
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import Outcome
 from openrlhf.tracking.metrics_file import ANSWERS_FILE
@@ -192,7 +195,8 @@ class TensorBoardSink(Charts):
 
     def __init__(self, folder: str, resume_step: int | None = None, openrlhf_names: bool = False):
         """Args:
-            folder: where the event files go.
+            folder: where the event files go; a new run moves those of earlier ones into `events.previous`,
+                `events.previous_2` and so on below it, which TensorBoard shows as runs of their own.
             openrlhf_names: of the charts, in place of our own.
             resume_step: optimizer step that the run goes on from; TensorBoard hides what was logged after it.
 
@@ -206,6 +210,8 @@ class TensorBoardSink(Charts):
                 "--logger.tensorboard_dir needs the package tensorboard: pip install tensorboard"
             ) from problem
         self.openrlhf_names = openrlhf_names
+        if resume_step is None:
+            _keep_events_aside(Path(folder))
         self._writer = SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
 
     def close(self, outcome: Outcome = "finished") -> None:
@@ -220,3 +226,12 @@ class TensorBoardSink(Charts):
         for number, answer in enumerate(answers):
             text = f"    {prompt_text(answer['prompt'])}\n\n    {answer['response']}".replace("\n", "\n    ")
             self._writer.add_text(f"answers/{number}", text, answer["global_step"])
+
+
+def _keep_events_aside(folder: Path) -> None:
+    """TensorBoard draws all event files of a folder as one line: two runs in one would be a zigzag."""
+    aside = folder / "events"
+    for events in folder.glob("events.out.tfevents.*"):
+        aside.mkdir(exist_ok=True)
+        os.replace(events, aside / events.name)
+    keep_aside(aside)

@@ -44,6 +44,16 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
     assert scalars(tmp_path)["train/loss"] == [(1, 9.0), (2, 9.0), (3, 7.0)]
 
 
+def test_tensorboard_draws_two_runs_of_one_folder_apart(tmp_path, a_step):
+    for loss in (9.0, 8.0, 7.0):
+        run = TensorBoardSink(str(tmp_path))
+        run.log_step(a_step(1, loss=loss))
+        run.close()
+    assert scalars(tmp_path)["train/loss"] == [(1, 7.0)]
+    assert scalars(tmp_path / "events.previous")["train/loss"] == [(1, 9.0)]
+    assert scalars(tmp_path / "events.previous_2")["train/loss"] == [(1, 8.0)]
+
+
 WANDB_RUN = """
     import os, sys
     from openrlhf.config import WandbConfig

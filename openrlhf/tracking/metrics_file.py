@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class JsonLinesSink:
         if self._answers is not None:
             self._answers.close()
         self._append("")
-        os.close(self._file)
+        with suppress(OSError):  # of a disk that is away; the run has ended in order all the same
+            os.close(self._file)
 
     def _make_ready(self, resume_step: int | None) -> None:
         if resume_step is not None:
@@ -102,8 +104,9 @@ class JsonLinesSink:
             return
         content = b"" if self._path.exists() else os.pread(self._file, os.fstat(self._file).st_size, 0)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(self._file)
-        self._file = self._open()
+        old, self._file = self._file, self._open()  # where it cannot be opened, the old one stays
+        with suppress(OSError):
+            os.close(old)
         self._waiting = content + self._waiting
         logger.warning("%s was removed or replaced while the run wrote it; it goes on there.", self._path)
 

@@ -105,6 +105,28 @@ def test_a_full_disk_stops_nobody_and_loses_no_line(tmp_path, a_step, monkeypatc
     assert caplog.text.count("No space left on device") == 1
 
 
+def test_a_file_that_cannot_be_opened_again_is_waited_for_and_costs_nobody_a_file(tmp_path, a_step, monkeypatch):
+    path, others = tmp_path / "metrics.jsonl", tmp_path / "others"
+    sink = JsonLinesSink(path)
+    sink.log_step(a_step(1))
+    path.unlink()
+    with monkeypatch.context() as away:
+        away.setattr(os, "open", refused)
+        sink.log_step(a_step(2))
+    with others.open("w") as file:  # may be given the number of a descriptor that is closed
+        sink.log_step(a_step(3))
+        file.write("theirs")
+    with monkeypatch.context() as away:
+        away.setattr(os, "close", refused)
+        sink.close()
+    assert steps_of(path) == [1, 2, 3]
+    assert others.read_text() == "theirs"
+
+
+def refused(*arguments, **more):
+    raise OSError(5, "Input/output error")
+
+
 def no_space_after(num_bytes):
     write, left = os.write, [num_bytes]
 

@@ -11,6 +11,7 @@ no clock is compared with another machine's:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -30,6 +31,7 @@ from openrlhf.config.sources import secrets_in
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.parallel.collectives import gather_objects, rank_in
+from openrlhf.processes import start_of, this_machine
 
 FILE_NAME = ".owner.json"
 SECONDS_BETWEEN_RENEWALS = 4.0
@@ -47,8 +49,7 @@ class LeaseLost(OSError):
 class Owner:
     """The process that holds a folder.
 
-    machine: names the machine's boot and its process numbers; the host's name may be another machine's too.
-    started: when the process began, in the system's ticks, as numbers of processes come again.
+    machine, started: see `openrlhf/processes.py`.
     """
 
     token: str
@@ -64,12 +65,12 @@ class Owner:
         """This process, with a token that no other has."""
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         pid = os.getpid()
-        return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, start_of(pid), since, _command())
+        return cls(secrets.token_hex(8), socket.gethostname(), this_machine(), pid, start_of(pid), since, _command())
 
     @property
     def is_near(self) -> bool:
         """Whether this process can see the owner's."""
-        return self.machine == _machine()
+        return self.machine == this_machine()
 
     @property
     def is_dead(self) -> bool:
@@ -77,22 +78,6 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
-
-
-def _machine() -> str:
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def start_of(pid: int) -> str:
-    """When a process began, in the system's ticks; empty where there is none, or it has ended and nobody has asked."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _command() -> str:
@@ -179,14 +164,19 @@ class Lease:
                 self._path.unlink()
 
     def _create(self) -> bool:
-        """False where there is one already."""
+        """False where there is one already. On a full disk nothing is left: an owner that is not told looks alive."""
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
+        content = json.dumps(asdict(self._owner), indent=1).encode()
         try:
-            os.write(file, json.dumps(asdict(self._owner), indent=1).encode())
+            if os.write(file, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             os.fsync(file)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(file)
         return True

@@ -30,6 +30,7 @@ from openrlhf.exit_codes import (
     RankLost,
     RunStopped,
 )
+from openrlhf.processes import start_of
 from openrlhf.watchdog.launcher import end_with_launcher
 
 _TOLD = "openrlhf-told-"
@@ -116,7 +117,7 @@ def _is_told_already(text: str) -> bool:
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
-    launch = [os.getppid(), _start_of(os.getppid())]
+    launch = [os.getppid(), start_of(os.getppid())]
     launch += [
         os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     ]
@@ -137,11 +138,3 @@ def _is_told_already(text: str) -> bool:
     with suppress(OSError):
         mine.touch()
     return is_told
-
-
-def _start_of(pid: int) -> str:
-    """When a process began, in the system's ticks: numbers of processes come again. Empty where /proc is missing."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

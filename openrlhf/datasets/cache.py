@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -23,10 +22,11 @@ from pathlib import Path
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.errors import UserError
+from openrlhf.processes import has_ended, is_near, this_process
 
 logger = logging.getLogger(__name__)
 
-MAKING = ".making-"  # the key stands before it, and behind it machine and process of the maker
+MAKING = ".making-"  # the key stands before it, and behind it the process of the maker
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -37,8 +37,8 @@ def open_cache_dir(cache_dir: str | Path | None) -> Path:
 
     Raises UserError if it cannot be written.
     """
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    usual = os.environ.get("OPENRLHF_CACHE", user_cache / "openrlhf" / "datasets")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    usual = os.environ.get("OPENRLHF_CACHE") or user_cache / "openrlhf" / "datasets"
     folder = Path(usual if cache_dir is None else cache_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> No
     failure.unlink(missing_ok=True)
     if folder.exists():
         logger.warning("%s is damaged: it is prepared anew.", folder)
-    aside = folder.with_name(f"{folder.name}{MAKING}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    aside = folder.with_name(f"{folder.name}{MAKING}{this_process()}-{uuid.uuid4().hex[:8]}")
     aside.mkdir()
     try:
         make(aside)
@@ -104,12 +104,11 @@ def _make_aside(folder: Path, make: Callable[[Path], None], failure: Path) -> No
 
 
 def _remove_leftovers(cache_dir: Path) -> None:
-    """Removes what killed makers have left: their process is gone, or, of another machine, nobody holds the lock."""
+    """Removes what killed makers have left: their process is gone; where it cannot be seen, nobody has the lock."""
     for aside in cache_dir.glob(f"*{MAKING}*"):
         key, _, made_by = aside.name.rpartition(MAKING)
-        host, _, pid = made_by.rpartition("-")[0].rpartition("-")
-        is_ours = host == socket.gethostname()
-        if _owner_is_gone(f"{host} {pid}") if is_ours else not (cache_dir / f"{key}.lock").exists():
+        maker = made_by.rpartition("-")[0]
+        if has_ended(maker) if is_near(maker) else not (cache_dir / f"{key}.lock").exists():
             shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -143,14 +142,14 @@ class _Wait:
             return False
         if (stat.st_mtime_ns, stat.st_ino) != self._seen:
             self._seen, self._seen_since = (stat.st_mtime_ns, stat.st_ino), time.monotonic()
-        return _owner_is_gone(owner) or time.monotonic() - self._seen_since > STALE_SECONDS
+        return has_ended(owner) or time.monotonic() - self._seen_since > STALE_SECONDS
 
 
 def _take_lock(lock: Path) -> bool:
     """Makes the lock file; False if there is one."""
     try:
         with lock.open("x", encoding="utf-8") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()}")
+            file.write(this_process())
     except FileExistsError:
         return False
     except OSError:  # a full disk
@@ -177,20 +176,6 @@ def _held(lock: Path) -> Iterator[None]:
         done.set()
         heart.join()
         lock.unlink(missing_ok=True)
-
-
-def _owner_is_gone(owner: str) -> bool:
-    """Whether the lock's process ran on this machine and is dead; False while it has not written its name yet."""
-    host, _, pid = owner.rpartition(" ")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
 
 
 def _modified_ns(path: Path) -> int | None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from openrlhf.exit_codes import EXIT_CODE_RANK_LOST
+from openrlhf.processes import parent_of
 
 SECONDS_BETWEEN_LOOKS = 1.0
 _SET_BY_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # by torchrun, by deepspeed
@@ -30,11 +31,11 @@ def end_with_launcher() -> None:
 
 
 def _watch(launcher: int) -> None:
-    command = _parent_of(launcher)
+    command = parent_of(launcher)
     is_command_there = "deepspeed" in _words_of(command)
     while os.getppid() == launcher:
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        if is_command_there and os.getppid() == launcher and _parent_of(launcher) != command:
+        if is_command_there and os.getppid() == launcher and parent_of(launcher) != command:
             is_command_there = False
             os.kill(os.getpid(), signal.SIGTERM)
     print(
@@ -44,13 +45,6 @@ def _watch(launcher: int) -> None:
         flush=True,
     )
     os._exit(EXIT_CODE_RANK_LOST)
-
-
-def _parent_of(pid: int) -> int:
-    """0 where it cannot be known."""
-    with suppress(OSError, ValueError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
 
 
 def _words_of(pid: int) -> str:

@@ -22,6 +22,7 @@ from openrlhf.datasets.prepared import SAMPLES
 from openrlhf.datasets.sample_writer import SampleWriter
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.errors import UserError
+from openrlhf.processes import this_process
 from tests.datasets.conftest import pairs, write_jsonl
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -170,6 +171,37 @@ def test_a_lock_of_another_machine_is_taken_over_when_nobody_touches_it(tmp_path
     monkeypatch.setattr(cache, "STALE_SECONDS", 0.5)
     (tmp_path / "key.lock").write_text("another-machine 1")
     assert same(prepared_folder(tmp_path, "key", lambda folder: (folder / "done").touch(), same))
+
+
+ME = this_process()
+
+
+@pytest.mark.parametrize(
+    ("maker", "is_gone"),
+    [
+        (ME, False),
+        (ME.replace(f"-{os.getpid()}-", "-99999999-"), True),
+        (f"{ME}0", True),  # an earlier process, whose number has come again
+        (f"{'0' * 12}-99999999-1", False),  # in another container of this machine, which has its name
+    ],
+    ids=["alive", "gone", "number come again", "another container"],
+)
+def test_a_maker_is_dead_only_where_its_process_can_be_seen_to_be(tmp_path, maker, is_gone):
+    lock, made = tmp_path / "key.lock", tmp_path / f"key.making-{maker}-0a"
+    lock.write_text(maker)
+    made.mkdir()
+    cache._remove_leftovers(tmp_path)
+    assert made.exists() is not is_gone
+    assert cache._Wait(lock, tmp_path / "key.failed")._is_stale() is is_gone
+
+
+@pytest.mark.parametrize("name", ["OPENRLHF_CACHE", "XDG_CACHE_HOME"])
+def test_an_empty_variable_names_no_folder(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("OPENRLHF_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(name, "")
+    assert cache.open_cache_dir(None) == tmp_path / ".cache/openrlhf/datasets"
 
 
 def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):

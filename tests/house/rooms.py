@@ -30,6 +30,7 @@ ROOMS = (
     "exit_codes",
     "atomic_file",
     "build_folder",
+    "processes",
     "versions",
 )
 FACE = "utils"  # OpenRLHF's import paths: it may import any room, and no room imports it

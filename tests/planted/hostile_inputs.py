@@ -141,8 +141,8 @@ BUGS = [
         "leftovers_of_living_preparations_removed",
         "a preparation beside loses its folder",
         "datasets/cache.py",
-        'if _owner_is_gone(f"{host} {pid}") if is_ours else',
-        "if True if is_ours else",
+        "if has_ended(maker) if is_near(maker) else",
+        "if True if is_near(maker) else",
         (f"{_SEEN}[inputs: folders of killed preparations]",),
     ),
     Bug(

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from openrlhf.cli.process_list import hide_from_process_list
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 COMMAND = """
 import os, sys
@@ -30,3 +32,7 @@ def test_a_key_is_in_no_argument_list(words: list[str]):
     said = subprocess.run(command, input=KEY, text=True, capture_output=True, check=True).stdout
     assert said.count("xxxx --train.seed 1") == 2
     assert KEY not in said
+
+
+def test_a_key_of_bytes_that_are_no_text_ends_no_run():
+    hide_from_process_list(["key\udcff"])

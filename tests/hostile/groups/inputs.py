@@ -283,12 +283,13 @@ def damaged_cache(w: Workspace, name: str) -> Came:
 
 
 def leftovers(w: Workspace) -> Came:
-    import socket
+    from openrlhf.processes import this_process
 
-    host, cache = socket.gethostname(), w.folder / "cache"
+    me, cache = this_process(), w.folder / "cache"
     for name in (
-        f"k.making-{host}-99999999-aa",
-        f"k.making-{host}-{os.getpid()}-bb",
+        f"k.making-{me.replace(str(os.getpid()), '99999999')}-aa",
+        f"k.making-{me}0-aa",  # of an earlier process with this number
+        f"k.making-{me}-bb",
         "k.making-old",
         "k.making-far-1-cc",
     ):

@@ -105,6 +105,12 @@ def test_defaults_read_back_the_same(tmp_path):
     assert read_back(tmp_path / "new" / "run_config.yaml") == SFTConfig()
 
 
+def test_what_a_run_of_many_files_has_written_reads_back(tmp_path):
+    dataset = ",".join(f"/data/of/the/whole/team/part-{number:05}.parquet" for number in range(1000))
+    write_resolved(build(SFTConfig, {"data.dataset": dataset}), tmp_path / "run.yaml")
+    assert read_back(tmp_path / "run.yaml").data.dataset == dataset
+
+
 def test_every_setting_but_secrets_is_written(tmp_path):
     write_resolved(SFTConfig(), tmp_path / "run.yaml")
     written = {given.name for given in read_config_file(str(tmp_path / "run.yaml"))}

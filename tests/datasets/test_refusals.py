@@ -22,6 +22,12 @@ def refusal(template: str, messages: list[dict], **choices) -> str:
     return str(caught.value)
 
 
+def test_a_template_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.jinja").write_text(CHATML)
+    assert resolve_chat_template(tiny_tokenizer(), "~/own.jinja") == CHATML
+
+
 def test_the_templates_own_words_are_passed_on():
     messages = [{"role": "system", "content": "Be brief."}, *CHAT]
     said = refusal(REFUSES_SYSTEM.template(False), messages, extra_special_tokens=REFUSES_SYSTEM.specials)

@@ -71,9 +71,13 @@ def template_text(tokenizer: Any, given: str | None) -> str | None:
         return NAMED_TEMPLATES[given]
     if given is not None and "{" not in given:
         try:
-            if Path(given).is_file():
-                return Path(given).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:  # a name too long, a file that is not UTF-8
+            if (file := Path(given).expanduser()).is_file():
+                return file.read_text(encoding="utf-8")
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a name too long, a user unknown, a file that is not UTF-8
             raise UserError(f"--data.tokenizer_chat_template {given[:200]} cannot be read: {error}.") from error
         known = ", ".join(NAMED_TEMPLATES)
         raise UserError(

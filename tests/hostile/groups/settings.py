@@ -103,7 +103,7 @@ FILES = (
     file("a group within itself", "a: &a {b: *a}", TOO_MANY),
     file("5,000 brackets", "a: " + "[" * 5000, "is broken"),
     file("groups 100 deep", (" " * n + "a:" for n in range(100)), "more than 20 deep"),
-    file("half a megabyte", "a: 1\n" * 100_000, "more than 32,768 bytes"),
+    file("half a megabyte", "a: 1\n" * 100_000, "more than 131,072 bytes"),
     file("a list of 10,500 values", f"a: [{'1,' * 10_500}]", TOO_MANY),
     file("a key twice", "a: 1\na: 2", "stands there twice"),
     file("an object of Python", "a: !!python/object/apply:os.system ['true']", "is broken"),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from openrlhf.errors import UserError
 
-_NEWER_FIELDS = {"num_evals_since_best"}  # older checkpoints lack them
+_NEWER_FIELDS = {"num_evals_since_best", "left_early", "evaluation_wished"}  # older checkpoints lack them
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class TrainingProgress:
     """The progress of a run after an optimizer step.
 
     `consumed_samples` counts over the whole run, all epochs; so do the tokens.
+    `left_early`: the run was asked to leave, and did so before the evaluation and the answers that may have been due
+    after this step; `evaluation_wished`: a callback had asked for the former.
     """
 
     optimizer_step: int = 0
@@ -27,6 +29,8 @@ class TrainingProgress:
     best_eval_step: int | None = None
     num_evals_since_best: int = 0
     finished: bool = False
+    left_early: bool = False
+    evaluation_wished: bool = False
 
     def after_step(self, epoch: int, num_samples: int, num_tokens: int, num_target_tokens: int) -> "TrainingProgress":
         """One optimizer step on, which trained so much."""
@@ -37,6 +41,8 @@ class TrainingProgress:
             consumed_samples=self.consumed_samples + num_samples,
             consumed_tokens=self.consumed_tokens + num_tokens,
             consumed_target_tokens=self.consumed_target_tokens + num_target_tokens,
+            left_early=False,
+            evaluation_wished=False,
         )
 
     def after_evaluation(self, loss: float) -> "TrainingProgress":

@@ -15,6 +15,7 @@ from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
 from openrlhf.rejection.rewards.reward import Reward
 from openrlhf.trainer import Callback, Trainer
+from openrlhf.trainer.callbacks.preemption import is_asked_to_leave
 
 _T = TypeVar("_T")
 _JUDGE = "--eval.prompts_reward"
@@ -46,13 +47,15 @@ class Answering(Callback):
         self._last_step = -1
 
     def on_run_begin(self, trainer: Trainer) -> None:
-        if self._judge is None:
-            return
-        with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
-            _on_rank_0(trainer, self._judge.start)
+        if self._judge is not None:
+            with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
+                _on_rank_0(trainer, self._judge.start)
+        if trainer.progress.left_early and self._is_due(trainer):
+            self._answer(trainer)
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0:
+        """A run that is asked to leave answers when it goes on: until SIGKILL there is time for a save."""
+        if self._is_due(trainer) and not is_asked_to_leave(trainer.strategy.groups.control):
             self._answer(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:
@@ -62,6 +65,9 @@ class Answering(Callback):
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         if self._judge is not None:
             self._judge.close()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0
 
     def _check_lengths(self, max_positions: int | None) -> None:
         for number, (_, ids) in enumerate(self._prompts, start=1):

@@ -106,6 +106,13 @@ class Evaluating(Callback):
     def __init__(self, eval_steps: int, at_end: bool = True, every_epoch: bool = False):
         self._eval_steps, self._at_end, self._every_epoch = eval_steps, at_end, every_epoch
 
+    def on_run_begin(self, trainer: Trainer) -> None:
+        """The evaluation comes first that was due when the run was asked to leave."""
+        progress = trainer.progress
+        if progress.left_early and progress.last_eval_step != progress.optimizer_step:
+            trainer.wishes.evaluation |= progress.evaluation_wished
+            self.on_step_end(trainer, {})
+
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         is_wished, trainer.wishes.evaluation = trainer.wishes.evaluation, False
         step, steps_per_epoch = trainer.progress.optimizer_step, trainer.windows.steps_per_epoch

@@ -130,11 +130,8 @@ class Trainer:
                 self._tuner.after_step(self.last_step.seconds, self.last_step.counts.num_tokens_global)
                 self._advance(window)
                 self._emit_record("on_step_end", self._record())
-                if self.wishes.stop_reason is not None:
-                    self.strategy.print(
-                        f"stopped after step {self.progress.optimizer_step}: {self.wishes.stop_reason}."
-                    )
-                    break
+            if self.wishes.stop_reason is not None:
+                self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self.wishes.stop_reason}.")
             self.progress = replace(self.progress, finished=True)
             self._callbacks.emit_end()
         self._callbacks = CallbackList(self, users)  # those of the house are closed: an evaluation may come later
@@ -168,7 +165,7 @@ class Trainer:
     def _timed_windows(self, max_steps: int | None) -> Iterator[tuple[StepWindow, float]]:
         """The windows still to train, each with the moment at which the loop began to wait for it."""
         windows = self.windows.windows_to_train(self.progress, self.max_epochs)
-        while max_steps is None or self.progress.optimizer_step < max_steps:
+        while self.wishes.stop_reason is None and (max_steps is None or self.progress.optimizer_step < max_steps):
             self.strategy.watchdog.note("reading the next samples")
             began_at = time.perf_counter()
             window = next(windows, None)

@@ -19,7 +19,13 @@ from tests.helpers.browser import CHROMIUM, in_browser
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML
 from tests.helpers.workbench import flags, read_metrics, save_model, save_pairs, save_rows, step_lines
-from tests.runs.cases import activities_while_judging, run, run_as_command, run_with_an_answer_that_fails
+from tests.runs.cases import (
+    activities_while_judging,
+    run,
+    run_as_command,
+    run_until_asked_to_leave,
+    run_with_an_answer_that_fails,
+)
 
 PROMPTS = ("sum of three", "coffee with", "order", "seven is four and", "ready")
 JUDGE = """
@@ -85,6 +91,19 @@ def plain_answers(model, folder: Path) -> list[str]:
         output = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.pad_token_id)
         answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
+
+
+def test_answers_that_were_due_when_the_run_left_are_made_when_it_goes_on(bench, adapted, one_rank):
+    judge = f"{bench / 'judge.py'}:long_enough"
+    like_it = words(bench, "left_early", ds__lora__rank=4, adam__lr=0.05, eval__prompts_reward=judge)
+    assert one_rank.run(run_until_asked_to_leave, like_it, 3, 0) == [75]
+    assert not (bench / "left_early/answers.jsonl").exists()
+    one_rank.run(run, [*like_it, "--ckpt.load_enable"])
+    of_judge = ("reward", "reason")
+    answers = [{k: v for k, v in one.items() if k not in of_judge} for one in answers_in(bench / "left_early")]
+    assert answers == answers_in(adapted)
+    rewarded = [line["global_step"] for line in read_metrics(bench / "left_early") if "answer_reward" in line]
+    assert rewarded == sorted({one["global_step"] for one in answers})
 
 
 def test_every_prompt_is_answered_every_three_steps_and_at_the_end(judged):

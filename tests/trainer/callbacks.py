@@ -54,6 +54,12 @@ class SaveAtStepTwo(Callback):
             trainer.request_save()
 
 
+class EvaluateAtStepFive(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 5:
+            trainer.request_evaluation()
+
+
 class StopAtStepThree(Callback):
     """Asks on the last rank alone."""
 

@@ -104,6 +104,21 @@ def test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped(one_rank, ben
     assert len(step_lines(bench / "left_at_its_end")) == 3
 
 
+def test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on(one_rank, bench):
+    """To SIGKILL there may be less time than an evaluation takes."""
+    ways = dict(ckpt__save_steps=2, train__callbacks=f"{MINE}:EvaluateAtStepFive")
+    one_rank.run(run, argv(bench, "stayed", **ways))
+    for step in (4, 5):
+        words = argv(bench, "left_early", ckpt__load_enable=True, **ways)
+        assert one_rank.run(run_until_asked_to_leave, words, step, 0) == [75]
+        assert [line["global_step"] for line in eval_lines(bench / "left_early")] == [2, 4][: step - 3]
+    one_rank.run(run, argv(bench, "left_early", ckpt__load_enable=True, **ways))
+    assert [line["global_step"] for line in eval_lines(bench / "stayed")] == [2, 4, 5, 6]
+    assert eval_lines(bench / "left_early") == eval_lines(bench / "stayed")
+    best = [(bench / out / "checkpoints/best.json").read_text() for out in ("left_early", "stayed")]
+    assert best[0] == best[1]
+
+
 def test_without_a_checkpoint_the_weights_of_a_run_that_stops_are_kept(one_rank, bench):
     """Nothing goes on from models that it has exported along the way."""
     kept = dict(ckpt__disable_ds=True, ckpt__save_hf=True, ckpt__save_steps=2)
@@ -178,6 +193,9 @@ def test_early_stop_after_evaluations_without_a_new_best(one_rank, bench):
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 6, losses
     assert "2 evaluations without a new best (--train.early_stop_patience 2)" in said
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, "early_left", **changes), len(losses), 0) == [75]
+    one_rank.run(run, argv(bench, "early_left", ckpt__load_enable=True, **changes))
+    assert len(step_lines(bench / "early_left")) == len(losses), "its last evaluation stops it before the next step"
 
 
 def test_entropy_is_logged_on_request_and_accuracy_always(one_rank, bench):

@@ -24,6 +24,8 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed import ProcessGroup
+
 from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, PREEMPTION_SIGNALS
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.trainer.callbacks.callback import Callback
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 SECONDS_OF_ONE_REQUEST = 2.0
 SECONDS_OF_ONE_CTRL_C = 0.5
+_listening: list[LeaveRequests] = []  # those of this process that have begun, and not ended
 
 
 class Preempted(SystemExit):
@@ -61,6 +64,7 @@ class LeaveRequests:
         return self._first is not None
 
     def __enter__(self) -> LeaveRequests:
+        _listening.append(self)
         is_main_thread = threading.current_thread() is threading.main_thread()  # Python lets no other one listen
         for number in PREEMPTION_SIGNALS if is_main_thread else ():
             before = signal.getsignal(number)
@@ -71,6 +75,7 @@ class LeaveRequests:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        _listening.remove(self)
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
@@ -88,8 +93,17 @@ class LeaveRequests:
             os._exit(EXIT_CODE_PREEMPTED)
 
 
+def is_asked_to_leave(group: ProcessGroup | None) -> bool:
+    """Whether any rank of a run has been asked, in its loop; all ranks ask together. Once it is so, it stays so."""
+    return any_rank(any(requests.has_come for requests in _listening), group)
+
+
 class Preemption(Callback):
-    """During the loop, remembers that this process was asked to leave; then all ranks save and leave together."""
+    """During the loop, remembers that this process was asked to leave; then all ranks save and leave together.
+
+    It comes before evaluations, which may take longer than the time until SIGKILL: what is due is done first of all
+    when the run goes on (`TrainingProgress.left_early`).
+    """
 
     def __init__(self, saving: Saving):
         self._saving = saving
@@ -99,11 +113,15 @@ class Preemption(Callback):
         self._requests.__enter__()
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if not any_rank(self._requests.has_come, trainer.strategy.groups.control):
+        if not is_asked_to_leave(trainer.strategy.groups.control):
             return
         step = trainer.progress.optimizer_step
-        if trainer.wishes.stop_reason is not None:  # it would have been the last one
-            trainer.progress = replace(trainer.progress, finished=True)
+        trainer.progress = replace(
+            trainer.progress,
+            left_early=True,
+            evaluation_wished=trainer.wishes.evaluation,
+            finished=trainer.wishes.stop_reason is not None,  # it would have been the last one
+        )
         self._saving.save(trainer)
         if self._saving.wait(trainer):
             raise SavesFailed(f"asked to leave after step {step}, which could not be saved: see the warning above.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
@@ -53,8 +54,12 @@ class Saving(Callback):
         return self._checkpointer is not None
 
     def on_run_begin(self, trainer: Trainer) -> None:
-        if trainer.progress.optimizer_step:  # it goes on from one
+        progress = trainer.progress
+        if progress.optimizer_step:  # it goes on from one
             self._leaves_checkpoints = True
+        if progress.left_early and progress.eval_loss_here is not None and self._is_step_of_a_save(trainer):
+            trainer.progress = replace(progress, left_early=False)
+            self.save(trainer)  # again: its checkpoint did not know the loss, and may be the best
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Saves where it is due. Raises UserError where the first update shows that no checkpoint can be written."""
@@ -123,13 +128,16 @@ class Saving(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         """The same answer on every rank: rank 0's clock counts."""
-        every = self._ckpt.save_steps
-        if every > 0 and trainer.progress.optimizer_step % every == 0:
+        if self._is_step_of_a_save(trainer):
             return True
         if self._ckpt.save_minutes is None:
             return False
         is_late = time.monotonic() - self._last_save_at >= 60 * self._ckpt.save_minutes
         return any_rank(is_late and trainer.strategy.is_rank_0(), trainer.strategy.groups.control)
+
+    def _is_step_of_a_save(self, trainer: Trainer) -> bool:
+        every = self._ckpt.save_steps
+        return every > 0 and trainer.progress.optimizer_step % every == 0
 
     def _look_at(self, report: SaveReport, trainer: Trainer) -> None:
         for notice in report.notices:

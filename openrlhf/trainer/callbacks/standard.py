@@ -42,12 +42,13 @@ def standard_callbacks(
     callbacks: list[Callback] = [
         Tracking(tracker),
         NonFiniteGuard(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16"),
+        Preemption(saving),
     ]
     if trainer.eval_dataloader is not None:
         callbacks.append(Evaluating(config.eval.steps, config.eval.at_end, config.eval.every_epoch))
     if config.train.early_stop_patience is not None:
         callbacks.append(EarlyStop(config.train.early_stop_patience))
-    return [*callbacks, Preemption(saving), saving]
+    return [*callbacks, saving]
 
 
 def callbacks_named(names: str | None) -> list[Callback]:

@@ -28,6 +28,10 @@ class Tracking(Callback):
     def __init__(self, tracker: Tracker):
         self._tracker = tracker
 
+    def on_run_begin(self, trainer: Trainer) -> None:
+        if trainer.progress.left_early:  # what is logged now is of its last step, whose record is written
+            self._log_more(trainer)
+
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         with self._waiting_for_servers(trainer):
             self._log_events(trainer)
@@ -63,10 +67,13 @@ class Tracking(Callback):
 
     def _close(self, trainer: Trainer, outcome: Outcome) -> None:
         self._log_events(trainer)
-        if more := trainer.take_logged():  # of callbacks, at the end of the run
+        self._log_more(trainer)  # of callbacks, at the end of the run
+        self._tracker.close(outcome)
+
+    def _log_more(self, trainer: Trainer) -> None:
+        if more := trainer.take_logged():
             self._tracker.log_more({"global_step": trainer.progress.optimizer_step} | more)
         self._tracker.log_answers(trainer.take_answers())
-        self._tracker.close(outcome)
 
 
 def _outcome_of(error: BaseException | None) -> Outcome:

@@ -115,6 +115,13 @@ def compare(saved: RunIdentity, now: RunIdentity) -> Comparison:
     return Comparison(refused, longer + kept + taken)
 
 
+def evaluates_otherwise(saved: RunIdentity, now: RunIdentity) -> bool:
+    """Whether the run evaluates on other rows from here on, whose losses are not to be compared with those before."""
+    if "eval.dataset" not in saved.taken or now.taken.get("eval.dataset") is None:
+        return False
+    return any(saved.taken.get(name) != now.taken.get(name) for name in ("eval.dataset", "eval.split"))
+
+
 def is_longer(saved: RunIdentity, now: RunIdentity) -> bool:
     """Whether the run is to take more optimizer steps than it was when it saved: it then goes on."""
     return (now.horizon_steps or 0) > (saved.horizon_steps or 2**62)

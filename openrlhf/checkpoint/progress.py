@@ -57,6 +57,17 @@ class TrainingProgress:
             num_evals_since_best=0 if is_best else self.num_evals_since_best + 1,
         )
 
+    def without_evaluations(self) -> "TrainingProgress":
+        """Where the rows are others from here on: losses on those before are no measure of these."""
+        return replace(
+            self,
+            last_eval_loss=None,
+            last_eval_step=None,
+            best_eval_loss=None,
+            best_eval_step=None,
+            num_evals_since_best=0,
+        )
+
     @property
     def eval_loss_here(self) -> float | None:
         """The evaluation loss of the present weights, where they were evaluated."""

@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from openrlhf.atomic_file import flush_to_disk, remove_leftovers, replace_file
+from openrlhf.atomic_file import flush_to_disk, keep_aside, remove_leftovers, replace_file
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.lease import confirm
 from openrlhf.checkpoint.manifest import (
@@ -142,6 +142,11 @@ class CheckpointStore:
         except (OSError, ValueError, KeyError):
             return None
         return best if (self.root / best.name).is_dir() else None
+
+    def set_best_aside(self) -> None:
+        """No checkpoint and no exported model is the best from here on, until one is evaluated again."""
+        for store in (self, CheckpointStore(self.root, suffix=EXPORT_SUFFIX)):
+            keep_aside(store._best_path)
 
     # --- putting in place ---
 

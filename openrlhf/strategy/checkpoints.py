@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, FoundCheckpoint
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run, read_identity
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run, evaluates_otherwise, read_identity
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
+from openrlhf.parallel.collectives import rank_in
 from openrlhf.parallel.groups import ProcessGroups
 
 _BYTES_PER_GIB = 2**30
@@ -136,8 +137,14 @@ def load_found(
         for sentence in check_same_run(saved, identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler)
-    trained.restored_progress, trained.run_id = loaded.progress, saved.run_id
+    progress = loaded.progress
+    if identity is not None and progress.last_eval_step is not None and evaluates_otherwise(saved, identity):
+        progress = progress.without_evaluations()
+        if rank_in(checkpointer.group) == 0:
+            checkpointer.store.set_best_aside()
+        say("the evaluation has other rows from here on: the best loss before counts no more, best.json is set aside.")
+    trained.restored_progress, trained.run_id = progress, saved.run_id
     trained.restored_layout = loaded.client_state.get("layout")
     if "guard" in loaded.client_state:
         trained.guard.load_state_dict(loaded.client_state["guard"])
-    return asdict(loaded.progress) | loaded.client_state.get("script", {})
+    return asdict(progress) | loaded.client_state.get("script", {})

@@ -13,6 +13,7 @@ from openrlhf.checkpoint.identity import (
     RunIdentity,
     check_same_run,
     compare,
+    evaluates_otherwise,
     model_shape_fingerprint,
     read_identity,
 )
@@ -54,6 +55,20 @@ def test_an_identity_comes_back_from_json_the_same() -> None:
     now = identity(adam__betas=(0.8, 0.9), ds__lora__rank=2, train__max_grad_norm_spike=None)
     assert RunIdentity.from_dict(json.loads(json.dumps(now.to_dict()))) == now
     assert check_same_run(now, now, "x") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_other"),
+    [
+        (dict(eval__dataset="a"), dict(eval__dataset="b"), True),
+        (dict(eval__dataset="a"), dict(eval__dataset="a", eval__split="test"), True),
+        (dict(eval__dataset="a"), dict(eval__dataset="a"), False),
+        (dict(), dict(eval__dataset="b"), True),  # the best may be of rows before those
+        (dict(eval__dataset="a"), dict(), False),  # it may come back
+    ],
+)
+def test_losses_on_other_rows_are_not_compared(before: dict, now: dict, is_other: bool) -> None:
+    assert evaluates_otherwise(identity(**before), identity(**now)) is is_other
 
 
 @pytest.mark.parametrize(

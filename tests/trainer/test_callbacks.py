@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on(on
     assert eval_lines(bench / "left_early") == eval_lines(bench / "stayed")
     best = [(bench / out / "checkpoints/best.json").read_text() for out in ("left_early", "stayed")]
     assert best[0] == best[1]
+
+
+def test_an_evaluation_on_other_rows_finds_its_best_anew(one_rank, bench):
+    """Of those before the loss may never be reached again."""
+    ways = dict(ckpt__save_steps=2, train__early_stop_patience=3)
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, "other_rows", **ways), 3, 0) == [75]
+    best = bench / "other_rows/checkpoints/best.json"
+    best.write_text('{"name": "global_step2", "eval_loss": -1.0}')
+    save_rows(bench / "others.jsonl", 5, seed=2)
+    ways |= dict(ckpt__load_enable=True, eval__dataset=bench / "others.jsonl")
+    (said,) = one_rank.run(said_by_run, argv(bench, "other_rows", **ways))
+    assert "the evaluation has other rows from here on" in said
+    assert best.with_name("best.json.previous").is_file()
+    assert json.loads(best.read_text())["eval_loss"] == min(
+        line["eval_loss"] for line in eval_lines(bench / "other_rows") if line["global_step"] > 2
+    )
 
 
 def test_without_a_checkpoint_the_weights_of_a_run_that_stops_are_kept(one_rank, bench):

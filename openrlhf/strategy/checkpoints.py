@@ -38,15 +38,20 @@ class Checkpointers:
                 CheckpointStore(folder), self._groups.control, timeout_seconds=0.9 * self._timeout_seconds
             )
         checkpointer = self._of_folders[place]
-        checkpointer.store.set_limits(max_num, None if max_gib is None else int(max_gib * _BYTES_PER_GIB))
+        checkpointer.store.set_limits(max_num, max_bytes_of(max_gib))
         checkpointer.in_background = in_background
         return checkpointer
+
+
+def max_bytes_of(max_gib: float | None) -> int | None:
+    """A store limit as the settings say it."""
+    return None if max_gib is None else int(max_gib * _BYTES_PER_GIB)
 
 
 def set_earlier_run_aside(
     checkpointer: Checkpointer, say: Callable[[str], None], own_run_id: str | None = None
 ) -> None:
-    """A new run among another's checkpoints would one day resume from the wrong one.
+    """A new run among the checkpoints of another would one day resume from the wrong one.
 
     Args: own_run_id: of the new run, which may have checkpoints there: a script may train several times in turn.
     """

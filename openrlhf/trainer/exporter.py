@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.hub import convert_file_size_to_int
 
+from openrlhf.checkpoint.checkpointer import SaveReport
 from openrlhf.checkpoint.export import write_model
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.rehearsal import exported_bytes
@@ -18,7 +20,7 @@ from openrlhf.strategy import DeepspeedStrategy
 
 
 class ExporterAlongTheWay:
-    """Exports the model at a save; a failure is told and the run goes on."""
+    """Exports the model at a save; a failure is told, and counted."""
 
     def __init__(
         self,
@@ -34,29 +36,36 @@ class ExporterAlongTheWay:
         self._tokenizer = tokenizer
         self._store = store
         self._identity = identity.to_dict()
+        self._num_failures_in_a_row = 0
         self._max_shard_bytes = convert_file_size_to_int(max_shard_size)
 
-    def export(self, optimizer_step: int, eval_loss: float | None) -> tuple[str, ...]:
+    def export(self, optimizer_step: int, eval_loss: float | None) -> SaveReport:
         """Writes and puts in place the model after `optimizer_step`; what went wrong, the same on every rank."""
+        problems, of_rotation = self._export(optimizer_step, eval_loss)
+        self._num_failures_in_a_row = self._num_failures_in_a_row + 1 if problems else 0
+        return SaveReport((*problems, *of_rotation), self._num_failures_in_a_row)
+
+    def _export(self, optimizer_step: int, eval_loss: float | None) -> tuple[Sequence[str], Sequence[str]]:
+        """Problems of the export, and of the rotation after it."""
         group = self._strategy.groups.control
         folder, problem = gather_objects(self._begin(optimizer_step), group)[0]
         if folder is None:
-            return (problem,)
+            return [problem], []
         try:
             write_model(self._model.model, self._tokenizer, folder, group, self._max_shard_bytes)
         except UserError as error:
             if self._strategy.is_rank_0():
                 self._store.discard(folder)
-            return tuple(error.problems)
-        problems = self._put_in_place(folder, eval_loss) if self._strategy.is_rank_0() else []
-        return tuple(gather_objects(problems, group)[0])
+            return error.problems, []
+        found = self._put_in_place(folder, eval_loss) if self._strategy.is_rank_0() else ([], [])
+        return gather_objects(found, group)[0]
 
-    def _put_in_place(self, folder: Path, eval_loss: float | None) -> list[str]:
+    def _put_in_place(self, folder: Path, eval_loss: float | None) -> tuple[list[str], list[str]]:
         try:
-            return self._store.put_in_place(folder, identity=self._identity, eval_loss=eval_loss)[1]
+            return [], self._store.put_in_place(folder, identity=self._identity, eval_loss=eval_loss)[1]
         except OSError as error:
             self._store.discard(folder)
-            return [f"the exported model could not be put in place: {error}"]
+            return [f"the exported model could not be put in place: {error}"], []
 
     def _begin(self, optimizer_step: int) -> tuple[Any, str]:
         """On rank 0 the folder aside, or why there is none."""

@@ -41,8 +41,8 @@ BUGS = [
         "export_along_the_way_not_announced",
         "with --ckpt.save_hf an export of ten minutes ends the job",
         "trainer/callbacks/saving.py",
-        "            if self._exporter is not None:\n                for problem in",
-        "        if self._exporter is not None:\n                for problem in",
+        "            if self._exporter is not None:\n                exported =",
+        "        if self._exporter is not None:\n                exported =",
         ("tests/runs/test_long_work.py::test_every_way_of_writing_is_announced_as_long",),
     ),
     Bug(

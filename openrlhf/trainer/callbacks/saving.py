@@ -91,8 +91,9 @@ class Saving(Callback):
             if self._checkpointer is not None:
                 self._look_at(self._save_checkpoint(self._checkpointer, trainer), trainer)
             if self._exporter is not None:
-                for problem in self._exporter.export(step, trainer.progress.eval_loss_here):
-                    trainer.strategy.print(f"warning: {problem}")
+                exported = self._exporter.export(step, trainer.progress.eval_loss_here)
+                # beside checkpoints a failure costs no state of the run
+                self._look_at(replace(exported, num_failures_in_a_row=0) if self._checkpointer else exported, trainer)
         self._last_save_at = time.monotonic()
         trainer.emit("on_save", str(_path_of(self._ckpt, step)))
 

@@ -8,6 +8,7 @@ from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, CheckpointStore
 from openrlhf.config import CkptConfig, TrainingConfig, shown_values
 from openrlhf.named_object import named_object
+from openrlhf.strategy.checkpoints import max_bytes_of
 from openrlhf.tracking.tracker import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard
@@ -64,7 +65,7 @@ def _saving(trainer: CommandTrainer, ckpt: CkptConfig, identity: RunIdentity) ->
     checkpointer = trainer.strategy.checkpointers.of(ckpt.path, ckpt.max_num, ckpt.max_mem, ckpt.background_save)
     exporter = None
     if trainer.save_hf_ckpt:
-        store = CheckpointStore(ckpt.path, max_num=ckpt.max_num, suffix=EXPORT_SUFFIX)
+        store = CheckpointStore(ckpt.path, ckpt.max_num, max_bytes_of(ckpt.max_mem), EXPORT_SUFFIX)
         exporter = ExporterAlongTheWay(
             trainer.strategy, trainer.model, trainer.tokenizer, store, ckpt.export_shard_size, identity
         )

@@ -107,8 +107,8 @@ BUGS = [
         "a_stopped_run_trains_on",
         "a run that is asked to leave in the step that stops it trains on when it starts again",
         "trainer/callbacks/preemption.py",
-        "if trainer.wishes.stop_reason is not None:",
-        "if False:",
+        "finished=trainer.wishes.stop_reason is not None,",
+        "finished=False,",
         (f"{_CALLBACKS}::test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped",),
     ),
 ]

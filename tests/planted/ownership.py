@@ -11,8 +11,8 @@ BUGS = [
         "lease_is_not_looked_at",
         "two runs write into one folder",
         "checkpoint/lease.py",
-        "        except FileExistsError:\n            return False\n        try:",
-        "        except FileExistsError:\n            return True\n        try:",
+        "        except FileExistsError:\n            return False\n",
+        "        except FileExistsError:\n            return True\n",
         _HOSTILE,
     ),
     Bug(

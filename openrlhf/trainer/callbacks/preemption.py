@@ -75,7 +75,8 @@ class LeaveRequests:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _listening.remove(self)
+        if self in _listening:  # a loop may end before it has begun
+            _listening.remove(self)
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 

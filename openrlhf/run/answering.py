@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from openrlhf.checkpoint.model_settings import base_of, end_token_ids
@@ -14,6 +15,7 @@ from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
 from openrlhf.rejection.rewards.reward import Reward
+from openrlhf.tracking.metrics_file import ANSWERS_FILE, read_records
 from openrlhf.trainer import Callback, Trainer
 from openrlhf.trainer.callbacks.preemption import is_asked_to_leave
 
@@ -45,12 +47,13 @@ class Answering(Callback):
         self._check_lengths(max_positions)
         self._judge = _judge_of(settings)
         self._last_step = -1
+        self._file = Path(config.ckpt.output_dir, ANSWERS_FILE)
 
     def on_run_begin(self, trainer: Trainer) -> None:
         if self._judge is not None:
             with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
                 _on_rank_0(trainer, self._judge.start)
-        if trainer.progress.left_early and self._is_due(trainer):
+        if trainer.progress.left_early and self._is_due(trainer) and not self._has_answered(trainer):
             self._answer(trainer)
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -68,6 +71,12 @@ class Answering(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         return self._every_steps > 0 and trainer.progress.optimizer_step % self._every_steps == 0
+
+    def _has_answered(self, trainer: Trainer) -> bool:
+        """After this step, before the run left: it may have been asked to while it answered."""
+        is_there = trainer.strategy.is_rank_0() and self._file.is_file()
+        steps = {one["global_step"] for one in read_records(self._file)} if is_there else set()
+        return gather_objects(trainer.progress.optimizer_step in steps, trainer.strategy.groups.control)[0]
 
     def _check_lengths(self, max_positions: int | None) -> None:
         for number, (_, ids) in enumerate(self._prompts, start=1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +93,18 @@ def plain_answers(model, folder: Path) -> list[str]:
         output = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.pad_token_id)
         answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return answers
+
+
+def test_answers_in_which_the_run_was_asked_to_leave_are_not_made_again(tmp_path):
+    answering = object.__new__(Answering)
+    answering._file = tmp_path / "answers.jsonl"
+    strategy = SimpleNamespace(is_rank_0=lambda: True, groups=SimpleNamespace(control=None))
+    trainer: Any = SimpleNamespace(strategy=strategy, progress=SimpleNamespace(optimizer_step=3))
+    assert not answering._has_answered(trainer)
+    answering._file.write_text('{"global_step": 3}\n')
+    assert answering._has_answered(trainer)
+    trainer.progress.optimizer_step = 6
+    assert not answering._has_answered(trainer)
 
 
 def test_answers_that_were_due_when_the_run_left_are_made_when_it_goes_on(bench, adapted, one_rank):

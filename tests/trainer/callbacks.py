@@ -60,6 +60,12 @@ class EvaluateAtStepFive(Callback):
             trainer.request_evaluation()
 
 
+class AskedToLeaveInAnEvaluation(Callback):
+    def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if metrics["global_step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class StopAtStepThree(Callback):
     """Asks on the last rank alone."""
 

@@ -120,6 +120,15 @@ def test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on(on
     assert best[0] == best[1]
 
 
+def test_a_signal_in_an_evaluation_is_heeded_after_it(one_rank, bench):
+    """The next step may take minutes; nor is the evaluation made again."""
+    words = argv(bench, "asked_in_it", train__callbacks=f"{MINE}:AskedToLeaveInAnEvaluation")
+    assert one_rank.run(run_until_asked_to_leave, words, -1, 0) == [75]
+    assert [len(lines) for lines in (step_lines(bench / "asked_in_it"), eval_lines(bench / "asked_in_it"))] == [2, 1]
+    progress = json.loads((bench / "asked_in_it/checkpoints/global_step2/progress.json").read_text())
+    assert not progress["left_early"]
+
+
 def test_an_evaluation_on_other_rows_finds_its_best_anew(one_rank, bench):
     """Of those before the loss may never be reached again."""
     ways = dict(ckpt__save_steps=2, train__early_stop_patience=3)

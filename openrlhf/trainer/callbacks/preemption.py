@@ -114,12 +114,16 @@ class Preemption(Callback):
         self._requests.__enter__()
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.leave_if_asked(trainer, is_early=True)
+
+    def leave_if_asked(self, trainer: Trainer, is_early: bool) -> None:
+        """All ranks call. Args: is_early: what is due after this step may not be done yet."""
         if not is_asked_to_leave(trainer.strategy.groups.control):
             return
         step = trainer.progress.optimizer_step
         trainer.progress = replace(
             trainer.progress,
-            left_early=True,
+            left_early=is_early,
             evaluation_wished=trainer.wishes.evaluation,
             finished=trainer.wishes.stop_reason is not None,  # it would have been the last one
         )
@@ -132,3 +136,14 @@ class Preemption(Callback):
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         self._requests.__exit__()
+
+
+class PreemptionAfterEvaluating(Callback):
+    """Looks again where this step has been evaluated: the request may have come meanwhile, and a step takes long."""
+
+    def __init__(self, preemption: Preemption):
+        self._preemption = preemption
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if trainer.progress.last_eval_step == trainer.progress.optimizer_step:
+            self._preemption.leave_if_asked(trainer, is_early=False)

@@ -12,7 +12,7 @@ from openrlhf.strategy.checkpoints import max_bytes_of
 from openrlhf.tracking.tracker import open_tracker
 from openrlhf.trainer.callbacks.callback import Callback
 from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard
-from openrlhf.trainer.callbacks.preemption import Preemption
+from openrlhf.trainer.callbacks.preemption import Preemption, PreemptionAfterEvaluating
 from openrlhf.trainer.callbacks.saving import Saving
 from openrlhf.trainer.callbacks.tracking import Tracking
 from openrlhf.trainer.evaluation import EarlyStop, Evaluating
@@ -32,6 +32,7 @@ def standard_callbacks(
         identity: a checkpoint of this run is recognised by it.
     """
     saving = _saving(trainer, config.ckpt, identity)
+    preemption = Preemption(saving)
     tracker = open_tracker(
         config.logger,
         config.ckpt.output_dir,
@@ -43,13 +44,13 @@ def standard_callbacks(
     callbacks: list[Callback] = [
         Tracking(tracker),
         NonFiniteGuard(config.train.max_nonfinite_steps_in_a_row, config.ds.param_dtype == "fp16"),
-        Preemption(saving),
+        preemption,
     ]
     if trainer.eval_dataloader is not None:
         callbacks.append(Evaluating(config.eval.steps, config.eval.at_end, config.eval.every_epoch))
     if config.train.early_stop_patience is not None:
         callbacks.append(EarlyStop(config.train.early_stop_patience))
-    return [*callbacks, saving]
+    return [*callbacks, PreemptionAfterEvaluating(preemption), saving]
 
 
 def callbacks_named(names: str | None) -> list[Callback]:

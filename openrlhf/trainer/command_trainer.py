@@ -30,6 +30,7 @@ from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
 _NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
+_NEVER_READ = ("loss_fn", "concatenated_forward", "concatenated_inputs")  # what a script would have its own loss by
 
 
 class CommandTrainer(Trainer):
@@ -46,6 +47,7 @@ class CommandTrainer(Trainer):
     """
 
     config_class: ClassVar[type[TrainingConfig]]
+    loss_setting: ClassVar[str]  # by which the settings of `fit` name the loss
     step_layouts: tuple[StepLayout, ...] = ()  # that the run may choose from, the likely best first
 
     def __init__(
@@ -65,6 +67,7 @@ class CommandTrainer(Trainer):
         has_own_objective: bool,
         **others: Any,
     ):
+        self._check_overrides()
         self._check_callbacks(callbacks)
         self._check_max_norm(max_norm, strategy)
         super().__init__(
@@ -181,6 +184,25 @@ class CommandTrainer(Trainer):
             horizon_steps=num_steps,
             base_model=base_model_fingerprint(model.config.name_or_path) if _is_frozen_in_part(model) else None,
             reference=self.reference_fingerprint,
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises UserError for a loss that nothing here would read."""
+        if name in _NEVER_READ:
+            raise self._of_ones_own([name])
+        super().__setattr__(name, value)
+
+    def _check_overrides(self) -> None:
+        kinds = type(self).__mro__[: type(self).__mro__.index(CommandTrainer)]
+        if own := [name for name in _NEVER_READ if any(name in vars(kind) for kind in kinds)]:
+            raise self._of_ones_own(own)
+
+    def _of_ones_own(self, names: Sequence[str]) -> UserError:
+        kind = type(self).__name__
+        return UserError(
+            f"{kind} is given {' and '.join(names)} of its own, which nothing here reads: the loss is that of the "
+            "trainer's objective. Make your loss an Objective, as examples/own_objective.py does, and give it by "
+            f"{kind}(objective=…); {self.loss_setting}."
         )
 
     def _check_callbacks(self, callbacks: Sequence[Callback] | None) -> None:

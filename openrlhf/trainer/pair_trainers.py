@@ -63,6 +63,7 @@ class DPOTrainer(CommandTrainer):
     """
 
     config_class = DPOConfig
+    loss_setting = "a loss of the house has a name for --model.loss_type"
     sequences_a_unit = 2
 
     def __init__(
@@ -130,6 +131,7 @@ class RewardModelTrainer(CommandTrainer):
     """
 
     config_class = RMConfig
+    loss_setting = "a loss of the house has a name for --model.loss_type, here loss="
     sequences_a_unit = 2
 
     def __init__(

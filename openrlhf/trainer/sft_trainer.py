@@ -39,6 +39,7 @@ class SFTTrainer(CommandTrainer):
     """
 
     config_class = SFTConfig
+    loss_setting = "or name it in the settings of fit, --train.loss module:Name"
 
     def __init__(
         self,

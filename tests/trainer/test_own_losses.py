@@ -1,0 +1,52 @@
+"""A loss that a script gives a trainer otherwise than as an objective is refused: nothing would read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openrlhf.errors import UserError
+from openrlhf.objectives import SFTObjective
+from openrlhf.trainer import DPOTrainer, RewardModelTrainer, SFTTrainer
+
+LOSSES = ["loss_fn", "concatenated_forward", "concatenated_inputs"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [(SFTTrainer, "--train.loss module:Name"), (DPOTrainer, "--model.loss_type"), (RewardModelTrainer, "loss=")],
+)
+def test_a_loss_that_is_set_is_refused(kind: type, remedy: str, name: str) -> None:
+    trainer = kind.__new__(kind)
+    with pytest.raises(UserError) as caught:
+        setattr(trainer, name, print)
+    assert f"{kind.__name__} is given {name} of its own" in str(caught.value)
+    assert f"{kind.__name__}(objective=…)" in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (SFTTrainer, dict.fromkeys(("optim", "eval_dataloader"))),
+        (RewardModelTrainer, dict.fromkeys(("optim", "eval_dataloader", "tokenizer"))),
+    ],
+)
+def test_a_subclass_with_such_a_method_is_refused(kind: Any, given: dict[str, None], name: str) -> None:
+    base = type("Mine", (kind,), {name: lambda self, *given: None, "my_own": lambda self: None})
+    with pytest.raises(UserError, match=f"Yours is given {name} of its own, which nothing here reads"):
+        type("Yours", (base,), {})(
+            model=None, strategy=None, train_dataloader=None, scheduler=None, objective=SFTObjective(), **given
+        )
+
+
+def test_other_names_are_a_subclasss_own() -> None:
+    class Mine(SFTTrainer):
+        my_loss = None
+
+    trainer = Mine.__new__(Mine)
+    trainer.other_loss = trainer.my_loss
+    trainer._check_overrides()

@@ -9,6 +9,7 @@ from openrlhf.batching.foreign_loader import ForeignLoader
 from openrlhf.batching.layout import FixedSize, StepLayout, TokenBudget, layout_of
 from openrlhf.batching.loader import MicroBatchFormat, StepWindowLoader
 from openrlhf.batching.micro_batch import MicroBatch, make_micro_batch
+from openrlhf.batching.rows import pads_alone
 from openrlhf.batching.schedule import StepSchedule
 from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
 from openrlhf.batching.window import StepWindow, WindowCounts
@@ -30,4 +31,5 @@ __all__ = [
     "WindowCounts",
     "layout_of",
     "make_micro_batch",
+    "pads_alone",
 ]

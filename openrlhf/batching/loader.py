@@ -16,8 +16,9 @@ from torch import Tensor
 from openrlhf.batching.distributed_sampler import DistributedSampler
 from openrlhf.batching.layout import FixedSize, TokenBudget, Units
 from openrlhf.batching.micro_batch import LossReduction, make_micro_batch, shared_tokens
+from openrlhf.batching.rows import changes_rows, row_of, sequence_of
 from openrlhf.batching.schedule import StepSchedule, WindowRows
-from openrlhf.batching.unit import TokenSequence, Unit, UnitLengths
+from openrlhf.batching.unit import Unit, UnitLengths
 from openrlhf.batching.window import StepWindow
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups
@@ -64,6 +65,9 @@ class StepWindowLoader:
     (B, S): what a loop of the user's own expects. `sampler.set_epoch(epoch, consumed_samples)` says of which epoch, and
     from where on; at first it is the whole first one.
 
+    Args:
+        collate_fn: rows → a batch. One that does more than pad (`pads_alone`) makes the rows of windows too.
+
     Attributes:
         layout, halvings: how the next window is cut, `layout.halved(halvings)`. They may be set between two windows,
             on all ranks alike; a window that was built before is then built again.
@@ -87,6 +91,7 @@ class StepWindowLoader:
         self.micro_batch_format = micro_batch_format
         self.groups = groups
         self.collate_fn = collate_fn or _pad_rows
+        self._changes_rows = changes_rows(collate_fn)
         self.sampler = DistributedSampler(
             dataset, groups.data_size, groups.data_rank, shuffle=schedule.shuffle, seed=schedule.seed
         )
@@ -136,39 +141,62 @@ class StepWindowLoader:
         """Micro-batches that each rank computes for a window of the first epoch."""
         return len(self._rows_of_micro_batches(self.schedule.window(0, window_number)))
 
-    def _rows_of_micro_batches(self, window: WindowRows, layout: WindowLayout | None = None) -> list[list[int]]:
-        """The rows of each micro-batch of this rank."""
-        layout = layout or self.layout
-        of_rank = layout.of_rank(self._lengths(window.rows), self.groups.data_size, self.groups.data_rank)
+    def _rows_of_micro_batches(
+        self, window: WindowRows, layout: WindowLayout | None = None, as_given: bool = False
+    ) -> list[list[int]]:
+        """The rows of each micro-batch of this rank. Args: as_given: as of `_lengths`."""
+        layout, lengths = layout or self.layout, self._lengths(window.rows, as_given)
+        of_rank = layout.of_rank(lengths, self.groups.data_size, self.groups.data_rank)
         return [window.rows[list(places)].tolist() for places in of_rank]
 
-    def _lengths(self, rows: np.ndarray) -> Units:
+    def _lengths(self, rows: np.ndarray, as_given: bool) -> Units:
+        """Args: as_given: those of the data set, for batches of which only the collate_fn knows what they hold."""
         if self.micro_batch_format.shares_prompts:
             return [_lengths_in_pack(self._unit(row)) for row in rows.tolist()]
         if hasattr(self.dataset, "unit_lengths"):
             return [self.dataset.unit_lengths(row) for row in rows.tolist()]
-        if self._lengths_tokens is not None:
+        if self._lengths_tokens is not None and (as_given or not self._changes_rows):
             return self._lengths_tokens[rows]
-        return [(self.dataset[row][0].numel(),) for row in rows.tolist()]
+        return [(self._length(row, as_given),) for row in rows.tolist()]
+
+    def _length(self, row: int, as_given: bool) -> int:
+        item = self.dataset[row]
+        if as_given and isinstance(item, tuple | list):
+            return torch.as_tensor(item[0]).numel()
+        input_ids, attention_mask, _ = self._parts(item, row)
+        return int(attention_mask.bool().sum()) if self._changes_rows else input_ids.numel()
 
     def _unit(self, row: int) -> Unit:
         if hasattr(self.dataset, "unit"):
+            self._check_units_alone()
             return self.dataset.unit(row)
-        input_ids, attention_mask, loss_mask = (torch.as_tensor(part).flatten() for part in self.dataset[row][:3])
-        is_token = attention_mask.bool()
-        name = self.dataset.sample_name(row) if hasattr(self.dataset, "sample_name") else f"row {row}"
+        name, parts = self._name(row), self._parts(self.dataset[row], row)
         weight = self.dataset.row_weight(row) if hasattr(self.dataset, "row_weight") else 1.0
-        return Unit((TokenSequence(input_ids[is_token], loss_mask[is_token]),), name, weight)
+        return Unit((sequence_of(*parts, name),), name, weight)
+
+    def _parts(self, item: Any, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        return row_of(self.collate_fn([item]) if self._changes_rows else item, self._name(row))
+
+    def _name(self, row: int) -> str:
+        return self.dataset.sample_name(row) if hasattr(self.dataset, "sample_name") else f"row {row}"
+
+    def _check_units_alone(self) -> None:
+        if self._changes_rows:
+            raise UserError(
+                f"the collate_fn given with a {type(self.dataset).__name__} would not be called: a training takes "
+                f"what {type(self.dataset).__name__}.unit(row) gives. Change that in its place, and give the data "
+                "set's own collate_fn, or none."
+            )
 
     def __iter__(self) -> Iterator[Any]:
         for window in self._windows_of_sampler():
-            for rows in self._rows_of_micro_batches(window):
+            for rows in self._rows_of_micro_batches(window, as_given=True):
                 if rows:
                     yield self.collate_fn([self.dataset[row] for row in rows])
 
     def __len__(self) -> int:
         """Micro-batches that an iteration has, on the rank that has most."""
-        return sum(len(self._rows_of_micro_batches(window)) for window in self._windows_of_sampler())
+        return sum(len(self._rows_of_micro_batches(window, as_given=True)) for window in self._windows_of_sampler())
 
     def _windows_of_sampler(self) -> Iterator[WindowRows]:
         num_rows, epoch = self.schedule.num_rows, self.sampler.epoch

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from openrlhf.batching.rows import parts_of, sequence_of
 from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.parallel.sequence_shares import sequence_share
 
@@ -147,15 +148,12 @@ def units_of_batch(batch: Sequence[Tensor], name: str, all_targets: bool = False
     """One unit a row, without padding, of `(input_ids, attention_mask, loss_mask)`, each (B, S) or (B, 1, S).
 
     Args: all_targets: every token counts, whatever the loss mask says.
+
+    Raises UserError for what is no such batch, and for masks that are none.
     """
-    input_ids, attention_mask, loss_mask = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in batch[:3])
-    units = []
-    for row in range(len(input_ids)):
-        is_token = attention_mask[row].bool()
-        mask = loss_mask[row][is_token]
-        sequence = TokenSequence(input_ids[row][is_token], torch.ones_like(mask) if all_targets else mask)
-        units.append(Unit((sequence,), f"{name}, row {row}"))
-    return units
+    parts = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in parts_of(batch, name))
+    rows = [(f"{name}, row {row}", masks) for row, masks in enumerate(zip(*parts, strict=True))]
+    return [Unit((sequence_of(*masks, place, all_targets),), place) for place, masks in rows]
 
 
 def shared_tokens(unit: Unit) -> int:

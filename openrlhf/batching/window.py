@@ -62,7 +62,7 @@ class StepWindow:
         units, targets, divisor, *rest = sum_over(sums, groups.control).tolist()
         tokens, totals = rest[: len(self.micro_batches)], rest[len(self.micro_batches) :]
         tokens_of_micro_step = tuple(int(number) for number in tokens)
-        if not math.isfinite(divisor) or (divisor == 0 and targets):
+        if not math.isfinite(divisor) or divisor < 0 or (divisor == 0 and targets):
             raise UserError(
                 f"the objective's weight of a step with {int(targets)} targets is {divisor}: it must be above 0."
             )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from openrlhf.batching import TokenSequence, Unit
+from openrlhf.batching import TokenSequence, Unit, pads_alone
 from openrlhf.config import DataConfig, PairDataConfig, from_namespace
 from openrlhf.config.schema import Command, Root
 from openrlhf.config.settings import free
@@ -114,6 +114,7 @@ class PairDataset(torch.utils.data.Dataset):
             extra = torch.stack([sequence.loss_mask.argmax() + 1 for sequence in unit.sequences]).min()
         return chosen, torch.ones_like(chosen), rejected, torch.ones_like(rejected), extra
 
+    @pads_alone
     def collate_fn(self, items: list[PairTensors]) -> PairTensors:
         """Items → the same five, ids and masks `(B, S)` padded on the right, `extra` `(B,)`."""
         *sides, extras = zip(*items, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from openrlhf.batching import pads_alone
 from openrlhf.config import DataConfig, SFTConfig, from_namespace
 from openrlhf.datasets.prepare import Runner, prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
@@ -109,6 +110,7 @@ class SFTDataset(torch.utils.data.Dataset):
         table, row = self.samples.origin(int(index))
         return f"{self.samples.table_names[table]}{row}"
 
+    @pads_alone
     def collate_fn(self, items: list[Tensors]) -> Tensors:
         """Samples → `(input_ids, attention_mask, loss_mask)`, each `(B, S)`, padded on the right by length."""
         input_ids, attention_mask, loss_mask = (

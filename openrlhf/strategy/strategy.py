@@ -132,8 +132,8 @@ class DeepspeedStrategy(OwnLoop):
         beside the training, and nothing is dropped, ever.
 
         Args:
-            sampler: the rows of this rank in the user's own order: torch's DataLoader over them comes back, to which
-                all the other arguments apply.
+            collate_fn: rows → a batch; one that does more than pad makes the rows of a training too, one by one.
+            sampler: this rank's rows in the user's own order; torch's DataLoader comes back, by the other arguments.
             consumed_samples: trained already; a loop of the user's own over the loader begins behind them.
             shares_prompts: in a pack, what the sequences of a unit begin with is computed once (attention `ring`).
         """

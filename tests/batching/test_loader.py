@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
 import torch
 
 from openrlhf.batching import (
@@ -14,7 +15,11 @@ from openrlhf.batching import (
     StepSchedule,
     StepWindowLoader,
     TokenBudget,
+    TokenSequence,
+    Unit,
+    pads_alone,
 )
+from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups, alone
 
 FORMAT = MicroBatchFormat(pad_token_id=0)
@@ -115,3 +120,84 @@ def test_a_users_batch_becomes_two_for_each_halving():
     (window,) = ForeignLoader([one_batch()], 1, 4, FORMAT, alone()).windows(max_epochs=1)
     sizes = [[len(one.unit_names) for one in window.relaid(number, frozenset()).micro_batches] for number in (0, 1, 2)]
     assert sizes == [[4], [2, 2], [1, 1, 1, 1]]
+
+
+# --- rows by a collate_fn, and rows that are none ---------------------------------------------------------------------
+
+
+def collated(data: object, collate_fn, layout=ONE_BY_ONE) -> StepWindowLoader:
+    return StepWindowLoader(data, StepSchedule(4, 4, seed=3, shuffle=False), layout, FORMAT, alone(), collate_fn)
+
+
+def without_the_first(items):
+    """`(B, S)` each, with one target fewer."""
+    ids, attention, mask = (
+        torch.nn.utils.rnn.pad_sequence(part, batch_first=True) for part in zip(*items, strict=True)
+    )
+    mask = mask.clone()
+    mask[:, 0] = 0
+    return ids, attention, mask
+
+
+def targets_of(made: StepWindowLoader) -> int:
+    return sum(batch.num_target_tokens for window in made.windows(max_epochs=1) for batch in window.micro_batches)
+
+
+def test_a_collate_fn_that_masks_more_is_heard_by_a_training():
+    data = rows(4)
+    assert targets_of(collated(data, without_the_first)) == targets_of(collated(data, None)) - 4
+    assert targets_of(collated(data, pads_alone(lambda items: without_the_first(items)))) == targets_of(
+        collated(data, None)
+    ), "one that says that it only pads is not asked row by row"
+
+
+def test_a_collate_fn_may_make_the_rows():
+    texts = [{"text": "a" * (3 + number)} for number in range(4)]
+
+    def collate(items):
+        ids = [torch.full((len(item["text"]),), 7) for item in items]
+        return without_the_first([(one, torch.ones_like(one), torch.ones_like(one)) for one in ids])
+
+    (window,) = collated(texts, collate, TokenBudget(12, packed=False)).windows(max_epochs=1)
+    assert sum(one.num_tokens for one in window.micro_batches) == 3 + 4 + 5 + 6
+    assert len(window.micro_batches) == 2, "their lengths are known"
+
+
+ONES = torch.ones(1, 3, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ({"input_ids": [1, 2], "labels": [1, 2]}, "row 0 is a dict with input_ids, labels, and must be"),
+        ("text", "row 0 is a str, and must be"),
+        ((ONES, ONES), "a tuple of 2: a Tensor of shape"),
+        ((ONES, ONES, ONES[:, :2]), "a tuple of 3: a Tensor of shape (1, 3), a Tensor of shape (1, 3), a Tensor"),
+        ((ONES, ONES, "mask"), "a Tensor of shape (1, 3), a str"),
+        ((ONES.repeat(2, 1),) * 3, "must be one row alone"),
+    ],
+)
+def test_an_item_that_is_no_triple_is_named(item: object, found: str):
+    with pytest.raises(UserError) as caught:
+        targets_of(collated([item] * 4, None))
+    assert found in str(caught.value)
+
+
+def test_a_loop_of_ones_own_is_given_whatever_its_collate_fn_makes():
+    pairs = [row[:2] for row in rows(4)]
+    sizes = [len(batch["texts"]) for batch in collated(pairs, lambda items: {"texts": items}, FixedSize(3))]
+    assert sizes == [3, 1]
+
+
+def test_a_collate_fn_of_units_would_not_be_heard_and_is_refused():
+    class Units(list):
+        def unit(self, row):
+            return Unit((TokenSequence(*self[row][::2]),), f"row {row}")
+
+        def unit_lengths(self, row):
+            return (len(self[row][0]),)
+
+    made = collated(Units(rows(4)), without_the_first)
+    assert len(list(made)) == 4, "a loop of one's own is given its batches"
+    with pytest.raises(UserError, match=r"the collate_fn given with a Units would not be called.*Units\.unit\(row\)"):
+        targets_of(made)

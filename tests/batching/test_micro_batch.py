@@ -1,9 +1,11 @@
 """Micro-batches: the loss mask's shift, padding by length, borders of packed samples, ring shares."""
 
+import pytest
 import torch
 
 from openrlhf.batching.micro_batch import make_micro_batch, units_of_batch
 from openrlhf.batching.unit import TokenSequence, Unit
+from openrlhf.errors import UserError
 
 
 def sequence(ids, mask):
@@ -90,6 +92,45 @@ def test_every_token_of_a_foreign_batch_is_a_target_where_that_is_asked_for():
     ids, mask = torch.tensor([[7, 8, 9]]), torch.tensor([[0, 0, 1]])
     (unit,) = units_of_batch([ids, torch.ones_like(ids), mask], "batch 0", all_targets=True)
     assert unit.sequences[0].loss_mask.tolist() == [1, 1, 1]
+
+
+IDS = [[7, 8, 9, 0], [7, 8, 9, 0]]
+TOKENS = [[1, 1, 1, 0], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("loss_mask", "found"),
+    [
+        ([-100, 8, 9, -100], "batch 0, row 1 has a loss mask with -100. Are these labels?"),
+        ([7, 8, 9, -100], "a loss mask with the token ids themselves. Are these labels?"),
+        ([0.0, float("nan"), 0.0, 0.0], "a loss mask with nan"),
+        ([0.0, float("inf"), 0.0, 0.0], "a loss mask with inf"),
+    ],
+)
+def test_labels_are_not_taken_for_a_loss_mask(loss_mask: list[float], found: str):
+    batch = [torch.tensor(IDS), torch.tensor(TOKENS), torch.tensor([[1, 1, 1, 0], loss_mask])]
+    with pytest.raises(UserError) as caught:
+        units_of_batch(batch, "batch 0")
+    assert found in str(caught.value)
+    assert len(units_of_batch(batch, "batch 0", all_targets=True)) == 2, "it is not read then"
+
+
+def test_weights_and_what_stands_at_padding_are_taken():
+    for mask in ([0.25, 3.0, 0.0, -1.0], [True, False, True, False], [2, 5, 0, 0]):
+        units = units_of_batch([torch.tensor(IDS[:1]), torch.tensor(TOKENS[:1]), torch.tensor([mask])], "batch 0")
+        assert units[0].sequences[0].loss_mask.tolist() == mask[:3]
+
+
+@pytest.mark.parametrize("attention", [[1, 1, 2, 2], [0.0, float("-inf"), 0.0, 0.0]])
+def test_an_attention_mask_that_numbers_samples_is_refused(attention: list[float]):
+    batch = [torch.tensor(IDS[:1]), torch.tensor([attention]), torch.tensor(TOKENS[:1])]
+    with pytest.raises(UserError, match="batch 0, row 0 has an attention mask with (2|-inf): it must be 1 for a token"):
+        units_of_batch(batch, "batch 0")
+
+
+def test_a_batch_that_is_a_dict_is_refused():
+    with pytest.raises(UserError, match="batch 0 is a dict with input_ids, labels, and must be"):
+        units_of_batch({"input_ids": 1, "labels": 2}, "batch 0")
 
 
 def test_ring_shares_hold_every_token_and_every_target_once():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -41,8 +41,7 @@ class ForeignLoader:
     @property
     def steps_per_epoch(self) -> int:
         """0 where the loader does not say how long it is."""
-        num_batches = len(self.batches) if isinstance(self.batches, Sized) else 0
-        return -(-num_batches // self.num_micro_batches)
+        return -(-_num_batches(self.batches) // self.num_micro_batches)
 
     def num_steps_before(self, consumed_samples: int) -> int:
         return consumed_samples // self.batch_size
@@ -94,6 +93,14 @@ class ForeignLoader:
         micro_batches = [one.share(self.groups.sequence_rank, self.groups.sequence_size) for one in made]
         num_left_out = sum(map(len, batches)) - sum(map(len, kept))
         return StepWindow(epoch, micro_batches, [], partial(self._window, epoch, batches), halvings, num_left_out)
+
+
+def _num_batches(batches: Any) -> int:
+    """0 where they do not say: a DataLoader over an IterableDataset has a `__len__`, which raises TypeError."""
+    try:
+        return len(batches)
+    except TypeError:
+        return 0
 
 
 def _parts(units: list[Unit], number: int) -> list[list[Unit]]:

@@ -63,7 +63,9 @@ class StepWindowLoader:
 
     As an iterable it yields the micro-batches of this rank as padded `(input_ids, attention_mask, loss_mask)`, each
     (B, S): what a loop of the user's own expects. `sampler.set_epoch(epoch, consumed_samples)` says of which epoch, and
-    from where on; at first it is the whole first one.
+    from where on; at first it is the whole first one. Every rank is given as many, as its collectives wait for the
+    others': where the rows of a window do not go round, a rank without any is given the window's first row again, as
+    `DistributedSampler` repeats rows. Windows repeat none.
 
     Args:
         collate_fn: rows → a batch. One that does more than pad (`pads_alone`) makes the rows of windows too.
@@ -191,11 +193,10 @@ class StepWindowLoader:
     def __iter__(self) -> Iterator[Any]:
         for window in self._windows_of_sampler():
             for rows in self._rows_of_micro_batches(window, as_given=True):
-                if rows:
-                    yield self.collate_fn([self.dataset[row] for row in rows])
+                yield self.collate_fn([self.dataset[row] for row in rows or window.rows[:1].tolist()])
 
     def __len__(self) -> int:
-        """Micro-batches that an iteration has, on the rank that has most."""
+        """Micro-batches that an iteration has, on every rank alike."""
         return sum(len(self._rows_of_micro_batches(window, as_given=True)) for window in self._windows_of_sampler())
 
     def _windows_of_sampler(self) -> Iterator[WindowRows]:

@@ -201,3 +201,28 @@ def test_a_collate_fn_of_units_would_not_be_heard_and_is_refused():
     assert len(list(made)) == 4, "a loop of one's own is given its batches"
     with pytest.raises(UserError, match=r"the collate_fn given with a Units would not be called.*Units\.unit\(row\)"):
         targets_of(made)
+
+
+# --- a loop of the user's own ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [ONE_BY_ONE, FixedSize(2), TokenBudget(8, packed=False)], ids=str)
+def test_a_loop_of_ones_own_has_as_many_batches_on_every_rank(layout):
+    of_ranks = [loader(9, rank_of(rank, 2), layout) for rank in (0, 1)]
+    batches = [list(one) for one in of_ranks]
+    assert [len(one) for one in batches] == [len(one) for one in of_ranks]
+    assert len(batches[0]) == len(batches[1])
+    seen = [{int(ids[0]) for batch in one for ids in batch[0]} for one in batches]
+    assert seen[0] | seen[1] == {*range(10, 19)}
+    assert seen[0] & seen[1], "the last window has one row: it comes to both"
+
+
+def test_a_stream_that_does_not_know_its_length_is_read():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(rows(5))
+
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=1)
+    made = ForeignLoader(stream, 2, 2, FORMAT, alone())
+    assert made.steps_per_epoch == 0
+    assert len(list(made.windows(max_epochs=1))) == 3

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from openrlhf.batching import StepWindowLoader
+from openrlhf.batching import ForeignLoader, StepWindowLoader
 from openrlhf.config import DPOConfig, RMConfig, from_namespace
 from openrlhf.config.pair_settings import PreferenceModelConfig, RewardModelConfig
 from openrlhf.errors import UserError
@@ -41,7 +41,17 @@ def reward_objective(model: RewardModelConfig) -> RewardObjective:
     return RewardObjective(model.loss_type, model.margin_loss_enable, model.center_rewards_coef)
 
 
-class DPOTrainer(CommandTrainer):
+class _PairTrainer(CommandTrainer):
+    """Reads pairs alone."""
+
+    sequences_a_unit = 2
+
+    def _source_of(self, dataloader: Loader, num_micro_batches: int) -> StepWindowLoader | ForeignLoader:
+        _check_pairs(self, dataloader)
+        return super()._source_of(dataloader, num_micro_batches)
+
+
+class DPOTrainer(_PairTrainer):
     """DPO, and the other losses of preferences, on pairs of answers.
 
     Args:
@@ -64,7 +74,6 @@ class DPOTrainer(CommandTrainer):
 
     config_class = DPOConfig
     loss_setting = "a loss of the house has a name for --model.loss_type"
-    sequences_a_unit = 2
 
     def __init__(
         self,
@@ -120,7 +129,7 @@ class DPOTrainer(CommandTrainer):
         return replace(config, model=replace(config.model, beta=self._beta))
 
 
-class RewardModelTrainer(CommandTrainer):
+class RewardModelTrainer(_PairTrainer):
     """A reward model on pairs of answers. Its config keeps mean and deviation of the rewards of the last evaluation.
 
     Those of the model before its training are taken away.
@@ -132,7 +141,6 @@ class RewardModelTrainer(CommandTrainer):
 
     config_class = RMConfig
     loss_setting = "a loss of the house has a name for --model.loss_type, here loss="
-    sequences_a_unit = 2
 
     def __init__(
         self,
@@ -197,11 +205,13 @@ class RewardModelTrainer(CommandTrainer):
 
 def _check_pairs(trainer: CommandTrainer, *loaders: Any) -> None:
     for loader in loaders:
-        if loader is not None and not hasattr(getattr(loader, "dataset", None), "unit"):
-            raise UserError(
-                f"{type(trainer).__name__} has been given a loader that knows of no pairs: give what "
-                "strategy.setup_dataloader makes of a PairDataset or a RewardDataset."
-            )
+        if loader is None or (isinstance(loader, StepWindowLoader) and hasattr(loader.dataset, "unit")):
+            continue
+        raise UserError(
+            f"{type(trainer).__name__} has been given a loader that knows of no pairs ({type(loader).__name__}): give "
+            "what strategy.setup_dataloader makes of a PairDataset or a RewardDataset, without sampler=, which makes "
+            "torch's DataLoader."
+        )
 
 
 def _reference_of(model: Actor, ref_model: Actor | None, loader: StepWindowLoader) -> Reference | None:

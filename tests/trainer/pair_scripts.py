@@ -75,20 +75,34 @@ def train_reward_model(folder: Path) -> dict[str, float]:
     return trainer.last_step.metrics
 
 
-def told_of_a_foreign_loader(folder: Path) -> str:
-    """What DPOTrainer says of a loader of the user's own."""
+def told_of_foreign_loaders(folder: Path) -> list[str]:
+    """What the trainers say of loaders that are not ours: before a training, and at an evaluation."""
+    from torch.utils.data import DataLoader, SequentialSampler
+
     from openrlhf.errors import UserError
     from openrlhf.models import Actor
-    from openrlhf.trainer import DPOTrainer
+    from openrlhf.trainer import DPOTrainer, RewardModelTrainer
 
     strategy, model, optimizer, scheduler, loader, tokenizer = _parts(folder, Actor)
-    try:
-        DPOTrainer(model, None, strategy, tokenizer, optimizer, list(loader), None, scheduler)
-    except UserError as error:
-        return str(error)
-    finally:
-        model.engine.destroy()
-    return ""
+    data, batches = loader.dataset, loader.dataset.collate_fn
+    of_torch = DataLoader(data, 1, collate_fn=batches)
+    sampled = strategy.setup_dataloader(data, 1, collate_fn=batches, sampler=SequentialSampler(data))
+    of_rewards = (model, strategy, optimizer, sampled, None, scheduler, tokenizer)
+    trainer = DPOTrainer(model, model, strategy, tokenizer, optimizer, loader, None, scheduler)
+    told = []
+    for attempt in (
+        lambda: DPOTrainer(model, None, strategy, tokenizer, optimizer, list(loader), None, scheduler),
+        lambda: DPOTrainer(model, None, strategy, tokenizer, optimizer, loader, of_torch, scheduler),
+        lambda: RewardModelTrainer(*of_rewards),
+        lambda: trainer.evaluate(of_torch),
+    ):
+        try:
+            attempt()
+            told.append("")
+        except UserError as error:
+            told.append(str(error))
+    model.engine.destroy()
+    return told
 
 
 def told_of_a_start_from_an_adapter(folder: Path) -> str:

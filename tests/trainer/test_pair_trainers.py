@@ -48,7 +48,10 @@ def test_reward_model_trainer_trains_as_a_script_calls_it(one_rank, folder):
 
 
 def test_a_loader_that_knows_no_pairs_is_refused(one_rank, folder):
-    assert "a loader that knows of no pairs" in one_rank.run(pair_scripts.told_of_a_foreign_loader, folder=folder)[0]
+    told = one_rank.run(pair_scripts.told_of_foreign_loaders, folder=folder)[0]
+    kinds = zip(told, ("list", "DataLoader", "DataLoader", "DataLoader"), strict=True)
+    assert all(f"a loader that knows of no pairs ({kind})" in one for one, kind in kinds), told
+    assert all("without sampler=" in one for one in told)
 
 
 def test_the_base_is_no_reference_of_a_model_that_starts_from_an_adapter(one_rank, folder):

@@ -311,6 +311,22 @@ def test_a_method_that_would_never_be_called_is_refused(model: Path, tmp_path: P
         Weighted(str(model), arguments(tmp_path / "out"), train_dataset=ROWS)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("_prepare_dataset", "Mine overrides _prepare_dataset, which is never called here"),
+        ("_prepare_peft_model", "Mine overrides _prepare_peft_model, which is never called here"),
+        ("evaluate", "Mine overrides evaluate, which is not called along the way here: a TrainerCallback is, on_eval"),
+        ("save_model", "Mine overrides save_model, which is not called along the way here: a TrainerCallback is, on_s"),
+    ],
+)
+def test_a_method_that_trl_alone_would_call_is_refused(model: Path, tmp_path: Path, name: str, said: str) -> None:
+    mine = type("Mine", (SFTTrainer,), {name: lambda self, *given, **more: None})
+    with pytest.raises(UserError) as caught:
+        mine(str(model), arguments(tmp_path / "out"), train_dataset=ROWS)
+    assert said in str(caught.value)
+
+
 def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -> None:
     class Labelled(SFTTrainer):
         label: str = "mine"

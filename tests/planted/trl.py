@@ -75,7 +75,7 @@ BUGS = [
     Bug(
         "an_overridden_loss_is_ignored",
         "a script's own compute_loss is never called, and the run trains another loss",
-        "compat/trl/trainer.py",
+        "compat/trl/overrides.py",
         "    if never_called:\n",
         "    if False:\n",
         (f"{_FACE}::test_a_method_that_would_never_be_called_is_refused",),
@@ -83,7 +83,7 @@ BUGS = [
     Bug(
         "an_annotation_is_taken_for_a_method",
         "a script whose trainer has an annotated attribute is refused",
-        "compat/trl/trainer.py",
+        "compat/trl/overrides.py",
         " if callable(getattr(Trainer, name, None))",
         "",
         (f"{_FACE}::test_a_subclass_may_have_annotated_attributes",),

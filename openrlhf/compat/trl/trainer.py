@@ -16,6 +16,7 @@ from openrlhf.compat.trl.callbacks import STATE_FILE, is_trainer_callback
 from openrlhf.compat.trl.history import evaluation_in_their_names
 from openrlhf.compat.trl.hub import push, write_model_card
 from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, translation_of
+from openrlhf.compat.trl.overrides import check_overrides
 from openrlhf.compat.trl.results import print_metrics, write_metrics
 from openrlhf.compat.trl.run import TrlRun, last_checkpoint
 from openrlhf.config.recipes import Recipe
@@ -79,7 +80,7 @@ class TrlSFTTrainer:
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
         _check_given(given, train_dataset, callbacks or ())
-        _check_overrides(type(self))
+        check_overrides(type(self), TrlSFTTrainer)
         _check_model(model)
         if args is not None and not isinstance(args, TrlSFTConfig):
             raise UserError(f"SFTTrainer(args=) is a {type(args).__name__}: give the SFTConfig of openrlhf.compat.trl.")
@@ -324,20 +325,6 @@ def _check_given(given: dict[str, Any], train_dataset: Any, callbacks: Sequence[
     ]
     if problems:
         raise UserError(*problems)
-
-
-def _check_overrides(kind: type) -> None:
-    """A subclass's method that transformers' Trainer would call, and nothing here does, must not pass for obeyed."""
-    from transformers import Trainer
-
-    kinds = kind.__mro__[: kind.__mro__.index(TrlSFTTrainer)]
-    own = {name for one in kinds for name in vars(one) if callable(getattr(Trainer, name, None))}
-    never_called = own - {*dir(TrlSFTTrainer)}
-    if never_called:
-        raise UserError(
-            f"{kind.__name__} overrides {', '.join(sorted(never_called))}, which is never called here. What stands "
-            f"beside the loop is a TrainerCallback; {BESIDE_A_RECIPE} --train.loss module:Name, a loss of your own."
-        )
 
 
 def _check_model(model: Any) -> None:

@@ -23,8 +23,9 @@ from openrlhf.config.trl_names import (
     ScriptArgumentNames,
     SftNames,
     VerifiersNames,
+    is_secret,
 )
-from openrlhf.config.trl_translation import Translation, translate
+from openrlhf.config.trl_translation import HIDDEN, Translation, translate
 
 _SFT = "sft."  # verifiers' group of TRL's names
 _OF_VERIFIERS = {"model": "model_name_or_path", "dataset": "dataset_name"}
@@ -50,7 +51,7 @@ class Recipe:
             table.add_row(there, here)
         if self.defaults:
             table.add_row("(defaults there)", ", ".join(f"{name} {value}" for name, value in self.defaults.items()))
-        Console(file=sys.stderr).print(table)
+        Console(file=sys.stderr, markup=False).print(table)  # what a user gives is no markup
 
 
 def read_recipe(root: type[Root], given: Sequence[Given], world_size: int) -> Recipe:
@@ -112,7 +113,8 @@ def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
             values[name] = TypeAdapter(_KINDS[name]).validate_python([one.value] if is_one_name else one.value)
         except ValidationError:
             kind = str(RECIPE_NAMES[name].type).replace("typing.", "")
-            problems.append(f"{one.where} is {str(one.value)[:60]!r}; it must be {kind}.")
+            shown = HIDDEN if is_secret(name) else repr(str(one.value)[:60])
+            problems.append(f"{one.where} is {shown}; it must be {kind}.")
     return values, problems
 
 

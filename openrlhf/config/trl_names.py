@@ -32,8 +32,8 @@ class Rule(str):
         return rule
 
 
-def _field(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={"help": rule})
+def _field(default: Any, rule: Rule, repr: bool = True) -> Any:
+    return dataclasses.field(default=default, repr=repr, metadata={"help": rule})
 
 
 def _setting(default: Any, name: str, note: str = "") -> Any:
@@ -44,6 +44,11 @@ def _idle(default: Any, why: str) -> Any:
     return _field(default, Rule(idle=why))
 
 
+def _secret(default: Any, why: str) -> Any:
+    """As `_idle`; its value is shown nowhere (`is_secret`)."""
+    return _field(default, Rule(idle=why), repr=False)
+
+
 def _refused(default: Any, remedy: str) -> Any:
     return _field(default, Rule(remedy=remedy))
 
@@ -52,6 +57,7 @@ _ROWS_READ = "prepared rows are read from disk by page"
 _LAUNCH = "ranks are joined by openrlhf"
 _NO_NUMBER = "it changes no number"
 BESIDE_A_RECIPE = "python -m openrlhf.cli.train_sft with the recipe takes"
+_ANSWERS = "for samples along the way use --eval.prompts"
 _ZERO_3 = "a deepspeed file of stage 3 (in a recipe ds.zero_stage 3, too)"
 
 
@@ -131,8 +137,8 @@ class TrainingNames:
     disable_tqdm: bool | None = _idle(None, _NO_NUMBER)
     report_to: list[str] | str | None = None
     run_name: str | None = _setting(None, "logger.wandb.name")
-    project: str = _idle("huggingface", "the project of Trackio, which is not here")
-    trackio_space_id: str | None = _idle("trackio", "Trackio is not here")
+    project: str = "huggingface"
+    trackio_space_id: str | None = _idle("trackio", "set TRACKIO_SPACE_ID in the environment, which Trackio reads")
     include_num_input_tokens_seen: bool = _idle(False, "metrics.jsonl always has num_tokens")
     include_tokens_per_second: bool = _idle(False, "metrics.jsonl always has tokens_per_second")
     skip_memory_metrics: bool = _idle(True, "metrics.jsonl always has the peak of the memory")
@@ -175,7 +181,7 @@ class TrainingNames:
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_strategy: str = _idle("every_save", "a push comes at the end alone")
-    hub_token: str | None = _idle(None, "set HF_TOKEN in the environment")
+    hub_token: str | None = _secret(None, "set HF_TOKEN in the environment")
     hub_private_repo: bool | None = _setting(None, "hub.private")
     hub_always_push: bool = _idle(False, "a push comes at the end alone")
     hub_revision: str | None = _setting(None, "hub.revision")
@@ -278,11 +284,11 @@ class VerifiersNames:
     lora_use_rslora: bool = False
     lora_config: Any = _refused(None, "give lora_rank, lora_alpha and lora_target_modules")
     dataset_split: str | None = None
-    use_vllm: bool = _refused(False, "leave it out: no samples are generated along the way")
-    vllm_sample_every_n_steps: int = _idle(100, "no samples are generated along the way")
-    vllm_num_samples: int = _idle(5, "no samples are generated along the way")
-    vllm_server_host: str = _idle("0.0.0.0", "no samples are generated along the way")
-    vllm_server_port: int = _idle(8000, "no samples are generated along the way")
+    use_vllm: bool = _refused(False, f"leave it out; {_ANSWERS}")
+    vllm_sample_every_n_steps: int = _idle(100, f"{_ANSWERS}, and --eval.prompts_steps")
+    vllm_num_samples: int = _idle(5, f"{_ANSWERS}, each of which is answered")
+    vllm_server_host: str = _idle("0.0.0.0", f"no server is asked; {_ANSWERS}")
+    vllm_server_port: int = _idle(8000, f"no server is asked; {_ANSWERS}")
 
 
 VERIFIERS_DEFAULTS: dict[str, Any] = {
@@ -311,6 +317,11 @@ def fields_of(*groups: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 RECIPE_NAMES = fields_of(SftNames, ModelNames, ScriptArgumentNames, OpenR1Names, VerifiersNames)
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of a name may stand in no log and no message."""
+    return not RECIPE_NAMES[name].repr
 
 
 def rule_of(field: dataclasses.Field[Any]) -> Rule | None:

@@ -162,6 +162,10 @@ def _tracking(t: Translator) -> None:
         settings["logger.trackers"] = more
     if settings:
         t.becomes(settings, "report_to", "logging_dir")
+    if t.gives("project") and not t["wandb_project"]:
+        t.becomes({"logger.wandb.project": t["project"]}, "project", note="of every tracker")
+    elif t.gives("project"):
+        t.tell("changes nothing: wandb_project is every tracker's", "project")
     every = t.steps("logging_steps", t["logging_steps"]) if t["logging_strategy"] == "steps" else 1
     t.becomes({"logger.logging_steps": every}, "logging_steps", "logging_strategy")
 

@@ -7,8 +7,10 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from openrlhf.config.trl_names import RECIPE_NAMES, rule_of
+from openrlhf.config.trl_names import RECIPE_NAMES, is_secret, rule_of
 from openrlhf.config.trl_parts import PARTS
+
+HIDDEN = "[hidden]"  # in place of a secret
 
 
 @dataclasses.dataclass
@@ -81,12 +83,15 @@ class Translator:
         self.tell(", ".join(f"{ours} {_shown(value)}" for ours, value in settings.items()), *names, note=note)
 
     def tell(self, ours: str, *names: str, note: str = "") -> None:
-        shown = [f"{name} {_shown(self[name])}" for name in names if name in self._given]
+        shown = [self._shown_with_value(name) for name in names if name in self._given]
         if shown:
             self._result.rows.append((", ".join(shown), f"{ours} ({note})" if note else ours))
 
     def refuse(self, name: str, remedy: str) -> None:
-        self._result.problems.append(f"{name} {_shown(self[name])} cannot be had here: {remedy}.")
+        self._result.problems.append(f"{self._shown_with_value(name)} cannot be had here: {remedy}.")
+
+    def _shown_with_value(self, name: str) -> str:
+        return f"{name} {HIDDEN if is_secret(name) else _shown(self[name])}"
 
     def steps(self, name: str, value: float) -> int:
         """A number of steps; a value below 1 is a share of the run's."""

@@ -377,6 +377,14 @@ def test_chat_format_gives_a_base_model_its_tokens() -> None:
         setup_chat_format(model, tokenizer)
 
 
+def test_a_token_of_the_hub_is_shown_nowhere(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = arguments(tmp_path / "out", hub_token="hf_abcdef")
+    trainer(model, args)
+    shown = "".join(capfd.readouterr()) + repr(args) + args.to_json_string()
+    assert "hub_token [hidden]" in shown
+    assert "hf_abcdef" not in shown
+
+
 @dataclass
 class OwnConfig(SFTConfig):
     """A script's own."""

@@ -101,6 +101,8 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"evaluation_strategy": "steps", "logging_steps": 3}, {"eval.steps": 3}),
         ({"report_to": ["wandb"]}, {"logger.wandb.enable": True}),
         ({"report_to": ["comet_ml", "mlflow"]}, {"logger.trackers": ("comet", "mlflow")}),
+        ({"report_to": "trackio", "project": "mine"}, {"logger.wandb.project": "mine"}),
+        ({"project": "mine", "wandb_project": "other"}, {"logger.wandb.project": "other"}),
         ({"report_to": "tensorboard", "output_dir": "out"}, {"logger.tensorboard_dir": "out/runs"}),
         ({"dataset_text_field": "prose"}, {"data.input_key": "prose"}),
         ({"eos_token": "<|im_end|>"}, {"data.eos_token": "<|im_end|>"}),
@@ -150,7 +152,10 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"loss_type": "bco"}, "loss_type bco"),
         ({"model_revision": "v2"}, "model_revision v2"),
         ({"dataset_streaming": True}, "dataset_streaming true"),
-        ({"use_vllm": True}, "use_vllm true"),
+        (
+            {"use_vllm": True},
+            "use_vllm true cannot be had here: leave it out; for samples along the way use --eval.prompts",
+        ),
         ({"dataset_mixture": {"datasets": [{"id": "a", "weight": 0.5}]}}, "data.dataset_probs"),
         ({"dataset_mixture": {"datasets": [{"id": "a"}], "test_split_size": 3}}, "eval.dataset"),
         ({"dataset_mixture": {"datasets": [{"columns": ["messages"]}]}}, "each with an id"),
@@ -183,6 +188,25 @@ def test_a_name_that_changes_nothing_says_why() -> None:
     ((there, here),) = translated(dataloader_num_workers=4).rows
     assert there == "dataloader_num_workers 4"
     assert here.startswith("changes nothing: ")
+
+
+def test_the_project_of_trackio_gives_way_to_that_of_wandb() -> None:
+    told = dict(translated(project="mine", wandb_project="other", trackio_space_id="me/space").rows)
+    assert told["project mine"] == "changes nothing: wandb_project is every tracker's"
+    assert told["trackio_space_id me/space"].startswith("changes nothing: set TRACKIO_SPACE_ID")
+    assert "logger.wandb.project" not in translated().settings
+
+
+@pytest.mark.parametrize("value", ["hf_abcdef", ["hf_abcdef"]])
+def test_a_token_of_the_hub_is_told_without_its_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture, value: Any
+) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", "hub_token": value})
+    of.tell()
+    said = capsys.readouterr().err + "".join(of.problems) + repr(of.translation)
+    assert "hub_token [hidden]" in said or "hub_token is [hidden]; it must be" in said
+    assert "hf_abcdef" not in said
+    assert "hf_abcdef" not in repr(SftNames(hub_token="hf_abcdef"))
 
 
 def test_a_name_with_trls_default_is_not_refused() -> None:

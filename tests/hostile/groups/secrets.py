@@ -1,4 +1,4 @@
-"""A key of Weights & Biases: it works on the command line, is told to be unsafe, and stands in no file or message."""
+"""Keys: that of W&B works on the command line, and is told to be unsafe; none stands in a file or message."""
 
 from __future__ import annotations
 
@@ -112,6 +112,18 @@ CASES = (
         "a key that is a list in YAML",
         lambda w: settings_file(w, "yaml", f"logger:\n  wandb:\n    key: [{KEY}]\n"),
         "logger.wandb.key",
+    ),
+    _hidden(
+        "a token of the hub in a recipe of TRL's",
+        lambda w: settings_file(w, "yaml", f"hub_token: {KEY}\n"),
+        "hub_token [hidden]",
+        "the model is in",
+        exit_code=0,
+    ),
+    _hidden(
+        "a token of the hub that is a list in a recipe of TRL's",
+        lambda w: settings_file(w, "yaml", f"hub_token: [{KEY}]\n"),
+        "hub_token is [hidden]; it must be",
     ),
     _hidden(
         "a key under a misspelt name in YAML",

@@ -199,11 +199,13 @@ def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
 def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.eval.steps > 0 and not config.eval.dataset:
         yield f"--eval.steps {config.eval.steps} has nothing to evaluate: add --eval.dataset or leave it out."
-    patience = config.train.early_stop_patience
-    if patience is not None and not (config.eval.dataset and config.eval.steps > 0):
+    if config.eval.every_epoch and not config.eval.dataset:
+        yield "--eval.every_epoch has nothing to evaluate: add --eval.dataset or leave it out."
+    patience, is_along_the_way = config.train.early_stop_patience, config.eval.steps > 0 or config.eval.every_epoch
+    if patience is not None and not (config.eval.dataset and is_along_the_way):
         yield (
             f"--train.early_stop_patience {patience} counts evaluations along the way: add --eval.dataset and "
-            "--eval.steps, or leave it out."
+            "--eval.steps or --eval.every_epoch, or leave it out."
         )
 
 

@@ -14,7 +14,7 @@ from openrlhf.config.trl_names import BESIDE_A_RECIPE, RECIPE_NAMES
 if TYPE_CHECKING:
     from openrlhf.config.trl_translation import Translator
 
-AT_EPOCHS = "openrlhf.trainer.callbacks.epochs"  # its callbacks save and evaluate at the end of each epoch
+_SAVES_AT_EPOCHS = "openrlhf.trainer.callbacks.epochs:SaveAtEpochs"
 CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
@@ -176,7 +176,7 @@ def _evaluation(t: Translator) -> None:
     if strategy == "steps":
         t.becomes({"eval.steps": t.steps("eval_steps", t["eval_steps"] or t["logging_steps"])}, *names)
     elif strategy == "epoch":
-        _add_callback(t, f"{AT_EPOCHS}:EvaluateAtEpochs", *names)
+        t.becomes({"eval.every_epoch": True}, *names)
     elif t.gives(*names):
         t.tell("no evaluation", *names)
 
@@ -186,7 +186,7 @@ def _saving(t: Translator) -> None:
     if strategy == "steps":
         t.becomes({"ckpt.save_steps": t.steps("save_steps", t["save_steps"])}, *names)
     elif strategy == "epoch":
-        _add_callback(t, f"{AT_EPOCHS}:SaveAtEpochs", *names)
+        t.becomes({"train.callbacks": _SAVES_AT_EPOCHS}, *names)
     elif strategy == "no":
         t.tell("no checkpoint", *names)
     else:
@@ -205,11 +205,6 @@ def _best(t: Translator) -> None:
 
 def _word(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy)).lower()
-
-
-def _add_callback(t: Translator, name: str, *names: str) -> None:
-    earlier = t.settings.get("train.callbacks")
-    t.becomes({"train.callbacks": f"{earlier},{name}" if earlier else name}, *names)
 
 
 def _folders(t: Translator) -> None:

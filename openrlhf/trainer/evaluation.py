@@ -16,6 +16,7 @@ from openrlhf.parallel.collectives import sum_over
 from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks.callback import Callback
+from openrlhf.trainer.callbacks.epochs import ends_epoch
 from openrlhf.trainer.memory import MemoryBudget
 from openrlhf.trainer.metrics import MetricSums
 from openrlhf.trainer.shortage import compute_together
@@ -115,9 +116,8 @@ class Evaluating(Callback):
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         is_wished, trainer.wishes.evaluation = trainer.wishes.evaluation, False
-        step, steps_per_epoch = trainer.progress.optimizer_step, trainer.windows.steps_per_epoch
-        ends_epoch = self._every_epoch and steps_per_epoch > 0 and step % steps_per_epoch == 0
-        if is_wished or ends_epoch or (self._eval_steps > 0 and step % self._eval_steps == 0):
+        is_due = self._eval_steps > 0 and trainer.progress.optimizer_step % self._eval_steps == 0
+        if is_wished or is_due or (self._every_epoch and ends_epoch(trainer)):
             self._evaluate(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:

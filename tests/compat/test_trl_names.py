@@ -102,6 +102,7 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"report_to": ["wandb"]}, {"logger.wandb.enable": True}),
         ({"report_to": ["comet_ml", "mlflow"]}, {"logger.trackers": ("comet", "mlflow")}),
         ({"report_to": "trackio", "project": "mine"}, {"logger.wandb.project": "mine"}),
+        ({"eval_strategy": "epoch"}, {"eval.every_epoch": True}),
         ({"project": "mine", "wandb_project": "other"}, {"logger.wandb.project": "other"}),
         ({"report_to": "tensorboard", "output_dir": "out"}, {"logger.tensorboard_dir": "out/runs"}),
         ({"dataset_text_field": "prose"}, {"data.input_key": "prose"}),

@@ -28,7 +28,13 @@ _NAMES = fields_of(SftNames)
 _OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"}
 _IDLE_IN_LOADING = {"use_cache", "device_map", "low_cpu_mem_usage"}
 # The loop asks a callback, which follows the arguments, what is due.
-_BY_CALLBACK = {"ckpt.save_steps": -1, "eval.steps": -1, "eval.at_end": False, "train.callbacks": None}
+_BY_CALLBACK = {
+    "ckpt.save_steps": -1,
+    "eval.steps": -1,
+    "eval.every_epoch": False,
+    "eval.at_end": False,
+    "train.callbacks": None,
+}
 _IN_PYTHON = {"ckpt.background_save": False, "ckpt.save_hf": True}  # a save is in place when on_save is told of it
 
 

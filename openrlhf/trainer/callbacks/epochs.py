@@ -1,4 +1,4 @@
-"""Saving and evaluating at the end of each epoch, as recipes of TRL ask for it."""
+"""The end of an epoch; saving there, as recipes of TRL ask for it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,6 @@ class SaveAtEpochs(Callback):
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if ends_epoch(trainer):
             trainer.request_save()
-
-
-class EvaluateAtEpochs(Callback):
-    """Asks for an evaluation after the last step of each epoch."""
-
-    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if ends_epoch(trainer):
-            trainer.request_evaluation()
 
 
 def ends_epoch(trainer: Trainer) -> bool:

@@ -152,8 +152,11 @@ def units_of_batch(batch: Sequence[Tensor], name: str, all_targets: bool = False
     Raises UserError for what is no such batch, and for masks that are none.
     """
     parts = (part.reshape(part.shape[0], part.shape[-1]).cpu() for part in parts_of(batch, name))
-    rows = [(f"{name}, row {row}", masks) for row, masks in enumerate(zip(*parts, strict=True))]
-    return [Unit((sequence_of(*masks, place, all_targets),), place) for place, masks in rows]
+    units = []
+    for row, (input_ids, attention_mask, loss_mask) in enumerate(zip(*parts, strict=True)):
+        place = f"{name}, row {row}"
+        units.append(Unit((sequence_of(input_ids, attention_mask, loss_mask, place, all_targets),), place))
+    return units
 
 
 def shared_tokens(unit: Unit) -> int:

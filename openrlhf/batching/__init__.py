@@ -1,6 +1,6 @@
 """The batches: units of a step, the rank that computes each, and their tensors.
 
-schedule.py (rows of a step) → unit.py (sequences of a row) → layout.py
+schedule.py (rows of a step) → rows.py (what a row holds) → unit.py (its sequences) → layout.py
 (micro-batches of each rank) → micro_batch.py (tensors) → loader.py (step windows, built beside the training)
 """
 

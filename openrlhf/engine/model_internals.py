@@ -133,6 +133,11 @@ def train_end_tokens(model: PreTrainedModel) -> bool:
     return is_frozen
 
 
+def forget_conversions(model: PreTrainedModel) -> None:
+    """The model is saved as one of its class that was never loaded, whatever its own files looked like."""
+    vars(model).pop("_weight_conversions", None)
+
+
 def first_position(model: nn.Module) -> int:
     """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

@@ -8,12 +8,10 @@ Shapes: B batch, S sequence (padded).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
@@ -25,10 +23,9 @@ from openrlhf.models.attention.flash import is_flash
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm, set_experts_implementation
 from openrlhf.models.lora import lora_of
 from openrlhf.models.next_token import ActorOutput, NextTokens
+from openrlhf.models.notes import tell
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.collectives import SumOverRanks
-
-logger = logging.getLogger(__name__)
 
 
 class Actor(ScoringModel):
@@ -151,14 +148,8 @@ class Actor(ScoringModel):
 def _as_taken(attn_implementation: str, device_type: str, unknown: Iterable[str]) -> str:
     """The attention to choose by. Tells of what a script asks for and cannot have."""
     for name in unknown:
-        _tell(f"Actor knows no {name}: it changes nothing.")
+        tell(f"Actor knows no {name}: it changes nothing.")
     if device_type == "cpu" and is_flash(attn_implementation):  # what OpenRLHF's scripts ask for by themselves
-        _tell(f"{attn_implementation} needs a GPU: the Actor's attention is chosen for the CPU.")
+        tell(f"{attn_implementation} needs a GPU: the Actor's attention is chosen for the CPU.")
         return "auto"
     return attn_implementation
-
-
-def _tell(sentence: str) -> None:
-    """Once for all ranks."""
-    if not (dist.is_initialized() and dist.get_rank()):
-        logger.warning(sentence)

@@ -31,6 +31,7 @@ from openrlhf.models.loading import (
     with_attention,
 )
 from openrlhf.models.lora import add_lora
+from openrlhf.models.quantized import plain_config, save_plain
 
 HEAD = "score"  # the name of the head in transformers' classes
 _CLASSIFIER = "ForSequenceClassification"  # how the names of their classes end
@@ -102,11 +103,12 @@ def _load_classifier(
     begin_head: bool,
 ) -> tuple[PreTrainedModel, bool]:
     dtype, renaming = PARAM_DTYPES[param_dtype], rf"^{re.escape(head_prefix)}\."
+    config = plain_config(facts.config, path, load_in_4bit)
     with torch.random.fork_rng(devices=[]):  # transformers draws a head that is missing, on some ranks alone
         model, info = load_weights(
             AutoModelForSequenceClassification,
             path,
-            config=facts.config,
+            config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             quantization_config=four_bit_config(dtype, skipped=[HEAD]) if load_in_4bit else None,
@@ -114,6 +116,7 @@ def _load_classifier(
             key_mapping=None if head_prefix == HEAD else {renaming: f"{HEAD}."},
             trust_remote_code=trust_remote_code,
         )
+    save_plain(model, config)
     forget_renaming(model, renaming)  # it is exported under transformers' name
     _check_head(model)
     begins = begin_head or (not _is_classifier(facts.config) and f"{HEAD}.weight" in info["missing_keys"])

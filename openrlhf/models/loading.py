@@ -33,6 +33,7 @@ from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
+from openrlhf.models.quantized import plain_config, save_plain
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 from openrlhf.parallel.collectives import is_lost_rank
 
@@ -64,7 +65,7 @@ def prepare_causal_lm(
         A causal language model of transformers with our head where its own is plain; inside PEFT's wrapper with LoRA.
     """
     if isinstance(pretrain_or_model, str):
-        config = load_config(pretrain_or_model, trust_remote_code)
+        config = plain_config(load_config(pretrain_or_model, trust_remote_code), pretrain_or_model, load_in_4bit)
         if is_packed and (model_class := causal_lm_class(config)):
             check_packable(model_class, config)  # before the weights are read
         model: Any = load_causal_lm(
@@ -76,6 +77,7 @@ def prepare_causal_lm(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
+        save_plain(model, config)
     else:
         model = with_attention(pretrain_or_model, attn_implementation)
     make_ready(model, is_packed, use_liger_kernel)

@@ -23,6 +23,7 @@ from openrlhf.models.layers import check_compile_layers, check_liger, check_muon
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
 from openrlhf.models.lora import freeze_all_but
+from openrlhf.models.quantized import check_quantization
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
@@ -50,7 +51,9 @@ def read_facts(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> M
     """
     check_weight_files(config.model.model_name_or_path)
     _check_generation_settings(config.model.model_name_or_path)
-    return facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
+    facts = facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
+    check_quantization(facts.config, config.model.model_name_or_path, config.ds.load_in_4bit)
+    return facts
 
 
 def check_layout(config: TrainingConfig, model: ModelFacts) -> None:

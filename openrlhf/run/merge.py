@@ -14,6 +14,7 @@ from openrlhf.config import TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.loading import PARAM_DTYPES
+from openrlhf.models.quantized import plain_config, save_plain
 from openrlhf.models.reward_statistics import take_from_adapter
 
 
@@ -77,13 +78,15 @@ def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_r
 
     is_reward_model = PeftConfig.from_pretrained(lora_path).task_type == TaskType.SEQ_CLS
     kind: Any = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    config = plain_config(AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code), model_path)
     if is_reward_model:
         config.num_labels = 1
         take_from_adapter(config, Path(lora_path))
-    return kind.from_pretrained(
+    model = kind.from_pretrained(
         model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
     )
+    save_plain(model, config)
+    return model
 
 
 def _merged(model: Any, lora_path: str) -> Any:

@@ -33,6 +33,11 @@ CASES = {
         dict(ds__packing_samples=True, ds__ring_attn_size=2),
         r"the model has attn_pdrop 0\.1: set it to 0",
     ),
+    "weights in fewer bits": (
+        dict(GPT2, quantization_config=dict(quant_method="gptq", bits=4)),
+        {},
+        r"model is quantized by gptq \(quantization_config in its config\.json\)",
+    ),
     "no attention dropout in a ring": (
         dict(GPT2, attn_pdrop=0.0),
         dict(ds__packing_samples=True, ds__ring_attn_size=2),

@@ -1,0 +1,72 @@
+"""Bases that are saved in fewer bits: two formats become plain weights at loading, any other one is refused.
+
+What stays quantized gets no gradient, or is exported as nobody can open it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from openrlhf.engine.model_internals import forget_conversions
+from openrlhf.errors import UserError
+from openrlhf.models.notes import tell_once
+
+_FIELD = "quantization_config"
+_BITSANDBYTES_4 = "bitsandbytes, 4 bits"
+_MADE_PLAIN = ("fp8", "mxfp4")  # by transformers, as it reads the weights
+
+
+def check_quantization(config: PretrainedConfig, path: str, load_in_4bit: bool) -> None:
+    """Raises UserError for a quantized base that cannot be trained so. Reads the configuration alone."""
+    method = quantization_of(config)
+    if method is None or method == _BITSANDBYTES_4 and load_in_4bit:
+        return
+    if load_in_4bit:
+        raise UserError(
+            f"--ds.load_in_4bit: {path} is quantized already, by {method} ({_FIELD} in its config.json). Give an "
+            f"unquantized copy of the model{', or leave the flag out' if method in _MADE_PLAIN else ''}."
+        )
+    if method not in _MADE_PLAIN:
+        as_it_is = " Or give both flags with this one." if method == _BITSANDBYTES_4 else ""
+        raise UserError(
+            f"{path} is quantized by {method} ({_FIELD} in its config.json): its weights cannot be trained, nor "
+            "adapters be merged into them. Give an unquantized copy of the model; --ds.load_in_4bit with "
+            f"--ds.lora.rank 16 holds it in 4 bits under adapters.{as_it_is}"
+        )
+
+
+def plain_config(config: PretrainedConfig, path: str, load_in_4bit: bool = False) -> PretrainedConfig:
+    """The configuration to load a base by: fp8 and mxfp4 become plain weights. Raises UserError as the check above."""
+    check_quantization(config, path, load_in_4bit)
+    method = quantization_of(config)
+    if load_in_4bit or method is None:
+        return config
+    tell_once(f"{path} is quantized by {method}: its weights become plain ones as they are read, and are exported so.")
+    config = copy.deepcopy(config)
+    config.quantization_config = {**_fields(config), "dequantize": True}
+    return config
+
+
+def save_plain(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """A model that was loaded by a `plain_config` is saved plain too; transformers would quantize it again."""
+    if quantization_of(config) in _MADE_PLAIN:
+        forget_conversions(model)
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """The method, by its name in config.json; None for plain weights."""
+    fields = _fields(config)
+    if not fields:
+        return None
+    if fields.get("load_in_4bit"):
+        return _BITSANDBYTES_4
+    method = fields.get("quant_method", "an unknown method")
+    return str(getattr(method, "value", method))
+
+
+def _fields(config: PretrainedConfig) -> dict[str, Any]:
+    found = getattr(config, _FIELD, None)
+    return found if isinstance(found, dict) else found.to_dict() if found else {}

@@ -34,6 +34,7 @@ from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
 from openrlhf.models.quantized import plain_config, save_plain
+from openrlhf.models.text_part import trained_part, without_other_parts
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 from openrlhf.parallel.collectives import is_lost_rank
 
@@ -136,7 +137,8 @@ def facts_of(pretrain_or_model: str | PreTrainedModel, param_dtype: str, trust_r
     if isinstance(pretrain_or_model, PreTrainedModel):
         return ModelFacts(type(pretrain_or_model), pretrain_or_model.config, pretrain_or_model.dtype)
     config = load_config(pretrain_or_model, trust_remote_code)
-    return ModelFacts(causal_lm_class(config), config, PARAM_DTYPES[param_dtype])
+    model_class = causal_lm_class(config)
+    return ModelFacts(model_class, trained_part(config, model_class), PARAM_DTYPES[param_dtype])
 
 
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -192,7 +194,7 @@ def load_causal_lm(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    check_weights(model, info, path)
+    check_weights(model, without_other_parts(info, model, config, path), path)
     return model
 
 

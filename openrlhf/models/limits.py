@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -18,11 +19,35 @@ NOT_UNDER_ZERO3 = {
     "qwen4_exp_text": "lets ranks gather unlike weights at one time, which ends them",
 }
 _POSITIONS = "max_position_embeddings"
+_EXTENDING = ("linear", "yarn")  # others, such as llama3 and longrope, come with the positions that they make
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
-    """As many tokens as the model's positions are made for; None where it does not say."""
-    return getattr(config.get_text_config(), _POSITIONS, None)
+    """As many tokens as the model's positions are made for; None where it does not say, or where they go on.
+
+    A scaling of rotary positions that was added to the configuration extends them, whether `max_position_embeddings`
+    was raised with it or not.
+    """
+    config = config.get_text_config()
+    positions = getattr(config, _POSITIONS, None)
+    if not positions or positions < 0:
+        return None
+    scalings = _rope_scalings(config)
+    if any("dynamic" in rope_type for rope_type, _ in scalings):
+        return None
+    return int(max([positions, *(_extended(positions, rope) for kind, rope in scalings if kind in _EXTENDING)]))
+
+
+def _rope_scalings(config: PretrainedConfig) -> list[tuple[str, dict[str, Any]]]:
+    """(type, parameters) of the rotary positions, or of each type of layers that has some of its own."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [one for one in parameters.values() if isinstance(one, dict)]
+    found = nested or [parameters]
+    return [(str(one.get("rope_type", one.get("type", "default"))), one) for one in found]
+
+
+def _extended(positions: int, rope: dict[str, Any]) -> float:
+    return (rope.get("factor") or 1.0) * (rope.get(f"original_{_POSITIONS}") or positions)
 
 
 def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str) -> None:
@@ -33,7 +58,7 @@ def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str)
         sample_name: where it stands, for the message.
     """
     positions = num_positions(config)
-    if positions is not None and 0 < positions < num_tokens:
+    if positions is not None and positions < num_tokens:
         raise UserError(
             f"{sample_name} has {num_tokens:,} tokens, the model {positions:,} positions ({_POSITIONS} in its "
             f"config.json): give --data.max_len {positions}, which drops longer samples, or cuts them with "

@@ -13,6 +13,7 @@ from openrlhf.config.chat_settings import ChatConfig
 from openrlhf.datasets.tokenization.chat_template import template_text
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError
+from openrlhf.models.limits import num_positions
 from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.engines.transformers_engine import load_for_answers
 from openrlhf.rejection.prompts import Prompt
@@ -56,7 +57,7 @@ def _lines() -> Iterator[str]:
 def _answer(model: Any, tokenizer: Any, ids: list[int], config: ChatConfig) -> str:
     """The text, which is also printed as it comes."""
     settings = config.chat
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = num_positions(model.config)
     if most is not None and len(ids) >= most:
         raise UserError(f"The conversation has {len(ids):,} tokens, and the model {most:,} positions: begin anew.")
     prompt = torch.tensor([ids], device=model.device)

@@ -28,6 +28,7 @@ from openrlhf.engine.devices import give_back_memory, usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
+from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_statistics import check_reward_statistics
 from openrlhf.rejection.rewards.reward import RewardVerdict
@@ -239,7 +240,7 @@ def _finite(reward: float) -> RewardVerdict:
 
 def _max_len(asked: int | None, config: PretrainedConfig) -> int:
     """Raises UserError where the model has fewer positions."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = num_positions(config)
     if asked is not None and positions and asked > positions:
         raise UserError(f"max_len {asked:,} is more than the {positions:,} positions of the model: give {positions}.")
     return asked or positions or _NO_LIMIT

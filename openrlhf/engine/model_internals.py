@@ -21,6 +21,8 @@ from transformers.utils import is_flash_attn_greater_or_equal
 
 from openrlhf.engine.parameters import whole_shape
 
+_PROBABILITY_ROUTERS = {"Gemma4TextRouter", "DiffusionGemmaTextRouter"}  # with transformers 5.23
+
 
 def carries_state(model_class: type[PreTrainedModel]) -> bool:
     """Whether a layer carries a state along the sequence, as state-space models do."""
@@ -136,6 +138,11 @@ def train_end_tokens(model: PreTrainedModel) -> bool:
 def forget_conversions(model: PreTrainedModel) -> None:
     """The model is saved as one of its class that was never loaded, whatever its own files looked like."""
     vars(model).pop("_weight_conversions", None)
+
+
+def routers_tell_probabilities(model: nn.Module) -> bool:
+    """Whether what its routers record under the name of router logits is their softmax already."""
+    return any(type(module).__name__ in _PROBABILITY_ROUTERS for module in model.modules())
 
 
 def first_position(model: nn.Module) -> int:

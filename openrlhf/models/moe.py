@@ -36,6 +36,11 @@ def expert_leaf_modules(model: nn.Module) -> list[type[nn.Module]]:
     return list(dict.fromkeys(type(block) for block in blocks))
 
 
+def as_logits(probabilities: Tensor) -> Tensor:
+    """Logits whose softmax is these."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
 def load_balancing_loss(
     router_logits: tuple[Tensor, ...],
     experts_per_token: int,

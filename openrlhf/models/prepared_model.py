@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.model_internals import backbone_name, first_position, layers_of, recompute_layers
+from openrlhf.engine.model_internals import (
+    backbone_name,
+    first_position,
+    layers_of,
+    recompute_layers,
+    routers_tell_probabilities,
+)
 from openrlhf.engine.parameters import is_partitioned, whole_numel
 from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.engine.trained_model import TrainedModel
@@ -30,7 +36,7 @@ from openrlhf.models.last_layer import LastLayer
 from openrlhf.models.layers import compile_layers
 from openrlhf.models.layout_probe import check_layout
 from openrlhf.models.limits import check_checkpointing
-from openrlhf.models.moe import expert_leaf_modules, load_balancing_loss, num_experts_per_token
+from openrlhf.models.moe import as_logits, expert_leaf_modules, load_balancing_loss, num_experts_per_token
 from openrlhf.models.rope import RopeByLength
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
 
@@ -268,6 +274,7 @@ class TransformerScorer(nn.Module):
         self.model = model
         self._backbone_name = backbone_name(self.base_model)
         self._first_position = first_position(self.base_model)
+        self._routers_tell_probabilities = routers_tell_probabilities(self.base_model)
         self._rope = RopeByLength(self.base_model)
         self.last_layer: LastLayer | None = None  # None: it is computed whole
 
@@ -322,4 +329,6 @@ class TransformerScorer(nn.Module):
             raise UserError(
                 f"{name} tells no router's logits, so no load can be balanced: set --model.aux_loss_coef 0."
             )
+        if self._routers_tell_probabilities:
+            router_logits = tuple(map(as_logits, router_logits))
         return load_balancing_loss(router_logits, experts_per_token, *routing)

@@ -67,6 +67,38 @@ def test_actor_gives_the_same_loss_padded_and_packed(kind):
                 assert_close(found_weight.grad, weight.grad, 1e-6, f"gradient of {name}")
 
 
+def test_routers_that_tell_probabilities_are_not_softened_twice():
+    """Held to float64, from the scores that the routers of Gemma 4 compute."""
+    model = tiny_model(
+        "gemma4",
+        torch.float64,
+        enable_moe_block=True,
+        num_experts=EXPERTS,
+        top_k_experts=TOP_K,
+        moe_intermediate_size=32,
+    )
+    routers = {name: module for name, module in model.named_modules() if name.endswith("router.proj")}
+    assert routers
+    sequences, mask = make_samples().padded()
+    scores = []
+    hooks = [one.register_forward_hook(lambda *args: scores.append(args[2])) for one in routers.values()]
+    model(input_ids=sequences, attention_mask=mask)
+    for hook in hooks:
+        hook.remove()
+    flat = tuple(one.flatten(0, -2) for one in scores)
+    expected = load_balancing_loss(flat, TOP_K, mask.flatten().bool())
+    expected.backward()
+    gradients = {name: router.weight.grad.clone() for name, router in routers.items()}
+    model.zero_grad()
+    inputs = dict(input_ids=sequences, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+    none = torch.zeros(0, dtype=torch.long)
+    found = Actor(model).score_targets(**inputs, target_index=none, target_ids=none, with_aux_loss=True).aux_loss
+    found.backward()
+    assert_close(found.detach(), expected.detach(), 1e-5, "auxiliary loss")
+    for name, router in routers.items():
+        assert_close(router.weight.grad, gradients[name], 1e-4, f"gradient of {name}")
+
+
 def test_aux_loss_has_its_gradient_with_checkpointing():
     gradients = []
     for checkpointing in (False, True):

@@ -27,6 +27,7 @@ from openrlhf.engine.model_internals import train_end_tokens
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
+from openrlhf.models.causality import check_looks_back
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
@@ -81,6 +82,7 @@ def prepare_causal_lm(
         save_plain(model, config)
     else:
         model = with_attention(pretrain_or_model, attn_implementation)
+    check_looks_back(model.config, type(model).__name__, model)
     make_ready(model, is_packed, use_liger_kernel)
     _install_log_prob_head(model, temperature)
     return add_lora(model, lora) if lora.is_used else model
@@ -132,12 +134,13 @@ def _install_log_prob_head(model: PreTrainedModel, temperature: float) -> None:
 def facts_of(pretrain_or_model: str | PreTrainedModel, param_dtype: str, trust_remote_code: bool = False) -> ModelFacts:
     """What is known of a model before its weights are read; arguments as of `Actor`.
 
-    Raises UserError as `load_config`.
+    Raises UserError as `load_config`, and for a model whose tokens would see their targets.
     """
     if isinstance(pretrain_or_model, PreTrainedModel):
         return ModelFacts(type(pretrain_or_model), pretrain_or_model.config, pretrain_or_model.dtype)
     config = load_config(pretrain_or_model, trust_remote_code)
     model_class = causal_lm_class(config)
+    check_looks_back(config, config.model_type if model_class is None else model_class.__name__)
     return ModelFacts(model_class, trained_part(config, model_class), PARAM_DTYPES[param_dtype])
 
 

@@ -11,11 +11,12 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.attention import causal_pack
 from openrlhf.models.attention.calls import ModelFacts, attention_calls
-from openrlhf.models.attention.choice import AttentionChoice, choose_attention
+from openrlhf.models.attention.choice import AttentionChoice, CannotPack, choose_attention
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import causal_mask_unwritten, per_sample_attention
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import LENGTHS, make_samples
+from tests.zoo.shrink import small_config, small_model, small_model_named
 
 
 def facts(kind="llama", dtype=torch.bfloat16):
@@ -146,7 +147,30 @@ def test_a_model_that_loses_the_borders_on_the_way_is_refused():
         Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
 
 
-def test_an_encoder_is_refused():
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_encoder_is_refused_in_every_layout(packed):
+    """By no CannotPack, after which a run would be padded."""
     config = AutoConfig.for_model("bert", vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
-    with pytest.raises(UserError, match="not causal"):
-        Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
+    with pytest.raises(UserError, match="BertLMHeadModel cannot be trained .* see its own target") as raised:
+        Actor(AutoModelForCausalLM.from_config(config), packing_samples=packed)
+    assert not isinstance(raised.value, CannotPack)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_bidirectional_attention_is_refused_before_weights_are_read(tmp_path, packed):
+    sizes = dict(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=16)
+    AutoConfig.for_model("gemma3_text", use_bidirectional_attention=True, **sizes).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its attention is not causal, so each token would") as raised:
+        Actor(str(tmp_path), packing_samples=packed)
+    assert not isinstance(raised.value, CannotPack)
+
+
+def test_an_encoder_that_takes_no_other_attention_is_refused_by_what_it_computes():
+    config = small_config("roformer", is_decoder=False)
+    with pytest.raises(UserError, match="RoFormerForCausalLM cannot be trained .* see its own target"):
+        Actor(small_model(config))
+
+
+@pytest.mark.parametrize("name", ["bart", "bigbird_pegasus", "git", "bert", "roformer"])
+def test_decoders_that_could_attend_to_something_else_are_taken(name):
+    Actor(small_model_named(name))

@@ -26,7 +26,7 @@ CROSS_SECTION: dict[str, tuple[str, set[str]]] = {  # name: what it stands for, 
     "gpt2": ("learned positions", set()),
     "opt": ("a mask without positions", _WRITTEN_MASKS),
     "roberta": ("positions that count from the padding token", _WRITTEN_MASKS),
-    "bert, encoder": ("bidirectional", _PACKS),
+    "bert, encoder": ("bidirectional", CELLS.keys() - {"aux loss"}),  # which it has not
     "mamba": ("state space", _PACKS),
     "deepseek_v32": ("sparse attention by an index", _PACKS),
 }

@@ -132,6 +132,13 @@ def check_packable(model_class: type[PreTrainedModel], config: PretrainedConfig)
         raise CannotPack(f"{name} cannot be trained on packed samples: {reason}. {_REMEDY}")
 
 
+def looks_ahead(text_config: PretrainedConfig) -> bool:
+    """Whether the configuration says that tokens see later ones."""
+    # "vision": the tokens of an image see one another; there are none in text.
+    is_bidirectional = getattr(text_config, "use_bidirectional_attention", None) not in (None, False, "vision")
+    return is_bidirectional or not getattr(text_config, "is_causal", True)
+
+
 def check_causal(model: PreTrainedModel) -> None:
     """Raises CannotPack for a model whose text layers look ahead, as encoders do; needs the model itself."""
     text_model: Any = model.get_decoder()  # without the encoders of a model that also sees or hears
@@ -240,8 +247,4 @@ def _reason_against_packs(model_class: type[PreTrainedModel], config: Pretrained
         return "its attention cannot be replaced by one that knows where samples end"
     if not takes_borders(model_class, config):
         return "its attention takes no borders of samples"
-    # "vision": the tokens of an image see one another; there are none in text.
-    looks_ahead = getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
-    if looks_ahead or not getattr(config, "is_causal", True):
-        return "its attention is not causal"
-    return None
+    return "its attention is not causal" if looks_ahead(config) else None

@@ -46,9 +46,9 @@ class _PairTrainer(CommandTrainer):
 
     sequences_a_unit = 2
 
-    def _source_of(self, dataloader: Loader, num_micro_batches: int) -> StepWindowLoader | ForeignLoader:
+    def _source_of(self, dataloader: Loader, is_trained: bool) -> StepWindowLoader | ForeignLoader:
         _check_pairs(self, dataloader)
-        return super()._source_of(dataloader, num_micro_batches)
+        return super()._source_of(dataloader, is_trained)
 
 
 class DPOTrainer(_PairTrainer):

@@ -6,8 +6,10 @@ What stays quantized gets no gradient, or is exported as nobody can open it.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import safetensors
 from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.engine.model_internals import forget_conversions
@@ -44,10 +46,27 @@ def plain_config(config: PretrainedConfig, path: str, load_in_4bit: bool = False
     method = quantization_of(config)
     if load_in_4bit or method is None:
         return config
+    if method == "fp8":
+        _check_blocks(Path(path).expanduser(), _fields(config).get("weight_block_size"))
     tell_once(f"{path} is quantized by {method}: its weights become plain ones as they are read, and are exported so.")
     config = copy.deepcopy(config)
     config.quantization_config = {**_fields(config), "dequantize": True}
     return config
+
+
+def _check_blocks(folder: Path, block_size: Any) -> None:
+    """Raises UserError for a matrix whose last block is a part: transformers cuts all its rows into equal blocks."""
+    if not block_size:  # one scale a matrix
+        return
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, "pt") as file:
+            for name in filter(lambda name: f"{name}_scale_inv" in file.keys(), file.keys()):  # noqa: SIM118
+                shape = file.get_slice(name).get_shape()[-2:]
+                if any(size > block and size % block for size, block in zip(shape, block_size, strict=True)):
+                    raise UserError(
+                        f"{path}: {name} has the shape {tuple(shape)}, which blocks of {tuple(block_size)} do not "
+                        "divide: transformers would read it wrongly. Give an unquantized copy of the model."
+                    )
 
 
 def save_plain(model: PreTrainedModel, config: PretrainedConfig) -> None:

@@ -51,6 +51,14 @@ def test_weights_are_exported_plain(base, tmp_path, caplog):
     assert_holds(tmp_path / "out", meant)
 
 
+def test_blocks_that_do_not_divide_a_matrix_are_refused(tmp_path):
+    """transformers takes blocks of rows / scales, and so reads such a matrix with other blocks than it was made of."""
+    save_fp8(tmp_path / "base", "qwen3")
+    write_quantization(tmp_path / "base", dict(quant_method="fp8", weight_block_size=[24, 24]))
+    with pytest.raises(UserError, match=r"has the shape \(\d+, \d+\), which blocks of \(24, 24\) do not divide"):
+        Actor(str(tmp_path / "base"), param_dtype="fp32")
+
+
 def test_every_matrix_gets_a_gradient(base):
     folder, _ = base
     actor = Actor(str(folder), param_dtype="fp32", packing_samples=True)

@@ -32,13 +32,15 @@ from openrlhf.checkpoint.manifest import (
 )
 from openrlhf.checkpoint.model_settings import write_settings
 from openrlhf.checkpoint.tensor_file import INDEX_NAME, ShardWriter, write_tensors
+from openrlhf.config.disk import ADAPTER_FILE
 from openrlhf.engine.parameters import by_block, whole_weights
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_problems, rank_in
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
 _STAGING_NAME = ".writing-export"
-_CONFIGS = _CONFIG_NAME, _ADAPTER_CONFIG_NAME = "config.json", "adapter_config.json"
+_CONFIG_NAME = "config.json"
+_CONFIGS = _CONFIG_NAME, ADAPTER_FILE
 _ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _OLD_WEIGHTS = re.compile(
     r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_model\.(safetensors|bin)"
@@ -93,7 +95,7 @@ def is_export_of(folder: Path | str, run_id: str | None, optimizer_step: int) ->
 
 def is_exported(folder: Path | str) -> bool:
     """True where a whole model is in the folder: the configuration comes last."""
-    return (Path(folder) / _CONFIG_NAME).is_file() or (Path(folder) / _ADAPTER_CONFIG_NAME).is_file()
+    return (Path(folder) / _CONFIG_NAME).is_file() or (Path(folder) / ADAPTER_FILE).is_file()
 
 
 def write_model(
@@ -211,7 +213,7 @@ def _write_adapter(model: Any, folder: Path, rank_0: _OnRank0) -> list[FileRecor
 def _put_in_place(staging: Path, folder: Path) -> None:
     """Move the new files over the old, the configuration last; files that are no part of a model stay."""
     new = {path.name for path in staging.iterdir()}
-    last = _ADAPTER_CONFIG_NAME if _ADAPTER_CONFIG_NAME in new else _CONFIG_NAME
+    last = ADAPTER_FILE if ADAPTER_FILE in new else _CONFIG_NAME
     own = set(listed_names(folder)) if is_of_run(folder, saved_identity(staging)["run_id"]) else set()
     earlier = next(path for n in count(1) if not (path := folder / f"earlier_run_{n}").exists())
     # Without a configuration nothing opens the folder, so nobody can meet old weights beside new ones.

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import openrlhf
 from openrlhf.atomic_file import write_flushed
+from openrlhf.versions import installed
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
@@ -187,10 +188,5 @@ def _dump(content: dict[str, Any]) -> str:
 
 def _versions() -> dict[str, str]:
     """Versions of the packages that wrote the checkpoint, for people who read it later."""
-    from openrlhf import __version__
-
-    versions = {"openrlhf": __version__}
-    for package in ("torch", "deepspeed", "transformers", "safetensors", "peft"):
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+    found = {package: installed(package) for package in ("torch", "deepspeed", "transformers", "safetensors", "peft")}
+    return {"openrlhf": openrlhf.__version__} | {package: one for package, one in found.items() if one is not None}

@@ -11,12 +11,12 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.atomic_file import write_flushed
 from openrlhf.checkpoint.model_settings import notes_of_export, save_settings
+from openrlhf.checkpoint.store import SPACE_FACTOR
 from openrlhf.engine.parameters import model_dtype, whole_numel, whole_shape
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import gather_objects, rank_in
 
 _FOLDER_NAME = ".trying-export"
-_SPACE_FACTOR = 1.05
 
 
 def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGroup | None = None) -> list[str]:
@@ -49,7 +49,7 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         save_settings(model, tokenizer, trial)
         if not hasattr(model, "peft_config"):
             _try_names(model)
-        needed = exported_bytes(model) * _SPACE_FACTOR
+        needed = exported_bytes(model) * SPACE_FACTOR
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")

@@ -45,7 +45,7 @@ from openrlhf.checkpoint.manifest import (
 EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
 _STEP = "optimizer_step"  # in the identity that a manifest holds
-_SPACE_FACTOR = 1.05  # file systems need a little more than the bytes they are given
+SPACE_FACTOR = 1.05  # file systems need a little more than the bytes they are given
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class CheckpointStore:
         if staging.exists():
             shutil.rmtree(staging)
         free_bytes = shutil.disk_usage(self.root).free
-        if free_bytes < size_bytes * _SPACE_FACTOR:
+        if free_bytes < size_bytes * SPACE_FACTOR:
             raise OSError(
                 errno.ENOSPC,
                 f"a checkpoint needs about {size_bytes / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free",

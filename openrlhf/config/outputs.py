@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openrlhf.config.disk import nearest_existing
+from openrlhf.config.disk import ADAPTER_FILE, nearest_existing
 from openrlhf.config.schema import Root, values_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REPORT_MARK = b"<title>What will be trained</title>"  # in the head of each page that inspect_data writes
 _MARK_WITHIN_BYTES = 4096
 _OF_A_RUN = ("manifest.json", "run_config.yaml")
-_OF_A_MODEL = ("config.json", "adapter_config.json")
+_OF_A_MODEL = ("config.json", ADAPTER_FILE)
 _READ = ("model_name_or_path", "dataset", "tokenizer_chat_template")  # last words of the flags of what is read
 _CHECKPOINTS = "global_step"
 

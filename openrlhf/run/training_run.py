@@ -1,5 +1,7 @@
-"""The parts of a training, put together in the order in which they can fail. What differs by command stands in a
-subclass: `sft_run.py`, `dpo_run.py`, `rm_run.py`."""
+"""The parts of a training, put together in the order in which they can fail.
+
+What differs by command stands in a subclass: `sft_run.py`, `dpo_run.py`, `rm_run.py`.
+"""
 
 from __future__ import annotations
 
@@ -205,8 +207,7 @@ class TrainingRun(ABC):
 
     def choose_layout(self) -> None:
         """What the settings have left open. All ranks call."""
-        data = [self.train_data, self.eval_data]
-        self.layout = self._open_layout.choose_together(data, self.strategy.groups.control)
+        self.layout = self._open_layout.choose_together([self.train_data, self.eval_data], self.strategy.groups.control)
         self.config = self.layout.config
         self.strategy.use(self.config)
 
@@ -232,8 +233,7 @@ class TrainingRun(ABC):
         optimizer = strategy.create_optimizer(model)
         ratios = config.lr_warmup_ratio, config.min_lr_ratio
         scheduler = build_schedule(optimizer, config.lr_scheduler, self.num_steps, *ratios)
-        model, optimizer, scheduler = strategy.prepare((model, optimizer, scheduler))
-        trainer = self.build_trainer(model, optimizer, scheduler)
+        trainer = self.build_trainer(*strategy.prepare((model, optimizer, scheduler)))
         trainer.reference_fingerprint = self.reference_fingerprint
         if self.layout is not None and self.layout.candidates:
             trainer.step_layouts = self.layout.candidates

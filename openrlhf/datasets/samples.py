@@ -37,11 +37,13 @@ class PlainText:
         num_prompt_characters: behind them, the answer's tokens and one end token are targets; None: every token after
             the first is.
         template_spans: the characters that are of the user's own template, not of the row.
+        remarks: what the user is told of such rows, with their number.
     """
 
     text: str
     num_prompt_characters: int | None = None
     template_spans: tuple[tuple[int, int], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

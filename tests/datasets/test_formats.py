@@ -8,6 +8,7 @@ import pytest
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS, find_format, tokenized
+from openrlhf.datasets.formats.chat import IS_NOT_READ
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -190,6 +191,20 @@ def test_system_and_history_beside_the_messages_are_read(row: dict, messages: li
     found, expected = encode(row, targets=targets, **settings), encode({"messages": messages}, targets=targets)
     assert text(found) == text(expected)
     assert trained_text(found, TOKENIZER) == trained_text(expected, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("columns", "unread"),
+    [
+        ({"system": "Be brief.", "tools": [{"name": "f"}]}, ("system", "tools")),
+        ({"system": " ", "tools": "[]"}, ()),
+    ],
+)
+def test_what_a_plain_text_has_no_place_for_is_counted(columns: dict, unread: tuple[str, ...]):
+    found = encode({"prompt": "Hi?", "completion": "Ho.", **columns})
+    assert set(found.remarks) == {IS_NOT_READ.format(name) for name in unread}
+    as_conversation = encode({"prompt": "Hi?", "completion": "Ho.", **columns}, apply_chat_template=True)
+    assert not any("is not read" in remark for remark in as_conversation.remarks)
 
 
 @pytest.mark.parametrize("key", ["parameters", "input"])

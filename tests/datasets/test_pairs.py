@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openrlhf.batching import Unit
-from openrlhf.datasets.formats.pairs import SYSTEM_IS_NOT_READ
+from openrlhf.datasets.formats.chat import IS_NOT_READ
 from openrlhf.datasets.samples import JSON_CALLS_ARE_READ, MARGIN_IS_NO_NUMBER, SHARED_TURNS_ARE_READ
 from openrlhf.errors import UserError
 from tests.datasets.conftest import Prepare, PreparePairs, write_jsonl
@@ -299,10 +299,10 @@ def test_messages_as_json_may_be_calls_alone(prepare_pairs: PreparePairs):
 def test_a_margin_that_nobody_reads_and_a_system_beside_texts_are_told(prepare_pairs: PreparePairs):
     rows = [{**PAIR, "margin": margin} for margin in ("big", 1e9, float("nan"), None, 0.5)]
     dataset = prepare_pairs([*rows, {**PAIR, "system": "Be brief."}, {**PAIR, "system": " "}])
-    assert dataset.report.remarks == {MARGIN_IS_NO_NUMBER: 3, SYSTEM_IS_NOT_READ: 1}
+    assert dataset.report.remarks == {MARGIN_IS_NO_NUMBER: 3, IS_NOT_READ.format("system"): 1}
     assert [dataset.unit(row).numbers["margin"] for row in range(5)] == [0.0, 0.0, 0.0, 0.0, 0.5]
     asked = prepare_pairs([{**PAIR, "system": "Be brief."}], apply_chat_template=True)
-    assert SYSTEM_IS_NOT_READ not in asked.report.remarks
+    assert IS_NOT_READ.format("system") not in asked.report.remarks
 
 
 def test_an_allowed_bad_pair_is_left_out_whole(prepare_pairs: PreparePairs):

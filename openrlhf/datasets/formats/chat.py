@@ -30,7 +30,8 @@ SYNONYMS = {
 }
 CALL_ROLES = {"function_call", "tool_call"}
 TRAINING_KEYS = ("train", WEIGHT)
-SYSTEM = "system"
+SYSTEM, TOOLS = "system", "tools"
+IS_NOT_READ = "the column {!r} is not read: texts take it with --data.apply_chat_template alone"
 ARGUMENTS, FUNCTION_CALL = "arguments", "function_call"
 _ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
@@ -84,6 +85,13 @@ def with_system(content: Conversation, row: Row, read: Container[Any] = ()) -> C
         num_prompt_messages=in_prompt,
         remarks=(*content.remarks, SYSTEM_IS_READ),
     )
+
+
+def not_read(row: Row, read: Container[Any] = ()) -> tuple[str, ...]:
+    """Remarks on columns of conversations that a plain text has no place for. Args: read: as of `with_system`."""
+    values = {name: str(row.get(name) or "").strip() for name in (SYSTEM, TOOLS) if name not in read}
+    filled = (name for name, value in values.items() if value not in ("", "[]", "null"))
+    return tuple(IS_NOT_READ.format(name) for name in filled)
 
 
 def message_list(raw: Any, where: str = "messages") -> list[Any]:
@@ -192,7 +200,7 @@ def _call(raw: Any, where: str, remarks: dict[str, None]) -> dict[str, Any]:
 
 
 def _tools(row: Row) -> list[Any] | None:
-    tools = _listed(row.get("tools") or None, "tools")
+    tools = _listed(row.get(TOOLS) or None, TOOLS)
     tools = [json_value(tool, f"tool {number}") for number, tool in enumerate(tools, 1)]
     for number, tool in enumerate(tools, 1):
         if not isinstance(tool, dict):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import PairDataConfig
-from openrlhf.datasets.formats.chat import FUNCTION_CALL, SYSTEM, conversation, is_message_list, with_system
+from openrlhf.datasets.formats.chat import FUNCTION_CALL, conversation, is_message_list, not_read, with_system
 from openrlhf.datasets.formats.columns import column, is_number
 from openrlhf.datasets.formats.plain import as_messages, in_template
 from openrlhf.datasets.json_text import RefusedJson, load_json
@@ -35,7 +35,6 @@ from openrlhf.datasets.samples import (
 
 PROMPT = "prompt"
 TWICE = "both answers begin with the prompt, which stands before them once more"
-SYSTEM_IS_NOT_READ = "the column 'system' is not read: texts take it with --data.apply_chat_template alone"
 _SAYS, _CALLS = ("content", "value"), ("tool_calls", FUNCTION_CALL)  # what a message has beside its role
 
 
@@ -46,10 +45,11 @@ def read(row: Row, data: PairDataConfig) -> Pair:
     pair, margin = _pair(row, data, chosen, rejected, prompt), _margin(row)
     remarks = {
         JSON_CALLS_ARE_READ: any(map(_is_call_in_json, given, opened)),
-        SYSTEM_IS_NOT_READ: isinstance(pair.chosen, PlainText) and _has_system(row, data),
         MARGIN_IS_NO_NUMBER: math.isnan(margin),
     }
-    return replace(pair, margin=margin, remarks=(*pair.remarks, *(name for name, holds in remarks.items() if holds)))
+    unread = not_read(row, _columns_read(data)) if isinstance(pair.chosen, PlainText) else ()
+    told = (name for name, holds in remarks.items() if holds)
+    return replace(pair, margin=margin, remarks=(*pair.remarks, *told, *unread))
 
 
 def _pair(row: Row, data: PairDataConfig, chosen: Any, rejected: Any, prompt: Any) -> Pair:
@@ -89,11 +89,6 @@ def _opened(value: Any) -> Any:
 def _is_call_in_json(given: Any, opened: Any) -> bool:
     first = opened[0] if isinstance(opened, list) else opened
     return isinstance(given, str) and isinstance(first, dict) and {*_SAYS}.isdisjoint(first)
-
-
-def _has_system(row: Row, data: PairDataConfig) -> bool:
-    text = None if SYSTEM in _columns_read(data) else row.get(SYSTEM)
-    return isinstance(text, str) and bool(text.strip())
 
 
 def _columns_read(data: PairDataConfig) -> tuple[str | None, str, str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats.chat import SYSTEM, conversation, is_message_list, message_list, with_system
+from openrlhf.datasets.formats.chat import SYSTEM, conversation, is_message_list, message_list, not_read, with_system
 from openrlhf.datasets.formats.columns import answer_column, column, json_value, kind, text_column
 from openrlhf.datasets.samples import HISTORY_IS_READ, BadRow, Conversation, Message, PlainText, Row
 
@@ -35,7 +35,7 @@ def read_input_output(row: Row, data: DataConfig) -> PlainText | Conversation:
 
 def read_prompt_completion(row: Row, data: DataConfig) -> PlainText | Conversation:
     content = _prompt_and_answer(row, data, PROMPT, COMPLETION)
-    return with_system(content, row) if isinstance(content, Conversation) else content
+    return with_system(content, row) if isinstance(content, Conversation) else replace(content, remarks=not_read(row))
 
 
 def read_alpaca(row: Row, data: DataConfig) -> PlainText | Conversation:

@@ -60,14 +60,12 @@ class SampleEncoder:
 
         Raises BadRow if the row cannot be used, LeftOut if it does not become a sample.
         """
-        self._remarks = set()
+        self._remarks = set(content.remarks)
         if isinstance(content, TokenRow):
             self._check_ids(content.input_ids)
-            self._remarks.update(content.remarks)
             ids = np.asarray(content.input_ids, dtype=np.int32)
             return self._fit(ids, np.asarray(content.loss_mask, dtype=np.uint8), row_weight)
         if isinstance(content, Conversation):
-            self._remarks.update(content.remarks)
             ids, targets = self._conversation(content)
         else:
             ids, targets = self._plain_text(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _MICRO_BATCH = "tests/batching/test_micro_batch.py"
+_LOADER = "tests/batching/test_loader.py"
 _ORDER = "tests/batching/test_order_and_schedule.py"
 
 BUGS = [
@@ -160,5 +161,69 @@ BUGS = [
         "TokenBudget(max_tokens_per_micro_batch * ring_attn_size, packed)",
         "TokenBudget(max_tokens_per_micro_batch, packed)",
         ("tests/inspection/test_inspection.py::test_the_token_budget_is_that_of_all_ranks_of_a_ring",),
+    ),
+    Bug(
+        "a_collate_fn_is_not_heard",
+        "a script's collate_fn masks tokens that the training counts all the same",
+        "batching/rows.py",
+        'return collate_fn is not None and not getattr(collate_fn, "pads_alone", False)',
+        "return False",
+        (f"{_LOADER}::test_a_collate_fn_that_masks_more_is_heard_by_a_training",),
+    ),
+    Bug(
+        "a_collate_fn_of_units_is_ignored",
+        "a collate_fn given with a data set of pairs is never called in a training, without a word",
+        "batching/loader.py",
+        "if self._changes_rows:\n",
+        "if False:\n",
+        (f"{_LOADER}::test_a_collate_fn_of_units_would_not_be_heard_and_is_refused",),
+    ),
+    Bug(
+        "two_rows_of_an_item_are_one",
+        "a data set whose items hold two rows is trained as if each were one long sample",
+        "batching/rows.py",
+        "if first.numel() != first.shape[-1]:",
+        "if False:",
+        (f"{_LOADER}::test_an_item_that_is_no_triple_is_named",),
+    ),
+    Bug(
+        "labels_are_a_loss_mask",
+        "labels given as a loss mask weigh each token by its id, and what is not to count by -100",
+        "batching/rows.py",
+        "if smallest >= 0 and largest < math.inf and not are_ids:",
+        "if True:",
+        (f"{_MICRO_BATCH}::test_labels_are_not_taken_for_a_loss_mask",),
+    ),
+    Bug(
+        "numbered_samples_are_one",
+        "samples that an attention mask numbers within a row see one another",
+        "batching/rows.py",
+        "if wrong := mask[(mask != 0) & (mask != 1)].tolist():",
+        "if wrong := mask[:0].tolist():",
+        (f"{_MICRO_BATCH}::test_an_attention_mask_that_numbers_samples_is_refused",),
+    ),
+    Bug(
+        "an_own_loop_has_fewer_batches_on_a_rank",
+        "a loop of the user's own hangs where the last rows do not go round",
+        "batching/loader.py",
+        "yield self.collate_fn([self.dataset[row] for row in rows or window.rows[:1].tolist()])",
+        "if rows:\n                    yield self.collate_fn([self.dataset[row] for row in rows])",
+        (f"{_LOADER}::test_a_loop_of_ones_own_has_as_many_batches_on_every_rank",),
+    ),
+    Bug(
+        "a_stream_must_know_its_length",
+        "a fit over a stream ends in a TypeError of its length",
+        "batching/foreign_loader.py",
+        "    except TypeError:\n",
+        "    except AttributeError:\n",
+        (f"{_LOADER}::test_a_stream_that_does_not_know_its_length_is_read",),
+    ),
+    Bug(
+        "a_weight_below_0_passes",
+        "an objective whose weights sum to less than 0 climbs its loss",
+        "batching/window.py",
+        "or divisor < 0 or",
+        "or",
+        ("tests/batching/test_window.py::test_a_weight_that_is_not_above_0_is_refused",),
     ),
 ]

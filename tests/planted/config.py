@@ -96,4 +96,20 @@ BUGS = [
         "",
         ("tests/config/test_parse.py::test_a_tilde_is_the_home_folder",),
     ),
+    Bug(
+        "early_stopping_knows_no_epochs",
+        "early stopping by the evaluations after every epoch is refused",
+        "config/checks.py",
+        "config.eval.steps > 0 or config.eval.every_epoch",
+        "config.eval.steps > 0",
+        ("tests/config/test_checks.py::test_what_can_be_is_not_refused",),
+    ),
+    Bug(
+        "epochs_are_evaluated_on_nothing",
+        "--eval.every_epoch without rows is taken, and nothing is evaluated",
+        "config/checks.py",
+        "if config.eval.every_epoch and not config.eval.dataset:",
+        "if False:",
+        ("tests/config/test_checks.py::test_an_impossible_combination_is_one_problem",),
+    ),
 ]

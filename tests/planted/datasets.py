@@ -261,4 +261,20 @@ BUGS = [
         "",
         ("tests/datasets/test_bad_input.py::test_a_compressed_file_that_is_cut_off_is_refused",),
     ),
+    Bug(
+        "what_a_plain_text_cannot_hold_is_untold",
+        "the system message and the tools beside a plain text are left out without a word",
+        "datasets/formats/plain.py",
+        "else replace(content, remarks=not_read(row))",
+        "else content",
+        (f"{_FORMATS}::test_what_a_plain_text_has_no_place_for_is_counted",),
+    ),
+    Bug(
+        "blank_columns_are_told_as_not_read",
+        "a user is told that a system message is not read where there is none",
+        "datasets/formats/chat.py",
+        'if value not in ("", "[]", "null"))',
+        "if True)",
+        (f"{_FORMATS}::test_what_a_plain_text_has_no_place_for_is_counted",),
+    ),
 ]

@@ -1,0 +1,109 @@
+"""Bugs of what a base model is: quantized, one part of a composite, an encoder, of how many positions."""
+
+from __future__ import annotations
+
+from tests.planted.bug import Bug
+
+_QUANTIZED = "tests/models/test_quantized.py::test_"
+_TEXT_PART = "tests/models/test_text_part.py::test_"
+_POSITIONS = "tests/models/test_limits.py::test_positions_are_those_that_a_scaling_makes"
+_CHOICE = "tests/models/test_attention_choice.py::test_"
+
+BUGS = [
+    Bug(
+        "a_plain_base_is_exported_quantized",
+        "the export of a base in fp8 is in fp8 again, and its config says that it is not",
+        "models/quantized.py",
+        "if quantization_of(config) in _MADE_PLAIN:",
+        "if False:",
+        (f"{_QUANTIZED}weights_are_exported_plain",),
+    ),
+    Bug(
+        "bases_of_other_formats_pass",
+        "a base in GPTQ is trained, though its weights get no gradient",
+        "models/quantized.py",
+        "if method not in _MADE_PLAIN:",
+        "if False:",
+        (f"{_QUANTIZED}what_cannot_be_trained_is_refused_with_the_remedy",),
+    ),
+    Bug(
+        "blocks_that_do_not_divide_pass",
+        "a base in fp8 whose blocks do not divide a matrix is read with wrong scales",
+        "models/quantized.py",
+        'if method == "fp8":',
+        "if False:",
+        (f"{_QUANTIZED}blocks_that_do_not_divide_a_matrix_are_refused",),
+    ),
+    Bug(
+        "a_composite_is_a_damaged_model",
+        "Llama 4 is refused, as its weights that see are taken for extra ones",
+        "models/loading.py",
+        "check_weights(model, without_other_parts(info, model, config, path), path)",
+        "check_weights(model, info, path)",
+        (f"{_TEXT_PART}the_text_part_is_loaded_and_told_of",),
+    ),
+    Bug(
+        "a_composite_is_unknown_before_it_is_read",
+        "neither memory nor attention of Llama 4 can be told before it is loaded",
+        "models/loading.py",
+        "ModelFacts(model_class, trained_part(config, model_class),",
+        "ModelFacts(model_class, config,",
+        (f"{_TEXT_PART}it_is_known_before_it_is_read",),
+    ),
+    Bug(
+        "extra_weights_of_a_composite_pass",
+        "a composite whose text part has more layers than its config says is trained without them",
+        "models/text_part.py",
+        '{name for name in info["unexpected_keys"] if _head_of(name) in own}',
+        "set()",
+        (f"{_TEXT_PART}more_weights_of_the_text_part_are_still_refused",),
+    ),
+    Bug(
+        "a_rope_scaling_adds_no_positions",
+        "a context that is extended by YaRN as the model's card says is refused",
+        "models/limits.py",
+        '_EXTENDING = ("linear", "yarn")',
+        "_EXTENDING = ()",
+        (_POSITIONS,),
+    ),
+    Bug(
+        "a_dynamic_rope_ends",
+        "a model whose positions grow with the text is refused longer samples",
+        "models/limits.py",
+        'if any("dynamic" in rope_type for rope_type, _ in scalings):',
+        "if False:",
+        (_POSITIONS,),
+    ),
+    Bug(
+        "probabilities_of_routers_are_softened_twice",
+        "the balancing loss of Gemma 4 hardly moves its routers",
+        "models/prepared_model.py",
+        "if self._routers_tell_probabilities:",
+        "if False:",
+        ("tests/models/test_moe.py::test_routers_that_tell_probabilities_are_not_softened_twice",),
+    ),
+    Bug(
+        "padded_encoders_are_trained",
+        "BERT as an encoder is trained in padded batches, and learns to read off the targets that it sees",
+        "models/causality.py",
+        "return bool(flags) and not any(flags)",
+        "return False",
+        (f"{_CHOICE}an_encoder_is_refused_in_every_layout",),
+    ),
+    Bug(
+        "a_bidirectional_config_is_not_read",
+        "Gemma with use_bidirectional_attention is trained on targets that it sees",
+        "models/causality.py",
+        "if looks_ahead(config.get_text_config()) or (model is not None",
+        "if (model is not None",
+        (f"{_CHOICE}bidirectional_attention_is_refused_before_weights_are_read",),
+    ),
+    Bug(
+        "encoders_that_do_not_say_so_are_trained",
+        "RoFormer as an encoder is trained on targets that it sees",
+        "models/causality.py",
+        "return bool((one - other).norm() > _ROUNDING * one.norm())",
+        "return False",
+        (f"{_CHOICE}an_encoder_that_takes_no_other_attention_is_refused_by_what_it_computes",),
+    ),
+]

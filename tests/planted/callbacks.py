@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _CALLBACKS = "tests/trainer/test_callbacks.py"
+_DUE = f"{_CALLBACKS}::test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on"
 
 BUGS = [
     Bug(
@@ -110,5 +111,72 @@ BUGS = [
         "finished=trainer.wishes.stop_reason is not None,",
         "finished=False,",
         (f"{_CALLBACKS}::test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped",),
+    ),
+    Bug(
+        "an_evaluation_before_leaving",
+        "a run that is asked to leave evaluates first, and is killed before it has saved",
+        "trainer/callbacks/standard.py",
+        "        preemption,\n    ]\n    if trainer.eval_dataloader is not None:\n"
+        "        callbacks.append(Evaluating(config.eval.steps, config.eval.at_end, config.eval.every_epoch))\n",
+        "    ]\n    if trainer.eval_dataloader is not None:\n"
+        "        callbacks.append(Evaluating(config.eval.steps, config.eval.at_end, config.eval.every_epoch))\n"
+        "    callbacks.append(preemption)\n",
+        (_DUE,),
+    ),
+    Bug(
+        "an_evaluation_that_was_due_is_skipped",
+        "the evaluation after the step with which a run left is in no record, and may have been the best",
+        "trainer/evaluation.py",
+        "            self.on_step_end(trainer, {})\n",
+        "            pass\n",
+        (_DUE,),
+    ),
+    Bug(
+        "a_wish_to_evaluate_is_left_behind",
+        "an evaluation that a callback asked for in the step with which the run left is never made",
+        "trainer/evaluation.py",
+        "trainer.wishes.evaluation |= progress.evaluation_wished",
+        "trainer.wishes.evaluation |= False",
+        (_DUE,),
+    ),
+    Bug(
+        "a_request_in_an_evaluation_waits_for_a_step",
+        "a run that is asked to leave while it evaluates takes another step first, for which there may be no time",
+        "trainer/callbacks/standard.py",
+        "return [*callbacks, PreemptionAfterEvaluating(preemption), saving]",
+        "return [*callbacks, saving]",
+        (f"{_CALLBACKS}::test_a_signal_in_an_evaluation_is_heeded_after_it",),
+    ),
+    Bug(
+        "the_best_on_other_rows_stays",
+        "after a resume with other rows to evaluate, best.json goes on naming a loss that was measured on the old ones",
+        "strategy/checkpoints.py",
+        "            checkpointer.store.set_best_aside()\n",
+        "            pass\n",
+        (f"{_CALLBACKS}::test_an_evaluation_on_other_rows_finds_its_best_anew",),
+    ),
+    Bug(
+        "exports_without_a_bound",
+        "models that are exported along the way fill the disk, whatever --ckpt.max_mem says",
+        "trainer/callbacks/standard.py",
+        "CheckpointStore(ckpt.path, ckpt.max_num, max_bytes_of(ckpt.max_mem), EXPORT_SUFFIX)",
+        "CheckpointStore(ckpt.path, ckpt.max_num, None, EXPORT_SUFFIX)",
+        ("tests/trainer/test_exporter.py::test_exports_along_the_way_are_kept_within_the_same_bytes",),
+    ),
+    Bug(
+        "exports_that_fail_end_no_run",
+        "a run that saves nothing but exports trains for days while each of them fails",
+        "trainer/callbacks/saving.py",
+        "self._look_at(replace(exported, num_failures_in_a_row=0) if self._checkpointer else exported, trainer)",
+        "self._look_at(replace(exported, num_failures_in_a_row=0), trainer)",
+        ("tests/trainer/test_exporter.py::test_exports_that_fail_end_a_run_that_saves_nothing_else",),
+    ),
+    Bug(
+        "failures_of_exports_are_not_counted",
+        "exports that fail one after the other are each the first, and the run goes on without any",
+        "trainer/exporter.py",
+        "self._num_failures_in_a_row + 1 if problems else 0",
+        "1 if problems else 0",
+        ("tests/trainer/test_exporter.py::test_a_failed_export_leaves_nothing",),
     ),
 ]

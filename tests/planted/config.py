@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_SEVERAL_RANKS = (
+    "tests/config/test_checks.py::test_flags_of_several_ranks_and_their_packages_pass_where_one_process_prepares"
+)
+
 BUGS = [
     Bug(
         "unknown_flag_accepted",
@@ -111,5 +115,29 @@ BUGS = [
         "if config.eval.every_epoch and not config.eval.dataset:",
         "if False:",
         ("tests/config/test_checks.py::test_an_impossible_combination_is_one_problem",),
+    ),
+    Bug(
+        "a_look_at_data_counts_ranks",
+        "with the flags of a training on several ranks its data cannot be looked at or prepared",
+        "config/checks.py",
+        "    _needed,\n    *_LAYOUT_CHECKS_ANYWHERE,\n",
+        "    _needed,\n    *LAYOUT_CHECKS,\n",
+        (_SEVERAL_RANKS,),
+    ),
+    Bug(
+        "a_training_does_not_count_its_ranks",
+        "a training whose ranks or packages do not suffice is refused only after its model is loaded, in other words",
+        "config/checks.py",
+        "(*COMMON_CHECKS, *_RANK_CHECKS, _compiler,",
+        "(*COMMON_CHECKS, _compiler,",
+        (_SEVERAL_RANKS,),
+    ),
+    Bug(
+        "long_written_configuration_cannot_be_read",
+        "a run of many files cannot be started by the run_config.yaml that it has written",
+        "config/sources.py",
+        "MAX_YAML_BYTES = 1 << 17",
+        "MAX_YAML_BYTES = 1 << 15",
+        ("tests/config/test_files.py::test_what_a_run_of_many_files_has_written_reads_back",),
     ),
 ]

@@ -239,4 +239,12 @@ BUGS = [
         "get_total_norm(gradients)",
         ("tests/engine/test_step_guard.py::test_the_norm_of_no_gradients_is_where_the_model_is",),
     ),
+    Bug(
+        "a_tasks_cores_for_each_of_its_ranks",
+        "the ranks that torchrun starts in a SLURM task each take all its cores, and wait for each other",
+        "engine/launch.py",
+        "if not one_process_starts_local_ranks(os.environ):",
+        "if num_cores:",
+        (f"{_JOINING}::test_ranks_share_the_cores_of_their_machine_also_with_gpus",),
+    ),
 ]

@@ -8,6 +8,8 @@ _FORMATS = "tests/datasets/test_formats.py"
 _MASKS = "tests/datasets/test_masks.py"
 _CACHE = "tests/datasets/test_cache.py"
 _WEIGHTS = "tests/datasets/test_weights.py"
+_REFUSALS = "tests/datasets/test_refusals.py"
+_UNPRINTED = "tests/datasets/test_unprinted.py::test_what_is_not_printed_is_told"
 _ENCODER = "datasets/tokenization/encoder.py"
 _WORDS = "datasets/tokenization/text_tokenizer.py"
 _TURNS = "datasets/tokenization/turns.py"
@@ -276,5 +278,53 @@ BUGS = [
         'if value not in ("", "[]", "null"))',
         "if True)",
         (f"{_FORMATS}::test_what_a_plain_text_has_no_place_for_is_counted",),
+    ),
+    Bug(
+        "a_template_of_the_home_folder_is_not_found",
+        "--data.tokenizer_chat_template ~/own.jinja is refused",
+        "datasets/tokenization/chat_template.py",
+        "(file := Path(given).expanduser()).is_file()",
+        "(file := Path(given)).is_file()",
+        (f"{_REFUSALS}::test_a_template_may_lie_in_the_home_folder",),
+    ),
+    Bug(
+        "every_tokenizer_pads_on_the_right",
+        "an exported model that is asked in batches answers behind padding, where its base did not",
+        "datasets/tokenizer.py",
+        "padding_side: str | None = None,",
+        'padding_side: str | None = "right",',
+        (f"{_REFUSALS}::test_a_tokenizer_keeps_its_padding_side",),
+    ),
+    Bug(
+        "lost_thoughts_are_not_told",
+        "what answers say before </think> is left out by the template without a word",
+        "datasets/tokenization/unprinted.py",
+        "return thoughts not in before",
+        "return False",
+        (_UNPRINTED,),
+    ),
+    Bug(
+        "what_is_said_beside_a_call_is_not_told",
+        "what answers say beside their calls is left out by the template without a word",
+        "datasets/tokenization/unprinted.py",
+        'elif kind == "beside" and turn in turns:',
+        'elif kind == "beside" and not turns:',
+        (_UNPRINTED,),
+    ),
+    Bug(
+        "results_that_are_not_printed_are_not_told",
+        "results of tools are left out by a template that knows none without a word",
+        "datasets/tokenization/unprinted.py",
+        "if not tools and not has_results and all(",
+        "if not tools and all(",
+        (_UNPRINTED,),
+    ),
+    Bug(
+        "content_beside_a_call_is_refused",
+        "rows with a word beside a call are refused where the template has no generation prompt and drops it",
+        _TURNS,
+        'if "tool_calls" in message and "".join(content.split()) not in "".join(said.split()):',
+        'if "tool_calls" in message and not content:',
+        (_UNPRINTED,),
     ),
 ]

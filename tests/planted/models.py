@@ -256,4 +256,12 @@ BUGS = [
         "weights = None if targets.weights is None else torch.ones_like",
         ("tests/models/test_weight_functions.py::test_no_target_still_touches_every_parameter",),
     ),
+    Bug(
+        "an_end_token_that_pads_is_not_trained",
+        "the embedding of an end token that pads gets no gradient",
+        "engine/model_internals.py",
+        "        embedding.padding_idx = None\n",
+        "        pass\n",
+        ("tests/models/test_loading.py::test_an_end_token_that_pads_is_trained",),
+    ),
 ]

@@ -183,4 +183,20 @@ BUGS = [
             _RUNS + "test_pairs_without_a_finite_loss_stop_the_run_without_an_export",
         ),
     ),
+    Bug(
+        "smoothing_that_changes_nothing",
+        "--model.label_smoothing is taken beside losses that do not read it",
+        "config/pair_checks.py",
+        "if model.label_smoothing and read.isdisjoint(LOSSES_WITH_SMOOTHING):",
+        "if model.label_smoothing and not read:",
+        (_SETTINGS + "test_what_cannot_be_is_told",),
+    ),
+    Bug(
+        "a_script_takes_the_base_for_the_reference",
+        "DPOTrainer compares a model that starts from an adapter with its base, and not with where it starts",
+        "trainer/pair_trainers.py",
+        "if self._adapter is not None and isinstance(self._reference, BaseUnderAdapters):",
+        "if self._adapter is not None and self._reference is None:",
+        ("tests/trainer/test_pair_trainers.py::test_the_base_is_no_reference_of_a_model_that_starts_from_an_adapter",),
+    ),
 ]

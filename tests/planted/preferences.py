@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_LOSSES = "tests/objectives/test_pair_losses.py::"
 _FORMULAS = "tests/objectives/test_pair_losses.py::test_loss_and_gradients_are_those_of_the_paper"
 _MIXES = "tests/objectives/test_pair_losses.py::test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll"
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
@@ -146,5 +147,37 @@ BUGS = [
         "sum(weight * LOSSES[name](pairs, self._settings)",
         "sum(LOSSES[name](pairs, self._settings)",
         (_MIXES,),
+    ),
+    Bug(
+        "orpo_of_a_sure_answer_has_no_slope",
+        "an answer that the model is sure of makes the gradients of ORPO no numbers",
+        "objectives/pair_losses.py",
+        "below = log_prob.clamp(max=-torch.finfo(log_prob.dtype).tiny)",
+        "below = log_prob",
+        (_LOSSES + "test_orpo_of_a_sure_answer_is_finite",),
+    ),
+    Bug(
+        "discopop_of_a_wrong_pair_is_no_number",
+        "a pair that is strongly wrong makes the loss of DiscoPOP no number",
+        "objectives/pair_losses.py",
+        "torch.exp(logsigmoid(scaled) - margin)",
+        "torch.exp(-margin) * scaled.sigmoid()",
+        (_LOSSES + "test_discopop_is_the_formula_for_any_margin",),
+    ),
+    Bug(
+        "rewards_of_simpo_are_sums",
+        "the metrics of SimPO and ORPO show the shorter answer as the better one",
+        "objectives/preference.py",
+        "        if self.reference is not None:\n            return pairs.chosen_ratio, pairs.rejected_ratio\n",
+        "        if pairs is not None:\n            return pairs.chosen_ratio, pairs.rejected_ratio\n",
+        (_LOSSES + "test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one",),
+    ),
+    Bug(
+        "without_locks_nothing_is_kept",
+        "on a file system without locks each start computes the reference's log-probs anew",
+        "trainer/computed_reference.py",
+        "        except BlockingIOError:\n",
+        "        except OSError:\n",
+        ("tests/objectives/test_preference.py::test_a_reference_is_kept_where_files_cannot_be_locked",),
     ),
 ]

@@ -229,4 +229,12 @@ BUGS = [
         "        process.terminate()\n",
         ("tests/rejection/test_serving.py::test_a_server_ends_with_the_script_that_has_started_it",),
     ),
+    Bug(
+        "seeds_of_numpy_alone",
+        "a chat with a seed that trainings take ends with a ValueError",
+        "rejection/chat.py",
+        "set_seed(settings.seed % 2**32)",
+        "set_seed(settings.seed)",
+        ("tests/rejection/test_chat.py::test_one_seed_gives_one_conversation",),
+    ),
 ]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -100,7 +100,8 @@ def state_of(trainer: Trainer) -> State:
     lacking = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]
     assert not lacking, f"elements that no rank holds: {lacking}"
     return {name: bits_of(tensor) for name, tensor in tensors.items()} | {
-        "progress": asdict(trainer.progress),
+        # that it left early is said by the checkpoint alone
+        "progress": asdict(replace(trainer.progress, left_early=False, evaluation_wished=False)),
         "schedule": {name: schedule[name] for name in ("last_epoch", "_last_lr", "base_lrs")},
         "learning rates": learning_rates_of(trained.engine),
         "gradient norms of the guard": trained.guard.state_dict(),

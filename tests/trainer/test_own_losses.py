@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from openrlhf.batching import StepWindowLoader
 from openrlhf.errors import UserError
 from openrlhf.objectives import SFTObjective
 from openrlhf.trainer import DPOTrainer, RewardModelTrainer, SFTTrainer
@@ -37,9 +39,17 @@ def test_a_loss_that_is_set_is_refused(kind: type, remedy: str, name: str) -> No
 )
 def test_a_subclass_with_such_a_method_is_refused(kind: Any, given: dict[str, None], name: str) -> None:
     base = type("Mine", (kind,), {name: lambda self, *given: None, "my_own": lambda self: None})
+    loader = StepWindowLoader.__new__(StepWindowLoader)
+    loader.dataset = SimpleNamespace(unit=None)  # of pairs, as far as a look can tell
+    model, strategy = SimpleNamespace(config=SimpleNamespace()), SimpleNamespace(train_batch_size=1)
     with pytest.raises(UserError, match=f"Yours is given {name} of its own, which nothing here reads"):
         type("Yours", (base,), {})(
-            model=None, strategy=None, train_dataloader=None, scheduler=None, objective=SFTObjective(), **given
+            model=model,
+            strategy=strategy,
+            train_dataloader=loader,
+            scheduler=None,
+            objective=SFTObjective(),
+            **given,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from openrlhf.batching import ForeignLoader, StepLayout, StepWindow, StepWindowLoader
 from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.engine.devices import trim_heap
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.models import PreparedModel
 from openrlhf.models.limits import check_vocabulary
@@ -124,12 +125,15 @@ class Trainer:
         self.model.train()
         with self._callbacks.leaving():
             self.emit("on_run_begin")
-            for window, began_at in self._timed_windows(max_steps):
+            trim_heap()  # of what loading has left
+            for number, (window, began_at) in enumerate(self._timed_windows(max_steps)):
                 run = partial(step.run, optimizer_step=self.progress.optimizer_step, began_at=began_at)
                 self.last_step = self._memory.compute(window, run)
                 self._tuner.after_step(self.last_step.seconds, self.last_step.counts.num_tokens_global)
                 self._advance(window)
                 self._emit_record("on_step_end", self._record())
+                if number == 0:
+                    trim_heap()  # of what passes leave the first time
             if self.wishes.stop_reason is not None:
                 self.strategy.print(f"stopped after step {self.progress.optimizer_step}: {self.wishes.stop_reason}.")
             self.progress = replace(self.progress, finished=True)

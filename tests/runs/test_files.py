@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 from tests.helpers.workbench import eval_lines, flags, save_model, save_rows, step_lines
 from tests.runs.cases import run
 
@@ -89,3 +93,18 @@ def test_the_resolved_configuration_trains_the_same_again(two_ranks, bench):
     argv = ["@", str(bench / "out/run_config.yaml"), "--ckpt.output_dir", str(again), "--ckpt.path", str(again / "ck")]
     two_ranks.run(run, [*argv, "--logger.wandb.enable", "false"], {"WANDB_MODE": "offline"})
     assert [line["loss"] for line in step_lines(again)] == [line["loss"] for line in step_lines(bench / "out")]
+
+
+def test_the_model_stops_where_tokenized_rows_end(tmp_path, two_ranks):
+    tokenizer = tiny_tokenizer(CHATML)
+    tokenizer.add_tokens(["<|call|>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_model("qwen3", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    end_id = tokenizer.convert_tokens_to_ids("<|call|>")
+    ids = [*tokenizer("sum of three").input_ids, end_id]
+    row = {"input_ids": ids, "labels": [-100, *ids[1:]]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 8, encoding="utf-8")
+    unnamed = dict(data__input_key=None, data__output_key=None)
+    two_ranks.run(run, flags(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "out", **unnamed))
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert end_id in settings["eos_token_id"]

@@ -12,6 +12,7 @@ import torch
 
 from openrlhf.batching.loader import MicroBatchFormat, Position
 from openrlhf.batching.micro_batch import make_micro_batch, units_of_batch
+from openrlhf.batching.rows import parts_of
 from openrlhf.batching.unit import Unit
 from openrlhf.batching.window import StepWindow
 from openrlhf.parallel.collectives import max_over, sum_over
@@ -77,7 +78,8 @@ class ForeignLoader:
         read = list(islice(stream, self.num_micro_batches + 1))
         ends_here = len(read) <= self.num_micro_batches
         is_counted = not (self.groups.sequence_rank or self.groups.tensor_rank)  # these ranks have the same samples
-        num_here = sum(len(batch[0]) for batch in read[: self.num_micro_batches]) if is_counted else 0
+        first_step = [parts_of(one, f"micro-batch {place}") for place, one in enumerate(read[: self.num_micro_batches])]
+        num_here = sum(len(input_ids) for input_ids, *_ in first_step) if is_counted else 0
         num_samples, num_ends = sum_over(torch.tensor([num_here, int(ends_here)]), self.groups.control).tolist()
         if not num_ends:
             look_at_step(num_samples)

@@ -186,8 +186,8 @@ class StepWindowLoader:
         if self._changes_rows:
             raise UserError(
                 f"the collate_fn given with a {type(self.dataset).__name__} would not be called: a training takes "
-                f"what {type(self.dataset).__name__}.unit(row) gives. Change that in its place, and give the data "
-                "set's own collate_fn, or none."
+                f"what {type(self.dataset).__name__}.unit(row) gives. Change that in its place, and give no "
+                "collate_fn, or mark one that only pads with openrlhf.batching.pads_alone."
             )
 
     def __iter__(self) -> Iterator[Any]:

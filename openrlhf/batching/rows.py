@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ def pads_alone(collate_fn: _Collate) -> _Collate:
 
 def changes_rows(collate_fn: Callable[..., Any] | None) -> bool:
     """Whether rows may come out of it otherwise than they went in."""
+    while isinstance(collate_fn, partial):
+        collate_fn = collate_fn.func
     return collate_fn is not None and not getattr(collate_fn, "pads_alone", False)
 
 

@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from openrlhf.errors import UserError
 
-_NEWER_FIELDS = {"num_evals_since_best", "left_early", "evaluation_wished"}  # older checkpoints lack them
+_NEWER_FIELDS = {
+    "num_evals_since_best",
+    "left_early",
+    "evaluation_wished",
+    "save_wished",
+}  # older checkpoints lack them
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class TrainingProgress:
 
     `consumed_samples` counts over the whole run, all epochs; so do the tokens.
     `left_early`: the run was asked to leave, and did so before the evaluation and the answers that may have been due
-    after this step; `evaluation_wished`: a callback had asked for the former.
+    after this step; `evaluation_wished`, `save_wished`: a callback had asked for the former, and for a save.
     """
 
     optimizer_step: int = 0
@@ -31,6 +36,7 @@ class TrainingProgress:
     finished: bool = False
     left_early: bool = False
     evaluation_wished: bool = False
+    save_wished: bool = False
 
     def after_step(self, epoch: int, num_samples: int, num_tokens: int, num_target_tokens: int) -> "TrainingProgress":
         """One optimizer step on, which trained so much."""
@@ -43,6 +49,7 @@ class TrainingProgress:
             consumed_target_tokens=self.consumed_target_tokens + num_target_tokens,
             left_early=False,
             evaluation_wished=False,
+            save_wished=False,
         )
 
     def after_evaluation(self, loss: float) -> "TrainingProgress":

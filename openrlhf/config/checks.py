@@ -264,7 +264,8 @@ _LAYOUT_CHECKS_ANYWHERE: tuple[Check, ...] = (
     _compiled_layers,
 )
 # what the ranks of a training must have, in number and packages
-_RANK_CHECKS: tuple[Check, ...] = (_ranks, _zpg_ranks, _liger, four_bits_package)
+PACKAGE_CHECKS: tuple[Check, ...] = (_liger, four_bits_package)
+_RANK_CHECKS: tuple[Check, ...] = (_ranks, _zpg_ranks, *PACKAGE_CHECKS)
 LAYOUT_CHECKS: tuple[Check, ...] = (*_LAYOUT_CHECKS_ANYWHERE, *_RANK_CHECKS)
 # also for a command that is not the training itself: one process, perhaps on a machine without the training's packages
 COMMON_CHECKS: tuple[Check, ...] = (

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES
+from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES, PACKAGE_CHECKS
 from openrlhf.config.disk import is_address, model_folder, parts_of, program
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.hub_settings import hub
@@ -51,6 +51,7 @@ class HeldOutConfig(EvalConfig):
     """Prompts that are never trained on: answered and scored before the first and after each iteration."""
 
     steps: ClassVar[int] = -1
+    every_epoch: ClassVar[bool] = False
     prompts: ClassVar[None] = None
     prompts_steps: ClassVar[int] = -1
     prompts_reward: ClassVar[None] = None
@@ -143,7 +144,7 @@ class RejectionConfig(TrainingConfig):
         "Rejection sampling: a model answers, is trained on the best of its answers, and answers again.",
         "python -m openrlhf.cli.rejection_sampling",
         COMMON_SYNONYMS,
-        (*COMMON_CHECKS, model_folder, hub, iteration_problems, stage_problems, server_problems),
+        (*COMMON_CHECKS, *PACKAGE_CHECKS, model_folder, hub, iteration_problems, stage_problems, server_problems),
         COMMON_NOTICES,
         SET_BY_THE_ITERATION,
     )

@@ -84,7 +84,8 @@ def check_compiler(device_type: str, remedy: str) -> None:
             f"torch.compile needs a compiler, and {' or '.join(compilers)} is not on the PATH: install one, or name "
             f"another in {variable}, {remedy}"
         )
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    places = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}  # torch looks in both
+    if not any(Path(place, "Python.h").is_file() for place in places):
         raise UserError(f"torch.compile needs Python's headers: install python3-dev, {remedy}")
 
 

@@ -35,7 +35,9 @@ def num_positions(config: PretrainedConfig) -> int | None:
     scalings = _rope_scalings(config)
     if any("dynamic" in rope_type for rope_type, _ in scalings):
         return None
-    return int(max([positions, *(_extended(positions, rope) for kind, rope in scalings if kind in _EXTENDING)]))
+    is_nested = len(scalings) > 1  # as Gemma 3's, whose positions are raised already
+    extending = ("yarn",) if is_nested else _EXTENDING
+    return int(max([positions, *(_extended(positions, rope) for kind, rope in scalings if kind in extending)]))
 
 
 def _rope_scalings(config: PretrainedConfig) -> list[tuple[str, dict[str, Any]]]:

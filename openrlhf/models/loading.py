@@ -34,6 +34,7 @@ from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
+from openrlhf.models.notes import tell_once
 from openrlhf.models.quantized import plain_config, save_plain
 from openrlhf.models.text_part import trained_part, without_other_parts
 from openrlhf.models.weights_check import check_loaded, check_weight_files
@@ -102,7 +103,7 @@ def make_ready(model: PreTrainedModel, is_packed: bool, use_liger_kernel: bool) 
         check_causal(model)
     if train_end_tokens(model):
         name = type(model).__name__
-        logger.warning("%s: the pad_token_id of config.json ends answers; its embedding is trained, too.", name)
+        tell_once(f"{name}: the pad_token_id of config.json ends answers; its embedding may be trained, too.")
     if use_liger_kernel:
         apply_liger_kernels(model)
 

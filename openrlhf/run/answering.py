@@ -62,7 +62,7 @@ class Answering(Callback):
             self._answer(trainer)
 
     def on_run_end(self, trainer: Trainer) -> None:
-        if trainer.progress.optimizer_step != self._last_step:
+        if trainer.progress.optimizer_step != self._last_step and not self._has_answered(trainer):
             self._answer(trainer)
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:

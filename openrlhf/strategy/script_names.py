@@ -59,7 +59,7 @@ class ScriptNames:
         Raises UserError where they do not make a step of `train_batch_size` samples; 1: nobody has said how many.
         """
         size, at_once, ranks = self.train.batch_size, self.train.micro_batch_size, self.groups.data_size
-        if size > 1 and size % (at_once * ranks):
+        if size > at_once * ranks and size % (at_once * ranks):
             raise UserError(
                 f"train_batch_size {size} cannot be made of batches of {at_once} samples (micro_train_batch_size) on "
                 f"each of {ranks} ranks: give a multiple of {at_once * ranks}, or another "

@@ -77,7 +77,6 @@ class DeepspeedStrategy(OwnLoop):
         self.device = torch.device("cpu")
         self.groups: ProcessGroups = alone()
         self.watchdog = Watchdog()
-        self.run_id: str | None = None  # of what begins with this strategy, from `setup_distributed` on
         self._by_module: WeakKeyDictionary[nn.Module, TrainedModel] = WeakKeyDictionary()
 
     @classmethod
@@ -101,7 +100,6 @@ class DeepspeedStrategy(OwnLoop):
         with joining_ranks(torch.distributed.get_world_size()):
             self.groups = make_process_groups(self.ds.ring_attn_size, self.ds.tensor_parallel_size, timeout, device)
             rank_facts.check_strategy(self)
-            self.run_id = gather_objects(secrets.token_hex(8), self.groups.control)[0]
         seed_everything(self.seed)
         if self.train.full_determinism_enable:
             compute_deterministically()
@@ -232,7 +230,7 @@ class DeepspeedStrategy(OwnLoop):
             tensor_group=self.groups.tensor,
             say=self.print,
         )
-        trained.run_id = self.run_id
+        trained.run_id = gather_objects(secrets.token_hex(8), self.groups.control)[0]
         self._by_module[model.model] = self._by_module[trained.engine] = trained
         return model, trained.optimizer, scheduler
 

@@ -11,12 +11,12 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from openrlhf.atomic_file import keep_aside
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import Outcome
 from openrlhf.tracking.metrics_file import ANSWERS_FILE
@@ -230,8 +230,9 @@ class TensorBoardSink(Charts):
 
 def _keep_events_aside(folder: Path) -> None:
     """TensorBoard draws all event files of a folder as one line: two runs in one would be a zigzag."""
-    aside = folder / "events"
-    for events in folder.glob("events.out.tfevents.*"):
+    earlier = list(folder.glob("events.out.tfevents.*"))
+    names = ("events.previous" + (f"_{number}" if number > 1 else "") for number in count(1))
+    aside = next(free for name in names if not os.path.lexists(free := folder / name))
+    for events in earlier:
         aside.mkdir(exist_ok=True)
         os.replace(events, aside / events.name)
-    keep_aside(aside)

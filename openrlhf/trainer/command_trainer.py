@@ -141,7 +141,9 @@ class CommandTrainer(Trainer):
             )
 
     def _take_checkpoints(self, folder: str, consumed_samples: int) -> None:
-        """Those of other runs go aside where this run begins; it may have some of an earlier `fit`."""
+        """Those of other runs go aside where this one begins to write; it may have some of an earlier `fit`."""
+        if self.disable_ds_ckpt and not self.save_hf_ckpt:
+            return
         checkpointer = self.strategy.checkpointers.of(folder)
         if self.trained.restored_progress is None and consumed_samples == 0:
             set_earlier_run_aside(checkpointer, self.strategy.print, self.run_id)

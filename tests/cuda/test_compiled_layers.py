@@ -117,7 +117,7 @@ def test_a_missing_compiler_is_refused_at_the_start(monkeypatch, device_type, na
 @pytest.mark.parametrize("check", [layers.check_compile_layers, layers.check_muon])
 def test_missing_headers_of_python_are_refused_at_the_start(monkeypatch, tmp_path, check):
     """What torch.compile writes includes Python.h, on CUDA as on the CPU."""
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda *names: str(tmp_path))
     with pytest.raises(UserError, match="install python3-dev, or "):
         check("cpu")
 

@@ -101,7 +101,7 @@ def state_of(trainer: Trainer) -> State:
     assert not lacking, f"elements that no rank holds: {lacking}"
     return {name: bits_of(tensor) for name, tensor in tensors.items()} | {
         # that it left early is said by the checkpoint alone
-        "progress": asdict(replace(trainer.progress, left_early=False, evaluation_wished=False)),
+        "progress": asdict(replace(trainer.progress, left_early=False, evaluation_wished=False, save_wished=False)),
         "schedule": {name: schedule[name] for name in ("last_epoch", "_last_lr", "base_lrs")},
         "learning rates": learning_rates_of(trained.engine),
         "gradient norms of the guard": trained.guard.state_dict(),

@@ -34,7 +34,7 @@ POSITIONS = {
     "linear": (dict(rope_scaling=dict(type="linear", factor=4.0)), 256),
     "linear in some layers": (
         dict(model_type="gemma3_text", rope_scaling=dict(rope_type="linear", factor=8.0), sliding_window=8),
-        512,
+        64,
     ),
     "dynamic": (dict(rope_parameters=_rope("dynamic", 2.0)), None),
     "llama3, raised with it": (

@@ -51,7 +51,7 @@ def test_an_end_token_that_pads_is_trained(make, kind, tmp_path, caplog):
     end = 2
     tiny_model(kind, pad_token_id=end).save_pretrained(tmp_path)
     model = make(str(tmp_path), param_dtype="fp32")
-    assert "ends answers; its embedding is trained, too" in caplog.text
+    assert "ends answers; its embedding may be trained, too" in caplog.text
     model(torch.tensor([[end, 3, 4]])).sum().backward()
     embedding = model.model.get_input_embeddings()
     assert embedding.padding_idx is None

@@ -97,7 +97,7 @@ BUGS = [
         "micro_batches_that_make_no_step",
         "a batch size that the micro-batches do not divide is rounded down in silence",
         "strategy/script_names.py",
-        "if size > 1 and size % (at_once * ranks):",
+        "if size > at_once * ranks and size % (at_once * ranks):",
         "if False:",
         (_SIZES,),
     ),

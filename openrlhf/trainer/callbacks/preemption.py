@@ -125,6 +125,7 @@ class Preemption(Callback):
             trainer.progress,
             left_early=is_early,
             evaluation_wished=trainer.wishes.evaluation,
+            save_wished=trainer.wishes.save,
             finished=trainer.wishes.stop_reason is not None,  # it would have been the last one
         )
         self._saving.save(trainer)

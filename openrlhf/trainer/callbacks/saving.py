@@ -57,8 +57,10 @@ class Saving(Callback):
         progress = trainer.progress
         if progress.optimizer_step:  # it goes on from one
             self._leaves_checkpoints = True
-        if progress.left_early and progress.eval_loss_here is not None and self._is_step_of_a_save(trainer):
-            trainer.progress = replace(progress, left_early=False)
+        is_wished, trainer.wishes.save = trainer.wishes.save or progress.save_wished, False
+        is_due = is_wished or self._is_step_of_a_save(trainer)
+        if progress.left_early and progress.eval_loss_here is not None and is_due:
+            trainer.progress = replace(progress, left_early=False, save_wished=False)
             self.save(trainer)  # again: its checkpoint did not know the loss, and may be the best
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:

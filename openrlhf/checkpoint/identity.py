@@ -47,6 +47,7 @@ class RunIdentity:
             None in any of these: not known, and compared with nothing.
         run_id: of the run itself, from its first start on; no part of the comparison. Its checkpoints and its exported
             model carry it.
+        eval_fingerprint: of the rows that are evaluated: with others a run goes on, and its best loss begins anew.
     """
 
     must_match: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class RunIdentity:
     base_model: str | None = None
     reference: str | None = None
     run_id: str | None = None
+    eval_fingerprint: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,6 +121,8 @@ def evaluates_otherwise(saved: RunIdentity, now: RunIdentity) -> bool:
     """Whether the run evaluates on other rows from here on, whose losses are not to be compared with those before."""
     if "eval.dataset" not in saved.taken or now.taken.get("eval.dataset") is None:
         return False
+    if saved.eval_fingerprint is not None and now.eval_fingerprint is not None:  # a file may move
+        return saved.eval_fingerprint != now.eval_fingerprint
     return any(saved.taken.get(name) != now.taken.get(name) for name in ("eval.dataset", "eval.split"))
 
 

@@ -18,7 +18,7 @@ from openrlhf.models.notes import tell_once
 
 _FIELD = "quantization_config"
 _BITSANDBYTES_4 = "bitsandbytes, 4 bits"
-_MADE_PLAIN = ("fp8", "mxfp4")  # by transformers, as it reads the weights
+MADE_PLAIN = ("fp8", "mxfp4")  # by transformers, as it reads the weights
 
 
 def check_quantization(config: PretrainedConfig, path: str, load_in_4bit: bool) -> None:
@@ -29,9 +29,9 @@ def check_quantization(config: PretrainedConfig, path: str, load_in_4bit: bool) 
     if load_in_4bit:
         raise UserError(
             f"--ds.load_in_4bit: {path} is quantized already, by {method} ({_FIELD} in its config.json). Give an "
-            f"unquantized copy of the model{', or leave the flag out' if method in _MADE_PLAIN else ''}."
+            f"unquantized copy of the model{', or leave the flag out' if method in MADE_PLAIN else ''}."
         )
-    if method not in _MADE_PLAIN:
+    if method not in MADE_PLAIN:
         as_it_is = " Or give both flags with this one." if method == _BITSANDBYTES_4 else ""
         raise UserError(
             f"{path} is quantized by {method} ({_FIELD} in its config.json): its weights cannot be trained, nor "
@@ -71,7 +71,7 @@ def _check_blocks(folder: Path, block_size: Any) -> None:
 
 def save_plain(model: PreTrainedModel, config: PretrainedConfig) -> None:
     """A model that was loaded by a `plain_config` is saved plain too; transformers would quantize it again."""
-    if quantization_of(config) in _MADE_PLAIN:
+    if quantization_of(config) in MADE_PLAIN:
         forget_conversions(model)
 
 

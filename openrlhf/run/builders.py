@@ -23,7 +23,7 @@ from openrlhf.models.layers import check_compile_layers, check_liger, check_muon
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
 from openrlhf.models.lora import freeze_all_but
-from openrlhf.models.quantized import check_quantization
+from openrlhf.models.quantized import MADE_PLAIN, check_quantization, quantization_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
 
@@ -53,6 +53,11 @@ def read_facts(config: TrainingConfig, facts_of: Callable[..., ModelFacts]) -> M
     _check_generation_settings(config.model.model_name_or_path)
     facts = facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
     check_quantization(facts.config, config.model.model_name_or_path, config.ds.load_in_4bit)
+    if config.ckpt.merge_lora and quantization_of(facts.config) not in (None, *MADE_PLAIN):
+        raise UserError(
+            f"--ckpt.merge_lora: adapters cannot be merged into {config.model.model_name_or_path}, whose weights are "
+            "quantized. Leave the flag out, and merge into an unquantized copy (openrlhf.cli.lora_combiner)."
+        )
     return facts
 
 

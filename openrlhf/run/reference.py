@@ -19,6 +19,7 @@ from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from openrlhf.models.loading import load_config
+from openrlhf.models.quantized import check_quantization
 from openrlhf.models.weights_check import check_weight_files
 from openrlhf.objectives.pair_losses import needs_reference
 from openrlhf.objectives.preference import Reference
@@ -57,6 +58,7 @@ def check_reference(config: DPOConfig) -> None:
         return
     check_weight_files(name)
     trust = config.model.trust_remote_code
+    check_quantization(load_config(name, trust), name, config.ds.load_in_4bit)
     here, there = (load_config(one, trust).get_text_config().vocab_size for one in (trained, name))
     if here != there:
         _refuse(name, f"it has {there:,} tokens, the model {here:,}")

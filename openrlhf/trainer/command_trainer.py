@@ -186,6 +186,7 @@ class CommandTrainer(Trainer):
             horizon_steps=num_steps,
             base_model=base_model_fingerprint(model.config.name_or_path) if _is_frozen_in_part(model) else None,
             reference=self.reference_fingerprint,
+            eval_fingerprint=getattr(getattr(self.eval_dataloader, "dataset", None), "fingerprint", None),
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

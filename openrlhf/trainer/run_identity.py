@@ -22,6 +22,7 @@ def run_identity(
     horizon_steps: int | None = None,
     base_model: str | None = None,
     reference: str | None = None,
+    eval_fingerprint: str | None = None,
 ) -> RunIdentity:
     """The identity of a run with that configuration. A fact that is None is not known (yet), and not compared.
 
@@ -43,6 +44,7 @@ def run_identity(
         horizon_steps,
         base_model,
         reference,
+        eval_fingerprint=eval_fingerprint,
     )
 
 

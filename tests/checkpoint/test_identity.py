@@ -71,6 +71,15 @@ def test_losses_on_other_rows_are_not_compared(before: dict, now: dict, is_other
     assert evaluates_otherwise(identity(**before), identity(**now)) is is_other
 
 
+@pytest.mark.parametrize("is_other", [False, True])
+def test_the_rows_of_an_evaluation_are_known_by_their_content(is_other: bool) -> None:
+    """A job that is started again may find its file in another folder."""
+    before = replace(identity(eval__dataset="/first/rows.jsonl"), eval_fingerprint="of these rows")
+    now = replace(identity(eval__dataset="/second/rows.jsonl"), eval_fingerprint="of others")
+    now = now if is_other else replace(now, eval_fingerprint="of these rows")
+    assert evaluates_otherwise(before, now) is is_other
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

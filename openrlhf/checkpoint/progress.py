@@ -11,6 +11,7 @@ _NEWER_FIELDS = {
     "left_early",
     "evaluation_wished",
     "save_wished",
+    "stop_reason",
 }  # older checkpoints lack them
 
 
@@ -20,7 +21,8 @@ class TrainingProgress:
 
     `consumed_samples` counts over the whole run, all epochs; so do the tokens.
     `left_early`: the run was asked to leave, and did so before the evaluation and the answers that may have been due
-    after this step; `evaluation_wished`, `save_wished`: a callback had asked for the former, and for a save.
+    after this step; `evaluation_wished`, `save_wished`: a callback had asked for the former, and for a save;
+    `stop_reason`: why one had asked for the end of the run.
     """
 
     optimizer_step: int = 0
@@ -37,6 +39,7 @@ class TrainingProgress:
     left_early: bool = False
     evaluation_wished: bool = False
     save_wished: bool = False
+    stop_reason: str | None = None
 
     def after_step(self, epoch: int, num_samples: int, num_tokens: int, num_target_tokens: int) -> "TrainingProgress":
         """One optimizer step on, which trained so much."""

@@ -31,7 +31,7 @@ from openrlhf.models.loading import (
     with_attention,
 )
 from openrlhf.models.lora import add_lora
-from openrlhf.models.quantized import plain_config, save_plain
+from openrlhf.models.quantized import finish_plain_loading, plain_config
 
 HEAD = "score"  # the name of the head in transformers' classes
 _CLASSIFIER = "ForSequenceClassification"  # how the names of their classes end
@@ -116,7 +116,7 @@ def _load_classifier(
             key_mapping=None if head_prefix == HEAD else {renaming: f"{HEAD}."},
             trust_remote_code=trust_remote_code,
         )
-    save_plain(model, config)
+    finish_plain_loading(model, config, path)
     forget_renaming(model, renaming)  # it is exported under transformers' name
     _check_head(model)
     begins = begin_head or (not _is_classifier(facts.config) and f"{HEAD}.weight" in info["missing_keys"])

@@ -35,7 +35,7 @@ from openrlhf.models.layers import apply_liger_kernels
 from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
 from openrlhf.models.notes import tell_once
-from openrlhf.models.quantized import plain_config, save_plain
+from openrlhf.models.quantized import finish_plain_loading, plain_config
 from openrlhf.models.text_part import trained_part, without_other_parts
 from openrlhf.models.weights_check import check_loaded, check_weight_files
 from openrlhf.parallel.collectives import is_lost_rank
@@ -80,7 +80,7 @@ def prepare_causal_lm(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
-        save_plain(model, config)
+        finish_plain_loading(model, config, pretrain_or_model)
     else:
         model = with_attention(pretrain_or_model, attn_implementation)
     check_looks_back(model.config, type(model).__name__, model)

@@ -14,7 +14,7 @@ from openrlhf.config import TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.loading import PARAM_DTYPES
-from openrlhf.models.quantized import plain_config, save_plain
+from openrlhf.models.quantized import check_quantization, finish_plain_loading, plain_config
 from openrlhf.models.reward_statistics import take_from_adapter
 
 
@@ -78,14 +78,16 @@ def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_r
 
     is_reward_model = PeftConfig.from_pretrained(lora_path).task_type == TaskType.SEQ_CLS
     kind: Any = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
-    config = plain_config(AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code), model_path)
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    check_quantization(config, model_path, load_in_4bit=False)
+    config = plain_config(config, model_path)
     if is_reward_model:
         config.num_labels = 1
         take_from_adapter(config, Path(lora_path))
     model = kind.from_pretrained(
         model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
     )
-    save_plain(model, config)
+    finish_plain_loading(model, config, model_path)
     return model
 
 

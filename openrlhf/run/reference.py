@@ -58,7 +58,8 @@ def check_reference(config: DPOConfig) -> None:
         return
     check_weight_files(name)
     trust = config.model.trust_remote_code
-    check_quantization(load_config(name, trust), name, config.ds.load_in_4bit)
+    if config.ds.load_in_4bit:
+        check_quantization(load_config(name, trust), name, load_in_4bit=True)
     here, there = (load_config(one, trust).get_text_config().vocab_size for one in (trained, name))
     if here != there:
         _refuse(name, f"it has {there:,} tokens, the model {here:,}")

@@ -25,6 +25,7 @@ from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import join_ring
+from openrlhf.models.quantized import check_trainable
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
 from openrlhf.parallel.random_streams import compute_deterministically, seed_everything
@@ -214,6 +215,7 @@ class DeepspeedStrategy(OwnLoop):
             rank_facts.check_model(self, argument.trainable_module)
             prepare_evaluation(argument, self.get_ds_eval_config(getattr(argument, "_offload", False)), self.device)
             return argument
+        check_trainable(model.config)
         optimizer, scheduler = rest if len(rest) == 2 else self._optimizer_and_schedule(model, *rest)
         if scheduler is None:
             scheduler = build_schedule(optimizer, "constant")

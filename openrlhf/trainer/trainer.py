@@ -110,6 +110,7 @@ class Trainer:
         users = named_callbacks if self._given_callbacks is None else self._given_callbacks
         self._callbacks, self.wishes = CallbackList(self, users, standard_callbacks), Wishes()
         self.progress = self._progress_at(consumed_samples)
+        self.wishes.stop_reason = self.progress.stop_reason  # wished in the step in which the run was asked to leave
         self._check_ranks(users, max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         tell = partial(self._tell_event, 1)  # at the step that is computed

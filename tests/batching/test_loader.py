@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 
@@ -215,6 +216,31 @@ def test_a_loop_of_ones_own_has_as_many_batches_on_every_rank(layout):
     seen = [{int(ids[0]) for batch in one for ids in batch[0]} for one in batches]
     assert seen[0] | seen[1] == {*range(10, 19)}
     assert seen[0] & seen[1], "the last window has one row: it comes to both"
+
+
+def test_a_batch_of_ones_own_that_is_no_triple_is_named_before_the_first_step():
+    ids = torch.tensor([[1, 2]])
+    made = ForeignLoader([{"input_ids": ids, "labels": ids}], 1, 1, FORMAT, alone(), look_at_step=print)
+    with pytest.raises(UserError, match="micro-batch 0 is a dict with input_ids, labels, and must be"):
+        next(made.windows(max_epochs=1, look_at_step=print))
+
+
+def test_a_collate_fn_that_only_pads_may_be_wrapped():
+    made = StepWindowLoader(
+        rows(4),
+        StepSchedule(4, 4, seed=3),
+        ONE_BY_ONE,
+        FORMAT,
+        alone(),
+        collate_fn=functools.partial(pads_alone(never_called)),
+    )
+    assert sum(one.num_tokens for one in next(made.windows(max_epochs=1)).micro_batches) == sum(
+        len(ids) for ids, *_ in rows(4)
+    )
+
+
+def never_called(items):
+    raise AssertionError("the rows themselves are trained")
 
 
 def test_a_stream_that_does_not_know_its_length_is_read():

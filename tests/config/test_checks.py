@@ -137,6 +137,12 @@ def test_flags_of_several_ranks_and_their_packages_pass_where_one_process_prepar
         parse_config(SFTConfig, good_flags + flags.split())
 
 
+def test_rejection_sampling_evaluates_after_no_epoch(good_flags):
+    """Its held-out prompts are answered between the trainings, which evaluate nothing: neither can stop them early."""
+    with pytest.raises(UserError, match="--eval.every_epoch"):
+        parse_config(RejectionConfig, [*good_flags, "--score.reward", "exact", "--eval.every_epoch"])
+
+
 def test_what_every_run_needs_is_asked_for():
     found = check_config(build(SFTConfig, {}), world_size=1)
     assert [problem.split(" is missing")[0] for problem in found] == [

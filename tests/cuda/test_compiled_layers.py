@@ -122,6 +122,13 @@ def test_missing_headers_of_python_are_refused_at_the_start(monkeypatch, tmp_pat
         check("cpu")
 
 
+def test_headers_may_stand_where_debian_has_them(monkeypatch, tmp_path):
+    """Its own scheme names another folder than the one of its package; torch looks in both."""
+    get_path = sysconfig.get_path
+    monkeypatch.setattr(sysconfig, "get_path", lambda *names: get_path(*names) if len(names) > 1 else str(tmp_path))
+    layers.check_compiler("cpu", "or not.")
+
+
 def test_on_cuda_a_missing_triton_is_refused_at_the_start(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install triton, or leave --model.compile_layers out"):

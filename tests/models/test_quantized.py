@@ -7,13 +7,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel
-from openrlhf.models.quantized import check_quantization
+from openrlhf.models.quantized import check_quantization, check_trainable
 from openrlhf.run.merge import merge_adapters
+from openrlhf.strategy import DeepspeedStrategy
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
 from tests.models.batches import assert_close, make_samples
@@ -104,9 +106,29 @@ REFUSED = {
 def test_what_cannot_be_trained_is_refused_with_the_remedy(tmp_path, quantization, load_in_4bit, message):
     tiny_model("qwen3").config.save_pretrained(tmp_path)
     write_quantization(tmp_path, quantization)
-    for model_class in (Actor, RewardModel):
+    config = AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_quantization(config, str(tmp_path), load_in_4bit)
+    for model_class in (Actor, RewardModel) if load_in_4bit else ():
         with pytest.raises(UserError, match=message):
-            model_class(str(tmp_path), load_in_4bit=load_in_4bit)
+            model_class(str(tmp_path), load_in_4bit=True)
+
+
+def test_a_model_that_is_only_asked_may_be_quantized_by_any_method(tmp_path):
+    """A frozen reference, a reward model that scores: transformers loads them, and says what it needs to."""
+    tiny_model("qwen3").save_pretrained(tmp_path)
+    write_quantization(tmp_path, dict(quant_method="gptq", bits=4))
+    for model_class in (Actor, RewardModel):
+        with pytest.raises(UserError, match="Loading a GPTQ quantized model requires"):
+            model_class(str(tmp_path))
+
+
+def test_a_model_that_is_trained_may_not():
+    model = tiny_model("qwen3")
+    check_trainable(model.config)
+    model.config.quantization_config = dict(quant_method="gptq", bits=4)
+    with pytest.raises(UserError, match="the model is quantized by gptq"):
+        DeepspeedStrategy().prepare((Actor(model), None, None))
 
 
 def test_4_bits_of_bitsandbytes_are_taken_as_they_are_with_the_flag():

@@ -79,4 +79,12 @@ BUGS = [
         "end_ids = [self._tokenizer.eos_token_id]",
         (f"{_TESTS}::test_an_answer_ends_at_its_end_token",),
     ),
+    Bug(
+        "the_last_answers_are_given_twice",
+        "each prompt stands twice for the last step of a run that went on from it",
+        "run/answering.py",
+        " and not self._has_answered(trainer):\n            self._answer(trainer)\n\n    def on_exit",
+        ":\n            self._answer(trainer)\n\n    def on_exit",
+        ("tests/runs/test_answers.py::test_answers_in_which_the_run_was_asked_to_leave_are_not_made_again",),
+    ),
 ]

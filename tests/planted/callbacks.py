@@ -107,9 +107,9 @@ BUGS = [
     Bug(
         "a_stopped_run_trains_on",
         "a run that is asked to leave in the step that stops it trains on when it starts again",
-        "trainer/callbacks/preemption.py",
-        "finished=trainer.wishes.stop_reason is not None,",
-        "finished=False,",
+        "trainer/trainer.py",
+        "        self.wishes.stop_reason = self.progress.stop_reason",
+        "        pass",
         (f"{_CALLBACKS}::test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped",),
     ),
     Bug(
@@ -178,5 +178,13 @@ BUGS = [
         "self._num_failures_in_a_row + 1 if problems else 0",
         "1 if problems else 0",
         ("tests/trainer/test_exporter.py::test_a_failed_export_leaves_nothing",),
+    ),
+    Bug(
+        "a_save_that_was_wished_knows_no_loss",
+        "after a signal the best checkpoint of a run whose callbacks ask for saves is lost",
+        "trainer/callbacks/preemption.py",
+        "            save_wished=trainer.wishes.save,\n",
+        "",
+        (f"{_CALLBACKS}::test_a_save_that_a_callback_wished_in_the_step_of_a_signal_knows_its_loss",),
     ),
 ]

@@ -165,4 +165,20 @@ BUGS = [
         "",
         (_PAIR_LOADERS,),
     ),
+    Bug(
+        "models_of_a_script_are_one_run",
+        "the saves of a script's second model remove those of its first",
+        "strategy/strategy.py",
+        "        trained.run_id = gather_objects(secrets.token_hex(8), self.groups.control)[0]\n",
+        '        trained.run_id = "the script"\n',
+        ("tests/strategy/test_strategy.py::test_the_fit_of_another_model_is_another_run",),
+    ),
+    Bug(
+        "a_fit_that_writes_nothing_moves_checkpoints",
+        "a short script sets the checkpoints of a month aside",
+        "trainer/command_trainer.py",
+        "        if self.disable_ds_ckpt and not self.save_hf_ckpt:\n            return\n",
+        "",
+        ("tests/strategy/test_strategy.py::test_a_fit_that_writes_no_checkpoint_leaves_those_of_others",),
+    ),
 ]

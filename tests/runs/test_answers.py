@@ -103,8 +103,14 @@ def test_answers_in_which_the_run_was_asked_to_leave_are_not_made_again(tmp_path
     assert not answering._has_answered(trainer)
     answering._file.write_text('{"global_step": 3}\n')
     assert answering._has_answered(trainer)
+    answering._last_step, answered = -1, []  # a process that has answered nothing yet
+    answering._answer = answered.append
+    answering.on_run_end(trainer)
+    assert answered == [], "each prompt stands twice for the last step"
     trainer.progress.optimizer_step = 6
     assert not answering._has_answered(trainer)
+    answering.on_run_end(trainer)
+    assert answered == [trainer]
 
 
 def test_answers_that_were_due_when_the_run_left_are_made_when_it_goes_on(bench, adapted, one_rank):

@@ -398,6 +398,26 @@ def fits_in_turn(folder: str, num_fits: int = 2, **changes: Any) -> str:
     return heard.getvalue()
 
 
+def fits_of_two_models(folder: str, **choices: Any) -> str:
+    """A model after the other, each with a fit of its own into one folder; what is printed. Args: of the second."""
+    import contextlib
+    import io
+
+    from openrlhf.models import Actor
+    from openrlhf.trainer import SFTTrainer
+
+    heard = io.StringIO()
+    with contextlib.redirect_stdout(heard):
+        args = arguments(folder, max_epochs=1, save_steps=1)
+        strategy, *first = prepared(args)
+        cfg = SimpleNamespace(lr=args.learning_rate, lr_scheduler="constant", num_training_steps=3)
+        second = strategy.prepare((Actor(tiny_model("qwen3")), cfg))
+        for (actor, optimizer, scheduler), own in ((first, {}), (second, choices)):
+            loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+            SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=1, **own).fit(args)
+    return heard.getvalue()
+
+
 def fit_with_a_hook_that_saves(folder: str) -> str:
     """A fit whose trainer saves at every step by itself, as the fit does; what is printed."""
     import contextlib

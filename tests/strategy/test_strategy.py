@@ -52,6 +52,7 @@ def test_each_step_over_a_loader_of_ones_own_stands_once_after_a_resume(one_rank
         (dict(loader_batch=4, trainer_batch=1), "note: a step has 16 samples over all ranks"),
         (dict(loader_batch=4, trainer_batch=1, num_rows=7), ""),
         (dict(loader_batch=4, trainer_batch=10, train_batch_size=10, micro_train_batch_size=4), "train_batch_size 10"),
+        (dict(loader_batch=4, trainer_batch=4, train_batch_size=4, micro_train_batch_size=8), ""),
     ],
     ids=str,
 )
@@ -97,6 +98,19 @@ def test_a_new_run_of_a_script_sets_another_runs_checkpoints_aside(one_rank, tmp
 
 def test_fits_in_turn_keep_their_own_checkpoints(one_rank, tmp_path):
     (heard,) = one_rank.run(cases.fits_in_turn, str(tmp_path))
+    assert folders(tmp_path / "ck") == ["global_step1", "global_step2", "global_step3"]
+    assert "an earlier run" not in heard
+
+
+def test_the_fit_of_another_model_is_another_run(one_rank, tmp_path):
+    (heard,) = one_rank.run(cases.fits_of_two_models, str(tmp_path))
+    assert folders(tmp_path / "ck") == ["earlier_run_1", "global_step1", "global_step2", "global_step3"]
+    assert folders(tmp_path / "ck/earlier_run_1") == ["global_step1", "global_step2", "global_step3"]
+    assert heard.count("holds checkpoints of an earlier run: they are in") == 1
+
+
+def test_a_fit_that_writes_no_checkpoint_leaves_those_of_others(one_rank, tmp_path):
+    (heard,) = one_rank.run(cases.fits_of_two_models, str(tmp_path), disable_ds_ckpt=True)
     assert folders(tmp_path / "ck") == ["global_step1", "global_step2", "global_step3"]
     assert "an earlier run" not in heard
 

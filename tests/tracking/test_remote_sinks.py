@@ -54,6 +54,13 @@ def test_tensorboard_draws_two_runs_of_one_folder_apart(tmp_path, a_step):
     assert scalars(tmp_path / "events.previous_2")["train/loss"] == [(1, 8.0)]
 
 
+def test_other_folders_beside_the_events_stay(tmp_path, a_step):
+    (tmp_path / "events").mkdir()
+    TensorBoardSink(str(tmp_path)).close()
+    TensorBoardSink(str(tmp_path)).close()
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"events", "events.previous"}
+
+
 WANDB_RUN = """
     import os, sys
     from openrlhf.config import WandbConfig

@@ -98,11 +98,29 @@ def test_a_run_that_was_stopped_early_is_only_exported_when_it_starts_again(one_
 
 
 def test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped(one_rank, bench):
-    words = argv(bench, "left_at_its_end", train__callbacks=f"{MINE}:StopAtStepThree")
-    assert one_rank.run(run_until_asked_to_leave, words, 3, 0) == [75]
-    (said,) = one_rank.run(said_by_run, argv(bench, "left_at_its_end", ckpt__load_enable=True))
-    assert "nothing is trained" in said
+    """What was due after that step is made first of all, as in a run that is not asked."""
+    ways = dict(train__callbacks=f"{MINE}:StopAtStepThree", eval__steps=3)
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, "left_at_its_end", **ways), 3, 0) == [75]
+    (said,) = one_rank.run(said_by_run, argv(bench, "left_at_its_end", ckpt__load_enable=True, eval__steps=3))
+    assert "stopped after step 3" in said
+    assert [line["global_step"] for line in eval_lines(bench / "left_at_its_end")] == [3]
     assert len(step_lines(bench / "left_at_its_end")) == 3
+    (said,) = one_rank.run(said_by_run, argv(bench, "left_at_its_end", ckpt__load_enable=True, eval__steps=3))
+    assert "Nothing is done." in said
+
+
+def test_a_save_that_a_callback_wished_in_the_step_of_a_signal_knows_its_loss(one_rank, bench):
+    """So the best checkpoint is the same as without the signal, where callbacks alone ask for saves."""
+    ways = dict(train__callbacks="openrlhf.trainer.callbacks.epochs:SaveAtEpochs", eval__steps=3)
+    one_rank.run(run, argv(bench, "wished", **ways))
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, "wished_and_left", **ways), 3, 0) == [75]
+    assert not (bench / "wished_and_left/checkpoints/best.json").exists()
+    assert one_rank.run(run_until_asked_to_leave, argv(bench, "wished_and_left", ckpt__load_enable=True, **ways), 4, 0)
+    best = json.loads((bench / "wished_and_left/checkpoints/best.json").read_text())
+    assert best["name"] == "global_step3"
+    one_rank.run(run, argv(bench, "wished_and_left", ckpt__load_enable=True, **ways))
+    ends = [(bench / out / "checkpoints/best.json").read_text() for out in ("wished", "wished_and_left")]
+    assert ends[0] == ends[1]
 
 
 def test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on(one_rank, bench):

@@ -126,7 +126,8 @@ class Preemption(Callback):
             left_early=is_early,
             evaluation_wished=trainer.wishes.evaluation,
             save_wished=trainer.wishes.save,
-            finished=trainer.wishes.stop_reason is not None,  # it would have been the last one
+            stop_reason=trainer.wishes.stop_reason,
+            finished=trainer.wishes.stop_reason is not None and not is_early,  # it would have been the last one
         )
         self._saving.save(trainer)
         if self._saving.wait(trainer):

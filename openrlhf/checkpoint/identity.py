@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -73,14 +71,8 @@ class RunIdentity:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], recipe: dict[str, Any] | None = None) -> RunIdentity:
-        """Inverse of `to_dict`; also reads checkpoints from before a setting had a rule for a resume.
-
-        Args:
-            recipe: values by flag of the settings that a resume might change, which such a checkpoint holds apart.
-        """
-        if values and "must_match" not in values:
-            return _from_older(values, recipe or {})
+    def from_dict(cls, values: dict[str, Any]) -> RunIdentity:
+        """Inverse of `to_dict`."""
         return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
 
@@ -149,11 +141,7 @@ def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_
 
 def read_identity(checkpoint: Path) -> RunIdentity:
     """The identity that a checkpoint holds. Raises OSError or ValueError where it cannot be read."""
-    values = saved_identity(checkpoint)
-    if "must_match" in values:
-        return RunIdentity.from_dict(values)
-    state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
-    return RunIdentity.from_dict(values, state["client_state"].get("recipe"))
+    return RunIdentity.from_dict(saved_identity(checkpoint))
 
 
 def model_shape(module: nn.Module) -> str:
@@ -173,50 +161,3 @@ def _changed(saved: RunIdentity, settings: dict[str, Any]) -> Iterator[tuple[str
     for flag, here in settings.items():
         if before.get(flag, _MISSING) not in (_MISSING, here):
             yield flag, before[flag], here
-
-
-# --- checkpoints from before a setting had a rule for a resume -----------------------------------------------
-
-_OLDER_SETTINGS = {
-    "seed": "train.seed",
-    "batch_size": "train.batch_size",
-    "loss_reduction": "train.loss_reduction",
-    "optimizer": "optim",
-    "param_dtype": "ds.param_dtype",
-}
-_OLDER_ADAPTER = re.compile(r"rank (\d+), alpha (\d+), dropout ([^ ]+)( on 4 bits)?")
-_OLDER_NO_ADAPTER = "none"
-
-
-def _from_older(values: dict[str, Any], recipe: dict[str, Any]) -> RunIdentity:
-    """An empty text meant not known; a checkpoint of a script knew the model's shape alone."""
-    known = {name: value for name, value in values.items() if value != ""}
-    if "data_fingerprint" not in known:
-        return RunIdentity(model_shape=known["model_shape"])
-    settings = {flag: known[name] for name, flag in _OLDER_SETTINGS.items() if name in known}
-    base_model = known.get("base_model")
-    return RunIdentity(
-        must_match=settings | _older_adapter(known.get("adapter")),
-        taken=recipe,
-        data_fingerprint=known["data_fingerprint"],
-        num_samples=known["num_samples"],
-        model_shape=known["model_shape"],
-        tokenizer_fingerprint=values["tokenizer_fingerprint"],
-        horizon_steps=known["schedule_num_steps"],
-        base_model=None if base_model == _OLDER_NO_ADAPTER else base_model,
-    )
-
-
-def _older_adapter(words: str | None) -> dict[str, Any]:
-    if words == _OLDER_NO_ADAPTER:
-        return {"ds.lora.rank": 0, "ds.load_in_4bit": False}
-    found = _OLDER_ADAPTER.fullmatch(words or "")
-    if found is None:
-        return {}
-    rank, alpha, dropout, on_4_bits = found.groups()
-    return {
-        "ds.lora.rank": int(rank),
-        "ds.lora.alpha": int(alpha),
-        "ds.lora.dropout": float(dropout),
-        "ds.load_in_4bit": on_4_bits is not None,
-    }

@@ -6,14 +6,6 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from openrlhf.errors import UserError
 
-_NEWER_FIELDS = {
-    "num_evals_since_best",
-    "left_early",
-    "evaluation_wished",
-    "save_wished",
-    "stop_reason",
-}  # older checkpoints lack them
-
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -89,13 +81,13 @@ class TrainingProgress:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainingProgress":
-        """Inverse of `to_json`; a newer field that an older version did not store has its default.
+        """Inverse of `to_json`.
 
         Raises UserError where the text is of another version of this library.
         """
         values = json.loads(text)
         known = {field.name for field in fields(cls)}
-        if not known - _NEWER_FIELDS <= set(values) <= known:
+        if set(values) != known:
             raise UserError(
                 f"The stored progress has the fields {sorted(values)}, this version knows {sorted(known)}. "
                 "Resume with the version of openrlhf that wrote the checkpoint (its manifest.json names it)."

@@ -15,9 +15,7 @@ from openrlhf.checkpoint.identity import (
     compare,
     evaluates_otherwise,
     model_shape_fingerprint,
-    read_identity,
 )
-from openrlhf.checkpoint.manifest import write_manifest
 from openrlhf.config import SFTConfig
 from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
@@ -28,20 +26,6 @@ FACTS: dict[str, Any] = dict(
     data_fingerprint="d1", num_samples=100, model_shape="m1", tokenizer_fingerprint="t1", horizon_steps=300,
     base_model="b1",
 )  # fmt: skip
-# As commit 063792e wrote them: the identity in manifest.json, and the recipe in training_state.json.
-OLDER = {
-    "data_fingerprint": "d1", "num_samples": 100, "seed": 42, "batch_size": 8, "model_shape": "m1",
-    "tokenizer_fingerprint": "t1", "loss_reduction": "token", "schedule_num_steps": 300, "optimizer": "adam",
-    "param_dtype": "bf16", "adapter": "none", "base_model": "none",
-}  # fmt: skip
-OLDER_RECIPE = {
-    "adam.lr": 0.001, "adam.betas": [0.9, 0.95], "adam.eps": 1e-08, "adam.weight_decay": 0.0, "max_norm": 1.0,
-    "lr_scheduler": "cosine_with_min_lr", "lr_warmup_ratio": 0.03, "min_lr_ratio": 0.1,
-}  # fmt: skip
-OLDER_SCRIPT = OLDER | {
-    "data_fingerprint": "", "num_samples": 0, "seed": 0, "batch_size": 0, "tokenizer_fingerprint": "",
-    "loss_reduction": "", "schedule_num_steps": 0, "optimizer": "", "param_dtype": "", "adapter": "", "base_model": "",
-}  # fmt: skip
 SAME_SETTINGS = {"train.batch_size": 8, "adam.lr": 0.001}
 
 
@@ -182,64 +166,6 @@ def test_a_secret_is_in_no_identity() -> None:
     for root in ROOTS:
         secret = {row.name for row in settings(root).values() if row.secret}
         assert secret.isdisjoint(run_identity(build(root, {})).settings)
-
-
-def older_folder(tmp_path: Path, values: dict, client_state: dict) -> Path:
-    (tmp_path / "training_state.json").write_text(json.dumps({"num_ranks": 1, "client_state": client_state}))
-    write_manifest(tmp_path, identity=values)
-    return tmp_path
-
-
-def test_the_same_run_goes_on_from_an_older_checkpoint_without_a_word(tmp_path: Path) -> None:
-    saved = read_identity(older_folder(tmp_path, OLDER, {"guard": {}, "recipe": OLDER_RECIPE}))
-    assert check_same_run(saved, replace(identity(), base_model=None), "x") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("data_fingerprint", "d2", "training data"),
-        ("num_samples", 99, "number of training samples"),
-        ("seed", 43, "--train.seed"),
-        ("batch_size", 16, "--train.batch_size"),
-        ("model_shape", "m2", "model's parameters"),
-        ("tokenizer_fingerprint", "t2", "tokenizer"),
-        ("loss_reduction", "sample", "--train.loss_reduction"),
-        ("schedule_num_steps", 301, "schedule"),
-        ("optimizer", "muon", "--optim"),
-        ("param_dtype", "fp32", "--ds.param_dtype"),
-        ("adapter", "rank 8, alpha 16, dropout 0.0", "--ds.lora.rank"),
-        ("base_model", "b2", "--model.model_name_or_path"),
-    ],
-)
-def test_each_difference_from_an_older_checkpoint_is_refused(name: str, value: object, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        check_same_run(RunIdentity.from_dict(OLDER | {name: value}), identity(), "x")
-
-
-def test_adapters_of_an_older_checkpoint_are_read_from_their_words() -> None:
-    saved = RunIdentity.from_dict(OLDER | {"adapter": "rank 8, alpha 16, dropout 0.05 on 4 bits"})
-    lora = dict(ds__lora__rank=8, ds__lora__dropout=0.05, ds__load_in_4bit=True)
-    assert compare(saved, identity(**lora)).refused == []
-    assert "alpha differs: 16 in the checkpoint, 32" in compare(saved, identity(**lora, ds__lora__alpha=32)).refused[0]
-
-
-def test_the_recipe_of_an_older_checkpoint_is_compared(tmp_path: Path) -> None:
-    saved = read_identity(older_folder(tmp_path, OLDER, {"recipe": OLDER_RECIPE}))
-    now = replace(identity(adam__lr=1e-5, adam__weight_decay=0.1), base_model=None)
-    ignored, taken = check_same_run(saved, now, "x")
-    assert "--adam.lr 1e-05 is ignored: the checkpoint's 0.001 stays" in ignored
-    assert "--adam.weight_decay 0.1 is taken from here on; the checkpoint was made with 0.0" in taken
-
-
-def test_fields_that_an_older_checkpoint_lacks_are_not_compared() -> None:
-    values = {name: value for name, value in OLDER.items() if name not in ("optimizer", "param_dtype", "adapter")}
-    now = replace(identity(optim="muon", ds__param_dtype="fp32", ds__lora__rank=2), base_model=None)
-    assert check_same_run(RunIdentity.from_dict(values), now, "x") == []
-
-
-def test_an_older_checkpoint_of_a_script_is_recognised_by_the_model_alone() -> None:
-    assert RunIdentity.from_dict(OLDER_SCRIPT) == RunIdentity(model_shape="m1")
 
 
 def test_model_shape_sees_names_and_shapes_not_order() -> None:

@@ -129,14 +129,6 @@ BUGS = [
         (f"{_IDENTITY}::test_who_means_it_goes_on_and_is_told_each_difference",),
     ),
     Bug(
-        "older_checkpoints_adapters_not_compared",
-        "a run with other adapters goes on from an older checkpoint",
-        "checkpoint/identity.py",
-        'must_match=settings | _older_adapter(known.get("adapter")),',
-        "must_match=settings,",
-        (f"{_IDENTITY}::test_adapters_of_an_older_checkpoint_are_read_from_their_words",),
-    ),
-    Bug(
         "idle_settings_compared",
         "a run with AdamW is told of Muon's learning rate, one without adapters is refused for their alpha",
         "trainer/run_identity.py",

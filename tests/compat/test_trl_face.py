@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from openrlhf.checkpoint import lease
 from openrlhf.compat.trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -361,6 +362,22 @@ def test_a_folder_that_is_no_checkpoint_is_refused(model: Path, tmp_path: Path) 
     run = trainer(model, arguments(tmp_path / "out"))
     with pytest.raises(UserError, match="is no checkpoint of a run here"):
         run.train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+
+
+def test_a_living_runs_folder_is_left_as_it_is(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments(tmp_path / "out", max_steps=2, save_strategy="steps", save_steps=1)
+    trainer(model, args).train()
+    before = {path: path.lstat().st_mtime_ns for path in files_of(args)}
+    lease.Lease(Path(args.output_dir)).acquire(print)
+    monkeypatch.setattr(lease, "SECONDS_UNTIL_REFUSED", 0.0)
+    with pytest.raises(UserError, match="belongs to a run that is still going on"):
+        trainer(model, args).train()
+    assert {path: path.lstat().st_mtime_ns for path in files_of(args)} == before
+
+
+def files_of(args: SFTConfig) -> list[Path]:
+    """All below the output folder but the lease."""
+    return sorted(path for path in Path(args.output_dir).rglob("*") if path.is_file() and path.name != lease.FILE_NAME)
 
 
 def test_chat_format_gives_a_base_model_its_tokens() -> None:

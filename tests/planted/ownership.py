@@ -129,4 +129,12 @@ BUGS = [
             "tests/faults/test_full_disk.py::test_a_run_whose_last_checkpoint_found_no_room_has_finished_with_its_export",
         ),
     ),
+    Bug(
+        "trl_moves_before_it_owns",
+        "a second start of a script of TRL's moves a living run's checkpoints away before it is refused",
+        "compat/trl/trainer.py",
+        "with run.strategy.watchdog, run.owning_folders():",
+        "with run.strategy.watchdog:",
+        ("tests/compat/test_trl_face.py::test_a_living_runs_folder_is_left_as_it_is",),
+    ),
 ]

@@ -209,13 +209,14 @@ class TrlSFTTrainer:
         Args: resume_from_checkpoint: the folder `checkpoint-<N>` to go on from; True: the newest of `output_dir`.
 
         Returns: `global_step`, `training_loss` (the mean over all steps of the run), `metrics`.
-        Raises UserError where there is no such checkpoint, or it is of another run.
+        Raises UserError where there is no such checkpoint, or it is of another run; where a run that is still going on
+            holds the folder.
         """
         if self._is_trained:
             raise UserError("train() has run: make another SFTTrainer to train again.")
         self._is_trained = True
         run, began_at = self._run, time.perf_counter()
-        with run.strategy.watchdog:
+        with run.strategy.watchdog, run.owning_folders():
             run.start(self._checkpoint(resume_from_checkpoint), self._every)
             first_sample = run.consumed_samples
             run.trainer.fit(run.config, run.consumed_samples)

@@ -26,6 +26,7 @@ from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.host_buffer import HostBuffer, LiveTensors
 from openrlhf.checkpoint.host_memory import MemoryAsked, shortages
 from openrlhf.checkpoint.identity import RunIdentity
+from openrlhf.checkpoint.lease import other_holder_of
 from openrlhf.checkpoint.manifest import FileRecord, verify
 from openrlhf.checkpoint.optimizer_states import problem_of_state, size_bytes_to_save
 from openrlhf.checkpoint.progress import TrainingProgress
@@ -178,9 +179,10 @@ class Checkpointer:
 
         Args: name: of the one checkpoint that is wanted, such as global_step20; None: any.
 
-        Leftovers of a crash are cleaned first. The ranks divide the reading.
+        Leftovers of a crash are cleaned first, unless a living run holds the folder: what it is writing is none.
+        The ranks divide the reading.
         """
-        cleaned = self.store.clean_leftovers() if self._rank == 0 else []
+        cleaned = self._clean_leftovers() if self._rank == 0 else []
         # The list of rank 0 counts: a shared folder may look different on another machine for a moment.
         candidates, cleaned = gather_objects((self.store.candidates(), cleaned), self._group)[0]
         candidates = [path for path in candidates if name in (None, path.name)]
@@ -209,6 +211,11 @@ class Checkpointer:
         self.holds_own_run = True
         moved_to = self.store.move_to_earlier_run(own_run_id) if self._rank == 0 else None
         return gather_objects(moved_to, self._group)[0]
+
+    def _clean_leftovers(self) -> list[str]:
+        if holder := other_holder_of(self.store.root):
+            return [f"{self.store.root} is held by another run ({holder}): what is unfinished there is left as it is"]
+        return self.store.clean_leftovers()
 
     # --- the steps of a save ---
 

@@ -122,7 +122,7 @@ class Lease:
         began_at = unchanged_since = time.monotonic()
         first = seen = None
         while not self._create():
-            now, found = time.monotonic(), self._look()
+            now, found = time.monotonic(), self.look()
             if found is None:
                 continue
             if found != seen:
@@ -146,7 +146,7 @@ class Lease:
         """Raises LeaseLost where another run holds the folder now; a disk that is away for a moment is no loss."""
         found = None
         with suppress(OSError):
-            found = self._look()
+            found = self.look()
             if found is None:  # removed by the user
                 self._create()
             elif found.owner == self._owner:
@@ -159,7 +159,7 @@ class Lease:
 
     def release(self) -> None:
         with suppress(OSError):
-            found = self._look()
+            found = self.look()
             if found is not None and found.owner == self._owner:
                 self._path.unlink()
 
@@ -181,11 +181,12 @@ class Lease:
             os.close(file)
         return True
 
-    def _look(self) -> _Found | None:
+    def look(self) -> _Found | None:
+        """The file as it stands; None where there is none."""
         try:
             with open(self._path, "rb") as file:  # opening asks a file server anew; a bare stat may not
                 return _Found(file.read(), os.fstat(file.fileno()).st_mtime_ns)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _take_over(self, dead: _Found) -> None:
@@ -210,6 +211,13 @@ def confirm(folder: Path) -> None:
     held = _held.get(folder.resolve())
     if held:
         held[0].renew()
+
+
+def other_holder_of(folder: Path) -> str | None:
+    """Who holds `folder` and may be alive; None where nobody does, or this process."""
+    found = None if folder.resolve() in _held else Lease(folder).look()
+    owner = found and found.owner
+    return None if found is None or (owner and owner.is_dead) else str(owner or "unknown")
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def newest(checkpointer: Checkpointer, say: Callable[[str], None], name: str | N
     """
     found, problems = checkpointer.find(name)
     if found is None and checkpointer.store.candidates():
-        if name and not problems:
+        if name and not (checkpointer.store.root / name).is_dir():
             there = ", ".join(path.name for path in checkpointer.store.candidates())
             raise UserError(f"{checkpointer.store.root} has no checkpoint {name}. It has {there}.")
         if theirs := [path for path in checkpointer.store.candidates() if any(path.glob("*model_states.pt"))]:

@@ -137,4 +137,12 @@ BUGS = [
         "with run.strategy.watchdog:",
         ("tests/compat/test_trl_face.py::test_a_living_runs_folder_is_left_as_it_is",),
     ),
+    Bug(
+        "a_reader_removes_what_is_being_written",
+        "a script that loads a running run's checkpoint removes the save that the run is writing",
+        "checkpoint/checkpointer.py",
+        "if holder := other_holder_of(self.store.root):",
+        "if holder := None:",
+        ("tests/checkpoint/test_lease.py::test_what_a_living_run_is_writing_is_no_leftover",),
+    ),
 ]

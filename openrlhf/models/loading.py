@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +232,22 @@ def check_weights(model: PreTrainedModel, info: dict[str, Any], path: str, hints
         check_loaded(model, info, path)
     except UserError as error:
         raise UserError(*error.problems, *hints, *_hint_of_parts()) from None
+
+
+def weights_of(
+    path: str, model_class: type[PreTrainedModel], dtype: torch.dtype, say: Callable[[str], None] | None
+) -> dict[str, Any]:
+    """The weights of a saved model, by name, to be put into another one.
+
+    Args: say: told of those that are missing or of another shape, which are then left out; None: UserError.
+    """
+    model, info = load_weights(model_class, path, dtype=dtype)
+    if say is None:
+        check_weights(model, info, path)
+    left_out = {*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])}
+    if left_out and say:
+        say(f"note: {path} has no {', '.join(sorted(left_out))} for this model, which keeps its own.")
+    return {name: weight for name, weight in model.state_dict().items() if name not in left_out}
 
 
 def causal_lm_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:

@@ -171,7 +171,7 @@ def _load_adapter(with_adapters: Any, path: str) -> None:
 
 
 def _another_models(path: str, finding: str) -> str:
-    return f"--ds.lora.adapter_name_or_path {path} does not fit the model: {finding}. Give its own base."
+    return f"The adapter {path} does not fit the model: {finding}. Give its own base."
 
 
 # --- a part of the model --------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def check_loaded(model: nn.Module, info: dict[str, Any], path: str) -> None:
     ]
     if problems:
         raise UserError(
-            *(f"--model.model_name_or_path {path} {problem}." for problem in problems),
+            *(f"The model {path} {problem}." for problem in problems),
             "Its config.json and its weights do not belong together, or are damaged: fetch or save the model again.",
         )
 

@@ -10,12 +10,15 @@ import torch
 
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.manifest import saved_identity
-from openrlhf.config import TrainingConfig
+from openrlhf.config import LoraConfig, TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError, first_line_of
-from openrlhf.models.loading import PARAM_DTYPES
+from openrlhf.models.classifier import HEAD
+from openrlhf.models.loading import PARAM_DTYPES, check_weights, load_weights
+from openrlhf.models.lora import add_lora
 from openrlhf.models.quantized import check_quantization, finish_plain_loading, plain_config
 from openrlhf.models.reward_statistics import take_from_adapter
+from openrlhf.models.text_part import without_other_parts
 
 
 def merge_exported(config: TrainingConfig) -> None:
@@ -62,10 +65,11 @@ def merge_adapters(
     try:
         model = _base_of(model_path, lora_paths[-1], dtype, trust_remote_code)
         for lora_path in lora_paths:
+            _tell_of_another_base(model_path, lora_path)
             model = _merged(model, lora_path)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        problem = f"{', '.join(lora_paths)} cannot be merged into {model_path}: {first_line_of(error)}"
-        raise UserError(problem) from None
+    except Exception as error:  # damaged files, and values of wrong types, fail in any way
+        first, *more = error.problems if isinstance(error, UserError) else [first_line_of(error)]
+        raise UserError(f"{', '.join(lora_paths)} cannot be merged into {model_path}: {first}", *more) from None
     has_tokenizer = (Path(lora_paths[-1]) / "tokenizer_config.json").is_file()
     tokenizer = get_tokenizer(lora_paths[-1] if has_tokenizer else model_path, trust_remote_code=trust_remote_code)
     export_model(model, tokenizer, output_path, identity=identity)
@@ -84,21 +88,32 @@ def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_r
     if is_reward_model:
         config.num_labels = 1
         take_from_adapter(config, Path(lora_path))
-    model = kind.from_pretrained(
-        model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
+    model, info = load_weights(
+        kind, model_path, config=config, dtype=dtype or config.dtype or "auto", trust_remote_code=trust_remote_code
     )
+    if is_reward_model:  # its head is the adapter's, whatever the base has in its place
+        missing = {name for name in info["missing_keys"] if not name.startswith(f"{HEAD}.")}
+        info |= {"missing_keys": missing, "unexpected_keys": set()}
+    check_weights(model, without_other_parts(info, model, config, model_path), model_path)
     finish_plain_loading(model, config, model_path)
     return model
 
 
-def _merged(model: Any, lora_path: str) -> Any:
-    from peft import PeftModel
+def _tell_of_another_base(model_path: str, lora_path: str) -> None:
+    from peft import PeftConfig
 
+    base = PeftConfig.from_pretrained(lora_path).base_model_name_or_path
+    if base and Path(base).name != Path(model_path).name:
+        print(f"note: the adapter {lora_path} was trained on {base}, and is merged into {model_path}.")
+
+
+def _merged(model: Any, lora_path: str) -> Any:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is not None and head.weight is embedding.weight
     if is_tied:  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    merged: Any = PeftModel.from_pretrained(model, lora_path).merge_and_unload(safe_merge=True)
+    with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path))
+    merged = with_adapter.merge_and_unload(safe_merge=True)
     if not is_tied:
         return merged
     head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()

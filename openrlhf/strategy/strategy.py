@@ -25,6 +25,7 @@ from openrlhf.engine.step_guard import StepGuard
 from openrlhf.engine.trained_model import Trainable, TrainedModel, prepare_evaluation, prepare_training
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import join_ring
+from openrlhf.models.loading import weights_of
 from openrlhf.models.quantized import check_trainable
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.groups import ProcessGroups, alone, make_process_groups
@@ -329,16 +330,18 @@ class DeepspeedStrategy(OwnLoop):
     def load_model(self, model: Any, path: str, map_location: Any = "cpu", strict: bool = True) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet.
 
-        Args: map_location: part of OpenRLHF's interface; the weights go to where the model is.
-        Raises UserError where `prepare` has put an engine under it: the next step would bring the old weights back.
+        Args:
+            map_location: part of OpenRLHF's interface; the weights go to where the model is.
+            strict: False: weights that the folder lacks stay the model's own, and are told.
+
+        Raises UserError where the weights do not fit, and where `prepare` has put an engine under the model.
         """
         if model.trained is not None:
             raise UserError(
                 f"strategy.load_model({path}) comes after strategy.prepare, which has copied the weights that the "
                 "optimizer updates: the first step would undo it. Call load_model before prepare."
             )
-        base: Any = type(model.scorer.base_model)
-        weights = base.from_pretrained(path, dtype=model.model.dtype).state_dict()
+        weights = weights_of(path, type(model.scorer.base_model), model.model.dtype, None if strict else self.print)
         model.model.load_state_dict(weights, strict=strict)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.rehearsal import try_export
+from openrlhf.errors import UserError
 from openrlhf.models import RewardModel, note_reward_statistics
 from openrlhf.models.reward_statistics import forget_reward_statistics
 from openrlhf.run.merge import merge_adapters
@@ -110,6 +112,22 @@ def test_an_export_is_loaded_into_another_model(tmp_path):
     export_model(model.model, None, tmp_path)
     DeepspeedStrategy().load_model(other, str(tmp_path))
     assert torch.equal(other.model.score.weight, model.model.score.weight)
+
+
+def test_weights_that_an_export_lacks_are_not_made_up(tmp_path, capsys):
+    model, other = (RewardModel(reward_cases.tiny_classifier()) for _ in range(2))
+    export_model(model.model, None, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    own = torch.nn.init.ones_(other.model.score.weight).detach().clone()
+    save_file({name: one for name, one in weights.items() if name != "score.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks weights of the model: score\.weight"):
+        DeepspeedStrategy().load_model(other, str(tmp_path))
+    DeepspeedStrategy().load_model(other, str(tmp_path), strict=False)
+    assert torch.equal(other.model.score.weight, own)
+    assert "score.weight for this model, which keeps its own" in capsys.readouterr().out
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(UserError, match="bytes instead of"):
+        DeepspeedStrategy().load_model(other, str(tmp_path))
 
 
 def test_a_model_in_parts_is_exported_whole(two_ranks, one_rank, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,8 +150,6 @@ def test_what_the_model_does_not_have_is_refused_by_name(kind, settings, said):
 
 @pytest.mark.parametrize("damage", ["another model", "a weight is missing"])
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path, damage):
-    from safetensors.torch import load_file, save_file
-
     actor = adapted(save_model(tmp_path / "base", "llama"))
     export_model(actor.model, None, tmp_path / "adapter")
     if damage == "a weight is missing":
@@ -159,6 +158,30 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, damage):
     other = tiny_model("llama", **(dict(hidden_size=32) if damage == "another model" else {}))
     with pytest.raises(UserError, match="does not fit the model"):
         Actor(other, lora=LoraConfig(adapter_name_or_path=str(tmp_path / "adapter")))
+
+
+@pytest.mark.parametrize("damage", ["base lacks a weight", "base is cut", "adapter lacks a weight", "adapter is cut"])
+def test_a_merge_of_what_is_not_whole_is_refused(tmp_path, damage):
+    """What is missing would be merged as random numbers, or not at all."""
+    export_model(adapted(save_model(tmp_path / "base", "llama")).model, None, tmp_path / "adapter")
+    name, _, problem = damage.partition(" ")
+    file = tmp_path / name / ("model.safetensors" if name == "base" else "adapter_model.safetensors")
+    if problem == "is cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        save_file(dict(sorted(load_file(file).items())[1:]), file, {"format": "pt"})
+    words = ["--model_path", str(tmp_path / "base"), "--lora_path", str(tmp_path / "adapter")]
+    with pytest.raises(UserError, match="cannot be merged into"):
+        combine([*words, "--output_path", str(tmp_path / "merged")])
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_into_another_base_is_told(tmp_path, capsys):
+    export_model(adapted(save_model(tmp_path / "base", "llama")).model, tiny_tokenizer(), tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "other")
+    words = ["--model_path", str(tmp_path / "other"), "--lora_path", str(tmp_path / "adapter")]
+    combine([*words, "--output_path", str(tmp_path / "merged")])
+    assert f"was trained on {tmp_path / 'base'}, and is merged into {tmp_path / 'other'}" in capsys.readouterr().out
 
 
 def test_weights_are_frozen_by_pattern():

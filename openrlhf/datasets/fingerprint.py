@@ -34,7 +34,7 @@ def data_fingerprint(
     selection: dict[str, Any],
     cache_dir: Path,
 ) -> str:
-    """The fingerprint of the samples that the rows of these sources become; checkpoints hold it.
+    """The fingerprint of the samples that the rows of these sources become, wherever they lie; checkpoints hold it.
 
     Args:
         selection: the rows that are taken (probabilities, seed, max_samples).
@@ -42,7 +42,7 @@ def data_fingerprint(
     """
     known = known_hashes(cache_dir)
     num_known = len(known)
-    tables = [[table.name, table.content_hash(known)] for source in sources for table in source.tables]
+    tables = [[table.kind, table.content_hash(known)] for source in sources for table in source.tables]
     if len(known) > num_known:
         with contextlib.suppress(OSError):  # it only saves time
             replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))

@@ -15,7 +15,7 @@ import numpy as np
 from openrlhf.config import DataConfig, PairDataConfig
 from openrlhf.config.checks import input_template_problems
 from openrlhf.datasets.cache import open_cache_dir, prepared_folder
-from openrlhf.datasets.fingerprint import data_fingerprint
+from openrlhf.datasets.fingerprint import data_fingerprint, hash_of
 from openrlhf.datasets.formats import find_format, has_named_columns, tokenized
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, PAIR_SCHEMA, SCHEMA, PreparedSamples, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
@@ -60,11 +60,13 @@ def prepare_sources(
     if data.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
         tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
     folder = open_cache_dir(data.cache_dir)
-    selection = {
+    selection: dict[str, Any] = {
         "weights": None if shares is None else list(map(str, shares)),
         "seed": None if shares is None else seed,
         "max_samples": data.max_samples,
     }
+    if shares is not None:
+        selection["tables"] = [len(source.tables) for source in sources]
     if shares is not None and data.stopping_strategy == "all_exhausted":
         selection["repeats"] = True
     if shares is not None and data.max_samples is not None:
@@ -72,7 +74,8 @@ def prepare_sources(
     if pretrain_mode and not data.pretrain_end_token:
         selection["no_end_token"] = True
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
-    key = f"{fingerprint}-{data.control_tokens}-{FILE_FORMAT}"
+    names = [table.name for source in sources for table in source.tables]  # samples are kept with the names of rows
+    key = f"{hash_of([fingerprint, names])}-{data.control_tokens}-{FILE_FORMAT}"
     shards = folder / f"{key}.shards" if runner == "ray" else None
     make = _Preparation(sources, tokenizer, data, pretrain_mode, shares, seed, fingerprint, shards).run
     samples = PreparedSamples(prepared_folder(folder, key, make, is_whole))
@@ -135,6 +138,8 @@ class _Preparation:
                 self._encode(tasks, make_encode(), writer)
             else:
                 take_over(self.shards, encode_on_ray(tasks, make_encode, self.shards, schema, self._count), writer)
+        for table in self.tables:
+            table.check_unchanged()  # the folder is named by its hash
         self._check_end()
         # Rows with weights were trained without them once, and control tokens in rows as such: another run did so.
         is_text = any(remark.endswith(CONTROL_TOKENS_ARE_TEXT) for remark in self.report.remarks)

@@ -118,6 +118,8 @@ def _write_rows(source: Source, folder: Path) -> None:
         for row in readable_rows(source.tables):
             writer.write({name: row.get(name) for name in features})
         writer.finalize()
+    for table in source.tables:
+        table.check_unchanged()  # the folder is named by its hash
     list_file(folder, ROWS_FILE)
 
 

@@ -21,6 +21,7 @@ from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
 from openrlhf.errors import UserError
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
+from tests.datasets.conftest import pairs, prepare, write_jsonl  # noqa: F401
 
 FACTS: dict[str, Any] = dict(
     data_fingerprint="d1", num_samples=100, model_shape="m1", tokenizer_fingerprint="t1", horizon_steps=300,
@@ -56,11 +57,15 @@ def test_losses_on_other_rows_are_not_compared(before: dict, now: dict, is_other
 
 
 @pytest.mark.parametrize("is_other", [False, True])
-def test_the_rows_of_an_evaluation_are_known_by_their_content(is_other: bool) -> None:
+def test_the_rows_of_an_evaluation_are_known_by_their_content(is_other: bool, tmp_path: Path, prepare) -> None:  # noqa: F811
     """A job that is started again may find its file in another folder."""
-    before = replace(identity(eval__dataset="/first/rows.jsonl"), eval_fingerprint="of these rows")
-    now = replace(identity(eval__dataset="/second/rows.jsonl"), eval_fingerprint="of others")
-    now = now if is_other else replace(now, eval_fingerprint="of these rows")
+    first, second = tmp_path / "first" / "rows.jsonl", tmp_path / "second" / "again.jsonl"
+    before, now = (
+        replace(
+            identity(eval__dataset=str(write_jsonl(path, pairs(num_rows)))), eval_fingerprint=prepare(path).fingerprint
+        )
+        for path, num_rows in ((first, 3), (second, 4 if is_other else 3))
+    )
     assert evaluates_otherwise(before, now) is is_other
 
 

@@ -17,7 +17,7 @@ from tokenizers.normalizers import Lowercase
 
 from openrlhf.datasets import cache, prepared
 from openrlhf.datasets.cache import prepared_folder
-from openrlhf.datasets.fingerprint import tokenizer_fingerprint
+from openrlhf.datasets.fingerprint import data_fingerprint, tokenizer_fingerprint
 from openrlhf.datasets.prepared import SAMPLES
 from openrlhf.datasets.sample_writer import SampleWriter
 from openrlhf.datasets.sft_dataset import SFTDataset
@@ -109,6 +109,35 @@ def test_content_counts_not_times(tmp_path, prepare):
     before = prepare(path).fingerprint
     os.utime(path, (1, 1))
     assert prepare(path).fingerprint == before
+
+
+def test_content_counts_not_the_place_but_messages_name_it(tmp_path, prepare):
+    """A checkpoint goes on where its data were moved; a row is called by where it lies now."""
+    first, moved = (write_jsonl(tmp_path / name, pairs(5)) for name in ("a.jsonl", "b.jsonl"))
+    before, after = prepare(first), prepare(moved)
+    assert before.fingerprint == after.fingerprint
+    assert [each.samples.table_names for each in (before, after)] == [[f"{first}:"], [f"{moved}:"]]
+    assert prepare(first, dataset_probs="1").fingerprint != before.fingerprint
+    texts = [write_jsonl(tmp_path / name, [{"text": "coffee with oat milk"}]) for name in ("a.txt", "c.jsonl")]
+    found = [prepare(path, pretrain_mode=True).fingerprint for path in texts]
+    assert found[0] != found[1], "bytes that are read in another way are other rows"
+
+
+def test_a_file_that_changes_once_it_is_known_is_refused(tmp_path, prepare, monkeypatch):
+    """What was read would else stay under the name of what was hashed."""
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(5))
+
+    def hashed_then_changed(*words):
+        found = data_fingerprint(*words)
+        write_jsonl(path, pairs(6))
+        return found
+
+    with monkeypatch.context() as change:
+        change.setattr("openrlhf.datasets.prepare.data_fingerprint", hashed_then_changed)
+        with pytest.raises(UserError, match="changed while it was read"):
+            prepare(path)
+    write_jsonl(path, pairs(5))
+    assert len(prepare(path)) == 5
 
 
 def test_a_damaged_folder_is_made_anew(tmp_path, prepare):

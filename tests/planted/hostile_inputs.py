@@ -185,4 +185,31 @@ BUGS = [
         "return sorted(folder.rglob(pattern))",
         ("tests/checkpoint/test_manifest.py::test_what_was_copied_in_is_not_among_the_listed_files",),
     ),
+    Bug(
+        "a_moved_file_is_other_data",
+        "a run whose data file was moved does not go on, and loses its best evaluation",
+        "datasets/fingerprint.py",
+        "[[table.kind, table.content_hash(known)]",
+        "[[table.name, table.content_hash(known)]",
+        (
+            "tests/datasets/test_cache.py::test_content_counts_not_the_place_but_messages_name_it",
+            "tests/checkpoint/test_identity.py::test_the_rows_of_an_evaluation_are_known_by_their_content",
+        ),
+    ),
+    Bug(
+        "samples_name_rows_of_another_place",
+        "messages name rows in a file that was moved away since",
+        "datasets/prepare.py",
+        "hash_of([fingerprint, names])",
+        "hash_of([fingerprint])",
+        ("tests/datasets/test_cache.py::test_content_counts_not_the_place_but_messages_name_it",),
+    ),
+    Bug(
+        "read_after_a_change_kept_by_the_hash_before",
+        "data that change as a run starts are kept under the hash of what they were",
+        "datasets/prepare.py",
+        "            table.check_unchanged()\n",
+        "            pass\n",
+        ("tests/datasets/test_cache.py::test_a_file_that_changes_once_it_is_known_is_refused",),
+    ),
 ]

@@ -8,7 +8,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 import zstandard
 
-from openrlhf.config.disk import data_file_kind, is_lfs_pointer
+from openrlhf.config.disk import COMPRESSIONS, DATA_SUFFIXES, data_file_kind, is_lfs_pointer
 from openrlhf.datasets.report import BadRows
 from openrlhf.datasets.samples import Row
 from openrlhf.datasets.sources.readers import READERS, SourceBlock, read_dataset, read_objects
@@ -32,6 +32,11 @@ class Table(ABC):
 
     name: str
 
+    @property
+    def kind(self) -> str:
+        """By which its bytes become rows; "" where no bytes do."""
+        return ""
+
     @abstractmethod
     def blocks(self) -> Iterator[SourceBlock]:
         """All rows, in order. Raises UserError if the table cannot be read."""
@@ -39,6 +44,10 @@ class Table(ABC):
     @abstractmethod
     def content_hash(self, known: dict[str, str]) -> str:
         """Hash of its content. `known`: hashes by file state; new ones are added."""
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where the content may be another than `content_hash` has seen."""
+        return
 
     def row_name(self, number: int) -> str:
         """A row's name in messages."""
@@ -54,9 +63,16 @@ class Table(ABC):
 class FileTable(Table):
     """A file of rows; its name is its path."""
 
+    _hashed_state: list[str] = field(default_factory=list, compare=False, repr=False)  # one, or none yet
+
     @property
     def path(self) -> Path:
         return Path(self.name)
+
+    @property
+    def kind(self) -> str:
+        """The suffixes that its reader goes by."""
+        return "".join(one for one in self.path.suffixes if one.lower() in DATA_SUFFIXES or one in COMPRESSIONS)
 
     def blocks(self) -> Iterator[SourceBlock]:
         kind = data_file_kind(self.path)
@@ -68,11 +84,19 @@ class FileTable(Table):
             yield from READERS[kind](self.path)
         except READ_ERRORS as error:
             raise UserError(f"{self.path} cannot be read: {error}.") from error
+        self._check_state(before)
+
+    def check_unchanged(self) -> None:
+        for state in self._hashed_state:
+            self._check_state(state)
+
+    def _check_state(self, before: str) -> None:
         if self._state() != before:
             raise UserError(f"{self.path} changed while it was read: wait until it is written, then start again.")
 
     def content_hash(self, known: dict[str, str]) -> str:
         state = self._state()
+        self._hashed_state[:] = [state]
         if state in known:
             return known[state]
         digest = xxhash.xxh3_128()

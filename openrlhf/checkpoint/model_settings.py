@@ -13,7 +13,7 @@ from openrlhf.datasets.samples import BadRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.engine.model_internals import own_end_token_ids
 from openrlhf.engine.parameters import model_dtype
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.reward_statistics import save_beside_adapter
 
 _ANSWER = "answer"
@@ -152,7 +152,7 @@ def _problem_of(generation_config: Any) -> str | None:
     try:
         generation_config.validate(strict=True)
     except (ValueError, TypeError) as error:
-        return str(error).splitlines()[0]
+        return first_line_of(error)
     return None
 
 

@@ -16,9 +16,9 @@ from openrlhf.config import DataConfig
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.tokenization.chat_template import template_text
 
-CODE_VERSION = 1  # raise it when the same rows and settings would give other ids or masks
-# They choose rows, which `selection` and the tables' content tell, or never change a sample. `control_tokens` changes
-# few data sets: theirs say so behind the fingerprint, so that the checkpoints of all others fit.
+CODE_VERSION = 2  # raise it when the same rows and settings would give other ids or masks
+# They choose rows, which `selection` and the tables' content tell, or never change a sample. What `control_tokens`
+# changes stands behind the fingerprint: few data sets.
 NOT_IN_THE_KEY = (
     "dataset", "dataset_probs", "dataset_split", "max_samples", "max_bad_rows", "overlong_memory", "cache_dir",
     "num_processors", "control_tokens", "stopping_strategy", "pretrain_end_token",

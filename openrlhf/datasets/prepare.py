@@ -20,7 +20,7 @@ from openrlhf.datasets.formats import find_format, has_named_columns, tokenized
 from openrlhf.datasets.prepared import BLOCKS_A_SHARD, PAIR_SCHEMA, SCHEMA, PreparedSamples, is_whole
 from openrlhf.datasets.report import FIRST_ROWS, MAX_NAMES, BadRows, DataReport, SourceReport
 from openrlhf.datasets.sample_writer import SampleWriter
-from openrlhf.datasets.samples import ONCE_PASSED_OVER, Row
+from openrlhf.datasets.samples import Row
 from openrlhf.datasets.shards import encode_on_ray, take_over
 from openrlhf.datasets.sources.find import Source
 from openrlhf.datasets.sources.mixing import drawn_rows
@@ -69,8 +69,6 @@ def prepare_sources(
         selection["tables"] = [len(source.tables) for source in sources]
     if shares is not None and data.stopping_strategy == "all_exhausted":
         selection["repeats"] = True
-    if shares is not None and data.max_samples is not None:
-        selection["keeps_shares"] = True  # the first rows were taken once
     if pretrain_mode and not data.pretrain_end_token:
         selection["no_end_token"] = True
     fingerprint = data_fingerprint(sources, tokenizer, data, pretrain_mode, selection, folder)
@@ -141,20 +139,13 @@ class _Preparation:
         for table in self.tables:
             table.check_unchanged()  # the folder is named by its hash
         self._check_end()
-        # Rows with weights were trained without them once, and control tokens in rows as such: another run did so.
+        # Where no row holds a control token the samples are the same for `text` and `keep`.
         is_text = any(remark.endswith(CONTROL_TOKENS_ARE_TEXT) for remark in self.report.remarks)
-        fingerprint = f"{self.fingerprint}-weighted" if self.report.num_weighted else self.fingerprint
-        fingerprint += "-whole" if self._reads_more() else ""
-        fingerprint += "-refused" if self.data.control_tokens == "refuse" else "-text" if is_text else ""
+        ending = "-refused" if self.data.control_tokens == "refuse" else "-text" if is_text else ""
         table_names = [table.row_name(0).removesuffix("0") for table in self.tables]
-        writer.finish(self.report, {"fingerprint": fingerprint, "table_names": table_names})
+        writer.finish(self.report, {"fingerprint": self.fingerprint + ending, "table_names": table_names})
         if self.shards is not None:
             shutil.rmtree(self.shards)
-
-    def _reads_more(self) -> bool:
-        """Whether an earlier version passed over a part of the rows, so that its checkpoints are of another run."""
-        of_tables = any(note.endswith(NAMED_COLUMNS_ARE_READ) for note in self.report.notes)
-        return of_tables or not ONCE_PASSED_OVER.isdisjoint(self.report.remarks)
 
     def _encode(self, tasks: Iterator[EncodingTask], encode: Encode, writer: SampleWriter) -> None:
         for number, result in enumerate(encode_blocks(tasks, encode, self.data.num_processors)):

@@ -9,8 +9,7 @@ import numpy as np
 
 PAIRS = "pairs"  # the format whose rows become two samples each
 Row = dict[str, Any]
-# Remarks on rows of which an earlier version passed over a part, or which it could not use. Data with such rows have
-# another fingerprint since; the checkpoints of all others fit.
+# Remarks on rows that are read in a way which their author may not expect.
 SYSTEM_IS_READ = "the column 'system' is read as the first message"
 HISTORY_IS_READ = "the column 'history' is read as the turns before"
 ARGUMENTS_ARE_READ = "'parameters' or 'input' of a tool call are read as its arguments"
@@ -21,10 +20,6 @@ MARGIN, MOST_MARGIN = "margin", 1e6
 NO_MARGIN = f"the column {MARGIN!r} holds no number from -{MOST_MARGIN:g} to {MOST_MARGIN:g}"
 MARGIN_IS_NO_NUMBER = f"{NO_MARGIN}, which --model.margin_loss_enable alone reads"
 PADDING_IS_LEFT_OUT = "tokens at the ends that attention_mask hides are left out"
-ONCE_PASSED_OVER = {
-    SYSTEM_IS_READ, HISTORY_IS_READ, ARGUMENTS_ARE_READ, FUNCTION_CALL_IS_READ, JSON_CALLS_ARE_READ,
-    SHARED_TURNS_ARE_READ, MARGIN_IS_NO_NUMBER, PADDING_IS_LEFT_OUT,
-}  # fmt: skip
 Message = dict[str, Any]
 
 

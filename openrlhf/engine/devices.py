@@ -20,7 +20,7 @@ from openrlhf.engine.launchers import (
     one_process_starts_local_ranks,
     prepare_cuda,
 )
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 _DEVICE_NODES = Path("/dev")
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -147,7 +147,7 @@ def _words_of_torch() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return f"torch says: {str(error).splitlines()[0]}"
+        return f"torch says: {first_line_of(error)}"
     return "torch does not say why."
 
 

@@ -21,7 +21,7 @@ from openrlhf.build_folder import build_folder, builds_are_for, sole_builder
 from openrlhf.config.settings import AdamKernel
 from openrlhf.engine.patches.built_operators import load_built
 from openrlhf.engine.patches.torch_adam import use_deepspeeds, use_torchs
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 STAMP_NAME = "openrlhf_made_with"
 
@@ -126,7 +126,7 @@ def _why_not_on_this_gpu() -> str:
         FusedAdam([weight]).step()
         torch.cuda.synchronize()
     except RuntimeError as error:
-        return f"it was built for other GPUs ({str(error).strip().splitlines()[0][:200]})."
+        return f"it was built for other GPUs ({first_line_of(error)})."
     return ""
 
 

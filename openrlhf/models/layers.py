@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.engine.model_internals import layers_of, liger_model_types, put_liger_kernels_into
 from openrlhf.engine.torch_operators import num_compiled_graphs
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,8 @@ def check_liger(config: PretrainedConfig) -> None:
     try:
         known = liger_model_types()
     except Exception as error:  # whatever it is, the package is of no use
-        first_line = (str(error).strip() or "no message").splitlines()[0]
         raise UserError(
-            f"{flag}: liger-kernel cannot be loaded ({type(error).__name__}: {first_line}): "
+            f"{flag}: liger-kernel cannot be loaded ({type(error).__name__}: {first_line_of(error)}): "
             "pip install --upgrade liger-kernel, or leave the flag out."
         ) from error
     if config.model_type not in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -212,10 +213,6 @@ def _tell_of_weights_without_adapters(left_out: Sequence[str], fused: Sequence[s
         logger.warning("LoRA: no adapters for %s. They stay as they are.", ", nor for ".join(parts))
 
 
-def _counts_by_last_name(names: Iterable[str]) -> dict[str, int]:
+def _counts_by_last_name(names: Iterable[str]) -> Counter[str]:
     """How many of the layers or weights have which name, without the path to them."""
-    counts: dict[str, int] = {}
-    for name in names:
-        last = name.rpartition(".")[2]
-        counts[last] = counts.get(last, 0) + 1
-    return counts
+    return Counter(name.rpartition(".")[2] for name in names)

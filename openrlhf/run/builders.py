@@ -15,7 +15,7 @@ from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.operators import check_adam
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.models import Actor, PreparedModel, RewardModel
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable, choose_attention
@@ -96,7 +96,7 @@ def _check_generation_settings(name_or_path: str) -> None:
         if path.is_file():
             GenerationConfig.from_pretrained(path.parent)
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path} cannot be used: {str(error).splitlines()[0]} Mend it, or remove the file.") from None
+        raise UserError(f"{path} cannot be used: {first_line_of(error)} Mend it, or remove the file.") from None
 
 
 def build_train_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -> Any:

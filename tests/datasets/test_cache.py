@@ -58,27 +58,6 @@ def test_the_fingerprint_sees_every_change(tmp_path, prepare):
     assert len(set(found.values())) == len(found)
 
 
-USER, ANSWER = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}
-
-
-@pytest.mark.parametrize(
-    ("row", "settings"),
-    [
-        ({"messages": [USER, ANSWER], "system": "Be brief."}, {}),
-        ({"instruction": "Hi?", "output": "Ho.", "history": [["A?", "B."]]}, {"apply_chat_template": True}),
-        ({"input_ids": [0, 5, 6], "labels": [-100, 5, 6], "attention_mask": [0, 1, 1]}, {}),
-        ({"q": "Hi?", "a": "Ho.", "input_ids": [5, 6], "labels": [5, 6]}, {"input_key": "q", "output_key": "a"}),
-    ],
-    ids=["system", "history", "padding", "named columns"],
-)
-def test_rows_of_which_a_part_was_once_passed_over_are_another_run(row: dict, settings: dict, tmp_path, prepare):
-    """An earlier version trained them without that part: its checkpoints do not fit. Those of other rows do."""
-    part = ("system", "history", "attention_mask", "input_ids")
-    without = {key: value for key, value in row.items() if key not in part or key == "input_ids" and "q" not in row}
-    found = [prepare(write_jsonl(tmp_path / "a.jsonl", [each]), **settings).fingerprint for each in (without, row)]
-    assert [text.endswith("-whole") for text in found] == [False, True]
-
-
 def test_a_tokenizers_fingerprint_sees_vocabulary_special_tokens_and_template():
     found = [
         tokenizer_fingerprint(tokenizer)

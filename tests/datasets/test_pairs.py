@@ -272,14 +272,13 @@ def test_a_prompt_that_stands_twice_is_told(prepare_pairs: PreparePairs):
 CALLS = {"tool_calls": [{"function": {"name": "get_menu", "arguments": {}}}]}
 
 
-def test_what_is_read_in_another_way_than_before_is_told_and_is_other_data(prepare_pairs: PreparePairs):
+def test_what_is_read_in_a_way_of_its_own_is_told(prepare_pairs: PreparePairs):
     turns = {"prompt": "Hi?", "chosen": [YES, LATTE, HO], "rejected": [YES, LATTE, NO]}
     call = {"prompt": [user("Hi?")], "chosen": json.dumps([{"role": "assistant", **CALLS}]), "rejected": [NO]}
     tokenizer = FAMILIES_WITH_TOOLS[0].tokenizer(marked=False)
     for row, remark in ((turns, SHARED_TURNS_ARE_READ), (call, JSON_CALLS_ARE_READ)):
         dataset = prepare_pairs([row], tokenizer)
         assert dataset.report.remarks[remark] == 1
-        assert dataset.fingerprint.endswith("-whole")
 
 
 def test_messages_as_json_may_be_calls_alone(prepare_pairs: PreparePairs):

@@ -166,13 +166,6 @@ def test_a_cut_keeps_the_weights_before_it():
     assert cut.loss_mask.tolist() == [*whole.loss_mask[: len(cut.loss_mask) - 1].tolist(), 0]
 
 
-def test_weights_make_another_run_of_the_same_file(tmp_path, prepare):
-    """A version without weights trained such rows all alike: its checkpoints do not fit."""
-    path = tmp_path / "a.jsonl"
-    found = {weight: prepare(write_jsonl(path, [{**pairs(1)[0], "weight": weight}])).fingerprint for weight in (1, 2)}
-    assert [text.endswith("-weighted") for text in found.values()] == [False, True]
-
-
 def test_weights_in_parquet_count_as_those_in_jsonl(tmp_path, prepare):
     import pyarrow as pa
     import pyarrow.parquet

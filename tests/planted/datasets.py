@@ -163,8 +163,8 @@ BUGS = [
         "cache_key_without_content",
         "after a change of the rows the run trains on the old ones",
         "datasets/fingerprint.py",
-        "[[table.name, table.content_hash(known)] for",
-        "[[table.name] for",
+        "[[table.kind, table.content_hash(known)] for",
+        "[[table.kind] for",
         (f"{_CACHE}::test_the_fingerprint_sees_every_change",),
     ),
     Bug(

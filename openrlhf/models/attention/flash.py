@@ -19,6 +19,7 @@ from transformers.modeling_flash_attention_utils import (
 from transformers.utils import import_utils
 
 from openrlhf.engine.model_internals import flash_attentions_of, takes_borders
+from openrlhf.errors import first_line_of
 from openrlhf.models.attention.calls import AttentionCall, ModelFacts
 from openrlhf.models.attention.per_sample import FLASH_DTYPES
 
@@ -144,8 +145,7 @@ def _reason_of_load(name: str, calls: Iterable[AttentionCall]) -> str | None:
     try:
         (_, varlen_function, *_), _ = lazy_import_flash_attention(name)
     except Exception as error:  # whatever it is, the package is of no use
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        return f"{title} cannot be loaded ({type(error).__name__}: {first_line}). {remedy}"
+        return f"{title} cannot be loaded ({type(error).__name__}: {first_line_of(error)}). {remedy}"
     if varlen_function is None:
         return f"{title} has no function for packs"
     taken = set(inspect.signature(varlen_function).parameters)

@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor, nn
 
 from openrlhf.engine.model_internals import import_ring_flash_attn
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.attention.causal_pack import attend_pack, computes_shared_prompts
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.models.attention.per_sample import FLASH_DTYPES, CausalMask, attend_alone, is_flash_head_size
@@ -243,7 +243,7 @@ def require_ring_flash(device_type: str) -> None:
     except Exception as error:  # whatever it is, the packages are of no use
         raise UserError(
             f"{flag} cannot be used with transformers {transformers.__version__}: importing ring_flash_attn fails with "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}. Use auto."
+            f"{type(error).__name__}: {first_line_of(error)}. Use auto."
         ) from error
 
 

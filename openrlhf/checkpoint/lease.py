@@ -27,7 +27,7 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
-from openrlhf.config.sources import secrets_in
+from openrlhf.config.sources import with_secrets_hidden
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import EXIT_CODE_STOPPED
 from openrlhf.parallel.collectives import gather_objects, rank_in
@@ -81,13 +81,8 @@ class Owner:
 
 
 def _command() -> str:
-    """This process's command line, without the values of flags that sound like secrets."""
-    secrets_said = set(secrets_in(sys.argv))
-    return shlex.join(_without(word, secrets_said) for word in sys.argv)[:_LONGEST_COMMAND]
-
-
-def _without(word: str, secrets_said: set[str]) -> str:
-    return "[hidden]" if {word, word.partition("=")[2]} & secrets_said else word
+    """This process's command line, without secrets."""
+    return shlex.join(with_secrets_hidden(sys.argv))[:_LONGEST_COMMAND]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -28,6 +30,12 @@ DATA_SUFFIXES = {
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
 ADAPTER_FILE = "adapter_config.json"  # of PEFT
+_ADDRESS = re.compile(r"(https?://)(?:[^/?#\s]*@)?((?:(?!,\s*https?://)[^?#\s])*)(?:[?#]\S*)?")
+
+
+def local_path(name: str | PurePath) -> Path:
+    """The path that a name means here, with ~ for a home folder; that of a user who is not there stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 def data_file_kind(name: str | PurePath) -> str | None:
@@ -60,8 +68,8 @@ def split_names(names: str) -> list[str]:
 def _exists(name: str) -> bool:
     """Whether a name, or what stands before its subfolder's `@`, is of a file or folder."""
     try:
-        return bool(name) and (Path(name).expanduser().exists() or _exists(name.rpartition("@")[0]))
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        return bool(name) and (local_path(name).exists() or _exists(name.rpartition("@")[0]))
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 
@@ -72,7 +80,7 @@ def model_folder(config: TrainingConfig, world_size: int) -> Iterator[str]:
 
 def folder_of_model(flag: str, name: str) -> Iterator[str]:
     """The same of any flag."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not name:
         return
     if folder.is_dir():
@@ -112,8 +120,8 @@ def is_adapter(folder: Path) -> str:
 def data_source(flag: str, name: str) -> Iterator[str]:
     """A data file that is not there."""
     source, _, subfolder = name.partition("@")
-    path = Path(source).expanduser()
-    if Path(name).expanduser().exists() or "*" in source:
+    path = local_path(source)
+    if local_path(name).exists() or "*" in source:
         return
     if path.exists():
         if subfolder and not (path / subfolder).exists():
@@ -158,6 +166,11 @@ def is_address(name: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def without_secrets(text: str) -> str:
+    """The text, its addresses without login and query, where tokens stand."""
+    return _ADDRESS.sub(r"\1\2", text)
 
 
 def program(flag: str, command: str, example: str) -> Iterator[str]:

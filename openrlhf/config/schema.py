@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+from openrlhf.config.disk import is_address, parts_of, without_secrets
 from openrlhf.config.synonyms import Synonyms, resolve
 
 AUTO = "auto"  # the value of a setting that is left to the run
@@ -131,7 +132,12 @@ def values_of(config: Root) -> dict[str, Any]:
 
 def shown_values(config: Root) -> dict[str, Any]:
     """The configuration as a flat dict by dotted name, without the secrets: for files, logs and trackers."""
-    return {name: value for name, value in values_of(config).items() if not settings(type(config))[name].secret}
+    return {name: _shown(value) for name, value in values_of(config).items() if not settings(type(config))[name].secret}
+
+
+def _shown(value: Any) -> Any:
+    is_address_list = isinstance(value, str) and any(map(is_address, parts_of(value)))
+    return without_secrets(value) if is_address_list else value
 
 
 def left_open(config: Root) -> frozenset[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from openrlhf.config.disk import local_path, without_secrets
 from openrlhf.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -50,6 +51,12 @@ def secrets_in(words: Sequence[str]) -> Iterator[str]:
         is_secret = flag is not None
 
 
+def with_secrets_hidden(words: Sequence[str]) -> list[str]:
+    """A command line to be shown: without the values of flags that sound like secrets, and those in addresses."""
+    secrets = set(secrets_in(words))
+    return ["[hidden]" if {word, word.partition("=")[2]} & secrets else without_secrets(word) for word in words]
+
+
 def read_argv(argv: Sequence[str]) -> tuple[list[Given], list[str]]:
     """Command line → what is given, and the problems of its files. Of a name given twice the later holds.
 
@@ -76,7 +83,7 @@ def read_config_file(path: Any) -> list[Given]:
     """
     if not isinstance(path, str):
         raise UserError("--config needs one file: --config run.toml or --config run.yaml.")
-    file = Path(path).expanduser()
+    file = local_path(path)
     content = _parse_file(file)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")

@@ -25,6 +25,7 @@ _PRIVATE = (
     "logger.",
     "hub.",
     "data.cache_dir",
+    "eval.prompts",
     "train.callbacks",
 )  # folders and accounts are nobody else's business
 
@@ -117,7 +118,7 @@ def changed_settings(config: Root) -> dict[str, Any]:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+    return isinstance(value, str) and value.startswith(("/", "~", "."))
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.config import WandbConfig
+from openrlhf.config.sources import with_secrets_hidden
 from openrlhf.errors import UserError, first_line_of, how_to_install
 from openrlhf.exit_codes import EXIT_CODE_PREEMPTED, Outcome
 from openrlhf.tracking.sinks import Charts, prompt_text
@@ -83,7 +84,7 @@ class WandbSink(TrackerSink):
     """A run of Weights & Biases; `WANDB_MODE=offline` keeps everything on this disk, in `<folder>/wandb`.
 
     The key comes from the environment's `WANDB_API_KEY`. A key among the settings is put there and nowhere else.
-    W&B would copy the command line into its own files, so it is shown the command line without the key.
+    W&B would copy the command line into its own files, so it is shown the command line without secrets.
     """
 
     package = "wandb"
@@ -101,7 +102,7 @@ class WandbSink(TrackerSink):
 
         if settings.key:
             os.environ[KEY_VARIABLE] = settings.key
-        with _key_hidden_from_command_line():
+        with _secrets_hidden_from_command_line():
             try:
                 self._run = wandb.init(
                     dir=folder,
@@ -143,11 +144,10 @@ class WandbSink(TrackerSink):
 
 
 @contextmanager
-def _key_hidden_from_command_line() -> Iterator[None]:
-    """The key of the environment is no word of `sys.argv`, nor a part of one, while this lasts."""
+def _secrets_hidden_from_command_line() -> Iterator[None]:
+    """`sys.argv` holds no secret while this lasts, and the key of the environment in no part of a word."""
     whole, key = list(sys.argv), os.environ.get(KEY_VARIABLE)
-    if key:
-        sys.argv[:] = [word.replace(key, "[hidden]") for word in whole]
+    sys.argv[:] = [word.replace(key, "[hidden]") if key else word for word in with_secrets_hidden(whole)]
     try:
         yield
     finally:

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from openrlhf.config import SFTConfig, parse_config, write_resolved
+from openrlhf.config import SFTConfig, parse_config, shown_values, write_resolved
 from openrlhf.config.parse import read_given
 from openrlhf.config.schema import build, settings
 from openrlhf.config.sources import read_config_file
 from openrlhf.errors import UserError
+from openrlhf.run.model_card import changed_settings
 
 TOML = """
 optim = "muon"
@@ -122,6 +123,24 @@ def test_a_secret_is_not_written(tmp_path):
     write_resolved(config, tmp_path / "run.yaml")
     assert "s3cret" not in (tmp_path / "run.yaml").read_text()
     assert read_back(tmp_path / "run.yaml").logger.wandb.name == "run"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("https://judge/get_reward?token=S", "https://judge/get_reward"),
+        ("http://me:S@judge:8000/a,b?x=1,2&t=S", "http://judge:8000/a,b"),
+        ("rules.py:score,https://me:S@one/x,https://two/y#S", "rules.py:score,https://one/x,https://two/y"),
+        ("rules.py:score", "rules.py:score"),
+        ("~/judge", "~/judge"),
+    ],
+)
+def test_what_an_address_holds_of_secrets_is_shown_nowhere(tmp_path, given, shown):
+    config = build(SFTConfig, {"eval.prompts_reward": given, "eval.prompts": "~/mine.jsonl", "adam.lr": 0.5})
+    write_resolved(config, tmp_path / "run.yaml")
+    assert f"prompts_reward: {shown}\n" in (tmp_path / "run.yaml").read_text()
+    assert shown_values(config)["eval.prompts_reward"] == shown
+    assert changed_settings(config) == {"adam.lr": 0.5}, "whose judge it is, is nobody else's business"
 
 
 def test_writing_leaves_nothing_beside_the_file(tmp_path):

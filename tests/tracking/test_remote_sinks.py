@@ -13,6 +13,7 @@ from tests.helpers.workbench import flags, save_model, save_rows
 from tests.tracking.cases import run_with_words
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz01234567"
 
 
 def scalars(folder):
@@ -65,11 +66,11 @@ WANDB_RUN = """
     import os, sys
     from openrlhf.config import WandbConfig
     from openrlhf.tracking.more_sinks import WandbSink
-    folder, word, resume = sys.argv[1:]
+    folder, word, resume, *more = sys.argv[1:]
     key = word.removeprefix("--logger.wandb.key=")
     settings = WandbConfig(enable=True, project="trials", name="first", key=key)
     sink = WandbSink(folder, settings, {"train.seed": 42}, resume=resume == "resume")
-    assert sys.argv[2] == word, "the program's own command line changed"
+    assert sys.argv[2:] == [word, resume, *more], "the program's own command line changed"
     assert os.environ["WANDB_API_KEY"] == key
     sink.log_step({"global_step": 1, "loss": 2.5, "lr": 1e-4, "own_number": 7.0})
     sink.log_eval({"global_step": 1, "eval_loss": 1.25})
@@ -90,7 +91,8 @@ def run_wandb_offline(folder, resume="new"):
         str(folder / "out"),
         f"--logger.wandb.key={SECRET}",
     ]
-    done = subprocess.run([*command, resume], env=environment, capture_output=True, text=True, timeout=120)
+    more = ["--hub_token", TOKEN, "--eval.prompts_reward", f"https://me:{TOKEN}@judge/score?token=x{TOKEN}"]
+    done = subprocess.run([*command, resume, *more], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -144,8 +146,10 @@ def test_wandb_key_stands_in_no_file_and_no_output(offline_run):
     folder, output = offline_run
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) >= 3, f"W&B wrote too little for this test to mean something: {files}"
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
-    assert SECRET not in output
+    for secret in (SECRET, TOKEN):
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+        assert secret not in output
+    assert any(b"https://judge/score" in path.read_bytes() for path in files)
 
 
 def test_wandb_goes_on_with_the_same_run(offline_run):

@@ -7,10 +7,9 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.config.disk import ADAPTER_FILE
+from openrlhf.config.disk import ADAPTER_FILE, local_path
 from openrlhf.config.kinds import BelowOne, Count, Place, PositiveCount, Rank
 from openrlhf.config.schema import Check, free, must_match
 
@@ -81,7 +80,7 @@ def _asked_for(lora: LoraConfig, names: tuple[str, ...]) -> list[str]:
 
 def _start(lora: LoraConfig, name: str, zero_stage: int) -> Iterator[str]:
     """The adapter that a run starts from; one on the hub is looked at when it is loaded."""
-    flag, folder = f"--ds.lora.adapter_name_or_path {name}", Path(name).expanduser()
+    flag, folder = f"--ds.lora.adapter_name_or_path {name}", local_path(name)
     if asked := _asked_for(lora, _OF_THE_ADAPTER):
         yield f"{flag} has its own rank, scale and layers: leave {', '.join(asked)} out."
     if not (folder.exists() or name.startswith((".", "/", "~"))):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openrlhf.config.disk import ADAPTER_FILE, nearest_existing
+from openrlhf.config.disk import ADAPTER_FILE, local_path, nearest_existing
 from openrlhf.config.schema import Root, values_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ REPORT_MARK = b"<title>What will be trained</title>"  # in the head of each page
 _MARK_WITHIN_BYTES = 4096
 _OF_A_RUN = ("manifest.json", "run_config.yaml")
 _OF_A_MODEL = ("config.json", ADAPTER_FILE)
-_READ = ("model_name_or_path", "dataset", "tokenizer_chat_template")  # last words of the flags of what is read
+# Last words of the flags of what is read; those of lists by commas.
+_READ = ("model_name_or_path", "tokenizer_chat_template", "adapter_name_or_path")
+_READ_LISTS = ("dataset", "prompts", "prompts_reward")
 _CHECKPOINTS = "global_step"
 
 
@@ -41,7 +43,7 @@ def report_file(config: InspectConfig, world_size: int) -> Iterator[str]:
     if config.html is None:
         return
     yield from writable("--html", str(Path(config.html).parent)) if config.html.strip() else _named("--html", "")
-    path = Path(config.html).expanduser()
+    path = local_path(config.html)
     if config.html.strip() and (path.is_dir() or (path.exists() and not _is_report(path))):
         yield f"--html {config.html} exists and is no report of this command: it would be lost. Give another name."
 
@@ -56,7 +58,7 @@ def _is_report(path: Path) -> bool:
 
 def _another_model(config: TrainingConfig) -> Iterator[str]:
     name = config.ckpt.output_dir
-    folder, model = Path(name).expanduser(), Path(config.model.model_name_or_path or "/").expanduser()
+    folder, model = local_path(name), local_path(config.model.model_name_or_path or "/")
     is_same = model.is_dir() and folder.exists() and model.samefile(folder)
     if is_same and _has(folder, _OF_A_RUN) and not config.ds.lora.is_used:
         return  # the next round of an iteration: the export moves the earlier model to earlier_run_<n>
@@ -91,8 +93,9 @@ def _among_checkpoints(config: TrainingConfig) -> Iterator[str]:
 
 def _names_read(config: Root) -> Iterator[tuple[str, str]]:
     for flag, value in values_of(config).items():
-        if flag.rpartition(".")[2] in _READ and isinstance(value, str):
-            names = value.split(",") if flag.endswith("dataset") else [value]
+        is_list = (word := flag.rpartition(".")[2]) in _READ_LISTS
+        if (is_list or word in _READ) and isinstance(value, str):
+            names = value.split(",") if is_list else [value]
             yield from ((flag, name.strip().partition("@")[0]) for name in names if name.strip())
 
 
@@ -106,10 +109,13 @@ def writable(flag: str, name: str) -> Iterator[str]:
     if not name.strip():
         yield from _named(flag, name)
         return
+    if str(local_path(name)).startswith("~"):
+        yield f"{flag} {name} begins with the home folder of a user who is not on this machine."
+        return
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(Path(name).expanduser())  # raises for a name that no file can have
-        with tempfile.TemporaryFile(dir=nearest_existing(Path(name).expanduser())):
+            os.lstat(local_path(name))  # raises for a name that no file can have
+        with tempfile.TemporaryFile(dir=nearest_existing(local_path(name))):
             return
     except OSError as error:
         yield f"{flag} {name} cannot be written: {error.strerror}."

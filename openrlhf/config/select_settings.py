@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from openrlhf.config.disk import is_address, parts_of
+from openrlhf.config.disk import is_address, local_path, parts_of
 from openrlhf.config.kinds import AnyNumber, Count, Fraction, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, free, must_match
@@ -114,7 +114,7 @@ def select_problems(config: SelectConfig, world_size: int) -> Iterator[str]:
             f"--select.pass_rate_min {select.pass_rate_min:g} is above --select.pass_rate_max "
             f"{select.pass_rate_max:g}: no prompt is between them."
         )
-    if Path(select.output).expanduser().is_dir():
+    if local_path(select.output).is_dir():
         yield f"--select.output {select.output} is a folder: give the name of a file, as in selected.jsonl."
     yield from writable("--select.output", str(Path(select.output).parent) if select.output.strip() else "")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.config.disk import local_path
 from openrlhf.config.trl_names import BESIDE_A_RECIPE, RECIPE_NAMES
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _deepspeed(t: Translator) -> None:
             t.becomes({"ds.zero_stage": int(stage)})
         return
     try:
-        config = json.loads(Path(given).expanduser().read_text("utf-8")) if isinstance(given, str) else given
+        config = json.loads(local_path(given).read_text("utf-8")) if isinstance(given, str) else given
         zero = config.get("zero_optimization", {})
     except (OSError, ValueError, AttributeError) as error:
         t.refuse("deepspeed", f"its file cannot be read: {error}")
@@ -251,7 +252,7 @@ def _rows(t: Translator) -> None:
 
 
 def _template_file(t: Translator) -> str:
-    path = Path(t["chat_template_path"]).expanduser()
+    path = local_path(t["chat_template_path"])
     inside = path / "chat_template.jinja"
     if path.is_dir() and not inside.is_file():
         t.refuse("chat_template_path", f"{path} has no chat_template.jinja; give a file")

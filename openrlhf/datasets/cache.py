@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from openrlhf.atomic_file import replace_file
+from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
 from openrlhf.processes import has_ended, is_near, this_process
 
@@ -39,7 +40,7 @@ def open_cache_dir(cache_dir: str | Path | None) -> Path:
     """
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     usual = os.environ.get("OPENRLHF_CACHE") or user_cache / "openrlhf" / "datasets"
-    folder = Path(usual if cache_dir is None else cache_dir).expanduser()
+    folder = local_path(usual if cache_dir is None else cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{uuid.uuid4().hex}"

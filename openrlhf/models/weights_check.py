@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from openrlhf.config.disk import is_lfs_pointer
+from openrlhf.config.disk import is_lfs_pointer, local_path
 from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.errors import UserError, first_line_of
 
@@ -21,7 +21,7 @@ _MAX_NAMES = 5
 
 def check_weight_files(path: str) -> None:
     """Reads headers and sizes alone. Raises UserError for each file of a folder that is missing, cut, or a pointer."""
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not folder.is_dir():
         return
     problems = [problem for file in _weight_files(folder) if (problem := _problem_of(file))]

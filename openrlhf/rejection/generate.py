@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf.config import GenerateConfig
-from openrlhf.config.disk import parts_of
+from openrlhf.config.disk import local_path, parts_of
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
@@ -62,7 +62,7 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
     """
     if config.generate.runner == "ray":
         check_ray("--generate.runner")
-    output = Path(config.generate.output).expanduser()
+    output = local_path(config.generate.output)
     prompts = Prompts(config.data)
     identity = generation_identity(config, prompts)
     if more := grow_output(output, identity, "generate.n"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
+from openrlhf.config.disk import local_path
 from openrlhf.trainer.run_identity import base_model_fingerprint
 
 _FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -12,7 +12,7 @@ _FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 
 def model_fingerprint(name_or_path: str) -> str:
     """Of a folder's weights (see `base_model_fingerprint`) and small files; a name that is no folder is its own."""
-    folder = Path(name_or_path).expanduser()
+    folder = local_path(name_or_path)
     if not folder.is_dir():
         return name_or_path
     digest = hashlib.blake2b(base_model_fingerprint(str(folder)).encode(), digest_size=16)

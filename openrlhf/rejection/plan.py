@@ -27,7 +27,7 @@ from openrlhf.config import (
     SelectConfig,
     SFTConfig,
 )
-from openrlhf.config.disk import parts_of
+from openrlhf.config.disk import local_path, parts_of
 from openrlhf.config.generate_settings import GeneratorConfig, SamplingConfig
 from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.schema import settings, values_of
@@ -80,7 +80,7 @@ class Plan:
 
     def __init__(self, config: RejectionConfig):
         self.config = config
-        self.output = Path(config.iterate.output).expanduser()
+        self.output = local_path(config.iterate.output)
 
     def folder(self, iteration: int) -> Path:
         return self.output / (f"iteration_{iteration}" if iteration else "start")

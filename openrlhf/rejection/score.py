@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openrlhf.config import ScoreConfig, ScoreSettings
+from openrlhf.config.disk import local_path
 from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
@@ -54,7 +55,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     if config.score.runner == "ray":
         check_ray("--score.runner")
-    rewards, output = find_rewards(config.score), Path(config.score.output).expanduser()
+    rewards, output = find_rewards(config.score), local_path(config.score.output)
     if is_finished(output):
         open_output(output, _identity(config, rewards), "--score.output")
         print(f"{output} is finished already", flush=True)
@@ -68,13 +69,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def _identity(config: ScoreConfig, rewards: Iterable[Reward]) -> Identity:
-    inputs = {"--score.input": content_of(Path(config.score.input).expanduser())}
+    inputs = {"--score.input": content_of(local_path(config.score.input))}
     inputs |= {f"the reward {reward.name}": reward.content for reward in rewards if reward.content}
     return Identity("score", settings_of(config), inputs=inputs)
 
 
 def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str, Any]:
-    settings, source = config.score, StoredRows(Path(config.score.input).expanduser())
+    settings, source = config.score, StoredRows(local_path(config.score.input))
     identity = _identity(config, rewards)
     _check(source, rewards)
     open_output(output, identity, "--score.output")
@@ -148,7 +149,7 @@ def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple
     """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order; and their number."""
     settings, rewards = config.score, find_rewards(config.score)
     start_all(rewards)
-    source = StoredRows(Path(settings.input).expanduser())
+    source = StoredRows(local_path(settings.input))
 
     def judge(given: _Range) -> tuple[Path, int]:
         places, keys = zip(*given, strict=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.config import SelectConfig, SelectSettings
+from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
 from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
@@ -45,9 +46,9 @@ def select(config: SelectConfig) -> dict[str, Any]:
     output is the file of somebody else, or of another selection.
     """
     settings = config.select
-    source = StoredRows(Path(settings.input).expanduser())
+    source = StoredRows(local_path(settings.input))
     identity = _identity(config, source.path)
-    output = _output_of(Path(settings.output).expanduser())
+    output = _output_of(local_path(settings.output))
     if (finished := _finished(output, identity)) is not None:
         print(f"{output.rows} is this selection already: {finished['num_rows']:,} rows", flush=True)
         return finished
@@ -55,7 +56,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
     source.tell_torn()
     if not len(candidates):
         raise UserError(f"{source.path} holds no answer: give the folder that score has written.")
-    like = None if settings.like is None else np.array(list(_lengths_of(Path(settings.like).expanduser(), candidates)))
+    like = None if settings.like is None else np.array(list(_lengths_of(local_path(settings.like), candidates)))
     selection = select_answers(candidates, settings, like)
     if not len(selection.picked):
         counts = ", ".join(f"{reason} {count:,}" for reason, count in selection.left_out().items())
@@ -88,7 +89,7 @@ def control_of(config: SelectConfig, output: str) -> SelectConfig:
 def _identity(config: SelectConfig, source: Path) -> Identity:
     inputs = {"--select.input": content_of(source)}
     if config.select.like is not None:
-        inputs["--select.like"] = content_of(Path(config.select.like).expanduser())
+        inputs["--select.like"] = content_of(local_path(config.select.like))
     return Identity("select", settings_of(config), inputs=inputs)
 
 

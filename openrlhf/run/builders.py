@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from openrlhf.config import DataConfig, RMConfig, TrainingConfig
+from openrlhf.config.disk import local_path
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
@@ -91,7 +91,7 @@ def check_way(config: TrainingConfig, model: ModelFacts) -> None:
 
 def _check_generation_settings(name_or_path: str) -> None:
     """Those that transformers cannot read at all would end the loading of the weights."""
-    path = Path(name_or_path).expanduser() / GENERATION_CONFIG_NAME
+    path = local_path(name_or_path) / GENERATION_CONFIG_NAME
     try:
         if path.is_file():
             GenerationConfig.from_pretrained(path.parent)

@@ -195,6 +195,34 @@ def test_a_template_is_right_for_the_flags_where_it_is_right_for_the_data(good_f
     assert ("--data.input_template" in str(raised.value)) == is_refused
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["model.model_name_or_path", "data.dataset", "eval.prompts", "ckpt.output_dir", "ds.lora.adapter_name_or_path"],
+)
+def test_the_home_of_nobody_is_words(good_flags, flag):
+    with pytest.raises(UserError, match=rf"--{flag} ~nobody_here/x"):
+        parse_config(SFTConfig, [*good_flags, f"--{flag}", "~nobody_here/x"])
+
+
+def test_a_file_of_settings_of_nobody_is_words(good_flags):
+    with pytest.raises(UserError, match="~nobody_here/run.yaml cannot be read"):
+        parse_config(SFTConfig, [*good_flags, "--config", "~nobody_here/run.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("ds.lora.adapter_name_or_path", "ckpt/global_step2"),
+        ("eval.prompts", "rows.jsonl,ckpt/global_step2/rows.jsonl"),
+        ("eval.prompts_reward", "math,ckpt/global_step2/rules.py:score"),
+    ],
+)
+def test_what_a_run_would_move_away_before_it_reads_it_is_refused(good_flags, flag, value):
+    given = dict(zip(("model.model_name_or_path", "data.dataset"), good_flags[1::2], strict=True))
+    found = check_config(build(SFTConfig, given | {"ckpt.path": "ckpt", flag: value}), world_size=1)
+    assert any(problem.startswith(f"--{flag} ckpt/global_step2") and "among the" in problem for problem in found), found
+
+
 def test_checks_write_nothing(good_flags, tmp_path):
     before = sorted(os.listdir(tmp_path))
     parse_config(SFTConfig, [*good_flags, "--ckpt.output_dir", "new/out", "--ckpt.path", "new/ckpt"])

@@ -145,4 +145,12 @@ BUGS = [
         "if holder := None:",
         ("tests/checkpoint/test_lease.py::test_what_a_living_run_is_writing_is_no_leftover",),
     ),
+    Bug(
+        "a_judge_among_the_checkpoints",
+        "a judge or an adapter that lies among the checkpoints is moved away before it is read",
+        "config/outputs.py",
+        '_READ_LISTS = ("dataset", "prompts", "prompts_reward")',
+        '_READ_LISTS = ("dataset",)',
+        ("tests/config/test_checks.py::test_what_a_run_would_move_away_before_it_reads_it_is_refused",),
+    ),
 ]

@@ -55,4 +55,23 @@ BUGS = [
         'os.environ.get("OPENRLHF_CACHE", user_cache / "openrlhf" / "datasets")',
         ("tests/datasets/test_cache.py::test_an_empty_variable_names_no_folder",),
     ),
+    Bug(
+        "the_home_of_nobody_is_a_traceback",
+        "a path of ~name without such a user ends with a RuntimeError",
+        "config/disk.py",
+        "    return Path(os.path.expanduser(name))\n",
+        "    return Path(name).expanduser()\n",
+        (
+            "tests/config/test_checks.py::test_the_home_of_nobody_is_words",
+            "tests/config/test_checks.py::test_a_file_of_settings_of_nobody_is_words",
+        ),
+    ),
+    Bug(
+        "a_folder_named_for_nobody",
+        "an output in the home of a user who is not there is written into the working folder",
+        "config/outputs.py",
+        'if str(local_path(name)).startswith("~"):',
+        "if False:",
+        ("tests/config/test_checks.py::test_the_home_of_nobody_is_words",),
+    ),
 ]

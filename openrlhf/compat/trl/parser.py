@@ -7,12 +7,12 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
+from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
 
 _CONFIG = "--config"
@@ -82,7 +82,7 @@ def _split(word: str) -> tuple[str, ...]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config {path!r} cannot be read: {error}") from None
     if not isinstance(recipe, dict):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, split_names
+from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, local_path, split_names
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, ListTable, Table
 from openrlhf.errors import UserError, first_line_of
@@ -57,14 +57,14 @@ def source_of(dataset: Any) -> Source:
 
 
 def _source(name: str, split: str) -> Source:
-    whole = Path(name).expanduser()
+    whole = local_path(name)
     if whole.exists():
         return _local_source(name, whole, split)
     base, _, part = name.rpartition("@")
-    if base and Path(base).expanduser().exists():
-        return _local_source(name, _subfolder(Path(base).expanduser(), part), split)
+    if base and local_path(base).exists():
+        return _local_source(name, _subfolder(local_path(base), part), split)
     if _looks_like_path(base or name):
-        raise UserError(f"{name} does not exist{_nearest(Path(base or name).expanduser())}.")
+        raise UserError(f"{name} does not exist{_nearest(local_path(base or name))}.")
     return Source(name, [_hub_table(base or name, part if base else None, split)])
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from openrlhf.config.disk import local_path
 from openrlhf.datasets.samples import BadRow, Message
 from openrlhf.datasets.tokenization.bounded_jinja import MAX_SOURCE_CHARACTERS
 from openrlhf.datasets.tokenization.marked_template import MarkedRender, MarkedTemplate
@@ -71,7 +71,7 @@ def template_text(tokenizer: Any, given: str | None) -> str | None:
         return NAMED_TEMPLATES[given]
     if given is not None and "{" not in given:
         try:
-            if (file := Path(given).expanduser()).is_file():
+            if (file := local_path(given)).is_file():
                 return file.read_text(encoding="utf-8")
         except (
             OSError,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from openrlhf.config import ScoreSettings
-from openrlhf.config.disk import parts_of
+from openrlhf.config.disk import local_path, parts_of
 from openrlhf.errors import UserError
 from openrlhf.rejection.rewards.environment import VERIFIERS
 from openrlhf.rejection.rewards.exact_reward import ExactReward
@@ -71,7 +70,7 @@ def _find(name: str, settings: ScoreSettings) -> Reward:
         return ServerReward(name, settings.timeout_seconds, settings.batch_size or _ROWS_A_CALL_OF_A_SERVER)
     if name == MATH or name.startswith(VERIFIERS) or name.rpartition(":")[0].endswith(".py"):
         return FunctionReward(name, settings.timeout_seconds, settings.batch_size or 1)
-    if (Path(name).expanduser() / "config.json").is_file():
+    if (local_path(name) / "config.json").is_file():
         return ModelReward(name, settings)
     raise UserError(
         f"--score.reward {name} is no reward: give file.py:function, math, exact, verifiers:ID, the folder of a reward "

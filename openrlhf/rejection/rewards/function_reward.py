@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
-from pathlib import Path
 
 import xxhash
 
+from openrlhf.config.disk import local_path
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.environment import VERIFIERS, module_file
 from openrlhf.rejection.rewards.functions import MATH
@@ -26,7 +26,7 @@ class FunctionReward(Reward):
         self._all: list[RewardProcess] = []
         self._idle: queue.SimpleQueue[RewardProcess] = queue.SimpleQueue()
         self._is_closed = False
-        file = module_file(name) if name.startswith(VERIFIERS) else Path(name.rpartition(":")[0]).expanduser()
+        file = module_file(name) if name.startswith(VERIFIERS) else local_path(name.rpartition(":")[0])
         if file.is_file():
             self.content = xxhash.xxh3_128(file.read_bytes()).hexdigest()
 

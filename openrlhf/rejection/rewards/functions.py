@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openrlhf.config.disk import local_path
 from openrlhf.errors import how_to_install
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.environment import VERIFIERS, load_environment
@@ -33,7 +34,7 @@ def load_function(name: str) -> Judge:
     if name.startswith(VERIFIERS):
         return load_environment(name)
     file, _, function = name.rpartition(":")
-    return _adapted(_import_function(Path(file).expanduser(), function), name)
+    return _adapted(_import_function(local_path(file), function), name)
 
 
 def _import_function(file: Path, name: str) -> Callable[..., Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from openrlhf.config import ScoreSettings
+from openrlhf.config.disk import local_path
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
@@ -18,7 +18,7 @@ class ModelReward(Reward):
     rows_a_call = 1024
 
     def __init__(self, folder: str, settings: ScoreSettings):
-        self.name = Path(folder).expanduser().resolve().name
+        self.name = local_path(folder).resolve().name
         self.content = model_fingerprint(folder)
         self._folder, self._settings = folder, settings
         self._turn = threading.Lock()

@@ -30,6 +30,7 @@ from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
 _NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
+_OF_AN_ADAPTER = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")  # as PEFT names them
 _NEVER_READ = ("loss_fn", "concatenated_forward", "concatenated_inputs")  # what a script would have its own loss by
 
 
@@ -177,7 +178,7 @@ class CommandTrainer(Trainer):
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
         model = self.model.model
         data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
-        return run_identity(
+        identity = run_identity(
             self.settings_of(config),
             data_fingerprint=getattr(data, "fingerprint", "unknown"),
             num_samples=-1 if data is None else len(data),
@@ -188,6 +189,7 @@ class CommandTrainer(Trainer):
             reference=self.reference_fingerprint,
             eval_fingerprint=getattr(getattr(self.eval_dataloader, "dataset", None), "fingerprint", None),
         )
+        return replace(identity, must_match=identity.must_match | _brought_by_adapter(config, model))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Raises UserError for a loss that nothing here would read."""
@@ -226,6 +228,14 @@ class CommandTrainer(Trainer):
 def _is_frozen_in_part(model: Any) -> bool:
     """Whether there are weights that no checkpoint holds."""
     return not all(parameter.requires_grad for parameter in model.parameters())
+
+
+def _brought_by_adapter(config: TrainingConfig, model: Any) -> dict[str, Any]:
+    """What the adapter that a run starts from decides: another one may lie there when the run goes on."""
+    adapter = getattr(model, "peft_config", {}).get("default")
+    if config.ds.lora.adapter_name_or_path is None or adapter is None:
+        return {}
+    return {f"ds.lora.adapter_name_or_path ({name})": getattr(adapter, name) for name in _OF_AN_ADAPTER}
 
 
 class _ScriptHook(Callback):

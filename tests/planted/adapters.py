@@ -145,4 +145,12 @@ BUGS = [
         "",
         ("tests/checkpoint/test_reward_export.py::test_weights_that_an_export_lacks_are_not_made_up",),
     ),
+    Bug(
+        "the_scale_of_another_adapter",
+        "a run goes on with the scale of the adapter that lies in the folder now",
+        "trainer/command_trainer.py",
+        "must_match=identity.must_match | _brought_by_adapter(config, model)",
+        "must_match=identity.must_match",
+        (f"{_RUNS}a_run_goes_on_with_the_scale_that_its_first_adapter_had",),
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(bench, request, one_rank, 
     assert one == other
     file = "model.safetensors" if name == "frozen" else "adapter_model.safetensors"
     assert_same_tensors(bench / whole / file, bench / halves / file)
+
+
+def test_a_run_goes_on_with_the_scale_that_its_first_adapter_had(bench, one_rank):
+    """The adapter's weights are those of the checkpoint, its scale and dropout those of the folder."""
+    adapter = bench / "replaced"
+    shutil.copytree(first_adapter(bench, one_rank), adapter)
+    words = argv(bench, "scaled", "llama", ds__lora__adapter_name_or_path=str(adapter), ckpt__load_enable=True)
+    one_rank.run(run_until_asked_to_leave, words, 2, 0)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 64}))
+    with pytest.raises(AssertionError, match=r"adapter_name_or_path \(lora_alpha\) differs: 16 .*, 64 now"):
+        one_rank.run(run, words)
 
 
 def test_frozen_weights_are_the_bases_and_another_base_is_refused(bench, two_ranks):

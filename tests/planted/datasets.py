@@ -283,7 +283,7 @@ BUGS = [
         "a_template_of_the_home_folder_is_not_found",
         "--data.tokenizer_chat_template ~/own.jinja is refused",
         "datasets/tokenization/chat_template.py",
-        "(file := Path(given).expanduser()).is_file()",
+        "(file := local_path(given)).is_file()",
         "(file := Path(given)).is_file()",
         (f"{_REFUSALS}::test_a_template_may_lie_in_the_home_folder",),
     ),

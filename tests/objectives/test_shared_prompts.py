@@ -14,6 +14,8 @@ from openrlhf.config import RMConfig
 from openrlhf.config.schema import build
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel
+from openrlhf.models.attention.ring import _Exchange, num_exchanges_begun
+from openrlhf.models.attention.ring_plan import make_ring
 from openrlhf.models.cpu_kernels import attention as cpu_attention
 from openrlhf.objectives import Scorer
 from openrlhf.parallel.groups import alone
@@ -142,3 +144,10 @@ def test_whether_prompts_are_shared_is_asked_again_with_another_layout(monkeypat
         run.choose_layout()
         shared.append(run.shared_prompts.are_on)
     assert shared == [True, False]
+
+
+def test_what_is_sent_to_nobody_is_no_exchange():
+    begun = num_exchanges_begun()
+    here = torch.ones(2, 3, 1, 4)
+    assert _Exchange(make_ring(None, torch.tensor([0, 3]), 0, torch.device("cpu")), here, 0).wait() is here
+    assert num_exchanges_begun() == begun, "memory that runs out here is taken for that of a rank amid collectives"

@@ -169,11 +169,11 @@ class _Exchange:
 
     def __init__(self, ring: Ring, tensor: Tensor, source: int):
         """Args: source: the rank whose tokens `tensor` is about; the tensor received is about the rank before it."""
-        _Exchange.num_begun += 1
         self._device = tensor.device
         if ring.size == 1:  # what is sent on is at home
             self._received, self._works = tensor, []
             return
+        _Exchange.num_begun += 1
         # gloo sends from the CPU alone; it serves CUDA where ranks share a GPU
         travels_on = "cpu" if dist.get_backend(ring.group) == "gloo" else tensor.device
         self._sent = tensor.to(travels_on).contiguous()  # kept alive until it is sent

@@ -5,7 +5,6 @@ What differs by command stands in a subclass: `sft_run.py`, `dpo_run.py`, `rm_ru
 
 from __future__ import annotations
 
-import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import TrainingConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
+from openrlhf.engine.devices import give_back_memory
 from openrlhf.engine.optimizers import build_schedule
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
@@ -221,7 +221,7 @@ class TrainingRun(ABC):
             self.strategy.print(f"note: {error.problems[0].split('. ')[0]}. So they are padded.")
         else:
             return
-        gc.collect()  # behind the handler, whose error held the first engine: it goes before there is a second
+        give_back_memory()  # behind the handler, whose error held the first engine: it goes before there is a second
         self._open_layout = self._open_layout.padded()
         self.choose_layout()
         self.build()

@@ -14,7 +14,7 @@ BUGS = [
         "the_engine_of_packs_stays",
         "a model that is padded after a look holds two engines in memory",
         "run/training_run.py",
-        "        gc.collect()  # behind the handler",
+        "        give_back_memory()  # behind the handler",
         "        # behind the handler",
         ("tests/runs/test_unsaid_layout.py::test_the_engine_of_packs_is_gone_before_that_of_padded_batches_is_built",),
     ),

@@ -57,6 +57,7 @@ class ForeignLoader:
         """Ranks may have unlike numbers of batches: the shorter ones compute without targets until all are through."""
         for epoch in range(max_epochs):
             _set_epoch(self.batches, epoch)
+            of_rank = f"data rank {self.groups.data_rank}, " if self.groups.data_size > 1 else ""
             stream = iter(self.batches)
             if look_at_step is not None and epoch == 0:
                 stream = self._looked_at(stream, look_at_step)
@@ -69,7 +70,8 @@ class ForeignLoader:
                     skip_windows -= 1
                     continue
                 named = [
-                    units_of_batch(one, f"micro-batch {place}", self.all_targets) for place, one in enumerate(taken)
+                    units_of_batch(one, f"{of_rank}micro-batch {place}", self.all_targets)
+                    for place, one in enumerate(taken)
                 ]
                 yield self._window(epoch, [*named, *[[]] * (num_taken_longest - len(taken))])
 

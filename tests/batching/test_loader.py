@@ -123,6 +123,13 @@ def test_a_users_batch_becomes_two_for_each_halving():
     assert sizes == [[4], [2, 2], [1, 1, 1, 1]]
 
 
+def test_a_users_sample_is_left_out_on_its_own_rank_alone():
+    loaders = [ForeignLoader([one_batch()], 1, 4, FORMAT, rank_of(rank, 2)) for rank in (0, 1)]
+    windows = [next(one.windows(max_epochs=1)) for one in loaders]
+    without = frozenset(windows[1].unit_names[:1])
+    assert [len(window.relaid(0, without).unit_names) for window in windows] == [4, 3]
+
+
 # --- rows by a collate_fn, and rows that are none ---------------------------------------------------------------------
 
 

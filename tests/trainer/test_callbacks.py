@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from openrlhf.exit_codes import RankLost
+from openrlhf.trainer.callbacks.callback import Callback, failures_told
 from tests.helpers.workbench import eval_lines, flags, read_metrics, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
 
@@ -251,3 +253,10 @@ def test_entropy_is_logged_on_request_and_accuracy_always(one_rank, bench):
     assert [line["loss"] for line in step_lines(bench / "entropy")] == [
         line["loss"] for line in step_lines(bench / "plain")
     ]
+
+
+def test_a_callback_in_whose_evaluation_ranks_part_keeps_them_from_waiting_for_each_other():
+    failures: list[str] = []
+    with pytest.raises(RankLost, match="in a collective"), failures_told(Callback(), "on_step_end", failures):
+        raise RankLost("memory ran out while the other ranks were in a collective")
+    assert not failures

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.exit_codes import RunStopped
+from openrlhf.exit_codes import RankLost, RunStopped
 from openrlhf.parallel.collectives import gather_objects
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def failures_told(callback: Callback, event: str, failures: list[str]) -> Iterat
     """Around a call of a user's callback: an error becomes a line in `failures`, with the place in the user's code."""
     try:
         yield
+    except RankLost:  # of an evaluation that the callback has asked for: the other ranks are past agreeing
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         failures.append(

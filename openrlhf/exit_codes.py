@@ -34,5 +34,10 @@ class RankLost(RuntimeError):
     """Another rank is gone before the watchdog could know of it. Commands print it and end with 69."""
 
 
+class StoppedAlone(RankLost):
+    """The run stops itself as by RunStopped, on this rank alone: the others are in a collective that cannot be left.
+    Nothing that ranks do together can follow. Commands print it and end with 3, the other ranks with 69."""
+
+
 class RunStopped(RuntimeError):
     """The run stops itself, on all ranks alike. Says why and what is left; commands print it without a traceback."""

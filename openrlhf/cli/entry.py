@@ -29,6 +29,7 @@ from openrlhf.exit_codes import (
     PREEMPTION_SIGNALS,
     RankLost,
     RunStopped,
+    StoppedAlone,
 )
 from openrlhf.processes import start_of
 from openrlhf.watchdog.launcher import end_with_launcher
@@ -50,7 +51,7 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         _tell(error.problems)
         sys.exit(EXIT_CODE_USER_ERROR)
-    except RunStopped as error:
+    except (RunStopped, StoppedAlone) as error:
         _tell(str(error).splitlines())
         sys.exit(EXIT_CODE_STOPPED)
     except RankLost as error:

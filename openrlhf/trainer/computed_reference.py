@@ -138,7 +138,7 @@ def _compute(
     """The rows from `begin` on, appended by rank 0, and the checksum."""
     was_training, is_writer = model.training, strategy.is_rank_0()
     model.eval()
-    memory.read_note()
+    memory.read_note(strategy.groups.control)
     shown = tqdm(
         total=len(loader.dataset), initial=begin, desc="reference", disable=None if strategy.is_rank_0() else True
     )

@@ -12,11 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from torch.distributed import ProcessGroup
+
 from openrlhf.atomic_file import replace_file
 from openrlhf.batching import StepWindow, StepWindowLoader
 from openrlhf.errors import UserError
-from openrlhf.exit_codes import RankLost, RunStopped
+from openrlhf.exit_codes import RankLost, RunStopped, StoppedAlone
 from openrlhf.models import PreparedModel
+from openrlhf.parallel.collectives import gather_objects
 from openrlhf.trainer.shortage import Apart, OutOfMemory, Shortage
 
 NOTE_FILE, EVAL_NOTE_FILE = "memory.json", "memory_of_evaluation.json"
@@ -36,6 +39,7 @@ class MemoryBudget:
         tell: is given each event: words for people, facts for the record.
         folder: holds the note that the next start reads where the ranks cannot go on; None: there is none.
         note_file: its name.
+        counts_micro_batches: the loss depends on what stands in a micro-batch together (the load-balancing loss).
     """
 
     def __init__(
@@ -46,11 +50,14 @@ class MemoryBudget:
         tell: Callable[[str, dict[str, Any]], None] = lambda words, facts: None,
         folder: Path | None = None,
         note_file: str = NOTE_FILE,
+        counts_micro_batches: bool = False,
     ):
         self._loader, self._model, self._overlong, self._tell = loader, model, overlong, tell
         self._note = None if folder is None else folder / note_file
+        self._counts_micro_batches = counts_micro_batches
         self._halvings = 0
         self._recomputes = False  # for the memory's sake: the user has not asked for it
+        self._without: frozenset[str] = frozenset()  # units that are left out wherever they come
         self._steps_since, self._patience, self._has_grown = 0, STEPS_BEFORE_GROWTH, False
 
     @property
@@ -63,9 +70,10 @@ class MemoryBudget:
 
         Raises:
             RunStopped: a unit does not fit alone.
+            StoppedAlone: likewise, and the other ranks are in a collective.
             RankLost: the ranks cannot go on, and start again with a smaller budget.
         """
-        without: frozenset[str] = frozenset()
+        without = self._without
         halvings_before = self._halvings
         while True:
             if window.halvings != self._halvings or without:
@@ -86,13 +94,21 @@ class MemoryBudget:
                 self._set(halvings_before)  # the others have done nothing
         raise RankLost(self._start_again_smaller(shortages))
 
-    def read_note(self) -> None:
-        """Begins with the budget that the run had when its ranks could not go on; see `RankLost` of `compute`."""
-        with suppress(OSError, ValueError, KeyError):
-            if self._note is not None:
-                self._set(int(json.loads(self._note.read_text())["halvings"]))
+    def read_note(self, group: ProcessGroup | None = None) -> None:
+        """Begins with the budget that the run had when its ranks could not go on; see `RankLost` of `compute`.
+
+        Args: group: of all ranks. They take the smallest budget that any of them reads, maybe on a disk of its own.
+        """
+        notes = [note for note in gather_objects(self._read(), group) if note is not None]
+        self._set(max((halvings for halvings, _, _ in notes), default=0))
+        self._patience = max((patience for _, patience, _ in notes), default=STEPS_BEFORE_GROWTH)
         if self._halvings:
             self._tell(f"{self._note}: {self._in_words()}.", self._facts())
+        names = frozenset(name for _, _, without in notes for name in without)
+        if names and self._overlong == "skip":
+            self._without = names
+            words = f"{self._note}: {', '.join(sorted(names))} did not fit alone, and are left out"
+            self._tell(f"{words} (--data.overlong_memory skip).", {"left_out": sorted(names)})
 
     def restore(self, why: str) -> None:
         """Micro-batches as they were before memory ran out: the layout for which it did is given up."""
@@ -103,8 +119,7 @@ class MemoryBudget:
 
     def _shrink(self, shortages: tuple[Shortage, ...]) -> frozenset[str]:
         """Returns the names of units that are left out from now on, where that is all that helps."""
-        alone = [one for one in shortages if len(one.unit_names) < 2]
-        if alone and not self._can_recompute():
+        if alone := self._beyond_help(shortages):
             return self._leave_out(alone)
         if self._has_grown:
             self._patience, self._has_grown = 2 * self._patience, False
@@ -112,20 +127,33 @@ class MemoryBudget:
         self._say(shortages, f"{self._in_words()}, and the step is computed again")
         return frozenset()
 
+    def _beyond_help(self, shortages: tuple[Shortage, ...]) -> list[Shortage]:
+        """Those that no smaller budget helps."""
+        alone = [one for one in shortages if len(one.unit_names) < 2]
+        return [] if self._can_recompute() else alone
+
     def _leave_out(self, alone: list[Shortage]) -> frozenset[str]:
         names = frozenset(name for one in alone for name in one.unit_names)
         if self._overlong != "skip" or not names:
-            longest = max(alone, key=lambda one: one.num_tokens)
-            recomputed = ", with activations recomputed" if self._model is not None else ""
-            skip = "--data.overlong_memory skip, which leaves such samples out; " if self._overlong else ""
-            raise RunStopped(
-                f"memory ran out for one sample alone ({longest}){recomputed}. What helps: --data.max_len below "
-                f"{longest.num_tokens}; {skip}with --ds.packing_samples a ring (--ds.ring_attn_size); --ds.zero_stage "
-                "3; --ds.adam_offload."
-            )
+            raise RunStopped(self._what_helps(alone))
         what_is_done = "it does not fit alone, and is left out (--data.overlong_memory skip)"
         self._say(tuple(alone), what_is_done, left_out=sorted(names))
         return names
+
+    def _what_helps(self, alone: list[Shortage]) -> str:
+        longest = max(alone, key=lambda one: one.num_tokens)
+        recomputed = ", with activations recomputed" if self._model is not None else ""
+        if not longest.unit_names:
+            return (
+                f"memory ran out for no sample at all ({longest}){recomputed}: the model leaves no room beside it. "
+                "What helps: --ds.zero_stage 3; --ds.adam_offload."
+            )
+        skip = "--data.overlong_memory skip, which leaves such samples out; " if self._overlong == "stop" else ""
+        return (
+            f"memory ran out for one sample alone ({longest}){recomputed}. What helps: --data.max_len below "
+            f"{longest.num_tokens}; {skip}with --ds.packing_samples a ring (--ds.ring_attn_size); --ds.zero_stage "
+            "3; --ds.adam_offload."
+        )
 
     def _grow(self) -> None:
         self._steps_since += 1
@@ -134,8 +162,9 @@ class MemoryBudget:
         self._has_grown = True
         self._set(self._halvings - 1)
         self._tell(f"{self._patience} steps had memory enough: {self._in_words()}.", self._facts())
-        if not self._halvings and self._note is not None:
-            self._note.unlink(missing_ok=True)
+        if not self._halvings and self._note is not None and self._note.is_file():
+            with suppress(OSError):  # the note that stays asks for less memory
+                self._write(self._note, 0, self._patience)
 
     def _set(self, halvings: int) -> None:
         self._halvings, self._steps_since = halvings, 0
@@ -158,22 +187,49 @@ class MemoryBudget:
             self._recomputes = False
 
     def _start_again_smaller(self, shortages: tuple[Shortage, ...]) -> str:
-        """Writes the note. Returns the words that the ranks leave with."""
+        """Writes the note. Returns the words that the ranks leave with. Raises StoppedAlone where no note helps."""
         words = "; ".join(map(str, shortages))
+        halvings, what_changes = self._halvings + 1, "micro-batches halved"
+        if alone := self._beyond_help(shortages):
+            names = frozenset(name for one in alone for name in one.unit_names)
+            if self._overlong != "skip" or not names or not self._can_note_names():
+                kept = "Checkpoints are intact: --ckpt.load_enable goes on from the last one."
+                raise StoppedAlone(f"{self._what_helps(alone)} {kept}")
+            self._without |= names
+            halvings, what_changes = self._halvings, f"{', '.join(sorted(names))} left out, which does not fit alone"
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._note, json.dumps({"halvings": self._halvings + 1, "shortages": words}) + "\n")
+            self._write(self._note, halvings, 2 * self._patience, words)
         return (
             f"memory ran out ({words}) while the other ranks were in a collective that cannot be left. Nothing of the "
-            "step is kept. Start again: --ckpt.load_enable goes on from the last checkpoint with micro-batches halved "
+            f"step is kept. Start again: --ckpt.load_enable goes on from the last checkpoint with {what_changes} "
             f"({self._note})."
         )
+
+    def _can_note_names(self) -> bool:
+        """A name in a loader of the user's own means another sample in each window."""
+        return self._note is not None and isinstance(self._loader, StepWindowLoader)
+
+    def _write(self, note: Path, halvings: int, patience: int, shortages: str = "") -> None:
+        """What the next start is to know. It waits longer before it takes a halving back than this one has."""
+        content = {"halvings": halvings, "patience": patience, "without": sorted(self._without), "shortages": shortages}
+        replace_file(note, json.dumps(content) + "\n")
+
+    def _read(self) -> tuple[int, int, tuple[str, ...]] | None:
+        """(halvings, patience, names of units to leave out) of the note; None where there is no whole one."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if self._note is not None:
+                note = json.loads(self._note.read_text())
+                halvings, patience = int(note["halvings"]), int(note.get("patience", STEPS_BEFORE_GROWTH))
+                return halvings, patience, tuple(map(str, note.get("without", ())))
+        return None
 
     def _in_words(self) -> str:
         if not self._halvings:
             return "micro-batches are as they were asked for again"
         recomputed = ", activations are recomputed" if self._recomputes else ""
-        return f"micro-batches are cut to 1/{2**self._halvings}{recomputed}"
+        balance = ", each with a load-balancing loss of its own" if self._counts_micro_batches else ""
+        return f"micro-batches are cut to 1/{2**self._halvings}{balance}{recomputed}"
 
     def _say(self, shortages: tuple[Shortage, ...], what_is_done: str, **facts: Any) -> None:
         words = "; ".join(map(str, shortages))

@@ -26,7 +26,7 @@ from openrlhf.parallel.collectives import any_rank_within, gather_objects
 from openrlhf.parallel.groups import ProcessGroups
 
 SECONDS_TO_FAIL_TOGETHER = 60.0
-_IN_WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate")
+_IN_WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate", "std::bad_alloc")
 Work = TypeVar("Work")
 
 

@@ -114,15 +114,22 @@ class Trainer:
         self._check_ranks(users, max_steps, aux_loss)
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         tell = partial(self._tell_event, 1)  # at the step that is computed
-        self._memory = MemoryBudget(self.train_dataloader, self.model, overlong_memory, tell, memory_folder)
+        self._memory = MemoryBudget(
+            self.train_dataloader,
+            self.model,
+            overlong_memory,
+            tell,
+            memory_folder,
+            counts_micro_batches=aux_loss.coef != 0,
+        )
         tell_now = partial(self._tell_event, 0)
         self._eval_memory = MemoryBudget(
             self.eval_dataloader, None, overlong_memory, tell_now, memory_folder, EVAL_NOTE_FILE
         )
         self._tuner = LayoutTuner(self.strategy, self.train_dataloader, self.model, self._memory, layouts, tell)
         self._tuner.begin(self._num_steps_left(max_steps), self.trained.restored_layout)
-        self._memory.read_note()
-        self._eval_memory.read_note()
+        self._memory.read_note(self.strategy.groups.control)
+        self._eval_memory.read_note(self.strategy.groups.control)
         self.model.train()
         with self._callbacks.leaving():
             self.emit("on_run_begin")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from openrlhf.batching import FixedSize, MicroBatch
 from openrlhf.errors import UserError
-from openrlhf.exit_codes import RankLost, RunStopped
+from openrlhf.exit_codes import RankLost, RunStopped, StoppedAlone
 from openrlhf.models import Actor
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.evaluation import evaluate
@@ -203,6 +205,7 @@ def test_an_allocator_that_refuses_is_known(work):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("std::bad_alloc"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
@@ -225,6 +228,113 @@ def test_ranks_that_cannot_go_on_leave_a_note_and_start_again_smaller(tmp_path):
     of_evaluation = MemoryBudget(Machine(tokens(100)).loader, folder=tmp_path, note_file=EVAL_NOTE_FILE)
     of_evaluation.read_note()
     assert of_evaluation.halvings == 0, "training and evaluation have notes of their own"
+
+
+def apart(*names: str) -> Callable[[Any], None]:
+    """Memory runs out on one rank, for a micro-batch of these units, and the others are in a collective."""
+
+    def work(window: Any) -> None:
+        if names and set(names) <= set(window.unit_names):
+            raise Apart((Shortage(1, "forward pass", names, 14),))
+
+    return work
+
+
+def started(machine: Machine, folder: Path, overlong: Any) -> MemoryBudget:
+    """The budget of a run that starts where another has left a note."""
+    machine.told.clear()
+    memory = MemoryBudget(machine.loader, machine.actor, overlong, machine._tell, folder)
+    memory.read_note()
+    return memory
+
+
+def test_a_sample_alone_for_which_one_rank_runs_out_is_no_reason_to_start_again_for_ever(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    with pytest.raises(RankLost, match="micro-batches halved") as lost:  # and activations recomputed: that may help
+        started(machine, tmp_path, "stop").compute(window, apart("row 2"))
+    assert not isinstance(lost.value, StoppedAlone)
+    with pytest.raises(StoppedAlone, match="one sample alone .*row 2.*overlong_memory skip.*Checkpoints are intact"):
+        started(machine, tmp_path, "stop").compute(window, apart("row 2"))
+
+
+def test_a_sample_alone_for_which_one_rank_runs_out_is_left_out_from_the_next_start_on(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    for words in ("micro-batches halved", "row 2 left out"):
+        with pytest.raises(RankLost, match=words):
+            started(machine, tmp_path, "skip").compute(window, apart("row 2"))
+    for _ in range(2):
+        again = started(machine, tmp_path, "skip")
+        assert "row 2 did not fit alone, and are left out" in machine.told[-1]
+        again.compute(window, apart("row 2"))
+        with pytest.raises(RankLost, match="micro-batches halved"):
+            again.compute(window, apart("row 0", "row 1"))
+    assert not started(machine, tmp_path, "stop")._without
+
+
+def test_a_loader_of_ones_own_names_no_sample_for_ever(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    memory = MemoryBudget([], None, "skip", folder=tmp_path)
+    with pytest.raises(StoppedAlone, match="one sample alone"):
+        memory.compute(window, apart("row 2"))
+
+
+def test_a_note_keeps_how_long_the_run_is_to_wait_before_it_grows(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    waited = []
+    for _ in range(3):
+        memory = started(machine, tmp_path, "stop")
+        steps = 0
+        while memory.halvings:
+            memory.compute(window, apart())
+            steps += 1
+        waited.append(steps)
+        with pytest.raises(RankLost):
+            memory.compute(window, apart("row 0", "row 1"))
+    assert waited == [0, 2 * STEPS_BEFORE_GROWTH, 4 * STEPS_BEFORE_GROWTH]
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", "{}", '{"halvings": null}', "{"])
+def test_a_note_that_is_none_is_as_if_it_were_not_there(content, tmp_path):
+    (tmp_path / "memory.json").write_text(content)
+    assert started(Machine(tokens(100)), tmp_path, "stop").halvings == 0
+
+
+def budget_of_rank(folder: str) -> int:
+    """Rank 1 alone has left a note, on a disk of its own."""
+    mine = Path(folder, str(dist.get_rank()))
+    mine.mkdir()
+    if dist.get_rank():
+        (mine / "memory.json").write_text('{"halvings": 2}')
+    memory = MemoryBudget(None, folder=mine)
+    memory.read_note(dist.new_group(backend="gloo"))
+    return memory.halvings
+
+
+def test_ranks_take_the_smallest_budget_that_any_of_them_reads(two_ranks, tmp_path):
+    assert two_ranks.run(budget_of_rank, str(tmp_path)) == [2, 2]
+
+
+def test_a_pass_without_a_sample_that_does_not_fit_is_not_said_to_be_a_sample():
+    machine = Machine(tokens(100), overlong="skip")
+    (window,) = machine.loader.windows(max_epochs=1)
+
+    def work(some: Any) -> None:
+        raise OutOfMemory((Shortage(1, "forward pass", (), 0),))
+
+    with pytest.raises(RunStopped, match="no sample at all .*leaves no room beside it.*zero_stage 3") as stopped:
+        machine.memory.compute(window, work)
+    assert "max_len" not in str(stopped.value)
+
+
+def test_a_balancing_loss_of_smaller_micro_batches_is_told():
+    machine = Machine(tokens(14))
+    machine.memory = MemoryBudget(machine.loader, machine.actor, tell=machine._tell, counts_micro_batches=True)
+    machine.run()
+    assert "cut to 1/2, each with a load-balancing loss of its own, activations are recomputed" in machine.told[0]
 
 
 @pytest.mark.parametrize("fits", [tokens(14), all_but(2)], ids=["14 tokens", "second"])

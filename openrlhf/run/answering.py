@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from openrlhf.checkpoint.model_settings import base_of, end_token_ids
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
+from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.exit_codes import RankLost, StoppedAlone
 from openrlhf.models import Actor
-from openrlhf.parallel.collectives import gather_objects, gather_problems
+from openrlhf.parallel.collectives import any_rank, gather_objects, gather_problems
+from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
@@ -18,10 +22,18 @@ from openrlhf.rejection.rewards.reward import Reward
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, read_records
 from openrlhf.trainer import Callback, Trainer
 from openrlhf.trainer.callbacks.preemption import is_asked_to_leave
+from openrlhf.trainer.shortage import has_memory_for
 
 _T = TypeVar("_T")
 _JUDGE = "--eval.prompts_reward"
-_ROWS_AT_ONCE = 32  # prompts that a rank answers together
+_CANNOT_GO_ON = (
+    "memory ran out while answering --eval.prompts, and ranks that share weights cannot leave their collectives. "
+    "Checkpoints are intact: go on with --ckpt.load_enable and a lower --eval.prompts_max_new_tokens, or without "
+    "--eval.prompts."
+)
+_ROWS_AT_ONCE = 32  # prompts that a rank answers together, at the most
+
+log = logging.getLogger(__name__)
 
 
 class Answering(Callback):
@@ -46,7 +58,7 @@ class Answering(Callback):
         self._prompts = [(prompt, list(self._encoder.encode(prompt))) for prompt in Prompts(data)]
         self._check_lengths(max_positions)
         self._judge = _judge_of(settings)
-        self._last_step = -1
+        self._last_step, self._rows_at_once = -1, _ROWS_AT_ONCE
         self._file = Path(config.ckpt.output_dir, ANSWERS_FILE)
 
     def on_run_begin(self, trainer: Trainer) -> None:
@@ -100,19 +112,42 @@ class Answering(Callback):
         model: Any = trainer.model
         was_training = model.training
         model.eval()
-        mine, problem = _attempt(lambda: list(self._answers_of(model, groups.data_rank, groups.data_size)))
+        mine, problem = _attempt(lambda: self._answers_of(model, groups))
         model.train(was_training)
         _raise_together(trainer, problem and f"--eval.prompts: {problem}")
+        if any_rank(mine is None, groups.control):
+            trainer.strategy.print(
+                f"--eval.prompts are not answered after step {self._last_step}: a rank has no memory for a single "
+                "prompt at a time. What helps: a lower --eval.prompts_max_new_tokens."
+            )
+            return
         of_ranks = gather_objects(mine, groups.control)
         _on_rank_0(trainer, lambda: self._show(trainer, dict(answer for answers in of_ranks for answer in answers)))
 
-    def _answers_of(self, model: Actor, rank: int, num_ranks: int) -> Iterator[tuple[int, tuple[str, str]]]:
-        """Number, text and end of each answer of this rank. All ranks make equally many calls of the model."""
-        share = -(-len(self._prompts) // num_ranks)
-        numbers = [(rank * share + place) % len(self._prompts) for place in range(share)]
-        for start in range(0, share, _ROWS_AT_ONCE):
-            batch = numbers[start : start + _ROWS_AT_ONCE]
-            yield from zip(batch, self._generated(model, [self._prompts[number][1] for number in batch]), strict=True)
+    def _answers_of(self, model: Actor, groups: ProcessGroups) -> list[tuple[int, tuple[str, str]]] | None:
+        """Number, text and end of each answer of this rank; None where memory holds no single prompt's.
+
+        All ranks answer equally many prompts, and make equally many calls of a model that they share.
+        """
+        share = -(-len(self._prompts) // groups.data_size)
+        numbers = [(groups.data_rank * share + place) % len(self._prompts) for place in range(share)]
+        found: list[tuple[int, tuple[str, str]]] = []
+        while batch := numbers[len(found) : len(found) + self._rows_at_once]:
+            answers: list[tuple[str, str]] = []
+            if has_memory_for(lambda: answers.extend(self._generated(model, [self._prompts[one][1] for one in batch]))):  # noqa: B023
+                found += zip(batch, answers, strict=True)
+            elif any(map(is_partitioned, model.parameters())) or groups.tensor_size > 1:
+                raise StoppedAlone(_CANNOT_GO_ON)
+            elif len(batch) == 1:
+                return None
+            else:
+                self._rows_at_once = len(batch) // 2
+                log.warning(
+                    "Memory ran out for %s of --eval.prompts at once: %s at most from now on.",
+                    len(batch),
+                    self._rows_at_once,
+                )
+        return found
 
     def _generated(self, model: Actor, prompts: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
         ids, mask = padded_left(prompts, self._tokenizer.pad_token_id)
@@ -160,6 +195,8 @@ def _attempt(work: Callable[[], _T]) -> tuple[_T | None, str | None]:
     """What the work gives, or what went wrong: the ranks are to hear of it before one of them leaves."""
     try:
         return work(), None
+    except RankLost:  # the other ranks are in a collective, and hear of nothing
+        raise
     except Exception as error:  # of a model, or of a judge, which may be the user's own
         return None, first_line_of(error)
 

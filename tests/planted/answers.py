@@ -27,7 +27,7 @@ BUGS = [
         "ranks_answer_the_same_prompts",
         "the prompts of the second rank are never answered",
         "run/answering.py",
-        "(rank * share + place) % len(self._prompts)",
+        "(groups.data_rank * share + place) % len(self._prompts)",
         "place",
         (f"{_TESTS}::test_every_prompt_is_answered_every_three_steps_and_at_the_end",),
     ),
@@ -86,5 +86,13 @@ BUGS = [
         " and not self._has_answered(trainer):\n            self._answer(trainer)\n\n    def on_exit",
         ":\n            self._answer(trainer)\n\n    def on_exit",
         ("tests/runs/test_answers.py::test_answers_in_which_the_run_was_asked_to_leave_are_not_made_again",),
+    ),
+    Bug(
+        "answers_of_all_prompts_or_none",
+        "memory that runs out for many prompts at once leaves all answers out",
+        "run/answering.py",
+        "            elif len(batch) == 1:\n",
+        "            elif True:\n",
+        (f"{_TESTS}::test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once",),
     ),
 ]

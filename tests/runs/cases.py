@@ -70,10 +70,10 @@ def run_with_an_answer_that_fails(argv: list[str]) -> tuple[int, str]:
 
     answers_of = Answering._answers_of
 
-    def failing(self: Answering, model: Any, rank: int, num_ranks: int) -> Any:
-        if rank == 1:
-            raise MemoryError("no memory")
-        return answers_of(self, model, rank, num_ranks)
+    def failing(self: Answering, model: Any, groups: Any) -> Any:
+        if groups.data_rank == 1:
+            raise KeyError("no kernel")
+        return answers_of(self, model, groups)
 
     Answering._answers_of = failing  # type: ignore[method-assign]
     try:

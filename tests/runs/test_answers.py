@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openrlhf.config import DPOConfig, RMConfig, SFTConfig, parse_config
 from openrlhf.errors import UserError
+from openrlhf.parallel.groups import alone
 from openrlhf.run.answering import Answering
 from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
@@ -172,7 +173,7 @@ def test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words(two_
 def test_a_rank_that_cannot_answer_ends_the_run_on_all_ranks_with_its_words(two_ranks, bench):
     found = two_ranks.run(run_with_an_answer_that_fails, words(bench, "failing", train__max_steps=1))
     assert [code for code, _ in found] == [3, 3]
-    assert "UserError: rank 1: --eval.prompts: no memory" in "".join(text for _, text in found), found
+    assert "UserError: rank 1: --eval.prompts: 'no kernel'" in "".join(text for _, text in found), found
 
 
 def test_training_does_not_notice(bench, adapted, one_rank):
@@ -251,6 +252,26 @@ def test_an_answer_ends_at_its_end_token(bench, end):
     answering = Answering(config, tokenizer, 512)
     tokenizer.chat_template = CHATML
     assert list(answering._generated(Model(), [text])) == [(tokenizer.decode(text), "stop")]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(2, [5, 2, 2, 1]), (0, [5, 2, 1])])
+def test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once(bench, most, sizes):
+    config = parse_config(SFTConfig, words(bench, "never"))
+    tokenizer, seen = build_tokenizer(config), []
+
+    class Model:
+        device, model = torch.device("cpu"), tiny_model("llama")
+        parameters = model.parameters
+
+        def generate(self, ids, **_):
+            seen.append(len(ids))
+            if len(ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return torch.cat([ids, ids[:, -1:]], dim=1)
+
+    found = Answering(config, tokenizer, 512)._answers_of(Model(), alone())
+    assert seen == sizes
+    assert found is None if most == 0 else [number for number, _ in found] == list(range(5))
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,15 @@ from openrlhf.engine.processor import has_bfloat16_products
 from openrlhf.engine.state_memory import BUCKET_NUMBERS
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts, mask_without_padding
+from openrlhf.models.attention.dense import AttentionOptions, attend_by_products, causal_mask, repeat_heads
 from openrlhf.models.head.log_prob_head import KEPT_BYTES_ACCELERATOR, KEPT_BYTES_CPU
 from openrlhf.models.head.tiles import TILE_BYTES_ACCELERATOR, TILE_BYTES_CPU
 from openrlhf.models.lora import add_lora, freeze_all_but
 from openrlhf.models.moe import num_experts_per_token
+from openrlhf.models.tensor_parallel import layers_shared_out
 
 _AS_KERNELS_DO = "counted"  # under this name transformers knows an attention that keeps what the kernels keep
+_WITH_SCORES = "counted_with_scores"  # and under this one an attention that keeps scores too
 # oneDNN keeps the code of about a thousand products by their shapes, and those of experts differ in every micro-batch.
 # It makes the products of bfloat16, where the processor has them.
 _CODE_OF_EXPERTS_CPU = 220 * 2**20
@@ -51,6 +54,11 @@ class ModelMemory:
         head_is_trained: its weight gets a gradient.
         weight_bytes: of a number.
         has_experts: each computes as many tokens as come.
+        num_linear: weights of linear layers, without the head's and the adapters'.
+        num_shared_out, num_trained_shared_out: numbers, and trained ones, of which tensor parallelism gives each rank
+            a part.
+        scores_kept, scores_at_peak: bytes of attention scores that are kept, by pairs of tokens of a sample; the most
+            in the backward pass. 0 where no scores are kept.
     """
 
     num_parameters: int
@@ -62,16 +70,24 @@ class ModelMemory:
     head_is_trained: bool
     weight_bytes: int
     has_experts: bool
+    num_linear: int
+    num_shared_out: int
+    num_trained_shared_out: int
+    scores_kept: float = 0.0
+    scores_at_peak: float = 0.0
 
-    def activation_bytes(self, num_tokens: int, on_cpu: bool, waiting_bytes: int = 0) -> int:
+    def activation_bytes(self, num_tokens: int, on_cpu: bool, waiting_bytes: int = 0, num_pairs: int = 0) -> int:
         """The most that a micro-batch of T tokens takes from its embeddings to its gradients, each token a target.
 
-        Args: waiting_bytes: of a gradient's number until it is sent, as `MemoryEstimate` has it.
+        Args: waiting_bytes: of a gradient's number until it is sent, as `MemoryEstimate` has it. num_pairs: of tokens
+        of one sample, the sum of the squares of the samples' lengths.
         """
         head_gradient = self.vocab_size * self.hidden_size * self.weight_bytes if self.head_is_trained else 0
-        at_head = num_tokens * self.kept_a_token + head_gradient + self._head_bytes(num_tokens, on_cpu)
+        kept = num_tokens * self.kept_a_token + num_pairs * self.scores_kept
+        at_head = kept + head_gradient + self._head_bytes(num_tokens, on_cpu)
         code = _CODE_OF_EXPERTS_CPU if on_cpu and self.has_experts and has_bfloat16_products() else 0
-        behind = [num_tokens * held + waiting_bytes * min(done, BUCKET_NUMBERS) for held, done in self.peaks]
+        scores = num_pairs * self.scores_at_peak
+        behind = [scores + num_tokens * held + waiting_bytes * min(done, BUCKET_NUMBERS) for held, done in self.peaks]
         return code + int(max(at_head, *(one + head_gradient for one in behind)))
 
     def _head_bytes(self, num_tokens: int, on_cpu: bool) -> int:
@@ -83,38 +99,46 @@ class ModelMemory:
 
 
 def memory_of(
-    facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: Sequence[str] | None = None
+    facts: ModelFacts,
+    lora: LoraConfig,
+    recomputes: bool,
+    trained: Sequence[str] | None = None,
+    keeps_scores: bool = False,
 ) -> ModelMemory | None:
     """What a model needs, and None for one that does not run without its numbers.
 
     Args: recomputes: layers are computed again in the backward pass (gradient checkpointing). trained: the only weights
-    that are, as of `freeze_all_but`; None: all.
+    that are, as of `freeze_all_but`; None: all. keeps_scores: its attention does, see `keeps_scores` of
+    `attention/choice.py`.
     Raises UserError as `add_lora` and `freeze_all_but`.
     """
     if facts.model_class is None:
         return None
     AttentionInterface.register(_AS_KERNELS_DO, _attention)
     AttentionMaskInterface.register(_AS_KERNELS_DO, mask_without_padding)
+    AttentionInterface.register(_WITH_SCORES, _attention_with_scores)
+    AttentionMaskInterface.register(_WITH_SCORES, mask_without_padding)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), without_autocast():
             warnings.simplefilter("ignore")  # they come when the model itself is made
-            return _of_shapes(facts, lora, recomputes, trained)
+            return _of_shapes(facts, lora, recomputes, trained, keeps_scores)
     except UserError:
         raise
     except Exception:  # it looks at its numbers on the way, or cannot recompute its layers
         return None
 
 
-def _of_shapes(facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: Sequence[str] | None) -> ModelMemory:
-    assert facts.model_class is not None, "asked before"
-    base = without_weights(facts.model_class, facts.config, _AS_KERNELS_DO, facts.dtype)
-    model: nn.Module = add_lora(base, lora, of_shapes=True) if lora.is_used else base
-    model.to(facts.dtype)  # PEFT makes adapters in float32
-    if trained:
-        freeze_all_but(model, trained)
-    if recomputes:
-        recompute_layers(base)
+def _of_shapes(
+    facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: Sequence[str] | None, keeps_scores: bool
+) -> ModelMemory:
+    model, base, linear = _made(facts, lora, recomputes, trained, _AS_KERNELS_DO)
     kept, peaks = _bytes_of_a_pass(model, base)
+    scores_kept, scores_at_peak = 0, 0
+    if keeps_scores:
+        with_scores, peaks_with_scores = _bytes_of_a_pass(*_made(facts, lora, recomputes, trained, _WITH_SCORES)[:2])
+        scores_kept = with_scores - kept
+        scores_at_peak = max(held for held, _ in peaks_with_scores) - max(held for held, _ in peaks)
+    shared_out = [weight for layer in layers_shared_out(base, facts.config) for weight in layer.parameters()]
     head, weights = base.get_output_embeddings(), list(model.parameters())
     return ModelMemory(
         num_parameters=sum(one.numel() for one in weights),
@@ -126,7 +150,30 @@ def _of_shapes(facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: S
         head_is_trained=head is not None and head.weight.requires_grad,
         weight_bytes=facts.dtype.itemsize,
         has_experts=num_experts_per_token(facts.config) is not None,
+        num_linear=linear,
+        num_shared_out=sum(one.numel() for one in shared_out),
+        num_trained_shared_out=sum(one.numel() for one in shared_out if one.requires_grad),
+        scores_kept=scores_kept / _TOKENS_TRIED**2,
+        scores_at_peak=scores_at_peak / _TOKENS_TRIED**2,
     )
+
+
+def _made(
+    facts: ModelFacts, lora: LoraConfig, recomputes: bool, trained: Sequence[str] | None, attention: str
+) -> tuple[nn.Module, Any, int]:
+    """(the model on shapes, the same without PEFT's wrapper, weights of its linear layers but the head)."""
+    assert facts.model_class is not None, "asked before"
+    base: Any = without_weights(facts.model_class, facts.config, attention, facts.dtype)
+    head = base.get_output_embeddings()
+    linear = [one for one in base.modules() if isinstance(one, nn.Linear) and one is not head]
+    num_linear = sum(one.weight.numel() for one in linear)
+    model: nn.Module = add_lora(base, lora, of_shapes=True) if lora.is_used else base
+    model.to(facts.dtype)  # PEFT makes adapters in float32
+    if trained:
+        freeze_all_but(model, trained)
+    if recomputes:
+        recompute_layers(base)
+    return model, base, num_linear
 
 
 def _bytes_of_a_pass(model: nn.Module, base: Any) -> tuple[int, list[tuple[int, int]]]:
@@ -205,3 +252,12 @@ class _AsKernelsDo(torch.autograd.Function):
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     return _AsKernelsDo.apply(query, key, value), None
+
+
+def _attention_with_scores(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> Any:
+    options = AttentionOptions.taken_from(kwargs)
+    key, value = (repeat_heads(one, query.shape[1]) for one in (key, value))
+    sees = causal_mask(query.shape[2], None, query.device)
+    return attend_by_products(query, key, value, options, sees).transpose(1, 2).contiguous(), None

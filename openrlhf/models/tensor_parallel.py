@@ -59,6 +59,14 @@ def tensor_parallel_plan(module: nn.Module, model: PreTrainedModel) -> dict[str,
     return plan
 
 
+def layers_shared_out(model: nn.Module, config: PretrainedConfig) -> list[nn.Module]:
+    """Those of which each rank holds a part; all others are whole on every rank."""
+    plan = _plan_of(config.get_text_config())
+    parted = [pattern for pattern, style in plan.items() if style in ("colwise", "rowwise")]
+    layer = re.compile("|".join(r".*\." + re.escape(one).replace(r"\*", r"\d+") for one in parted) or "(?!)")
+    return [module for name, module in model.named_modules() if layer.fullmatch(name)]
+
+
 def _refuse_loose_weights(model: PreTrainedModel, parent: nn.Module) -> None:
     loose = [name for name, _ in parent.named_parameters(recurse=False)]
     if loose:

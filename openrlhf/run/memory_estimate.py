@@ -17,12 +17,14 @@ from openrlhf.engine.state_memory import MemoryEstimate, estimate_memory
 from openrlhf.errors import UserError
 from openrlhf.models.activation_memory import ModelMemory, memory_of
 from openrlhf.models.attention.calls import ModelFacts
+from openrlhf.models.attention.choice import keeps_scores
 from openrlhf.models.limits import check_positions, check_vocabulary
 from openrlhf.objectives.reference import FrozenReference
 from openrlhf.run.reference import reference_of
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SHARE_TO_FILL = 0.9  # the allocator's slack takes the rest
+_BYTES_OF_FOUR_BITS = 0.55
 LARGEST_ERROR = 1.15  # of the estimate, see benchmarks/results/memory.md
 
 
@@ -105,11 +107,18 @@ class RunMemory:
     def __init__(self, config: TrainingConfig, facts: ModelFacts, num_ranks: int, on_cpu: bool):
         self._config, self._facts, self.num_ranks = config, facts, num_ranks
         self.on_cpu, self._num_frozen = on_cpu, _num_frozen(config)
+        self._longest = config.data.max_len  # tokens of a sample, at the most that is known
 
     @functools.cache  # noqa: B019  one a run
     def model(self, recomputes: bool) -> ModelMemory | None:
         """None where it does not run without its numbers."""
-        return memory_of(self._facts, self._config.ds.lora, recomputes, self._config.model.trainable)
+        lora, trained = self._config.ds.lora, self._config.model.trainable
+        return memory_of(self._facts, lora, recomputes, trained, self._keeps_scores)
+
+    @functools.cached_property
+    def _keeps_scores(self) -> bool:
+        ds, device_type = self._config.ds, "cpu" if self.on_cpu else "cuda"
+        return keeps_scores(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size, self._facts)
 
     def of(self, way: Way, num_tokens: int) -> RankMemory | None:
         """Args: num_tokens: of a rank's micro-batch."""
@@ -118,8 +127,8 @@ class RunMemory:
             return None
         ds = replace(ds, zero_stage=way.zero_stage, adam_offload=way.offload)
         states = estimate_memory(
-            model.num_parameters // ds.tensor_parallel_size,
-            model.num_trained // ds.tensor_parallel_size,
+            model.num_parameters - model.num_shared_out + model.num_shared_out // ds.tensor_parallel_size,
+            model.num_trained - model.num_trained_shared_out + model.num_trained_shared_out // ds.tensor_parallel_size,
             num_ranks=self.num_ranks // ds.tensor_parallel_size,
             zero_stage=way.zero_stage,
             param_dtype=ds.param_dtype,
@@ -128,11 +137,12 @@ class RunMemory:
             on_cpu=self.on_cpu,
         )
         frozen_bytes = self._num_frozen * states.weights_bytes
-        if ds.load_in_4bit:  # half a byte a weight of the layers, and its scales
-            in_layers = model.num_parameters - model.num_trained - model.hidden_size * model.vocab_size
-            frozen_bytes -= int(1.45 * in_layers)
+        if ds.load_in_4bit:  # half a byte a weight of the layers, and its scales; of a frozen model's too
+            saved_bytes = model.weight_bytes - _BYTES_OF_FOUR_BITS
+            frozen_bytes -= int(saved_bytes * model.num_linear * (1 + self._num_frozen))
         states = replace(states, weights_bytes=states.weights_bytes + frozen_bytes)
-        return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu, states.waiting_bytes))
+        num_pairs = num_tokens * min(num_tokens, self._longest)
+        return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu, states.waiting_bytes, num_pairs))
 
     def check(self, ways: Sequence[Way], num_tokens: int, of_what: str) -> None:
         """Raises UserError where this machine has no room for a micro-batch of so many tokens, any of the ways.

@@ -87,4 +87,28 @@ BUGS = [
         "fills = sent > 0 and on_cpu",
         (f"{_ESTIMATE}zero_3_keeps_its_bucket_beside_the_weights_that_it_gathers",),
     ),
+    Bug(
+        "scores_are_not_counted",
+        "a model with soft caps is estimated as if a kernel computed its attention",
+        "models/activation_memory.py",
+        "        scores_kept=scores_kept / _TOKENS_TRIED**2,\n",
+        "",
+        (f"{_ESTIMATE}scores_that_an_attention_keeps_are_counted",),
+    ),
+    Bug(
+        "tensor_parallelism_divides_all",
+        "embeddings and head are estimated as if tensor parallelism shared them out",
+        "models/activation_memory.py",
+        "num_shared_out=sum(one.numel() for one in shared_out),",
+        "num_shared_out=sum(one.numel() for one in weights),",
+        (f"{_ESTIMATE}tensor_parallelism_divides_what_it_shares_out_alone",),
+    ),
+    Bug(
+        "a_reference_of_four_bits_takes_sixteen",
+        "a reference that is quantized is estimated as if it were not",
+        "run/memory_estimate.py",
+        "model.num_linear * (1 + self._num_frozen)",
+        "model.num_linear",
+        (f"{_ESTIMATE}four_bits_are_saved_in_the_layers_of_every_frozen_model",),
+    ),
 ]

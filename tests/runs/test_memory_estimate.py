@@ -85,6 +85,57 @@ def test_adapters_are_of_the_models_precision():
     assert adapted.kept_a_token < 1.4 * base.kept_a_token
 
 
+@pytest.mark.parametrize(("kind", "attention"), [("gemma2", "auto"), ("llama", "eager")])
+def test_scores_that_an_attention_keeps_are_counted(kind, attention):
+    length = 512
+    model = tiny_model(kind, dtype=torch.float32)
+    model.set_attn_implementation("eager" if attention == "eager" else "per_sample")
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.model(input_ids=torch.ones(1, length, dtype=torch.long), use_cache=False)[0]
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    assert hidden.requires_grad
+    found = run_memory(kind=kind, attn_implementation=attention).model(recomputes=False)
+    estimated = length * found.kept_a_token + length**2 * found.scores_kept
+    assert estimated == pytest.approx(measured, rel=0.15)
+    assert length**2 * found.scores_kept > 0.5 * measured
+    again = run_memory(kind=kind, attn_implementation=attention).model(recomputes=True)
+    assert again.scores_kept == 0
+    assert again.scores_at_peak < found.scores_at_peak
+    assert run_memory(kind="llama").model(recomputes=False).scores_at_peak == 0
+
+
+def test_tensor_parallelism_divides_what_it_shares_out_alone():
+    model = tiny_model("llama")
+    size_bytes = 4 * sum(one.numel() for one in model.parameters())
+    in_layers = 4 * sum(one.weight.numel() for one in model.model.layers.modules() if isinstance(one, torch.nn.Linear))
+    of_two = run_memory(num_ranks=2, tensor_parallel_size=2).of(Way(0, False, False), 1).states
+    assert of_two.weights_bytes == size_bytes - in_layers // 2
+
+
+def of_quantized(kind="llama", **changes):
+    model = tiny_model(kind, dtype=torch.bfloat16)
+    facts = ModelFacts(type(model), model.config, model.dtype)
+    ds = DeepspeedConfig(packing_samples=True, lora=LoraConfig(rank=2), **changes)
+    return RunMemory(SFTConfig(ds=ds), facts, 1, on_cpu=True), model
+
+
+@pytest.mark.parametrize("num_frozen", [0, 1])
+def test_four_bits_are_saved_in_the_layers_of_every_frozen_model(num_frozen):
+    (plain, model), (quantized, _) = of_quantized(), of_quantized(load_in_4bit=True)
+    plain._num_frozen = quantized._num_frozen = num_frozen
+    before, after = (run.of(Way(2, False, False), 1).states.weights_bytes for run in (plain, quantized))
+    layers = [one for one in model.model.layers.modules() if isinstance(one, torch.nn.Linear)]
+    saved = 1.45 * sum(one.weight.numel() for one in layers) * (1 + num_frozen)
+    assert before - after == pytest.approx(saved, rel=1e-3)
+
+
 def test_a_model_that_reads_its_numbers_is_not_estimated():
     assert run_memory(kind="dynamic_rope").of(Way(2, False, False), 100) is None
 

@@ -103,6 +103,19 @@ def choose_attention(name: str, device_type: str, packed: bool, ring_size: int, 
     return AttentionChoice(name, _slower_layers(attention_calls(model)) if name == TORCH_VARLEN else "")
 
 
+def keeps_scores(name: str, device_type: str, packed: bool, ring_size: int, model: ModelFacts) -> bool:
+    """Whether the backward pass keeps attention scores, (heads, L, L) of each sample, and not what kernels keep.
+
+    Arguments as of `choose_attention`, which has taken them. A ring computes its blocks again.
+    """
+    if name == "eager" or ring_size > 1:
+        return name == "eager"
+    if not any(call.has_softcap or call.has_sinks for call in attention_calls(model) or ()):
+        return False
+    chosen = _best_packed(device_type, model).name if name == "auto" and packed else name
+    return not is_flash(chosen or "")
+
+
 def join_ring(model: Any, ring_size: int, packed: bool) -> str:
     """A model that was made without its ring computes what `ring_size` ranks share from now on: scripts of OpenRLHF's
     tell the strategy of it alone.

@@ -57,7 +57,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions,
         )
     if mask is None:
         mask = causal_mask(query.shape[2], None, query.device)
-    return _attend_by_products(query, key, value, options, mask)
+    return attend_by_products(query, key, value, options, mask)
 
 
 def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -72,7 +72,8 @@ def repeat_heads(key: Tensor, num_query_heads: int) -> Tensor:
     return key if groups == 1 else key.repeat_interleave(groups, dim=1)
 
 
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor) -> Tensor:
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, mask: Tensor) -> Tensor:
+    """As `attend`, for as many key heads as query heads. The backward pass keeps several (B, A, L, L) of scores."""
     scaling = query.shape[-1] ** -0.5 if options.scaling is None else options.scaling
     scores = (query @ key.transpose(2, 3) * scaling).to(torch.promote_types(query.dtype, torch.float32))
     if options.softcap is not None:

@@ -22,7 +22,7 @@ from openrlhf.strategy.rank_facts import facts_of_loader
 from openrlhf.trainer.callbacks.callback import Callback, CallbackList, Wishes
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.layout_tuner import LayoutTuner
-from openrlhf.trainer.memory import EVAL_NOTE_FILE, MemoryBudget, OverlongMemory
+from openrlhf.trainer.memory import EVAL_NOTE_FILE, NOTE_FILE, MemoryBudget, OverlongMemory
 from openrlhf.trainer.step import StepResult, WindowStep
 from openrlhf.trainer.step_size import check_step_size
 
@@ -115,12 +115,7 @@ class Trainer:
         step = WindowStep(self.model, self.trained, self.strategy, self.objective, aux_loss, with_entropy)
         tell = partial(self._tell_event, 1)  # at the step that is computed
         self._memory = MemoryBudget(
-            self.train_dataloader,
-            self.model,
-            overlong_memory,
-            tell,
-            memory_folder,
-            counts_micro_batches=aux_loss.coef != 0,
+            self.train_dataloader, self.model, overlong_memory, tell, memory_folder, NOTE_FILE, aux_loss.coef != 0
         )
         tell_now = partial(self._tell_event, 0)
         self._eval_memory = MemoryBudget(

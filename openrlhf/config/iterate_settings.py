@@ -44,6 +44,9 @@ class IterationDataConfig(DataConfig):
     targets: ClassVar[None] = None
 
     label_key: str = must_match("label", "column that goes on as label, for rewards that compare; it may be missing")
+    control_tokens: Literal["text", "refuse", "keep"] = free(
+        "keep", "control tokens such as <|im_start|> in a prompt: kept, as they are asked; read as text, or refused"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ _NAMES_OF_EVALUATION = {
 _MORE = "generate.n"  # a higher one leaves the answers that are there
 # Settings of a training that a resume may change freely, and that change the model nevertheless.
 _ALSO_TRAINED_WITH = (
-    *("train.max_epochs", "train.max_steps", "data.max_len", "data.overlong"),
+    *("train.max_epochs", "train.max_steps", "data.max_len", "data.overlong", "data.eos_token", "data.control_tokens"),
     *("ds.lora.target_modules", "ds.lora.adapter_name_or_path"),
 )
 

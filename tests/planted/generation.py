@@ -159,4 +159,20 @@ BUGS = [
         "None",
         (f"{_ITERATE}::test_a_key_reaches_the_training_and_no_file",),
     ),
+    Bug(
+        "asked_and_trained_as_other_tokens",
+        "a recipe trains on the characters of the control tokens that its prompts were asked with",
+        "config/iterate_settings.py",
+        '        "keep", "control tokens',
+        '        "text", "control tokens',
+        (f"{_ITERATE}::test_a_prompt_is_trained_on_by_the_tokens_that_it_was_asked_with",),
+    ),
+    Bug(
+        "trained_as_other_tokens_unnoticed",
+        "a model that was trained on other tokens counts as finished",
+        "rejection/plan.py",
+        ', "data.eos_token", "data.control_tokens"),',
+        "),",
+        (f"{_ITERATE}::test_a_changed_setting_tells_what_it_makes_stale",),
+    ),
 ]

@@ -23,13 +23,18 @@ from tqdm import tqdm
 
 from openrlhf.config import RejectionConfig, parse_config
 from openrlhf.config.iterate_settings import SET_BY_THE_ITERATION
+from openrlhf.datasets.formats import FORMATS
+from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from openrlhf.errors import UserError
 from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
+from openrlhf.rejection.engines.encoding import PromptEncoder
 from openrlhf.rejection.iterate import rejection_sampling
 from openrlhf.rejection.plan import Plan
+from openrlhf.rejection.prompts import Prompt
 from openrlhf.rejection.records import StoredRows
 from tests.helpers.browser import CHROMIUM, in_browser
+from tests.helpers.tokenizers import tiny_tokenizer
 from tests.rejection.stand_in import KNOWN, StandIn
 
 TRAIN = """
@@ -119,6 +124,14 @@ def test_a_training_anew_does_not_go_on_from_the_checkpoints_of_the_old_one(tmp_
 def test_the_control_is_pushed_nowhere(tmp_path: Path) -> None:
     plan = Plan(config_of(tmp_path, "--hub.push", "true", "--hub.model_id", "me/x"))
     assert [plan.train(1, tmp_path, of).hub.push for of in ("", "control_")] == [True, False]
+
+
+def test_a_prompt_is_trained_on_by_the_tokens_that_it_was_asked_with(tmp_path: Path) -> None:
+    tokenizer, data = tiny_tokenizer(), Plan(config_of(tmp_path)).train(1, tmp_path).data
+    prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    asked = PromptEncoder(tokenizer, None).encode(Prompt("a", prompt))
+    row = FORMATS["prompt_completion"]({"prompt": prompt, "completion": "seven"}, data)
+    assert SampleEncoder(tokenizer, data).encode(row).input_ids[: len(asked)].tolist() == asked
 
 
 def test_a_key_reaches_the_training_and_no_file(tmp_path: Path) -> None:
@@ -235,6 +248,7 @@ FOLLOWING = {"model", "control_model", "evaluation", "control_evaluation", "gene
     [
         ("select.min_reward", "0.5", FOLLOWING),
         ("train.max_epochs", "3", FOLLOWING),
+        ("data.control_tokens", "text", FOLLOWING),
         ("eval.n", "2", {"evaluation", "control_evaluation"}),
     ],
 )

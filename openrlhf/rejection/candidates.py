@@ -29,7 +29,7 @@ class Candidates:
         prompt: (N,) int32, the prompt's place in `prompt_ids`.
         reward: (N,) float64, nan without a verdict.
         tie: (N,) uint64, hash of the answer and of what identifies it: the order of answers of equal reward.
-        text, equations: (N,) uint64, hash of the stripped text, of the sequence of its equations.
+        text, equations: (N,) uint64, hash of the stripped text with its tool calls, of the sequence of its equations.
         length: (N,) int32, in tokens if all answers were counted, else in characters; `length_unit` says which.
         is_truncated, is_empty: (N,) bool.
         file, offset: (N,), where the row stands.
@@ -101,17 +101,18 @@ def _facts(row: Row, prompts: dict[str, int], with_equations: bool) -> Iterator[
     text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
     if not isinstance(row["prompt"], str) and not is_message_list(row["prompt"]):
         raise TypeError("its prompt is neither text nor messages")
-    stripped = text.strip()
+    stripped, calls = text.strip(), row.get("tool_calls")
+    told = stripped + json.dumps([call.get("function") for call in calls]) if calls else stripped  # ids are drawn
     yield "prompt", prompts.setdefault(prompt_id, len(prompts))
     yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan
     yield "tie", identity_of(row)
-    yield "text", (text_hash := _hash(stripped))
+    yield "text", (text_hash := _hash(told))
     equations = equations_of(text) if with_equations else ()
     yield "equations", _hash("\0".join(equations)) if equations else text_hash
     yield "tokens", _NOT_COUNTED if (tokens := row.get("num_tokens")) is None else tokens
     yield "characters", len(text)
     yield "is_truncated", row.get("finish_reason") == "length"
-    yield "is_empty", not stripped
+    yield "is_empty", not told
 
 
 def prompt_id_of(row: Row) -> str:

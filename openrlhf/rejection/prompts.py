@@ -18,10 +18,11 @@ from openrlhf.datasets.samples import BadRow, check_unicode
 from openrlhf.datasets.sources.find import open_sources
 from openrlhf.datasets.sources.tables import Table
 from openrlhf.errors import UserError
+from openrlhf.rejection.answer import BESIDE_THE_TEXT
 
 OWN_COLUMNS = (
     "prompt_id", "sample_index", "prompt", "response", "finish_reason", "seed", "num_tokens", "model", "label",
-    "reward", "rewards", "reason", "provenance",
+    "reward", "rewards", "reason", "provenance", *BESIDE_THE_TEXT,
 )  # fmt: skip
 _PROMPT_COLUMNS = ("prompt", *MESSAGE_COLUMNS, "instruction", "input")
 _SEED_BITS = 31  # what every server takes

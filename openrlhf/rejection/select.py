@@ -14,6 +14,7 @@ from openrlhf.atomic_file import replace_file, replacing
 from openrlhf.config import SelectConfig, SelectSettings
 from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
+from openrlhf.rejection.answer import answer_of
 from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
 from openrlhf.rejection.records import (
@@ -171,11 +172,8 @@ def _write(
 
 def _answer(row: Row, settings: SelectSettings) -> Row:
     """A row as train_sft takes it without a flag."""
-    prompt, response = row["prompt"], row["response"]
-    if isinstance(prompt, str):
-        trained = {"prompt": prompt, "completion": response}
-    else:
-        trained = {"messages": [*prompt, {"role": "assistant", "content": response}]}
+    prompt, answer = row["prompt"], answer_of(row)
+    trained = {"prompt": prompt, "completion": answer} if isinstance(prompt, str) else {"messages": [*prompt, *answer]}
     return {**trained, **_tools(row), "provenance": _provenance(row, settings)}
 
 
@@ -183,8 +181,8 @@ def _pair(chosen: Row, rejected: Row, settings: SelectSettings) -> Row:
     """A row as train_dpo takes it without a flag."""
     return {
         "prompt": chosen["prompt"],
-        "chosen": chosen["response"],
-        "rejected": rejected["response"],
+        "chosen": answer_of(chosen),
+        "rejected": answer_of(rejected),
         "margin": chosen["reward"] - rejected["reward"],
         **_tools(chosen),
         "provenance": {"chosen": _provenance(chosen, settings), "rejected": _provenance(rejected, settings)},

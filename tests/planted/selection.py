@@ -157,4 +157,31 @@ BUGS = [
         "    return text[:MAX_CHARACTERS] + cut\n",
         (f"{_SELECT}::test_the_report_shows_numbers_pictures_and_samples_and_runs_nothing_of_them",),
     ),
+    Bug(
+        "what_stands_beside_the_text_is_lost",
+        "reasoning and tool calls are asked for, and never trained on or judged",
+        "rejection/answer.py",
+        "for name in BESIDE_THE_TEXT if row.get(name)}",
+        "for name in () if row.get(name)}",
+        (
+            f"{_SELECT}::test_what_stands_beside_the_text_is_trained_on",
+            f"{_SCORE}::test_a_function_sees_what_stands_beside_the_text",
+        ),
+    ),
+    Bug(
+        "tool_calls_are_an_empty_answer",
+        "answers that call a tool are left out as empty, and all as one text",
+        "rejection/candidates.py",
+        'calls = text.strip(), row.get("tool_calls")',
+        "calls = text.strip(), None",
+        (f"{_SELECT}::test_what_stands_beside_the_text_is_trained_on",),
+    ),
+    Bug(
+        "a_column_of_the_data_is_the_models_reasoning",
+        "the reasoning of a row of the data set is trained on as the model's",
+        "rejection/prompts.py",
+        '"provenance", *BESIDE_THE_TEXT,',
+        '"provenance",',
+        ("tests/rejection/test_generate.py::test_a_column_with_a_name_of_ours_is_kept_under_another",),
+    ),
 ]

@@ -244,9 +244,12 @@ def test_tools_go_with_their_prompt_and_are_part_of_it(tmp_path: Path) -> None:
 
 
 def test_a_column_with_a_name_of_ours_is_kept_under_another(tmp_path: Path) -> None:
-    generate(generate_config(tmp_path, [{"prompt": "x", "response": "theirs", "seed": 1}]), StandIn())
+    generate(
+        generate_config(tmp_path, [{"prompt": "x", "response": "theirs", "seed": 1, "reasoning": "theirs"}]), StandIn()
+    )
     (row,) = stored(tmp_path / "out")
-    assert (row["row_response"], row["row_seed"]) == ("theirs", 1)
+    assert (row["row_response"], row["row_seed"], row["row_reasoning"]) == ("theirs", 1, "theirs")
+    assert "reasoning" not in row
     assert row["response"] == f"answer {row['seed']}"
 
 

@@ -162,6 +162,16 @@ def test_both_signatures_are_told_by_their_parameters(tmp_path, name, prompt, ex
     assert rows["four"]["level"] == 2
 
 
+def test_a_function_sees_what_stands_beside_the_text(tmp_path):
+    text = """
+def judge(completions):
+    return [float(c[0]["reasoning_content"] == "2 and 2" and len(c[0]["tool_calls"])) for c in completions]
+"""
+    beside = {"reasoning_content": "2 and 2", "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
+    source = write(tmp_path / "g.jsonl", [{"prompt": CHAT, "response": "", **beside}])
+    assert run(tmp_path, source, f"{functions(tmp_path, text)}:judge")[0][""]["reward"] == 1.0
+
+
 def test_several_rewards_are_weighted_and_a_failed_one_leaves_no_sum(tmp_path):
     text = """
 def a(completions, **columns): return [1.0 for _ in completions]

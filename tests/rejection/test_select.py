@@ -57,11 +57,30 @@ def test_a_conversation_keeps_its_messages_and_tools(tmp_path):
     assert FORMATS["messages"](row, DataConfig()).tools == tools
 
 
+def test_what_stands_beside_the_text_is_trained_on(tmp_path):
+    call, other = (
+        {"id": n, "type": "function", "function": {"name": "add", "arguments": f'{{"a": {n}}}'}} for n in "23"
+    )
+    rows = [
+        answer(CHAT, "", 1.0, tool_calls=[call], reasoning_content="2 and 2"),
+        answer(CHAT, "", 0.0, 1, tool_calls=[other]),
+    ]
+    source = write(tmp_path / "scores.jsonl", rows)
+    (row,), _ = run(tmp_path, source)
+    said = {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "2 and 2"}
+    assert row["messages"] == [*CHAT, said]
+    assert FORMATS["messages"](row, DataConfig()).messages[-1]["tool_calls"][0]["function"]["arguments"] == {"a": 2}
+    (pair,), _ = run(tmp_path, source, "pairs.jsonl", policy="pairs")
+    assert (pair["chosen"], pair["rejected"][0]["tool_calls"]) == ([said], [other])
+    assert pairs.read(pair, PairDataConfig()).chosen.messages[-1]["reasoning_content"] == "2 and 2"
+
+
 @pytest.mark.parametrize("prompt", ["2+2?", CHAT])
 def test_a_pair_is_trained_on_by_train_dpo(tmp_path, prompt):
     source = write(tmp_path / "scores.jsonl", [answer(prompt, "4", 0.75), answer(prompt, "5", -0.5, 1)])
     (row,), stats = run(tmp_path, source, policy="pairs")
-    assert (row["chosen"], row["rejected"], row["margin"], stats["num_kept"]) == ("4", "5", 1.25, 2)
+    chosen, rejected = ("4", "5") if prompt != CHAT else ([{"role": "assistant", "content": text}] for text in "45")
+    assert (row["chosen"], row["rejected"], row["margin"], stats["num_kept"]) == (chosen, rejected, 1.25, 2)
     assert pairs.read(row, PairDataConfig()).margin == 1.25
     assert [row["provenance"][of]["sample_index"] for of in ("chosen", "rejected")] == [0, 1]
 

@@ -18,6 +18,7 @@ import httpx
 
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
+from openrlhf.rejection.answer import BESIDE_THE_TEXT
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
 API_KEY = "OPENAI_API_KEY"
@@ -26,7 +27,6 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
 _OFTEN_OTHER_NAMES = {"eos": "stop", "eos_token": "stop", "max_tokens": "length"}
 _GIVEN_UP = ("abort", "error", "cancelled")  # by a server that ends: what it has sent is a part
 _MOST_TOKENS = 1 << 31  # more is a mistake of the server
-_BESIDE_THE_TEXT = ("tool_calls", "reasoning_content", "reasoning")
 _TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
 _ROOM_WORDS = ("max_tokens", "max_completion_tokens")
 NO_ROOM = "the prompt leaves no room for --generate.max_new_tokens"
@@ -172,7 +172,7 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         body = response.json()
         choice = body["choices"][0]
         message = choice["message"] if is_chat else {"content": choice["text"]}
-        columns = {name: message[name] for name in _BESIDE_THE_TEXT if message.get(name)}
+        columns = {name: message[name] for name in BESIDE_THE_TEXT if message.get(name)}
         text: Any = message.get("content")
         text = "" if text is None and columns else text
         text.encode()  # half a surrogate pair could not be trained on

@@ -14,6 +14,7 @@ from typing import Any
 
 from openrlhf.config.disk import local_path
 from openrlhf.errors import how_to_install
+from openrlhf.rejection.answer import answer_of
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.environment import VERIFIERS, load_environment
 from openrlhf.rejection.rewards.reward import NoReward, RewardVerdict, text_of, verdicts_of
@@ -84,11 +85,7 @@ def _trl_arguments(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Columns as lists; the answer to a conversation is a list of one message."""
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_COLUMNS)
     columns = {name: [row.get(name) for row in rows] for name in names}
-    completions = [
-        row["response"] if isinstance(row["prompt"], str) else [{"role": "assistant", "content": row["response"]}]
-        for row in rows
-    ]
-    return {**columns, "prompts": [row["prompt"] for row in rows], "completions": completions}
+    return {**columns, "prompts": [row["prompt"] for row in rows], "completions": [answer_of(row) for row in rows]}
 
 
 def _openrlhf_arguments(rows: Sequence[Row]) -> dict[str, list[Any]]:

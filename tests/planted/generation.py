@@ -175,4 +175,12 @@ BUGS = [
         "),",
         (f"{_ITERATE}::test_a_changed_setting_tells_what_it_makes_stale",),
     ),
+    Bug(
+        "calls_are_sent_as_objects",
+        "servers refuse every conversation with a tool call in it",
+        "rejection/engines/openai_engine.py",
+        "[with_arguments_as_text(message) for message in prompt.content]",
+        "list(prompt.content)",
+        (f"{_SERVER}::test_calls_of_a_conversation_are_sent_as_the_protocol_has_them",),
+    ),
 ]

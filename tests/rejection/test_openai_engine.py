@@ -149,6 +149,20 @@ def test_messages_and_tools_go_to_the_chat_endpoint(tmp_path: Path, server: Fake
     assert [(row["response"], row["tool_calls"], row["num_tokens"]) for row in found] == [("", [call], None)] * 2
 
 
+def test_calls_of_a_conversation_are_sent_as_the_protocol_has_them(tmp_path: Path, server: FakeServer) -> None:
+    """Their arguments are text, whatever the row holds."""
+    calls = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
+    messages = [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+    run(tmp_path, server.url, rows=[{"messages": messages}])
+    sent = server.asked[0][1]["messages"][1]["tool_calls"][0]
+    assert sent == {**calls[0], "function": {"name": "add", "arguments": '{"a": 2}'}}
+    assert stored(tmp_path / "out")[0]["prompt"][1]["tool_calls"] == calls
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

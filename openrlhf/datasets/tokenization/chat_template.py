@@ -172,13 +172,13 @@ class ChatRenderer:
     def _for_template(self, messages: list[Message]) -> list[Message]:
         messages = [_with_reasoning_names(message) for message in messages]
         if self.arguments_as_text:
-            messages = [_with_arguments_as_text(message) for message in messages]
+            messages = [with_arguments_as_text(message) for message in messages]
         return messages
 
     def _wants_arguments_as_text(self) -> bool:
         """Some templates paste a call's arguments as text, others serialize an object: tried with a small call."""
         as_object = self._tried(PROBE)
-        as_text = self._tried([_with_arguments_as_text(message) for message in PROBE])
+        as_text = self._tried([with_arguments_as_text(message) for message in PROBE])
         fails_with_objects = as_object is None or "{'probe_key'" in as_object
         return fails_with_objects and as_text is not None and '{"probe_key"' in as_text
 
@@ -221,7 +221,8 @@ def _with_reasoning_names(message: Message) -> Message:
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _with_arguments_as_text(message: Message) -> Message:
+def with_arguments_as_text(message: Message) -> Message:
+    """A message whose tool calls have arguments of JSON text, as some templates and OpenAI's protocol want them."""
     if "tool_calls" not in message:
         return message
     calls = []

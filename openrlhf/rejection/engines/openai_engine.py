@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from openrlhf.datasets.tokenization.chat_template import with_arguments_as_text
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.rejection.answer import BESIDE_THE_TEXT
@@ -129,7 +130,9 @@ class OpenAIEngine(Engine):
 
     def _payload(self, request: Request, is_chat: bool) -> dict[str, Any]:
         sampling, prompt = self._sampling, request.prompt
-        asked: dict[str, Any] = {"messages" if is_chat else "prompt": prompt.content}
+        asked: dict[str, Any] = {"prompt": prompt.content}
+        if not isinstance(prompt.content, str):
+            asked = {"messages": [with_arguments_as_text(message) for message in prompt.content]}
         if is_chat and prompt.tools:
             asked["tools"] = prompt.tools
         return {

@@ -23,6 +23,7 @@ from typing import Any
 
 from openrlhf.config import GenerateConfig
 from openrlhf.config.disk import local_path, parts_of
+from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
@@ -160,7 +161,7 @@ class _Known:
             "num_tokens": self.num_tokens,
             "mean_tokens": self.num_tokens / self.num_counted if self.num_counted else None,
             "finish_reasons": dict(self.finish_reasons),
-            "left_out": dict(Counter(self.left_out.values())),
+            "left_out": dict(Counter(reason.partition(": ")[0] for reason in self.left_out.values())),
             "num_torn_lines": self.num_torn_lines,
         }
 
@@ -216,16 +217,25 @@ def _answer_ranges(config: GenerateConfig, output: Path, weights: str | None) ->
     def answer(requests: list[Request]) -> tuple[Path, int, int]:
         rows: list[Row] = []
         left_out: list[Row] = []
-        ask(engine, requests, rows.append, left_out.append, weights)
         order = {(one.prompt.prompt_id, one.sample_index): place for place, one in enumerate(requests)}
-        rows.sort(key=lambda row: order[row["prompt_id"], row["sample_index"]])
-        name = name_of_range(order)
-        if left_out:
-            write_shard(output, name, sorted(left_out, key=itemgetter("prompt_id")), LEFT_OUT)
-        shard = write_shard(output, name, rows)
-        return shard, len(requests), sum(row["num_tokens"] or 0 for row in rows)
+
+        def leave(name: str) -> Path:
+            if left_out:
+                write_shard(output, name, sorted(left_out, key=itemgetter("prompt_id")), LEFT_OUT)
+            return write_shard(output, name, sorted(rows, key=lambda row: order[_key(row)]))
+
+        try:
+            ask(engine, requests, rows.append, left_out.append, weights)
+        except UserError:  # what has come is kept, under a name that is not the whole range's
+            leave(name_of_range([*map(_key, rows), *((row["prompt_id"],) for row in left_out)]))
+            raise
+        return leave(name_of_range(order)), len(requests), sum(row["num_tokens"] or 0 for row in rows)
 
     return answer
+
+
+def _key(row: Row) -> tuple[str, int]:
+    return row["prompt_id"], row["sample_index"]
 
 
 def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig) -> dict[str, Any]:

@@ -103,12 +103,9 @@ BUGS = [
         "answers_beside_a_failure_lost",
         "what came together with a failure is thrown away",
         "rejection/engines/openai_engine.py",
-        "                    for future in done.difference(failed):  # what has come is kept, whatever else fails\n"
-        "                        yield future.result()\n"
-        "                    for future in failed:\n"
-        "                        future.result()\n",
+        "                    for future in done:  # what comes is kept, whatever else fails\n",
         "                    for future in done:\n                        future.result()\n"
-        "                    for future in done:\n                        yield future.result()\n",
+        "                    for future in done:\n",
         (f"{_SERVER}::test_answers_that_come_beside_a_failure_are_kept",),
     ),
     Bug(
@@ -182,5 +179,53 @@ BUGS = [
         "[with_arguments_as_text(message) for message in prompt.content]",
         "list(prompt.content)",
         (f"{_SERVER}::test_calls_of_a_conversation_are_sent_as_the_protocol_has_them",),
+    ),
+    Bug(
+        "one_refused_prompt_ends_the_stage",
+        "one prompt that a server refuses is asked first at each start, and generate never ends",
+        "rejection/engines/openai_engine.py",
+        "        while self._has_answered and refused:",
+        "        while not self._urls and refused:",
+        (f"{_SERVER}::test_a_prompt_that_alone_is_refused_is_left_out_with_the_servers_words",),
+    ),
+    Bug(
+        "an_answer_of_nothing_ends_the_stage",
+        "a prompt that a model has nothing to say to is asked again and again, and ends generate",
+        "rejection/engines/openai_engine.py",
+        "(columns or (is_chat and reason in _ENDED))",
+        "columns",
+        (f"{_SERVER}::test_an_answer_of_nothing_is_an_answer",),
+    ),
+    Bug(
+        "too_long_by_its_type_ends_the_stage",
+        "a prompt that is too long for llama.cpp's server ends generate",
+        "rejection/engines/openai_engine.py",
+        'f"{said} {names}".lower()',
+        "said.lower()",
+        (f"{_SERVER}::test_a_refusal_that_tells_it_by_its_type_alone_is_of_a_prompt_that_is_too_long",),
+    ),
+    Bug(
+        "answers_under_way_are_thrown_away",
+        "a request that fails takes all answers that are under way with it",
+        "rejection/engines/openai_engine.py",
+        "                    if not waiting:\n                        break\n",
+        "                    if failures or not waiting:\n                        break\n",
+        (f"{_SERVER}::test_answers_that_are_under_way_at_a_failure_are_waited_for",),
+    ),
+    Bug(
+        "a_worker_throws_its_range_away",
+        "a request that fails on Ray takes the answers of its range with it",
+        "rejection/generate.py",
+        '            leave(name_of_range([*map(_key, rows), *((row["prompt_id"],) for row in left_out)]))\n',
+        "",
+        (f"{_SERVER}::test_a_worker_leaves_what_came_before_a_failure",),
+    ),
+    Bug(
+        "the_key_is_shown",
+        "a key with an end of line behind it is printed with the error",
+        "rejection/engines/openai_engine.py",
+        'key = os.environ.get(API_KEY, "").strip()',
+        'key = os.environ.get(API_KEY, "")',
+        (f"{_SERVER}::test_a_key_may_have_ends_of_lines_around_it",),
     ),
 ]

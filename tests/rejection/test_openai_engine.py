@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from openrlhf.errors import UserError
 from openrlhf.rejection.engines import openai_engine
 from openrlhf.rejection.engines.engine import Request, Sampling
 from openrlhf.rejection.engines.openai_engine import OpenAIEngine
-from openrlhf.rejection.generate import generate
-from openrlhf.rejection.prompts import Prompt
+from openrlhf.rejection.generate import _answer_ranges, generate
+from openrlhf.rejection.prompts import Prompt, Prompts
+from openrlhf.rejection.records import LEFT_OUT, StoredRows, shards
 from openrlhf.rejection.score import score
 from tests.rejection.stand_in import generate_config, stored
 
@@ -108,6 +110,10 @@ def run(tmp_path: Path, url: str, *flags: str, rows: list | None = None) -> list
     given = ("--generate.engine", "openai", "--generate.url", url, "--generate.n", "2", "--generate.max_retries", "3")
     generate(generate_config(tmp_path, ROWS if rows is None else rows, *given, *flags, model="m"))
     return stored(tmp_path / "out")
+
+
+def engine_of(server: FakeServer, concurrency: int, max_new_tokens: int = 4) -> OpenAIEngine:
+    return OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, max_new_tokens, None), concurrency, 5.0, 3)
 
 
 def check_whole(rows: list[dict[str, Any]]) -> None:
@@ -264,7 +270,7 @@ def test_what_no_further_try_can_mend_ends_at_once(
         run(tmp_path, server.url, "--generate.concurrency", "1")
     (sentence,) = error.value.problems
     assert words in sentence
-    assert len(server.asked) <= 2
+    assert len(server.asked) <= (2 if status != 400 else 12)  # of several prompts: one could be at fault
 
 
 def test_a_prompt_that_the_server_finds_too_long_is_left_out(tmp_path: Path, server: FakeServer) -> None:
@@ -274,6 +280,85 @@ def test_a_prompt_that_the_server_finds_too_long_is_left_out(tmp_path: Path, ser
     assert len(found) == 10
     assert json.loads((tmp_path / "out/stats.json").read_text())["left_out"] == {"the prompt is too long": 1}
     assert sum(body["prompt"] == "question 2" for _, body in server.asked) == 1  # not for its second answer
+
+
+def test_a_refusal_that_tells_it_by_its_type_alone_is_of_a_prompt_that_is_too_long(server: FakeServer) -> None:
+    """llama.cpp's."""
+    error = {"code": 400, "message": "try increasing it", "type": "exceed_context_size_error"}
+    server.trouble = lambda number, body: (400, {"error": error})
+    (found,) = engine_of(server, 1).answers(iter([Request(Prompt("a", "x"), 0, 7)]))
+    assert found.reason == "the prompt is too long"
+
+
+def test_a_prompt_that_alone_is_refused_is_left_out_with_the_servers_words(tmp_path: Path, server: FakeServer) -> None:
+    def refused(number: int, body: dict[str, Any]) -> Any:
+        return (400, {"error": {"message": "roles must alternate"}}) if body["prompt"] == "question 0" else "fine"
+
+    server.trouble = refused
+    found = run(tmp_path, server.url, "--generate.concurrency", "1")
+    assert len(found) == 10
+    assert json.loads((tmp_path / "out/stats.json").read_text())["left_out"] == {"the server refuses the prompt": 1}
+    (left_out,) = StoredRows(tmp_path / "out", LEFT_OUT)
+    assert left_out["reason"] == "the server refuses the prompt: roles must alternate"
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
+def test_an_answer_of_nothing_is_an_answer(tmp_path: Path, server: FakeServer, reason: str) -> None:
+    nothing = {"choices": [{"message": {"content": None}, "finish_reason": reason}]}
+    server.trouble = lambda *_: (200, nothing)
+    found = run(tmp_path, server.url, rows=[{"messages": [{"role": "user", "content": "why?"}]}])
+    assert [(row["response"], row["finish_reason"]) for row in found] == [("", reason)] * 2
+
+
+def test_answers_that_are_under_way_at_a_failure_are_waited_for(tmp_path: Path, server: FakeServer) -> None:
+    has_failed = threading.Event()
+
+    def fails(number: int, body: dict[str, Any]) -> Any:
+        if body["prompt"] == "question 0":
+            has_failed.set()
+            return 401, {}
+        has_failed.wait(20)
+        time.sleep(0.3)
+        return "fine"
+
+    server.trouble = fails
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        run(tmp_path, server.url, "--generate.n", "1")
+    assert {row["prompt"] for row in stored(tmp_path / "out")} == {f"question {number}" for number in range(1, 6)}
+
+
+def test_a_worker_leaves_what_came_before_a_failure(tmp_path: Path, server: FakeServer) -> None:
+    """And what is missing is another range."""
+    flags = ("--generate.engine", "openai", "--generate.url", server.url, "--generate.concurrency", "1")
+    config = generate_config(tmp_path, ROWS, *flags, model="m")
+    asked = [Request(prompt, 0, number) for number, prompt in enumerate(Prompts(config.data))]
+    (tmp_path / "out").mkdir()
+    server.trouble = lambda number, body: (401, {}) if number == 4 else "fine"
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        _answer_ranges(config, tmp_path / "out", None)(asked)
+    (first,) = shards(tmp_path / "out")
+    assert len(first.read_text().splitlines()) == 3
+    whole, *_ = _answer_ranges(config, tmp_path / "out", None)(asked)
+    assert (whole != first, len(whole.read_text().splitlines())) == (True, 6)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "\r\nsk-secret "])
+def test_a_key_may_have_ends_of_lines_around_it(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    run(tmp_path, server.url)
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret", "sk-sécret"])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="holds a character that no key has") as error:
+        run(tmp_path, server.url)
+    assert "sk-" not in str(error.value)
 
 
 def test_the_key_of_the_environment_is_sent_and_written_nowhere(
@@ -304,7 +389,7 @@ def test_answers_that_come_beside_a_failure_are_kept(
 def test_an_engine_that_is_asked_again_tries_again(server: FakeServer) -> None:
     """As a Ray worker's is, range after range."""
     server.trouble = lambda number, body: (503, {"error": "busy"}) if number == 2 else "fine"
-    engine = OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, 4, None), 1, 5.0, 3)
+    engine = engine_of(server, 1)
     for name in ("a", "b"):
         (found,) = engine.answers(iter([Request(Prompt(name, "x"), 0, 7)]))
         assert found.response == "answer 7"
@@ -313,6 +398,5 @@ def test_an_engine_that_is_asked_again_tries_again(server: FakeServer) -> None:
 def test_a_prompt_without_room_for_its_answer_is_left_out_for_that(server: FakeServer) -> None:
     said = "'max_tokens' is too large: 8192. This model's maximum context length is 8192 tokens"
     server.trouble = lambda number, body: (400, {"error": {"message": said}})
-    engine = OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, 8192, None), 1, 5.0, 3)
-    (found,) = engine.answers(iter([Request(Prompt("a", "x"), 0, 7)]))
+    (found,) = engine_of(server, 1, 8192).answers(iter([Request(Prompt("a", "x"), 0, 7)]))
     assert found.reason == "the prompt leaves no room for --generate.max_new_tokens"

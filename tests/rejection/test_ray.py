@@ -116,7 +116,7 @@ def test_answers_of_one_worker_and_of_two_nodes_with_one_killed(tmp_path: Path, 
 
 def test_workers_ask_for_what_another_engine_has_left(tmp_path: Path, cluster: Cluster) -> None:
     with running(FakeServer()) as server:
-        server.trouble = lambda number, body: "fine" if number <= 150 else (400, {"message": "enough"})
+        server.trouble = lambda number, body: "fine" if number <= 150 else (401, {"message": "enough"})
         with pytest.raises(UserError):
             answers(tmp_path, server.url, "out", "--generate.max_retries", "0")
         kept = set(lines_of(tmp_path / "out", "rows"))

@@ -28,9 +28,15 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
 _OFTEN_OTHER_NAMES = {"eos": "stop", "eos_token": "stop", "max_tokens": "length"}
 _GIVEN_UP = ("abort", "error", "cancelled")  # by a server that ends: what it has sent is a part
 _MOST_TOKENS = 1 << 31  # more is a mistake of the server
-_TOO_LONG_WORDS = ("context length", "context_length", "maximum context", "too long", "max_model_len", "longer than")
+_ENDED = ("stop", "length", "content_filter")  # of an answer that is whole, even where there is no text in it
+_TOO_LONG_WORDS = (
+    *("context length", "context_length", "maximum context", "context size", "exceed_context_size"),
+    *("too long", "max_model_len", "longer than"),
+)
 _ROOM_WORDS = ("max_tokens", "max_completion_tokens")
 NO_ROOM = "the prompt leaves no room for --generate.max_new_tokens"
+REFUSED = "the server refuses the prompt"
+_MOST_REFUSED_FIRST = 8  # prompts; where no other prompt has an answer, the fault is not theirs
 
 
 class _TryAgain(Exception):
@@ -39,6 +45,14 @@ class _TryAgain(Exception):
     def __init__(self, reason: str, wait_seconds: float = 0.0):
         super().__init__(reason)
         self.wait_seconds = wait_seconds
+
+
+class _Refused(Exception):
+    """A request is refused in words: its prompt's fault if others are answered, else one of all requests."""
+
+    def __init__(self, sentence: str, refusal: Refusal):
+        super().__init__(sentence)
+        self.refusal = refusal
 
 
 class OpenAIEngine(Engine):
@@ -56,7 +70,7 @@ class OpenAIEngine(Engine):
         self._urls = [url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1" for url in urls]
         self._model, self._sampling = model, sampling
         self._concurrency, self._max_retries = concurrency, max_retries
-        key = os.environ.get(API_KEY)
+        key = _key()
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
@@ -64,27 +78,45 @@ class OpenAIEngine(Engine):
         )
         self._turn = itertools.count()
         self._is_closed = threading.Event()
+        self._has_answered = False
 
     def answers(self, requests: Iterator[Request]) -> Iterator[Generation | Refusal]:
         self._is_closed.clear()  # a worker asks again and again
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai") as threads:
             waiting: set[Future[Generation | Refusal]] = set()
+            refused: list[_Refused] = []
+            failures: list[BaseException] = []
             try:
                 while True:
-                    for request in itertools.islice(requests, self._concurrency - len(waiting)):
+                    room = 0 if failures else self._concurrency - len(waiting)
+                    for request in itertools.islice(requests, room):
                         waiting.add(threads.submit(self._ask, request))
                     if not waiting:
-                        return
+                        break
                     done, waiting = wait(waiting, SECONDS_BETWEEN_SIGNALS, FIRST_COMPLETED)
-                    failed = [future for future in done if future.exception()]
-                    for future in done.difference(failed):  # what has come is kept, whatever else fails
-                        yield future.result()
-                    for future in failed:
-                        future.result()
+                    for future in done:  # what comes is kept, whatever else fails
+                        if (error := future.exception()) is None:
+                            yield future.result()
+                        elif isinstance(error, _Refused):
+                            refused.append(error)
+                        else:
+                            failures.append(error)
+                    yield from self._of_their_prompts(refused)
+                    if len({one.refusal.request.prompt.prompt_id for one in refused}) > _MOST_REFUSED_FIRST:
+                        failures.append(refused[0])
+                    if failures:
+                        self._is_closed.set()  # those that wait to try again give up; the others are waited for
+                for error in (*failures, *refused):
+                    raise UserError(str(error)) if isinstance(error, _Refused) else error
             finally:
                 self._is_closed.set()  # those that wait to try again give up
                 for future in waiting:
                     future.cancel()
+
+    def _of_their_prompts(self, refused: list[_Refused]) -> Iterator[Refusal]:
+        """The refusals, which are taken off the list, once another prompt has an answer."""
+        while self._has_answered and refused:
+            yield refused.pop().refusal
 
     def close(self) -> None:
         self._is_closed.set()
@@ -126,7 +158,9 @@ class OpenAIEngine(Engine):
             raise _TryAgain(first_line_of(error)) from error
         if response.status_code >= 400:
             return self._refusal(url, request, response)
-        return _answer_in(request, response, is_chat)
+        answer = _answer_in(request, response, is_chat)
+        self._has_answered = True
+        return answer
 
     def _payload(self, request: Request, is_chat: bool) -> dict[str, Any]:
         sampling, prompt = self._sampling, request.prompt
@@ -147,11 +181,11 @@ class OpenAIEngine(Engine):
         }
 
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
-        """Raises _TryAgain for what may pass, and UserError for what holds for every request."""
-        status, said = response.status_code, _said(response)
+        """Raises _TryAgain for what may pass, UserError for what holds for every request, _Refused for what may."""
+        status, (said, names) = response.status_code, _said(response)
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
-        if status in (400, 413, 422) and any(words in said.lower() for words in _TOO_LONG_WORDS):
+        if status in (400, 413, 422) and any(words in f"{said} {names}".lower() for words in _TOO_LONG_WORDS):
             return Refusal(request, NO_ROOM if any(words in said for words in _ROOM_WORDS) else TOO_LONG)
         if status in (401, 403):
             raise UserError(f"{url} wants a key, or another one (status {status}): set {API_KEY} in the environment.")
@@ -159,7 +193,10 @@ class OpenAIEngine(Engine):
             raise UserError(
                 f"{url} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
             )
-        raise UserError(f"{url} refuses the request (status {status}): {said}")
+        sentence = f"{url} refuses the request (status {status}): {said}"
+        if status in (400, 422):
+            raise _Refused(sentence, Refusal(request, f"{REFUSED}: {said}"))
+        raise UserError(sentence)
 
     def _models_of(self, url: str) -> str:
         try:
@@ -176,10 +213,10 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         choice = body["choices"][0]
         message = choice["message"] if is_chat else {"content": choice["text"]}
         columns = {name: message[name] for name in BESIDE_THE_TEXT if message.get(name)}
-        text: Any = message.get("content")
-        text = "" if text is None and columns else text
-        text.encode()  # half a surrogate pair could not be trained on
         reason = choice.get("finish_reason")
+        text: Any = message.get("content")
+        text = "" if text is None and (columns or (is_chat and reason in _ENDED)) else text
+        text.encode()  # half a surrogate pair could not be trained on
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _TryAgain(f"an answer that is none: {response.text[:100]!r}") from None
@@ -189,15 +226,25 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
     return Generation(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
 
 
-def _said(response: httpx.Response) -> str:
-    """The server's own words."""
+def _said(response: httpx.Response) -> tuple[str, str]:
+    """The server's own words, and the names that it has for the error."""
+    names = ""
     try:
         body = response.json()
         error = body.get("error", body)
         said = error if isinstance(error, str) else error.get("message") or error.get("detail") or error
+        names = "" if isinstance(error, str) else f"{error.get('type')} {error.get('code')}"
     except (ValueError, AttributeError):
         said = response.text
-    return " ".join(str(said).split())[:300]
+    return " ".join(str(said).split())[:300], names
+
+
+def _key() -> str:
+    """Raises UserError where no header may hold it: the error that httpx would raise shows it."""
+    key = os.environ.get(API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{API_KEY} in the environment holds a character that no key has: set it again.")
+    return key
 
 
 def _retry_after(response: httpx.Response) -> float:

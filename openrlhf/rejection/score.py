@@ -59,7 +59,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if is_finished(output):
         open_output(output, _identity(config, rewards), "--score.output")
         print(f"{output} is finished already", flush=True)
-        return read_stats(output)
+        stats, pass_reward = read_stats(output), config.score.pass_reward
+        names = [reward.name for reward in rewards]
+        return stats if stats["pass_reward"] == pass_reward else _finish(config.score, output, names)
     try:
         if config.score.runner == "local":
             start_all(rewards)  # first: a mistake in a file of the user's is told at once

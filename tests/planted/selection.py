@@ -184,4 +184,12 @@ BUGS = [
         '"provenance",',
         ("tests/rejection/test_generate.py::test_a_column_with_a_name_of_ours_is_kept_under_another",),
     ),
+    Bug(
+        "another_pass_reward_is_passed_over",
+        "finished scores tell the pass rate of another bar",
+        "rejection/score.py",
+        'return stats if stats["pass_reward"] == pass_reward else',
+        "return stats if pass_reward > -1 else",
+        (f"{_SCORE}::test_another_pass_reward_counts_finished_scores_anew_and_judges_nothing",),
+    ),
 ]

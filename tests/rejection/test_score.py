@@ -17,7 +17,7 @@ from openrlhf.cli.score import main
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection import score as scoring
-from openrlhf.rejection.records import RowWriter, StoredRows
+from openrlhf.rejection.records import RowWriter, StoredRows, content_of
 from openrlhf.rejection.reward_scorer import RewardScorer
 from openrlhf.rejection.score import score
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
@@ -258,6 +258,19 @@ def test_a_finished_stage_is_not_scored_again_and_another_is_refused(tmp_path):
     with pytest.raises(UserError, match="the content of the reward judge is another"):
         run(tmp_path, source, f"{path}:judge")
     assert [row["reward"] for row in rows_of(tmp_path / "scores")] == [1.0, 1.0]
+
+
+def test_another_pass_reward_counts_finished_scores_anew_and_judges_nothing(tmp_path):
+    log = tmp_path / "judged"
+    text = (
+        f"def judge(completions):\n    open({str(log)!r}, 'a').write('.')\n    return [float(c) for c in completions]\n"
+    )
+    reward, source = f"{functions(tmp_path, text)}:judge", generations(tmp_path, ["0", "0.5", "1", "1"])
+    assert run(tmp_path, source, reward)[1]["pass@1"] == 0.5
+    before = content_of(tmp_path / "scores")
+    assert run(tmp_path, source, reward, pass_reward=0.5)[1]["pass@1"] == 0.75
+    assert json.loads((tmp_path / "scores" / "stats.json").read_text())["pass@1"] == 0.75
+    assert (content_of(tmp_path / "scores"), log.read_text()) == (before, "....")
 
 
 def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monkeypatch):

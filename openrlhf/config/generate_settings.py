@@ -60,7 +60,7 @@ class SamplingConfig:
     top_p: Fraction = must_match(1.0, "sample from the likeliest tokens with that share of the probability")
     max_new_tokens: PositiveCount = must_match(1024, "longest answer, in tokens")
     max_prompt_len: PositiveCount | None = must_match(
-        None, "leave prompts of more tokens out; none means as many as the model can take"
+        None, "in process: leave prompts of more tokens out; none means as many as the model can take"
     )
     seed: WholeNumber = must_match(42, "with prompt and number it decides each answer's random numbers")
     concurrency: PositiveCount = free(32, "answers that are computed at once, by each process")
@@ -98,6 +98,11 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
         yield "--generate.engine openai needs --generate.url, as in http://localhost:8000/v1."
     if not is_server and generate.url:
         yield f"--generate.url {generate.url} is of a server: add --generate.engine openai, or leave it out."
+    if is_server and generate.max_prompt_len is not None:
+        yield (
+            f"--generate.max_prompt_len {generate.max_prompt_len} is not read by --generate.engine openai: leave it "
+            "out. Prompts that the server refuses as too long are left out and counted."
+        )
     for url in parts_of(generate.url) if is_server else ():
         if not is_address(url):
             yield f"--generate.url {url!r} is no address of a server, as in http://localhost:8000/v1."
@@ -105,6 +110,14 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
         yield "--generate.runner ray shares the prompts itself: start one process, without torchrun."
     if generate.top_p == 0:
         yield "--generate.top_p 0 leaves no token: give a number above 0, at most 1."
+
+
+def template(config: GenerateConfig, world_size: int) -> Iterator[str]:
+    if config.generate.engine == "openai" and config.data.tokenizer_chat_template is not None:
+        yield (
+            "--data.tokenizer_chat_template is not read by --generate.engine openai, whose server has a template of "
+            "its own: leave it out, and give it to the server, as in vllm serve MODEL --chat-template FILE."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +128,7 @@ class GenerateConfig(Root):
         "Answers of a model to prompts, several to each: the first stage of rejection sampling.",
         "python -m openrlhf.cli.generate",
         SYNONYMS,
-        (needed, engine),
+        (needed, engine, template),
     )
     model: GeneratorConfig = GeneratorConfig()
     data: PromptConfig = PromptConfig()

@@ -139,6 +139,16 @@ def server_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
         yield f"--generate.start_command {generate.start_command!r} must hold the place of the model, {{model}}."
 
 
+def template_of_the_server(config: RejectionConfig) -> Iterator[str]:
+    generate = config.generate
+    is_asked_by_another = generate.engine == "openai" and "--chat-template" not in (generate.start_command or "")
+    if config.data.tokenizer_chat_template is not None and is_asked_by_another:
+        yield (
+            "--data.tokenizer_chat_template shapes the training, and not what the server makes of its prompts: give it "
+            "to the server too, as in --generate.start_command 'vllm serve {model} --chat-template FILE'."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class RejectionConfig(TrainingConfig):
     """Optimizer, schedule and clipping of each training."""
@@ -148,7 +158,7 @@ class RejectionConfig(TrainingConfig):
         "python -m openrlhf.cli.rejection_sampling",
         COMMON_SYNONYMS,
         (*COMMON_CHECKS, *PACKAGE_CHECKS, model_folder, hub, iteration_problems, stage_problems, server_problems),
-        COMMON_NOTICES,
+        (*COMMON_NOTICES, template_of_the_server),
         SET_BY_THE_ITERATION,
     )
     iterate: IterateConfig = IterateConfig()

@@ -29,7 +29,7 @@ from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
 from openrlhf.rejection.generation_report import write_generation_report
 from openrlhf.rejection.model_fingerprint import model_fingerprint
-from openrlhf.rejection.prompts import Prompt, Prompts, seed_of
+from openrlhf.rejection.prompts import Prompt, Prompts, seed_of, template_file
 from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     LEFT_OUT,
@@ -37,11 +37,13 @@ from openrlhf.rejection.records import (
     Row,
     RowWriter,
     StoredRows,
+    differences,
     finish,
     grow_output,
     is_finished,
     keeps_on_a_full_disk,
     open_output,
+    read_manifest,
     read_stats,
     settings_of,
 )
@@ -84,13 +86,14 @@ def generate(config: GenerateConfig, engine: Engine | None = None) -> dict[str, 
             made = contextlib.closing(make_engine(config)) if engine is None else contextlib.nullcontext(engine)
             with made as asked, Progress(mine.num_missing) as progress:
                 ask(asked, mine, rows.append, left_out.append, identity.weights, progress)
-    return _finished_by_the_last(output, prompts, config)
+    return _finished_by_the_last(output, prompts, config, identity)
 
 
 def generation_identity(config: GenerateConfig, prompts: Prompts) -> Identity:
     """What answers depend on: settings, weights, prompts."""
     weights = model_fingerprint(config.model.model_name_or_path)
-    return Identity("generate", settings_of(config), weights, {"data.dataset": prompts.content_hash()})
+    inputs = {"data.dataset": prompts.content_hash(), **template_file(config.data)}
+    return Identity("generate", settings_of(config), weights, inputs)
 
 
 def make_engine(config: GenerateConfig) -> Engine:
@@ -238,8 +241,13 @@ def _key(row: Row) -> tuple[str, int]:
     return row["prompt_id"], row["sample_index"]
 
 
-def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig) -> dict[str, Any]:
+def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig, identity: Identity) -> dict[str, Any]:
     """Counts what is there; where nothing is missing any more, the stage is finished."""
+    manifest = read_manifest(output)
+    assert manifest is not None, output
+    if changes := differences(manifest, identity):
+        _tell(f"{output}: another command has asked for more meanwhile ({'; '.join(changes)}): start that again")
+        return {}
     known = _Known.of(output)
     if any(known.missing(prompt, config.generate.n) for prompt in prompts):
         return {}  # another rank has not ended yet

@@ -33,6 +33,7 @@ from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.schema import settings, values_of
 from openrlhf.config.settings import EvalConfig
 from openrlhf.errors import UserError
+from openrlhf.rejection.prompts import template_file
 from openrlhf.rejection.records import MANIFEST, content_of, settings_of
 
 _NAMES_OF_EVALUATION = {
@@ -167,7 +168,7 @@ class Plan:
         return Step(iteration, f"{of}evaluate", self.folder(iteration) / f"{of}evaluation", depends, after)
 
     def _asked(self, config: GenerateConfig) -> dict[str, Any]:
-        return {**settings_of(config), "data.dataset": config.data.dataset}
+        return {**settings_of(config), "data.dataset": config.data.dataset, **template_file(config.data)}
 
     def _judged_by(self, generations: GenerateConfig) -> dict[str, Any]:
         """The settings of the scores, and the hash of each file of rewards."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from openrlhf.config import PromptConfig
@@ -19,6 +21,7 @@ from openrlhf.datasets.sources.find import open_sources
 from openrlhf.datasets.sources.tables import Table
 from openrlhf.errors import UserError
 from openrlhf.rejection.answer import BESIDE_THE_TEXT
+from openrlhf.rejection.records import content_of
 
 OWN_COLUMNS = (
     "prompt_id", "sample_index", "prompt", "response", "finish_reason", "seed", "num_tokens", "model", "label",
@@ -54,6 +57,12 @@ def seed_of(seed: int, prompt_id: str, sample_index: int) -> int:
     """The seed of one answer: it depends on nothing but these three."""
     digest = hashlib.blake2b(f"{seed} {prompt_id} {sample_index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def template_file(data: PromptConfig) -> dict[str, str]:
+    """By its name the hash of the file that `data.tokenizer_chat_template` names; empty where it names none."""
+    file = os.path.expanduser(data.tokenizer_chat_template or "")
+    return {"data.tokenizer_chat_template file": content_of(Path(file))} if os.path.isfile(file) else {}
 
 
 class Prompts:

@@ -162,6 +162,32 @@ def test_a_second_run_on_an_output_is_told_before_it_loads_a_model(tmp_path: Pat
         generate(generate_config(tmp_path, ROWS, "--generate.n", "2", model="a-model"))
 
 
+def test_what_a_refused_run_has_asked_more_of_is_not_told_as_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = generate_config(tmp_path, ROWS, "--generate.n", "3")
+
+    class IsDisturbed(StandIn):
+        def answers(self, requests: Any) -> Any:
+            with pytest.raises(UserError, match="written by another process"):
+                generate(more, StandIn())
+            yield from super().answers(requests)
+
+    assert generate(generate_config(tmp_path, ROWS), IsDisturbed()) == {}
+    assert "--generate.n was 3 and is 1): start that again" in capsys.readouterr().err
+    assert generate(more, StandIn())["num_generations"] == 30
+
+
+def test_another_content_of_a_templates_file_is_another_output(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    flags = ("--data.tokenizer_chat_template", str(tmp_path / "chat.jinja"))
+    generate(generate_config(tmp_path, ROWS, *flags), StandIn())
+    generate(generate_config(tmp_path, ROWS, *flags), StandIn())
+    (tmp_path / "chat.jinja").write_text("{{ messages }}!")
+    with pytest.raises(UserError, match=r"the content of data\.tokenizer_chat_template file is another"):
+        generate(generate_config(tmp_path, ROWS, *flags), StandIn())
+
+
 def test_finished_work_is_neither_asked_for_nor_opened_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +297,14 @@ def test_a_prompt_that_no_server_could_be_sent_is_told_with_its_place(tmp_path: 
         (["--generate.url", "http://x"], "add --generate.engine openai"),
         (["--generate.engine", "openai", "--generate.url", "localhost:8000"], "is no address of a server"),
         (["--generate.engine", "openai", "--generate.url", "http://[x"], "is no address of a server"),
+        (
+            ["--generate.engine", "openai", "--generate.url", "http://x", "--generate.max_prompt_len", "9"],
+            "--generate.max_prompt_len 9 is not read by --generate.engine openai",
+        ),
+        (
+            ["--generate.engine", "openai", "--generate.url", "http://x", "--data.tokenizer_chat_template", "chatml"],
+            "give it to the server, as in vllm serve MODEL --chat-template",
+        ),
         (["--data.input_template", "no place"], "must hold the place of the input"),
         (["--generate.top_p", "0"], "leaves no token"),
         (["--model.model_name_or_path", "./nowhere/model"], "does not exist"),

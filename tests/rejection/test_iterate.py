@@ -348,6 +348,22 @@ def test_recipes_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[
     assert words in str(error.value)
 
 
+def test_a_template_that_the_server_must_be_given_too_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--generate.engine", "openai", "--generate.url", "http://x", "--data.tokenizer_chat_template", "chatml"]
+    for command, is_told in (("python -m x {model}", True), ("python -m x {model} --chat-template y", False)):
+        config_of(tmp_path, *flags, "--generate.start_command", command)
+        assert ("give it to the server too" in capsys.readouterr().err) == is_told
+
+
+def test_another_content_of_a_templates_file_makes_the_answers_stale(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    flags = ("--data.tokenizer_chat_template", str(tmp_path / "chat.jinja"), "--iterate.iterations", "1")
+    rejection_sampling(config_of(tmp_path, *flags))
+    (tmp_path / "chat.jinja").write_text("{{ messages }}!")
+    with pytest.raises(UserError, match=r"--data\.tokenizer_chat_template file was .* stale: start/evaluation"):
+        rejection_sampling(config_of(tmp_path, *flags))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -192,4 +192,12 @@ BUGS = [
         "return stats if pass_reward > -1 else",
         (f"{_SCORE}::test_another_pass_reward_counts_finished_scores_anew_and_judges_nothing",),
     ),
+    Bug(
+        "a_loop_a_call",
+        "an asynchronous reward that keeps a client fails from its second call on",
+        "rejection/rewards/reward.py",
+        "@functools.cache\ndef _loop()",
+        "def _loop()",
+        (f"{_SCORE}::test_an_asynchronous_function_may_keep_what_is_bound_to_its_loop",),
+    ),
 ]

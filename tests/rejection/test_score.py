@@ -19,6 +19,7 @@ from openrlhf.errors import UserError
 from openrlhf.rejection import score as scoring
 from openrlhf.rejection.records import RowWriter, StoredRows, content_of
 from openrlhf.rejection.reward_scorer import RewardScorer
+from openrlhf.rejection.rewards.function_reward import FunctionReward
 from openrlhf.rejection.score import score
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 from tests.objectives.reward_cases import tiny_classifier
@@ -170,6 +171,23 @@ def judge(completions):
     beside = {"reasoning_content": "2 and 2", "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
     source = write(tmp_path / "g.jsonl", [{"prompt": CHAT, "response": "", **beside}])
     assert run(tmp_path, source, f"{functions(tmp_path, text)}:judge")[0][""]["reward"] == 1.0
+
+
+def test_an_asynchronous_function_may_keep_what_is_bound_to_its_loop(tmp_path):
+    """As a client's connections are."""
+    text = """
+import asyncio
+loops = set()
+async def judge(completions):
+    loops.add(asyncio.get_running_loop())
+    return [float(len(loops)) for _ in completions]
+"""
+    reward = FunctionReward(f"{functions(tmp_path, text)}:judge", 30.0, 1)
+    try:
+        found = [reward.judge([{"prompt": "q", "response": text}])[0].value for text in "abc"]
+    finally:
+        reward.close()
+    assert found == [1.0, 1.0, 1.0]
 
 
 def test_several_rewards_are_weighted_and_a_failed_one_leaves_no_sum(tmp_path):

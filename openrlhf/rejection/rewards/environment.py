@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from openrlhf.errors import first_line_of, how_to_install
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import NO_VERDICT, CallFailed, NoReward, RewardVerdict, text_of
+from openrlhf.rejection.rewards.reward import NO_VERDICT, CallFailed, NoReward, RewardVerdict, awaited, text_of
 
 VERIFIERS = "verifiers:"
 _NO_TASK = "no task has this prompt"
@@ -52,7 +51,7 @@ def load_environment(name: str) -> Callable[[Sequence[Row]], list[RewardVerdict]
         given = [reward for reward in trace.rewards.values() if reward is not None]
         return RewardVerdict(float(trace.reward)) if given else RewardVerdict(None, NO_VERDICT)
 
-    return lambda rows: [asyncio.run(judged(row)) for row in rows]
+    return lambda rows: [awaited(judged(row)) for row in rows]
 
 
 def _prompt_of(data: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import inspect
 import logging
@@ -17,7 +16,7 @@ from openrlhf.errors import how_to_install
 from openrlhf.rejection.answer import answer_of
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.environment import VERIFIERS, load_environment
-from openrlhf.rejection.rewards.reward import NoReward, RewardVerdict, text_of, verdicts_of
+from openrlhf.rejection.rewards.reward import NoReward, RewardVerdict, awaited, text_of, verdicts_of
 
 NO_LABEL = "the row has no label"
 MATH = "math"
@@ -71,14 +70,10 @@ def _adapted(function: Callable[..., Any], name: str) -> Judge:
         given = arguments_of(rows)
         result = function(**{key: value for key, value in given.items() if takes_all or key in parameters})
         if inspect.isawaitable(result):
-            result = asyncio.run(_awaited(result))
+            result = awaited(result)
         return verdicts_of(result, len(rows))
 
     return judge
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
 
 
 def _trl_arguments(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from openrlhf.rejection.records import Row
@@ -97,6 +99,16 @@ def _verdict(value: Any) -> RewardVerdict:
     except OverflowError:
         return RewardVerdict(None, "returned a number that no float holds")
     return RewardVerdict(number) if math.isfinite(number) else RewardVerdict(None, f"returned {value}")
+
+
+def awaited(result: Awaitable[Any]) -> Any:
+    """What an asynchronous function gives. All calls of a process have one loop: a client or a lock is bound to it."""
+    return _loop().run_until_complete(result)
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
 
 
 def text_of(prompt: Any) -> str:

@@ -28,7 +28,7 @@ class ScoreSettings:
     weights: str | None = must_match(None, "a number for each reward, by commas; the reward is the weighted sum")
     timeout_seconds: PositiveNumber = free(30.0, "longest time of one call of a reward")
     batch_size: PositiveCount | None = free(
-        None, "answers that a call is given; none means 1 for a function, 64 for a server"
+        None, "answers that a call is given; none means 1 for a function and a server beside it, 64 for a server"
     )
     workers: PositiveCount | None = free(None, "processes that run functions; none means one a processor")
     runner: Literal["local", "ray"] = free("local", "this process, or workers of a Ray cluster with a shared disk")

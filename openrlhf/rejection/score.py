@@ -43,6 +43,7 @@ from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.statistics import answer_statistics
 
 _LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a file; what a lost worker may cost
+_LEAST_ROWS_OF_A_MODEL = 64  # in a call, where a function beside it takes fewer: else its packs would be nearly empty
 MOST_REASONS = 30  # told apart in the counts
 
 
@@ -191,7 +192,9 @@ def _judged(rewards: list[Reward], weights: list[float], rows: Iterator[Row], wo
 
 
 def _rows_a_batch(rewards: Sequence[Reward]) -> int:
-    return max(reward.rows_a_call for reward in rewards)
+    """As few as a call of any reward takes, so that slow functions spread over threads, and a kill costs little."""
+    least = min(reward.rows_a_call for reward in rewards)
+    return max(least, _LEAST_ROWS_OF_A_MODEL) if _need_gpu(rewards) else least
 
 
 def _judge(rewards: Sequence[Reward], weights: Sequence[float], rows: list[Row]) -> list[Row]:

@@ -200,4 +200,12 @@ BUGS = [
         "def _loop()",
         (f"{_SCORE}::test_an_asynchronous_function_may_keep_what_is_bound_to_its_loop",),
     ),
+    Bug(
+        "a_function_beside_exact_has_one_process",
+        "a slow function beside exact or a server runs in one process, and a kill costs hundreds of its verdicts",
+        "rejection/score.py",
+        "    least = min(reward.rows_a_call for reward in rewards)\n",
+        "    least = max(reward.rows_a_call for reward in rewards)\n",
+        (f"{_SCORE}::test_a_function_has_its_processes_beside_other_rewards_too",),
+    ),
 ]

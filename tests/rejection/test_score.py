@@ -19,7 +19,9 @@ from openrlhf.errors import UserError
 from openrlhf.rejection import score as scoring
 from openrlhf.rejection.records import RowWriter, StoredRows, content_of
 from openrlhf.rejection.reward_scorer import RewardScorer
+from openrlhf.rejection.rewards.exact_reward import ExactReward
 from openrlhf.rejection.rewards.function_reward import FunctionReward
+from openrlhf.rejection.rewards.model_reward import ModelReward
 from openrlhf.rejection.score import score
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 from tests.objectives.reward_cases import tiny_classifier
@@ -203,6 +205,18 @@ def b(completions, **columns): return [{"none": None, "bad": float("inf")}.get(c
     assert [rows[of]["reward"] for of in ("good", "none", "bad")] == [-1.5, -2.0, None]
     assert rows["bad"]["reason"] == "b: returned inf"
     assert stats["mean_rewards"] == {"a": 1.0, "b": 2.0, "a_2": 1.0}
+
+
+def test_a_function_has_its_processes_beside_other_rewards_too(tmp_path):
+    text = "def judge(completions): return [float(os.getpid()) for _ in completions]\n"
+    rows, _ = run(tmp_path, generations(tmp_path, "abcdef", label="a"), f"exact,{functions(tmp_path, text)}:judge")
+    assert len({row["rewards"]["judge"] for row in rows.values()}) == 2
+
+
+def test_the_packs_of_a_reward_model_are_not_empty_beside_a_function():
+    model, function = ModelReward.__new__(ModelReward), FunctionReward("math", 1.0, 1)
+    sizes = [scoring._rows_a_batch(rewards) for rewards in ([model], [model, function], [ExactReward(), function])]
+    assert sizes == [1024, 64, 1]
 
 
 def test_what_a_killed_function_has_started_dies_with_it(tmp_path):

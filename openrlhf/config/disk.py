@@ -30,6 +30,8 @@ DATA_SUFFIXES = {
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
 ADAPTER_FILE = "adapter_config.json"  # of PEFT
+HIDDEN = "***"  # stands in files and messages where a command has a key
+_KEY = re.compile(r"(--api[-_]key[=\s]+)\S+")
 _ADDRESS = re.compile(r"(https?://)(?:[^/?#\s]*@)?((?:(?!,\s*https?://)[^?#\s])*)(?:[?#]\S*)?")
 
 
@@ -169,8 +171,8 @@ def is_address(name: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """The text, its addresses without login and query, where tokens stand."""
-    return _ADDRESS.sub(r"\1\2", text)
+    """For files and messages: addresses without login and query, where tokens stand; a command without its key."""
+    return _KEY.sub(rf"\1{HIDDEN}", _ADDRESS.sub(r"\1\2", text))
 
 
 def program(flag: str, command: str, example: str) -> Iterator[str]:
@@ -178,9 +180,10 @@ def program(flag: str, command: str, example: str) -> Iterator[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        yield f"{flag} {command!r} is no command line: {error}."
+        yield f"{flag} {without_secrets(command)!r} is no command line: {error}."
         return
     if not words:
         yield f"{flag} is empty: give a command, as in {example}."
     elif words[0] not in ("python", "python3") and shutil.which(words[0]) is None:
-        yield f"{flag} {command!r}: there is no program {words[0]}. Give another, as in {example}."
+        said = without_secrets(command)
+        yield f"{flag} {said!r}: there is no program {words[0]}. Give another, as in {example}."

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from openrlhf.config.checks import input_template_problems
-from openrlhf.config.disk import data_source, folder_of_model, is_address, parts_of, split_names
+from openrlhf.config.disk import data_source, folder_of_model, is_address, parts_of, split_names, without_secrets
 from openrlhf.config.kinds import Count, Fraction, Number, Place, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, free, must_match
@@ -97,7 +97,8 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
     if is_server and not parts_of(generate.url):
         yield "--generate.engine openai needs --generate.url, as in http://localhost:8000/v1."
     if not is_server and generate.url:
-        yield f"--generate.url {generate.url} is of a server: add --generate.engine openai, or leave it out."
+        url = without_secrets(generate.url)
+        yield f"--generate.url {url} is of a server: add --generate.engine openai, or leave it out."
     if is_server and generate.max_prompt_len is not None:
         yield (
             f"--generate.max_prompt_len {generate.max_prompt_len} is not read by --generate.engine openai: leave it "
@@ -105,7 +106,7 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
         )
     for url in parts_of(generate.url) if is_server else ():
         if not is_address(url):
-            yield f"--generate.url {url!r} is no address of a server, as in http://localhost:8000/v1."
+            yield f"--generate.url {without_secrets(url)!r} is no address of a server, as in http://localhost:8000/v1."
     if generate.runner == "ray" and world_size > 1:
         yield "--generate.runner ray shares the prompts itself: start one process, without torchrun."
     if generate.top_p == 0:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES, PACKAGE_CHECKS
-from openrlhf.config.disk import is_address, model_folder, parts_of, program
+from openrlhf.config.disk import HIDDEN, is_address, model_folder, parts_of, program, without_secrets
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.hub_settings import hub
 from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
@@ -132,11 +132,14 @@ def server_problems(config: RejectionConfig, world_size: int) -> Iterator[str]:
         )
     for url in parts_of(generate.reload_url):
         if not is_address(url):
-            yield f"--generate.reload_url {url!r} is no address of a server, as in http://localhost:8000/reload."
+            yield f"--generate.reload_url {without_secrets(url)!r} is no address of a server, as in http://localhost:8000/reload."
     if generate.start_command is not None:
         yield from program("--generate.start_command", generate.start_command, "vllm serve {model}")
-    if generate.start_command is not None and "{model}" not in generate.start_command:
-        yield f"--generate.start_command {generate.start_command!r} must hold the place of the model, {{model}}."
+        if "{model}" not in generate.start_command:
+            said = without_secrets(generate.start_command)
+            yield f"--generate.start_command {said!r} must hold the place of the model, {{model}}."
+        if HIDDEN in generate.start_command:
+            yield "--generate.start_command is from a file that does not hold its key: give the command once more."
 
 
 def template_of_the_server(config: RejectionConfig) -> Iterator[str]:

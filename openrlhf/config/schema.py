@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from openrlhf.config.disk import is_address, parts_of, without_secrets
+from openrlhf.config.disk import HIDDEN, is_address, parts_of, without_secrets
 from openrlhf.config.synonyms import Synonyms, resolve
 
 AUTO = "auto"  # the value of a setting that is left to the run
@@ -136,8 +136,9 @@ def shown_values(config: Root) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    is_address_list = isinstance(value, str) and any(map(is_address, parts_of(value)))
-    return without_secrets(value) if is_address_list else value
+    """An address in running text stays: no secret stands there, and a template must not change."""
+    told = without_secrets(value) if isinstance(value, str) else value
+    return told if told != value and (HIDDEN in told or any(map(is_address, parts_of(value)))) else value
 
 
 def left_open(config: Root) -> frozenset[str]:

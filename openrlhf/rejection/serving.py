@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from openrlhf.config.disk import parts_of
+from openrlhf.config.disk import parts_of, without_secrets
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.child_process import end, start, words_of
@@ -28,8 +28,8 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
     if generate.start_command is not None:
         if (taken := next(filter(_answers, _urls(generate)), None)) is not None:
             raise UserError(
-                f"{taken} answers before --generate.start_command has started a server, so another model would: end "
-                "what listens there, or give another port."
+                f"{without_secrets(taken)} answers before --generate.start_command has started a server, so another "
+                "model would: end what listens there, or give another port."
             )
         words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
         try:
@@ -55,8 +55,9 @@ def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) ->
                 raise UserError(f"--generate.start_command ended with exit code {code}; its messages stand above.")
             if time.monotonic() > until:
                 raise UserError(
-                    f"{url} does not answer {generate.start_timeout_seconds:g} seconds after --generate.start_command: "
-                    "compare its port with --generate.url, or raise --generate.start_timeout_seconds."
+                    f"{without_secrets(url)} does not answer {generate.start_timeout_seconds:g} seconds after "
+                    "--generate.start_command: compare its port with --generate.url, or raise "
+                    "--generate.start_timeout_seconds."
                 )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -80,4 +81,5 @@ def _reload(url: str, model: str, timeout_seconds: float) -> None:
         response = httpx.post(url, json={"model_path": path}, timeout=timeout_seconds)
         response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"--generate.reload_url {url} has not loaded {path}: {first_line_of(error)}") from error
+        said = f"--generate.reload_url {url} has not loaded {path}: {first_line_of(error)}"
+        raise UserError(without_secrets(said)) from error

@@ -276,4 +276,28 @@ BUGS = [
         "COMMON_NOTICES,",
         (f"{_ITERATE}::test_a_template_that_the_server_must_be_given_too_is_told",),
     ),
+    Bug(
+        "keys_of_servers_are_written",
+        "the key of a server that a recipe starts stands in the recipe's folder",
+        "config/schema.py",
+        "(HIDDEN in told or any(map(is_address, parts_of(value))))",
+        "any(map(is_address, parts_of(value)))",
+        (f"{_ITERATE}::test_keys_and_logins_stand_in_no_file",),
+    ),
+    Bug(
+        "a_server_is_started_with_no_key",
+        "a recipe that is started from its own file protects its server by the key ***",
+        "config/iterate_settings.py",
+        "        if HIDDEN in generate.start_command:\n",
+        "        if not generate.start_command:\n",
+        (f"{_ITERATE}::test_keys_and_logins_stand_in_no_file",),
+    ),
+    Bug(
+        "logins_are_shown",
+        "the password of a server is printed with the server's refusal",
+        "rejection/engines/openai_engine.py",
+        "_said(response), without_secrets(url)",
+        "_said(response), url",
+        (f"{_SERVER}::test_a_login_is_used_and_not_shown",),
+    ),
 ]

@@ -208,4 +208,12 @@ BUGS = [
         "    least = max(reward.rows_a_call for reward in rewards)\n",
         (f"{_SCORE}::test_a_function_has_its_processes_beside_other_rewards_too",),
     ),
+    Bug(
+        "a_login_of_a_reward_is_written",
+        "the password of a reward server stands in every scored row",
+        "rejection/rewards/find.py",
+        'if "@" in name.split("/")[2]:',
+        "if not name:",
+        (f"{_SCORE}::test_bad_input_is_told_in_words",),
+    ),
 ]

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from openrlhf.config import RejectionConfig, parse_config
+from openrlhf.config import RejectionConfig, parse_config, write_resolved
 from openrlhf.config.iterate_settings import SET_BY_THE_ITERATION
 from openrlhf.datasets.formats import FORMATS
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -140,6 +140,20 @@ def test_a_key_reaches_the_training_and_no_file(tmp_path: Path) -> None:
     assert "WANDB_API_KEY" not in os.environ
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert [path for path in files if b"0123456789" in path.read_bytes()] == []
+
+
+def test_keys_and_logins_stand_in_no_file(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, "--generate.engine", "openai", "--generate.url", "https://me:secret@x/v1",
+        "--generate.start_command", "python -m x {model} --api-key sk-secret --port 8",
+    )  # fmt: skip
+    write_resolved(config, tmp_path / "run.yaml")
+    written = (tmp_path / "run.yaml").read_text()
+    assert "secret" not in written
+    assert "url: https://x/v1" in written
+    assert "--api-key *** --port 8" in written
+    with pytest.raises(UserError, match="from a file that does not hold its key"):
+        parse_config(RejectionConfig, ["@", str(tmp_path / "run.yaml")])
 
 
 def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

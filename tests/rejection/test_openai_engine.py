@@ -254,14 +254,24 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(tmp_path: Path, serve
     release.set()
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "words"),
-    [
-        (404, {"error": {"message": "The model does not exist"}}, "has no model 'm'; it has 'm': name it by"),
-        (401, {"error": "no key"}, "set OPENAI_API_KEY in the environment"),
-        (400, {"error": {"message": "top_p must be in (0, 1]"}}, "refuses the request (status 400): top_p must be"),
-    ],
-)
+REFUSALS = [
+    (404, {"error": {"message": "The model does not exist"}}, "has no model 'm'; it has 'm': name it by"),
+    (401, {"error": "no key"}, "set OPENAI_API_KEY in the environment"),
+    (400, {"error": {"message": "top_p must be in (0, 1]"}}, "refuses the request (status 400): top_p must be"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "words"), [*REFUSALS, (500, {}, "No answer after 4 tries")])
+def test_a_login_is_used_and_not_shown(tmp_path: Path, server: FakeServer, status: int, body: dict, words: str) -> None:
+    server.trouble = lambda number, _: (status, body)
+    with pytest.raises(UserError) as error:
+        run(tmp_path, server.url.replace("//", "//me:secret@"))
+    assert words in str(error.value)
+    assert "secret" not in str(error.value)
+    assert server.headers[0]["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(("status", "body", "words"), REFUSALS)
 def test_what_no_further_try_can_mend_ends_at_once(
     tmp_path: Path, server: FakeServer, status: int, body: dict, words: str
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from openrlhf.config.disk import without_secrets
 from openrlhf.datasets.tokenization.chat_template import with_arguments_as_text
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
@@ -131,7 +132,7 @@ class OpenAIEngine(Engine):
             try:
                 return self._ask_one(url, request)
             except _TryAgain as failure:
-                reasons[url] = str(failure)
+                reasons[without_secrets(url)] = str(failure)
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
                 # Others wait too: at random, so that they do not all come back at once.
                 if number < self._max_retries and self._is_closed.wait(
@@ -153,7 +154,7 @@ class OpenAIEngine(Engine):
         except httpx.TimeoutException:
             raise _TryAgain("no answer in time (--generate.timeout_seconds)") from None
         except httpx.InvalidURL as error:
-            raise UserError(f"--generate.url {url} is no address: {error}.") from None
+            raise UserError(f"--generate.url {without_secrets(url)} is no address: {error}.") from None
         except httpx.HTTPError as error:
             raise _TryAgain(first_line_of(error)) from error
         if response.status_code >= 400:
@@ -182,18 +183,20 @@ class OpenAIEngine(Engine):
 
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
         """Raises _TryAgain for what may pass, UserError for what holds for every request, _Refused for what may."""
-        status, (said, names) = response.status_code, _said(response)
+        status, (said, names), server = response.status_code, _said(response), without_secrets(url)
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
         if status in (400, 413, 422) and any(words in f"{said} {names}".lower() for words in _TOO_LONG_WORDS):
             return Refusal(request, NO_ROOM if any(words in said for words in _ROOM_WORDS) else TOO_LONG)
         if status in (401, 403):
-            raise UserError(f"{url} wants a key, or another one (status {status}): set {API_KEY} in the environment.")
+            raise UserError(
+                f"{server} wants a key, or another one (status {status}): set {API_KEY} in the environment."
+            )
         if status == 404:
             raise UserError(
-                f"{url} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
+                f"{server} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
             )
-        sentence = f"{url} refuses the request (status {status}): {said}"
+        sentence = f"{server} refuses the request (status {status}): {said}"
         if status in (400, 422):
             raise _Refused(sentence, Refusal(request, f"{REFUSED}: {said}"))
         raise UserError(sentence)

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from openrlhf.config import ScoreSettings
-from openrlhf.config.disk import local_path, parts_of
+from openrlhf.config.disk import local_path, parts_of, without_secrets
 from openrlhf.errors import UserError
 from openrlhf.rejection.rewards.environment import VERIFIERS
 from openrlhf.rejection.rewards.exact_reward import ExactReward
@@ -67,6 +67,9 @@ def _find(name: str, settings: ScoreSettings) -> Reward:
     if name == "exact":
         return ExactReward()
     if name.startswith(("http://", "https://")):
+        if "@" in name.split("/")[2]:
+            address = without_secrets(name)
+            raise UserError(f"--score.reward {address}: a login before the address is sent to no server: leave it out.")
         return ServerReward(name, settings.timeout_seconds, settings.batch_size or _ROWS_A_CALL_OF_A_SERVER)
     if name == MATH or name.startswith(VERIFIERS) or name.rpartition(":")[0].endswith(".py"):
         return FunctionReward(name, settings.timeout_seconds, settings.batch_size or 1)

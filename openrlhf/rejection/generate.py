@@ -15,7 +15,7 @@ import itertools
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -237,7 +237,7 @@ def _answer_ranges(config: GenerateConfig, output: Path, weights: str | None) ->
     return answer
 
 
-def _key(row: Row) -> tuple[str, int]:
+def _key(row: Mapping[str, Any]) -> tuple[str, int]:
     return row["prompt_id"], row["sample_index"]
 
 

@@ -101,7 +101,7 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     return _finish(settings, output, [reward.name for reward in rewards])
 
 
-def _need_gpu(rewards: list[Reward]) -> bool:
+def _need_gpu(rewards: Sequence[Reward]) -> bool:
     return any(isinstance(reward, ModelReward) for reward in rewards)
 
 

@@ -19,8 +19,8 @@ BUGS = [
         "answers_in_the_order_they_came",
         "the bytes of a shard depend on who was faster",
         "rejection/generate.py",
-        '        rows.sort(key=lambda row: order[row["prompt_id"], row["sample_index"]])\n',
-        "",
+        "sorted(rows, key=lambda row: order[_key(row)])",
+        "rows",
         (f"{_RAY}::test_answers_of_one_worker_and_of_two_nodes_with_one_killed",),
     ),
     Bug(

@@ -48,7 +48,7 @@ class _TryAgain(Exception):
         self.wait_seconds = wait_seconds
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     """A request is refused in words: its prompt's fault if others are answered, else one of all requests."""
 
     def __init__(self, sentence: str, refusal: Refusal):
@@ -85,7 +85,7 @@ class OpenAIEngine(Engine):
         self._is_closed.clear()  # a worker asks again and again
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="openai") as threads:
             waiting: set[Future[Generation | Refusal]] = set()
-            refused: list[_Refused] = []
+            refused: list[_RequestRefused] = []
             failures: list[BaseException] = []
             try:
                 while True:
@@ -98,7 +98,7 @@ class OpenAIEngine(Engine):
                     for future in done:  # what comes is kept, whatever else fails
                         if (error := future.exception()) is None:
                             yield future.result()
-                        elif isinstance(error, _Refused):
+                        elif isinstance(error, _RequestRefused):
                             refused.append(error)
                         else:
                             failures.append(error)
@@ -108,13 +108,13 @@ class OpenAIEngine(Engine):
                     if failures:
                         self._is_closed.set()  # those that wait to try again give up; the others are waited for
                 for error in (*failures, *refused):
-                    raise UserError(str(error)) if isinstance(error, _Refused) else error
+                    raise UserError(str(error)) if isinstance(error, _RequestRefused) else error
             finally:
                 self._is_closed.set()  # those that wait to try again give up
                 for future in waiting:
                     future.cancel()
 
-    def _of_their_prompts(self, refused: list[_Refused]) -> Iterator[Refusal]:
+    def _of_their_prompts(self, refused: list[_RequestRefused]) -> Iterator[Refusal]:
         """The refusals, which are taken off the list, once another prompt has an answer."""
         while self._has_answered and refused:
             yield refused.pop().refusal
@@ -182,7 +182,7 @@ class OpenAIEngine(Engine):
         }
 
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
-        """Raises _TryAgain for what may pass, UserError for what holds for every request, _Refused for what may."""
+        """Raises _TryAgain for what may pass, UserError for what no prompt can help, _RequestRefused for the rest."""
         status, (said, names), server = response.status_code, _said(response), without_secrets(url)
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
@@ -198,7 +198,7 @@ class OpenAIEngine(Engine):
             )
         sentence = f"{server} refuses the request (status {status}): {said}"
         if status in (400, 422):
-            raise _Refused(sentence, Refusal(request, f"{REFUSED}: {said}"))
+            raise _RequestRefused(sentence, Refusal(request, f"{REFUSED}: {said}"))
         raise UserError(sentence)
 
     def _models_of(self, url: str) -> str:

@@ -82,7 +82,7 @@ class TrainingNames:
     # optimizer
     optim: str = "adamw_torch"
     optim_args: str | None = _refused(None, "leave it out: only AdamW and Muon are here")
-    optim_target_modules: str | None = _refused(None, "leave it out: GaLore and APOLLO are not here")
+    optim_target_modules: list[str] | str | None = _refused(None, "leave it out: GaLore and APOLLO are not here")
     learning_rate: float = _setting(2e-5, "adam.lr")
     weight_decay: float = _setting(0.0, "adam.weight_decay", "embeddings do not decay here")
     adam_beta1: float = 0.9
@@ -118,12 +118,14 @@ class TrainingNames:
     fsdp: str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     fsdp_config: dict[str, Any] | str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     accelerator_config: dict[str, Any] | str | None = _idle(None, _LAUNCH)
+    parallelism_config: Any = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     use_cpu: bool = _idle(False, "the CPU is used where there is no GPU; CUDA_VISIBLE_DEVICES= hides the GPUs")
     ddp_timeout: int = 1800
     ddp_backend: str | None = _idle(None, _LAUNCH)
     ddp_find_unused_parameters: bool | None = _idle(None, _LAUNCH)
     ddp_bucket_cap_mb: int | None = _idle(None, _LAUNCH)
     ddp_broadcast_buffers: bool | None = _idle(None, _LAUNCH)
+    ddp_static_graph: bool | None = _idle(None, _LAUNCH)
     local_rank: int = _idle(-1, "the launcher says it")
     # numbers that are shown
     logging_dir: str | None = None
@@ -139,7 +141,10 @@ class TrainingNames:
     run_name: str | None = _setting(None, "logger.wandb.name")
     project: str = "huggingface"
     trackio_space_id: str | None = _idle("trackio", "set TRACKIO_SPACE_ID in the environment, which Trackio reads")
-    include_num_input_tokens_seen: bool = _idle(False, "metrics.jsonl always has num_tokens")
+    trackio_bucket_id: str | None = _idle(None, "set TRACKIO_BUCKET_ID in the environment, which Trackio reads")
+    trackio_static_space_id: str | None = _idle(None, "no static page is made of a run")
+    include_num_input_tokens_seen: str | bool = _idle(False, "metrics.jsonl always has num_tokens")
+    include_for_metrics: list[str] | None = _idle(None, "compute_metrics, which would be given it, is not here")
     include_tokens_per_second: bool = _idle(False, "metrics.jsonl always has tokens_per_second")
     skip_memory_metrics: bool = _idle(True, "metrics.jsonl always has the peak of the memory")
     # evaluation
@@ -151,6 +156,9 @@ class TrainingNames:
     eval_accumulation_steps: int | None = _idle(None, "an evaluation adds up numbers, not outputs")
     prediction_loss_only: bool = _idle(False, "an evaluation adds up numbers, not outputs")
     batch_eval_metrics: bool = _idle(False, "an evaluation adds up numbers, not outputs")
+    eval_do_concat_batches: bool = _idle(True, "an evaluation adds up numbers, not outputs")
+    eval_use_gather_object: bool = _idle(False, "an evaluation adds up numbers, not outputs")
+    debug: list[str] | str | None = _refused("", "leave it out: a step that is not finite is held back, and told")
     # saving
     save_strategy: str = "steps"
     save_steps: float = 500
@@ -163,6 +171,7 @@ class TrainingNames:
     greater_is_better: bool | None = None
     restore_callback_states_from_checkpoint: bool = _refused(False, "leave it out: callbacks begin anew")
     resume_from_checkpoint: str | None = None
+    enable_jit_checkpoint: bool = _idle(False, "SIGTERM ends a run with a save in any case")
     ignore_data_skip: bool = _refused(False, "leave it out: a run goes on with the samples that it has not seen")
     # data
     seed: int = _setting(42, "train.seed", "the order of samples is another one than there")
@@ -173,8 +182,11 @@ class TrainingNames:
     dataloader_pin_memory: bool = _idle(True, _ROWS_READ)
     dataloader_persistent_workers: bool = _idle(False, _ROWS_READ)
     dataloader_prefetch_factor: int | None = _idle(None, _ROWS_READ)
+    dataloader_in_order: bool = _idle(True, _ROWS_READ)
+    dataloader_multiprocessing_context: str | None = _idle(None, _ROWS_READ)
     remove_unused_columns: bool = _idle(True, "columns are found by name")
     label_names: list[str] | None = _idle(None, "columns are found by name")
+    train_sampling_strategy: str = _refused("random", "leave it out: the seed shuffles the samples")
     group_by_length: bool = _idle(False, "micro-batches are balanced by length within a step")
     length_column_name: str = _idle("length", "lengths are counted")
     # the hub
@@ -192,6 +204,8 @@ class SftNames(TrainingNames):
     """`trl.SFTConfig`."""
 
     model_init_kwargs: dict[str, Any] | str | None = None
+    trust_remote_code: bool = _setting(False, "model.trust_remote_code")
+    router_aux_loss_coef: float | None = None
     chat_template_path: str | None = None
     dataset_text_field: str = "text"
     dataset_kwargs: dict[str, Any] | None = _refused(None, "leave it out: rows that are tokenized are known by columns")
@@ -206,7 +220,7 @@ class SftNames(TrainingNames):
     packing_strategy: str = _idle("bfd", "no sample is cut or joined by packing here")
     padding_free: bool = False
     eval_packing: bool | None = _idle(None, "an evaluation has the training's layout, and the same numbers")
-    pad_to_multiple_of: int | None = _idle(None, _NO_NUMBER)
+    pad_to_multiple_of: int | str | None = _idle(None, _NO_NUMBER)
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
     loss_type: str = "nll"
@@ -222,7 +236,6 @@ class ModelNames:
     model_revision: str = _refused("main", "fetch that revision, and give its folder as model_name_or_path")
     dtype: str | None = None
     torch_dtype: str | None = None
-    trust_remote_code: bool = _setting(False, "model.trust_remote_code")
     attn_implementation: str | None = _setting(None, "ds.attn_implementation")
     use_peft: bool = False
     lora_r: int = 16
@@ -238,6 +251,7 @@ class ModelNames:
     load_in_4bit: bool = _setting(False, "ds.load_in_4bit")
     bnb_4bit_quant_type: str = _refused("nf4", "leave it out: nf4 is used")
     use_bnb_nested_quant: bool = _idle(False, "4 bits are always quantized twice")
+    bnb_4bit_quant_storage: str | None = _idle(None, _NO_NUMBER)
 
 
 @dataclasses.dataclass

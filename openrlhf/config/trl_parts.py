@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf.config.disk import local_path
-from openrlhf.config.trl_names import BESIDE_A_RECIPE, RECIPE_NAMES
+from openrlhf.config.trl_data import data, rows, targets, word_of
+from openrlhf.config.trl_names import RECIPE_NAMES
 
 if TYPE_CHECKING:
     from openrlhf.config.trl_translation import Translator
@@ -19,7 +19,6 @@ _SAVES_AT_EPOCHS = "openrlhf.trainer.callbacks.epochs:SaveAtEpochs"
 CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
-_LONGEST = 2**40  # tokens of a sample where max_length is none
 
 
 def _as_dict(t: Translator, *names: str) -> dict[str, Any]:
@@ -122,6 +121,27 @@ def _checkpointing(t: Translator) -> None:
     t.becomes(settings, *names, *of_names)
 
 
+def router_coefficient(model_config: Any) -> float:
+    """Of the balancing loss that TRL adds for a model of this configuration; 0 where its routers tell no logits."""
+    text = model_config.get_text_config()
+    return getattr(text, "router_aux_loss_coef", 0.0) if hasattr(text, "output_router_logits") else 0.0
+
+
+def _experts(t: Translator) -> None:
+    """None is the model's own coefficient, as there."""
+    coefficient = t["router_aux_loss_coef"]
+    if coefficient is None and t["model_name_or_path"]:
+        from transformers import AutoConfig  # here alone: it takes seconds to load
+
+        try:
+            config = AutoConfig.from_pretrained(t["model_name_or_path"], trust_remote_code=t["trust_remote_code"])
+        except (OSError, ValueError):  # the run says what is wrong with the model
+            return
+        coefficient = router_coefficient(config)
+    if coefficient or t.gives("router_aux_loss_coef"):
+        t.becomes({"model.aux_loss_coef": coefficient or 0.0}, "router_aux_loss_coef")
+
+
 def _deepspeed(t: Translator) -> None:
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")  # of `accelerate launch`
     given = t["deepspeed"]
@@ -172,7 +192,7 @@ def _tracking(t: Translator) -> None:
 
 
 def _evaluation(t: Translator) -> None:
-    strategy = _word(t.either("evaluation_strategy", "eval_strategy"))
+    strategy = word_of(t.either("evaluation_strategy", "eval_strategy"))
     names = ("eval_strategy", "evaluation_strategy", "eval_steps")
     if strategy == "steps":
         t.becomes({"eval.steps": t.steps("eval_steps", t["eval_steps"] or t["logging_steps"])}, *names)
@@ -183,7 +203,7 @@ def _evaluation(t: Translator) -> None:
 
 
 def _saving(t: Translator) -> None:
-    names, strategy = ("save_strategy", "save_steps"), _word(t["save_strategy"])
+    names, strategy = ("save_strategy", "save_steps"), word_of(t["save_strategy"])
     if strategy == "steps":
         t.becomes({"ckpt.save_steps": t.steps("save_steps", t["save_steps"])}, *names)
     elif strategy == "epoch":
@@ -202,10 +222,6 @@ def _saving(t: Translator) -> None:
 def _best(t: Translator) -> None:
     if t["load_best_model_at_end"] and t["metric_for_best_model"] not in (None, "loss", "eval_loss"):
         t.refuse("metric_for_best_model", "the best checkpoint is that of the lowest eval_loss: leave it out")
-
-
-def _word(strategy: Any) -> str:
-    return str(getattr(strategy, "value", strategy)).lower()
 
 
 def _folders(t: Translator) -> None:
@@ -228,43 +244,6 @@ def _hub(t: Translator) -> None:
         t.becomes({"hub.push": True, "hub.model_id": model_id}, *names, note=note)
     elif t["hub_model_id"]:
         t.becomes({"hub.model_id": t["hub_model_id"]}, *names)
-
-
-def _rows(t: Translator) -> None:
-    names = ("max_seq_len", "max_seq_length", "max_length")
-    given = [name for name in names if t.gives(name)]
-    longest = t[given[0]] if given else t.either(*names)
-    note = "longer samples are cut, as there"
-    settings = {"data.max_len": _LONGEST if longest is None else int(longest), "data.overlong": "truncate"}
-    t.becomes(settings, *names, note="" if longest is None else note)
-    if t["packing"] or t["padding_free"]:
-        note = "a step has so many samples; there: so many packs of max_length"
-        t.becomes({"ds.packing_samples": True}, "packing", "padding_free", note=note if t["packing"] else "")
-    if t["dataset_text_field"] != "text":
-        t.becomes({"data.input_key": t["dataset_text_field"], "data.format": "text"}, "dataset_text_field")
-    if t["chat_template_path"]:
-        t.becomes({"data.tokenizer_chat_template": _template_file(t)}, "chat_template_path")
-    if t["loss_type"] not in ("nll", "chunked_nll", "dft"):
-        t.refuse("loss_type", f"nll and dft are here; without it {BESIDE_A_RECIPE} --train.loss module:Name, your own")
-    else:
-        t.becomes({"train.loss": str(t["loss_type"]).removeprefix("chunked_")}, "loss_type")
-    t.becomes({"data.control_tokens": "keep"})
-
-
-def _template_file(t: Translator) -> str:
-    path = local_path(t["chat_template_path"])
-    inside = path / "chat_template.jinja"
-    if path.is_dir() and not inside.is_file():
-        t.refuse("chat_template_path", f"{path} has no chat_template.jinja; give a file")
-    return str(inside if path.is_dir() else path)
-
-
-def _targets(t: Translator) -> None:
-    of_completions = {True: "completion", False: "everything", None: "completion_or_everything"}
-    targets = "all_turns" if t["assistant_only_loss"] else of_completions[t["completion_only_loss"]]
-    is_open = t["assistant_only_loss"] and t["completion_only_loss"] is not False
-    note = "of rows with a completion: in a script those of the completion, in a recipe those of the prompt too"
-    t.becomes({"data.targets": targets}, "assistant_only_loss", "completion_only_loss", note=note if is_open else "")
 
 
 _LORA = {  # setting of ds.lora → its names there
@@ -290,44 +269,6 @@ def _adapters(t: Translator) -> None:
     t.becomes({name: [value] if isinstance(value, str) else value for name, value in asked.items()}, *names, note=note)
 
 
-def _data(t: Translator) -> None:
-    names = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_mixture", "datasets", "dataset_split")
-    mixture = t["dataset_mixture"] or ({"datasets": t["datasets"]} if t["datasets"] else None)
-    split, config = t.either("dataset_split", "dataset_train_split"), t["dataset_config"]
-    settings: dict[str, Any] = {}
-    if mixture:
-        settings = _mixture(t, mixture)
-    elif t["dataset_name"]:
-        settings = {"data.dataset": _source(t["dataset_name"], config), "data.dataset_split": split}
-    t.becomes(settings, *names)
-    evaluates = _word(t.either("evaluation_strategy", "eval_strategy")) != "no"
-    if evaluates and settings and not mixture:
-        settings = {"eval.dataset": settings["data.dataset"], "eval.split": t["dataset_test_split"]}
-        t.becomes(settings, "dataset_test_split")
-
-
-def _source(name: str, config: Any) -> str:
-    return f"{name}@{config}" if config else name
-
-
-def _mixture(t: Translator, mixture: Mapping[str, Any]) -> dict[str, Any]:
-    """Several sources; each has all its rows, of the columns that tell its format."""
-    parts = [part if isinstance(part, Mapping) else {} for part in mixture.get("datasets") or []]
-    where = "dataset_mixture" if t["dataset_mixture"] else "datasets"
-    if not parts or any(not (part.get("id") or part.get("path")) for part in parts):
-        t.refuse(where, "it needs a list datasets, each with an id")
-        return {}
-    if any(part.get("weight") not in (None, 1, 1.0) for part in parts):
-        t.refuse(where, "weight takes a share of a source's rows; data.dataset_probs gives each its share of the mix")
-    if mixture.get("test_split_size"):
-        t.refuse(where, "test_split_size sets rows aside; put them into a file of their own, and name it eval.dataset")
-    splits = {part.get("split") or "train" for part in parts}
-    if len(splits) > 1:
-        t.refuse(where, f"its sources have several splits ({', '.join(sorted(splits))}); name files by their paths")
-    names = [_source(part.get("id") or part["path"], part.get("config") or part.get("name")) for part in parts]
-    return {"data.dataset": ",".join(names), "data.dataset_split": splits.pop()}
-
-
 PARTS: tuple[Callable[[Translator], None], ...] = (
     _batch,
     _length_of_run,
@@ -335,6 +276,7 @@ PARTS: tuple[Callable[[Translator], None], ...] = (
     _schedule,
     _precision,
     _checkpointing,
+    _experts,
     _deepspeed,
     _tracking,
     _evaluation,
@@ -342,8 +284,8 @@ PARTS: tuple[Callable[[Translator], None], ...] = (
     _best,
     _folders,
     _hub,
-    _rows,
-    _targets,
+    rows,
+    targets,
     _adapters,
-    _data,
+    data,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -258,6 +258,7 @@ def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
         ({"data_collator": print}, "SFTTrainer(data_collator=) is not here"),
         ({"callbacks": [print]}, "which is no TrainerCallback of transformers"),
         ({"peft_config": LoraConfig(bias="all")}, "peft_config has bias='all', which is not here"),
+        ({"peft_config": LoraConfig(exclude_modules=["q_proj"])}, "peft_config has exclude_modules="),
         ({"peft_config": LoraConfig(target_modules=[], target_parameters=["x"])}, "target_modules=[], no layer"),
         ({"args": TrainingArguments("out")}, "SFTTrainer(args=) is a TrainingArguments"),
         ({"args": SFTConfig("out", model_init_kwargs={"quantization_config": EIGHT_BITS})}, "load_in_8bit true"),
@@ -502,6 +503,80 @@ def test_a_script_in_the_style_of_trls_own(model: Path, tmp_path: Path) -> None:
         True,
         ["lm_head"],
     )
+
+
+def test_a_script_that_does_what_trl_1_16_does(model: Path, tmp_path: Path) -> None:
+    """What its own script of supervised fine-tuning asks of arguments, trainer and parser, to the last call."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog="sft.py")
+    words = (
+        f"--model_name_or_path {model} --dataset_name {tmp_path / 'data'} --output_dir {tmp_path / 'out'} "
+        "--max_steps 1 --per_device_train_batch_size 2 --max_length 64 --save_strategy no "
+        "--trust_remote_code --hub_model_id me/tiny"
+    ).split()
+    script_args, args, model_args, mixture = parser.parse_args_and_config(words, fail_with_unknown_args=False)
+    assert model_args.trust_remote_code, "older scripts read it there"
+    assert not ModelConfig().trust_remote_code
+    kwargs = dict(
+        revision=model_args.model_revision, trust_remote_code=args.trust_remote_code,
+        attn_implementation=model_args.attn_implementation, dtype=model_args.dtype,
+    )  # fmt: skip
+    args.model_init_kwargs = kwargs | (args.model_init_kwargs or {})
+    assert not mixture.datasets
+    run = SFTTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=load_dataset(script_args.dataset_name)[script_args.dataset_train_split],
+        eval_dataset=None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    run.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    run.save_model(args.output_dir)
+    run.accelerator.print(run.hub_model_id)
+    assert run.hub_model_id == "me/tiny"
+    assert run._run.config.model.trust_remote_code
+    run.end()
+    assert not torch.distributed.is_initialized()
+
+
+def test_quantization_that_a_script_asks_for_is_refused_or_done(model: Path, tmp_path: Path) -> None:
+    eight = get_quantization_config(ModelConfig(load_in_8bit=True))
+    with pytest.raises(UserError, match="load_in_8bit true cannot be had here"):
+        trainer(model, arguments(tmp_path / "out"), quantization_config=eight)
+    both = arguments(tmp_path / "out", model_init_kwargs={"quantization_config": FOUR_BITS})
+    with pytest.raises(UserError, match="both have one"):
+        trainer(model, both, quantization_config=FOUR_BITS)
+    in_memory = AutoModelForCausalLM.from_pretrained(model)
+    with pytest.raises(UserError, match="is for a model that is given by its name"):
+        SFTTrainer(in_memory, arguments(tmp_path / "out"), train_dataset=ROWS, quantization_config=FOUR_BITS)
+
+
+def test_fractions_are_shares_of_the_mixture(tmp_path: Path) -> None:
+    sources: list[dict[str, Any]] = []
+    for name, num, fraction in (("one", 9, 3), ("two", 4, 1)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {n}"}}\n' for n in range(num)))
+        sources.append({"path": "json", "data_files": str(tmp_path / f"{name}.jsonl"), "fraction": fraction})
+    rows = get_dataset(DatasetMixtureConfig(datasets=sources))["train"]
+    assert list(rows["text"]) == [*(f"one {n}" for n in range(9)), *(f"two {n}" for n in range(3))]
+    with pytest.raises(UserError, match="give every data set one"):
+        get_dataset(DatasetMixtureConfig(datasets=[sources[0], sources[1] | {"fraction": None}]))
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0.25), ({"router_aux_loss_coef": 0.0}, 0.0)])
+def test_experts_are_balanced_as_the_model_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], given: dict[str, Any], expected: float
+) -> None:
+    experts = tiny_model("qwen3_moe", vocab_size=len(tiny_tokenizer()))
+    experts.config.router_aux_loss_coef = 0.25
+    experts.save_pretrained(tmp_path / "experts")
+    tiny_tokenizer().save_pretrained(tmp_path / "experts")
+    run = trainer(tmp_path / "experts", arguments(tmp_path / "out", max_steps=1, **given), [{"text": "oat milk"}])
+    assert run._run.config.model.aux_loss_coef == expected
+    assert f"model.aux_loss_coef {expected:g}" in capfd.readouterr().err
+    run.train()
+    assert ("aux_loss" in json.loads((tmp_path / "out" / "metrics.jsonl").read_text())) == bool(expected)
 
 
 def test_rows_by_a_function_of_the_scripts(model: Path, tmp_path: Path) -> None:

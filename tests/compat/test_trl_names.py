@@ -9,16 +9,47 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import Qwen3MoeConfig
 
 from openrlhf.config import SFTConfig, parse_config
 from openrlhf.config.recipes import Recipe, read_recipe
 from openrlhf.config.schema import settings
 from openrlhf.config.sources import read_argv
-from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, rule_of
+from openrlhf.config.trl_names import RECIPE_NAMES, ModelNames, SftNames, rule_of
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.errors import UserError
 from tests.config.conftest import good_flags  # noqa: F401
 
+# the fields of SFTConfig of TRL 1.16 with transformers 5.23; TRL is not installed beside the tests
+SFT_CONFIG_1_16 = """
+    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
+    optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor
+    bf16 fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs
+    gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
+    use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size
+    logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
+    trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size
+    prediction_loss_only eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps
+    include_for_metrics batch_eval_metrics save_only_model save_strategy save_steps save_on_each_node save_total_limit
+    enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
+    restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
+    parallelism_config dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order remove_unused_columns label_names
+    train_sampling_strategy length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+    ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics do_train do_eval
+    do_predict resume_from_checkpoint local_rank model_init_kwargs trust_remote_code router_aux_loss_coef
+    chat_template_path dataset_text_field dataset_kwargs dataset_num_proc eos_token max_length truncation_mode
+    shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing completion_only_loss
+    assistant_only_loss loss_type activation_offloading pad_token
+"""
+MODEL_CONFIG_1_16 = """
+    model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout
+    lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora load_in_8bit
+    load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage
+"""
 WITH_LOWEST = {"lr_scheduler_type": "cosine_with_min_lr"}
 
 
@@ -210,6 +241,20 @@ def test_a_token_of_the_hub_is_told_without_its_value(
     assert "hf_abcdef" not in repr(SftNames(hub_token="hf_abcdef"))
 
 
+def test_every_name_of_trl_1_16_is_known() -> None:
+    assert {*SFT_CONFIG_1_16.split()} - {field.name for field in dataclasses.fields(SftNames)} == set()
+    assert {field.name for field in dataclasses.fields(ModelNames)} - {"torch_dtype"} == {*MODEL_CONFIG_1_16.split()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("include_num_input_tokens_seen", "non_padding"), ("pad_to_multiple_of", "auto")]
+)
+def test_values_of_trl_1_16_are_taken(tmp_path: Path, name: str, value: str) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", name: value})
+    assert of.problems == []
+    assert any(there == f"{name} {value}" for there, _ in of.translation.rows)
+
+
 def test_a_name_with_trls_default_is_not_refused() -> None:
     given = {field.name: field.default for field in dataclasses.fields(SftNames)}
     assert translated(**given).problems == []
@@ -235,6 +280,14 @@ def test_a_recipe_in_yaml_is_translated_and_flags_win(tmp_path: Path) -> None:
     assert got["min_lr_ratio"] == 0.1
     assert got["train.seed"] == "7"
     assert of.given[-1].name == "train.seed"
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0.25), ({"router_aux_loss_coef": 0.5}, 0.5)])
+def test_experts_of_a_recipe_are_balanced_as_there(tmp_path: Path, given: dict[str, Any], expected: float) -> None:
+    Qwen3MoeConfig(router_aux_loss_coef=0.25).save_pretrained(tmp_path / "experts")
+    of = recipe(tmp_path, {"model_name_or_path": str(tmp_path / "experts")} | given)
+    assert values(of)["model.aux_loss_coef"] == expected
+    assert "model.aux_loss_coef" in of.defaults or given
 
 
 def test_a_recipe_asks_for_muon_and_a_flag_for_its_rate(good_flags) -> None:  # noqa: F811

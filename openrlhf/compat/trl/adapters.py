@@ -17,7 +17,7 @@ _OURS = {  # PEFT's name → setting of ds.lora
     "layers_to_transform": "layers_to_transform",
 }
 _FREE = {"task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}
-_FREE |= {"peft_version", "exclude_modules", "runtime_config", "target_modules"}
+_FREE |= {"peft_version", "runtime_config", "target_modules"}
 
 
 def get_peft_config(model_args: Any) -> Any:

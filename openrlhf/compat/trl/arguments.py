@@ -102,6 +102,9 @@ class TrlSFTConfig(SftNames):
 class TrlModelConfig(ModelNames):
     """`ModelConfig`."""
 
+    # no field, since the flag is SFTConfig's; TrlParser copies it to where older scripts read it
+    trust_remote_code = False
+
 
 @dataclasses.dataclass
 class TrlScriptArguments(ScriptArgumentNames):

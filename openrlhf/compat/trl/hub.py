@@ -38,13 +38,18 @@ def write_model_card(
         run.strategy.print(f"{folder / CARD_FILE} is a card of your own: it stays as it is.")
 
 
+def model_id_of(args: Any) -> str:
+    """The repository that a push goes to: the arguments' own, or the name of the output folder."""
+    return args.hub_model_id or Path(args.output_dir).resolve().name
+
+
 def push(args: Any, message: str, token: str | None, revision: str | None) -> str | None:
     """Uploads the output folder; where it cannot be, a sentence says so, and how to do it again."""
     folder = Path(args.output_dir)
     try:
         return push_folder(
             folder,
-            args.hub_model_id or folder.resolve().name,
+            model_id_of(args),
             private=args.hub_private_repo is not False,
             revision=revision or args.hub_revision,
             message=message,

@@ -15,6 +15,7 @@ from openrlhf.config import DataConfig, SFTConfig, from_namespace
 from openrlhf.config.checks import LAYOUT_CHECKS
 from openrlhf.config.outputs import output_folders
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
+from openrlhf.config.trl_parts import router_coefficient
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.datasets.formats.chat import fits as fits_chat
 from openrlhf.datasets.formats.chat import is_message_list
@@ -38,12 +39,17 @@ _BY_CALLBACK = {
 _IN_PYTHON = {"ckpt.background_save": False, "ckpt.save_hf": True}  # a save is in place when on_save is told of it
 
 
-def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int | None) -> Translation:
+def translation_of(
+    args: TrlSFTConfig, model: Any, quantization_config: Any, num_ranks: int, num_rows: int | None
+) -> Translation:
     """The arguments in our settings. `num_rows` of the training data: None before they are prepared."""
     values = {name: getattr(args, name) for name in _NAMES}
     given = {name for name, value in values.items() if value != _NAMES[name].default and value != []}
     of_loading: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]  # __post_init__ has read it
     quantization = of_loading.pop("quantization_config", None)
+    if quantization is not None and quantization_config is not None:
+        raise UserError("SFTTrainer(quantization_config=) and model_init_kwargs both have one: leave one of them out.")
+    quantization = quantization or quantization_config
     if unknown := sorted(of_loading.keys() - _OF_LOADING - _IDLE_IN_LOADING):
         raise UserError(f"model_init_kwargs has {', '.join(unknown)}, which is not here: load the model yourself.")
     values |= {
@@ -52,10 +58,12 @@ def translation_of(args: TrlSFTConfig, model: Any, num_ranks: int, num_rows: int
     if isinstance(model, PreTrainedModel):
         values["dtype"] = str(model.dtype)
         quantization = getattr(model.config, "quantization_config", None)
-    bits = _bits(quantization)
-    values |= bits
+    asked = _bits(quantization)
+    if args.router_aux_loss_coef is None and (coefficient := router_coefficient(facts_of(model, "fp32").config)):
+        asked["router_aux_loss_coef"] = coefficient
+    values |= asked
     values["resume_from_checkpoint"] = None  # train() is told of it
-    return translate(values, given | bits.keys() | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
+    return translate(values, given | asked.keys() | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
 
 
 def _bits(quantization: Any) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from openrlhf.engine.devices import device_of_rank
 
 def get_quantization_config(model_args: Any) -> Any:
     """bitsandbytes' configuration that a ModelConfig asks for; None where it asks for none."""
-    if not model_args.load_in_4bit:
+    if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
     from transformers import BitsAndBytesConfig
 
+    if not model_args.load_in_4bit:
+        return BitsAndBytesConfig(load_in_8bit=True)  # SFTTrainer refuses it in words
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=torch.bfloat16,

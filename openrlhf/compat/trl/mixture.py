@@ -12,7 +12,10 @@ _SEED = 42  # of the split, as there
 
 @dataclasses.dataclass
 class TrlDatasetConfig:
-    """`DatasetConfig`: one source, by the arguments of `datasets.load_dataset`; `columns`: the only ones kept."""
+    """`DatasetConfig`: one source, by the arguments of `datasets.load_dataset`.
+
+    Args: columns: the only ones kept; fraction: its share of the mixture, which all sources have or none.
+    """
 
     path: str
     name: str | None = None
@@ -20,6 +23,7 @@ class TrlDatasetConfig:
     data_files: Any = None
     split: str = "train"
     columns: list[str] | None = None
+    fraction: float | None = None
 
 
 @dataclasses.dataclass
@@ -48,8 +52,18 @@ def get_dataset(mixture_config: TrlMixtureConfig) -> Any:
             one.path, one.name, data_dir=one.data_dir, data_files=one.data_files, split=one.split
         )
         parts.append(part if one.columns is None else part.select_columns(one.columns))
-    rows = datasets.concatenate_datasets(parts)
+    fractions = [one.fraction for one in mixture_config.datasets if one.fraction is not None]
+    rows = datasets.concatenate_datasets(_shares(parts, fractions) if fractions else parts)
     if mixture_config.test_split_size is None:
         return datasets.DatasetDict({"train": rows})
     size = mixture_config.test_split_size
     return rows.train_test_split(test_size=int(size) if size >= 1 else size, shuffle=True, seed=_SEED)
+
+
+def _shares(parts: list[Any], fractions: list[float]) -> list[Any]:
+    """The first rows of each source: the most that make the shares without a row twice."""
+    if len(fractions) < len(parts) or min(fractions) < 0 or not sum(fractions):
+        raise UserError("fraction is a share of the mixture: give every data set one, 0 or above, or none of them.")
+    shares = [fraction / sum(fractions) for fraction in fractions]
+    total = min(len(part) / share for part, share in zip(parts, shares, strict=True) if share)
+    return [part.select(range(round(share * total))) for part, share in zip(parts, shares, strict=True)]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from openrlhf.config.disk import local_path
+from openrlhf.compat.trl.arguments import TrlModelConfig
 from openrlhf.errors import UserError
 
 _CONFIG = "--config"
@@ -44,6 +44,9 @@ class TrlParser(HfArgumentParser):
         words = [part for word in (sys.argv[1:] if args is None else args) for part in _split(word)]
         left_over = self._take_recipe(words) if _CONFIG in words else []
         *filled, rest = self.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+        for one in filled:
+            if isinstance(one, TrlModelConfig):
+                one.trust_remote_code = any(getattr(other, "trust_remote_code", False) for other in filled)
         if return_remaining_strings:
             return (*filled, left_over + rest)
         if (left_over or rest) and fail_with_unknown_args:

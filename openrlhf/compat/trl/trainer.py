@@ -8,33 +8,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from openrlhf.compat.trl.arguments import TrlSFTConfig
-from openrlhf.compat.trl.callbacks import STATE_FILE, is_trainer_callback
+from openrlhf.compat.trl.callbacks import STATE_FILE
+from openrlhf.compat.trl.given import check_given, check_model
 from openrlhf.compat.trl.history import evaluation_in_their_names
-from openrlhf.compat.trl.hub import push, write_model_card
+from openrlhf.compat.trl.hub import model_id_of, push, write_model_card
 from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, translation_of
 from openrlhf.compat.trl.overrides import check_overrides
 from openrlhf.compat.trl.results import print_metrics, write_metrics
 from openrlhf.compat.trl.run import TrlRun, last_checkpoint
 from openrlhf.config.recipes import Recipe
-from openrlhf.config.trl_names import BESIDE_A_RECIPE
+from openrlhf.engine.launch import leave_ranks
 from openrlhf.engine.launchers import adopt_launcher
 from openrlhf.errors import UserError
 from openrlhf.models.loading import facts_of
 from openrlhf.parallel.collectives import gather_objects
-
-_NOT_HERE = {
-    "data_collator": "batches are made of prepared rows",
-    "compute_loss_func": f"{BESIDE_A_RECIPE} --train.loss module:Name, an objective of your own",
-    "compute_metrics": "a TrainerCallback has the numbers of an evaluation, in on_evaluate",
-    "optimizers": "the arguments say the optimizer and the schedule",
-    "optimizer_cls_and_kwargs": "the arguments say the optimizer",
-    "preprocess_logits_for_metrics": "an evaluation keeps no logits",
-    "model_init": "give the model",
-}
 
 
 class TrlSFTTrainer:
@@ -45,6 +36,7 @@ class TrlSFTTrainer:
         args: SFTConfig; None: its defaults.
         train_dataset, eval_dataset: a `datasets.Dataset`, or any sequence of dicts, in a format that TRL or we know.
         processing_class: the tokenizer; None: the model's.
+        quantization_config: bitsandbytes' configuration of 4 bits, for a model that is given by its name.
         peft_config: PEFT's LoraConfig; None: the whole model is trained.
         callbacks: transformers' TrainerCallbacks.
         formatting_func: row → text, or another row.
@@ -67,6 +59,7 @@ class TrlSFTTrainer:
         optimizers: tuple[Any, Any] | None = None,
         optimizer_cls_and_kwargs: Any = None,
         preprocess_logits_for_metrics: Any = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
         tokenizer: Any = None,
@@ -79,9 +72,9 @@ class TrlSFTTrainer:
             "optimizer_cls_and_kwargs": optimizer_cls_and_kwargs,
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
-        _check_given(given, train_dataset, callbacks or ())
+        check_given(given, train_dataset, callbacks or ())
         check_overrides(type(self), TrlSFTTrainer)
-        _check_model(model)
+        check_model(model, quantization_config)
         if args is not None and not isinstance(args, TrlSFTConfig):
             raise UserError(f"SFTTrainer(args=) is a {type(args).__name__}: give the SFTConfig of openrlhf.compat.trl.")
         self.args = args if args is not None else TrlSFTConfig()
@@ -91,7 +84,14 @@ class TrlSFTTrainer:
             )
         tokenizer = processing_class or tokenizer
         self._run = self._prepare(
-            model, train_dataset, eval_dataset, tokenizer, callbacks or (), peft_config, formatting_func
+            model,
+            train_dataset,
+            eval_dataset,
+            tokenizer,
+            callbacks or (),
+            quantization_config,
+            peft_config,
+            formatting_func,
         )
         self._formatting_func = formatting_func
         self._is_trained = False
@@ -105,20 +105,22 @@ class TrlSFTTrainer:
         eval_dataset: Any,
         tokenizer: Any,
         callbacks: Sequence[Any],
+        quantization_config: Any,
         peft_config: Any,
         formatting_func: Any,
     ) -> TrlRun:
         """All that can fail without other ranks."""
         adopt_launcher()
         num_ranks = self.args.world_size
-        before = translation_of(self.args, model, num_ranks, num_rows=1)  # the settings of data depend on no number
+        asked = (self.args, model, quantization_config, num_ranks)
+        before = translation_of(*asked, num_rows=1)  # the settings of data depend on no number
         config = config_of(before, model, peft_config, num_ranks)
         self.processing_class = tokenizer_of(config, tokenizer)
         model_config = facts_of(model, "fp32").config
         of_rows = (config, self.args.completion_only_loss, model_config, self.processing_class, formatting_func)
         train_data = rows_of("train_dataset", train_dataset, *of_rows)
         eval_data = None if eval_dataset is None else rows_of("eval_dataset", eval_dataset, *of_rows)
-        translation = translation_of(self.args, model, num_ranks, num_rows=len(train_data))
+        translation = translation_of(*asked, num_rows=len(train_data))
         config = config_of(translation, model, peft_config, num_ranks)
         self._every = {
             "logging_steps": config.logger.logging_steps,
@@ -183,6 +185,11 @@ class TrlSFTTrainer:
     def tokenizer(self) -> Any:
         return self.processing_class
 
+    @property
+    def hub_model_id(self) -> str:
+        """Where `push_to_hub` uploads to."""
+        return model_id_of(self.args)
+
     def is_world_process_zero(self) -> bool:
         return self._run.strategy.is_rank_0()
 
@@ -191,7 +198,7 @@ class TrlSFTTrainer:
 
     def add_callback(self, callback: Any) -> None:
         """Another TrainerCallback, an object or a class."""
-        _check_given({}, (), [callback])
+        check_given({}, (), [callback])
         self.callback_handler.add_callback(callback)
 
     def remove_callback(self, callback: Any) -> None:
@@ -312,24 +319,6 @@ class TrlSFTTrainer:
         self.create_model_card(**more)
         return push(self.args, commit_message, token, revision) if self.is_world_process_zero() else None
 
-
-def _check_given(given: dict[str, Any], train_dataset: Any, callbacks: Sequence[Any]) -> None:
-    problems = [
-        f"SFTTrainer({name}=) is not here: {_NOT_HERE[name]}." for name, value in given.items() if value is not None
-    ]
-    if train_dataset is None:
-        problems.append("SFTTrainer has no train_dataset: give a datasets.Dataset.")
-    problems += [
-        f"SFTTrainer(callbacks=) has {one!r}, which is no TrainerCallback of transformers."
-        for one in callbacks
-        if not is_trainer_callback(one)
-    ]
-    if problems:
-        raise UserError(*problems)
-
-
-def _check_model(model: Any) -> None:
-    if hasattr(model, "peft_config"):
-        raise UserError("SFTTrainer(model=) has adapters already: give the model that they are for, and peft_config.")
-    if not isinstance(model, str | PreTrainedModel):
-        raise UserError(f"SFTTrainer(model=) is a {type(model).__name__}: give a folder, a hub name or a causal model.")
+    def end(self) -> None:
+        """The last of a script: the ranks part. All ranks call; trackers have been closed at the end of train()."""
+        leave_ranks()

@@ -1,0 +1,94 @@
+"""The parts of TRL's settings that speak of the data: rows, targets, sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openrlhf.config.trl_names import BESIDE_A_RECIPE
+
+if TYPE_CHECKING:
+    from openrlhf.config.trl_translation import Translator
+
+_LONGEST = 2**40  # tokens of a sample where max_length is none
+
+
+def word_of(strategy: Any) -> str:
+    """A strategy as text, whether it is given as such or as a member of transformers' enumerations."""
+    return str(getattr(strategy, "value", strategy)).lower()
+
+
+def rows(t: Translator) -> None:
+    names = ("max_seq_len", "max_seq_length", "max_length")
+    given = [name for name in names if t.gives(name)]
+    longest = t[given[0]] if given else t.either(*names)
+    note = "longer samples are cut, as there"
+    settings = {"data.max_len": _LONGEST if longest is None else int(longest), "data.overlong": "truncate"}
+    t.becomes(settings, *names, note="" if longest is None else note)
+    if t["packing"] or t["padding_free"]:
+        note = "a step has so many samples; there: so many packs of max_length"
+        t.becomes({"ds.packing_samples": True}, "packing", "padding_free", note=note if t["packing"] else "")
+    if t["dataset_text_field"] != "text":
+        t.becomes({"data.input_key": t["dataset_text_field"], "data.format": "text"}, "dataset_text_field")
+    if t["chat_template_path"]:
+        t.becomes({"data.tokenizer_chat_template": _template_file(t)}, "chat_template_path")
+    if t["loss_type"] not in ("nll", "chunked_nll", "dft"):
+        t.refuse("loss_type", f"nll and dft are here; without it {BESIDE_A_RECIPE} --train.loss module:Name, your own")
+    else:
+        t.becomes({"train.loss": str(t["loss_type"]).removeprefix("chunked_")}, "loss_type")
+    t.becomes({"data.control_tokens": "keep"})
+
+
+def _template_file(t: Translator) -> str:
+    path = Path(t["chat_template_path"]).expanduser()
+    inside = path / "chat_template.jinja"
+    if path.is_dir() and not inside.is_file():
+        t.refuse("chat_template_path", f"{path} has no chat_template.jinja; give a file")
+    return str(inside if path.is_dir() else path)
+
+
+def targets(t: Translator) -> None:
+    of_completions = {True: "completion", False: "everything", None: "completion_or_everything"}
+    targets = "all_turns" if t["assistant_only_loss"] else of_completions[t["completion_only_loss"]]
+    is_open = t["assistant_only_loss"] and t["completion_only_loss"] is not False
+    note = "of rows with a completion: in a script those of the completion, in a recipe those of the prompt too"
+    t.becomes({"data.targets": targets}, "assistant_only_loss", "completion_only_loss", note=note if is_open else "")
+
+
+def data(t: Translator) -> None:
+    names = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_mixture", "datasets", "dataset_split")
+    mixture = t["dataset_mixture"] or ({"datasets": t["datasets"]} if t["datasets"] else None)
+    split, config = t.either("dataset_split", "dataset_train_split"), t["dataset_config"]
+    settings: dict[str, Any] = {}
+    if mixture:
+        settings = _mixture(t, mixture)
+    elif t["dataset_name"]:
+        settings = {"data.dataset": _source(t["dataset_name"], config), "data.dataset_split": split}
+    t.becomes(settings, *names)
+    evaluates = word_of(t.either("evaluation_strategy", "eval_strategy")) != "no"
+    if evaluates and settings and not mixture:
+        settings = {"eval.dataset": settings["data.dataset"], "eval.split": t["dataset_test_split"]}
+        t.becomes(settings, "dataset_test_split")
+
+
+def _source(name: str, config: Any) -> str:
+    return f"{name}@{config}" if config else name
+
+
+def _mixture(t: Translator, mixture: Mapping[str, Any]) -> dict[str, Any]:
+    """Several sources; each has all its rows, of the columns that tell its format."""
+    parts = [part if isinstance(part, Mapping) else {} for part in mixture.get("datasets") or []]
+    where = "dataset_mixture" if t["dataset_mixture"] else "datasets"
+    if not parts or any(not (part.get("id") or part.get("path")) for part in parts):
+        t.refuse(where, "it needs a list datasets, each with an id")
+        return {}
+    if any(part.get("weight") not in (None, 1, 1.0) for part in parts):
+        t.refuse(where, "weight takes a share of a source's rows; data.dataset_probs gives each its share of the mix")
+    if mixture.get("test_split_size"):
+        t.refuse(where, "test_split_size sets rows aside; put them into a file of their own, and name it eval.dataset")
+    splits = {part.get("split") or "train" for part in parts}
+    if len(splits) > 1:
+        t.refuse(where, f"its sources have several splits ({', '.join(sorted(splits))}); name files by their paths")
+    names = [_source(part.get("id") or part["path"], part.get("config") or part.get("name")) for part in parts]
+    return {"data.dataset": ",".join(names), "data.dataset_split": splits.pop()}

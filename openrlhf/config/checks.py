@@ -228,16 +228,22 @@ def _callbacks(config: TrainingConfig, world_size: int) -> Iterator[str]:
 
 def _saving(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ckpt = config.ckpt
-    saves = ckpt.save_steps > 0 or ckpt.save_minutes is not None
+    saves = ckpt.saves_along_the_way
     if ckpt.save_hf and not saves:
         yield (
-            "--ckpt.save_hf exports the model at each save, but no save is asked for: add --ckpt.save_steps "
-            "or --ckpt.save_minutes (the trained model is exported at the end in any case)."
+            "--ckpt.save_hf exports the model at each save, but no save is asked for: add --ckpt.save_steps, "
+            "--ckpt.every_epoch or --ckpt.save_minutes (the trained model is exported at the end in any case)."
         )
     if saves and ckpt.disable_ds and not ckpt.save_hf:
         yield (
-            "--ckpt.disable_ds leaves nothing for --ckpt.save_steps and --ckpt.save_minutes to save: "
-            "leave it out, or add --ckpt.save_hf."
+            "--ckpt.disable_ds leaves nothing for --ckpt.save_steps, --ckpt.every_epoch and --ckpt.save_minutes to "
+            "save: leave it out, or add --ckpt.save_hf."
+        )
+    if ckpt.export_best and (ckpt.disable_ds or not saves or not config.eval.dataset):
+        yield (
+            "--ckpt.export_best goes back to a training checkpoint that was evaluated: it needs --eval.dataset, and "
+            "--ckpt.save_steps, --ckpt.every_epoch or --ckpt.save_minutes without --ckpt.disable_ds. With it leave "
+            "--ckpt.export_best out, and take the best of the models that --ckpt.save_hf exports."
         )
 
 

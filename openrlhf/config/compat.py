@@ -109,7 +109,11 @@ DIFFERENCES = (
         "ckpt.save_hf",
         "without --ckpt.save_steps it does nothing",
         "so it is refused; taken as there",
-        lambda all_, given: all_["ckpt.save_hf"] and all_["ckpt.save_steps"] < 1 and not all_["ckpt.save_minutes"],
+        lambda all_, given: (
+            all_["ckpt.save_hf"]
+            and all_["ckpt.save_steps"] < 1
+            and not (all_["ckpt.every_epoch"] or all_["ckpt.save_minutes"])
+        ),
         {"ckpt.save_hf": False},
         always=True,
     ),

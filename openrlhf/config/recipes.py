@@ -96,13 +96,18 @@ def _name_there(one: Given, is_verifiers: bool) -> str:
 
 
 def _put(theirs: dict[str, Given], one: Given) -> None:
-    """The later holds; the parts of a group (`lr_scheduler_kwargs.min_lr_rate`) come together again."""
-    name, _, part = one.name.partition(".")
-    value = one.value
-    if part:
-        earlier = theirs[name].value if name in theirs and isinstance(theirs[name].value, dict) else {}
-        value = earlier | {part: one.value}
-    theirs[name] = Given(name, value, one.where)
+    """The later holds; the parts of a group (`deepspeed.zero_optimization.stage`) come together again."""
+    name, *parts = one.name.split(".")
+    earlier = theirs[name].value if name in theirs else None
+    theirs[name] = Given(name, _with_part(earlier, parts, one.value), one.where)
+
+
+def _with_part(group: Any, parts: Sequence[str], value: Any) -> Any:
+    """The group with the value at the place that the names lead to; the value itself where there are no names."""
+    if not parts:
+        return value
+    group = group if isinstance(group, dict) else {}
+    return group | {parts[0]: _with_part(group.get(parts[0]), parts[1:], value)}
 
 
 def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:

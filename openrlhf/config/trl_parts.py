@@ -15,7 +15,6 @@ from openrlhf.config.trl_names import RECIPE_NAMES
 if TYPE_CHECKING:
     from openrlhf.config.trl_translation import Translator
 
-_SAVES_AT_EPOCHS = "openrlhf.trainer.callbacks.epochs:SaveAtEpochs"
 CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
@@ -207,7 +206,7 @@ def _saving(t: Translator) -> None:
     if strategy == "steps":
         t.becomes({"ckpt.save_steps": t.steps("save_steps", t["save_steps"])}, *names)
     elif strategy == "epoch":
-        t.becomes({"train.callbacks": _SAVES_AT_EPOCHS}, *names)
+        t.becomes({"ckpt.every_epoch": True}, *names)
     elif strategy == "no":
         t.tell("no checkpoint", *names)
     else:
@@ -220,8 +219,16 @@ def _saving(t: Translator) -> None:
 
 
 def _best(t: Translator) -> None:
-    if t["load_best_model_at_end"] and t["metric_for_best_model"] not in (None, "loss", "eval_loss"):
-        t.refuse("metric_for_best_model", "the best checkpoint is that of the lowest eval_loss: leave it out")
+    names = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+    remedy = "the best checkpoint is that of the lowest eval_loss: leave it out"
+    if not t["load_best_model_at_end"]:
+        t.tell("for callbacks of a script alone; the best checkpoint is that of the lowest eval_loss", *names)
+    elif t["metric_for_best_model"] not in (None, "loss", "eval_loss"):
+        t.refuse("metric_for_best_model", remedy)
+    elif t["greater_is_better"]:
+        t.refuse("greater_is_better", remedy)
+    else:
+        t.becomes({"ckpt.export_best": True}, *names)
 
 
 def _folders(t: Translator) -> None:

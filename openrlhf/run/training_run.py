@@ -41,7 +41,7 @@ from openrlhf.run.report import CURVES_FILE, REPORT, keep_other_run_aside, write
 from openrlhf.run.rescue import Rescue
 from openrlhf.run.start_table import print_start_table
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.strategy.checkpoints import load_found, newest, set_earlier_run_aside, starts_anew
+from openrlhf.strategy.checkpoints import load_best_if_wished, load_found, newest, set_earlier_run_aside, starts_anew
 from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer import Callback, CommandTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
@@ -306,6 +306,7 @@ class TrainingRun(ABC):
             with LeaveRequests("one step is trained and saved"):  # what comes before the loop listens
                 self._fit()
         with LeaveRequests("the run is finished and its model exported"):
+            load_best_if_wished(self.strategy, trainer.trained, trainer.progress, self.config.ckpt)
             self._export(output_dir)
 
     def _take_output_dir(self, output_dir: Path) -> None:
@@ -337,11 +338,10 @@ class TrainingRun(ABC):
         except UserError as error:
             raise UserError(*error.problems, self._rescue().after_failed_export()) from None
         if self.strategy.is_rank_0():
-            write_report(output_dir, self.config, self.train_data.report, self.strategy.print)
-            describe_and_push(self.config, model.model, self.train_data.report, self.strategy.print)
-            self.strategy.print(
-                f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}."
-            )
+            report, say = self.train_data.report, self.strategy.print
+            write_report(output_dir, self.config, report, say)
+            describe_and_push(self.config, model.model, report, say)
+            say(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}.")
 
     def _identity(self) -> RunIdentity:
         return replace(self.trainer.identity(self.config, self.num_steps), run_id=self.trainer.run_id)

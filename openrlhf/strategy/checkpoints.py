@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, FoundCheckpoint
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, evaluates_otherwise, read_identity
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.config import CkptConfig
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
 from openrlhf.parallel.collectives import rank_in
 from openrlhf.parallel.groups import ProcessGroups
+
+if TYPE_CHECKING:
+    from openrlhf.strategy import DeepspeedStrategy
 
 _BYTES_PER_GIB = 2**30
 
@@ -153,3 +157,19 @@ def load_found(
     if "guard" in loaded.client_state:
         trained.guard.load_state_dict(loaded.client_state["guard"])
     return asdict(progress) | loaded.client_state.get("script", {})
+
+
+def load_best_if_wished(
+    strategy: DeepspeedStrategy, trained: TrainedModel, progress: TrainingProgress, ckpt: CkptConfig
+) -> None:
+    """The weights of the lowest eval_loss, where a checkpoint holds them: by `ckpt.export_best`; all ranks call."""
+    if not ckpt.export_best:
+        return
+    step, checkpointer = progress.best_eval_step, strategy.checkpointers.of(ckpt.path)
+    name = checkpointer.store.name_of(step or 0)
+    found = newest(checkpointer, strategy.print, name) if (checkpointer.store.root / name).is_dir() else None
+    if found is None:
+        strategy.print(f"the best step, {step}, is not saved: the model stays the last one.")
+        return
+    checkpointer.load(trained.engine, found, trained.scheduler)
+    strategy.print(f"the model is the best one, that after step {step}.")

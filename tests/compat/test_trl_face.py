@@ -117,6 +117,35 @@ def test_control_is_obeyed(model: Path, tmp_path: Path) -> None:
     assert steering.saved == [3, 4]
 
 
+class Epochs(TrainerCallback):
+    """Notes the ends of epochs, and what is made there; stops after a step."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.seen = last, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or state.global_step == self.last
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(("end", state.global_step))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(("evaluate", state.global_step))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(("save", state.global_step))
+
+
+@pytest.mark.parametrize(("more", "last", "at"), [({"max_steps": 4}, 9, 4), ({}, 2, 2)])
+def test_a_run_that_ends_within_an_epoch_ends_it(
+    model: Path, tmp_path: Path, more: dict[str, Any], last: int, at: int
+) -> None:
+    epochs = Epochs(last)
+    args = arguments(tmp_path / "out", eval_strategy="epoch", save_strategy="epoch", **more)
+    trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]), callbacks=[epochs]).train()
+    assert epochs.seen == [("end", at), ("evaluate", at), ("save", at)]
+
+
 def test_early_stopping_of_transformers_ends_the_run(model: Path, tmp_path: Path) -> None:
     args = arguments(
         tmp_path / "out",

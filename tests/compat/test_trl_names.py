@@ -125,7 +125,8 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"completion_only_loss": False}, {"data.targets": "everything"}),
         ({}, {"data.targets": "completion_or_everything"}),
         ({"save_strategy": "steps", "save_steps": 9}, {"ckpt.save_steps": 9}),
-        ({"save_strategy": "epoch"}, {"train.callbacks": "openrlhf.trainer.callbacks.epochs:SaveAtEpochs"}),
+        ({"save_strategy": "epoch"}, {"ckpt.every_epoch": True}),
+        ({"load_best_model_at_end": True, "greater_is_better": False}, {"ckpt.export_best": True}),
         ({"save_total_limit": 2}, {"ckpt.max_num": 2}),
         ({"save_only_model": True}, {"ckpt.disable_ds": True, "ckpt.save_hf": True}),
         ({"eval_strategy": "steps", "eval_steps": 6}, {"eval.steps": 6}),
@@ -181,6 +182,7 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"num_train_epochs": 0.5}, "give max_steps"),
         ({"save_strategy": "best"}, "save_strategy best"),
         ({"load_best_model_at_end": True, "metric_for_best_model": "bleu"}, "metric_for_best_model bleu"),
+        ({"load_best_model_at_end": True, "greater_is_better": True}, "greater_is_better true"),
         ({"loss_type": "bco"}, "loss_type bco"),
         ({"model_revision": "v2"}, "model_revision v2"),
         ({"dataset_streaming": True}, "dataset_streaming true"),
@@ -288,6 +290,13 @@ def test_experts_of_a_recipe_are_balanced_as_there(tmp_path: Path, given: dict[s
     of = recipe(tmp_path, {"model_name_or_path": str(tmp_path / "experts")} | given)
     assert values(of)["model.aux_loss_coef"] == expected
     assert "model.aux_loss_coef" in of.defaults or given
+
+
+def test_groups_in_groups_of_a_recipe_come_together(tmp_path: Path) -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    of = recipe(tmp_path, {"model_name_or_path": "m", "deepspeed": {"zero_optimization": zero}})
+    assert of.problems == []
+    assert (values(of)["ds.zero_stage"], values(of)["ds.adam_offload"]) == (3, True)
 
 
 def test_a_recipe_asks_for_muon_and_a_flag_for_its_rate(good_flags) -> None:  # noqa: F811

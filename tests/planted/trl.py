@@ -264,4 +264,28 @@ BUGS = [
         "pass",
         (f"{_NAMES}::test_experts_of_a_recipe_are_balanced_as_there",),
     ),
+    Bug(
+        "groups_in_groups_are_lost",
+        "an inline deepspeed group of a recipe trains at ZeRO 0",
+        "config/recipes.py",
+        "_with_part(group.get(parts[0]), parts[1:], value)",
+        "_with_part(group.get(parts[0]), parts[2:], value)",
+        (f"{_NAMES}::test_groups_in_groups_of_a_recipe_come_together",),
+    ),
+    Bug(
+        "a_runs_end_ends_no_epoch",
+        "a script that ends within an epoch is neither evaluated nor saved there",
+        "compat/trl/callbacks.py",
+        "if ends_epoch(trainer) or is_last:",
+        "if ends_epoch(trainer):",
+        (f"{_FACE}::test_a_run_that_ends_within_an_epoch_ends_it",),
+    ),
+    Bug(
+        "the_best_of_a_recipe_is_passed_over",
+        "load_best_model_at_end of a recipe exports the last model",
+        "config/trl_parts.py",
+        't.becomes({"ckpt.export_best": True}, *names)',
+        "pass",
+        (f"{_NAMES}::test_what_a_name_becomes",),
+    ),
 ]

@@ -6,6 +6,7 @@ import os
 import signal
 
 from openrlhf.trainer import Callback, Trainer
+from openrlhf.trainer.callbacks.epochs import ends_epoch
 
 
 class Notes(Callback):
@@ -46,6 +47,12 @@ class AskedToLeaveAtTheBegin(Callback):
 
     def on_run_begin(self, trainer: Trainer) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SaveAtEpochs(Callback):
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if ends_epoch(trainer):
+            trainer.request_save()
 
 
 class SaveAtStepTwo(Callback):

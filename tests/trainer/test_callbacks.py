@@ -42,6 +42,26 @@ def test_events_come_in_order_and_numbers_reach_the_records(one_rank, bench):
     assert [line["eval_mine"] for line in eval_lines(bench / "notes")] == [7.0] * 3
 
 
+def test_a_save_comes_after_every_epoch_and_where_the_run_ends_in_one(one_rank, bench):
+    one_rank.run(run, argv(bench, "epochs", train__callbacks=f"{MINE}:Notes", ckpt__every_epoch=True))
+    one_rank.run(run, argv(bench, "within", ckpt__every_epoch=True, train__max_steps=2))
+    for out, names in (("epochs", ["global_step3", "global_step6"]), ("within", ["global_step2"])):
+        assert sorted(path.name for path in (bench / out / "checkpoints").glob("global_step*")) == names
+
+
+def test_the_best_model_is_exported_where_it_is_wished(one_rank, bench):
+    ways = dict(ckpt__save_steps=1, eval__steps=1, adam__lr=0.3, ckpt__save_hf=True, ckpt__max_num=9)
+    (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, **ways))
+    losses = {line["global_step"]: line["eval_loss"] for line in eval_lines(bench / "best")}
+    best = min(losses, key=losses.__getitem__)
+    assert best < 6
+    assert f"the model is the best one, that after step {best}" in said
+    ours, theirs = (bench / "best" / "model.safetensors", bench / f"best/checkpoints/global_step{best}_hf")
+    assert ours.read_bytes() == (theirs / "model.safetensors").read_bytes()
+    (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, ckpt__load_enable=True, **ways))
+    assert "Nothing is done." in said
+
+
 def test_the_examples_callback_smooths_the_loss(one_rank, bench):
     one_rank.run(run, argv(bench, "smoothed", train__callbacks="examples.own_callback:SmoothedLoss"))
     lines = step_lines(bench / "smoothed")
@@ -113,7 +133,7 @@ def test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped(one_rank, ben
 
 def test_a_save_that_a_callback_wished_in_the_step_of_a_signal_knows_its_loss(one_rank, bench):
     """So the best checkpoint is the same as without the signal, where callbacks alone ask for saves."""
-    ways = dict(train__callbacks="openrlhf.trainer.callbacks.epochs:SaveAtEpochs", eval__steps=3)
+    ways = dict(train__callbacks=f"{MINE}:SaveAtEpochs", eval__steps=3)
     one_rank.run(run, argv(bench, "wished", **ways))
     assert one_rank.run(run_until_asked_to_leave, argv(bench, "wished_and_left", **ways), 3, 0) == [75]
     assert not (bench / "wished_and_left/checkpoints/best.json").exists()

@@ -101,12 +101,13 @@ class TrainerCallbacks(Callback):
         control = self.control
         control.should_log = control.should_save = control.should_evaluate = False
         self.tell("on_step_end")
-        if ends_epoch(trainer):
+        is_last = self.control.should_training_stop  # or max_steps is reached: DefaultFlowCallback says so
+        if ends_epoch(trainer) or is_last:
             self.tell("on_epoch_end")
         if self.control.should_log:
             self.tell("on_log", logs=self.history.log())
         self._obey(trainer)
-        if ends_epoch(trainer) and self.state.global_step < self.state.max_steps:
+        if ends_epoch(trainer) and not is_last:
             self.tell("on_epoch_begin")
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:

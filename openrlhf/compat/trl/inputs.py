@@ -31,6 +31,7 @@ _IDLE_IN_LOADING = {"use_cache", "device_map", "low_cpu_mem_usage"}
 # The loop asks a callback, which follows the arguments, what is due.
 _BY_CALLBACK = {
     "ckpt.save_steps": -1,
+    "ckpt.every_epoch": False,
     "eval.steps": -1,
     "eval.every_epoch": False,
     "eval.at_end": False,

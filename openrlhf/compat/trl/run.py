@@ -96,18 +96,6 @@ class TrlRun(SFTRun):
         self.consumed_samples = found.progress.consumed_samples
         self.strategy.print(f"going on from {checkpoint}: {self.consumed_samples:,} samples are trained.")
 
-    def load_best(self) -> None:
-        """The weights of the lowest eval_loss, where a checkpoint holds them."""
-        step = self.trainer.progress.best_eval_step
-        checkpointer = self.strategy.checkpointers.of(self.config.ckpt.path)
-        name = checkpointer.store.name_of(step or 0)
-        found = newest(checkpointer, self.strategy.print, name) if (checkpointer.store.root / name).is_dir() else None
-        if found is None:
-            self.strategy.print(f"load_best_model_at_end: step {step} is not saved; the model stays the last one.")
-            return
-        checkpointer.load(self.trainer.trained.engine, found, self.trainer.scheduler)
-        self.strategy.print(f"load_best_model_at_end: the model is that after step {step}.")
-
     def identity_now(self) -> dict[str, Any]:
         """For the manifest of an export."""
         return self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}

@@ -26,6 +26,7 @@ from openrlhf.engine.launchers import adopt_launcher
 from openrlhf.errors import UserError
 from openrlhf.models.loading import facts_of
 from openrlhf.parallel.collectives import gather_objects
+from openrlhf.strategy.checkpoints import load_best_if_wished
 
 
 class TrlSFTTrainer:
@@ -227,8 +228,7 @@ class TrlSFTTrainer:
             run.start(self._checkpoint(resume_from_checkpoint), self._every)
             first_sample = run.consumed_samples
             run.trainer.fit(run.config, run.consumed_samples)
-            if self.args.load_best_model_at_end:
-                run.load_best()
+            load_best_if_wished(run.strategy, run.trainer.trained, run.trainer.progress, run.config.ckpt)
         seconds = time.perf_counter() - began_at
         progress, history = run.trainer.progress, run.told.history
         num_samples, num_steps = progress.consumed_samples - first_sample, progress.optimizer_step

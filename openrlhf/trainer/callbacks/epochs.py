@@ -1,21 +1,11 @@
-"""The end of an epoch; saving there, as recipes of TRL ask for it."""
+"""The end of an epoch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openrlhf.trainer.callbacks.callback import Callback
-
 if TYPE_CHECKING:
     from openrlhf.trainer.trainer import Trainer
-
-
-class SaveAtEpochs(Callback):
-    """Asks for a save after the last step of each epoch."""
-
-    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        if ends_epoch(trainer):
-            trainer.request_save()
 
 
 def ends_epoch(trainer: Trainer) -> bool:

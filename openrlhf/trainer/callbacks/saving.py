@@ -14,6 +14,7 @@ from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.parallel.collectives import any_rank
 from openrlhf.trainer.callbacks.callback import Callback
+from openrlhf.trainer.callbacks.epochs import ends_epoch
 from openrlhf.trainer.exporter import ExporterAlongTheWay
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Saving(Callback):
         self._identity = identity
         self._last_save_at = time.monotonic()
         self._has_seen_state = False  # of the optimizer, after an update
-        self._leaves_checkpoints = ckpt.save_steps > 0 or ckpt.save_minutes is not None
+        self._leaves_checkpoints = ckpt.saves_along_the_way
 
     @property
     def writes_checkpoints(self) -> bool:
@@ -140,7 +141,8 @@ class Saving(Callback):
 
     def _is_step_of_a_save(self, trainer: Trainer) -> bool:
         every = self._ckpt.save_steps
-        return every > 0 and trainer.progress.optimizer_step % every == 0
+        is_due = every > 0 and trainer.progress.optimizer_step % every == 0
+        return is_due or (self._ckpt.every_epoch and ends_epoch(trainer))
 
     def _look_at(self, report: SaveReport, trainer: Trainer) -> None:
         for notice in report.notices:

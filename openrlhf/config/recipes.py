@@ -113,9 +113,13 @@ def _with_part(group: Any, parts: Sequence[str], value: Any) -> Any:
 def _read_values(theirs: dict[str, Given]) -> tuple[dict[str, Any], list[str]]:
     values, problems = {}, []
     for name, one in theirs.items():
-        is_one_name = _KINDS[name] == list[str] | None and isinstance(one.value, str)
+        value = one.value
+        if _KINDS[name] == list[str] | None and isinstance(value, str):
+            value = [value]
+        elif _KINDS[name] == str | None and isinstance(value, bool):  # resume_from_checkpoint: true
+            value = str(value).lower()
         try:
-            values[name] = TypeAdapter(_KINDS[name]).validate_python([one.value] if is_one_name else one.value)
+            values[name] = TypeAdapter(_KINDS[name]).validate_python(value)
         except ValidationError:
             kind = str(RECIPE_NAMES[name].type).replace("typing.", "")
             shown = HIDDEN if is_secret(name) else repr(str(one.value)[:60])

@@ -11,6 +11,8 @@ from openrlhf.config.trl_names import BESIDE_A_RECIPE
 if TYPE_CHECKING:
     from openrlhf.config.trl_translation import Translator
 
+_OF_MIXTURE = {"datasets", "test_split_size", "seed"}  # the seed is that of rows set aside, which are refused
+_OF_SOURCE = {"id", "path", "config", "name", "split", "columns", "weight"}
 _LONGEST = 2**40  # tokens of a sample where max_length is none
 
 
@@ -70,6 +72,8 @@ def data(t: Translator) -> None:
     if evaluates and settings and not mixture:
         settings = {"eval.dataset": settings["data.dataset"], "eval.split": t["dataset_test_split"]}
         t.becomes(settings, "dataset_test_split")
+    else:
+        t.tell("changes nothing: no evaluation on a split of dataset_name", "dataset_test_split")
 
 
 def _source(name: str, config: Any) -> str:
@@ -83,6 +87,10 @@ def _mixture(t: Translator, mixture: Mapping[str, Any]) -> dict[str, Any]:
     if not parts or any(not (part.get("id") or part.get("path")) for part in parts):
         t.refuse(where, "it needs a list datasets, each with an id")
         return {}
+    unread = {*mixture} - _OF_MIXTURE | {name for part in parts for name in part if name not in _OF_SOURCE}
+    if unread:
+        remedy = "name a file by its path, as id, and give shares by data.dataset_probs"
+        t.refuse(where, f"its {', '.join(sorted(unread))} cannot be read: {remedy}")
     if any(part.get("weight") not in (None, 1, 1.0) for part in parts):
         t.refuse(where, "weight takes a share of a source's rows; data.dataset_probs gives each its share of the mix")
     if mixture.get("test_split_size"):

@@ -68,7 +68,7 @@ class TrainingNames:
     output_dir: str | None = None
     overwrite_output_dir: bool = _idle(False, "files of an earlier run stay, under other names")
     do_train: bool = _idle(False, "the command trains")
-    do_eval: bool = False
+    do_eval: bool = _idle(False, "eval_strategy asks for evaluations")
     do_predict: bool = _refused(False, "leave it out: nothing is predicted here")
     # how much is trained
     per_device_train_batch_size: int = 8
@@ -203,7 +203,7 @@ class TrainingNames:
 class SftNames(TrainingNames):
     """`trl.SFTConfig`."""
 
-    model_init_kwargs: dict[str, Any] | str | None = None
+    model_init_kwargs: dict[str, Any] | str | None = _refused(None, "give dtype, attn_implementation … by themselves")
     trust_remote_code: bool = _setting(False, "model.trust_remote_code")
     router_aux_loss_coef: float | None = None
     chat_template_path: str | None = None

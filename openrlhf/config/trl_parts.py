@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+_OF_ACCELERATE = "ACCELERATE_DEEPSPEED_"
 _NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
 
 
@@ -58,8 +59,9 @@ def _length_of_run(t: Translator) -> None:
 def _optimizer(t: Translator) -> None:
     t.becomes({"adam.betas": [t["adam_beta1"], t["adam_beta2"]]}, "adam_beta1", "adam_beta2")
     name = str(t["optim"]).rpartition(".")[2].lower()
+    is_paged, name = name.startswith("paged_"), name.removeprefix("paged_")
     if name.startswith("adamw") and "8bit" not in name and "4bit" not in name and name != "adamw_anyprecision":
-        t.becomes({"optim": "adam"}, "optim", note="AdamW")
+        t.becomes({"optim": "adam"}, "optim", note="AdamW, not paged" if is_paged else "AdamW")
     elif name == "muon":
         note = "matrices by muon.lr, 0.02 unless a recipe says otherwise; the rest by AdamW and learning_rate"
         t.becomes({"optim": "muon"}, "optim", note=note)
@@ -72,15 +74,24 @@ def _schedule(t: Translator) -> None:
     known = _as_dict(t, "lr_scheduler_kwargs")
     settings: dict[str, Any] = {"lr_scheduler": name}
     if name in _SCHEDULES_WITH_LOWEST:
-        lowest = known.get("min_lr_rate")
-        if lowest is None and known.get("min_lr") is not None:
-            lowest = known["min_lr"] / t["learning_rate"]
-        settings["min_lr_ratio"] = 0.0 if lowest is None else lowest
+        settings["min_lr_ratio"] = _lowest_share(t, known)
         known = {key: value for key, value in known.items() if key not in ("min_lr_rate", "min_lr")}
     if known:
         t.refuse("lr_scheduler_kwargs", f"{', '.join(known)} keeps transformers' default: leave it out")
     t.becomes(settings, "lr_scheduler_type", "lr_scheduler_kwargs")
     _warmup(t)
+
+
+def _lowest_share(t: Translator, known: Mapping[str, Any]) -> float:
+    """YAML reads 1e-6 as text: a number needs a point there."""
+    try:
+        lowest = known.get("min_lr_rate")
+        if lowest is None and known.get("min_lr") is not None:
+            lowest = float(known["min_lr"]) / t["learning_rate"]
+        return 0.0 if lowest is None else float(lowest)
+    except (TypeError, ValueError):
+        t.refuse("lr_scheduler_kwargs", "min_lr and min_lr_rate must be numbers")
+        return 0.0
 
 
 def _warmup(t: Translator) -> None:
@@ -142,24 +153,43 @@ def _experts(t: Translator) -> None:
 
 
 def _deepspeed(t: Translator) -> None:
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")  # of `accelerate launch`
-    given = t["deepspeed"]
-    if given is None:
-        if stage is not None:
-            t.becomes({"ds.zero_stage": int(stage)})
-        return
-    try:
-        config = json.loads(local_path(given).read_text("utf-8")) if isinstance(given, str) else given
-        zero = config.get("zero_optimization", {})
-    except (OSError, ValueError, AttributeError) as error:
-        t.refuse("deepspeed", f"its file cannot be read: {error}")
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+        t.problem("accelerate launch asks for FSDP, which is not here: let it ask for DeepSpeed, or start by torchrun.")
+    given = t["deepspeed"] or os.environ.get(f"{_OF_ACCELERATE}CONFIG_FILE")
+    zero = _zero_of_accelerate() if given is None else _zero_of_file(t, given)
+    if zero is None:
         return
     if _device(zero, "offload_param") != "none":
         t.refuse("deepspeed", "offload_param is not here; offload_optimizer is")
-    settings = {"ds.zero_stage": zero.get("stage", 0), "ds.adam_offload": _device(zero, "offload_optimizer") == "cpu"}
+    if (device := _device(zero, "offload_optimizer")) not in ("none", "cpu"):
+        t.refuse("deepspeed", f"offload_optimizer to {device} is not here; to cpu it is")
+    settings = {"ds.zero_stage": zero.get("stage", 0), "ds.adam_offload": device == "cpu"}
     if zero.get("overlap_comm") not in ("auto", None, False):
         settings["ds.overlap_comm"] = True
-    t.becomes(settings, "deepspeed", note="nothing else of it is read")
+    if t["deepspeed"]:
+        t.becomes(settings, "deepspeed", note="nothing else of it is read")
+    else:
+        t.becomes_by("(accelerate launch)", settings)
+
+
+def _zero_of_file(t: Translator, given: Any) -> Any:
+    """The group zero_optimization of a file, or of a group that is given as such; None, told, where there is none."""
+    try:
+        config = json.loads(Path(given).expanduser().read_text("utf-8")) if isinstance(given, str) else given
+        return config.get("zero_optimization", {})
+    except (OSError, ValueError, AttributeError) as error:
+        t.refuse("deepspeed", f"its file {given} cannot be read: {error}")
+        return None
+
+
+def _zero_of_accelerate() -> dict[str, Any] | None:
+    """What `accelerate launch` says in the environment, as such a group; None where it says nothing."""
+    stage = os.environ.get(f"{_OF_ACCELERATE}ZERO_STAGE")
+    if stage is None:
+        return None
+    parts = ("offload_optimizer", "offload_param")
+    devices = {part: {"device": os.environ.get(f"{_OF_ACCELERATE}{part.upper()}_DEVICE")} for part in parts}
+    return {"stage": int(stage), **devices}
 
 
 def _device(zero: Mapping[str, Any], part: str) -> str:
@@ -173,15 +203,19 @@ def _tracking(t: Translator) -> None:
     unknown = sorted({*trackers} - {"wandb", "tensorboard", "none", "all", *extras})
     if unknown:
         t.tell(f"{', '.join(unknown)} is not here; metrics.jsonl has all numbers", "report_to")
+    if "all" in trackers or "none" in trackers:
+        t.tell("no tracker is found out: name each, as in [wandb]; metrics.jsonl has all numbers", "report_to")
     settings: dict[str, Any] = {}
     if "wandb" in trackers:
         settings["logger.wandb.enable"] = True
     if "tensorboard" in trackers:
         settings["logger.tensorboard_dir"] = t["logging_dir"] or str(Path(t["output_dir"] or ".") / "runs")
+    else:
+        t.tell("changes nothing: report_to has no tensorboard", "logging_dir")
     if more := tuple(extras[name] for name in trackers if name in extras):
         settings["logger.trackers"] = more
     if settings:
-        t.becomes(settings, "report_to", "logging_dir")
+        t.becomes(settings, "report_to", *(["logging_dir"] if "tensorboard" in trackers else []))
     if t.gives("project") and not t["wandb_project"]:
         t.becomes({"logger.wandb.project": t["project"]}, "project", note="of every tracker")
     elif t.gives("project"):

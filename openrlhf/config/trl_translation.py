@@ -82,6 +82,11 @@ class Translator:
         self._result.settings.update(settings)
         self.tell(", ".join(f"{ours} {_shown(value)}" for ours, value in settings.items()), *names, note=note)
 
+    def becomes_by(self, who: str, settings: Mapping[str, Any]) -> None:
+        """The same of what stands elsewhere than among the names."""
+        self._result.settings.update(settings)
+        self._result.rows.append((who, ", ".join(f"{ours} {_shown(value)}" for ours, value in settings.items())))
+
     def tell(self, ours: str, *names: str, note: str = "") -> None:
         shown = [self._shown_with_value(name) for name in names if name in self._given]
         if shown:
@@ -89,6 +94,10 @@ class Translator:
 
     def refuse(self, name: str, remedy: str) -> None:
         self._result.problems.append(f"{self._shown_with_value(name)} cannot be had here: {remedy}.")
+
+    def problem(self, sentence: str) -> None:
+        """Something else than a name that cannot be."""
+        self._result.problems.append(sentence)
 
     def _shown_with_value(self, name: str) -> str:
         return f"{name} {HIDDEN if is_secret(name) else _shown(self[name])}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from transformers import Qwen3MoeConfig
 
 from openrlhf.config import SFTConfig, parse_config
-from openrlhf.config.recipes import Recipe, read_recipe
+from openrlhf.config.recipes import _KINDS, Recipe, read_recipe
 from openrlhf.config.schema import settings
 from openrlhf.config.sources import read_argv
 from openrlhf.config.trl_names import RECIPE_NAMES, ModelNames, SftNames, rule_of
@@ -111,6 +111,8 @@ def test_batch_is_that_of_all_ranks(num_ranks: int) -> None:
         ({"warmup_ratio": 0.1}, {"lr_warmup_ratio": 0.1}),
         (WITH_LOWEST | {"lr_scheduler_kwargs": {"min_lr_rate": 0.2}}, {"min_lr_ratio": 0.2}),
         (WITH_LOWEST | {"lr_scheduler_kwargs": '{"min_lr": 0.25}', "learning_rate": 0.5}, {"min_lr_ratio": 0.5}),
+        (WITH_LOWEST | {"lr_scheduler_kwargs": {"min_lr": "1e-3"}, "learning_rate": 0.5}, {"min_lr_ratio": 0.002}),
+        ({"optim": "paged_adamw_32bit"}, {"optim": "adam"}),
         ({"lr_scheduler_type": "cosine"}, {"lr_scheduler": "cosine"}),
         ({"packing": True}, {"ds.packing_samples": True}),
         ({"padding_free": True}, {"ds.packing_samples": True}),
@@ -183,6 +185,11 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"save_strategy": "best"}, "save_strategy best"),
         ({"load_best_model_at_end": True, "metric_for_best_model": "bleu"}, "metric_for_best_model bleu"),
         ({"load_best_model_at_end": True, "greater_is_better": True}, "greater_is_better true"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "give dtype, attn_implementation"),
+        ({"dataset_mixture": {"datasets": [{"id": "a", "fraction": 0.5}]}}, "its fraction cannot be read"),
+        ({"datasets": [{"path": "json", "data_files": "a.jsonl"}]}, "its data_files cannot be read"),
+        ({"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "to nvme is not here"),
+        (WITH_LOWEST | {"lr_scheduler_kwargs": {"min_lr": "low"}}, "must be numbers"),
         ({"loss_type": "bco"}, "loss_type bco"),
         ({"model_revision": "v2"}, "model_revision v2"),
         ({"dataset_streaming": True}, "dataset_streaming true"),
@@ -290,6 +297,47 @@ def test_experts_of_a_recipe_are_balanced_as_there(tmp_path: Path, given: dict[s
     of = recipe(tmp_path, {"model_name_or_path": str(tmp_path / "experts")} | given)
     assert values(of)["model.aux_loss_coef"] == expected
     assert "model.aux_loss_coef" in of.defaults or given
+
+
+def test_a_recipe_goes_on_from_the_newest(tmp_path: Path) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", "resume_from_checkpoint": True})
+    assert of.problems == []
+    assert values(of)["ckpt.load_enable"] is True
+
+
+def test_what_accelerate_launch_says_is_heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    of = translated()
+    assert (of.settings["ds.zero_stage"], of.settings["ds.adam_offload"], of.problems) == (3, True, [])
+    assert of.rows == [("(accelerate launch)", "ds.zero_stage 3, ds.adam_offload true")]
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    fsdp, offload = translated().problems
+    assert "accelerate launch asks for FSDP" in fsdp
+    assert "offload_param is not here" in offload
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "ds.json"))
+    assert translated().settings["ds.zero_stage"] == 1
+
+
+OTHER_VALUES = {bool: True, int: 7, float: 0.5, str: "other", list[str]: ["other"], dict[str, Any]: {"other": 7}}
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_given_name_is_in_the_table_or_refused(name: str) -> None:
+    """Whatever is given beside the defaults."""
+    default, kinds = RECIPE_NAMES[name].default, get_args(_KINDS[name]) or (_KINDS[name],)
+    value = next((one for kind, one in OTHER_VALUES.items() if kind in (*kinds, _KINDS[name])), "other")
+    value = not default if isinstance(value, bool) else value
+    of = translated(**{name: value})
+    assert any(name in there for there, _ in of.rows) or any(name in problem for problem in of.problems)
+
+
+def test_all_trackers_are_told_to_be_none() -> None:
+    ((there, here),) = translated(report_to="all").rows
+    assert there == "report_to all"
+    assert here.startswith("no tracker is found out")
 
 
 def test_groups_in_groups_of_a_recipe_come_together(tmp_path: Path) -> None:

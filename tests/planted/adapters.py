@@ -92,7 +92,7 @@ BUGS = [
     Bug(
         "finished_without_a_merged_model",
         "a run that was killed before it merged says that it has finished",
-        "config/settings.py",
+        "config/ckpt_settings.py",
         "return (self.output_dir, self.merged_dir) if self.merge_lora else (self.output_dir,)",
         "return (self.output_dir,)",
         (f"{_RUNS}the_merged_model_stands_beside_the_adapter_and_is_made_again",),

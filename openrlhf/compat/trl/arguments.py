@@ -30,7 +30,7 @@ class TrlSFTConfig(SftNames):
             self.eval_steps = self.logging_steps
         self.do_eval = self.do_eval or self.eval_strategy != "no"
         reported = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
-        self.report_to = [] if reported in (["none"], ["all"]) else reported
+        self.report_to = [] if reported == ["none"] else reported
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model is not None and self.greater_is_better is None:

@@ -64,6 +64,7 @@ def translation_of(
         asked["router_aux_loss_coef"] = coefficient
     values |= asked
     values["resume_from_checkpoint"] = None  # train() is told of it
+    values["model_init_kwargs"] = None  # what it holds is among the values
     return translate(values, given | asked.keys() | of_loading.keys() & RECIPE_NAMES.keys(), num_ranks, num_rows)
 
 

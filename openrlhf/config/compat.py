@@ -19,7 +19,19 @@ WITHOUT_EFFECT = {
     "use_ms": "a name is looked up on the Hugging Face hub; give folders that `modelscope download` has filled",
 }
 
+# The same of one command alone, by its name.
+_WITHOUT_EFFECT_IN = {
+    "serve_rm": {"batch_size": "texts are computed together by --reward.max_tokens_per_batch"},
+    "lora_combiner": {"is_rm": "an adapter says of itself that it is a reward model's"},
+}
+
 Values = Mapping[str, Any]
+
+
+def why_without_effect(root: type[Root], name: str) -> str | None:
+    """Why a flag of OpenRLHF's needs nothing here; None for any other name."""
+    last, command = name.rpartition(".")[2], root.command.usage.rpartition(".")[2]
+    return WITHOUT_EFFECT.get(last) or _WITHOUT_EFFECT_IN.get(command, {}).get(last)
 
 
 @dataclass(frozen=True)

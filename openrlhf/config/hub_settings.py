@@ -87,6 +87,11 @@ class ExportedConfig:
 def _needed(config: PushConfig, world_size: int) -> Iterator[str]:
     if not config.hub.model_id:
         yield "--hub.model_id is missing: give owner/name of the repository."
+    if config.hub.card_fields() or config.hub.tags:
+        yield (
+            "--hub.license, --hub.language and --hub.tags are of the card that a training writes; a push uploads the "
+            f"card as it is: say it in {config.ckpt.output_dir}/README.md."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,9 @@ from typing import ClassVar, Literal
 from openrlhf.config.disk import ADAPTER_FILE, split_names
 from openrlhf.config.kinds import Place
 from openrlhf.config.schema import Command, Root, free
+from openrlhf.config.synonyms import Switch, Synonyms
+
+SYNONYMS: Synonyms = {"bf16": Switch("param_dtype", "bf16", None)}
 
 
 def _folders(config: MergeConfig, world_size: int) -> Iterator[str]:
@@ -35,7 +38,7 @@ class MergeConfig(Root):
     """Base, adapters, merged model."""
 
     command: ClassVar[Command] = Command(
-        "Merges adapters into their base model.", "python -m openrlhf.cli.lora_combiner", {}, (_folders,)
+        "Merges adapters into their base model.", "python -m openrlhf.cli.lora_combiner", SYNONYMS, (_folders,)
     )
     model_path: Place = free("", "the base model: a folder, or a name on the hub (needed)")
     lora_path: str = free("", "folder of the adapter; several by commas are merged one after the other (needed)")

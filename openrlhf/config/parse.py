@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from openrlhf.config.checks import check_config, notices_of
-from openrlhf.config.compat import WITHOUT_EFFECT, is_theirs, take
+from openrlhf.config.compat import is_theirs, take, why_without_effect
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
-from openrlhf.config.recipes import read_recipe
+from openrlhf.config.recipes import is_recipe, read_recipe
 from openrlhf.config.schema import AUTO, Root, RootT, Setting, build, groups, settings, synonyms
 from openrlhf.config.sources import CONFIG_FLAG, Given, read_argv
 from openrlhf.config.synonyms import resolve
@@ -50,7 +50,8 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         raise SystemExit(0)
     given, file_problems = read_argv(argv)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    recipe = read_recipe(root, given, world_size)
+    ranks = [one.value for one in given if one.name == "ranks" and "ranks" in settings(root)]
+    recipe = read_recipe(root, given, int(ranks[-1]) if ranks and str(ranks[-1]).isdigit() else world_size)
     reading = read_given(root, recipe.given, takes_auto=True)
     config = build(root, _left_to_the_run(reading) | reading.values)
     consequences = [
@@ -66,8 +67,13 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
 
 
 def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[RootT]:
-    """Of the roots the one that knows most of the names on the command line and in its files; the first of several."""
+    """Of the roots the one that knows most of the names on the command line and in its files; the first of several.
+
+    A recipe is of supervised fine-tuning, which is the first.
+    """
     given, _ = read_argv(argv)
+    if is_recipe(roots[0], given):
+        return roots[0]
 
     def num_known(root: type[Root]) -> int:
         known, other_names = settings(root), synonyms(root)
@@ -94,7 +100,7 @@ def read_given(root: type[Root], given: Sequence[Given], takes_auto: bool = Fals
         for name, value in resolve(other_names, whole, item.value):
             if name in table:
                 _read_one(reading, table[name], value, item.where)
-            elif (why := WITHOUT_EFFECT.get(name.rpartition(".")[2])) is not None:
+            elif (why := why_without_effect(root, name)) is not None:
                 reading.notes += [] if value in _OFF else [f"{item.where} changes nothing here: {why}."]
             elif not (name in groups(root) and value is None):  # a group that a YAML file leaves empty
                 _report_unknown(reading, item)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openrlhf.config.schema import Root, settings, synonyms
+from openrlhf.config.settings import SFTConfig
 from openrlhf.config.sources import Given
 from openrlhf.config.trl_names import (
     RECIPE_NAMES,
@@ -26,6 +27,7 @@ from openrlhf.config.trl_names import (
     is_secret,
 )
 from openrlhf.config.trl_translation import HIDDEN, Translation, translate
+from openrlhf.errors import UserError
 
 _SFT = "sft."  # verifiers' group of TRL's names
 _OF_VERIFIERS = {"model": "model_name_or_path", "dataset": "dataset_name"}
@@ -60,10 +62,15 @@ def read_recipe(root: type[Root], given: Sequence[Given], world_size: int) -> Re
     A file is a recipe if it has a name that TRL, Open-R1 or verifiers know, and that is none of ours. Then all its
     names mean what they mean there, and flags beside it may have such names too.
     """
+    if not is_recipe(root, given):
+        return Recipe(list(given))
+    if not issubclass(root, SFTConfig):
+        raise UserError(
+            "a file has names of TRL's, whose recipes are read for supervised fine-tuning alone: for "
+            f"{root.command.usage} give the names that its --help lists."
+        )
     is_verifiers = any(one.name.startswith(_SFT) for one in given)
     ours = {*settings(root), *synonyms(root)}
-    if not is_verifiers and not any(_is_theirs(one, ours) for one in given):
-        return Recipe(list(given))
     theirs: dict[str, Given] = {}
     rest, problems = [], []
     for one in given:
@@ -79,6 +86,12 @@ def read_recipe(root: type[Root], given: Sequence[Given], world_size: int) -> Re
     defaults = VERIFIERS_DEFAULTS | folder if is_verifiers else {}
     translation = translate(defaults | values, values.keys(), _num_data_ranks(rest, world_size))
     return _as_ours(root, translation, theirs, rest, problems + wrong + _both_losses(values))
+
+
+def is_recipe(root: type[Root], given: Sequence[Given]) -> bool:
+    """Whether a file has a name that is TRL's, Open-R1's or verifiers', and none of the root's own."""
+    ours = {*settings(root), *synonyms(root)}
+    return any(one.name.startswith(_SFT) or _is_theirs(one, ours) for one in given)
 
 
 def _is_in_file(one: Given) -> bool:

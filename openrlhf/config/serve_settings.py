@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from openrlhf.config.disk import folder_of_model
 from openrlhf.config.kinds import Count, Place, PositiveCount, Size
 from openrlhf.config.schema import Command, Root, free
-from openrlhf.config.synonyms import Synonyms
+from openrlhf.config.synonyms import Switch, Synonyms
 
 SYNONYMS: Synonyms = {
     "reward_pretrain": "reward.model_name_or_path",
@@ -18,6 +18,9 @@ SYNONYMS: Synonyms = {
     "attn_implementation": "reward.attn_implementation",
     "param_dtype": "reward.param_dtype",
     "max_len": "reward.max_len",
+    "max_length": "reward.max_len",
+    "bf16": Switch("reward.param_dtype", "bf16", "auto"),
+    "flash_attn": Switch("reward.attn_implementation", "flash_attention_2", "auto"),
 }
 _MOST_PORT = 65535
 

@@ -106,7 +106,7 @@ class WandbSink(TrackerSink):
             try:
                 self._run = wandb.init(
                     dir=folder,
-                    project=settings.project,
+                    project=project_of(settings),
                     name=settings.name,
                     group=settings.group,
                     entity=settings.org,
@@ -141,6 +141,12 @@ class WandbSink(TrackerSink):
             for one in answers
         ]
         self._run.log({"answers": wandb.Table(columns=columns, data=rows)})
+
+
+def project_of(settings: WandbConfig) -> str:
+    """W&B's own variable holds where no setting says otherwise."""
+    is_default = settings.project.startswith("openrlhf_train_")
+    return os.environ.get("WANDB_PROJECT", settings.project) if is_default else settings.project
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.cli.batch_inference import main as batch_inference
 from openrlhf.cli.lora_combiner import main as combine
 from openrlhf.config import SFTConfig, parse_config
+from openrlhf.config.hub_settings import PushConfig
+from openrlhf.config.merge_settings import MergeConfig
+from openrlhf.config.serve_settings import ServeConfig
 from openrlhf.config.settings import LoggerConfig, WandbConfig
 from openrlhf.datasets.utils import blending_datasets
 from openrlhf.errors import UserError
@@ -127,3 +130,26 @@ def test_tensorboard_has_a_folder_for_each_run(tmp_path):
     read = EventAccumulator(str(tmp_path / "tb" / "sft_0101T0101")).Reload()
     assert {"train/gpt_loss", "train/loss_mean", "train/lr"} <= {*read.Tags()["scalars"]}
     assert read.Scalars("train/gpt_loss")[0].value == 2.5
+
+
+def test_public_lines_of_small_commands_are_taken(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path / "model")
+    line = (
+        f"--reward_pretrain {model} --port 5000 --bf16 --flash_attn --normalize_reward --max_len 8192 --batch_size 16"
+    )
+    config = parse_config(ServeConfig, line.split())
+    assert (config.reward.param_dtype, config.reward.max_len) == ("bf16", 8192)
+    assert config.reward.attn_implementation == "flash_attention_2"
+    assert "--batch_size changes nothing here" in capsys.readouterr().err
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    line = f"--model_path {model} --lora_path {tmp_path / 'lora'} --output_path {tmp_path / 'out'} --is_rm --bf16"
+    assert parse_config(MergeConfig, line.split()).param_dtype == "bf16"
+    assert "--is_rm changes nothing here" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--batch_size is unknown"):
+        parse_config(MergeConfig, [*line.split(), "--batch_size", "4"])
+
+
+def test_a_push_writes_no_card(tmp_path):
+    with pytest.raises(UserError, match="a push uploads the card as it is: say it in .*README.md"):
+        parse_config(PushConfig, ["--hub.model_id", "me/tiny", "--hub.license", "mit"])

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from transformers import Qwen3MoeConfig
 
-from openrlhf.config import SFTConfig, parse_config
+from openrlhf.config import DPOConfig, InspectConfig, SFTConfig, nearest_root, parse_config
+from openrlhf.config.estimate_settings import EstimateConfig
 from openrlhf.config.recipes import _KINDS, Recipe, read_recipe
+from openrlhf.config.roots import INSPECTIONS
 from openrlhf.config.schema import settings
 from openrlhf.config.sources import read_argv
 from openrlhf.config.trl_names import RECIPE_NAMES, ModelNames, SftNames, rule_of
@@ -444,3 +446,16 @@ def test_the_command_line_tells_the_table_and_the_problems(tmp_path: Path, capsy
     with pytest.raises(UserError, match="neftune_noise_alpha 5 cannot be had here"):
         parse_config(SFTConfig, ["@", str(path)])
     assert "what became of them" not in capsys.readouterr().err
+
+
+def test_a_recipe_is_of_supervised_fine_tuning_alone(good_flags) -> None:  # noqa: F811
+    Path("recipe.yaml").write_text("model_name_or_path: ./model\ndataset_name: ./rows.jsonl\nloss_type: nll\n")
+    with pytest.raises(UserError, match="recipes are read for supervised fine-tuning alone"):
+        parse_config(DPOConfig, ["@", "recipe.yaml"])
+    assert nearest_root(INSPECTIONS, ["@", "recipe.yaml"]) is InspectConfig
+
+
+def test_the_ranks_that_an_estimate_is_asked_for_make_the_batch(good_flags) -> None:  # noqa: F811
+    Path("recipe.yaml").write_text("model_name_or_path: ./model\nper_device_train_batch_size: 2\n")
+    config = parse_config(EstimateConfig, ["@", "recipe.yaml", "--ranks", "8"])
+    assert config.train.batch_size == 16

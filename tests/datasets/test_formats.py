@@ -8,7 +8,7 @@ import pytest
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS, find_format, tokenized
-from openrlhf.datasets.formats.chat import IS_NOT_READ
+from openrlhf.datasets.formats.chat import IS_NOT_READ, KWARGS_ARE_NOT_READ
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -205,6 +205,12 @@ def test_what_a_plain_text_has_no_place_for_is_counted(columns: dict, unread: tu
     assert set(found.remarks) == {IS_NOT_READ.format(name) for name in unread}
     as_conversation = encode({"prompt": "Hi?", "completion": "Ho.", **columns}, apply_chat_template=True)
     assert not any("is not read" in remark for remark in as_conversation.remarks)
+
+
+def test_arguments_of_a_template_that_are_not_read_are_counted():
+    row = {"messages": [ASK, SAY], "chat_template_kwargs": {"enable_thinking": False}}
+    assert encode(row).remarks == (KWARGS_ARE_NOT_READ,)
+    assert encode(row | {"chat_template_kwargs": {"enable_thinking": None}}).remarks == ()
 
 
 @pytest.mark.parametrize("key", ["parameters", "input"])

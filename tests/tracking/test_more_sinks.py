@@ -18,6 +18,7 @@ from openrlhf.config.settings import WandbConfig
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import Outcome
 from openrlhf.run.report import keep_other_run_aside
+from openrlhf.tracking.more_sinks import project_of
 from openrlhf.tracking.tracker import open_tracker
 from tests.helpers.workbench import flags, save_model, save_rows
 
@@ -116,3 +117,9 @@ def test_a_tracker_of_another_name_is_refused(tmp_path):
     model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
     with pytest.raises(UserError, match="--logger.trackers .*mlflow, trackio, comet"):
         parse_config(SFTConfig, [*flags(model, rows, tmp_path / "out"), "--logger.trackers", "neptune"])
+
+
+def test_the_project_of_the_environment_holds_where_none_is_given(monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert project_of(WandbConfig()) == "mine"
+    assert project_of(WandbConfig(project="given")) == "given"

@@ -32,6 +32,11 @@ CALL_ROLES = {"function_call", "tool_call"}
 TRAINING_KEYS = ("train", WEIGHT)
 SYSTEM, TOOLS = "system", "tools"
 IS_NOT_READ = "the column {!r} is not read: texts take it with --data.apply_chat_template alone"
+TEMPLATE_KWARGS = "chat_template_kwargs"
+KWARGS_ARE_NOT_READ = (
+    f"the column {TEMPLATE_KWARGS!r} is not read: a template is given messages and tools alone; say it in the "
+    "template itself, by --data.tokenizer_chat_template"
+)
 ARGUMENTS, FUNCTION_CALL = "arguments", "function_call"
 _ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
@@ -55,6 +60,9 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     remarks: dict[str, None] = {}
     messages = [_message(raw, index, remarks) for index, raw in enumerate(raw_messages)]
     weights = [_turn_weight(raw, index) for index, raw in enumerate(raw_messages)]
+    kwargs = row.get(TEMPLATE_KWARGS)
+    if kwargs and not (isinstance(kwargs, dict) and all(value is None for value in kwargs.values())):
+        remarks[KWARGS_ARE_NOT_READ] = None
     return Conversation(messages, _tools(row), weights, num_prompt_messages, tuple(remarks))
 
 

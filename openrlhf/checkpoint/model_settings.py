@@ -196,7 +196,12 @@ def end_of_turn_token_id(tokenizer: Any) -> int | None:
 
 def text_behind_answer(tokenizer: Any) -> str:
     """What the chat template prints behind the last turn of an assistant; empty without a template."""
-    return _by_template(tokenizer, lambda renderer: renderer.text_of(_TURNS, None).rpartition(_ANSWER)[2])
+    return text_around_answer(tokenizer).rpartition(_ANSWER)[2]
+
+
+def text_around_answer(tokenizer: Any) -> str:
+    """What the chat template prints of a question and its answer, with both; empty without a template."""
+    return _by_template(tokenizer, lambda renderer: renderer.text_of(_TURNS, None))
 
 
 def text_before_answer(tokenizer: Any) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from transformers import PretrainedConfig
 
 from openrlhf.batching import TokenSequence, Unit, layout_of
 from openrlhf.batching.micro_batch import make_micro_batch
-from openrlhf.checkpoint.model_settings import text_behind_answer
+from openrlhf.checkpoint.model_settings import text_around_answer, text_before_answer, text_behind_answer
 from openrlhf.config import PairDataConfig
 from openrlhf.datasets.formats.chat import conversation
 from openrlhf.datasets.formats.plain import as_messages, in_template
@@ -96,9 +98,9 @@ class RewardScorer:
         self._model.normalizes = normalizes
         self._max_tokens, self.max_len = max_tokens, _max_len(max_len, config)
         self._applies_template = apply_chat_template
-        settings = PairDataConfig(max_len=_NO_LIMIT, apply_chat_template=apply_chat_template)
-        self._encoder = SampleEncoder(self._tokenizer, settings)
-        self._texts = _WholeTexts(self._tokenizer)
+        settings = PairDataConfig(max_len=self.max_len, overlong="error", apply_chat_template=apply_chat_template)
+        self._encoder = _Encoder(self._tokenizer, settings)
+        self._texts = _WholeTexts(self._tokenizer, self.max_len)
 
     def scores(self, items: Sequence[Item]) -> list[float | None]:
         """The reward of each item; None where `judged` says why there is none."""
@@ -113,15 +115,11 @@ class RewardScorer:
     def encoded(self, item: Item) -> np.ndarray | str:
         """(L,) token ids; or why there are none, as a sentence's end."""
         try:
-            ids = (
-                self._texts.encode(item)
-                if isinstance(item, str)
-                else self._encoder.encode(self._content(item)).input_ids
-            )
+            if isinstance(item, str):
+                return self._texts.encode(item)
+            return self._encoder.encode(self._content(item)).input_ids
         except (BadRow, LeftOut) as problem:
             return str(problem)
-        too_long = f"it has {len(ids):,} tokens, more than the {self.max_len:,} that the model is given"
-        return too_long if len(ids) > self.max_len else ids
 
     @torch.no_grad()
     def rewards_of(self, token_ids: Sequence[np.ndarray]) -> list[float]:
@@ -180,37 +178,66 @@ class RewardScorer:
         return conversation(messages, {"tools": tools}, num_prompt_messages=len(before))
 
 
+class _Encoder(SampleEncoder):
+    """Says of an item that is too long what the model is given."""
+
+    def refuse_overlong(self, length: str) -> None:
+        raise BadRow(f"it has {length}, more than fit into the {self.max_len:,} tokens that the model is given")
+
+
 class _WholeTexts:
     """Texts that hold prompt and answer as a tokenizer or a chat template has printed them, as servers are given them.
 
-    An end token, padding and the end of a turn may stand behind the answer, or lack: one end stands there at last, as
-    in the training. A text with control tokens in it was printed by the chat template, and ends as that ends an answer.
+    Padding may stand in front. An end token, padding and the end of a turn may stand behind the answer, or lack: one
+    end stands there at last, as in the training. A text that the chat template has printed ends as that ends an answer.
     """
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self._encoder = SampleEncoder(tokenizer, PairDataConfig(max_len=_NO_LIMIT, control_tokens="keep"))
+    def __init__(self, tokenizer: Any, max_len: int):
+        self._encoder = _Encoder(tokenizer, PairDataConfig(max_len=max_len, overlong="error", control_tokens="keep"))
+        self._bos = tokenizer.bos_token or ""
         self._end_of_turn = text_behind_answer(tokenizer)
-        plain = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._of_template = specials - plain
-        ends = {tokenizer.eos_token, tokenizer.pad_token, self._end_of_turn.strip()}
-        self._ends = tuple(filter(None, ends))
+        specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        printed = text_around_answer(tokenizer).removeprefix(self._bos)
+        marks = {text_before_answer(tokenizer).strip(), *(token for token in specials if token in printed)}
+        self._marks_of_template = tuple(filter(None, marks))
+        borders = "|".join([*map(re.escape, specials), r"\s+"])
+        self._begun_ends = [*accumulate(re.split(f"({borders})", self._end_of_turn))][::-1]  # the longest first
+        fills = {tokenizer.eos_token, tokenizer.pad_token}
+        self._padding = _any_of(fills - {tokenizer.bos_token})
+        # Of texts read backwards: only so is the time linear where many ends stand in a text, and not behind it.
+        self._end = _any_of({end[::-1] for end in {*fills, self._end_of_turn.strip()}}, before=r"\s*")
 
     def encode(self, text: str) -> np.ndarray:
-        """(L,) token ids. Raises BadRow where there is nothing to encode."""
+        """(L,) token ids. Raises BadRow where there is nothing to encode, or too much."""
         text = self._without_ends(text)
         if not text:
             raise BadRow("it is empty")
-        if not self._end_of_turn or not any(token in text for token in self._of_template):
+        if not self._is_rendered(text):
             return self._encoder.encode(PlainText(text)).input_ids
-        ids = self._tokenizer(text + self._end_of_turn, add_special_tokens=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int32)
+        begun = next((end for end in self._begun_ends if text.endswith(end)), "")
+        return self._encoder.encode_rendered(text.removesuffix(begun) + self._end_of_turn)
+
+    def _is_rendered(self, text: str) -> bool:
+        inside = text.removeprefix(self._bos)
+        return any(mark in inside for mark in self._marks_of_template)
 
     def _without_ends(self, text: str) -> str:
-        while end := next((end for end in self._ends if text.rstrip().endswith(end)), None):
-            text = text.rstrip().removesuffix(end)
-        return text
+        text = text[_length_of_run(self._padding, text) :]
+        return text[: len(text) - _length_of_run(self._end, text[::-1])]
+
+
+def _any_of(texts: set[str], before: str = "") -> re.Pattern[str]:
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    matches_nothing = "(?!)"
+    return re.compile(f"{before}(?:{'|'.join(map(re.escape, longest_first)) or matches_nothing})")
+
+
+def _length_of_run(pattern: re.Pattern[str], text: str) -> int:
+    """Of the matches that follow one another from the beginning on."""
+    length = 0
+    while found := pattern.match(text, length):
+        length = found.end()
+    return length
 
 
 def _ready(folder: str, dtype: str, attention: str, **settings: Any) -> tuple[RewardModel, bool]:

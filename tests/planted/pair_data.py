@@ -10,6 +10,8 @@ _FORMAT = "datasets/formats/pairs.py"
 _ENCODER = "datasets/tokenization/pairs.py"
 _DATASET = "datasets/pair_dataset.py"
 _LOOK = "tests/inspection/test_pairs.py"
+_TEXTS = "rejection/reward_scorer.py"
+_TEXT_TESTS = "tests/rejection/test_reward_scorer.py"
 
 BUGS = [
     Bug(
@@ -171,5 +173,55 @@ BUGS = [
         "if needs_one and not has_one:",
         "if needs_one and not first:",
         (f"{_DATASET_TESTS}::test_a_margin_that_is_no_number_is_refused",),
+    ),
+    Bug(
+        "a_template_of_ends_alone_is_no_template",
+        "serve_rm reads the reward at the wrong token where a template prints no token but start, end and padding",
+        _TEXTS,
+        "marks = {text_before_answer(tokenizer).strip(), *(token for token in specials if token in printed)}",
+        "marks = {*specials} - {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}",
+        (f"{_TEXT_TESTS}::test_a_rendered_text_has_the_reward_of_its_messages",),
+    ),
+    Bug(
+        "a_part_of_the_end_is_doubled",
+        "a text that ends with a part of what the template prints has it twice",
+        _TEXTS,
+        "text.removesuffix(begun) + self._end_of_turn",
+        "text + self._end_of_turn",
+        (f"{_TEXT_TESTS}::test_a_rendered_text_has_the_reward_of_its_messages",),
+    ),
+    Bug(
+        "padding_in_front_is_scored",
+        "texts that are padded on the left have other rewards",
+        _TEXTS,
+        "        text = text[_length_of_run(self._padding, text) :]\n",
+        "",
+        (f"{_TEXT_TESTS}::test_padding_in_front_of_a_plain_text_is_not_scored",),
+    ),
+    Bug(
+        "ends_take_time_in_their_square",
+        "one text of many end tokens holds serve_rm up for all others",
+        _TEXTS,
+        "        return text[: len(text) - _length_of_run(self._end, text[::-1])]\n",
+        "        while found := self._end.match(text[::-1]):\n"
+        "            text = text[: len(text) - found.end()]\n"
+        "        return text\n",
+        (f"{_TEXT_TESTS}::test_many_ends_take_little_time",),
+    ),
+    Bug(
+        "what_is_much_too_long_is_tokenized",
+        "one text of many megabytes holds serve_rm up for all others",
+        _TEXTS,
+        'PairDataConfig(max_len=self.max_len, overlong="error", apply',
+        'PairDataConfig(max_len=_NO_LIMIT, overlong="error", apply',
+        (f"{_TEXT_TESTS}::test_what_is_too_long_without_doubt_is_not_tokenized",),
+    ),
+    Bug(
+        "half_a_character_spoils_all_texts",
+        "one rendered text that is no valid Unicode fails the requests of all clients",
+        "datasets/tokenization/encoder.py",
+        "ids = self._tokenize(text, add_special_tokens=False, is_control=None).ids",
+        "ids = self._texts.tokenize(text, add_special_tokens=False).ids",
+        (f"{_TEXT_TESTS}::test_what_cannot_be_scored_has_a_reason_and_no_reward",),
     ),
 ]

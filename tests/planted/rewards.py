@@ -143,8 +143,8 @@ BUGS = [
         "long_texts_are_cut",
         "a reward for the beginning of an answer passes for one of the answer",
         "rejection/reward_scorer.py",
-        "return too_long if len(ids) > self.max_len else ids",
-        "return ids[: self.max_len]",
+        'max_len=max_len, overlong="error"',
+        'max_len=max_len, overlong="truncate"',
         (_SCORER + "test_what_cannot_be_scored_has_a_reason_and_no_reward",),
     ),
     Bug(

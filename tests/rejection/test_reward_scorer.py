@@ -4,15 +4,19 @@ long."""
 from __future__ import annotations
 
 import random
+import shutil
+import time
 import weakref
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer
 from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.rejection.reward_scorer import RewardScorer
+from tests.helpers.chat_templates import LAST_AFTER_LOOP, TRIMS, VICUNA
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, CORPUS, tiny_tokenizer
 from tests.objectives.reward_cases import tiny_classifier
@@ -60,12 +64,60 @@ def test_rewards_depend_on_nothing_beside_them(folder, attention):
         assert scorer.scores([texts[row] for row in rows]) == pytest.approx([expected[row] for row in rows], abs=1e-6)
 
 
-@pytest.mark.parametrize("end", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|endoftext|>", "<|pad|><|pad|>"])
-def test_a_rendered_text_has_the_reward_of_its_messages(scorer, end):
-    text = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWER}"
-    one, other, third = scorer.scores([MESSAGES, text + end, (MESSAGES[:1], ANSWER)])
-    assert one == pytest.approx(other, abs=1e-7)
-    assert one == pytest.approx(third, abs=1e-7)
+def of_trl():
+    """As `setup_chat_format` leaves it: each token that the template prints begins or ends a text, or pads it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|im_start|>", "<|im_end|>", "<|im_end|>"
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+TOKENIZERS = {
+    "chatml": lambda: tiny_tokenizer(CHATML),
+    "of_trl": of_trl,
+    "plain_words": lambda: VICUNA.tokenizer(marked=False),
+    "two_ends": lambda: TRIMS.tokenizer(marked=False),
+    "white_space_before_the_end": lambda: LAST_AFTER_LOOP.tokenizer(marked=False),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_rendered_text_has_the_reward_of_its_messages(folder, tmp_path, kind):
+    """However much of the end that the template prints stands there, and whatever fills the text up to a length."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.save_pretrained(tmp_path)
+    scorer = RewardScorer(str(tmp_path))
+    rendered, pad = tokenizer.apply_chat_template(MESSAGES, tokenize=False), tokenizer.pad_token
+    answer, end = rendered[: rendered.rindex(ANSWER) + len(ANSWER)], rendered.rpartition(ANSWER)[2]
+    ends = ["", end, end.rstrip(), end + pad * 3, end + tokenizer.eos_token]
+    ends += [end[: end.index(">") + 1], end[: end.index(">") + 2]] if ">" in end else []
+    expected, of_an_answer = scorer.scores([MESSAGES, (MESSAGES[:1], ANSWER)])
+    assert of_an_answer == pytest.approx(expected, abs=1e-7)
+    fronts = ["", pad * 2] if pad != tokenizer.bos_token else [""]
+    texts = [front + answer + one for front in fronts for one in ends]
+    assert scorer.scores(texts) == pytest.approx([expected] * len(texts), abs=1e-7)
+
+
+def test_padding_in_front_of_a_plain_text_is_not_scored(scorer):
+    one, *others = scorer.scores([ANSWER, f"<|pad|><|pad|>{ANSWER}", f"<|endoftext|>{ANSWER}"])
+    assert others == [one, one]
+
+
+def test_many_ends_take_little_time(scorer):
+    begun = time.process_time()
+    assert len(scorer.encoded(ANSWER + "<|endoftext|>" * 30_000)) == len(scorer.encoded(ANSWER))
+    assert time.process_time() - begun < 1, "it takes time in the square of the ends"
+
+
+def test_what_is_too_long_without_doubt_is_not_tokenized(folder, monkeypatch):
+    scorer = RewardScorer(folder, max_len=12)
+    monkeypatch.setattr(TextTokenizer, "tokenize", None)
+    long = "b" * 100_000
+    for item in (long, f"<|im_start|>user\n{long}", [*MESSAGES[:1], {"role": "assistant", "content": long}]):
+        told = scorer.encoded(item)
+        assert told.startswith("it has 100,")
+        assert told.endswith(" characters, more than fit into the 12 tokens that the model is given")
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "<|endoftext|><|pad|>", "<|endoftext|>\n"])
@@ -81,15 +133,19 @@ def test_messages_are_a_template_for_prompts_of_text_where_asked(folder, scorer)
 
 def test_what_cannot_be_scored_has_a_reason_and_no_reward(folder):
     scorer = RewardScorer(folder, max_len=12)
-    short, long, empty, broken = scorer.judged(
-        ["Sure.", ANSWER * 9, "<|endoftext|>", [{"role": "user", "content": "a"}]]
+    opened = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    no_answer = [{"role": "user", "content": "a"}]
+    short, long, long_turn, empty, broken, half = scorer.judged(
+        ["Sure.", ANSWER * 9, opened + ANSWER, "<|endoftext|>", no_answer, "<|im_start|>assistant\n\ud83d"]
     )
     assert short.value is not None
     assert short.reason is None
-    assert long.value is None
-    assert long.reason.endswith("tokens, more than the 12 that the model is given")
+    for one in (long, long_turn):
+        assert one.value is None
+        assert one.reason.endswith(" tokens, more than fit into the 12 tokens that the model is given")
     assert empty == (None, "it is empty")
     assert broken == (None, "no assistant turn")
+    assert "half a surrogate pair" in half.reason
 
 
 def test_normal_rewards(folder, scorer, tmp_path):

@@ -450,5 +450,5 @@ def test_a_reward_model_judges_prompts_and_answers(tmp_path):
     expected = scorer.scores(pairs)
     assert [rows[text]["rewards"]["judge"] for _, text in pairs[:2]] == pytest.approx(expected[:2], abs=1e-6)
     assert rows[pairs[2][1]]["reward"] is None
-    assert "more than the 40 that the model is given" in rows[pairs[2][1]]["reason"]
+    assert "more than fit into the 40 tokens that the model is given" in rows[pairs[2][1]]["reason"]
     assert stats["num_scored"] == 2

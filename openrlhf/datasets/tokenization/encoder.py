@@ -47,7 +47,7 @@ class SampleEncoder:
         self._tokenizer = tokenizer
         self._texts = TextTokenizer(tokenizer)
         self._controls = ControlTokens(tokenizer)
-        self._data = data
+        self._data, self.max_len = data, data.max_len
         self._targets = target_choice(data, pretrain_mode)
         self._remarks: set[str] = set()  # on the row that is being encoded
         self._ends_texts = data.pretrain_end_token or not pretrain_mode
@@ -158,9 +158,9 @@ class SampleEncoder:
         self, text: str, add_special_tokens: bool, is_control: Callable[[int, int], bool] | None
     ) -> TokenizedText:
         check_unicode(text)
-        hopeless = self._data.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
+        hopeless = self.max_len * self._longest_token * NORMALIZER_SHRINKS_BY_AT_MOST
         if len(text) > hopeless and self._data.overlong != "truncate":
-            self._refuse_overlong(f"{len(text):,} characters")
+            self.refuse_overlong(f"{len(text):,} characters")
         if is_control is None:
             return self._texts.tokenize(text, add_special_tokens)
         if not self._texts.is_plain:
@@ -177,10 +177,10 @@ class SampleEncoder:
 
     def _fit(self, ids: np.ndarray, loss_mask: np.ndarray, row_weight: float) -> EncodedSample:
         """Applies the policy for samples longer than `max_len`; leaves out a row without a target token."""
-        max_len = self._data.max_len
+        max_len = self.max_len
         cut = len(ids) > max_len
         if cut and self._data.overlong != "truncate":
-            self._refuse_overlong(f"{len(ids):,} tokens")
+            self.refuse_overlong(f"{len(ids):,} tokens")
         ids, loss_mask = ids[:max_len], loss_mask[:max_len].copy()
         loss_mask[-1:] = 0
         if not loss_mask.any():
@@ -189,11 +189,20 @@ class SampleEncoder:
             loss_mask = loss_mask * np.float32(row_weight)
         return EncodedSample(ids, loss_mask, cut, row_weight, tuple(self._remarks))
 
-    def _refuse_overlong(self, length: str) -> None:
+    def encode_rendered(self, text: str) -> np.ndarray:
+        """(L,) ids of what a chat template has printed, in which control tokens are such. Raises as `encode`."""
+        ids = self._tokenize(text, add_special_tokens=False, is_control=None).ids
+        ids = ids[self._num_doubled_bos(ids) :]
+        if len(ids) > self.max_len:
+            self.refuse_overlong(f"{len(ids):,} tokens")
+        return ids
+
+    def refuse_overlong(self, length: str) -> None:
+        """By `overlong`, of a row that is not to be cut."""
         if self._data.overlong == "drop":
             raise LeftOut("longer than max_len")
         raise BadRow(
-            f"{length} do not fit into --data.max_len {self._data.max_len}: raise it, "
+            f"{length} do not fit into --data.max_len {self.max_len}: raise it, "
             "or choose --data.overlong drop or truncate"
         )
 

@@ -41,14 +41,24 @@ class RewardQueue:
 
     def _run(self) -> None:
         while True:
-            requests = self._next()
-            try:
-                results = iter(self._compute([item for items, _ in requests for item in items]))
-                for items, future in requests:
-                    future.set_result([next(results) for _ in items])
-            except Exception as error:  # of any kind: whoever waits hears of it, and the next request is tried
-                for _, future in requests:
-                    future.set_exception(error)
+            if requests := self._next():
+                self._answer(requests)
+
+    def _answer(self, requests: list[tuple[Sequence, Future[list]]]) -> None:
+        """By one call; where that fails, by one for each request: only whose own call fails hears of it."""
+        try:
+            results = iter(self._compute([item for items, _ in requests for item in items]))
+            answers = [[next(results) for _ in items] for items, _ in requests]
+        except Exception as error:  # of any kind, and the next request is tried
+            if len(requests) == 1:
+                requests[0][1].set_exception(error)
+                return
+        else:
+            for (_, future), answer in zip(requests, answers, strict=True):
+                future.set_result(answer)
+            return
+        for request in requests:  # behind the handler: the error's traceback may hold memory
+            self._answer([request])
 
     def _next(self) -> list[tuple[Sequence, Future[list]]]:
         """What waits, the earliest first, without requests that have been given up."""

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from openrlhf.config import ServeConfig
@@ -62,7 +63,7 @@ def make_app(judge: Any, max_waiting: int, max_body_bytes: int) -> Any:
                 raise _Refused(
                     413, f"{len(items):,} texts are more than the {max_waiting:,} that may wait: send fewer at once"
                 )
-            judged = await asyncio.wrap_future(queue.ask(items))
+            judged = await _unless_gone(request, queue.ask(items))
             rewards = _rewards(judged)
         except _Refused as refused:
             raise HTTPException(refused.status, refused.reason) from None
@@ -71,6 +72,8 @@ def make_app(judge: Any, max_waiting: int, max_body_bytes: int) -> Any:
         except QueueFull:
             told = f"{queue.num_waiting:,} texts wait, of at most {max_waiting:,}: ask again later"
             raise HTTPException(503, told, {"Retry-After": "1"}) from None
+        except UserError as error:  # of these texts alone: see RewardQueue
+            raise HTTPException(422, f"the rewards could not be computed: {error}") from None
         except Exception as error:
             raise HTTPException(500, f"the rewards could not be computed: {first_line_of(error)}") from error
         return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}})
@@ -101,6 +104,17 @@ async def _body(request: Any, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise _Refused(413, told)
     return bytes(body)
+
+
+async def _unless_gone(request: Any, future: Future[list]) -> list:
+    """The result. Nothing is computed for a client that goes before its turn."""
+    answer, gone = asyncio.wrap_future(future), asyncio.ensure_future(request.receive())  # the body was read
+    await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if not answer.done():
+        answer.cancel()
+        raise _Refused(499, "the client has gone")
+    gone.cancel()
+    return answer.result()
 
 
 def _items(body: bytes) -> list[Any]:

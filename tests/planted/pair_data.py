@@ -224,4 +224,21 @@ BUGS = [
         "ids = self._texts.tokenize(text, add_special_tokens=False).ids",
         (f"{_TEXT_TESTS}::test_what_cannot_be_scored_has_a_reason_and_no_reward",),
     ),
+    Bug(
+        "one_request_spoils_all_that_wait_beside_it",
+        "a text that cannot be computed fails the requests of all clients that wait with it",
+        "rejection/reward_queue.py",
+        "        for request in requests:  # behind the handler: the error's traceback may hold memory\n"
+        "            self._answer([request])\n",
+        "        for _, future in requests:\n            future.set_exception(RuntimeError())\n",
+        ("tests/rejection/test_reward_server.py::test_a_request_that_fails_spoils_no_other",),
+    ),
+    Bug(
+        "clients_that_have_gone_are_served",
+        "serve_rm computes rewards that nobody waits for any more",
+        "rejection/reward_server.py",
+        "        answer.cancel()\n",
+        "",
+        ("tests/rejection/test_reward_server.py::test_nothing_is_computed_for_a_client_that_has_gone",),
+    ),
 ]

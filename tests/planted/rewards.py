@@ -199,8 +199,8 @@ BUGS = [
         "one_failure_ends_the_queue",
         "after one failure a server answers nobody",
         "rejection/reward_queue.py",
-        "                    future.set_exception(error)\n",
-        "                    future.set_exception(error)\n                raise\n",
+        "                requests[0][1].set_exception(error)\n                return\n",
+        "                requests[0][1].set_exception(error)\n                raise\n",
         (_SERVER + "test_a_failure_is_told_and_the_next_request_answered",),
     ),
     Bug(

@@ -56,6 +56,13 @@ def health(app) -> dict:
     return asyncio.run(ask()).json()
 
 
+def until_waiting(app, count: int) -> None:
+    for _ in range(3000):
+        if health(app)["waiting"] == count:
+            return
+        time.sleep(0.01)
+
+
 def test_openrlhfs_protocol():
     app = make_app(by_length, max_waiting=10, max_body_bytes=1000)
     (answer,) = asked(app, dict(json={"query": ["a", "bcd"], "prompts": ["a", "b"], "labels": ["", ""]}))
@@ -127,10 +134,7 @@ def test_a_full_queue_is_told_and_what_waits_is_computed_together():
         first = pool.submit(asked, app, dict(json={"query": ["a"]}))
         assert begun.wait(30)
         waiting = pool.submit(asked, app, dict(json={"query": ["bb", "cc"]}), dict(json={"query": ["ddd"]}))
-        for _ in range(3000):
-            if health(app)["waiting"] == 3:
-                break
-            time.sleep(0.01)
+        until_waiting(app, 3)
         (refused,) = asked(app, dict(json={"query": ["e", "e"]}))
         may_go_on.set()
         assert [answer.json()["rewards"] for answer in [*first.result(), *waiting.result()]] == [
@@ -141,6 +145,59 @@ def test_a_full_queue_is_told_and_what_waits_is_computed_together():
     assert refused.json()["detail"] == "3 texts wait, of at most 4: ask again later"
     assert refused.headers["retry-after"] == "1"
     assert calls == [["a"], ["bb", "cc", "ddd"]]
+
+
+def test_a_request_that_fails_spoils_no_other():
+    begun, may_go_on, calls = threading.Event(), threading.Event(), []
+
+    def refuses_some(items):
+        calls.append(list(items))
+        begun.set()
+        assert may_go_on.wait(30)
+        if "bad" in items:
+            raise UserError("the template takes no such text")
+        return by_length(items)
+
+    app = make_app(refuses_some, max_waiting=9, max_body_bytes=1000)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(asked, app, dict(json={"query": ["a"]}))
+        assert begun.wait(30)
+        waiting = pool.submit(asked, app, dict(json={"query": ["bad"]}), dict(json={"query": ["bb", "c"]}))
+        until_waiting(app, 3)
+        may_go_on.set()
+        refused, answered = waiting.result()
+    assert answered.json()["rewards"] == [2.0, 1.0]
+    assert (refused.status_code, "the template takes no such text" in refused.text) == (422, True)
+    assert sorted(calls[1]) == ["bad", "bb", "c"], "they were computed together first"
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone():
+    begun, may_go_on, calls = threading.Event(), threading.Event(), []
+
+    def slow(items):
+        calls.append(list(items))
+        begun.set()
+        assert may_go_on.wait(30)
+        return by_length(items)
+
+    app = make_app(slow, max_waiting=9, max_body_bytes=1000)
+    told = iter([{"type": "http.request", "body": b'{"query": ["gone"]}'}, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": "/get_reward", "query_string": b"", "headers": []}
+
+    async def receive():
+        return next(told)
+
+    async def send(message):
+        pass
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(asked, app, dict(json={"query": ["a"]}))
+        assert begun.wait(30)
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), SECONDS_TO_ANSWER))
+        may_go_on.set()
+        assert first.result()[0].json()["rewards"] == [1.0]
+    assert asked(app, dict(json={"query": ["bb"]}))[0].json()["rewards"] == [2.0]
+    assert calls == [["a"], ["bb"]]
 
 
 def test_requests_that_wait_are_taken_together_up_to_a_bound():

@@ -8,7 +8,7 @@ Shapes: B batch, S sequence (padded).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,10 @@ from transformers import PreTrainedModel
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.parameters import is_partitioned
-from openrlhf.models.attention.choice import choose_attention
-from openrlhf.models.attention.flash import is_flash
+from openrlhf.models.attention.choice import as_taken, choose_attention
 from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm, set_experts_implementation
 from openrlhf.models.lora import lora_of
 from openrlhf.models.next_token import ActorOutput, NextTokens
-from openrlhf.models.notes import tell
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
 from openrlhf.parallel.collectives import SumOverRanks
 
@@ -73,7 +71,7 @@ class Actor(ScoringModel):
         Raises UserError: no model there, a package missing, or attention that cannot be packed.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        attn_implementation = _as_taken(attn_implementation, device_type, unknown)
+        attn_implementation = as_taken("Actor", attn_implementation, device_type, unknown)
         facts = facts_of(pretrain_or_model, param_dtype, trust_remote_code)
         attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
         with loading_in_parts(ds_config):
@@ -143,13 +141,3 @@ class Actor(ScoringModel):
         if any(is_partitioned(parameter) for parameter in self.model.parameters()):
             kwargs = {"synced_gpus": True} | kwargs
         return self.model.generate(input_ids=input_ids, **kwargs)
-
-
-def _as_taken(attn_implementation: str, device_type: str, unknown: Iterable[str]) -> str:
-    """The attention to choose by. Tells of what a script asks for and cannot have."""
-    for name in unknown:
-        tell(f"Actor knows no {name}: it changes nothing.")
-    if device_type == "cpu" and is_flash(attn_implementation):  # what OpenRLHF's scripts ask for by themselves
-        tell(f"{attn_implementation} needs a GPU: the Actor's attention is chosen for the CPU.")
-        return "auto"
-    return attn_implementation

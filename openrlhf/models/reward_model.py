@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.errors import UserError
-from openrlhf.models.attention.choice import choose_attention
+from openrlhf.models.attention.choice import as_taken, choose_attention
 from openrlhf.models.classifier import HEAD, classifier_facts, prepare_classifier
-from openrlhf.models.loading import loading_in_parts
+from openrlhf.models.loading import loading_in_parts, set_experts_implementation
 from openrlhf.models.lora import lora_of
+from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
 from openrlhf.models.reward_statistics import check_reward_statistics
 
@@ -69,10 +71,12 @@ class RewardModel(PreparedModel):
         ring_head_stride: int = 0,
         trust_remote_code: bool = False,
         device_map: Any = None,
+        experts_implementation: str | None = None,
         head_prefix: str = HEAD,
         head_seed: int = 42,
         begin_head: bool = False,
         lora: LoraConfig | None = None,
+        **unknown: Any,
     ):
         """
         Args:
@@ -88,6 +92,7 @@ class RewardModel(PreparedModel):
         or the folder holds a classifier with several labels.
         """
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        attn_implementation = as_taken("RewardModel", attn_implementation, device_type, unknown)
         facts = classifier_facts(pretrain_or_model, param_dtype, trust_remote_code)
         attention = choose_attention(attn_implementation, device_type, packing_samples, ring_attn_size, facts)
         with loading_in_parts(ds_config):
@@ -107,27 +112,50 @@ class RewardModel(PreparedModel):
                 begin_head=begin_head,
             )
         super().__init__(ValueScorer(model), ring_head_stride, attention)
-        self.head_begins = head_begins
-        self.normalizes = False
+        self.head_begins, self.normalizes = head_begins, False
+        set_experts_implementation(self.scorer.base_model, experts_implementation)
         if packing_samples:
             self._check_packs_now(ring_attn_size)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_output: bool = False,
+        *,
+        ring_attn_group: ProcessGroup | None = None,
+        packed_seq_lens: Sequence[int] | None = None,
+        pad_sequence: bool = False,
+    ) -> Any:
         """(B,) float32 rewards of rows.
 
         Args:
-            input_ids: (B, S) token ids, padded left or right.
+            input_ids: (B, S) token ids, padded left or right; with `packed_seq_lens` (1, T), one row after the other.
             attention_mask: (B, S), 1 for real tokens; None: all are.
+            return_output: an `ActorOutput` comes back beside the rewards.
+            packed_seq_lens: tokens of each row of a pack; no reward depends on another row.
+            pad_sequence: part of OpenRLHF's interface; no row needs padding.
+
+        Raises UserError for `ring_attn_group`.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        places = torch.arange(mask.shape[1], device=mask.device) * mask.bool()
-        rewards = self.score_sequences(
-            input_ids=input_ids,
-            position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
+        if ring_attn_group is not None:
+            raise UserError(
+                "RewardModel.forward computes rows on one rank each, and ring_attn_group asks for a ring: leave it "
+                "out, or train by RewardModelTrainer, whose sequences a ring may share."
+            )
+        rows = NextTokens.of(input_ids, attention_mask, None, packed_seq_lens)
+        mask = rows.is_real.long()
+        places = torch.arange(mask.shape[1], device=mask.device) * mask
+        scores = self.score_sequences(
+            input_ids=rows.sequences,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             attention_mask=mask,
             last_index=places.max(1).values + torch.arange(len(mask), device=mask.device) * mask.shape[1],
-        ).values
-        return self.normal(rewards)
+            with_aux_loss=return_output and self.is_mixture_of_experts,
+        )
+        rewards = self.normal(scores.values)
+        aux_loss = rewards.new_zeros(()) if scores.aux_loss is None else scores.aux_loss
+        return (rewards, ActorOutput(aux_loss, None)) if return_output else rewards
 
     def normal(self, rewards: Tensor) -> Tensor:
         """The rewards less their mean, over their deviation, where the model `normalizes`."""
@@ -180,7 +208,7 @@ def get_llm_for_sequence_regression(
     value_head_prefix: str = HEAD,
     **settings: Any,
 ) -> RewardModel:
-    """A reward model by OpenRLHF's signature.
+    """A reward model by OpenRLHF's signature, in evaluation mode, as transformers loads models.
 
     Args:
         model_type: "reward".
@@ -206,4 +234,4 @@ def get_llm_for_sequence_regression(
     if normalize_reward:
         check_reward_statistics(model.config, model_name_or_path)
     model.normalizes = normalize_reward
-    return model
+    return model.eval()

@@ -124,12 +124,33 @@ def test_adapters_and_the_whole_head_are_trained():
 def test_openrlhfs_function_gives_the_reward_of_each_row(tmp_path):
     model = tiny_classifier().eval()
     model.save_pretrained(tmp_path)
-    loaded = get_llm_for_sequence_regression(str(tmp_path), "reward", param_dtype="fp32").eval()
+    loaded = get_llm_for_sequence_regression(str(tmp_path), "reward", param_dtype="fp32")
     rows = torch.arange(3, 33).view(3, 10)
     mask = torch.tensor([[1] * 10, [1] * 7 + [0] * 3, [0] * 4 + [1] * 6])
     with torch.no_grad():
         expected = [model(input_ids=row[kept.bool()][None]).logits.item() for row, kept in zip(rows, mask, strict=True)]
         assert loaded(rows, mask).tolist() == pytest.approx(expected, abs=1e-6)
+        pack, lengths = rows[mask.bool()][None], mask.sum(-1).tolist()
+        assert loaded(pack, packed_seq_lens=lengths, pad_sequence=True).tolist() == pytest.approx(expected, abs=1e-6)
+        rewards, output = loaded(rows, mask, return_output=True, ring_attn_group=None)
+        assert (rewards.tolist(), output.aux_loss.item()) == (pytest.approx(expected, abs=1e-6), 0.0)
+    with pytest.raises(UserError, match="ring_attn_group asks for a ring: leave it out, or train by RewardModelTrai"):
+        loaded(rows, mask, ring_attn_group="a ring")
+
+
+def test_openrlhfs_function_takes_what_an_actor_takes(tmp_path, monkeypatch, caplog):
+    """Flash attention on a CPU, a way to compute experts, and names that mean nothing here: told, and trained."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tiny_classifier("mixtral").save_pretrained(tmp_path)
+    model = get_llm_for_sequence_regression(
+        str(tmp_path), "reward", param_dtype="fp32", use_flash_attention_2=True, experts_implementation="eager",
+        temperature=1.0,
+    )  # fmt: skip
+    assert model.config._experts_implementation == "eager"
+    _, output = model(torch.arange(3, 23).view(2, 10), return_output=True)
+    assert output.aux_loss > 0
+    told = ["RewardModel knows no temperature: it changes nothing.", "flash_attention_2 needs a GPU: the attention of"]
+    assert [one for one in told if one not in caplog.text] == []
 
 
 def test_openrlhfs_function_takes_mean_and_deviation_off(tmp_path):
@@ -137,7 +158,7 @@ def test_openrlhfs_function_takes_mean_and_deviation_off(tmp_path):
     model.config.mean, model.config.std = 0.5, 2.0
     model.save_pretrained(tmp_path)
     plain, normal = (
-        get_llm_for_sequence_regression(str(tmp_path), "reward", param_dtype="fp32", normalize_reward=one).eval()
+        get_llm_for_sequence_regression(str(tmp_path), "reward", param_dtype="fp32", normalize_reward=one)
         for one in (False, True)
     )
     rows = torch.arange(3, 23).view(2, 10)

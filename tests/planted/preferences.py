@@ -10,6 +10,8 @@ _MIXES = "tests/objectives/test_pair_losses.py::test_a_mix_is_the_weighted_sum_o
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
 _SHORT = "tests/objectives/test_preference.py::test_a_reference_for_which_memory_runs_out_is_computed_again"
 _REFERENCES = "tests/objectives/test_preference.py::test_three_kinds_of_reference_are_one"
+_REWARD_MODEL = "models/reward_model.py"
+_FUNCTION = "tests/models/test_reward_model.py::test_openrlhfs_function_"
 
 BUGS = [
     Bug(
@@ -179,5 +181,37 @@ BUGS = [
         "        except BlockingIOError:\n",
         "        except OSError:\n",
         ("tests/objectives/test_preference.py::test_a_reference_is_kept_where_files_cannot_be_locked",),
+    ),
+    Bug(
+        "normal_rewards_by_a_call_to_eval_alone",
+        "get_llm_for_sequence_regression(normalize_reward=True) gives raw rewards until somebody calls eval()",
+        _REWARD_MODEL,
+        "    return model.eval()\n",
+        "    return model\n",
+        (_FUNCTION + "takes_mean_and_deviation_off",),
+    ),
+    Bug(
+        "a_reward_model_refuses_what_an_actor_takes",
+        "a script that asks for flash attention on a CPU makes an Actor, and no reward model",
+        _REWARD_MODEL,
+        '        attn_implementation = as_taken("RewardModel", attn_implementation, device_type, unknown)\n',
+        "",
+        (_FUNCTION + "takes_what_an_actor_takes",),
+    ),
+    Bug(
+        "a_pack_of_rows_has_one_reward",
+        "RewardModel.forward gives the rows of a pack one reward, which reads all of them",
+        _REWARD_MODEL,
+        "NextTokens.of(input_ids, attention_mask, None, packed_seq_lens)",
+        "NextTokens.of(input_ids, attention_mask, None, None)",
+        (_FUNCTION + "gives_the_reward_of_each_row",),
+    ),
+    Bug(
+        "a_ring_of_a_reward_models_forward_is_passed_over",
+        "RewardModel.forward takes a ring without a word and computes everything on each of its ranks",
+        _REWARD_MODEL,
+        "        if ring_attn_group is not None:\n",
+        "        if False:\n",
+        (_FUNCTION + "gives_the_reward_of_each_row",),
     ),
 ]

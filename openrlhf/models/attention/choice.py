@@ -6,7 +6,7 @@ to transformers under their names when this file is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ from openrlhf.models.attention.ring import (
     ring_flash_attention,
 )
 from openrlhf.models.limits import check_ring_dropout
+from openrlhf.models.notes import tell
 
 FLAG = "--ds.attn_implementation"
 PLAIN = ("eager", "sdpa")  # transformers' own: no borders of samples, but right in a pack, with a T x T mask
@@ -261,3 +262,13 @@ def _reason_against_packs(model_class: type[PreTrainedModel], config: Pretrained
     if not takes_borders(model_class, config):
         return "its attention takes no borders of samples"
     return "its attention is not causal" if looks_ahead(config) else None
+
+
+def as_taken(model: str, attn_implementation: str, device_type: str, unknown: Iterable[str]) -> str:
+    """The attention to choose by, for a class of models. Tells of what a script asks for and cannot have."""
+    for name in unknown:
+        tell(f"{model} knows no {name}: it changes nothing.")
+    if device_type == "cpu" and is_flash(attn_implementation):  # what OpenRLHF's scripts ask for by themselves
+        tell(f"{attn_implementation} needs a GPU: the attention of {model} is chosen for the CPU.")
+        return "auto"
+    return attn_implementation

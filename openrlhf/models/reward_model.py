@@ -80,12 +80,9 @@ class RewardModel(PreparedModel):
     ):
         """
         Args:
-            pretrain_or_model: a causal language model or a reward model, as a folder or hub name; or a model of
-                transformers for sequence classification, which keeps its dtype.
-            head_prefix: the name of the head among the folder's weights, where it is not transformers' own. It is
-                exported under transformers' own, `score`.
-            head_seed: of the head's first weights, where the folder has no head.
-            begin_head: do not take the folder's head.
+            pretrain_or_model: a causal language model or a reward model, of a folder or the hub; or one in memory.
+            head_prefix: the head's name among the folder's weights; it is exported under transformers' own, `score`.
+            head_seed: of the head's first weights, where the folder has no head. begin_head: do not take the folder's.
             others: as of `Actor`; with LoRA the head is trained whole.
 
         Raises UserError as `Actor`; where transformers has no classifier of that type, or one whose head is not plain,

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from openrlhf.config import DeepspeedConfig, TrainConfig
 from openrlhf.engine.trained_model import TrainedModel
 from openrlhf.errors import UserError
+from openrlhf.models.prepared_model import PreparedModel, TransformerScorer
 from openrlhf.parallel.collectives import gather_objects, on_host
 from openrlhf.parallel.groups import ProcessGroups
 
@@ -66,6 +67,11 @@ class ScriptNames:
                 "micro_train_batch_size."
             )
         return self.accumulated_gradient
+
+    def _unwrap_model(self, model: Any) -> Any:
+        """The model of transformers in an Actor, a RewardModel or an engine."""
+        inner = getattr(model, "module", model)  # of an engine
+        return inner.model if isinstance(inner, PreparedModel | TransformerScorer) else inner
 
     # --- ranks
 

@@ -199,4 +199,12 @@ BUGS = [
         "if self._adapter is not None and self._reference is None:",
         ("tests/trainer/test_pair_trainers.py::test_the_base_is_no_reference_of_a_model_that_starts_from_an_adapter",),
     ),
+    Bug(
+        "an_engine_is_not_unwrapped",
+        "a script that writes the head's name into the config of its prepared model fails",
+        "strategy/script_names.py",
+        "return inner.model if isinstance(inner, PreparedModel | TransformerScorer) else inner",
+        "return inner",
+        ("tests/clients/test_pair_scripts.py::test_a_script_of_a_reward_model_trains_as_our_command_line",),
+    ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from openrlhf.config.checks import CHECKS_OF_TRAINING
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from openrlhf.config.settings import TrainingConfig
 
 LOSSES_WITH_SMOOTHING = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "simpo")  # others read no label
-_MOST_SMOOTHING_OF_ROBUST = 0.5
+LOSSES_WITHOUT_REFERENCE = ("simpo", "orpo", "sft")
+MOST_SMOOTHING_OF_ROBUST = 0.5  # and that is too much
 
 
 def _room_for_pairs(config: TrainingConfig, world_size: int) -> Iterator[str]:
@@ -44,9 +46,9 @@ def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
     names = [name.strip() for name in model.loss_type.split(",")]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         yield f"--model.loss_type {model.loss_type} names {', '.join(repeated)} twice."
-    if "robust" in names and model.label_smoothing >= _MOST_SMOOTHING_OF_ROBUST:
+    if "robust" in names and model.label_smoothing >= MOST_SMOOTHING_OF_ROBUST:
         yield (
-            f"--model.label_smoothing {model.label_smoothing:g} must be below {_MOST_SMOOTHING_OF_ROBUST} for "
+            f"--model.label_smoothing {model.label_smoothing:g} must be below {MOST_SMOOTHING_OF_ROBUST} for "
             "--model.loss_type robust."
         )
     read = {*names} - ({"sigmoid"} if model.ipo_enable else set())  # of which IPO is made
@@ -73,6 +75,23 @@ def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
         yield f"--model.loss_weights {model.loss_weights} must be numbers above 0, by commas: 1,0.2."
 
 
+def _read_by_no_loss(config: DPOConfig, world_size: int) -> Iterator[str]:
+    model, names = config.model, {*config.model.loss_type.replace(" ", "").split(",")}
+    if model.simpo_gamma != type(model).simpo_gamma and "simpo" not in names:
+        yield (
+            f"--model.simpo_gamma {model.simpo_gamma:g} changes nothing: --model.loss_type {model.loss_type} does not "
+            "read it. Leave it out, or name simpo."
+        )
+    if not names.issubset(LOSSES_WITHOUT_REFERENCE):
+        return
+    for field in fields(config.ref):
+        if getattr(config.ref, field.name):
+            yield (
+                f"--ref.{field.name} changes nothing: --model.loss_type {model.loss_type} compares with no reference. "
+                "Leave it out, or name a loss that does."
+            )
+
+
 def _reference(config: DPOConfig, world_size: int) -> Iterator[str]:
     ref, ds = config.ref, config.ds
     if ref.model_name_or_path is not None:
@@ -95,4 +114,11 @@ def _subsets(config: DPOConfig | RMConfig, world_size: int) -> Iterator[str]:
 
 
 CHECKS_OF_REWARDS: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _no_answers, _margin)
-CHECKS_OF_PREFERENCES: tuple[Check, ...] = (*CHECKS_OF_TRAINING, _room_for_pairs, _subsets, _losses, _reference)
+CHECKS_OF_PREFERENCES: tuple[Check, ...] = (
+    *CHECKS_OF_TRAINING,
+    _room_for_pairs,
+    _subsets,
+    _losses,
+    _read_by_no_loss,
+    _reference,
+)

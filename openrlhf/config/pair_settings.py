@@ -32,6 +32,7 @@ from openrlhf.config.settings import (
     taken,
 )
 from openrlhf.config.synonyms import COMMON_SYNONYMS
+from openrlhf.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +162,13 @@ class PreferenceModelConfig(ModelConfig):
     simpo_gamma: Number = must_match(0.5, "margin of simpo")
 
     def losses(self) -> dict[str, float]:
-        """The weight of each loss of the mix, by name."""
+        """The weight of each loss of the mix, by name. Raises UserError where one lacks its weight."""
         names = [name.strip() for name in self.loss_type.split(",")]
         if self.ipo_enable:
             names = ["ipo" if name == "sigmoid" else name for name in names]
-        weights = map(float, self.loss_weights.split(",")) if self.loss_weights else [1.0] * len(names)
+        weights = [float(one) for one in self.loss_weights.split(",")] if self.loss_weights else [1.0] * len(names)
+        if len(weights) != len(names):
+            raise UserError(f"loss_weights {self.loss_weights} must give one number for each of {', '.join(names)}.")
         return dict(zip(names, weights, strict=True))
 
 

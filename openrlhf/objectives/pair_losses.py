@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from openrlhf.config.pair_checks import LOSSES_WITHOUT_REFERENCE
+
 _DISCOPOP_TEMPERATURE = 0.05  # arXiv 2406.08414
 _EXO_LEAST_SMOOTHING = 1e-3  # EXO takes the log of the smoothed label: 0 has none
 
@@ -196,13 +198,12 @@ LOSSES: dict[str, PairLoss] = {
         sigmoid_norm, simpo, orpo, sft,
     )
 }  # fmt: skip
-WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
 FROM_SCORES_OF_THE_WINDOW = frozenset({"aot", "bco_pair"})
 
 
 def needs_reference(names: Iterable[str]) -> bool:
     """Whether any of these losses compares with a reference."""
-    return not WITHOUT_REFERENCE.issuperset(names)
+    return not {*names}.issubset(LOSSES_WITHOUT_REFERENCE)
 
 
 def _rewards(pairs: PairLogProbs, settings: PairLossSettings) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching import MicroBatch
+from openrlhf.config.pair_checks import LOSSES_WITHOUT_REFERENCE, MOST_SMOOTHING_OF_ROBUST
 from openrlhf.errors import UserError
 from openrlhf.objectives.objective import Share
 from openrlhf.objectives.pair_losses import (
     FROM_SCORES_OF_THE_WINDOW,
     LOSSES,
-    WITHOUT_REFERENCE,
     PairLogProbs,
     PairLossSettings,
     WindowFacts,
@@ -66,9 +66,9 @@ class PreferenceObjective(PairObjective):
         reference: Reference | None = None,
     ):
         super().__init__()
-        _check_losses(losses, reference)
-        self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
         self._settings = settings or PairLossSettings()
+        _check_losses(losses, reference, self._settings)
+        self._losses = dict(losses) | ({"sft": losses.get("sft", 0.0) + nll_coef} if nll_coef else {})
         self.reference = reference
         self.needs_unit_scores = not FROM_SCORES_OF_THE_WINDOW.isdisjoint(losses)
 
@@ -146,12 +146,14 @@ class PreferenceObjective(PairObjective):
         return pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
 
 
-def _check_losses(losses: Mapping[str, float], reference: Reference | None) -> None:
+def _check_losses(losses: Mapping[str, float], reference: Reference | None, settings: PairLossSettings) -> None:
     if unknown := [name for name in losses if name not in LOSSES]:
         raise UserError(f"The loss {', '.join(unknown)} is none of {', '.join(LOSSES)}.")
     if not losses:
         raise UserError("A preference names one loss at least.")
-    if reference is None and (lacking := [name for name in losses if name not in WITHOUT_REFERENCE]):
+    if "robust" in losses and settings.label_smoothing >= MOST_SMOOTHING_OF_ROBUST:
+        raise UserError(f"The loss robust needs a label_smoothing below {MOST_SMOOTHING_OF_ROBUST}.")
+    if reference is None and (lacking := [name for name in losses if name not in LOSSES_WITHOUT_REFERENCE]):
         raise UserError(f"The loss {', '.join(lacking)} needs a reference model.")
 
 

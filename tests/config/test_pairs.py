@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openrlhf.config import DPOConfig, RMConfig, parse_config
+from openrlhf.config.pair_settings import PreferenceModelConfig
 from openrlhf.config.schema import build, settings
 from openrlhf.errors import UserError
 
@@ -46,6 +47,11 @@ def test_losses_have_weights(needed, flags, losses):
     assert parse_config(DPOConfig, [*needed, *flags.split()]).model.losses() == losses
 
 
+def test_a_loss_without_its_weight_is_told_in_python_too():
+    with pytest.raises(UserError, match="loss_weights 1 must give one number for each of sigmoid, sft"):
+        PreferenceModelConfig(loss_type="sigmoid,sft", loss_weights="1").losses()
+
+
 @pytest.mark.parametrize(
     ("root", "flags", "said"),
     [
@@ -55,6 +61,8 @@ def test_losses_have_weights(needed, flags, losses):
         (DPOConfig, "--model.loss_type robust --model.label_smoothing 0.5", "must be below 0.5"),
         (DPOConfig, "--model.loss_type hinge,sft --model.label_smoothing 0.1", "loss_type hinge,sft does not read it"),
         (DPOConfig, "--ipo --label_smoothing 0.1", "loss_type sigmoid, with --model.ipo_enable, does not read it"),
+        (DPOConfig, "--model.simpo_gamma 1", "--model.simpo_gamma 1 changes nothing: .* sigmoid does not read it"),
+        (DPOConfig, "--model.loss_type simpo,sft --ref.offload", "--ref.offload changes nothing: .* with no reference"),
         (DPOConfig, "--model.loss_type hinge --model.ipo_enable", "must name one of the two"),
         (DPOConfig, "--ds.lora.rank 4 --ref.offload", "the reference is the base under the adapters"),
         (DPOConfig, "--ref.model_name_or_path ./nowhere", "--ref.model_name_or_path ./nowhere does not exist"),

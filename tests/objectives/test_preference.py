@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openrlhf.errors import UserError
-from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, WindowFacts
+from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
 from openrlhf.objectives.preference import PreferenceObjective
 from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
@@ -98,9 +98,10 @@ def test_a_reference_is_kept_where_files_cannot_be_locked(one_rank, tmp_path):
     [
         ({"sigmoyd": 1.0}, "The loss sigmoyd is none of sigmoid, "),
         ({}, "names one loss at least"),
+        ({"robust": 1.0}, "The loss robust needs a label_smoothing below 0.5"),
         ({"simpo": 1.0, "ipo": 1.0}, "The loss ipo needs a reference model"),
     ],
 )
 def test_a_mix_that_cannot_be_is_told(losses, said):
     with pytest.raises(UserError, match=said):
-        PreferenceObjective(losses)
+        PreferenceObjective(losses, PairLossSettings(label_smoothing=0.5))

@@ -88,4 +88,20 @@ BUGS = [
         '_REGISTRY["nll"]()',
         (f"{_SFT}::test_objectives_have_names",),
     ),
+    Bug(
+        "robust_divides_by_nothing",
+        "from Python, robust with half of the labels wrong trains on infinite losses",
+        "objectives/preference.py",
+        "settings.label_smoothing >= MOST_SMOOTHING_OF_ROBUST:",
+        "settings.label_smoothing > MOST_SMOOTHING_OF_ROBUST:",
+        ("tests/objectives/test_preference.py::test_a_mix_that_cannot_be_is_told",),
+    ),
+    Bug(
+        "a_loss_lacks_its_weight",
+        "from Python, a wrong number of loss_weights is an error that does not say which",
+        "config/pair_settings.py",
+        "        if len(weights) != len(names):\n",
+        "        if not names:\n",
+        ("tests/config/test_pairs.py::test_a_loss_without_its_weight_is_told_in_python_too",),
+    ),
 ]

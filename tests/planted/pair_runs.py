@@ -207,4 +207,20 @@ BUGS = [
         "return inner",
         ("tests/clients/test_pair_scripts.py::test_a_script_of_a_reward_model_trains_as_our_command_line",),
     ),
+    Bug(
+        "a_margin_that_no_loss_reads",
+        "--model.simpo_gamma is taken beside losses that do not read it",
+        "config/pair_checks.py",
+        'if model.simpo_gamma != type(model).simpo_gamma and "simpo" not in names:',
+        "if not names:",
+        (_SETTINGS + "test_what_cannot_be_is_told",),
+    ),
+    Bug(
+        "a_reference_that_no_loss_reads",
+        "--ref.model_name_or_path is taken and dropped where no loss compares with a reference",
+        "config/pair_checks.py",
+        "        if getattr(config.ref, field.name):\n",
+        "        if not names:\n",
+        (_SETTINGS + "test_what_cannot_be_is_told",),
+    ),
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from openrlhf.models import Actor
+from openrlhf.strategy.script_names import ScriptNames
 from tests.clients import script_pairs
 from tests.clients.test_scripts import assert_same_run, steps
+from tests.helpers.tiny_models import tiny_model
 from tests.helpers.workbench import save_model, save_pairs
 
 
@@ -35,3 +39,10 @@ def test_a_script_of_dpo_trains_as_our_command_line(one_rank, bench):
     assert_same_run(bench / "theirs_dpo", bench / "ours_dpo")
     assert steps(bench / "theirs_dpo")[-1]["loss"] < steps(bench / "theirs_dpo")[0]["loss"]
     AutoModelForCausalLM.from_pretrained(bench / "theirs_dpo")
+
+
+def test_the_model_of_transformers_is_found_in_what_a_script_has():
+    model = tiny_model("qwen3")
+    actor = Actor(model)
+    engine = SimpleNamespace(module=actor.trainable_module)
+    assert [ScriptNames()._unwrap_model(one) for one in (actor, engine, model)] == [model] * 3

@@ -205,7 +205,7 @@ BUGS = [
         "strategy/script_names.py",
         "return inner.model if isinstance(inner, PreparedModel | TransformerScorer) else inner",
         "return inner",
-        ("tests/clients/test_pair_scripts.py::test_a_script_of_a_reward_model_trains_as_our_command_line",),
+        ("tests/clients/test_pair_scripts.py::test_the_model_of_transformers_is_found_in_what_a_script_has",),
     ),
     Bug(
         "a_margin_that_no_loss_reads",

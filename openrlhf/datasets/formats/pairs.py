@@ -2,7 +2,9 @@
 
 The prompt is text or messages in a column of its own; or the two answers begin with it, and it is all that they share.
 Messages may be JSON text, and whole conversations beside a prompt: then the prompt is a part of their beginning. Turns
-that both answers begin with, the first of them an assistant's, follow the prompt and are a part of it.
+that both answers begin with, an assistant's first and a user's among them, follow the prompt and are a part of it.
+Other turns that both begin with, as a call and its result, are a part of the prompt where no other stands beside
+them, else of both answers.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import re
 from collections import Counter
@@ -45,8 +46,10 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False) 
         from peft import get_peft_model
     except ImportError:
         raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
+    # Whole layers beside adapters keep their dtype, and ZeRO-3 knows one for all it trains. Master weights are float32.
+    put_into = functools.partial(get_peft_model, autocast_adapter_dtype=False)
     if lora.adapter_name_or_path is not None:
-        with_adapters: Any = get_peft_model(model, _saved_config(lora.adapter_name_or_path))
+        with_adapters: Any = put_into(model, _saved_config(lora.adapter_name_or_path))
         if not of_shapes:
             _load_adapter(with_adapters, lora.adapter_name_or_path)
         return with_adapters
@@ -59,7 +62,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False) 
     sizes = {name: whole_numel(parameter) for name, parameter in model.named_parameters()}
     fused = _fused_experts(model)
     try:
-        with_adapters = get_peft_model(model, _new_config(model, lora, left_out, suitable))
+        with_adapters = put_into(model, _new_config(model, lora, left_out, suitable))
     except ValueError as error:
         raise UserError(_refusal(lora, error, suitable)) from error
     if _takes_all(lora) and not of_shapes:

@@ -45,19 +45,19 @@ def prepared(layout: dict[str, Any], folder: str = "", kind: str = "llama", **mo
     from openrlhf.models import RewardModel
     from openrlhf.strategy import DeepspeedStrategy
 
-    layout = dict(layout)
+    layout = {"param_dtype": "fp32", **layout}
     max_tokens = layout.pop("max_tokens", None)
     ring, packed = layout.get("ring_attn_size", 1), layout.get("packing_samples", False)
     strategy = DeepspeedStrategy(
         train=TrainConfig(batch_size=BATCH_SIZE, micro_batch_size=1, max_tokens_per_micro_batch=max_tokens),
-        ds=DeepspeedConfig(param_dtype="fp32", **layout),
+        ds=DeepspeedConfig(**layout),
         adam=AdamConfig(lr=1e-3, eps=1e-6),
     )
     strategy.setup_distributed()
     torch.manual_seed(5)  # of adapters
     model = RewardModel(
         folder or tiny_classifier(kind),
-        param_dtype="fp32",
+        param_dtype=strategy.ds.param_dtype,
         packing_samples=packed,
         ring_attn_size=ring,
         ds_config=strategy.get_ds_train_config(),

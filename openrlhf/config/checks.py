@@ -20,7 +20,7 @@ from openrlhf.config.schema import Check, Notice, Root
 from openrlhf.errors import how_to_install
 
 if TYPE_CHECKING:
-    from openrlhf.config.settings import MuonConfig, TrainingConfig
+    from openrlhf.config.settings import DeepspeedConfig, MuonConfig, TrainingConfig
 
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -78,6 +78,11 @@ def _rows(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def sums_in_another_dtype(ds: DeepspeedConfig) -> bool:
+    """Whether gradients are to add up in another dtype than that of the weights, which DeepSpeed does in ZeRO alone."""
+    return ds.grad_accum_dtype not in (None, ds.param_dtype)
+
+
 def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
     ds = config.ds
     if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
@@ -87,6 +92,11 @@ def _zero(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
     if ds.adam_offload and ds.zero_stage == 0:
         yield "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3."
+    if ds.zero_stage == 0 and sums_in_another_dtype(ds):
+        yield (
+            f"--ds.grad_accum_dtype {ds.grad_accum_dtype} needs --ds.zero_stage 1, 2 or 3: without ZeRO gradients are "
+            "summed in the dtype of the weights."
+        )
     if ds.zpg > 1 and ds.zero_stage in (0, 1, 2):
         yield f"--ds.zpg {ds.zpg} needs --ds.zero_stage 3, which alone splits weights; leave --ds.zpg out."
     if config.optim == "muon" and ds.adam_offload:

@@ -58,6 +58,26 @@ def gradient_dtype(ds: DeepspeedConfig) -> ParamDtype | None:
     return None if ds.zero_stage == 0 else "fp32"
 
 
+def config_for_muon(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The configuration under which Muon moves matrices by its own rate; and what is otherwise than asked, in words.
+
+    DeepSpeed clips gradients before Muon sees them in its BF16_Optimizer (ZeRO 1 in bf16) and without ZeRO. Elsewhere
+    it clips what Muon has made of them, which is of a norm far above `max_norm`: matrices would hardly move.
+    """
+    zero, max_norm, is_bf16 = config["zero_optimization"], config["gradient_clipping"], config["bf16"]["enabled"]
+    stage, sums = zero["stage"], config.get("data_types", {}).get("grad_accum_dtype")
+    if stage == 0 or (stage == 1 and is_bf16 and sums == "fp32"):
+        return config, ""
+    if stage == 3:
+        config = config | {"zero_optimization": zero | {"reduce_scatter": False}}  # DeepSpeed's Muon refuses it
+    notes = [f"--max_norm {max_norm:g} is not applied, since DeepSpeed would clip Muon's updates"] if max_norm else []
+    if stage == 2 and is_bf16:
+        notes.append("gradients and momentum of matrices are summed in bf16")
+    better = "--ds.zero_stage 1 with gradients in fp32" if is_bf16 else "--ds.zero_stage 0"
+    told = f"note: Muon with ZeRO {stage}: {'; '.join(notes)}. It is otherwise with {better}." if notes else ""
+    return config | {"gradient_clipping": 0.0}, told
+
+
 def _check_deepcompile(ds: DeepspeedConfig) -> None:
     """DeepSpeed has no DeepCompile for an engine without ZeRO, nor for its BF16_Optimizer.
 

@@ -39,6 +39,20 @@ def set_loss_scale(engine: Any, loss_scale: dict[str, float]) -> None:
             setattr(scaler, name, value)
 
 
+def never_raise_at_least_loss_scale(engine: Any) -> None:
+    """DeepSpeed's scaler for ZeRO raises an Exception there; non-finite steps are counted and told by the trainer."""
+    scaler = _loss_scaler(engine)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
+def is_at_least_loss_scale(engine: Any) -> bool:
+    """Whether an overflow cannot lower the loss scale any more; also where there is none."""
+    scaler = _loss_scaler(engine)
+    least = getattr(scaler, "min_scale", getattr(scaler, "min_loss_scale", None))
+    return least is None or scaler.cur_scale <= least
+
+
 def learning_rates_of(engine: Any) -> list[float]:
     """Of each parameter group."""
     return [float(group["lr"]) for group in base_optimizer(engine).param_groups]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedModel
 
 from openrlhf.config.settings import AdamConfig, MuonConfig
 from openrlhf.engine.operators import load_adam
@@ -74,6 +75,10 @@ def build_muon(module: nn.Module, muon: MuonConfig, adam: AdamConfig) -> torch.o
     return optimizer
 
 
+def is_muon(optimizer: Optimizer) -> bool:
+    return any(group.get("use_muon") for group in optimizer.param_groups)
+
+
 def adam_in_words(optimizer: Any) -> str:
     """Which code updates the weights, of the optimizer that DeepSpeed's engine wraps."""
     adam = getattr(optimizer, "aux_optimizer", None) or optimizer
@@ -99,15 +104,13 @@ def decay_groups(module: nn.Module, weight_decay: float, decay_embeddings: bool 
 
 
 def _hidden_matrices(module: nn.Module) -> set[int]:
-    """ids of the 2-D weights that are neither an embedding nor the head (whose rows are the vocabulary)."""
-    vocabulary = {child.num_embeddings for child in module.modules() if isinstance(child, EMBEDDING_TYPES)}
-    return {
-        id(parameter)
-        for child in module.modules()
-        if not isinstance(child, EMBEDDING_TYPES)
-        for parameter in child.parameters(recurse=False)
-        if len(whole_shape(parameter)) == 2 and whole_shape(parameter)[0] not in vocabulary
-    }
+    """ids of the 2-D weights that are neither of an embedding nor of a head, be it of tokens or of values."""
+    matrices = {id(parameter) for parameter in module.parameters() if len(whole_shape(parameter)) == 2}
+    models = [child for child in module.modules() if isinstance(child, PreTrainedModel)]
+    # By what they are: a matrix of a layer may have as many rows as an embedding.
+    outer = [child for child in module.modules() if isinstance(child, EMBEDDING_TYPES)]
+    outer += [head for model in models for head in (model.get_output_embeddings(), getattr(model, "score", None))]
+    return matrices - {id(parameter) for part in outer if part is not None for parameter in part.parameters()}
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------
@@ -138,6 +141,9 @@ def build_schedule(
     specific = {}
     if name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
         specific = {"min_lr_rate": min_lr_ratio}
+    if name == "polynomial":  # it reads the optimizer's own rate, which Muon has not, and must end below it
+        rate = optimizer.defaults.setdefault("lr", optimizer.param_groups[0]["lr"])
+        specific = {"lr_end": min(1e-7, rate * min_lr_ratio)}
     return get_scheduler(
         name,
         optimizer,
@@ -163,7 +169,7 @@ def fit_schedule(scheduler: Any, num_steps: int, first_step: int) -> str:
     horizons = {keywords["num_training_steps"] for keywords in shapes} - {num_steps}
     stands_at = scheduler.last_epoch if shapes else 0
     if not horizons and stands_at <= first_step:
-        if shapes:  # a checkpoint's rate may be of a schedule that this run no longer has
+        if isinstance(scheduler, LambdaLR):  # a checkpoint's rate may be of a schedule that this run no longer has
             _take_rates(scheduler)
         return _horizon_of_torch(scheduler, num_steps)
     scheduler.last_epoch = min(scheduler.last_epoch, first_step)

@@ -14,6 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from openrlhf.engine.abandoned_step import throw_away_gradients
+from openrlhf.engine.engine_config import config_for_muon
+from openrlhf.engine.engine_state import never_raise_at_least_loss_scale
+from openrlhf.engine.optimizers import is_muon
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.engine.patches.gradient_copies import add_without_copies
 from openrlhf.engine.patches.held_updates import updates_only_if
@@ -123,9 +126,14 @@ def prepare_training(
     """
     if config["zero_optimization"]["stage"] == 3:
         _mark_leaf_modules(model, say)
+    if is_muon(optimizer):
+        config, note = config_for_muon(config)
+        if note:
+            say(note)
     with updates_only_if(optimizer, lambda: False):
         engine = _attached_engine(model, config, device, optimizer)
     add_without_copies(engine)
+    never_raise_at_least_loss_scale(engine)
     if "compile" in config:
         engine.compile()  # the configuration alone only allows DeepCompile
     model.trained = TrainedModel(engine, scheduler, guard, num_ranks_averaged, tensor_group)

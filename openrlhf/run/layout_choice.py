@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from openrlhf.batching import StepLayout
-from openrlhf.config.checks import LAYOUT_CHECKS
+from openrlhf.config.checks import LAYOUT_CHECKS, sums_in_another_dtype
 from openrlhf.config.schema import AUTO, left_open, with_values, without_auto
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.errors import UserError
@@ -239,8 +239,8 @@ def _ways(config: Any, names: frozenset[str], facts: ModelFacts, num_ranks: int)
 
 def _stages(config: Any, num_ranks: int) -> Sequence[int]:
     """Of ZeRO, the fastest first."""
-    if config.optim == "muon":  # the stage changes its result: DeepSpeed clips gradients, or what Muon makes of them
-        return (config.ds.zero_stage,)
+    if config.optim == "muon":  # the stage changes its result: see `config_for_muon`, which says where it is clipped
+        return (0,) if config.ds.param_dtype == "fp32" and not sums_in_another_dtype(config.ds) else (1,)
     return ZERO_STAGES[lowest_stage(config.ds, num_ranks) :]
 
 
@@ -282,8 +282,9 @@ class _Room:
         fitting = [way for tokens in tokens_needed for way in ways if self._holds(way, tokens)]
         assert self._free is not None, "it is known"
         way = fitting[0] if fitting else self._memory.leanest(ways, tokens_needed[-1], self._free)
-        lowest = min(one.zero_stage for one in ways)
-        why_lowest = {0: "one rank splits nothing", 1: "states fit"}.get(lowest, "other settings need it")
+        lowest, highest = min(one.zero_stage for one in ways), max(one.zero_stage for one in ways)
+        reasons = {0: "one rank splits nothing", 1: "states fit"} if lowest < highest else {}
+        why_lowest = reasons.get(lowest, "other settings need it")
         return way, {
             _STAGE: why_lowest if way.zero_stage == lowest else "less does not fit",
             _RECOMPUTES: "there is no room to keep them" if way.recomputes else "there is room",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from openrlhf.checkpoint.host_memory import bytes_left
 from openrlhf.config import DeepspeedConfig, DPOConfig, TrainingConfig
+from openrlhf.config.checks import sums_in_another_dtype
 from openrlhf.engine.devices import free_device_bytes
 from openrlhf.engine.engine_config import gradient_dtype
 from openrlhf.engine.launchers import num_local_ranks
@@ -202,7 +203,7 @@ def lowest_stage(ds: DeepspeedConfig, num_ranks: int) -> int:
     In float32 each stage holds the weights twice, which is for nothing on a single rank. In 16 bits they are held twice
     without ZeRO too, and gradients are summed in 16 bits.
     """
-    return 0 if num_ranks == 1 and ds.param_dtype == "fp32" else 1
+    return 0 if num_ranks == 1 and ds.param_dtype == "fp32" and not sums_in_another_dtype(ds) else 1
 
 
 def way_of(config: TrainingConfig) -> Way:

@@ -29,6 +29,7 @@ COMBINATIONS = [
     ("--train.batch_size 3", 4, "--train.batch_size 3 is below the 4 ranks"),
     ("--train.max_tokens_per_micro_batch 1000", 1, "no room for a sample of --data.max_len 2048"),
     ("--ds.adam_offload --ds.zero_stage 0", 1, "--ds.adam_offload needs --ds.zero_stage 1, 2 or 3"),
+    ("--ds.grad_accum_dtype fp32 --ds.zero_stage 0", 1, "--ds.grad_accum_dtype fp32 needs --ds.zero_stage 1, 2 or 3"),
     ("--ds.adam_offload --optim muon", 1, "leave one of them out"),
     ("--ds.zpg 2 --ds.zero_stage 2", 2, "--ds.zpg 2 needs --ds.zero_stage 3"),
     ("--ds.zpg 2 --ds.zero_stage 3", 3, "--ds.zpg 2 does not divide the 3 ranks"),

@@ -8,7 +8,7 @@ import torch
 from openrlhf.config import DeepspeedConfig, SFTConfig
 from openrlhf.config.schema import build
 from openrlhf.engine.engine_config import engine_config
-from openrlhf.engine.optimizers import build_schedule
+from openrlhf.engine.optimizers import build_schedule, fit_schedule
 from openrlhf.run.sft_run import SFTRun
 
 
@@ -28,6 +28,26 @@ def test_it_warms_up_once_and_never_rises_again():
     assert found[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
     assert found[4:] == sorted(found[4:], reverse=True)
     assert found[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1e-8])
+def test_a_polynomial_schedule_ends_below_any_rate_and_needs_no_default_rate(rate):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    del optimizer.defaults["lr"]  # as Muon, whose groups alone have rates
+    schedule = build_schedule(optimizer, "polynomial", 4, 0.0, 0.1)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(min(1e-7, 0.1 * rate))
+
+
+@pytest.mark.parametrize("name", ["constant", "inverse_sqrt", "linear"])
+def test_a_resume_takes_the_rate_of_its_own_schedule(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, name, 4, 0.0)
+    optimizer.param_groups[0]["lr"] = 0.123  # of the checkpoint's schedule
+    fit_schedule(schedule, 4, 0)
+    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_the_horizon_of_a_run_is_all_its_epochs():

@@ -194,13 +194,14 @@ class Checkpointer:
         engine: Any,
         found: FoundCheckpoint,
         scheduler: Any = None,
+        is_same_optimizer: bool = True,
     ) -> LoadedState:
         """Go on from a checkpoint that `find` has found: the engine, schedule and random generators are set.
 
         The caller compares the identities first (`identity.check_same_run`).
         """
         self.holds_own_run = True
-        return load_training_state(engine, found.path, self._rank, self._num_ranks, scheduler)
+        return load_training_state(engine, found.path, self._rank, self._num_ranks, scheduler, is_same_optimizer)
 
     def move_to_earlier_run(self, own_run_id: str | None = None) -> Path | None:
         """For a new run in a folder with another run's checkpoints, lest one day the wrong run is resumed.

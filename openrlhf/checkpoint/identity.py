@@ -123,6 +123,12 @@ def is_longer(saved: RunIdentity, now: RunIdentity) -> bool:
     return (now.horizon_steps or 0) > (saved.horizon_steps or 2**62)
 
 
+def same_setting(flag: str, saved: RunIdentity, now: RunIdentity) -> bool:
+    """Whether both have one value of a setting that must match; a script's identity says nothing of it."""
+    is_known = flag in saved.must_match and flag in now.must_match
+    return not is_known or saved.must_match[flag] == now.must_match[flag]
+
+
 def check_same_run(saved: RunIdentity, now: RunIdentity, checkpoint: str, allow_mismatch: bool = False) -> list[str]:
     """Raises UserError if `checkpoint` belongs to another run, unless the user means it.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import cached_file
 
 from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
@@ -16,6 +19,7 @@ from openrlhf.engine.parameters import model_dtype
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.reward_statistics import save_beside_adapter
 
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _ANSWER = "answer"
 _TURNS = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
 
@@ -45,8 +49,22 @@ def save_settings(model: Any, tokenizer: Any, folder: Path) -> None:
         generation_config_for(base, tokenizer).save_pretrained(folder)
     if base is model:
         _write_config(model, tokenizer, folder)
+        _copy_processor(model, folder)
     else:
         save_beside_adapter(base.config, folder)
+
+
+def _copy_processor(model: Any, folder: Path) -> None:
+    """Of a model that also sees or hears: its base's, without which it is given no images. Text alone is trained."""
+    if model.config.get_text_config() is model.config or not model.name_or_path:
+        return
+    for name in _PROCESSOR_FILES:
+        try:
+            found = cached_file(model.name_or_path, name)
+        except OSError:  # the base has no such file
+            continue
+        if found is not None and Path(found).parent != folder:
+            shutil.copyfile(found, folder / name)
 
 
 def notes_of_export(model: Any, tokenizer: Any) -> list[str]:

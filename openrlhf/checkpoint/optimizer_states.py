@@ -102,10 +102,11 @@ def _to_save(engine: Any) -> Iterator[tuple[Fragment, dict[str, Tensor]]]:
 
 
 @torch.no_grad()
-def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
+def load_optimizer_states(engine: Any, files: Iterable[Path], is_same_optimizer: bool = True) -> None:
     """Fill this rank's fragments from the files of all ranks that saved, then bring the model up to them.
 
-    Collective. Raises UserError where the files lack a parameter of this model, or hold it in another shape.
+    Another optimizer begins anew on the master weights. Collective. Raises UserError where the files lack a parameter
+    of this model, or hold it in another shape.
     """
     # A fragment is a region of a flattened parameter, and it means the same in every layout. So loading in another
     # layout is one lookup for each fragment that this rank owns now: which saved pieces of that parameter overlap it.
@@ -115,14 +116,14 @@ def load_optimizer_states(engine: Any, files: Iterable[Path]) -> None:
     own_kinds = {(fragment.name, fragment.own_kind) for fragment in fragments}
     for fragment in fragments:
         saved.check_shape(fragment)
-        for kind in saved.kinds_of(fragment.name):
+        for kind in saved.kinds_of(fragment.name) if is_same_optimizer else [MASTER]:
             # Muon's momentum of a parameter may have a fragment of its own (`own_kind`), beside the one of its master
             # weights: each kind is loaded into the fragment that it belongs to, and only there.
             is_of_own_fragment = (fragment.name, kind) in own_kinds
             if kind == fragment.own_kind or (fragment.own_kind is None and not is_of_own_fragment):
                 host = _host_for(kind, fragment, saved, steps.state)
                 fragment.view_of(host).copy_(saved.read(kind, fragment))
-    steps.set(fragments, saved.num_steps)
+    steps.set(fragments, saved.num_steps if is_same_optimizer else {})
     spread_master_weights(engine)
 
 

@@ -41,6 +41,7 @@ from openrlhf.checkpoint.manifest import (
     verify,
     write_manifest,
 )
+from openrlhf.errors import UserError
 
 EXPORT_SUFFIX = "_hf"
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
@@ -79,7 +80,8 @@ class CheckpointStore:
             max_num: the newest so many are kept, and the best.
             max_bytes: fewer are kept while they take more; the newest and the best always stay.
         """
-        assert max_num >= 1, "a store keeps at least the newest checkpoint"
+        if max_num < 1:
+            raise UserError(f"max_num {max_num}: a store keeps at least the newest checkpoint; give 1 or more.")
         self.max_num = max_num
         self.max_bytes = max_bytes
 

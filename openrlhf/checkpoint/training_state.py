@@ -118,8 +118,12 @@ def write_training_state(state: TrainingState, folder: Path, rank: int) -> list[
     return records
 
 
-def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, scheduler: Any = None) -> LoadedState:
+def load_training_state(
+    engine: Any, folder: Path, rank: int, num_ranks: int, scheduler: Any = None, is_same_optimizer: bool = True
+) -> LoadedState:
     """Set engine, schedule and random generators to a checkpoint, whatever ranks and ZeRO stage wrote it.
+
+    Another optimizer begins with no state but the weights, and with its own learning rates.
 
     Collective. Raises UserError where the model is another one, or tensor parallelism has another size.
     """
@@ -130,9 +134,9 @@ def load_training_state(engine: Any, folder: Path, rank: int, num_ranks: int, sc
             f"The checkpoint was saved with --ds.tensor_parallel_size {saved_size}, this run has {size}. "
             f"Resume with {saved_size}, or start a new run from the exported model."
         )
-    load_optimizer_states(engine, listed_files(folder, "optim_states_rank*.safetensors"))
+    load_optimizer_states(engine, listed_files(folder, "optim_states_rank*.safetensors"), is_same_optimizer)
     _load_buffers(engine.module, folder / _BUFFERS_NAME)
-    _restore_values(engine, values, scheduler or engine.lr_scheduler)
+    _restore_values(engine, values, scheduler or engine.lr_scheduler, is_same_optimizer)
     is_same_layout = values["num_ranks"] == num_ranks
     if is_same_layout:
         restore_random_states(read_random_states(folder / _RANDOM_NAME.format(rank)))
@@ -160,12 +164,17 @@ def _values_of(engine: Any, num_ranks: int, scheduler: Any, client_state: dict[s
     }
 
 
-def _restore_values(engine: Any, values: dict[str, Any], scheduler: Any) -> None:
+def _restore_values(engine: Any, values: dict[str, Any], scheduler: Any, is_same_optimizer: bool) -> None:
     set_counters(engine, values["counters"])
     set_loss_scale(engine, values["loss_scale"])
-    if scheduler and values["scheduler"]:
+    if not scheduler or not values["scheduler"]:
+        return
+    if is_same_optimizer and len(values["learning_rates"]) == len(learning_rates_of(engine)):
         scheduler.load_state_dict({**scheduler.state_dict(), **values["scheduler"]})
         set_learning_rates(engine, values["learning_rates"])
+    else:  # the rates of other groups of parameters
+        place = {name: value for name, value in values["scheduler"].items() if name not in ("base_lrs", "_last_lr")}
+        scheduler.load_state_dict({**scheduler.state_dict(), **place})
 
 
 def _json_part(values: dict[str, Any]) -> dict[str, Any]:

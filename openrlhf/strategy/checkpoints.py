@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, FoundCheckpoint
-from openrlhf.checkpoint.identity import RunIdentity, check_same_run, evaluates_otherwise, read_identity
+from openrlhf.checkpoint.identity import RunIdentity, check_same_run, evaluates_otherwise, read_identity, same_setting
 from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
@@ -145,7 +145,10 @@ def load_found(
     if identity is not None:
         for sentence in check_same_run(saved, identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
-    loaded = checkpointer.load(trained.engine, found, trained.scheduler)
+    is_same_optimizer = identity is None or same_setting("--optim", saved, identity)
+    if not is_same_optimizer:
+        say("the optimizer begins anew: its state and its learning rates are none of the checkpoint's.")
+    loaded = checkpointer.load(trained.engine, found, trained.scheduler, is_same_optimizer)
     progress = loaded.progress
     if identity is not None and progress.last_eval_step is not None and evaluates_otherwise(saved, identity):
         progress = progress.without_evaluations()

@@ -145,11 +145,12 @@ def save_by_hand(engine: Any, folder: str) -> None:
     dist.barrier()
 
 
-def load_by_hand(engine: Any, folder: str) -> Any:
+def load_by_hand(engine: Any, folder: str, is_same_optimizer: bool = True) -> Any:
     """Inverse of `save_by_hand`; returns the LoadedState."""
     from openrlhf.checkpoint.training_state import load_training_state
 
-    return load_training_state(engine, Path(folder), dist.get_rank(), dist.get_world_size())
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    return load_training_state(engine, Path(folder), rank, num_ranks, is_same_optimizer=is_same_optimizer)
 
 
 def train_and_save(stage: int, dtype: str, folder: str, optimizer: str = "adamw") -> dict[str, Tensor]:
@@ -165,6 +166,13 @@ def load_in_new_engine(stage: int, dtype: str, folder: str, optimizer: str = "ad
     engine = new_engine(stage, dtype, optimizer)
     load_by_hand(engine, folder)
     return whole_state(engine)
+
+
+def train_on_with_another_optimizer(stage: int, folder: str) -> tuple[dict[str, Tensor], list[float]]:
+    """The state of a fresh AdamW after loading what another optimizer saved, and losses of two more steps."""
+    engine = new_engine(stage)
+    load_by_hand(engine, folder, is_same_optimizer=False)
+    return whole_state(engine), train(engine, 3, 5)
 
 
 def load_and_train_on(stage: int, dtype: str, folder: str, with_dropout: bool) -> tuple[list[float], dict[str, Tensor]]:

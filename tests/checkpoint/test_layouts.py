@@ -1,5 +1,6 @@
 """Any number of ranks and ZeRO stage goes on from any other, with exactly what was saved."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def test_muon_keeps_its_momentum(stage: int, dtype: str, layouts: Any, pool_of: 
         loaded = pool_of(num_ranks).run(engines.load_in_new_engine, new_stage, dtype, str(tmp_path), optimizer="muon")
         for got in loaded:
             _assert_same(got, saved, f"{num_ranks} ranks, stage {new_stage}")
+
+
+def test_another_optimizer_begins_anew_on_the_saved_weights(pool_of: PoolOf, tmp_path: Path) -> None:
+    saved, *_ = pool_of(2).run(engines.train_and_save, 2, "fp32", str(tmp_path), optimizer="muon")
+    for got, losses in pool_of(2).run(engines.train_on_with_another_optimizer, 2, str(tmp_path)):
+        assert {key.partition("|")[0] for key in got} == {"master", "weights", "buffer", "lr"}, "no state, no steps"
+        torch.testing.assert_close(got["master|second.weight"], saved["master|second.weight"], atol=0, rtol=0)
+        assert all(math.isfinite(loss) for loss in losses)
 
 
 def test_a_model_of_another_shape_is_an_error(pool_of: PoolOf, tmp_path: Path) -> None:

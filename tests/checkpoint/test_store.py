@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf.checkpoint.store import EXPORT_SUFFIX, BestCheckpoint, CheckpointStore
+from openrlhf.errors import UserError
 
 
 def _save(store: CheckpointStore, step: int, eval_loss: float | None = None, text: str = "weights") -> Path:
@@ -222,3 +223,8 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
         store.put_in_place(staging, eval_loss=eval_loss)
     assert store.best().name == "global_step1"
     assert (tmp_path / "global_step1").is_dir()
+
+
+def test_a_store_that_would_keep_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_num 0: a store keeps at least the newest checkpoint"):
+        CheckpointStore(tmp_path, max_num=0)

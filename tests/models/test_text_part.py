@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from openrlhf.checkpoint.export import export_model
+from openrlhf.checkpoint.model_settings import save_settings
 from openrlhf.engine.model_internals import without_weights
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
@@ -74,6 +75,21 @@ def test_the_export_is_a_model_of_text(composite, tmp_path):
     assert not any(info.values())
     for (name, found), expected in zip(again.named_parameters(), actor.model.parameters(), strict=True):
         assert torch.equal(found, expected), name
+
+
+def test_a_composite_that_is_exported_whole_keeps_its_processor(tmp_path):
+    text = dict(_TEXT, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+    config = CONFIG_MAPPING["gemma3"](text_config=text, vision_config=_VISION, mm_tokens_per_image=4)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "seeing")
+    names = ("processor_config.json", "preprocessor_config.json")
+    for name in names:
+        (tmp_path / "seeing" / name).write_text(f'{{"of": "{name}"}}')
+    actor = Actor(str(tmp_path / "seeing"), param_dtype="fp32")
+    (tmp_path / "out").mkdir()
+    save_settings(actor.model, None, tmp_path / "out")
+    for name in names:
+        assert (tmp_path / "out" / name).read_text() == f'{{"of": "{name}"}}'
+    assert not (tmp_path / "out" / "video_preprocessor_config.json").exists()
 
 
 def test_more_weights_of_the_text_part_are_still_refused(composite):

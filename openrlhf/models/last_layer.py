@@ -59,7 +59,9 @@ class LastLayer:
         """The backbone's outputs, and the hidden states (N, H) at N places of the flattened input."""
         if self._is_usual is None:
             self._is_usual = self._has_usual_form()
-        recomputes = self._layer.training and getattr(self._layer, "gradient_checkpointing", False)
+        recomputes = self._layer.training and any(
+            getattr(module, "gradient_checkpointing", False) for module in self._backbone.modules()
+        )
         with self._only(places if self._is_usual and not recomputes else None):
             outputs = self._backbone(**inputs)
             rows = outputs[0].flatten(0, 1)

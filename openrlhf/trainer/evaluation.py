@@ -135,9 +135,11 @@ class EarlyStop(Callback):
         self._patience = patience
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        num_evals = trainer.progress.num_evals_since_best
-        if num_evals >= self._patience:
+        progress = trainer.progress
+        if progress.num_evals_since_best >= self._patience:
+            loss, step = progress.best_eval_loss, progress.best_eval_step
+            best = "none had a finite loss" if loss is None else f"the best was {loss:.4f} at step {step}"
             trainer.request_stop(
-                f"{num_evals} evaluations without a new best (--train.early_stop_patience {self._patience}); the best "
-                f"was {trainer.progress.best_eval_loss:.4f} at step {trainer.progress.best_eval_step}"
+                f"{progress.num_evals_since_best} evaluations without a new best (--train.early_stop_patience "
+                f"{self._patience}); {best}"
             )

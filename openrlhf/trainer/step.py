@@ -142,6 +142,8 @@ class WindowStep:
 
     def _aux_weight(self, micro_batch: MicroBatch, micro_step: int, counts: WindowCounts) -> float:
         """The share of the window's tokens over which this auxiliary loss was taken."""
+        if not counts.num_tokens_global:  # every unit of the window was left out
+            return 0.0
         if self._aux_loss.scope == "global":
             return counts.num_tokens_of_micro_step_global[micro_step] / counts.num_tokens_global
         return micro_batch.num_tokens / counts.num_tokens_global

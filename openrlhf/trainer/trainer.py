@@ -332,7 +332,8 @@ class Trainer:
     def _progress_at(self, consumed_samples: int) -> TrainingProgress:
         restored = self.trained.restored_progress
         if isinstance(restored, TrainingProgress) and restored.consumed_samples == consumed_samples:
-            return replace(restored, finished=False)  # it was, and goes on with more steps than it had
+            # It was finished or stopped, and goes on with more steps than it had.
+            return replace(restored, finished=False, stop_reason=None if restored.finished else restored.stop_reason)
         return TrainingProgress(
             optimizer_step=self.windows.num_steps_before(consumed_samples), consumed_samples=consumed_samples
         )

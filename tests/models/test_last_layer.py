@@ -62,6 +62,12 @@ def test_a_recomputed_layer_computes_all():
     _log_probs(actor).sum()
 
 
+def test_a_layer_whose_parts_alone_are_recomputed_computes_all():
+    actor = _shortened("qwen3").train()
+    layers_of(actor.scorer.base_model)[-1].mlp.gradient_checkpointing = True
+    assert _rows_of_last_mlp(actor) == _pack()["input_ids"].numel()
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "leaves_out"),
     [

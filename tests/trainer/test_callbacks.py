@@ -129,6 +129,9 @@ def test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped(one_rank, ben
     assert len(step_lines(bench / "left_at_its_end")) == 3
     (said,) = one_rank.run(said_by_run, argv(bench, "left_at_its_end", ckpt__load_enable=True, eval__steps=3))
     assert "Nothing is done." in said
+    more = dict(ckpt__load_enable=True, eval__steps=3, train__max_epochs=4)
+    one_rank.run(run, argv(bench, "left_at_its_end", **more))
+    assert len(step_lines(bench / "left_at_its_end")) == 12, "what stopped it then does not stop it again"
 
 
 def test_a_save_that_a_callback_wished_in_the_step_of_a_signal_knows_its_loss(one_rank, bench):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from openrlhf.batching import FixedSize, TokenBudget
+from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.models import Actor
 from openrlhf.objectives import SFTObjective
 from openrlhf.strategy import DeepspeedStrategy
-from openrlhf.trainer.evaluation import evaluate
+from openrlhf.trainer.evaluation import EarlyStop, evaluate
 from tests.helpers.tiny_models import tiny_model
 from tests.trainer.plain_engine import Recipe, make_loader, make_rows
 from tests.trainer.test_step import plain_loop
@@ -21,6 +24,13 @@ def evaluated(actor: Actor, rows: list, recipe: Recipe, batch_size: int | None =
     """The record of an evaluation on plain torch."""
     windows = make_loader(rows, recipe, batch_size).windows(max_epochs=1)
     return evaluate(actor, windows, DeepspeedStrategy(), SFTObjective())
+
+
+def test_an_early_stop_without_a_finite_evaluation_is_told():
+    reasons: list[str] = []
+    trainer: Any = SimpleNamespace(progress=TrainingProgress().after_evaluation(math.nan), request_stop=reasons.append)
+    EarlyStop(1).on_evaluate(trainer, {})
+    assert "none had a finite loss" in reasons[0]
 
 
 RECIPES = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from openrlhf.batching import FixedSize, TokenBudget
 from openrlhf.objectives import AuxLossSettings
+from openrlhf.trainer.step import WindowStep
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close
 from tests.trainer.plain_engine import Recipe, make_rows, run_window
@@ -58,6 +61,12 @@ def test_a_micro_batchs_aux_loss_weighs_as_much_as_its_tokens():
     alone = [run_window([row], recipe)[0].metrics["aux_loss"] for row in (short, long)]
     expected = (3 * alone[0] + 12 * alone[1]) / 15
     assert run_window([short, long], recipe)[0].metrics["aux_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_aux_loss_of_no_tokens_weighs_nothing():
+    """Every unit of the window was left out, since it found no room."""
+    step, counts = SimpleNamespace(_aux_loss=AuxLossSettings(0.1)), SimpleNamespace(num_tokens_global=0)
+    assert WindowStep._aux_weight(step, SimpleNamespace(num_tokens=0), 0, counts) == 0.0
 
 
 def test_the_aux_losss_gradient_grows_with_its_coefficient():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from openrlhf.engine.engine_state import is_at_least_loss_scale
 from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.exit_codes import RunStopped
 from openrlhf.parallel.collectives import gather_objects
@@ -27,7 +28,7 @@ class NonFiniteGuard(Callback):
 
     Args:
         max_in_a_row: the run stops after that many.
-        ignores_overflow: fp16 lowers its loss scale on an overflowing gradient; only its loss then counts.
+        ignores_overflow: fp16 lowers its loss scale on an overflowing gradient; while it can, only its loss counts.
     """
 
     def __init__(self, max_in_a_row: int, ignores_overflow: bool):
@@ -37,7 +38,8 @@ class NonFiniteGuard(Callback):
         self._last_loss = 0.0
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        message = self.look_at(trainer.last_step, trainer.progress.optimizer_step)
+        ignores_overflow = self._ignores_overflow and not is_at_least_loss_scale(trainer.trained.engine)
+        message = self._look_at(trainer.last_step, trainer.progress.optimizer_step, ignores_overflow)
         if message:
             trainer.strategy.print(message)
 
@@ -56,13 +58,13 @@ class NonFiniteGuard(Callback):
         if not math.isfinite(self._last_loss):
             raise NonFiniteSteps(f"the loss of the last step, {step}, is not finite. The model is not exported.")
 
-    def look_at(self, result: StepResult, optimizer_step: int) -> str | None:
+    def _look_at(self, result: StepResult, optimizer_step: int, ignores_overflow: bool) -> str | None:
         """The words for people about this step, if there is anything to say.
 
         Raises NonFiniteSteps with the last good step.
         """
         self._last_loss = result.loss
-        if result.is_finite or (self._ignores_overflow and not result.suspects):
+        if result.is_finite or (ignores_overflow and not result.suspects):
             self._num_in_a_row = 0
         else:
             self._num_in_a_row += 1

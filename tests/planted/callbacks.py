@@ -76,8 +76,8 @@ BUGS = [
         "patience_is_one_too_long",
         "--train.early_stop_patience waits for one evaluation more",
         "trainer/evaluation.py",
-        "if num_evals >= self._patience:",
-        "if num_evals > self._patience:",
+        "if progress.num_evals_since_best >= self._patience:",
+        "if progress.num_evals_since_best > self._patience:",
         (f"{_CALLBACKS}::test_early_stop_after_evaluations_without_a_new_best",),
     ),
     Bug(
@@ -186,5 +186,21 @@ BUGS = [
         "            save_wished=trainer.wishes.save,\n",
         "",
         (f"{_CALLBACKS}::test_a_save_that_a_callback_wished_in_the_step_of_a_signal_knows_its_loss",),
+    ),
+    Bug(
+        "an_early_stop_needs_a_best",
+        "an early stop without a finite evaluation ends in a TypeError",
+        "trainer/evaluation.py",
+        '"none had a finite loss" if loss is None else ',
+        "",
+        ("tests/trainer/test_evaluation.py::test_an_early_stop_without_a_finite_evaluation_is_told",),
+    ),
+    Bug(
+        "overflows_never_count",
+        "a run in fp16 whose gradients always overflow never ends",
+        "trainer/callbacks/nonfinite_guard.py",
+        "self._ignores_overflow and not is_at_least_loss_scale(trainer.trained.engine)",
+        "self._ignores_overflow",
+        ("tests/trainer/test_nonfinite_guard.py::test_overflows_count_once_the_loss_scale_can_fall_no_more",),
     ),
 ]

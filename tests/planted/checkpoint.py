@@ -273,4 +273,28 @@ BUGS = [
         "config.pad_token_id = tokenizer.pad_token_id",
         (f"{_EXPORT}::test_an_end_token_that_pads_stays_out_of_the_config",),
     ),
+    Bug(
+        "another_optimizer_takes_the_saved_state",
+        "--ckpt.allow_mismatch with another optimizer ends in a traceback",
+        "checkpoint/optimizer_states.py",
+        "saved.kinds_of(fragment.name) if is_same_optimizer else [MASTER]",
+        "saved.kinds_of(fragment.name)",
+        ("tests/checkpoint/test_layouts.py::test_another_optimizer_begins_anew_on_the_saved_weights",),
+    ),
+    Bug(
+        "a_store_may_keep_nothing",
+        "save_ckpt(max_num=0) says nothing that a user can mend",
+        "checkpoint/store.py",
+        "if max_num < 1:",
+        "if False:",
+        ("tests/checkpoint/test_store.py::test_a_store_that_would_keep_nothing_is_refused",),
+    ),
+    Bug(
+        "a_processor_is_not_exported",
+        "an exported model that sees cannot be given an image",
+        "checkpoint/model_settings.py",
+        "        _copy_processor(model, folder)\n",
+        "",
+        ("tests/models/test_text_part.py::test_a_composite_that_is_exported_whole_keeps_its_processor",),
+    ),
 ]

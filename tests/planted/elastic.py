@@ -32,8 +32,8 @@ BUGS = [
         "schedule_begins_anew_on_other_ranks",
         "on another number of ranks the learning rate warms up once more",
         "checkpoint/training_state.py",
-        """if scheduler and values["scheduler"]:""",
-        """if scheduler and values["num_ranks"] == torch.distributed.get_world_size():""",
+        """if not scheduler or not values["scheduler"]:""",
+        """if not scheduler or values["num_ranks"] != torch.distributed.get_world_size():""",
         (_BEGINS + _FEWER_RANKS,),
     ),
     Bug(

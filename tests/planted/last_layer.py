@@ -31,4 +31,12 @@ BUGS = [
         "places if self._is_usual else None",
         (_TESTS + "test_a_recomputed_layer_computes_all",),
     ),
+    Bug(
+        "the_layer_alone_is_asked_whether_it_is_recomputed",
+        "a layer of which a part is recomputed finds no places then",
+        "models/last_layer.py",
+        "for module in self._backbone.modules()",
+        "for module in (self._layer,)",
+        ("tests/models/test_last_layer.py::test_a_layer_whose_parts_alone_are_recomputed_computes_all",),
+    ),
 ]

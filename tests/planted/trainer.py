@@ -129,4 +129,20 @@ BUGS = [
         "int(one.sum())",
         ("tests/inspection/test_inspection.py::test_padding_and_fill",),
     ),
+    Bug(
+        "an_aux_loss_is_divided_by_no_tokens",
+        "a step whose units were all left out ends in a ZeroDivisionError",
+        "trainer/step.py",
+        "if not counts.num_tokens_global:",
+        "if False:",
+        ("tests/trainer/test_step.py::test_an_aux_loss_of_no_tokens_weighs_nothing",),
+    ),
+    Bug(
+        "a_stop_stops_the_next_run_too",
+        "a run that was asked to leave in the step of its stop takes no more epochs",
+        "trainer/trainer.py",
+        "stop_reason=None if restored.finished else restored.stop_reason",
+        "stop_reason=restored.stop_reason",
+        ("tests/trainer/test_callbacks.py::test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped",),
+    ),
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.config.disk import local_path
 from openrlhf.config.trl_names import BESIDE_A_RECIPE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def rows(t: Translator) -> None:
 
 
 def _template_file(t: Translator) -> str:
-    path = Path(t["chat_template_path"]).expanduser()
+    path = local_path(t["chat_template_path"])
     inside = path / "chat_template.jinja"
     if path.is_dir() and not inside.is_file():
         t.refuse("chat_template_path", f"{path} has no chat_template.jinja; give a file")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.config.disk import local_path
 from openrlhf.config.trl_data import data, rows, targets, word_of
 from openrlhf.config.trl_names import RECIPE_NAMES
 
@@ -175,7 +176,7 @@ def _deepspeed(t: Translator) -> None:
 def _zero_of_file(t: Translator, given: Any) -> Any:
     """The group zero_optimization of a file, or of a group that is given as such; None, told, where there is none."""
     try:
-        config = json.loads(Path(given).expanduser().read_text("utf-8")) if isinstance(given, str) else given
+        config = json.loads(local_path(given).read_text("utf-8")) if isinstance(given, str) else given
         return config.get("zero_optimization", {})
     except (OSError, ValueError, AttributeError) as error:
         t.refuse("deepspeed", f"its file {given} cannot be read: {error}")

@@ -108,7 +108,7 @@ def _hidden_matrices(module: nn.Module) -> set[int]:
     matrices = {id(parameter) for parameter in module.parameters() if len(whole_shape(parameter)) == 2}
     models = [child for child in module.modules() if isinstance(child, PreTrainedModel)]
     # By what they are: a matrix of a layer may have as many rows as an embedding.
-    outer = [child for child in module.modules() if isinstance(child, EMBEDDING_TYPES)]
+    outer: list[nn.Module | None] = [child for child in module.modules() if isinstance(child, EMBEDDING_TYPES)]
     outer += [head for model in models for head in (model.get_output_embeddings(), getattr(model, "score", None))]
     return matrices - {id(parameter) for part in outer if part is not None for parameter in part.parameters()}
 

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from openrlhf.compat.trl.arguments import TrlModelConfig
+from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
 
 _CONFIG = "--config"

@@ -32,7 +32,7 @@ from openrlhf.datasets.tokenizer import prepare_special_tokens
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
-FILE_FORMAT = 7  # raise it when `prepared` lays out its files in another way, or rows are read in another way
+FILE_FORMAT = 8  # raise it when `prepared` lays out its files in another way, or rows are read in another way
 NAMED_COLUMNS_ARE_READ = "the columns that --data.input_key and --data.output_key name are read instead"
 Runner = Literal["local", "ray"]
 

@@ -191,3 +191,18 @@ def test_truncation_left_on_by_another_call_cuts_nothing():
         texts = TextTokenizer(MADE[name])
         MADE[name].backend_tokenizer.enable_truncation(3)
         assert len(texts.tokenize("one word, another word, これは", True).ids) > 6
+
+
+@pytest.mark.parametrize("spans", [{"length": 16}, {"pad_to_multiple_of": 8}])
+def test_padding_and_truncation_of_the_file_are_no_part_of_a_word(spans: dict):
+    tokenizer = byte_level(split_by(text_tokenizer.QWEN2_PATTERN), post_processor=with_start_and_end())
+    plain = tokenizer("Oat milk, please?", return_offsets_mapping=True)
+    texts = TextTokenizer(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    for made in (texts, TextTokenizer(tokenizer)):
+        backend.enable_padding(**spans)
+        backend.enable_truncation(1)
+        tokens = made.tokenize("Oat milk, please?", True)
+        assert isinstance(tokens, text_tokenizer.WordTokens)
+        assert tokens.ids.tolist() == plain["input_ids"]
+        assert tokens.offsets().tolist() == [list(span) for span in plain["offset_mapping"]]

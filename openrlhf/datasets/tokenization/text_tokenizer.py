@@ -21,7 +21,7 @@ from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 # ASCII, Latin-1 and common punctuation: none of them is composed or decomposed by NFC.
@@ -63,16 +63,20 @@ class TextTokenizer:
     def tokenize_whole(self, text: str, add_special_tokens: bool) -> WholeText:
         """The same without the short way over words."""
         if self.is_plain:
-            backend = self._tokenizer.backend_tokenizer
-            backend.no_truncation()
-            backend.no_padding()
-            encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+            encoding = _encoded(self._tokenizer.backend_tokenizer, text, add_special_tokens)
             return WholeText(encoding.ids, encoding.offsets)
         encoding = self._tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_attention_mask=False,
             return_token_type_ids=False, truncation=False, verbose=False,
         )  # fmt: skip
         return WholeText(encoding["input_ids"], encoding["offset_mapping"])
+
+
+def _encoded(backend: Tokenizer, text: str, add_special_tokens: bool) -> Encoding:
+    """As calling the tokenizer does it: what its file, or an earlier call, says of length does not count."""
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _only_calls_its_backend(tokenizer: Any) -> bool:
@@ -187,7 +191,7 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
         self._offsets: dict[str, list[tuple[int, int]]] = {}
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        encoding = self._backend.encode(word, add_special_tokens=False)
+        encoding = _encoded(self._backend, word, add_special_tokens=False)
         ids = tuple(encoding.ids)
         if len(word) <= MAX_WORD_CHARACTERS_KEPT:  # a longer one seldom comes again
             if len(self) >= MAX_WORDS_KEPT:
@@ -199,7 +203,7 @@ class _TokensByWord(dict[str, tuple[int, ...]]):
     def offsets(self, word: str) -> list[tuple[int, int]]:
         """Begin and end of each token within the word."""
         known = self._offsets.get(word)
-        return known if known is not None else self._backend.encode(word, add_special_tokens=False).offsets
+        return known if known is not None else _encoded(self._backend, word, add_special_tokens=False).offsets
 
 
 def word_tokenizer_of(backend: Tokenizer) -> WordTokenizer | None:
@@ -261,7 +265,7 @@ def _added_ids(backend: Tokenizer) -> tuple[list[int], list[int]] | None:
     kind = _as_json(backend.post_processor)
     if not all(map(_treats_words_alike, kind.get("processors", [kind]))):
         return None
-    whole, bare = (backend.encode("a", add_special_tokens=special).ids for special in (True, False))
+    whole, bare = (_encoded(backend, "a", add_special_tokens=special).ids for special in (True, False))
     # The ids with special tokens hold those without at one place: around it are the added ones.
     places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
     if len(places) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from openrlhf.config import DataConfig
@@ -11,14 +12,14 @@ from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens
 from openrlhf.errors import UserError
 from tests.datasets.conftest import pairs, write_jsonl
-from tests.datasets.test_masks import ALL_TURNS, CHAT, encode, trained_text
+from tests.datasets.test_masks import ALL_TURNS, CHAT, LAST_TURN, encode, trained_text
 from tests.helpers.chat_templates import GEMMA, REFUSES_SYSTEM
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
 
-def refusal(template: str, messages: list[dict], **choices) -> str:
+def refusal(template: str, messages: list[dict], settings: DataConfig | None = None, **choices) -> str:
     with pytest.raises(BadRow) as caught:
-        encode({"messages": messages}, tiny_tokenizer(template, **choices), ALL_TURNS)
+        encode({"messages": messages}, tiny_tokenizer(template, **choices), settings or ALL_TURNS)
     return str(caught.value)
 
 
@@ -156,3 +157,63 @@ def test_a_loop_over_messages_within_a_turn_belongs_to_no_message():
     sample = encode({"messages": CHAT}, tokenizer, ALL_TURNS)
     assert tokenizer.decode(sample.input_ids).startswith(CHAT[1]["content"] + CHAT[3]["content"])
     assert trained_text(sample, tokenizer) == "".join(CHAT[turn]["content"] + "<|im_end|>" for turn in (1, 3))
+
+
+CALL = {"type": "function", "id": "c1", "function": {"name": "price", "arguments": {"of": "latte"}}}
+WITH_RESULT = [
+    {"role": "user", "content": "What is a latte?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3 euros", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "It costs 3.", "reasoning_content": "The tool says so."},
+]
+# As Gemma 4's: results stand in the round of their call, an answer behind them goes on with the turn, and a turn that
+# has said nothing is not closed.
+RESULTS_INSIDE = """
+{%- for message in messages %}{% if message.role != 'tool' %}
+    {%- set goes_on = message.role == 'assistant' and messages[loop.index0 - 1].role == 'tool' %}
+    {%- if not goes_on %}<|im_start|>{{ message.role }}{{ '\n' }}{% endif %}
+    {%- if message.reasoning_content %}<|channel>thought {{ message.reasoning_content }}<channel|>{% endif %}
+    {%- for call in message.tool_calls or [] %}<call>{{ call.function.name }} {{ call.function.arguments.of }}</call>
+        {%- for i in range(loop.index0, messages | length) if messages[i].role == 'tool' %}<result>
+            {{- messages[i].content }}</result>
+        {%- endfor %}
+    {%- endfor %}
+    {%- set said %}{% for part in message.content.split('|') %}{{ part }}{% endfor %}{% endset %}
+    {{- said }}{% if said | trim | length > 0 %}<|im_end|>{{ '\n' }}{% endif %}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}<|im_start|>assistant{{ '\n' }}{% endif %}"""
+CHANNEL = ("<|channel>", "<channel|>")
+
+
+def test_results_of_tools_within_an_answer_are_not_trained():
+    assert "turn 2: the template prints results of tools" in refusal(RESULTS_INSIDE, WITH_RESULT)
+    unread = [{**one, "content": ""} if one["role"] == "tool" else one for one in WITH_RESULT]
+    assert "turn 2: the template prints results of tools" in refusal(RESULTS_INSIDE, unread)
+
+
+def test_reasoning_that_goes_on_behind_a_result_is_a_part_of_the_answer():
+    tokenizer = tiny_tokenizer(RESULTS_INSIDE, extra_special_tokens=CHANNEL)
+    sample = encode({"messages": WITH_RESULT}, tokenizer, LAST_TURN)
+    said = "<|channel>thought The tool says so.<channel|>It costs 3.<|im_end|>"
+    assert trained_text(sample, tokenizer) == said
+    without = [{"role": "assistant", "content": "It costs 3."}]
+    header = RESULTS_INSIDE.replace("{%- if message.reasoning_content %}", "{%- if goes_on %}")
+    assert "nothing tells whether" in refusal(header, WITH_RESULT[:3] + without, settings=LAST_TURN)
+
+
+def test_a_template_may_ask_how_long_a_text_is_that_it_makes_in_a_loop():
+    tokenizer = tiny_tokenizer(RESULTS_INSIDE)
+    sample = encode({"messages": WITH_RESULT[:2]}, tokenizer, ALL_TURNS)
+    assert trained_text(sample, tokenizer) == "<call>price latte</call>"
+
+
+def test_a_token_that_ends_a_call_does_not_close_the_turn():
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% generation %}{{ message.content }}"
+        "{% endgeneration %}<|im_end|>{% endfor %}"
+    )
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.add_tokens([AddedToken("</tool_call>", special=False, normalized=False)])
+    said = {"role": "assistant", "content": "<tool_call>price</tool_call>"}
+    sample = encode({"messages": [CHAT[0], said]}, tokenizer, ALL_TURNS)
+    assert trained_text(sample, tokenizer) == "<tool_call>price</tool_call><|im_end|>"

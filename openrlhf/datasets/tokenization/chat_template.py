@@ -19,6 +19,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that templates read it by
 NAMED_TEMPLATES = {"chatml": CHATML}
 PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {"probe_key": "x"}}}
 PROBE: list[Message] = [
@@ -214,8 +215,7 @@ def _said(error: Exception) -> str:
 
 def _with_reasoning_names(message: Message) -> Message:
     """A fresh copy of the message, its reasoning under each name that templates read."""
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((message[name] for name in names if message.get(name) is not None), None)
+    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if reasoning is None:
         return dict(message)
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -3,7 +3,8 @@
 The template's syntax tree gets a few extra outputs: where a loop over messages begins a round, where the loop ends,
 and where `{% generation %}` blocks begin and end. They print short marks into the rendered text, and are taken out
 again; so spans are read off the one final render, and no prefix of the conversation is ever rendered to find them.
-A template that could see the marks, as it reads what it has printed, must be rendered without them too.
+A template that could see the marks, as it reads what it has printed, must be rendered without them too. A loop over
+anything else than messages prints none: templates ask how long a text is that they made in one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from openrlhf.datasets.tokenization.bounded_jinja import BoundedEnvironment
 
 _NONCE = secrets.token_hex(4)
 _MARK = re.compile(f"\ue0f0{_NONCE}([LEGH]|M[0-9]+)\ue0f1")
-_TURN_FILTER, _JOIN_FILTER = f"turn_mark_{_NONCE}", f"joined_{_NONCE}"
+_TURN_FILTER, _LOOP_FILTER, _JOIN_FILTER = (f"{name}_{_NONCE}" for name in ("turn_mark", "loop_mark", "joined"))
 PER_ROW_NAMES = {"messages", "tools", "documents"}
 
 
@@ -67,7 +68,8 @@ class MarkedTemplate:
         """Raises jinja2.TemplateSyntaxError if the source is no Jinja."""
         self._source = source
         self._index_of: dict[int, int] = {}  # the messages that are being rendered, by their `id`
-        self._environment = environment = _environment(_GenerationMarks, self._turn_mark)
+        self._open_loops: list[bool] = []  # whether they have come to a message
+        self._environment = environment = _environment(_GenerationMarks, self._turn_mark, self._loop_mark)
         self._plain_environment = _environment(_GenerationBlocks, lambda item: "")
         tree = environment.parse(source)
         self.has_generation_marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", source))
@@ -88,12 +90,24 @@ class MarkedTemplate:
     def render(self, messages: list[dict], **names: Any) -> MarkedRender:
         """Renders the messages; `names` are the other names the template sees (tools, eos_token …)."""
         self._index_of = {id(message): index for index, message in enumerate(messages)}
+        self._open_loops = []
         self._environment.begin(_num_characters(messages))
         return _read_marks(self._template.render(messages=messages, **names))
 
     def _turn_mark(self, item: Any) -> str:
         index = self._index_of.get(id(item))
-        return "" if index is None else _mark(f"M{index}")
+        if index is None:
+            return ""
+        begin = "" if self._open_loops[-1] else _mark("L")
+        self._open_loops[-1] = True
+        return begin + _mark(f"M{index}")
+
+    def _loop_mark(self, is_begin: bool) -> str:
+        """Nothing where a loop begins: its mark is printed with the first message that it comes to."""
+        if is_begin:
+            self._open_loops.append(False)
+            return ""
+        return _mark("E") if self._open_loops.pop() else ""
 
 
 def _compiled(environment: BoundedEnvironment, tree: nodes.Template) -> Template:
@@ -126,8 +140,8 @@ def _read_marks(marked: str) -> MarkedRender:
         elif piece == "L":
             owners.append(None)
         elif piece == "E":
-            if owners.pop() is not None:  # a loop over something else than messages had no owner
-                render.loops_end = length
+            owners.pop()
+            render.loops_end = length
         elif piece == "G":
             open_generation = length
         elif piece == "H":
@@ -173,7 +187,8 @@ class _LoopMarks(_Bounds):
     """Puts marks around every loop besides; the filter names the message of the round, if it is one."""
 
     def visit_For(self, node: nodes.For) -> list[nodes.Node]:
-        return [_mark_output("L"), super().visit_For(node), _mark_output("E")]
+        begin, end = (nodes.Output([_filtered(_LOOP_FILTER, nodes.Const(is_begin))]) for is_begin in (True, False))
+        return [begin, super().visit_For(node), end]
 
 
 def _filtered(name: str, first: Any, *others: Any) -> nodes.Filter:
@@ -209,7 +224,9 @@ def _mark_output(kind: str) -> nodes.Output:
     return nodes.Output([nodes.TemplateData(_mark(kind))])
 
 
-def _environment(generation: type[Extension], turn_mark: Callable[[Any], str]) -> BoundedEnvironment:
+def _environment(
+    generation: type[Extension], turn_mark: Callable[[Any], str], loop_mark: Callable[[bool], str] | None = None
+) -> BoundedEnvironment:
     """The filters and functions that transformers documents for chat templates."""
     environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[generation, loopcontrols])
     environment.add_filter("tojson", _to_json)
@@ -221,6 +238,8 @@ def _environment(generation: type[Extension], turn_mark: Callable[[Any], str]) -
         return turn_mark(item)
 
     environment.filters[_TURN_FILTER] = begin_round
+    if loop_mark is not None:
+        environment.filters[_LOOP_FILTER] = pass_context(lambda context, is_begin: loop_mark(is_begin))
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment

@@ -14,14 +14,16 @@ not certain.
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Any
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.samples import BadRow, Conversation, LeftOut, Message
-from openrlhf.datasets.tokenization.chat_template import ChatRenderer
+from openrlhf.datasets.tokenization.chat_template import REASONING, ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import CharSpan, MarkedRender
 
 _REASONING_SCAFFOLD = re.compile(r"\s*[<\[◁][^\s<>\[\]◁▷]{0,8}(think|reason)", re.IGNORECASE)
+_TAG = secrets.token_hex(8)  # it stands for a tool's result
 REMEDY = "Mark what the assistant says in the template with {% generation %}…{% endgeneration %}"
 
 
@@ -43,7 +45,7 @@ def chosen_turns(conversation: Conversation, choice: str) -> list[int]:
         raise LeftOut("no assistant turn")
     chosen = [index for index in _by_choice(conversation, assistant, choice) if conversation.weights[index] > 0]
     for index in chosen:
-        says = any(messages[index].get(key) for key in ("reasoning_content", "thinking", "reasoning", "tool_calls"))
+        says = any(messages[index].get(key) for key in (*REASONING, "tool_calls"))
         if not says and not messages[index]["content"].strip():
             raise BadRow(f"turn {index + 1}: the assistant's answer is empty")
     if not chosen:
@@ -70,8 +72,11 @@ class TurnSpans:
         self._renderer = renderer
         self._eos = tokenizer.eos_token
         # Texts that the tokenizer reads as one token of their own, the longest first.
-        specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
-        self._specials = sorted(specials, key=len, reverse=True)
+        added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+        self._specials = sorted({token.content for token in added}, key=len, reverse=True)
+        # Those that may close a turn; `</tool_call>`, which is no special token, ends a call.
+        closing = {token.content for token in added if token.special or token.content == self._eos}
+        self._closing = sorted(closing, key=len, reverse=True)
 
     def of(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> list[tuple[int, CharSpan]]:
         """(message, span) of what the given messages say, closing token included, in the order of the text.
@@ -80,6 +85,7 @@ class TurnSpans:
         """
         if self._renderer.has_generation_marks:
             return self._marked_spans(render, turns)
+        self._check_no_results(conversation, render, turns)
         return [(turn, self._span(conversation, render, turn)) for turn in turns]
 
     def _marked_spans(self, render: MarkedRender, turns: list[int]) -> list[tuple[int, CharSpan]]:
@@ -91,12 +97,31 @@ class TurnSpans:
 
     def _up_to_closing(self, render: MarkedRender, turn: int, span: CharSpan) -> CharSpan:
         """A block that stops just short of its turn's closing token takes it in."""
-        if self._ends_with_special(render.text[span.start : span.end]):
+        if self._is_closed(render.text[span.start : span.end]):
             return span
         region_end = max(region.end for region in render.regions[turn])
-        closing = next((special for special in self._specials if render.text.startswith(special, span.end)), "")
+        closing = next((token for token in self._closing if render.text.startswith(token, span.end)), "")
         end = span.end + len(closing)
         return CharSpan(span.start, end) if end <= region_end else span
+
+    def _check_no_results(self, conversation: Conversation, render: MarkedRender, turns: list[int]) -> None:
+        """Raises BadRow where an answer's round prints results of tools, which have no round of their own."""
+        messages = conversation.messages
+        hidden = {
+            number
+            for number, message in enumerate(messages)
+            if message["role"] == "tool" and not _printed(render, number).strip()
+        }
+        if not hidden:
+            return
+        named = [{**one, "content": _TAG} if number in hidden else one for number, one in enumerate(messages)]
+        tagged = self._renderer.render(named, conversation.tools)
+        for turn in turns:
+            if _TAG in _printed(tagged, turn):
+                raise BadRow(
+                    f"turn {turn + 1}: the template prints results of tools within this message, where they would be "
+                    f"trained as what the assistant says. {REMEDY}"
+                )
 
     def _span(self, conversation: Conversation, render: MarkedRender, turn: int) -> CharSpan:
         region = _only_region(render, turn, is_last=turn == len(conversation.messages) - 1)
@@ -132,11 +157,17 @@ class TurnSpans:
         if "tool_calls" in message and "".join(content.split()) not in "".join(said.split()):
             return  # the template prints the calls alone, as of an answer without content
         before = said.partition(content)[0] if content else ""
-        if before.strip() and not _REASONING_SCAFFOLD.match(before):
+        if before.strip() and not _REASONING_SCAFFOLD.match(before) and not self._is_reasoning(before, message):
             raise BadRow(
                 f"turn {turn + 1}: the template prints {before!r} before the answer but has no generation prompt "
                 f"(add_generation_prompt), so nothing tells whether the model is to say it. {REMEDY}"
             )
+
+    def _is_reasoning(self, before: str, message: Message) -> bool:
+        """Whether it is the message's own reasoning behind a special token (`<|channel>thought`)."""
+        reasoning = next((message[key] for key in REASONING if message.get(key)), "")
+        is_held = isinstance(reasoning, str) and reasoning.strip() in before
+        return bool(reasoning) and is_held and before.lstrip().startswith(tuple(self._specials))
 
     def _heads(self, prompt: str) -> list[str]:
         """Texts that may open a turn, longest first: the prompt, and the prompt cut before its reasoning scaffold.
@@ -159,12 +190,16 @@ class TurnSpans:
         said = text[region.start : region.end]
         end = region.start + len(said.rstrip())
         # Some templates print the end token once, behind the loop over messages: it closes the last answer.
-        if not self._ends_with_special(said) and self._eos and text.startswith(self._eos, region.end):
+        if not self._is_closed(said) and self._eos and text.startswith(self._eos, region.end):
             return region.end + len(self._eos)
         return end
 
-    def _ends_with_special(self, text: str) -> bool:
-        return text.rstrip().endswith(tuple(self._specials))
+    def _is_closed(self, text: str) -> bool:
+        return text.rstrip().endswith(tuple(self._closing))
+
+
+def _printed(render: MarkedRender, turn: int) -> str:
+    return "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
 
 
 def _only_region(render: MarkedRender, turn: int, is_last: bool) -> CharSpan:

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.datasets.samples import BadRow, Conversation, Message
-from openrlhf.datasets.tokenization.chat_template import ChatRenderer
+from openrlhf.datasets.tokenization.chat_template import REASONING, ChatRenderer
 from openrlhf.datasets.tokenization.marked_template import MarkedRender
 
 _NONCE = secrets.token_hex(4)
 _TAG = re.compile(f"{_NONCE}n([0-9]+)x")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 _THOUGHTS_END = "</think>"  # of reasoning that stands in the content
 _UNPRINTED = "the chat template does not print the {} of an answer"
 _UNPRINTED_MESSAGE = "the chat template does not print a message of the role {!r}"
@@ -40,7 +39,7 @@ def check_printed(
     doubtful = [turn for turn in judged if not _is_plainly_printed(messages[turn], messages, render.text)]
     has_results = any(message["role"] == "tool" for message in messages)
     if not tools and not has_results and all(_has_no_room(messages[turn], turn, render) for turn in doubtful):
-        yield from (_UNPRINTED.format(name) for turn in doubtful for name in _REASONING if messages[turn].get(name))
+        yield from (_UNPRINTED.format(name) for turn in doubtful for name in REASONING if messages[turn].get(name))
         return
     tags: list[tuple[str, int, str]] = []  # kind, message, name
     tagged = [_tagged_message(message, turn, tags) for turn, message in enumerate(messages)]
@@ -77,7 +76,7 @@ def _is_plainly_printed(message: Message, messages: list[Message], text: str) ->
     """Whether no tag is needed: it has no calls, and reasoning, if any, that stands in the text and in no content."""
     if "tool_calls" in message:
         return False
-    reasoning = [message[name] for name in _REASONING if message.get(name)]
+    reasoning = [message[name] for name in REASONING if message.get(name)]
     return all(
         isinstance(one, str) and one in text and not any(one in other["content"] for other in messages)
         for one in reasoning
@@ -87,7 +86,7 @@ def _is_plainly_printed(message: Message, messages: list[Message], text: str) ->
 def _has_no_room(message: Message, turn: int, render: MarkedRender) -> bool:
     """Whether what is printed of an answer, its content left out, is shorter than its reasoning."""
     printed = "".join(render.text[span.start : span.end] for span in render.regions.get(turn, []))
-    content, reasoning = message["content"].strip(), [message[name] for name in _REASONING if message.get(name)]
+    content, reasoning = message["content"].strip(), [message[name] for name in REASONING if message.get(name)]
     if "tool_calls" in message or not content or content not in printed:
         return False
     return all(isinstance(one, str) and len(printed) - len(content) < len(one.strip()) for one in reasoning)
@@ -125,7 +124,7 @@ def _unprinted_contents(messages: list[Message], text: str) -> Iterator[str]:
 
 def _tagged_message(message: Message, turn: int, tags: list[tuple[str, int, str]]) -> Message:
     changed = dict(message)
-    for name in _REASONING:
+    for name in REASONING:
         if message.get(name):
             changed[name] = f"{message[name]}{_new_tag(tags, ('reasoning', turn, name))}"
     if "tool_calls" in message:

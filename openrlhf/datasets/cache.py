@@ -31,6 +31,7 @@ MAKING = ".making-"  # the key stands before it, and behind it the process of th
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+TELL_SECONDS = 5.0
 
 
 def open_cache_dir(cache_dir: str | Path | None) -> Path:
@@ -121,10 +122,12 @@ class _Wait:
         self._seen: tuple[int, int] | None = None
         self._seen_since = time.monotonic()
         self._first_failure = _modified_ns(failure)
+        self._tell_at: float | None = time.monotonic() + TELL_SECONDS
 
     def once(self) -> None:
         """Sleeps a moment; raises the maker's UserError if it failed meanwhile; removes a dead maker's lock."""
         time.sleep(POLL_SECONDS)
+        self._tell()
         failed = _modified_ns(self.failure)
         if failed is not None and failed != self._first_failure:
             raise UserError(*json.loads(self.failure.read_text(encoding="utf-8")))
@@ -133,6 +136,13 @@ class _Wait:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.lock.rename(stale)
                 stale.unlink()
+
+    def _tell(self) -> None:
+        """Says once, by the first rank alone, what takes so long."""
+        if self._tell_at is not None and time.monotonic() >= self._tell_at:
+            self._tell_at = None
+            if os.environ.get("RANK", "0") == "0":
+                logger.warning("Another process prepares the data (%s): this one waits for it.", self.lock)
 
     def _is_stale(self) -> bool:
         """Judged by what this process saw change, never by comparing two machines' clocks."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from openrlhf.config import DataConfig, PairDataConfig
 from openrlhf.config.checks import input_template_problems
@@ -28,7 +29,7 @@ from openrlhf.datasets.sources.tables import Table, readable_rows
 from openrlhf.datasets.tokenization.chat_template import resolve_chat_template
 from openrlhf.datasets.tokenization.encoder import CONTROL_TOKENS_ARE_TEXT, SampleEncoder
 from openrlhf.datasets.tokenization.turns import target_choice
-from openrlhf.datasets.tokenizer import prepare_special_tokens
+from openrlhf.datasets.tokenizer import check_gives_offsets, prepare_special_tokens
 from openrlhf.datasets.workers import BlockResult, Encode, EncodingTask, encode_block, encode_blocks
 from openrlhf.errors import UserError
 
@@ -56,6 +57,7 @@ def prepare_sources(
     Raises UserError if a source is not there, too many rows are unusable, or no row has a target token.
     """
     _check(data)
+    check_gives_offsets(tokenizer)
     prepare_special_tokens(tokenizer)
     if data.tokenizer_chat_template is not None:  # the exported tokenizer is to render as it was trained
         tokenizer.chat_template = resolve_chat_template(tokenizer, data.tokenizer_chat_template)
@@ -119,6 +121,7 @@ class _Preparation:
     fingerprint: str
     shards: Path | None
     report: DataReport = field(default_factory=DataReport)
+    bar: Any = field(init=False)  # of the rows that were taken
 
     def __post_init__(self) -> None:
         self.tables: list[Table] = [table for source in self.sources for table in source.tables]
@@ -131,7 +134,10 @@ class _Preparation:
         tasks = self._tasks(self._find_formats())
         make_encode = functools.partial(_make_encode, self.tokenizer, self.data, self.pretrain_mode)
         schema = PAIR_SCHEMA if isinstance(self.data, PairDataConfig) else SCHEMA
-        with SampleWriter(folder, schema) as writer:
+        with (
+            SampleWriter(folder, schema) as writer,
+            tqdm(desc="preparing data", unit=" rows", leave=False, disable=None) as self.bar,
+        ):
             if self.shards is None:
                 self._encode(tasks, make_encode(), writer)
             else:
@@ -233,6 +239,7 @@ class _Preparation:
         report, source = self.report, self.report.sources[self.source_of[result.table]]
         source.num_rows += result.num_rows
         source.num_rows_taken += result.num_rows_taken
+        self.bar.update(result.num_rows_taken)
         for reason, count in result.left_out.items():
             report.left_out[reason] = report.left_out.get(reason, 0) + count
         for remark, count in result.remarks.items():

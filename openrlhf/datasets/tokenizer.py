@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from packaging.version import Version
+
 from openrlhf.datasets.hub import hub_can_be_asked
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.versions import installed
 
 
 def get_tokenizer(
@@ -33,6 +36,8 @@ def get_tokenizer(
             **({} if padding_side is None else {"padding_side": padding_side}),
             use_fast=use_fast,
             trust_remote_code=trust_remote_code,
+            # mistral-common's tokenizer, taken where it is installed, gives no character offsets
+            **({"mistral_format": False} if Version(installed("transformers") or "0") >= Version("5.23") else {}),
             local_files_only=not os.path.isdir(name_or_path) and not hub_can_be_asked(),
         )
     except Exception as error:  # a damaged file fails in any way
@@ -62,6 +67,15 @@ def prepare_special_tokens(tokenizer: Any, name: str = "the tokenizer") -> None:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def check_gives_offsets(tokenizer: Any) -> None:
+    """Raises UserError if the tokenizer gives no character offsets."""
+    if not getattr(tokenizer, "is_fast", False):  # MistralCommonBackend has no such attribute
+        raise UserError(
+            f"The tokenizer ({type(tokenizer).__name__}) gives no character offsets, without which targets cannot be "
+            "found exactly: use a fast tokenizer (one with a tokenizer.json)."
+        )
 
 
 def _no_tokenizer(name: str, error: Exception) -> str:

@@ -8,6 +8,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,7 @@ from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Pair
 from openrlhf.datasets.sources.readers import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from openrlhf.datasets.tokenization.pairs import encode_pair
+from openrlhf.errors import UserError
 
 ZERO_WEIGHT = "weight 0"
 NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big one, need no other process
@@ -103,6 +105,11 @@ def _encode_in_pool(tasks: Iterator[EncodingTask], encode: Encode, num_workers: 
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that tokenizes was ended from outside, mostly because memory ran out: lower "
+                "--data.num_processors."
+            ) from error
         finally:
             for future in ahead:
                 future.cancel()

@@ -217,3 +217,44 @@ def test_a_token_that_ends_a_call_does_not_close_the_turn():
     said = {"role": "assistant", "content": "<tool_call>price</tool_call>"}
     sample = encode({"messages": [CHAT[0], said]}, tokenizer, ALL_TURNS)
     assert trained_text(sample, tokenizer) == "<tool_call>price</tool_call><|im_end|>"
+
+
+def test_calls_are_printed_where_the_template_wants_null_beside_them():
+    """As DeepSeek-R1-Distill's does; a word beside a call is still not printed, and refused."""
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is none %}"
+        "{% for call in message.tool_calls %}{{ call.function.name + ' ' + call.function.arguments }}{% endfor %}"
+        "{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tiny_tokenizer(template)
+    for content in (None, ""):
+        messages = [CHAT[0], {"role": "assistant", "content": content, "tool_calls": [CALL]}]
+        sample = encode({"messages": messages}, tokenizer, ALL_TURNS)
+        assert trained_text(sample, tokenizer) == 'price {"of": "latte"}<|im_end|>'
+    beside = [CHAT[0], {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]}]
+    assert "does not print the tool call 'price'" in refusal(template, beside)
+
+
+def test_a_tokenizer_with_several_templates_is_asked_by_name():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML.replace("user", "tool user")}
+    assert resolve_chat_template(tokenizer, None) == CHATML
+    assert resolve_chat_template(tokenizer, "tool_use") == tokenizer.chat_template["tool_use"]
+    with pytest.raises(UserError, match="no known name .chatml, default, tool_use."):
+        resolve_chat_template(tokenizer, "tools")
+    row = {"messages": CHAT[:2], "tools": [{"type": "function", "function": {"name": "price"}}]}
+    with pytest.raises(BadRow, match="--data.tokenizer_chat_template tool_use"):
+        encode(row, tokenizer, ALL_TURNS)
+    chosen = DataConfig(multiturn=True, tokenizer_chat_template="tool_use")
+    assert trained_text(encode(row, tokenizer, chosen), tokenizer) == "Coffee, and tea.<|im_end|>"
+
+
+def test_a_tokenizer_without_offsets_is_refused_in_words(tmp_path, problems):
+    class Slow:
+        """As MistralCommonBackend, which has no backend of tokenizers'."""
+
+        eos_token_id = pad_token_id = 0
+
+    said = problems(write_jsonl(tmp_path / "a.jsonl", pairs(1)), tokenizer=Slow())
+    assert "The tokenizer (Slow) gives no character offsets" in said

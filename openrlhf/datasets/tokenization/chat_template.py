@@ -68,8 +68,9 @@ def resolve_chat_template(tokenizer: Any, given: str | None) -> str:
 
 def template_text(tokenizer: Any, given: str | None) -> str | None:
     """The template that conversations would be rendered with, None if there is none; for the cache key."""
-    if given in NAMED_TEMPLATES:
-        return NAMED_TEMPLATES[given]
+    names = {**NAMED_TEMPLATES, **templates_by_name(tokenizer)}
+    if given in names:
+        return names[given]
     if given is not None and "{" not in given:
         try:
             if (file := local_path(given)).is_file():
@@ -80,7 +81,7 @@ def template_text(tokenizer: Any, given: str | None) -> str | None:
             RuntimeError,
         ) as error:  # a name too long, a user unknown, a file that is not UTF-8
             raise UserError(f"--data.tokenizer_chat_template {given[:200]} cannot be read: {error}.") from error
-        known = ", ".join(NAMED_TEMPLATES)
+        known = ", ".join(names)
         raise UserError(
             f"--data.tokenizer_chat_template {given!r} is no file, no known name ({known}) and no Jinja text."
         )
@@ -88,6 +89,11 @@ def template_text(tokenizer: Any, given: str | None) -> str | None:
         return None if given is None and tokenizer.chat_template is None else tokenizer.get_chat_template(given)
     except ValueError as error:  # several by name, none of them the usual one
         raise UserError(f"The tokenizer's chat template cannot be chosen: {first_line_of(error)}") from error
+
+
+def templates_by_name(tokenizer: Any) -> dict[str, str]:
+    """Those of a tokenizer that has several."""
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
 
 
 class ChatRenderer:
@@ -100,6 +106,7 @@ class ChatRenderer:
         self._constant_prompt: str | None = None
         self._renders_as_we_do = _renders_as_we_do(tokenizer)
         self.has_generation_marks = self._marked.has_generation_marks
+        self.content_as_null = not self._prints_call() and self._prints_call(content=None)
         self.arguments_as_text = self._wants_arguments_as_text()
 
     def render(self, messages: list[Message], tools: list[Any] | None) -> MarkedRender:
@@ -172,14 +179,23 @@ class ChatRenderer:
 
     def _for_template(self, messages: list[Message]) -> list[Message]:
         messages = [_with_reasoning_names(message) for message in messages]
+        if self.content_as_null:
+            messages = [_with_null_content(message) for message in messages]
         if self.arguments_as_text:
             messages = [with_arguments_as_text(message) for message in messages]
         return messages
 
+    def _prints_call(self, **content: None) -> bool:
+        """Whether a small call is printed: some templates ask for `content` that is none beside it."""
+        probe = [PROBE[0], {**PROBE[1], **content}]
+        forms = (probe, [with_arguments_as_text(message) for message in probe])
+        return any("probe_key" in (self._tried(form) or "") for form in forms)
+
     def _wants_arguments_as_text(self) -> bool:
         """Some templates paste a call's arguments as text, others serialize an object: tried with a small call."""
-        as_object = self._tried(PROBE)
-        as_text = self._tried([with_arguments_as_text(message) for message in PROBE])
+        probe = [_with_null_content(message) if self.content_as_null else message for message in PROBE]
+        as_object = self._tried(probe)
+        as_text = self._tried([with_arguments_as_text(message) for message in probe])
         fails_with_objects = as_object is None or "{'probe_key'" in as_object
         return fails_with_objects and as_text is not None and '{"probe_key"' in as_text
 
@@ -219,6 +235,10 @@ def _with_reasoning_names(message: Message) -> Message:
     if reasoning is None:
         return dict(message)
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _with_null_content(message: Message) -> Message:
+    return {**message, "content": message["content"] or None} if "tool_calls" in message else message
 
 
 def with_arguments_as_text(message: Message) -> Message:

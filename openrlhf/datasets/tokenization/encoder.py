@@ -20,16 +20,17 @@ from openrlhf.datasets.samples import (
     TokenRow,
     check_unicode,
 )
-from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
+from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template, templates_by_name
 from openrlhf.datasets.tokenization.control_tokens import ControlTokens
 from openrlhf.datasets.tokenization.marked_template import CharSpan
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
 from openrlhf.datasets.tokenization.turns import TurnSpans, chosen_turns, target_choice
 from openrlhf.datasets.tokenization.unprinted import check_printed
-from openrlhf.errors import UserError
+from openrlhf.datasets.tokenizer import check_gives_offsets
 
 CONTROL_TOKENS_ARE_TEXT = "in the text of rows are encoded as text (--data.control_tokens text)"
 CONTROL_TOKENS_ARE_KEPT = "in the text of rows are control tokens (--data.control_tokens keep)"
+TOOL_TEMPLATE = "tool_use"  # as transformers names it
 NO_TARGETS = "no target token"
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
 
@@ -39,11 +40,7 @@ class SampleEncoder:
 
     def __init__(self, tokenizer: Any, data: DataConfig, pretrain_mode: bool = False):
         """Raises UserError if the tokenizer gives no character offsets."""
-        if not tokenizer.is_fast:
-            raise UserError(
-                "The tokenizer gives no character offsets, without which targets cannot be found exactly: "
-                "use a fast tokenizer (one with a tokenizer.json)."
-            )
+        check_gives_offsets(tokenizer)
         self._tokenizer = tokenizer
         self._texts = TextTokenizer(tokenizer)
         self._controls = ControlTokens(tokenizer)
@@ -92,12 +89,12 @@ class SampleEncoder:
     def _plain_text(self, content: PlainText) -> tuple[np.ndarray, np.ndarray]:
         is_control = self._trusted_places(content)
         tokens = self._tokenize(content.text, add_special_tokens=True, is_control=is_control)
-        first = self._num_doubled_bos(tokens.ids)
-        ids = self._with_end_token(tokens.ids[first:])
+        first, end = self._num_doubled_bos(tokens.ids), len(tokens.ids) - self._num_doubled_eos(tokens)
+        ids = self._with_end_token(tokens.ids[first:end])
         targets = np.ones(len(ids), dtype=bool)
         if content.num_prompt_characters is not None:
             border = 0 if self._targets == "everything" else content.num_prompt_characters
-            targets[: len(tokens.ids) - first] = tokens.ending_behind(border)[first:]
+            targets[: end - first] = tokens.ending_behind(border)[first:end]
             targets[-1] = True  # the end token, written by the text itself or by us
         return ids, targets
 
@@ -124,6 +121,11 @@ class SampleEncoder:
         return ids if is_ended or not self._ends_texts else np.append(ids, np.int32(self._eos_id))
 
     def _conversation(self, content: Conversation) -> tuple[np.ndarray, np.ndarray]:
+        if content.tools and self._passes_over_tools:
+            raise BadRow(
+                f"the row has tools, for which the tokenizer has a chat template of its own, {TOOL_TEMPLATE!r}: "
+                f"choose it for all rows by --data.tokenizer_chat_template {TOOL_TEMPLATE}"
+            )
         is_broken = self._judge_controls(self._controls.found_in([content.messages, content.tools]))
         if is_broken:
             messages, tools = self._controls.broken([content.messages, content.tools])
@@ -151,6 +153,10 @@ class SampleEncoder:
         return ChatRenderer(self._tokenizer, template)
 
     @cached_property
+    def _passes_over_tools(self) -> bool:
+        return self._data.tokenizer_chat_template is None and TOOL_TEMPLATE in templates_by_name(self._tokenizer)
+
+    @cached_property
     def _spans(self) -> TurnSpans:
         return TurnSpans(self._renderer, self._tokenizer)
 
@@ -174,6 +180,11 @@ class SampleEncoder:
         """1 if the text itself began with the start token that the tokenizer adds."""
         bos = self._tokenizer.bos_token_id
         return int(bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos)
+
+    def _num_doubled_eos(self, tokens: TokenizedText) -> int:
+        """1 if the text itself ended with the end token that the tokenizer adds."""
+        ends_twice = len(tokens.ids) > 1 and (tokens.ids[-2:] == self._eos_id).all()
+        return int(ends_twice and not tokens.ending_behind(0)[-1])  # an added token has no characters
 
     def _fit(self, ids: np.ndarray, loss_mask: np.ndarray, row_weight: float) -> EncodedSample:
         """Applies the policy for samples longer than `max_len`; leaves out a row without a target token."""

@@ -117,7 +117,7 @@ def _compiled(environment: BoundedEnvironment, tree: nodes.Template) -> Template
 
 
 def _num_characters(messages: list[dict]) -> int:
-    return sum(len(message["content"]) for message in messages)
+    return sum(len(message["content"] or "") for message in messages)
 
 
 def _mark(kind: str) -> str:

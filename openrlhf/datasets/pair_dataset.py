@@ -14,7 +14,8 @@ from openrlhf.config import DataConfig, PairDataConfig, from_namespace
 from openrlhf.config.schema import Command, Root
 from openrlhf.config.settings import free
 from openrlhf.config.synonyms import COMMON_SYNONYMS
-from openrlhf.datasets.formats import DEFAULT_INPUT_KEY, find_format
+from openrlhf.datasets.formats import find_format
+from openrlhf.datasets.formats.columns import DEFAULT_INPUT_KEY
 from openrlhf.datasets.prepare import prepare_sources
 from openrlhf.datasets.prepared import PreparedSamples
 from openrlhf.datasets.report import MAX_NAMES, DataReport

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS, find_format, tokenized
@@ -95,6 +96,16 @@ def test_a_row_becomes_its_text_and_targets(row: dict, settings: dict, whole: st
 def test_end_token_is_appended_as_an_id_and_once():
     sample = encode({"q": "A?", "a": "B<|endoftext|>"}, input_key="q", output_key="a")
     assert text(sample) == "A?B<|endoftext|>"
+
+
+def test_end_token_is_there_once_where_the_tokenizer_adds_one_too():
+    tokenizer = tiny_tokenizer()
+    end = ("<|endoftext|>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    for answer in (" B", " B<|endoftext|>"):
+        sample = encode({"q": "A?", "a": answer}, tokenizer, input_key="q", output_key="a")
+        assert tokenizer.decode(sample.input_ids) == "A? B<|endoftext|>"
+        assert trained_text(sample, tokenizer) == " B<|endoftext|>"
 
 
 def test_start_token_is_there_once_even_if_the_text_begins_with_it():
@@ -230,6 +241,14 @@ def test_the_old_key_of_a_call_is_read_as_one():
     call = {"name": "f", "arguments": '{"x": 1}'}
     old = {"messages": [ASK, {"role": "assistant", "content": None, "function_call": call}]}
     assert encode(old, tokenizer).input_ids.tolist() == encode(call_row(call), tokenizer).input_ids.tolist()
+
+
+def test_messages_are_read_beside_a_column_that_nobody_asked_for_by_name():
+    row = {"messages": [ASK, SAY], "input": "What the messages were made of."}
+    assert trained_text(encode(row, input_key="input"), TOKENIZER) == "Ho.<|im_end|>"
+    assert trained_text(encode({"input": [ASK, SAY]}, input_key="input"), TOKENIZER) == "Ho.<|im_end|>"
+    other = [ASK, {"role": "assistant", "content": "Other."}]
+    assert trained_text(encode({**row, "asked": other}, input_key="asked"), TOKENIZER) == "Other.<|im_end|>"
 
 
 def test_named_columns_win_over_tokens():

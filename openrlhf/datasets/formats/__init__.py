@@ -11,12 +11,9 @@ from typing import Any
 
 from openrlhf.config import DataConfig, PairDataConfig
 from openrlhf.datasets.formats import chat, pairs, plain, tokenized
-from openrlhf.datasets.formats.columns import names
+from openrlhf.datasets.formats.columns import DEFAULT_INPUT_KEY, names
 from openrlhf.datasets.samples import PAIRS, Pair, Row, RowContent
 from openrlhf.errors import UserError
-
-DEFAULT_INPUT_KEY = "input"  # OpenRLHF's default: nobody has asked for this column by name
-
 
 FORMATS: dict[str, Callable[[Row, Any], RowContent]] = {
     "tokenized": tokenized.read,

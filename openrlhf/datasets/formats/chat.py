@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats.columns import WEIGHT, column, json_value, kind, names, weight_in
+from openrlhf.datasets.formats.columns import DEFAULT_INPUT_KEY, WEIGHT, column, json_value, kind, names, weight_in
 from openrlhf.datasets.samples import (
     ARGUMENTS_ARE_READ,
     FUNCTION_CALL_IS_READ,
@@ -46,8 +46,9 @@ def fits(row: Row, data: DataConfig) -> bool:
 
 
 def read(row: Row, data: DataConfig) -> Conversation:
-    name = data.input_key if data.input_key in row else next((name for name in COLUMNS if name in row), None)
-    key = name or data.input_key or COLUMNS[0]
+    usual = next((name for name in COLUMNS if name in row), None)
+    is_asked_for = data.input_key in row and (data.input_key != DEFAULT_INPUT_KEY or usual is None)
+    key = (data.input_key if is_asked_for else usual) or data.input_key or COLUMNS[0]
     return with_system(conversation(column(row, key), row), row, read=(key,))
 
 

@@ -12,6 +12,7 @@ from openrlhf.config import DataConfig
 from openrlhf.datasets.json_text import RefusedJson, load_json
 from openrlhf.datasets.samples import BadRow, Row
 
+DEFAULT_INPUT_KEY = "input"  # OpenRLHF's default: nobody has asked for this column by name
 KINDS = {
     type(None): "nothing (null)", bool: "true/false", int: "a number", float: "a number", str: "text",
     list: "a list", dict: "an object",

@@ -64,7 +64,8 @@ def _splitting_hash(tokenizer: Any) -> str:
     """Of all that decides how a tokenizer splits text: merges and normalizer too, which its fingerprint lacks."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None
-    return hash_of([backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")])
+    facts = [backend, tokenizer.bos_token, tokenizer.eos_token, tokenizer.special_tokens_map.get("unk_token")]
+    return hash_of([*facts, "split"] if tokenizer.split_special_tokens else facts)
 
 
 def hash_of(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 
 import datasets
@@ -11,6 +12,7 @@ import zstandard
 
 from openrlhf.datasets.sources import find, readers
 from openrlhf.datasets.sources.readers import READERS
+from openrlhf.errors import UserError
 from tests.datasets.conftest import pairs, write_jsonl
 
 
@@ -148,6 +150,25 @@ def test_a_misspelt_column_is_told_with_those_that_exist(tmp_path, problems):
     path = write_jsonl(tmp_path / "a.jsonl", pairs(3))
     said = problems(path, input_key="promt", output_key="completion")
     assert f"{path}:1 has no column 'promt'; it has 'prompt', 'completion'" in said
+
+
+def test_a_file_of_several_splits_is_not_read_as_one_of_them(tmp_path, prepare, problems):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": pairs(2), "test": pairs(1)}, indent=1))
+    assert "holds several splits (train, test): write each" in problems(path)
+    path.write_text(json.dumps({"train": pairs(2), "test": []}, indent=1))
+    assert len(prepare(path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["a generator", "a stream of datasets"])
+def test_a_stream_of_rows_is_refused_before_it_is_read(kind: str, tmp_path):
+    def rows():
+        raise AssertionError("it is read")
+        yield
+
+    stream = rows() if kind == "a generator" else datasets.IterableDataset.from_generator(rows)
+    with pytest.raises(UserError, match="is a stream"):
+        find.source_of(stream)
 
 
 def test_without_a_network_a_hub_name_is_refused_at_once(problems, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_BAD = "tests/datasets/test_bad_input.py"
+_FORMATS = "tests/datasets/test_formats.py"
+_PROGRESS = "tests/datasets/test_progress.py"
 _REFUSALS = "tests/datasets/test_refusals.py"
 _TURNS = "datasets/tokenization/turns.py"
 _WORDS = "tests/datasets/test_words.py"
@@ -48,5 +51,101 @@ BUGS = [
         "if token.special or token.content == self._eos}",
         "}",
         (f"{_REFUSALS}::test_a_token_that_ends_a_call_does_not_close_the_turn",),
+    ),
+    Bug(
+        "content_beside_a_call_is_never_null",
+        "all tool calls are refused with DeepSeek-R1-Distill's template",
+        "datasets/tokenization/chat_template.py",
+        "        if self.content_as_null:\n",
+        "        if not messages:\n",
+        (f"{_REFUSALS}::test_calls_are_printed_where_the_template_wants_null_beside_them",),
+    ),
+    Bug(
+        "a_template_of_the_tokenizer_cannot_be_named",
+        "--data.tokenizer_chat_template tool_use is refused as no file",
+        "datasets/tokenization/chat_template.py",
+        "names = {**NAMED_TEMPLATES, **templates_by_name(tokenizer)}",
+        "names = {**NAMED_TEMPLATES}",
+        (f"{_REFUSALS}::test_a_tokenizer_with_several_templates_is_asked_by_name",),
+    ),
+    Bug(
+        "tools_are_rendered_by_a_template_without_them",
+        "rows with tools are trained in the form of the default template, though there is one for tools",
+        "datasets/tokenization/encoder.py",
+        "if content.tools and self._passes_over_tools:",
+        "if not content.messages and self._passes_over_tools:",
+        (f"{_REFUSALS}::test_a_tokenizer_with_several_templates_is_asked_by_name",),
+    ),
+    Bug(
+        "a_tokenizer_without_offsets_ends_in_a_traceback",
+        "a SentencePiece tokenizer ends in an AttributeError in place of words",
+        "datasets/prepare.py",
+        "    check_gives_offsets(tokenizer)\n",
+        "",
+        (f"{_REFUSALS}::test_a_tokenizer_without_offsets_is_refused_in_words",),
+    ),
+    Bug(
+        "preparing_data_shows_nothing",
+        "a user sees nothing for the hour in which the data are prepared",
+        "datasets/prepare.py",
+        "        self.bar.update(result.num_rows_taken)\n",
+        "",
+        (f"{_PROGRESS}::test_rows_are_counted_on_a_bar",),
+    ),
+    Bug(
+        "who_waits_says_so_again_and_again",
+        "a log fills with lines of who waits for prepared data",
+        "datasets/cache.py",
+        "            self._tell_at = None\n",
+        "",
+        (f"{_PROGRESS}::test_who_waits_says_so_once",),
+    ),
+    Bug(
+        "a_killed_tokenizing_process_ends_in_a_traceback",
+        "a user whose memory ran out reads BrokenProcessPool",
+        "datasets/workers.py",
+        "except BrokenProcessPool as error:",
+        "except ZeroDivisionError as error:",
+        (f"{_PROGRESS}::test_a_process_that_the_system_kills_is_told_in_words",),
+    ),
+    Bug(
+        "a_column_nobody_asked_for_hides_the_messages",
+        "rows with messages and a column 'input' are all refused where input_key is OpenRLHF's default",
+        "datasets/formats/chat.py",
+        "(data.input_key != DEFAULT_INPUT_KEY or usual is None)",
+        "True",
+        (f"{_FORMATS}::test_messages_are_read_beside_a_column_that_nobody_asked_for_by_name",),
+    ),
+    Bug(
+        "end_token_stands_twice",
+        "texts that end with the end token are trained with two where the tokenizer adds one",
+        "datasets/tokenization/encoder.py",
+        "return int(ends_twice and not tokens.ending_behind(0)[-1])",
+        "return 0",
+        (f"{_FORMATS}::test_end_token_is_there_once_where_the_tokenizer_adds_one_too",),
+    ),
+    Bug(
+        "the_key_does_not_see_that_special_tokens_are_split",
+        "a tokenizer that reads special tokens as text is given the samples of one that does not",
+        "datasets/fingerprint.py",
+        'return hash_of([*facts, "split"] if tokenizer.split_special_tokens else facts)',
+        "return hash_of(facts)",
+        ("tests/datasets/test_cache.py::test_the_fingerprint_sees_how_a_tokenizer_splits",),
+    ),
+    Bug(
+        "a_stream_is_read_to_its_end",
+        "a streaming data set is read whole, and then ends in a traceback",
+        "datasets/sources/find.py",
+        'if not hasattr(dataset, "__len__"):',
+        "if dataset is None:",
+        (f"{_BAD}::test_a_stream_of_rows_is_refused_before_it_is_read",),
+    ),
+    Bug(
+        "a_file_of_several_splits_gives_its_train",
+        "an evaluation of the split test is one of the training rows, where both stand in one file",
+        "datasets/sources/readers.py",
+        "if len(splits) > 1:",
+        "if len(splits) > 9:",
+        (f"{_BAD}::test_a_file_of_several_splits_is_not_read_as_one_of_them",),
     ),
 ]

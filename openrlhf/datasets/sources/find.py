@@ -11,11 +11,11 @@ from typing import Any
 
 from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, local_path, split_names
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
+from openrlhf.datasets.sources.readers import SPLIT_WORDS
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, ListTable, Table
 from openrlhf.errors import UserError, first_line_of
 
 HIDDEN = (".", "_")
-SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ def open_sources(spec: str, split: str = "train") -> list[Source]:
 
 
 def source_of(dataset: Any) -> Source:
-    """A `datasets.Dataset`, or any sequence of dicts, as a source."""
+    """A `datasets.Dataset`, or any sequence of dicts, as a source. Raises UserError of a stream."""
+    if not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"The data set is a stream ({type(dataset).__name__}), whose rows are given once and not counted: "
+            "save it as JSONL, or load it whole (streaming=False)."
+        )
     is_dataset = hasattr(dataset, "with_format") and hasattr(dataset, "features")
     name = "the data set"
     return Source(name, [DatasetTable(name, dataset) if is_dataset else ListTable(name, dataset)])

@@ -32,6 +32,7 @@ MAX_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 28  # of a text file, decompressed
 MAX_JSON_BYTES = 1 << 31  # of a file that is one JSON text, which is read at once
 _FOREIGN_BYTE = re.compile("[\udc80-\udcff]")  # as `surrogateescape` reads a byte that is not UTF-8
+SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 WRAPPER_KEYS = ("data", "rows", "examples", "instances", "train")
 
 
@@ -172,6 +173,11 @@ def _rows_of(path: Path, data: bytes) -> tuple[list[Any], bool]:
         raise UserError(f"{path}: {error}.") from None
     if isinstance(value, Refused):
         raise UserError(f"{path}: {value.reason}.")
+    splits = [key for key in SPLIT_WORDS if isinstance(value, dict) and value.get(key) and isinstance(value[key], list)]
+    if len(splits) > 1:
+        raise UserError(
+            f"{path} holds several splits ({', '.join(splits)}): write each of them into a file of its own."
+        )
     rows = _wrapped(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise UserError(f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL).")

@@ -80,7 +80,7 @@ class DataConfig:
     output_key: str | None = free(None, "column of the answer; found by format if not given")
     input_template: str | None = free(None, "text around the input, which stands at {}, as in 'User: {}\\nAssistant: '")
     apply_chat_template: bool = free(False, "render rows by the tokenizer's chat template")
-    tokenizer_chat_template: str | None = free(None, "chat template in place of the tokenizer's; chatml is built in")
+    tokenizer_chat_template: str | None = free(None, "chat template, or a name of the tokenizer's; chatml is built in")
     multiturn: bool = free(False, "train on every turn of the assistant, not on the last one alone")
     targets: Literal["all_turns", "last_turn", "completion", "everything", "completion_or_everything"] | None = free(
         None, "which tokens are trained on; none means all_turns with multiturn, last_turn without"

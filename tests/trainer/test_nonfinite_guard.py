@@ -9,6 +9,7 @@ from typing import Any
 
 def overflows_before_the_end() -> int:
     """How many overflows a run takes, from a loss scale of 4 on, with two non-finite steps in a row allowed."""
+    import deepspeed
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     from openrlhf.engine.engine_state import never_raise_at_least_loss_scale
@@ -16,6 +17,7 @@ def overflows_before_the_end() -> int:
     from openrlhf.trainer.callbacks.nonfinite_guard import NonFiniteGuard, NonFiniteSteps
     from openrlhf.trainer.step import StepResult
 
+    deepspeed.init_distributed("gloo")
     scaler = DynamicLossScaler(4, 1000, 1, 1, False)
     engine = SimpleNamespace(fp16_enabled=lambda: True, optimizer=SimpleNamespace(loss_scaler=scaler))
     never_raise_at_least_loss_scale(engine)

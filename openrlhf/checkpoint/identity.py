@@ -124,7 +124,10 @@ def is_longer(saved: RunIdentity, now: RunIdentity) -> bool:
 
 
 def same_setting(flag: str, saved: RunIdentity, now: RunIdentity) -> bool:
-    """Whether both have one value of a setting that must match; a script's identity says nothing of it."""
+    """Whether both have one value of a setting that must match; a script's identity says nothing of it.
+
+    Args: flag: without dashes.
+    """
     is_known = flag in saved.must_match and flag in now.must_match
     return not is_known or saved.must_match[flag] == now.must_match[flag]
 

@@ -30,6 +30,7 @@ from openrlhf.config.synonyms import COMMON_SYNONYMS
 SET_BY_THE_ITERATION = (
     "generate.output", "score.input", "score.output", "select.input", "select.output", "select.like",
     "select.iteration", "ckpt.output_dir", "ckpt.path", "ckpt.load_enable",
+    "ckpt.export_best",
 )  # fmt: skip
 
 

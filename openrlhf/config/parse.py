@@ -72,7 +72,7 @@ def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[Root
     A recipe is of supervised fine-tuning, which is the first.
     """
     given, _ = read_argv(argv)
-    if is_recipe(roots[0], given):
+    if all(is_recipe(root, given) for root in roots):
         return roots[0]
 
     def num_known(root: type[Root]) -> int:

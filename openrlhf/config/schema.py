@@ -132,13 +132,16 @@ def values_of(config: Root) -> dict[str, Any]:
 
 def shown_values(config: Root) -> dict[str, Any]:
     """The configuration as a flat dict by dotted name, without the secrets: for files, logs and trackers."""
-    return {name: _shown(value) for name, value in values_of(config).items() if not settings(type(config))[name].secret}
+    known = settings(type(config))
+    return {name: _shown(name, value) for name, value in values_of(config).items() if not known[name].secret}
 
 
-def _shown(value: Any) -> Any:
-    """An address in running text stays: no secret stands there, and a template must not change."""
-    told = without_secrets(value) if isinstance(value, str) else value
-    return told if told != value and (HIDDEN in told or any(map(is_address, parts_of(value)))) else value
+def _shown(name: str, value: Any) -> Any:
+    """An address in a template stays: no secret stands there, and a template must not change."""
+    if not isinstance(value, str) or name.endswith("_template"):
+        return value
+    told = without_secrets(value)
+    return told if HIDDEN in told or any(map(is_address, parts_of(value))) else value
 
 
 def left_open(config: Root) -> frozenset[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _OF_ACCELERATE = "ACCELERATE_DEEPSPEED_"
+_COUNTS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
 
 
@@ -133,9 +134,12 @@ def _checkpointing(t: Translator) -> None:
 
 
 def router_coefficient(model_config: Any) -> float:
-    """Of the balancing loss that TRL adds for a model of this configuration; 0 where its routers tell no logits."""
+    """Of the balancing loss that TRL adds for a model of this configuration; 0 where it has no experts."""
     text = model_config.get_text_config()
-    return getattr(text, "router_aux_loss_coef", 0.0) if hasattr(text, "output_router_logits") else 0.0
+    counts = [getattr(text, name) for name in _COUNTS_OF_EXPERTS if hasattr(text, name)]
+    if not hasattr(text, "output_router_logits") or (counts and not any(counts)):
+        return 0.0
+    return getattr(text, "router_aux_loss_coef", 0.0)
 
 
 def _experts(t: Translator) -> None:
@@ -145,8 +149,9 @@ def _experts(t: Translator) -> None:
         from transformers import AutoConfig  # here alone: it takes seconds to load
 
         try:
-            config = AutoConfig.from_pretrained(t["model_name_or_path"], trust_remote_code=t["trust_remote_code"])
-        except (OSError, ValueError):  # the run says what is wrong with the model
+            name = os.path.expanduser(t["model_name_or_path"])
+            config = AutoConfig.from_pretrained(name, trust_remote_code=t["trust_remote_code"])
+        except Exception:  # values of wrong types fail in any way; the run says what is wrong with the model
             return
         coefficient = router_coefficient(config)
     if coefficient or t.gives("router_aux_loss_coef"):

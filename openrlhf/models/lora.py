@@ -32,11 +32,12 @@ def lora_of(rank: int, alpha: int, dropout: float, target_modules: Sequence[str]
     return LoraConfig(rank, alpha, dropout, tuple(modules or (ALL_LINEAR,)))
 
 
-def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False) -> nn.Module:
+def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, keeps_dtype: bool = True) -> nn.Module:
     """Freezes the model and puts trainable adapters beside its layers: new ones, or those of a folder.
 
     With "all-linear", layers that are linear by their class alone (routers, grouped projections) get none.
-    In a model `of_shapes`, on the meta device, no adapter is loaded and nothing is told.
+    In a model `of_shapes`, on the meta device, no adapter is loaded and nothing is told. Adapters have the model's
+    dtype, unless `keeps_dtype` is False: then half precision becomes float32, as for a merge, which rounds once.
 
     Raises:
         UserError: PEFT is not installed, a name or number of a layer is none of the model's, or the folder's adapter is
@@ -47,7 +48,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False) 
     except ImportError:
         raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
     # Whole layers beside adapters keep their dtype, and ZeRO-3 knows one for all it trains. Master weights are float32.
-    put_into = functools.partial(get_peft_model, autocast_adapter_dtype=False)
+    put_into = functools.partial(get_peft_model, autocast_adapter_dtype=not keeps_dtype)
     if lora.adapter_name_or_path is not None:
         with_adapters: Any = put_into(model, _saved_config(lora.adapter_name_or_path))
         if not of_shapes:

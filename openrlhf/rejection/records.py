@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import xxhash
 
 from openrlhf.atomic_file import replace_file
-from openrlhf.config.schema import Root, settings, values_of
+from openrlhf.config.schema import Root, settings, shown_values
 from openrlhf.errors import UserError
 
 MANIFEST, STATS = "manifest.json", "stats.json"
@@ -83,9 +83,8 @@ class Identity:
 
 def settings_of(config: Root) -> dict[str, Any]:
     """The settings that rows depend on: those that are declared `must_match`."""
-    return {
-        name: value for name, value in values_of(config).items() if settings(type(config))[name].resume == "must_match"
-    }
+    known = settings(type(config))
+    return {name: value for name, value in shown_values(config).items() if known[name].resume == "must_match"}
 
 
 def open_output(folder: Path, identity: Identity, flag: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openrlhf.config import ScoreConfig, ScoreSettings
-from openrlhf.config.disk import local_path
+from openrlhf.config.disk import local_path, without_secrets
 from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
@@ -241,7 +241,7 @@ def _finish(settings: ScoreSettings, output: Path, names: Sequence[str]) -> dict
     }
     kinds = {"passed": passed, "not passed": judged & ~passed, "no verdict": ~judged}
     page = Page(
-        f"Scored by {settings.reward}",
+        f"Scored by {without_secrets(settings.reward)}",
         f"{settings.output} of {settings.input}",
         list(_told(stats)),
         charts_of(candidates, stats, kinds),

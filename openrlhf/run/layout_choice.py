@@ -240,7 +240,10 @@ def _ways(config: Any, names: frozenset[str], facts: ModelFacts, num_ranks: int)
 def _stages(config: Any, num_ranks: int) -> Sequence[int]:
     """Of ZeRO, the fastest first."""
     if config.optim == "muon":  # the stage changes its result: see `config_for_muon`, which says where it is clipped
-        return (0,) if config.ds.param_dtype == "fp32" and not sums_in_another_dtype(config.ds) else (1,)
+        if config.ds.deepcompile:
+            return (2,)
+        clips_in_zero_1 = config.ds.param_dtype == "bf16" and config.ds.grad_accum_dtype in (None, "fp32")
+        return (1,) if clips_in_zero_1 or sums_in_another_dtype(config.ds) else (0,)
     return ZERO_STAGES[lowest_stage(config.ds, num_ranks) :]
 
 

@@ -112,7 +112,7 @@ def _merged(model: Any, lora_path: str) -> Any:
     is_tied = head is not None and head.weight is embedding.weight
     if is_tied:  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path))
+    with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path), keeps_dtype=False)
     merged = with_adapter.merge_and_unload(safe_merge=True)
     if not is_tied:
         return merged

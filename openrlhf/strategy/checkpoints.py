@@ -145,7 +145,7 @@ def load_found(
     if identity is not None:
         for sentence in check_same_run(saved, identity, str(found.path), allow_mismatch):
             say(f"warning: {sentence}")
-    is_same_optimizer = identity is None or same_setting("--optim", saved, identity)
+    is_same_optimizer = identity is None or same_setting("optim", saved, identity)
     if not is_same_optimizer:
         say("the optimizer begins anew: its state and its learning rates are none of the checkpoint's.")
     loaded = checkpointer.load(trained.engine, found, trained.scheduler, is_same_optimizer)
@@ -170,9 +170,10 @@ def load_best_if_wished(
         return
     step, checkpointer = progress.best_eval_step, strategy.checkpointers.of(ckpt.path)
     name = checkpointer.store.name_of(step or 0)
-    found = newest(checkpointer, strategy.print, name) if (checkpointer.store.root / name).is_dir() else None
+    found, problems = checkpointer.find(name)
     if found is None:
-        strategy.print(f"the best step, {step}, is not saved: the model stays the last one.")
+        said = "".join(f" ({problem})" for problem in problems)
+        strategy.print(f"the best step, {step}, is not saved{said}: the model stays the last one.")
         return
-    checkpointer.load(trained.engine, found, trained.scheduler)
+    checkpointer.load(trained.engine, found, trained.scheduler, is_same_optimizer=False)  # the weights alone
     strategy.print(f"the model is the best one, that after step {step}.")

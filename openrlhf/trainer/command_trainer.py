@@ -125,7 +125,7 @@ class CommandTrainer(Trainer):
             self.strategy.print(note)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
         with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
-            if not config.ckpt.load_enable:
+            if not config.ckpt.load_enable and not consumed_samples:
                 for name in (NOTE_FILE, EVAL_NOTE_FILE):  # of an earlier run
                     Path(config.ckpt.path, name).unlink(missing_ok=True)
             self._take_checkpoints(config.ckpt.path, consumed_samples)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.identity import (
     RunIdentity,
     check_same_run,
@@ -16,10 +18,14 @@ from openrlhf.checkpoint.identity import (
     evaluates_otherwise,
     model_shape_fingerprint,
 )
+from openrlhf.checkpoint.manifest import write_manifest
+from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.checkpoint.training_state import LoadedState
 from openrlhf.config import SFTConfig
 from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
 from openrlhf.errors import UserError
+from openrlhf.strategy.checkpoints import load_found
 from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
 from tests.datasets.conftest import pairs, prepare, write_jsonl  # noqa: F401
 
@@ -186,3 +192,21 @@ def test_other_weights_under_adapters_have_another_fingerprint(tmp_path: Path) -
     one, same, other = (base_model_fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
     assert base_model_fingerprint("org/name") == "org/name"
+
+
+def test_a_run_with_another_optimizer_is_told_that_it_begins_anew(tmp_path: Path) -> None:
+    write_manifest(tmp_path, identity=identity(optim="adam").to_dict())
+    said: list[str] = []
+    loads: list[bool] = []
+
+    def load(engine: Any, found: FoundCheckpoint, scheduler: Any, is_same_optimizer: bool) -> LoadedState:
+        loads.append(is_same_optimizer)
+        return LoadedState(found.path, found.progress, {}, True)
+
+    checkpointer: Any = SimpleNamespace(load=load)
+    trained: Any = SimpleNamespace(engine=None, scheduler=None)
+    found = FoundCheckpoint(tmp_path, TrainingProgress())
+    for optim in ("adam", "muon"):
+        load_found(checkpointer, trained, found, identity(optim=optim), True, said.append)
+    assert loads == [True, False]
+    assert said[-1].startswith("the optimizer begins anew")

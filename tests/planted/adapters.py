@@ -125,7 +125,7 @@ BUGS = [
         "half_an_adapter_is_merged",
         "lora_combiner merges what it finds of an adapter, and says nothing of what is missing",
         "run/merge.py",
-        "    with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path))\n",
+        "    with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path), keeps_dtype=False)\n",
         "    from peft import PeftModel\n\n    with_adapter: Any = PeftModel.from_pretrained(model, lora_path)\n",
         (f"{_MODELS}a_merge_of_what_is_not_whole_is_refused",),
     ),

@@ -312,6 +312,19 @@ def test_a_prompt_that_alone_is_refused_is_left_out_with_the_servers_words(tmp_p
     assert left_out["reason"] == "the server refuses the prompt: roles must alternate"
 
 
+def test_many_prompts_are_refused_before_the_first_answer_comes(tmp_path: Path, server: FakeServer) -> None:
+    def refused(number: int, body: dict[str, Any]) -> Any:
+        if body["prompt"] != "question 0":
+            return 400, {"error": {"message": "roles must alternate"}}
+        time.sleep(0.5)
+        return "fine"
+
+    server.trouble = refused
+    rows = [{"prompt": f"question {number}"} for number in range(12)]
+    assert len(run(tmp_path, server.url, rows=rows)) == 2
+    assert json.loads((tmp_path / "out/stats.json").read_text())["left_out"] == {"the server refuses the prompt": 11}
+
+
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
 def test_an_answer_of_nothing_is_an_answer(tmp_path: Path, server: FakeServer, reason: str) -> None:
     nothing = {"choices": [{"message": {"content": None}, "finish_reason": reason}]}

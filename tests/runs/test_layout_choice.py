@@ -210,6 +210,7 @@ def test_layers_that_cannot_be_recomputed_are_not():
         (dict(ds__param_dtype="fp32", ds__grad_accum_dtype="bf16"), 1, {1, 2, 3}),
         (dict(optim="muon"), 1, {1}),  # the numbers of its update depend on the stage
         (dict(optim="muon", ds__param_dtype="fp32"), 2, {0}),
+        (dict(optim="muon", ds__grad_accum_dtype="bf16"), 2, {0}),
         (dict(optim="muon", ds__param_dtype="fp32", ds__grad_accum_dtype="bf16"), 2, {1}),
         (dict(ds__zero_stage=0), 1, {0}),
     ],

@@ -89,7 +89,10 @@ class OpenAIEngine(Engine):
             failures: list[BaseException] = []
             try:
                 while True:
-                    room = 0 if failures else self._concurrency - len(waiting)
+                    # Those that are asked may yet be answered, and then the refused ones are left out.
+                    num_refused = len({one.refusal.request.prompt.prompt_id for one in refused})
+                    is_held = failures or num_refused > _MOST_REFUSED_FIRST
+                    room = 0 if is_held else self._concurrency - len(waiting)
                     for request in itertools.islice(requests, room):
                         waiting.add(threads.submit(self._ask, request))
                     if not waiting:
@@ -103,8 +106,6 @@ class OpenAIEngine(Engine):
                         else:
                             failures.append(error)
                     yield from self._of_their_prompts(refused)
-                    if len({one.refusal.request.prompt.prompt_id for one in refused}) > _MOST_REFUSED_FIRST:
-                        failures.append(refused[0])
                     if failures:
                         self._is_closed.set()  # those that wait to try again give up; the others are waited for
                 for error in (*failures, *refused):

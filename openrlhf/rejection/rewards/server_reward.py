@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from openrlhf.config.disk import without_secrets
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.reward import CallFailed, Reward, RewardVerdict, judge_apart, text_of, verdicts_of
@@ -23,7 +24,8 @@ class ServerReward(Reward):
     """A server that is asked again after an error; one that is gone ends the stage, which goes on when it is back."""
 
     def __init__(self, url: str, timeout_seconds: float, rows_a_call: int):
-        self.name = self.content = self._url = url
+        self._url = url
+        self.name = self.content = without_secrets(url)
         self.rows_a_call = rows_a_call
         self._timeout_seconds = timeout_seconds
 
@@ -54,7 +56,7 @@ class ServerReward(Reward):
                 # urllib wraps what goes wrong before the question is sent; an answer that is late comes as it is
                 if isinstance(error, urllib.error.URLError) and seconds is None:
                     raise UserError(
-                        f"--score.reward {self._url} cannot be reached: {first_line_of(error)}. What is scored is "
+                        f"--score.reward {self.name} cannot be reached: {first_line_of(error)}. What is scored is "
                         "kept: start the server, and the same command again."
                     ) from error
                 reason = f"no verdict within {self._timeout_seconds:g} s"

@@ -28,6 +28,9 @@ class StandIn(PlainEngine):
     def allreduce_and_copy(self, *words: Any) -> None:
         raise AssertionError("nothing is averaged here")
 
+    def fp16_enabled(self) -> bool:
+        return False
+
     def compile(self) -> None:
         self.calls.append(("compile", None))
 

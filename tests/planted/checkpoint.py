@@ -297,4 +297,12 @@ BUGS = [
         "",
         ("tests/models/test_text_part.py::test_a_composite_that_is_exported_whole_keeps_its_processor",),
     ),
+    Bug(
+        "another_optimizer_is_never_seen",
+        "a run that goes on with another optimizer takes the saved one's state, and ends in a KeyError",
+        "strategy/checkpoints.py",
+        'same_setting("optim", saved, identity)',
+        'same_setting("--optim", saved, identity)',
+        (f"{_IDENTITY}::test_a_run_with_another_optimizer_is_told_that_it_begins_anew",),
+    ),
 ]

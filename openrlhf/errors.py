@@ -1,4 +1,15 @@
-"""The one error that speaks to the user, and the words of other libraries' errors in it."""
+"""The one error that speaks to the user, and what other libraries' errors mean."""
+
+import errno
+
+_NO_MEMORY_IN_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "failed to allocate",
+    "std::bad_alloc",
+)
 
 
 class UserError(ValueError):
@@ -22,3 +33,10 @@ def first_line_of(error: BaseException) -> str:
 def how_to_install(extra: str) -> str:
     """For a message: from the folder of this library, as its name on the package index is another project's."""
     return f"pip install '.[{extra}]' in the folder of this library"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator has refused: torch's, of any device, Python's, or the system's."""
+    in_words = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY_IN_WORDS)
+    by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or in_words or by_number

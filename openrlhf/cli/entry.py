@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from openrlhf.cli.process_list import hide_from_process_list
 from openrlhf.cli.standard_streams import make_standard_streams_last
 from openrlhf.config.sources import secrets_in
 from openrlhf.engine.launchers import adopt_launcher, prepare_cuda
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 from openrlhf.exit_codes import (
     EXIT_CODE_INTERRUPTED,
     EXIT_CODE_PREEMPTED,
@@ -36,11 +37,18 @@ from openrlhf.watchdog.launcher import end_with_launcher
 
 _TOLD = "openrlhf-told-"
 _SECONDS_TOLD = 60.0
+_PACKAGE = Path(__file__).resolve().parents[1]
+_MORE_MEMORY = (
+    "What helps: other processes' memory given back; a smaller model or a smaller batch; in a training a higher "
+    "--ds.zero_stage, --ds.adam_offload, --ds.lora.rank. `python -m openrlhf.cli.estimate_memory` says what a training "
+    "takes. Checkpoints are intact."
+)
 
 
 def run_command(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs `command` with the words of the command line. Ends with 2 for a UserError, 3 for a RunStopped, 69 for a
-    RankLost, 130 for Ctrl-C that the command does not take itself."""
+    """Runs `command` with the words of the command line. Ends with 2 for a UserError, 3 for a RunStopped and for memory
+    that runs out where nothing smaller can be tried, 69 for a RankLost, 130 for Ctrl-C that the command does not take
+    itself."""
     hide_from_process_list(secrets_in(sys.argv))
     make_standard_streams_last()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -60,6 +68,11 @@ def run_command(command: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print("ended by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODE_INTERRUPTED)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _tell([f"memory ran out {_place_of(error)}: {first_line_of(error)}", _MORE_MEMORY])
+        sys.exit(EXIT_CODE_STOPPED)
 
 
 def run_training(command: Callable[[Sequence[str]], None]) -> None:
@@ -98,6 +111,13 @@ def leave_when_asked() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(EXIT_CODE_PREEMPTED))
     end_with_launcher()
+
+
+def _place_of(error: Exception) -> str:
+    """The innermost function of ours that was at work."""
+    frames = [(Path(frame.filename).resolve(), frame) for frame in traceback.extract_tb(error.__traceback__)]
+    path, frame = [(path, frame) for path, frame in frames if _PACKAGE in path.parents][-1]
+    return f"in {frame.name} ({path.relative_to(_PACKAGE.parent)}:{frame.lineno})"
 
 
 def _tell(problems: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.config.disk import ADAPTER_FILE, is_adapter
 from openrlhf.engine.model_internals import train_end_tokens
-from openrlhf.errors import UserError, first_line_of
+from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
 from openrlhf.models.causality import check_looks_back
@@ -215,10 +215,9 @@ def load_weights(auto_class: Any, path: str, **settings: Any) -> tuple[PreTraine
             output_loading_info=True,
             **settings,
         )
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # damaged weights, and values in config.json of wrong types, fail in any way
-        if is_lost_rank(error):  # in ZeRO-3, ranks share what they load: the watchdog tells who is gone
+        # In ZeRO-3, ranks share what they load: the watchdog tells who is gone. Neither is a fault of the model's.
+        if is_out_of_memory(error) or is_lost_rank(error):
             raise
         raise UserError(_no_model(path, error), *_hint_of_parts()) from error
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import computes_as_linear
 from openrlhf.engine.parameters import whole_numel, whole_shape
-from openrlhf.errors import UserError, first_line_of
+from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 
 ALL_LINEAR = "all-linear"
 # Their fused kernels read the weight of this layer without calling it; PEFT refuses it.
@@ -169,6 +169,8 @@ def _load_adapter(with_adapters: Any, path: str) -> None:
         weights = load_peft_weights(path, device="cpu")
         found: Any = set_peft_model_state_dict(with_adapters, weights)
     except Exception as error:  # damaged files, and shapes of another model, fail in any way
+        if is_out_of_memory(error):
+            raise
         raise UserError(_another_models(path, first_line_of(error))) from error
     trained = {name for name, parameter in with_adapters.named_parameters() if parameter.requires_grad}
     if wrong := [*sorted(trained & {*found.missing_keys}), *sorted(found.unexpected_keys)]:

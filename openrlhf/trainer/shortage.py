@@ -21,12 +21,12 @@ import torch
 
 from openrlhf.batching import MicroBatch, StepWindow
 from openrlhf.engine.abandoned_step import collectives_begun
+from openrlhf.errors import is_out_of_memory
 from openrlhf.models.attention.ring import num_exchanges_begun
 from openrlhf.parallel.collectives import any_rank_within, gather_objects
 from openrlhf.parallel.groups import ProcessGroups
 
 SECONDS_TO_FAIL_TOGETHER = 60.0
-_IN_WORDS = ("out of memory", "can't allocate memory", "alloc_failed", "failed to allocate", "std::bad_alloc")
 Work = TypeVar("Work")
 
 
@@ -54,12 +54,6 @@ class OutOfMemory(Exception):
 
 class Apart(OutOfMemory):
     """The ranks stand at unlike collectives, and cannot go on in these processes."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator has refused: torch's, of any device, or Python's."""
-    is_allocators = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _IN_WORDS)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_allocators
 
 
 def has_memory_for(work: Callable[[], None]) -> bool:

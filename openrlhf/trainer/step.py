@@ -13,14 +13,14 @@ from torch import Tensor
 from openrlhf.batching import MicroBatch, StepWindow, WindowCounts
 from openrlhf.engine.step_guard import StepOutcome
 from openrlhf.engine.trained_model import TrainedModel
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, is_out_of_memory
 from openrlhf.models import PreparedModel
 from openrlhf.objectives import NO_AUX_LOSS, AuxLossSettings, Objective, Scorer, WindowScores
 from openrlhf.parallel.collectives import gather_objects
 from openrlhf.parallel.random_streams import seed_micro_step
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.metrics import MetricSums
-from openrlhf.trainer.shortage import compute_together, is_out_of_memory
+from openrlhf.trainer.shortage import compute_together
 from openrlhf.trainer.window_scores import window_scores
 
 

@@ -173,8 +173,8 @@ BUGS = [
     Bug(
         "the_allocator_of_a_cpu_is_not_known",
         "a run on a CPU ends where its memory does",
-        "trainer/shortage.py",
-        """ "can't allocate memory",""",
+        "errors.py",
+        """    "can't allocate memory",\n""",
         "",
         (f"{_RUNS}::test_an_allocator_that_refuses_costs_a_step_and_no_result",),
     ),
@@ -276,5 +276,21 @@ BUGS = [
             "tests/trainer/test_callbacks.py::"
             "test_a_callback_in_whose_evaluation_ranks_part_keeps_them_from_waiting_for_each_other",
         ),
+    ),
+    Bug(
+        "memory_that_runs_out_at_the_start_is_a_traceback",
+        "memory that runs out while an engine is built ends a run with a traceback of another library",
+        "cli/entry.py",
+        "        if not is_out_of_memory(error):\n            raise\n",
+        "        raise\n",
+        (f"{_RUNS}::test_memory_that_runs_out_elsewhere_is_told_in_words",),
+    ),
+    Bug(
+        "no_memory_is_a_broken_model",
+        "a model for which there is no memory is called damaged",
+        "models/loading.py",
+        "if is_out_of_memory(error) or is_lost_rank(error):",
+        "if is_lost_rank(error):",
+        (f"{_RUNS}::test_memory_that_runs_out_elsewhere_is_told_in_words",),
     ),
 ]

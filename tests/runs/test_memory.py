@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import DeepspeedConfig, SFTConfig
+from openrlhf.datasets import SFTDataset
 from openrlhf.models.loading import facts_of
 from openrlhf.run.memory_estimate import RunMemory, Way
+from openrlhf.strategy import DeepspeedStrategy
 from tests.helpers.ranks import RankError, RankPool
 from tests.helpers.workbench import flags, read_metrics, save_model, save_rows, step_lines
 from tests.runs.cases import (
     run,
+    run_as_command,
     run_beside_free_memory,
     run_in_less_address_space,
     run_of_which_a_rank_is_short,
@@ -146,6 +153,35 @@ def test_it_ends_the_run_where_nothing_is_said(one_rank, bench):
     assert code == 3
     assert f"with_a_long_row.jsonl:{LONG_ROW}" in text
     assert "--data.overlong_memory skip" in text
+
+
+# --- before the first step
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (
+            AutoModelForCausalLM,
+            "from_pretrained",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ),
+        (DeepspeedStrategy, "prepare", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+        (SFTDataset, "collate_fn", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+    ],
+    ids=["weights", "engine", "data"],
+)
+def test_memory_that_runs_out_elsewhere_is_told_in_words(bench, tmp_path, monkeypatch, owner, name, error):
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(owner, name, refused)
+    code, said = run_as_command(flags(bench / "model", bench / "rows.jsonl", tmp_path))
+    assert code == 3, said
+    assert "memory ran out in" in said
+    assert str(error) in said
+    assert "What helps:" in said
+    assert "Traceback" not in said
 
 
 # --- an update, a rank alone, an allocator

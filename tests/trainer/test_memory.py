@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 
 from openrlhf.batching import FixedSize, MicroBatch
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, is_out_of_memory
 from openrlhf.exit_codes import RankLost, RunStopped, StoppedAlone
 from openrlhf.models import Actor
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.memory import EVAL_NOTE_FILE, STEPS_BEFORE_GROWTH, MemoryBudget
-from openrlhf.trainer.shortage import Apart, OutOfMemory, Shortage, has_memory_for, is_out_of_memory
+from openrlhf.trainer.shortage import Apart, OutOfMemory, Shortage, has_memory_for
 from openrlhf.trainer.step import StepResult, WindowStep
 from tests.helpers.tiny_models import tiny_model
 from tests.trainer.plain_engine import Recipe, make_loader, make_rows, run_window, trained_on_plain_torch

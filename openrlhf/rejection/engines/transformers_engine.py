@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import give_back_memory, take_device
 from openrlhf.engine.patches.float32_products import multiply_fast
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, is_out_of_memory
 from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
@@ -72,7 +72,9 @@ class TransformersEngine(Engine):
         run = self._refilled if self._refills else self._in_plain_batches
         try:
             yield from run(_Pool(requests, self._row_of, _POOL_BATCHES * self._concurrency))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"The memory of {self._device} does not hold --generate.concurrency {self._concurrency} answers at "
                 "once: lower it, and start the same command again; all answers so far are kept."

@@ -87,7 +87,7 @@ def _tests_that_do_not_pass(root: Path, bugs: list[Bug]) -> list[str]:
     for bug in bugs:
         bug.planted_in(root)
     # By file: a module is left once, with the process group that its tests share.
-    tests = tuple(sorted({test for bug in bugs for test in bug.tests}, key=lambda test: test.partition("::")[0]))
+    tests = tuple(sorted({test for bug in bugs for test in bug.tests}))
     run = Run(root, tests, stop_at_first=False, limit_seconds=LIMIT_SECONDS_WITHOUT_BUGS)
     while (outcome := run.outcome()) is None:
         time.sleep(0.1)

@@ -300,4 +300,20 @@ BUGS = [
         "_said(response), url",
         (f"{_SERVER}::test_a_login_is_used_and_not_shown",),
     ),
+    Bug(
+        "every_address_gets_v1",
+        "a server of another version of the protocol cannot be asked",
+        "rejection/engines/openai_engine.py",
+        """return url if re.search(r"/v\\d\\w*(/|$)", url) else""",
+        """return url if url.endswith("/v1") else""",
+        (f"{_SERVER}::test_an_address_with_a_version_is_asked_as_it_is",),
+    ),
+    Bug(
+        "a_server_that_has_moved_is_asked_again_and_again",
+        "a redirect is called an answer that is none, after all tries",
+        "rejection/engines/openai_engine.py",
+        "if response.status_code >= 300:",
+        "if response.status_code >= 400:",
+        (f"{_SERVER}::test_an_address_that_has_moved_is_told",),
+    ),
 ]

@@ -293,4 +293,12 @@ BUGS = [
         "if is_lost_rank(error):",
         (f"{_RUNS}::test_memory_that_runs_out_elsewhere_is_told_in_words",),
     ),
+    Bug(
+        "the_last_rank_notes_its_sample_alone",
+        "a sample that does not fit is forgotten where another rank runs out at another one",
+        "trainer/memory.py",
+        "            if noted := self._read():  # by another rank",
+        "            if noted := None:  # by another rank",
+        (f"{_MEMORY}::test_ranks_that_run_out_at_unlike_samples_note_both",),
+    ),
 ]

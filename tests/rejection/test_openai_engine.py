@@ -17,7 +17,7 @@ import pytest
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.engines import openai_engine
-from openrlhf.rejection.engines.engine import Request, Sampling
+from openrlhf.rejection.engines.engine import Generation, Request, Sampling
 from openrlhf.rejection.engines.openai_engine import OpenAIEngine
 from openrlhf.rejection.generate import _answer_ranges, generate
 from openrlhf.rejection.prompts import Prompt, Prompts
@@ -66,9 +66,11 @@ class FakeServer:
                 else:
                     self._send(*trouble)
 
-            def _send(self, status: int, body: Any) -> None:
+            def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
                 raw = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
                 self.wfile.write(raw)
@@ -281,6 +283,31 @@ def test_what_no_further_try_can_mend_ends_at_once(
     (sentence,) = error.value.problems
     assert words in sentence
     assert len(server.asked) <= (2 if status != 400 else 12)  # of several prompts: one could be at fault
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("", "/v1"),
+        ("/", "/v1"),
+        ("/behind/v1/", "/behind/v1"),
+        ("/v1beta/openai", "/v1beta/openai"),
+        ("/api/v4", "/api/v4"),
+    ],
+)
+def test_an_address_with_a_version_is_asked_as_it_is(server: FakeServer, given: str, asked: str) -> None:
+    engine = OpenAIEngine([server.url + given], "m", Sampling(1.0, 1.0, 4, None), 1, 5.0, 3)
+    (found,) = engine.answers(iter([Request(Prompt("a", "x"), 0, 7)]))
+    assert isinstance(found, Generation)
+    assert server.asked[0][0] == f"{asked}/completions"
+
+
+def test_an_address_that_has_moved_is_told(server: FakeServer) -> None:
+    server.trouble = lambda number, body: (308, {}, {"Location": "https://me:secret@elsewhere/v1/completions"})
+    with pytest.raises(UserError, match=r"sends elsewhere \(status 308\), to https://[^s]*elsewhere/v1") as error:
+        list(engine_of(server, 1).answers(iter([Request(Prompt("a", "x"), 0, 7)])))
+    assert "secret" not in str(error.value)
+    assert len(server.asked) == 1
 
 
 def test_a_prompt_that_the_server_finds_too_long_is_left_out(tmp_path: Path, server: FakeServer) -> None:

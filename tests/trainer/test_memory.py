@@ -273,6 +273,18 @@ def test_a_sample_alone_for_which_one_rank_runs_out_is_left_out_from_the_next_st
     assert not started(machine, tmp_path, "stop")._without
 
 
+def test_ranks_that_run_out_at_unlike_samples_note_both(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    with pytest.raises(RankLost):
+        started(machine, tmp_path, "skip").compute(window, apart("row 2"))
+    ranks = [started(machine, tmp_path, "skip") for _ in range(2)]
+    for rank, name in zip(ranks, ("row 1", "row 2"), strict=True):
+        with pytest.raises(RankLost, match=f"{name} left out"):
+            rank.compute(window, apart(name))
+    assert started(machine, tmp_path, "skip")._without == {"row 1", "row 2"}
+
+
 def test_a_loader_of_ones_own_names_no_sample_for_ever(tmp_path):
     machine = Machine(tokens(100))
     (window,) = machine.loader.windows(max_epochs=1)

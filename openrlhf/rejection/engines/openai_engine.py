@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -68,7 +69,7 @@ class OpenAIEngine(Engine):
         timeout_seconds: float,
         max_retries: int,
     ):
-        self._urls = [url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1" for url in urls]
+        self._urls = [_of_the_protocol(url.rstrip("/")) for url in urls]
         self._model, self._sampling = model, sampling
         self._concurrency, self._max_retries = concurrency, max_retries
         key = _key()
@@ -158,7 +159,7 @@ class OpenAIEngine(Engine):
             raise UserError(f"--generate.url {without_secrets(url)} is no address: {error}.") from None
         except httpx.HTTPError as error:
             raise _TryAgain(first_line_of(error)) from error
-        if response.status_code >= 400:
+        if response.status_code >= 300:
             return self._refusal(url, request, response)
         answer = _answer_in(request, response, is_chat)
         self._has_answered = True
@@ -185,6 +186,9 @@ class OpenAIEngine(Engine):
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
         """Raises _TryAgain for what may pass, UserError for what no prompt can help, _RequestRefused for the rest."""
         status, (said, names), server = response.status_code, _said(response), without_secrets(url)
+        if status < 400:
+            place = without_secrets(response.headers.get("Location", "no address"))
+            raise UserError(f"{server} sends elsewhere (status {status}), to {place}: give that by --generate.url.")
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
         if status in (400, 413, 422) and any(words in f"{said} {names}".lower() for words in _TOO_LONG_WORDS):
@@ -208,6 +212,11 @@ class OpenAIEngine(Engine):
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return ""
         return f"; it has {', '.join(map(repr, names[:10])) or 'none'}"
+
+
+def _of_the_protocol(url: str) -> str:
+    """The address below which a server has `chat/completions`: as given where it has a version, as `/v1beta/openai`."""
+    return url if re.search(r"/v\d\w*(/|$)", url) else f"{url}/v1"
 
 
 def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Generation:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openrlhf.batching import MicroBatch
+from openrlhf.batching.micro_batch import to_device
 from openrlhf.objectives.objective import Amount, Objective
 
 Sums = dict[str, tuple[Amount, Amount]]  # by name, a sum over pairs and the count that it is divided by
@@ -56,6 +57,11 @@ class PairObjective(Objective):
             is_in = torch.zeros_like(difference) if of is None else (of == place).to(difference)
             sums[_correct_in(name)] = ((is_in * (difference > 0)).sum(), is_in.sum())
         return sums
+
+
+def beside_the_pass(numbers: Sequence[float], batch: MicroBatch) -> Tensor:
+    """The numbers as float64 on the micro-batch's device, without waiting for the passes that it has begun."""
+    return to_device(torch.tensor(numbers, dtype=torch.float64), batch.target_ids.device)
 
 
 def _correct_in(subset: str) -> str:

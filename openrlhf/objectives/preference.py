@@ -19,7 +19,7 @@ from openrlhf.objectives.pair_losses import (
     PairLossSettings,
     WindowFacts,
 )
-from openrlhf.objectives.pairs import PairObjective, Sums
+from openrlhf.objectives.pairs import PairObjective, Sums, beside_the_pass
 from openrlhf.objectives.scorer import Scorer
 
 
@@ -77,21 +77,24 @@ class PreferenceObjective(PairObjective):
         return (sum(weight * tokens for weight, tokens in zip(batch.unit_weights, chosen_tokens, strict=True)),)
 
     def unit_scores(self, scorer: Scorer, batch: MicroBatch) -> Tensor:
-        pairs = self._pairs(scorer, batch, scorer.log_probs(), self._of_reference(scorer, batch), WindowFacts())
-        weights = _as_tensor(batch.unit_weights, pairs.chosen)
+        tokens, weights = (beside_the_pass(one, batch) for one in (batch.targets_of_sequences, batch.unit_weights))
+        pairs = self._pairs(scorer, scorer.log_probs(), self._of_reference(scorer, batch), tokens, WindowFacts())
         policy, reference = pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected
-        return torch.stack([policy, reference, (pairs.chosen_ratio + pairs.rejected_ratio) / 2, weights], dim=1)
+        return torch.stack(
+            [policy, reference, (pairs.chosen_ratio + pairs.rejected_ratio) / 2, weights.to(policy)], dim=1
+        )
 
     def loss(self, scorer: Scorer, batch: MicroBatch, divisor: float) -> Share:
         facts = self._window_facts(scorer, len(batch.unit_weights), divisor)
+        tokens, weights = (beside_the_pass(one, batch) for one in (batch.targets_of_sequences, batch.unit_weights))
         reference, speaks = self._of_reference(scorer, batch), scorer.speaks_for_sequences
 
         def of_log_probs(log_probs: Tensor) -> tuple[Tensor, Sums]:
-            pairs = self._pairs(scorer, batch, log_probs, reference, facts)
+            pairs = self._pairs(scorer, log_probs, reference, tokens, facts)
             of_pairs = sum(weight * LOSSES[name](pairs, self._settings) for name, weight in self._losses.items())
             assert isinstance(of_pairs, Tensor), "there is a loss"
-            share = (of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() * speaks / divisor
-            return share, self._sums(batch, pairs, of_pairs, speaks)
+            weighted = of_pairs * weights.to(of_pairs)
+            return weighted.sum() * speaks / divisor, self._sums(batch, pairs, weighted, speaks)
 
         return Share(*scorer.loss_of_log_probs(of_log_probs))
 
@@ -103,12 +106,12 @@ class PreferenceObjective(PairObjective):
         return None if self.reference is None else self.reference.log_probs(scorer, batch)
 
     def _pairs(
-        self, scorer: Scorer, batch: MicroBatch, log_probs: Tensor, reference: Tensor | None, facts: WindowFacts
+        self, scorer: Scorer, log_probs: Tensor, reference: Tensor | None, tokens: Tensor, facts: WindowFacts
     ) -> PairLogProbs:
-        """Args: log_probs: (N,) of the targets. reference: (Q,) of sequences; None: there is none."""
+        """Args: log_probs: (N,) of the targets. reference, tokens: (Q,) of sequences; None: there is no reference."""
         log_probs = scorer.sequence_sums(log_probs)
         reference = torch.zeros_like(log_probs) if reference is None else reference.to(log_probs)
-        tokens = _as_tensor(batch.targets_of_sequences[: len(log_probs)], log_probs)
+        tokens = tokens[: len(log_probs)].to(log_probs)
         return PairLogProbs(*_of_two(log_probs), *_of_two(reference), *_of_two(tokens), facts)
 
     def _window_facts(self, scorer: Scorer, num_pairs: int, divisor: float) -> WindowFacts:
@@ -124,10 +127,9 @@ class PreferenceObjective(PairObjective):
         first = scorer.window.first_unit
         return WindowFacts(mean_chosen_tokens, shift, beside[first : first + num_pairs])
 
-    def _sums(self, batch: MicroBatch, pairs: PairLogProbs, of_pairs: Tensor, speaks: float) -> Sums:
+    def _sums(self, batch: MicroBatch, pairs: PairLogProbs, weighted_losses: Tensor, speaks: float) -> Sums:
         chosen, rejected = (self._settings.beta * ratio for ratio in self._ratios(pairs))
         values = {
-            "loss": of_pairs,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/accuracies": chosen > rejected,
@@ -135,7 +137,8 @@ class PreferenceObjective(PairObjective):
             "logps/chosen": pairs.chosen,
             "logps/rejected": pairs.rejected,
         }
-        sums: Sums = {name: (value.detach().double().sum(), len(of_pairs)) for name, value in values.items()}
+        sums: Sums = {name: (value.detach().double().sum(), len(chosen)) for name, value in values.items()}
+        sums["loss"] = weighted_losses.detach().double().sum(), batch.unit_weight_sum
         sums |= self.sums_of_parts(batch, (chosen - rejected).detach().double())
         return {name: (total * speaks, count * speaks) for name, (total, count) in sums.items()}
 
@@ -160,7 +163,3 @@ def _check_losses(losses: Mapping[str, float], reference: Reference | None, sett
 def _of_two(of_sequences: Tensor) -> tuple[Tensor, Tensor]:
     """(2U,) of sequences → (U,) of the chosen and of the rejected ones."""
     return of_sequences[::2], of_sequences[1::2]
-
-
-def _as_tensor(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from openrlhf.batching import MicroBatch
 from openrlhf.objectives.objective import Share
-from openrlhf.objectives.pairs import PairObjective, Sums
+from openrlhf.objectives.pairs import PairObjective, Sums, beside_the_pass
 from openrlhf.objectives.scorer import Scorer
 
 RewardLoss = Literal["sigmoid", "logexp"]
@@ -52,11 +51,11 @@ class RewardObjective(PairObjective):
         rewards, speaks = scorer.sequence_values(), scorer.speaks_for_sequences
         chosen, rejected = rewards[::2], rewards[1::2]
         of_pairs = self._of_pairs(chosen, rejected, batch) + self._center_coef * (chosen + rejected) ** 2
-        weights = torch.tensor(batch.unit_weights, dtype=of_pairs.dtype, device=of_pairs.device)
+        weighted = of_pairs * beside_the_pass(batch.unit_weights, batch).to(of_pairs)
         sums = self._sums(batch, chosen.detach().double(), rejected.detach().double())
-        sums |= {"loss": (of_pairs.detach().double().sum(), len(of_pairs))}
+        sums["loss"] = weighted.detach().double().sum(), batch.unit_weight_sum
         counted = {name: (total * speaks, count * speaks) for name, (total, count) in sums.items()}
-        return Share((of_pairs * weights).sum() * speaks / divisor, counted)
+        return Share(weighted.sum() * speaks / divisor, counted)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         mean = (means["chosen_reward"] + means["rejected_reward"]) / 2

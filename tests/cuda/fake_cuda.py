@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CU
 """
 _READS_NUMBERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _aten = torch.ops.aten
+_real_tensor = torch.tensor
 
 
 class HostWaitsError(AssertionError):
@@ -39,8 +41,14 @@ class HostWaitsError(AssertionError):
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     _load_guard()
-    with FakeTensorMode(allow_non_fake_inputs=True), _NoWaits():
+    with FakeTensorMode(allow_non_fake_inputs=True), _NoWaits(), patch.object(torch, "tensor", _tensor):
         yield
+
+
+def _tensor(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+    if device is not None and torch.device(device).type == "cuda":
+        raise HostWaitsError(f"torch.tensor{args} goes to the device from pageable memory")
+    return _real_tensor(*args, device=device, **kwargs)
 
 
 def move_parameters(model: nn.Module) -> None:

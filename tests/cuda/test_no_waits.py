@@ -11,10 +11,14 @@ from torch import Tensor
 
 from openrlhf.batching import make_micro_batch
 from openrlhf.batching.unit import TokenSequence, Unit
-from openrlhf.models import Actor
+from openrlhf.models import Actor, RewardModel
 from openrlhf.models.attention import ring, ring_plan
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.objectives import Scorer, objective_named
+from openrlhf.objectives.preference import PreferenceObjective
+from openrlhf.objectives.reference import ComputedReference
+from openrlhf.objectives.reward import RewardObjective
+from openrlhf.objectives.scorer import WindowScores
 from openrlhf.parallel.groups import alone
 from openrlhf.trainer.metrics import MetricSums
 from tests.cuda.fake_cuda import CUDA, HostWaitsError, fake_cuda, move_parameters
@@ -23,6 +27,7 @@ from tests.helpers.tiny_models import tiny_model
 LENGTHS = (13, 1, 30, 2, 7)
 RING_RANK, RING_SIZE = 1, 4
 GROUP_OF_RING: Any = object()  # is asked of a stand-in alone
+PREFERENCES = PreferenceObjective({"sigmoid": 1.0, "simpo": 0.5}, nll_coef=0.3, reference=ComputedReference())
 OPTIONS = {
     "plain": dict(),
     "window": dict(window=5),
@@ -41,8 +46,9 @@ OPTIONS = {
         lambda x: x.repeat_interleave(x.long()),
         lambda x: torch.zeros(3).to(CUDA, non_blocking=True),
         lambda x: torch.zeros(3).pin_memory().to(CUDA),
+        lambda x: torch.tensor([1.0], device=x.device),
     ],
-    ids=["item", "tolist", "cpu", "nonzero", "mask", "repeat", "pageable", "blocking"],
+    ids=["item", "tolist", "cpu", "nonzero", "mask", "repeat", "pageable", "blocking", "numbers"],
 )
 def test_a_wait_is_seen(wait):
     with fake_cuda(), pytest.raises(HostWaitsError):
@@ -69,6 +75,28 @@ def test_a_micro_batch(kind, dtype, loss, packed):
         share = objective.loss(scorer, scorer.batch, divisor)
         sums.add_share(share, scorer)
         assert share.loss.device == sums.pairs.device == CUDA
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("objective", [PREFERENCES, RewardObjective()], ids=["preferences", "rewards"])
+def test_a_micro_batch_of_pairs(monkeypatch, tmp_path, objective, packed):
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, of: (torch.zeros_like(of),))
+    if objective is PREFERENCES:
+        model: Any = _actor("qwen3", torch.bfloat16, packed)
+    else:
+        tiny_model("qwen3", torch.bfloat16).save_pretrained(tmp_path)
+        model = RewardModel(str(tmp_path), begin_head=True, packing_samples=packed)
+        if packed:
+            model.model.set_attn_implementation("torch_varlen")
+    rows = [TokenSequence(torch.arange(3, 3 + length), torch.ones(length)) for length in LENGTHS[2:4]]
+    numbers = dict(reference_chosen=-1.0, reference_rejected=-2.0)
+    pairs = make_micro_batch([Unit(tuple(rows), "row", 2.0, numbers)], packed, pad_token_id=0)
+    window = WindowScores(tuple(objective.window_sums(pairs))) if objective.needs_window_sums else WindowScores()
+    with fake_cuda():
+        move_parameters(model)
+        scorer = Scorer(model.train(), pairs.to(CUDA), alone(), window=window)
+        share = objective.loss(scorer, scorer.batch, 2.0)
+        assert share.loss.device == CUDA
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -38,11 +38,12 @@ def float64_curve() -> list[tuple[float, float, float]]:
         pairs = PairLogProbs(w, l, ref_w, ref_l, n_w, n_l, facts)
         losses = sum(weight * LOSSES[name](pairs, SETTINGS) for name, weight in MIX.items())
         optimizer.zero_grad()
-        (losses * weights_over_one).sum().backward()
+        loss = (losses * weights_over_one).sum()
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         margin = (SETTINGS.beta * pairs.difference).mean().item()
-        results.append((losses.mean().item(), margin, norm.item()))
+        results.append((loss.item(), margin, norm.item()))
     return results
 
 

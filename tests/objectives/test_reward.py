@@ -211,6 +211,8 @@ def test_loss_and_gradients_are_those_of_the_formula(settings):
     share = RewardObjective(*settings).loss(scorer, make_micro_batch(units, True, pad_token_id=0), sum(weights))
     share.loss.backward()
     assert share.loss.item() == pytest.approx(right(rewards), rel=1e-12)
+    total, count = share.sums["loss"]
+    assert float(total / count) == pytest.approx(right(rewards), rel=1e-12), "what is recorded is what is trained"
     step = 1e-6
     for place, slope in enumerate(values.grad.tolist()):
         moved = [torch.tensor(rewards, dtype=torch.float64) for _ in range(2)]

@@ -104,4 +104,28 @@ BUGS = [
         "        if not names:\n",
         ("tests/config/test_pairs.py::test_a_loss_without_its_weight_is_told_in_python_too",),
     ),
+    Bug(
+        "the_loss_of_weighted_pairs_is_recorded_plain",
+        "a run of weighted pairs shows, and keeps the best model by, another loss than it trains",
+        "objectives/preference.py",
+        'sums["loss"] = weighted_losses.detach().double().sum(), batch.unit_weight_sum',
+        'sums["loss"] = weighted_losses.detach().double().sum(), len(chosen)',
+        ("tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop",),
+    ),
+    Bug(
+        "the_loss_of_weighted_rewards_is_recorded_plain",
+        "a reward model of weighted pairs shows another loss than it trains",
+        "objectives/reward.py",
+        'sums["loss"] = weighted.detach().double().sum(), batch.unit_weight_sum',
+        'sums["loss"] = weighted.detach().double().sum(), len(chosen)',
+        ("tests/objectives/test_reward.py::test_loss_and_gradients_are_those_of_the_formula",),
+    ),
+    Bug(
+        "numbers_of_pairs_wait_for_the_gpu",
+        "each micro-batch of pairs waits for the GPU before it queues its backward pass",
+        "objectives/pairs.py",
+        "return to_device(torch.tensor(numbers, dtype=torch.float64), batch.target_ids.device)",
+        "return torch.tensor(numbers, dtype=torch.float64, device=batch.target_ids.device)",
+        ("tests/cuda/test_no_waits.py::test_a_micro_batch_of_pairs",),
+    ),
 ]

@@ -7,6 +7,8 @@ _NO_MEMORY_IN_WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
     "alloc_failed",
+    "allocation_failed",
+    "cublas_status_not_initialized when calling `cublascreate",  # a full GPU has no room for cuBLAS's own memory
     "failed to allocate",
     "std::bad_alloc",
 )

@@ -253,9 +253,9 @@ BUGS = [
     Bug(
         "bad_alloc_is_a_defect",
         "an allocator of C++ that refuses ends the run in a traceback",
-        "trainer/shortage.py",
-        """, "std::bad_alloc")""",
-        ")",
+        "errors.py",
+        """    "std::bad_alloc",\n""",
+        "",
         (f"{_MEMORY}::test_what_a_gpu_says_is_known",),
     ),
     Bug(

@@ -115,8 +115,8 @@ BUGS = [
         "a_lost_rank_is_called_a_bad_model",
         "ranks that load a model together blame its folder when one of them is killed",
         "models/loading.py",
-        "if is_lost_rank(error):",
-        "if False:",
+        "if is_out_of_memory(error) or is_lost_rank(error):",
+        "if is_out_of_memory(error):",
         ("tests/models/test_loading.py",),
     ),
     Bug(

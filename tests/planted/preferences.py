@@ -42,8 +42,8 @@ BUGS = [
         "weights_of_pairs_ignored",
         "a pair's weight changes nothing but the divisor",
         "objectives/preference.py",
-        "(of_pairs * _as_tensor(batch.unit_weights, of_pairs)).sum() * speaks",
-        "of_pairs.sum() * speaks",
+        "            weighted = of_pairs * weights.to(of_pairs)\n",
+        "            weighted = of_pairs\n",
         (_LAYOUTS,),
     ),
     Bug(

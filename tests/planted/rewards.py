@@ -31,8 +31,8 @@ BUGS = [
         "ring_counts_pairs_twice",
         "under a ring, the loss of pairs counts once for each rank",
         "objectives/reward.py",
-        "return Share((of_pairs * weights).sum() * speaks / divisor, counted)",
-        "return Share((of_pairs * weights).sum() / divisor, counted)",
+        "return Share(weighted.sum() * speaks / divisor, counted)",
+        "return Share(weighted.sum() / divisor, counted)",
         (_LAYOUTS + "test_a_reward_model_equals_a_float64_loop",),
     ),
     Bug(

@@ -52,8 +52,10 @@ def test_what_cannot_be_is_refused_with_the_remedy(arguments, message):
         choose_attention(*arguments, facts())
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss"])
-def test_sdpa_is_refused_in_words_where_transformers_has_none(kind):
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "llama"])
+def test_sdpa_is_refused_in_words_where_transformers_has_none(monkeypatch, kind):
+    if kind == "llama":  # others lack it without soft caps or sinks
+        monkeypatch.setattr(type(tiny_model(kind)), "_supports_sdpa", False)
     with pytest.raises(UserError, match=r"sdpa: \w+ForCausalLM does not compute by torch's .* Use eager. Or use auto."):
         Actor(tiny_model(kind), "sdpa")
 

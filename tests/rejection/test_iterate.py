@@ -221,7 +221,7 @@ def test_kills_at_random_instants_leave_the_same_run(tmp_path: Path) -> None:
     seen: dict[str, list[tuple]] = {}
     while True:
         child = run_in_child(config)
-        time.sleep(chance.uniform(0.02, 0.15 + 0.02 * num_kills))
+        time.sleep(chance.uniform(0.02, 0.15 * 1.1**num_kills))  # longer and longer, until it comes to its end
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         now = generations(tmp_path / "run")

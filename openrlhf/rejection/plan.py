@@ -35,6 +35,7 @@ from openrlhf.config.settings import EvalConfig
 from openrlhf.errors import UserError
 from openrlhf.rejection.prompts import template_file
 from openrlhf.rejection.records import MANIFEST, content_of, settings_of
+from openrlhf.rejection.rewards.server_reward import address_content
 
 _NAMES_OF_EVALUATION = {
     "generate.n": "eval.n",
@@ -171,9 +172,13 @@ class Plan:
         return {**settings_of(config), "data.dataset": config.data.dataset, **template_file(config.data)}
 
     def _judged_by(self, generations: GenerateConfig) -> dict[str, Any]:
-        """The settings of the scores, and the hash of each file of rewards."""
-        files = [Path(name.rpartition(":")[0]) for name in parts_of(self.config.score.reward)]
+        """The settings of the scores, and the hash of each file of rewards, and of each address that has a query."""
+        names = parts_of(self.config.score.reward)
+        files = [Path(name.rpartition(":")[0]) for name in names]
         contents = {str(file): content_of(file) for file in files if file.is_file()}
+        for number, name in enumerate(names, 1):
+            if (content := address_content(name)) != name:
+                contents[f"address {number}"] = content
         return {**settings_of(self.score(generations)), "score.reward files": contents}
 
     def _trained_with(self, iteration: int) -> dict[str, Any]:

@@ -316,4 +316,20 @@ BUGS = [
         "if response.status_code >= 400:",
         (f"{_SERVER}::test_an_address_that_has_moved_is_told",),
     ),
+    Bug(
+        "an_address_without_its_query",
+        "scores of another model of a reward server are taken for the ones asked for",
+        "rejection/rewards/server_reward.py",
+        "return url if without_secrets(url) == url else",
+        "return without_secrets(url) if url else",
+        ("tests/rejection/test_rewards.py::test_another_query_of_an_address_is_another_reward",),
+    ),
+    Bug(
+        "a_recipe_knows_an_address_without_its_query",
+        "a recipe goes on with the scores of another model of a reward server",
+        "rejection/plan.py",
+        "if (content := address_content(name)) != name:",
+        "if (content := address_content(name)) in names[number:]:",
+        (f"{_ITERATE}::test_another_query_of_an_address_is_another_reward",),
+    ),
 ]

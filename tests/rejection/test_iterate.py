@@ -369,6 +369,19 @@ def test_a_template_that_the_server_must_be_given_too_is_told(tmp_path: Path, ca
         assert ("give it to the server too" in capsys.readouterr().err) == is_told
 
 
+def test_another_query_of_an_address_is_another_reward(tmp_path: Path) -> None:
+    """It names the model; a token may stand there too, so it stands in no file itself."""
+
+    def judged_by(*queries: str) -> list[str]:
+        names = ",".join(f"http://x/get_reward{query}" for query in queries)
+        steps = Plan(config_of(tmp_path, "--score.reward", names)).steps()
+        return [json.dumps(step.settings, default=str) for step in steps if step.name in ("score", "evaluate")]
+
+    settings = [judged_by(*queries) for queries in (("?model=a",), ("?model=b",), ("?model=a", "?model=b"), ("",))]
+    assert all(len({one[step] for one in settings}) == 4 for step in range(len(settings[0])))
+    assert "model=" not in str(settings)
+
+
 def test_another_content_of_a_templates_file_makes_the_answers_stale(tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text("{{ messages }}")
     flags = ("--data.tokenizer_chat_template", str(tmp_path / "chat.jinja"), "--iterate.iterations", "1")

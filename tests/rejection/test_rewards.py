@@ -11,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection.rewards import server_reward
 from openrlhf.rejection.rewards.exact_reward import ExactReward
 from openrlhf.rejection.rewards.function_reward import FunctionReward
 from openrlhf.rejection.rewards.reward import RewardVerdict
 from openrlhf.rejection.rewards.server_reward import ServerReward
+from openrlhf.rejection.score import score
+from tests.rejection.scored import write
 
 
 def row(response: str, label: object = None, prompt: object = "q?") -> dict:
@@ -118,6 +121,21 @@ def test_a_server_is_asked_as_openrlhf_asks(monkeypatch):
         verdicts = ServerReward(url, 5, 64).judge([row("a", "x"), row("bc", None, chat)])
     assert calls == [{"query": ["q?a", "Hi\nbc"], "prompts": ["q?", "Hi\n"], "labels": ["x", None]}]
     assert verdicts == [RewardVerdict(3.0), RewardVerdict(5.0)]
+
+
+def test_another_query_of_an_address_is_another_reward(tmp_path):
+    """It names the model; a token may stand there too, so it stands in no file itself."""
+    out = tmp_path / "scores"
+    source = write(tmp_path / "answers.jsonl", [row("a"), row("bc")])
+    with served(lambda content, call: lengths(content)) as (url, calls):
+        first, other = (
+            ScoreConfig(ScoreSettings(str(source), str(out), f"{url}?model={model}")) for model in ("one", "two")
+        )
+        assert score(first) == score(first)
+        with pytest.raises(UserError, match="the content of the reward http://.*/get_reward is another"):
+            score(other)
+    assert len(calls) == 1
+    assert not any("model=" in path.read_text() for path in out.iterdir())
 
 
 def test_a_server_that_is_away_for_a_while_is_asked_again():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import threading
 import time
@@ -16,6 +18,7 @@ import pytest
 
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
+from openrlhf.rejection import server_answer
 from openrlhf.rejection.engines import openai_engine
 from openrlhf.rejection.engines.engine import Generation, Request, Sampling
 from openrlhf.rejection.engines.openai_engine import OpenAIEngine
@@ -29,7 +32,9 @@ ROWS = [{"prompt": f"question {number}"} for number in range(6)]
 
 
 class FakeServer:
-    """Answers each request by its seed, unless `trouble` says otherwise: a status and a body, or None to hang up."""
+    """Answers each request by its seed, unless `trouble` says otherwise: a status, a body (JSON, bytes, blocks of them)
+    and headers; or None to hang up.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -67,13 +72,15 @@ class FakeServer:
                     self._send(*trouble)
 
             def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                is_whole = not isinstance(body, Iterator)
+                raw = body if isinstance(body, bytes) or not is_whole else json.dumps(body).encode()
+                ends = ("Content-Length", str(len(raw))) if is_whole else ("Connection", "close")
                 self.send_response(status)
-                for name, value in (headers or {}).items():
+                for name, value in (*(headers or {}).items(), ends):
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
-                self.wfile.write(raw)
+                for block in [raw] if is_whole else raw:
+                    self.wfile.write(block)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -256,6 +263,47 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(tmp_path: Path, serve
     release.set()
 
 
+def engine_of_one_try(server: FakeServer, timeout_seconds: float) -> OpenAIEngine:
+    return OpenAIEngine([server.url], "m", Sampling(1.0, 1.0, 4, None), 1, timeout_seconds, 0)
+
+
+def drip() -> Iterator[bytes]:
+    for _ in range(60):
+        yield b" "
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_an_answer_that_comes_bit_by_bit_is_given_up(server: FakeServer, status: int) -> None:
+    server.trouble = lambda number, body: (status, drip())
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"no answer in time \(--generate.timeout_seconds\)"):
+        list(engine_of_one_try(server, 0.2).answers(iter([Request(Prompt("a", "x"), 0, 7)])))
+    assert time.monotonic() - start < 2, "of 3 s that the server would take"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "headers", "words"),
+    [
+        (itertools.repeat(b" " * (1 << 16), 64), {}, "an answer that is none: it has more than 131,072 bytes"),
+        (
+            iter([gzip.compress(b" " * (1 << 20))]),
+            {"Content-Encoding": "gzip"},
+            r"is compressed \(gzip\), which",
+        ),
+    ],
+    ids=["endless", "compressed"],
+)
+def test_an_answer_of_more_than_memory_is_given_up(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, blocks: Any, headers: dict, words: str
+) -> None:
+    monkeypatch.setattr(server_answer, "MAX_ANSWER_BYTES", 1 << 17)
+    server.trouble = lambda number, body: (200, blocks, headers)
+    with pytest.raises(UserError, match=words):
+        list(engine_of_one_try(server, 30.0).answers(iter([Request(Prompt("a", "x"), 0, 7)])))
+    assert server.headers[0]["Accept-Encoding"] == "identity"
+
+
 REFUSALS = [
     (404, {"error": {"message": "The model does not exist"}}, "has no model 'm'; it has 'm': name it by"),
     (401, {"error": "no key"}, "set OPENAI_API_KEY in the environment"),
@@ -418,6 +466,29 @@ def test_the_key_of_the_environment_is_sent_and_written_nowhere(
     run(tmp_path, server.url)
     assert server.headers[0]["Authorization"] == "Bearer sk-secret"
     assert not any("sk-secret" in path.read_text() for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("status", [400, 402, 500, 200])
+@pytest.mark.parametrize("login", ["", "me:secret@"])
+def test_what_a_server_quotes_of_a_key_is_shown_nowhere(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch, status: int, login: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+
+    def quotes(number: int, body: dict[str, Any]) -> Any:
+        sent = server.headers[-1]["Authorization"]
+        is_fine = body["prompt"] == "question 0" and status == 400
+        return "fine" if is_fine else (status, {"error": f"{sent}: {sent.partition(' ')[2]} is wrong, secret too"})
+
+    server.trouble = quotes
+    told = ""
+    try:
+        run(tmp_path, server.url.replace("//", f"//{login}"))
+    except UserError as error:
+        told = str(error)
+    told += "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    assert f"{'Basic' if login else 'Bearer'} [hidden]: [hidden] is wrong" in told
+    assert not any(secret in told for secret in ("sk-hush", "bWU6c2VjcmV0", *(["secret"] if login else [])))
 
 
 def test_answers_that_come_beside_a_failure_are_kept(

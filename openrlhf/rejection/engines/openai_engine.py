@@ -11,6 +11,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -23,8 +24,10 @@ from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.rejection.answer import BESIDE_THE_TEXT
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
+from openrlhf.rejection.server_answer import AnswerTooLarge, body_of, has_moved
 
 API_KEY = "OPENAI_API_KEY"
+_PLAIN = "identity"  # HTTP's word for what is not compressed
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 30.0
 _OFTEN_OTHER_NAMES = {"eos": "stop", "eos_token": "stop", "max_tokens": "length"}
@@ -38,6 +41,7 @@ _TOO_LONG_WORDS = (
 _ROOM_WORDS = ("max_tokens", "max_completion_tokens")
 NO_ROOM = "the prompt leaves no room for --generate.max_new_tokens"
 REFUSED = "the server refuses the prompt"
+_SHORTEST_SECRET = 4  # characters: a shorter one hides nothing, and stands in many words
 _MOST_REFUSED_FIRST = 8  # prompts; where no other prompt has an answer, the fault is not theirs
 
 
@@ -72,9 +76,10 @@ class OpenAIEngine(Engine):
         self._urls = [_of_the_protocol(url.rstrip("/")) for url in urls]
         self._model, self._sampling = model, sampling
         self._concurrency, self._max_retries = concurrency, max_retries
+        self._timeout_seconds = timeout_seconds
         key = _key()
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Accept-Encoding": _PLAIN, **({"Authorization": f"Bearer {key}"} if key else {})},
             timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS)),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
         )
@@ -150,13 +155,15 @@ class OpenAIEngine(Engine):
     def _ask_one(self, url: str, request: Request) -> Generation | Refusal:
         is_chat = not isinstance(request.prompt.content, str)
         try:
-            response = self._client.post(
-                f"{url}/{'chat/completions' if is_chat else 'completions'}", json=self._payload(request, is_chat)
+            response = self._answer_of(
+                "POST", f"{url}/{'chat/completions' if is_chat else 'completions'}", self._payload(request, is_chat)
             )
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             raise _TryAgain("no answer in time (--generate.timeout_seconds)") from None
         except httpx.InvalidURL as error:
             raise UserError(f"--generate.url {without_secrets(url)} is no address: {error}.") from None
+        except AnswerTooLarge as error:
+            raise _TryAgain(f"an answer that is none: {error}") from None
         except httpx.HTTPError as error:
             raise _TryAgain(first_line_of(error)) from error
         if response.status_code >= 300:
@@ -164,6 +171,15 @@ class OpenAIEngine(Engine):
         answer = _answer_in(request, response, is_chat)
         self._has_answered = True
         return answer
+
+    def _answer_of(self, method: str, address: str, content: Any = None) -> httpx.Response:
+        """The whole answer. Raises TimeoutError, AnswerTooLarge, and what httpx raises."""
+        until = time.monotonic() + self._timeout_seconds
+        with self._client.stream(method, address, json=content) as response:
+            if (encoding := response.headers.get("Content-Encoding", _PLAIN)) != _PLAIN:  # a few bytes may be endless
+                raise httpx.DecodingError(f"an answer that is compressed ({encoding}), which was not asked for")
+            body = body_of(response.iter_raw(), until)
+        return httpx.Response(response.status_code, headers=response.headers, content=body, request=response.request)
 
     def _payload(self, request: Request, is_chat: bool) -> dict[str, Any]:
         sampling, prompt = self._sampling, request.prompt
@@ -185,14 +201,13 @@ class OpenAIEngine(Engine):
 
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
         """Raises _TryAgain for what may pass, UserError for what no prompt can help, _RequestRefused for the rest."""
-        status, (said, names), server = response.status_code, _said(response), without_secrets(url)
+        status, (said, heard), server = response.status_code, _said(response), without_secrets(url)
         if status < 400:
-            place = without_secrets(response.headers.get("Location", "no address"))
-            raise UserError(f"{server} sends elsewhere (status {status}), to {place}: give that by --generate.url.")
+            raise has_moved(server, status, response.headers.get("Location"), "--generate.url")
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
-        if status in (400, 413, 422) and any(words in f"{said} {names}".lower() for words in _TOO_LONG_WORDS):
-            return Refusal(request, NO_ROOM if any(words in said for words in _ROOM_WORDS) else TOO_LONG)
+        if status in (400, 413, 422) and any(words in heard.lower() for words in _TOO_LONG_WORDS):
+            return Refusal(request, NO_ROOM if any(words in heard for words in _ROOM_WORDS) else TOO_LONG)
         if status in (401, 403):
             raise UserError(
                 f"{server} wants a key, or another one (status {status}): set {API_KEY} in the environment."
@@ -208,8 +223,8 @@ class OpenAIEngine(Engine):
 
     def _models_of(self, url: str) -> str:
         try:
-            names = [model["id"] for model in self._client.get(f"{url}/models").json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            names = [model["id"] for model in self._answer_of("GET", f"{url}/models").json()["data"]]
+        except (httpx.HTTPError, OSError, ValueError, RecursionError, KeyError, TypeError):
             return ""
         return f"; it has {', '.join(map(repr, names[:10])) or 'none'}"
 
@@ -232,24 +247,33 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         text.encode()  # half a surrogate pair could not be trained on
         num_tokens = (body.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _TryAgain(f"an answer that is none: {response.text[:100]!r}") from None
+        raise _TryAgain(f"an answer that is none: {_hidden(response.text, response)[:100]!r}") from None
     if not isinstance(reason, str) or reason in _GIVEN_UP:
-        raise _TryAgain(f"an answer without its end: {response.text[:100]!r}")
+        raise _TryAgain(f"an answer without its end: {_hidden(response.text, response)[:100]!r}")
     num_tokens = num_tokens if isinstance(num_tokens, int) and 0 <= num_tokens < _MOST_TOKENS else None
     return Generation(request, text, _OFTEN_OTHER_NAMES.get(reason, reason), num_tokens, columns)
 
 
 def _said(response: httpx.Response) -> tuple[str, str]:
-    """The server's own words, and the names that it has for the error."""
+    """The server's own words, to be told; and these in full with its names for the error, to know it by."""
     names = ""
     try:
         body = response.json()
         error = body.get("error", body)
         said = error if isinstance(error, str) else error.get("message") or error.get("detail") or error
         names = "" if isinstance(error, str) else f"{error.get('type')} {error.get('code')}"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         said = response.text
-    return " ".join(str(said).split())[:300], names
+    return " ".join(_hidden(str(said), response).split())[:300], f"{said} {names}"
+
+
+def _hidden(text: str, response: httpx.Response) -> str:
+    """A server may quote what it was sent: the key, or a login, also as its header has it."""
+    sent = response.request.headers.get("Authorization", "").partition(" ")[2]
+    for secret in (sent, response.request.url.password):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "[hidden]")
+    return text
 
 
 def _key() -> str:

@@ -231,7 +231,8 @@ def _finish(settings: ScoreSettings, output: Path, names: Sequence[str]) -> dict
     if not judged.any():
         counts = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())
         raise UserError(
-            f"No answer of {settings.input} has a reward: {counts}. The column reason of the rows in {output} says why."
+            f"No answer of {settings.input} has a reward: {counts}. The column reason of the rows in {output} says "
+            f"why. What has failed is not judged again: once that is mended, remove {output}, and start again."
         )
     stats = {
         **answer_statistics(candidates, settings.pass_reward, judged),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
 import urllib.error
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +15,7 @@ import pytest
 
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
+from openrlhf.rejection import server_answer
 from openrlhf.rejection.rewards import server_reward
 from openrlhf.rejection.rewards.exact_reward import ExactReward
 from openrlhf.rejection.rewards.function_reward import FunctionReward
@@ -80,17 +83,22 @@ def test_math_that_does_not_end_is_no_verdict_and_the_next_answer_is_judged(math
 
 @contextmanager
 def served(answer):
-    """A server that gives what `answer(content, number of the call)` gives: (status, JSON), or bytes as they are."""
+    """A server that gives what `answer(content, number of the call)` gives: JSON, bytes as they are, blocks of them, or
+    a tuple of a status, one of these, and headers.
+    """
     calls = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             calls.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             found = answer(calls[-1], len(calls))
-            status, content = found if isinstance(found, tuple) else (200, found)
+            status, content, *headers = found if isinstance(found, tuple) else (200, found)
             self.send_response(status)
+            for name, value in headers[0].items() if headers else ():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
+            for block in content if isinstance(content, Iterator) else [content]:
+                self.wfile.write(block if isinstance(block, bytes) else json.dumps(block).encode())
 
         def log_message(self, *words):
             pass
@@ -172,8 +180,51 @@ def test_a_server_that_is_slow_gives_no_verdict():
         assert ServerReward(url, 0.2, 64).judge([row("a")]) == [RewardVerdict(None, "no verdict within 0.2 s")]
 
 
+def test_a_server_that_sends_a_bit_now_and_then_gives_no_verdict():
+    def drip():
+        for _ in range(40):
+            yield b" "
+            time.sleep(0.05)
+
+    with served(lambda content, call: drip()) as (url, _):
+        start = time.monotonic()
+        assert ServerReward(url, 0.2, 64).judge([row("a")]) == [RewardVerdict(None, "no verdict within 0.2 s")]
+        assert time.monotonic() - start < 4, "three tries, and one alone would take 2 s"
+
+
+def test_an_answer_of_more_than_memory_is_given_up(monkeypatch):
+    monkeypatch.setattr(server_answer, "MAX_ANSWER_BYTES", 1 << 17)
+    with served(lambda content, call: itertools.repeat(b" " * (1 << 16), 64)) as (url, _):
+        (verdict,) = ServerReward(url, 30, 64).judge([row("a")])
+    assert verdict.reason == "the server's answer cannot be read: it has more than 131,072 bytes"
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+def test_a_server_that_has_moved_is_told(status):
+    """And the other address is not asked, for which a question would be sent without its content."""
+    told = rf"sends elsewhere \(status {status}\), to http://other/get_reward: give"
+    moved = (status, {}, {"Location": "http://me:secret@other/get_reward?key=x"})
+    with served(lambda content, call: moved) as (url, calls), pytest.raises(UserError, match=told):
+        ServerReward(url, 5, 64).judge([row("a")])
+    assert len(calls) == 1
+
+
+def test_an_address_without_a_server_of_rewards_ends_the_stage_and_is_asked_again(tmp_path):
+    """Its answers are not noted as failed, whatever the server is like later."""
+    source, out = write(tmp_path / "answers.jsonl", [row("a"), row("bc")]), tmp_path / "scores"
+    with served(lambda content, call: (404, {}) if call == 1 else lengths(content)) as (url, _):
+        config = ScoreConfig(ScoreSettings(str(source), str(out), url))
+        with pytest.raises(
+            UserError, match=r"gives no rewards: the server answers 404 Not Found\. What is scored is kept"
+        ):
+            score(config)
+        assert score(config)["num_scored"] == 2
+
+
 def test_a_server_that_is_gone_ends_the_stage_in_words():
     with served(lambda content, call: {}) as (url, _):
         pass
-    with pytest.raises(UserError, match=r"cannot be reached: .*refused.*\. What is scored is kept: start the server"):
+    with pytest.raises(
+        UserError, match=r"cannot be reached: .*refused.*\. What is scored is kept: look after the server"
+    ):
         ServerReward(url, 1, 64).judge([row("a")])

@@ -339,7 +339,11 @@ def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monk
         ("rewards.py:judge --score.input odd.jsonl", "odd.jsonl: answer 1 has no prompt and response"),
         ("http://me:pw@x/get_reward", "--score.reward http://x/get_reward: a login before the address"),
         ("http://[x/get_reward", "--score.reward http://[x/get_reward is no address of a server"),
-        ("rewards.py:judge", "No answer of generations.jsonl has a reward: judge: KeyError (2)"),
+        (
+            "rewards.py:judge",
+            "No answer of generations.jsonl has a reward: judge: KeyError (2). The column reason of the rows in out "
+            "says why. What has failed is not judged again: once that is mended, remove out, and start again.",
+        ),
     ],
 )
 def test_bad_input_is_told_in_words(tmp_path, monkeypatch, reward, said):

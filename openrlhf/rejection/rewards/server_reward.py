@@ -15,9 +15,12 @@ from openrlhf.config.disk import without_secrets
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.records import Row
 from openrlhf.rejection.rewards.reward import CallFailed, Reward, RewardVerdict, judge_apart, text_of, verdicts_of
+from openrlhf.rejection.server_answer import body_of, has_moved
 
 SECONDS_BEFORE_RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)
-MAX_ANSWER_BYTES = 1 << 28
+_BLOCK_BYTES = 1 << 16
+_KEPT = "What is scored is kept: look after the server, and start the same command again."
+_OF_THE_ADDRESS = (401, 404, 405)  # whatever the answers are
 _WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -26,11 +29,18 @@ def address_content(url: str) -> str:
     return url if without_secrets(url) == url else hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """urllib would ask the other address without the question."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class ServerReward(Reward):
     """A server that is asked again after an error; one that is gone ends the stage, which goes on when it is back."""
 
     def __init__(self, url: str, timeout_seconds: float, rows_a_call: int):
-        self._url = url
+        self._url, self._opener = url, urllib.request.build_opener(_NoRedirects)
         self.name, self.content = without_secrets(url), address_content(url)
         self.rows_a_call = rows_a_call
         self._timeout_seconds = timeout_seconds
@@ -48,12 +58,16 @@ class ServerReward(Reward):
         return verdicts_of(self._asked(json.dumps(content).encode()), len(rows))
 
     def _asked(self, body: bytes) -> Any:
-        """The server's answer, after some tries. Raises CallFailed; UserError where there is no server."""
+        """The server's answer, after some tries. Raises CallFailed; UserError where there is no server, or another."""
         for seconds in (*SECONDS_BEFORE_RETRIES, None):
             try:
                 return self._post(body)
             except urllib.error.HTTPError as error:
                 reason = f"the server answers {error.code} {error.reason}"
+                if error.code < 400:
+                    raise has_moved(self.name, error.code, error.headers["Location"], "--score.reward") from None
+                if error.code in _OF_THE_ADDRESS:
+                    raise UserError(f"--score.reward {self.name} gives no rewards: {reason}. {_KEPT}") from None
                 if error.code not in _WORTH_A_RETRY:
                     raise CallFailed(reason) from error
             except (ValueError, RecursionError, http.client.HTTPException) as error:
@@ -62,8 +76,7 @@ class ServerReward(Reward):
                 # urllib wraps what goes wrong before the question is sent; an answer that is late comes as it is
                 if isinstance(error, urllib.error.URLError) and seconds is None:
                     raise UserError(
-                        f"--score.reward {self.name} cannot be reached: {first_line_of(error)}. What is scored is "
-                        "kept: start the server, and the same command again."
+                        f"--score.reward {self.name} cannot be reached: {first_line_of(error)}. {_KEPT}"
                     ) from error
                 reason = f"no verdict within {self._timeout_seconds:g} s"
             if seconds is not None:
@@ -72,5 +85,6 @@ class ServerReward(Reward):
 
     def _post(self, body: bytes) -> Any:
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=self._timeout_seconds) as response:
-            return json.loads(response.read(MAX_ANSWER_BYTES))
+        until = time.monotonic() + self._timeout_seconds
+        with self._opener.open(request, timeout=self._timeout_seconds) as response:
+            return json.loads(body_of(iter(lambda: response.read1(_BLOCK_BYTES), b""), until))

@@ -67,7 +67,7 @@ class SamplingConfig:
     param_dtype: Literal["auto", "bf16", "fp16", "fp32"] = must_match(
         "auto", "in process: type of the weights; auto: the one they are saved in"
     )
-    timeout_seconds: PositiveNumber = free(600.0, "openai: longest wait for an answer")
+    timeout_seconds: PositiveNumber = free(600.0, "openai: longest wait for a whole answer")
     runner: Literal["local", "ray"] = free(
         "local", "this process (with torchrun its ranks), or workers of a Ray cluster with a shared disk"
     )
@@ -107,6 +107,8 @@ def engine(config: GenerateConfig, world_size: int) -> Iterator[str]:
     for url in parts_of(generate.url) if is_server else ():
         if not is_address(url):
             yield f"--generate.url {without_secrets(url)!r} is no address of a server, as in http://localhost:8000/v1."
+        elif "?" in url or "#" in url:
+            yield f"--generate.url {without_secrets(url)} has a query behind it (?…), which is not sent: leave it out."
     if generate.runner == "ray" and world_size > 1:
         yield "--generate.runner ray shares the prompts itself: start one process, without torchrun."
     if generate.top_p == 0:

@@ -298,6 +298,10 @@ def test_a_prompt_that_no_server_could_be_sent_is_told_with_its_place(tmp_path: 
         (["--generate.engine", "openai", "--generate.url", "localhost:8000"], "is no address of a server"),
         (["--generate.engine", "openai", "--generate.url", "http://[x"], "is no address of a server"),
         (
+            ["--generate.engine", "openai", "--generate.url", "http://x/v1?version=1"],
+            "http://x/v1 has a query behind it",
+        ),
+        (
             ["--generate.engine", "openai", "--generate.url", "http://x", "--generate.max_prompt_len", "9"],
             "--generate.max_prompt_len 9 is not read by --generate.engine openai",
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,12 +47,20 @@ def chat(config: ChatConfig) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Of standard input; a person is shown a mark to write behind."""
+    """Of standard input; a person is shown a mark to write behind. A line that is no UTF-8 is told, and left out."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # else an error takes the lines behind it along
+        with suppress(io.UnsupportedOperation):  # something is read already
+            sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            yield input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() else "")
+            line.encode()
         except EOFError:
             return
+        except UnicodeEncodeError:
+            print(f"the line {line!r} is no UTF-8, and is left out: write it again.", file=sys.stderr, flush=True)
+        else:
+            yield line
 
 
 @torch.inference_mode()

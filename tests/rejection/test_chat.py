@@ -65,6 +65,14 @@ def test_one_seed_gives_one_conversation(talk, seed):
     assert talk("coffee", "sum", flags=flags) == talk("coffee", "sum", flags=flags)
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_line_that_is_no_utf_8_is_told_and_left_out(monkeypatch, capsys, errors):
+    given = io.TextIOWrapper(io.BytesIO(b"first\ncaf\xe9\nlast"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", given)
+    assert list(module._lines()) == ["first", "last"]
+    assert r"the line 'caf\udce9' is no UTF-8, and is left out" in capsys.readouterr().err
+
+
 def test_a_conversation_that_does_not_fit_is_told(talk):
     with pytest.raises(UserError, match=r"The conversation has .* tokens, and the model 256 positions: begin anew"):
         talk("seven " * 400)

@@ -1,6 +1,9 @@
 """The one error that speaks to the user, and what other libraries' errors mean."""
 
 import errno
+import re
+
+_LOGIN = re.compile(r"""(?<=://)[^/?#\s'"]*@""")
 
 _NO_MEMORY_IN_WORDS = (
     "out of memory",
@@ -17,18 +20,26 @@ _NO_MEMORY_IN_WORDS = (
 class UserError(ValueError):
     """A fault that the user can mend: it says what was found, where (file, row, column, flag) and what to do.
 
-    Commands print it without a traceback and exit with code 2.
+    Commands print it without a traceback and exit with code 2. Logins in addresses stand in none of its sentences.
     """
 
     def __init__(self, *problems: str):
         """Args: problems: one sentence or paragraph each; all of them are shown together."""
-        self.problems = list(problems)
-        super().__init__("\n".join(problems))
+        self.problems = [without_logins(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
+
+
+def without_logins(text: str) -> str:
+    """What stands as `user:password@` in addresses is left away."""
+    return _LOGIN.sub("", text)
 
 
 def first_line_of(error: BaseException) -> str:
-    """The first line of an error's text that says something, its kind where none does: what fits into a sentence."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
+    """The first line of an error's text that says something, its kind where none does: what fits into a sentence.
+
+    Logins in addresses are left away: libraries show the address that they were given.
+    """
+    lines = (without_logins(str(error)).strip() or type(error).__name__).splitlines()
     return " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())[:300]
 
 

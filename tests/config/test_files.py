@@ -13,7 +13,7 @@ from openrlhf.config import SFTConfig, parse_config, shown_values, write_resolve
 from openrlhf.config.parse import read_given
 from openrlhf.config.schema import build, settings
 from openrlhf.config.sources import read_config_file
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of
 from openrlhf.run.model_card import changed_settings
 
 TOML = """
@@ -141,6 +141,19 @@ def test_what_an_address_holds_of_secrets_is_shown_nowhere(tmp_path, given, show
     assert f"prompts_reward: {shown}\n" in (tmp_path / "run.yaml").read_text()
     assert shown_values(config)["eval.prompts_reward"] == shown
     assert changed_settings(config) == {"adam.lr": 0.5}, "whose judge it is, is nobody else's business"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("of m at http://me:p@w@hub/x: no, 'https://hf_x@hub'.", "of m at http://hub/x: no, 'https://hub'."),
+        ("http://hub/me@v1 a://b?c=d@e x//y@z s3://", "http://hub/me@v1 a://b?c=d@e x//y@z s3://"),
+    ],
+)
+def test_a_login_in_an_address_is_told_in_no_error(told, shown):
+    """Whoever has put it there: libraries quote the addresses that the environment gives them."""
+    assert UserError(told, told).problems == [shown, shown]
+    assert str(UserError(told)) == first_line_of(OSError(told)) == shown
 
 
 def test_writing_leaves_nothing_beside_the_file(tmp_path):

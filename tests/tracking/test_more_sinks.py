@@ -113,6 +113,14 @@ def test_a_package_that_is_missing_is_told_with_its_extra(track, monkeypatch, pa
         track(package)
 
 
+def test_the_login_of_a_server_that_is_away_is_not_told(track, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    with pytest.raises(UserError, match=r"mlflow: the run could not be started: .*http://127.0.0.1:1") as told:
+        track("mlflow")
+    assert "secret" not in str(told.value)
+
+
 def test_a_tracker_of_another_name_is_refused(tmp_path):
     model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
     with pytest.raises(UserError, match="--logger.trackers .*mlflow, trackio, comet"):

@@ -1,4 +1,4 @@
-"""Bugs in the rewards of answers, in the choice among them, and in the reports of both."""
+"""Bugs in the rewards of answers, in the choice among them, in the reports of both, and in who asks servers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from tests.planted.bug import Bug
 _POLICIES = "tests/rejection/test_policies.py"
 _SCORE = "tests/rejection/test_score.py"
 _SELECT = "tests/rejection/test_select.py"
+_REWARDS = "tests/rejection/test_rewards.py"
+_SERVER = "tests/rejection/test_openai_engine.py"
 _SLOW_LOOPS = f"{_POLICIES}::test_every_policy_picks_what_slow_loops_pick"
 _FAILURES = f"{_SCORE}::test_a_failure_is_no_verdict_with_its_reason_and_spoils_no_other_answer"
 
@@ -215,5 +217,91 @@ BUGS = [
         'if "@" in name.split("/")[2]:',
         "if not name:",
         (f"{_SCORE}::test_bad_input_is_told_in_words",),
+    ),
+    Bug(
+        "a_key_that_a_server_quotes_is_shown",
+        "the key of a server stands in left_out-rank-0.jsonl, where the server quotes it in a refusal",
+        "rejection/engines/openai_engine.py",
+        'text = text.replace(secret, "[hidden]")',
+        "text = text.replace(secret, secret)",
+        (f"{_SERVER}::test_what_a_server_quotes_of_a_key_is_shown_nowhere",),
+    ),
+    Bug(
+        "an_answer_bit_by_bit_is_waited_for",
+        "a server that sends a byte now and then is waited for without end",
+        "rejection/server_answer.py",
+        "        if time.monotonic() > until:\n",
+        "        if not until:\n",
+        (
+            f"{_SERVER}::test_an_answer_that_comes_bit_by_bit_is_given_up",
+            f"{_REWARDS}::test_a_server_that_sends_a_bit_now_and_then_gives_no_verdict",
+        ),
+    ),
+    Bug(
+        "an_endless_answer_is_kept",
+        "an answer without end takes all memory",
+        "rejection/server_answer.py",
+        "        if len(body) > MAX_ANSWER_BYTES:\n",
+        "        if len(body) < 0:\n",
+        (
+            f"{_SERVER}::test_an_answer_of_more_than_memory_is_given_up",
+            f"{_REWARDS}::test_an_answer_of_more_than_memory_is_given_up",
+        ),
+    ),
+    Bug(
+        "a_compressed_answer_is_unpacked",
+        "an answer of some megabytes takes all memory once it is unpacked",
+        "rejection/engines/openai_engine.py",
+        '"Content-Encoding", _PLAIN)) != _PLAIN:',
+        '"Content-Encoding", _PLAIN)) == "":',
+        (f"{_SERVER}::test_an_answer_of_more_than_memory_is_given_up",),
+    ),
+    Bug(
+        "a_reward_server_that_has_moved_is_asked_without_its_question",
+        "a redirect of a reward server is told as numbers that are missing",
+        "rejection/rewards/server_reward.py",
+        "urllib.request.build_opener(_NoRedirects)",
+        "urllib.request.build_opener()",
+        (f"{_REWARDS}::test_a_server_that_has_moved_is_told",),
+    ),
+    Bug(
+        "an_address_without_rewards_judges_all",
+        "a reward server whose path is not there yet leaves all answers without a verdict for ever",
+        "rejection/rewards/server_reward.py",
+        "if error.code in _OF_THE_ADDRESS:",
+        "if error.code in ():",
+        (f"{_REWARDS}::test_an_address_without_a_server_of_rewards_ends_the_stage_and_is_asked_again",),
+    ),
+    Bug(
+        "a_query_stands_before_the_path",
+        "a server is asked at /v1?version=1/v1",
+        "config/generate_settings.py",
+        'elif "?" in url or "#" in url:',
+        'elif "?" in url and "#" in url:',
+        ("tests/rejection/test_generate.py::test_settings_that_cannot_be_are_refused_at_once",),
+    ),
+    Bug(
+        "a_line_of_other_bytes_ends_the_chat",
+        "a conversation ends in a traceback where a line is no UTF-8",
+        "rejection/chat.py",
+        "            line.encode()\n",
+        "",
+        ("tests/rejection/test_chat.py::test_a_line_that_is_no_utf_8_is_told_and_left_out",),
+    ),
+    Bug(
+        "a_login_of_the_environment_is_told",
+        "the password in MLFLOW_TRACKING_URI or HF_ENDPOINT is printed where the server is away",
+        "errors.py",
+        "[without_logins(problem) for problem in problems]",
+        "list(problems)",
+        ("tests/config/test_files.py::test_a_login_in_an_address_is_told_in_no_error",),
+    ),
+    Bug(
+        "a_login_in_anothers_error_is_told",
+        "the password of an address is printed with another library's error",
+        "errors.py",
+        "lines = (without_logins(str(error)).strip()",
+        "lines = (str(error).strip()",
+        ("tests/config/test_files.py::test_a_login_in_an_address_is_told_in_no_error",),
     ),
 ]

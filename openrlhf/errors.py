@@ -3,7 +3,7 @@
 import errno
 import re
 
-_LOGIN = re.compile(r"""(?<=://)[^/?#\s'"]*@""")
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 
 _NO_MEMORY_IN_WORDS = (
     "out of memory",

@@ -34,6 +34,6 @@ def body_of(blocks: Iterable[bytes], until: float) -> bytes:
 
 
 def has_moved(server: str, status: int, location: str | None, flag: str) -> UserError:
-    """Args: server: its address, as it may be shown; location: as it stands in the answer."""
+    """Args: server: its address, without a query; location: as it stands in the answer."""
     place = re.split(r"[?#]", without_secrets(location or "no address"))[0]
     return UserError(f"{server} sends elsewhere (status {status}), to {place}: give that by {flag}.")

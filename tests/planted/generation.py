@@ -294,10 +294,10 @@ BUGS = [
     ),
     Bug(
         "logins_are_shown",
-        "the password of a server is printed with the server's refusal",
-        "rejection/engines/openai_engine.py",
-        "_said(response), without_secrets(url)",
-        "_said(response), url",
+        "the password of a server, or that in MLFLOW_TRACKING_URI, is printed with the server's refusal",
+        "errors.py",
+        "[without_logins(problem) for problem in problems]",
+        "list(problems)",
         (f"{_SERVER}::test_a_login_is_used_and_not_shown",),
     ),
     Bug(

@@ -289,14 +289,6 @@ BUGS = [
         ("tests/rejection/test_chat.py::test_a_line_that_is_no_utf_8_is_told_and_left_out",),
     ),
     Bug(
-        "a_login_of_the_environment_is_told",
-        "the password in MLFLOW_TRACKING_URI or HF_ENDPOINT is printed where the server is away",
-        "errors.py",
-        "[without_logins(problem) for problem in problems]",
-        "list(problems)",
-        ("tests/config/test_files.py::test_a_login_in_an_address_is_told_in_no_error",),
-    ),
-    Bug(
         "a_login_in_anothers_error_is_told",
         "the password of an address is printed with another library's error",
         "errors.py",

@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 
-from openrlhf.config.disk import without_secrets
 from openrlhf.datasets.tokenization.chat_template import with_arguments_as_text
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
@@ -139,7 +138,7 @@ class OpenAIEngine(Engine):
             try:
                 return self._ask_one(url, request)
             except _TryAgain as failure:
-                reasons[without_secrets(url)] = str(failure)
+                reasons[url] = str(failure)
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
                 # Others wait too: at random, so that they do not all come back at once.
                 if number < self._max_retries and self._is_closed.wait(
@@ -161,7 +160,7 @@ class OpenAIEngine(Engine):
         except (httpx.TimeoutException, TimeoutError):
             raise _TryAgain("no answer in time (--generate.timeout_seconds)") from None
         except httpx.InvalidURL as error:
-            raise UserError(f"--generate.url {without_secrets(url)} is no address: {error}.") from None
+            raise UserError(f"--generate.url {url} is no address: {error}.") from None
         except AnswerTooLarge as error:
             raise _TryAgain(f"an answer that is none: {error}") from None
         except httpx.HTTPError as error:
@@ -201,22 +200,20 @@ class OpenAIEngine(Engine):
 
     def _refusal(self, url: str, request: Request, response: httpx.Response) -> Refusal:
         """Raises _TryAgain for what may pass, UserError for what no prompt can help, _RequestRefused for the rest."""
-        status, (said, heard), server = response.status_code, _said(response), without_secrets(url)
+        status, (said, heard) = response.status_code, _said(response)
         if status < 400:
-            raise has_moved(server, status, response.headers.get("Location"), "--generate.url")
+            raise has_moved(url, status, response.headers.get("Location"), "--generate.url")
         if status in (408, 409, 425, 429) or status >= 500:
             raise _TryAgain(f"status {status}, {said}", _retry_after(response))
         if status in (400, 413, 422) and any(words in heard.lower() for words in _TOO_LONG_WORDS):
             return Refusal(request, NO_ROOM if any(words in heard for words in _ROOM_WORDS) else TOO_LONG)
         if status in (401, 403):
-            raise UserError(
-                f"{server} wants a key, or another one (status {status}): set {API_KEY} in the environment."
-            )
+            raise UserError(f"{url} wants a key, or another one (status {status}): set {API_KEY} in the environment.")
         if status == 404:
             raise UserError(
-                f"{server} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
+                f"{url} has no model {self._model!r}{self._models_of(url)}: name it by --generate.served_name."
             )
-        sentence = f"{server} refuses the request (status {status}): {said}"
+        sentence = f"{url} refuses the request (status {status}): {said}"
         if status in (400, 422):
             raise _RequestRefused(sentence, Refusal(request, f"{REFUSED}: {said}"))
         raise UserError(sentence)

@@ -10,9 +10,12 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from openrlhf.errors import UserError
+from openrlhf.processes import parent_of, start_of
 
 DEFAULT_PORT = 29500  # torchrun's and DeepSpeed's
 ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -31,6 +34,13 @@ class _Launcher:
     job: tuple[str, ...] = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")  # the same on all ranks of a job, of no other
 
 
+_SRUN = _Launcher(
+    "srun",
+    ("SLURM_PROCID",),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"),
+    ("SLURM_LOCALID",),
+    job=("SLURM_JOB_ID", "SLURM_STEP_ID"),
+)
 # mpirun inside a SLURM job starts its helpers with srun, whose variables then say nothing of the ranks: it comes first.
 _LAUNCHERS = (
     _Launcher(
@@ -48,20 +58,16 @@ _LAUNCHERS = (
         ("MV2_COMM_WORLD_LOCAL_SIZE",),
     ),
     _Launcher(
-        "mpirun",  # MPICH, Intel MPI, Cray PALS; srun --mpi=pmi2 sets the first two as well
+        "mpirun",  # MPICH, Intel MPI (both by hydra), Cray PALS
         ("PMI_RANK",),
         ("PMI_SIZE",),
         ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID"),
         ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+        job=("PMI_JOBID",),
     ),
-    _Launcher(
-        "srun",
-        ("SLURM_PROCID",),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"),
-        ("SLURM_LOCALID",),
-        job=("SLURM_JOB_ID", "SLURM_STEP_ID"),
-    ),
+    _SRUN,
 )
+_PROXY_OF_HYDRA = "hydra_pmi_proxy"  # the ranks of one machine descend from one
 
 
 def adopt_launcher() -> None:
@@ -125,15 +131,31 @@ def _launcher_of(environ: Mapping[str, str]) -> _Launcher | None:
     if environ.get("RANK"):
         return None
     for launcher in _LAUNCHERS:
-        rank, size = _first(environ, launcher.rank), _first(environ, launcher.world_size)
-        if rank and size and not (launcher.name == "srun" and _is_batch_script(environ)):
-            return launcher if int(size) > 1 else None
+        rank, size = _rank_and_size(launcher, environ)
+        if rank and size and not (launcher is _SRUN and _is_batch_script(environ)):
+            if int(size) == 1:
+                return None
+            return _SRUN if _is_task_of_srun(environ, rank, size) else launcher
     return None
+
+
+def _is_task_of_srun(environ: Mapping[str, str], rank: str, size: str) -> bool:
+    """srun --mpi=pmi2 gives its tasks PMI's names as well: the same rank, without the names of hydra's mpirun."""
+    is_of_hydra = "MPI_LOCALRANKID" in environ
+    return _has_step(environ) and not is_of_hydra and (rank, size) == _rank_and_size(_SRUN, environ)
 
 
 def _is_batch_script(environ: Mapping[str, str]) -> bool:
     """sbatch's script has the variables of rank 0 of all tasks, but is one process; srun's tasks have a step too."""
-    return environ.get("ENVIRONMENT") == "BATCH" and not _first(environ, ("SLURM_STEP_ID", "SLURM_STEPID"))
+    return environ.get("ENVIRONMENT") == "BATCH" and not _has_step(environ)
+
+
+def _has_step(environ: Mapping[str, str]) -> bool:
+    return bool(_first(environ, ("SLURM_STEP_ID", "SLURM_STEPID")))
+
+
+def _rank_and_size(launcher: _Launcher, environ: Mapping[str, str]) -> tuple[str, str]:
+    return _first(environ, launcher.rank), _first(environ, launcher.world_size)
 
 
 def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -172,8 +194,21 @@ def _tasks_on_this_slurm_node(environ: Mapping[str, str]) -> str:
 
 def _port(launcher: _Launcher, environ: Mapping[str, str]) -> int:
     """One for each job, as two on one machine must not meet; torchrun's where nothing names the job."""
-    job = [environ[name] for name in launcher.job if environ.get(name)]
+    job = _job_of_hydra(environ) or [environ[name] for name in launcher.job if environ.get(name)]
     if not job:
         return DEFAULT_PORT
     digest = hashlib.blake2b(" ".join(job).encode(), digest_size=4).digest()
     return _FIRST_PORT + int.from_bytes(digest, "little") % _NUM_PORTS
+
+
+def _job_of_hydra(environ: Mapping[str, str]) -> list[str]:
+    """Hydra names no job: its process on this machine stands for it. Empty where other machines have others."""
+    if environ.get("MPI_LOCALNRANKS", "") != environ.get("PMI_SIZE"):
+        return []
+    pid = os.getppid()
+    while pid > 0:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == _PROXY_OF_HYDRA:
+                return [str(pid), start_of(pid)]
+        pid = parent_of(pid)
+    return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -23,6 +25,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
 }  # fmt: skip
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+PMI2 = {"PMI_FD": "9", "PMI_JOBID": "7.0", "PMI_RANK": "17", "PMI_SIZE": "20"}  # srun --mpi=pmi2 adds them
 ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
 
 
@@ -30,22 +33,26 @@ ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
     ("environ", "rank", "world_size", "local_rank", "local_world_size", "address"),
     [
         (TASK, "17", "20", "1", "4", "gpu-07"),
+        (TASK | PMI2, "17", "20", "1", "4", "gpu-07"),
         (TASK | ADDRESS, "17", "20", "1", "4", "10.0.0.1"),
         (ONE_NODE, "1", "2", "1", None, "127.0.0.1"),
         (OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (BATCH | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (TASK | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (HYDRA, "1", "2", "1", "2", "127.0.0.1"),
+        (TASK | HYDRA | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "1", "2", "1", "2", "127.0.0.1"),
         (OPEN_MPI | ADDRESS | {"OMPI_COMM_WORLD_SIZE": "8"}, "3", "8", "3", "4", "10.0.0.1"),
     ],
     ids=[
         "srun",
+        "srun-pmi2",
         "srun-own-address",
         "srun-one-node",
         "mpirun",
         "mpirun-in-slurm",
         "mpirun-in-srun",
         "hydra",
+        "hydra-in-a-task-of-srun",
         "mpirun-machines",
     ],
 )
@@ -89,6 +96,27 @@ def test_tasks_of_a_job_have_one_port_and_other_jobs_another():
     assert first == second
     assert derived_variables(TASK | {"SLURM_JOB_ID": "8"})["MASTER_PORT"] != first
     assert derived_variables(TASK | {"SLURM_STEP_ID": "1"})["MASTER_PORT"] != first
+
+
+def test_jobs_of_srun_by_pmi_do_not_meet():
+    jobs = [TASK | PMI2, TASK | PMI2 | {"SLURM_JOB_ID": "8", "PMI_JOBID": "8.0"}]
+    assert len({derived_variables(job)["MASTER_PORT"] for job in jobs}) == 2
+    by_pmi_alone = HYDRA | {"PMI_JOBID": "7.0"}
+    assert derived_variables(by_pmi_alone)["MASTER_PORT"] != derived_variables(HYDRA)["MASTER_PORT"]
+
+
+def test_jobs_of_hydra_do_not_meet_and_ranks_behind_a_script_do(tmp_path):
+    """Hydra names no job; this stands for its process on a machine, and starts two ranks."""
+    proxy = tmp_path / "hydra_pmi_proxy"
+    proxy.symlink_to("/bin/sh")
+    code = "from openrlhf.engine.launchers import *; print(derived_variables(os.environ)['MASTER_PORT'])"
+    script = """"$0" -c "$1"; PMI_RANK=0 sh -c '"$0" -c "$1"; true' "$0" "$1" """
+    job = [str(proxy), "-c", script, sys.executable, code]
+    in_srun = STEP | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7", "PMI_JOBID": "7.0"}
+    env = {name: value for name, value in os.environ.items() if name not in OURS} | in_srun | HYDRA
+    (first, same), (second, _) = (subprocess.check_output(job, env=env, text=True).split() for _ in range(2))
+    assert first == same
+    assert first != second
 
 
 def test_ranks_that_cannot_find_rank_0_are_told_what_to_set():

@@ -30,6 +30,7 @@ from openrlhf.checkpoint.lease import other_holder_of
 from openrlhf.checkpoint.manifest import FileRecord, verify
 from openrlhf.checkpoint.optimizer_states import problem_of_state, size_bytes_to_save
 from openrlhf.checkpoint.progress import TrainingProgress
+from openrlhf.checkpoint.shared_folder import problem_of_sharing
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.checkpoint.training_state import (
     LoadedState,
@@ -91,6 +92,7 @@ class Checkpointer:
         self._pending: PendingSave | None = None
         self._num_failures_in_a_row = 0
         self._has_told_of_memory = False
+        self._has_looked_at_folder = False
         self.holds_own_run = False  # the checkpoints in the store are of the run that saves now
 
     @property
@@ -147,6 +149,13 @@ class Checkpointer:
     def problem_of_state(self, engine: Any) -> str | None:
         """Why no save can be made of what the optimizer keeps on any rank; None where it can, and before any update."""
         return next(filter(None, gather_objects(problem_of_state(engine), self._group)), None)
+
+    def problem_of_folder(self) -> str | None:
+        """Why no save can be made in the folder, which is there; None where it can, and where it was asked before."""
+        if self._has_looked_at_folder:
+            return None
+        self._has_looked_at_folder = True
+        return problem_of_sharing(self.store.root, self._group)
 
     def wait(self) -> SaveReport:
         """Wait until the last save is in place, or has failed."""

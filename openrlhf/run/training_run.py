@@ -16,7 +16,6 @@ from openrlhf.batching import StepSchedule
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.export import is_export_of
 from openrlhf.checkpoint.identity import RunIdentity, check_same_run, compare, is_longer, read_identity
-from openrlhf.checkpoint.lease import owning_together
 from openrlhf.checkpoint.model_settings import note_end_token
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import TrainingConfig, write_resolved
@@ -289,7 +288,7 @@ class TrainingRun(ABC):
 
     def owning_folders(self) -> AbstractContextManager[None]:
         """While it lasts, no other run may write into the folders of this one."""
-        return owning_together(self.config.ckpt.folders(), self.strategy.groups.control, self.strategy.print)
+        return self.strategy.checkpointers.owning_folders(self.config.ckpt, self.strategy.print)
 
     def fit_and_export(self) -> None:
         """Trains what is left to train. Raises UserError where the trained model cannot be exported."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,19 @@ class Checkpointers:
         checkpointer.in_background = in_background
         return checkpointer
 
+    @contextmanager
+    def owning_folders(self, ckpt: CkptConfig, say: Callable[[str], None], writes: bool = True) -> Iterator[None]:
+        """While it lasts, no other run may write into the folders of this one. Args: writes: it saves checkpoints.
+
+        Raises UserError, on every rank, where another run holds them, and where ranks do not share that of the saves.
+        """
+        with owning_together(ckpt.folders(), self._groups.control, say):
+            if writes and not ckpt.disable_ds and (problem := self.of(ckpt.path).problem_of_folder()):
+                if ckpt.saves_along_the_way:
+                    raise UserError(problem)
+                say(f"warning: when it is asked to leave, this run cannot save itself: {problem}")
+            yield
+
 
 def max_bytes_of(max_gib: float | None) -> int | None:
     """A store limit as the settings say it."""
@@ -85,6 +99,8 @@ def save_by_name(
     if problem := checkpointer.problem_of_state(trained.engine):
         raise UserError(problem)
     with owning_together([checkpointer.store.root], checkpointer.group):
+        if problem := checkpointer.problem_of_folder():
+            raise UserError(problem)
         if not checkpointer.holds_own_run:
             set_earlier_run_aside(checkpointer, say, trained.run_id)
         report = checkpointer.save(trained.engine, progress, identity, states, scheduler=trained.scheduler)

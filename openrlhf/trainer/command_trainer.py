@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from openrlhf.batching import StepLayout, StepWindowLoader
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
-from openrlhf.checkpoint.lease import owning_together
 from openrlhf.config import TrainingConfig, from_namespace
 from openrlhf.config.written import told_of_namespace
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
@@ -106,7 +105,7 @@ class CommandTrainer(Trainer):
 
         Raises:
             Preempted: SIGTERM or SIGUSR1 came; the run has saved.
-            UserError: another run holds the folders of output or checkpoints.
+            UserError: another run holds the folders of output or checkpoints, or ranks do not share the latter.
             NonFiniteSteps: several steps in a row were not finite.
             CallbackFailed: a callback of the user's own raised.
         """
@@ -124,7 +123,8 @@ class CommandTrainer(Trainer):
         if num_steps and (note := fit_schedule(self.trained.scheduler, num_steps, first_step)):
             self.strategy.print(note)
         identity = replace(self.identity(config, num_steps), run_id=self.run_id)
-        with owning_together(config.ckpt.folders(), self.strategy.groups.control, self.strategy.print):
+        checkpointers, writes = self.strategy.checkpointers, not self.disable_ds_ckpt
+        with checkpointers.owning_folders(config.ckpt, self.strategy.print, writes):
             if not config.ckpt.load_enable and not consumed_samples:
                 for name in (NOTE_FILE, EVAL_NOTE_FILE):  # of an earlier run
                     Path(config.ckpt.path, name).unlink(missing_ok=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +19,9 @@ from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.checkpoint.progress import TrainingProgress
 from openrlhf.checkpoint.store import CheckpointStore
+from openrlhf.config import CkptConfig
 from openrlhf.errors import UserError
+from openrlhf.strategy.checkpoints import Checkpointers, save_by_name
 from tests.checkpoint.engines import new_engine, train, whole_state
 
 IDENTITY = RunIdentity({"train.seed": 42}, data_fingerprint="d", num_samples=100, model_shape="m")
@@ -220,3 +225,40 @@ def _language_model_engine(stage: int, kind: str) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
+
+
+def begin_in_folders(folder: str, folder_of_rank_1: str, **settings: Any) -> tuple[str, list[str]]:
+    """What a run that begins is refused with, and told: its folders are relative, and each rank stands in one."""
+    said: list[str] = []
+    try:
+        ckpt = CkptConfig("out", "ck", **settings)
+        with _standing_in(folder, folder_of_rank_1), _checkpointers().owning_folders(ckpt, said.append):
+            pass
+    except UserError as error:
+        return str(error), said
+    return "", said
+
+
+def save_by_name_in_folders(folder: str, folder_of_rank_1: str) -> str:
+    """What a script's save is refused with; the folder is as above."""
+    trained: Any = SimpleNamespace(engine=new_engine(2), run_id=None, scheduler=None)
+    try:
+        with _standing_in(folder, folder_of_rank_1):
+            save_by_name(_checkpointers().of("ck"), trained, IDENTITY, "global_step1", {}, print)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _standing_in(folder: str, folder_of_rank_1: str) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder_of_rank_1 if dist.get_rank() else folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _checkpointers() -> Checkpointers:
+    return Checkpointers(SimpleNamespace(control=dist.group.WORLD), timeout_seconds=60)  # type: ignore[arg-type]

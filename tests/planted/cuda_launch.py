@@ -279,4 +279,20 @@ BUGS = [
         "job = [",
         (f"{_LAUNCHERS}::test_jobs_of_hydra_do_not_meet_and_ranks_behind_a_script_do",),
     ),
+    Bug(
+        "unshared_checkpoints_are_not_refused",
+        "a run whose machines do not share --ckpt.path trains to its end, and not one of its saves is whole",
+        "strategy/checkpoints.py",
+        "if ckpt.saves_along_the_way:",
+        "if False:",
+        ("tests/checkpoint/test_shared_folder.py::test_a_run_that_is_to_save_is_refused_on_all_ranks",),
+    ),
+    Bug(
+        "a_lost_last_checkpoint_is_not_told",
+        "a run without its last checkpoint ends as any other",
+        "trainer/callbacks/saving.py",
+        "if error is None and has_failed and not last.is_dir():",
+        "if False:",
+        ("tests/trainer/test_exporter.py::test_a_run_without_its_last_checkpoint_says_so_at_its_end",),
+    ),
 ]

@@ -63,6 +63,21 @@ def test_exports_that_fail_end_a_run_that_saves_nothing_else(has_checkpoints):
             saving.save(trainer)  # type: ignore[arg-type]
 
 
+def test_a_run_without_its_last_checkpoint_says_so_at_its_end(tmp_path):
+    """It ends well, as its model is exported."""
+    fails = SimpleNamespace(wait=lambda: SaveReport(("rank 1: no such file",), 1))
+    saving, said = Saving(fails, None, CkptConfig(path=str(tmp_path)), None), []  # type: ignore[arg-type]
+    strategy = SimpleNamespace(print=said.append, watchdog=Watchdog())
+    trainer = SimpleNamespace(strategy=strategy, progress=TrainingProgress(optimizer_step=4, finished=True))
+    saving.on_exit(trainer, None)  # type: ignore[arg-type]
+    last = tmp_path / "global_step4"
+    end = f"warning: {last} is not there, its save has failed: nothing can go on from it."
+    assert said == ["warning: rank 1: no such file", end]
+    last.mkdir()  # of a save before the one that failed
+    saving.on_exit(trainer, None)  # type: ignore[arg-type]
+    assert said[2:] == said[:1]
+
+
 def test_exports_along_the_way_are_kept_within_the_same_bytes(tmp_path):
     strategy = SimpleNamespace(checkpointers=SimpleNamespace(of=lambda *_: None))
     trainer = SimpleNamespace(strategy=strategy, save_hf_ckpt=True, disable_ds_ckpt=True, model=None, tokenizer=None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openrlhf.checkpoint.checkpointer import Checkpointer, SaveReport
 from openrlhf.checkpoint.identity import RunIdentity
@@ -80,7 +81,10 @@ class Saving(Callback):
 
     def on_exit(self, trainer: Trainer, error: BaseException | None) -> None:
         if error is None or isinstance(error, RunStopped | SystemExit):
-            self.wait(trainer)
+            has_failed = self.wait(trainer)
+            last = _path_of(self._ckpt, trainer.progress.optimizer_step)
+            if error is None and has_failed and not last.is_dir():
+                trainer.strategy.print(f"warning: {last} is not there, its save has failed: nothing can go on from it.")
         elif self._checkpointer is not None:  # after an error on one rank the others may not be there to agree with
             self._checkpointer.abandon()
 
@@ -158,6 +162,6 @@ class Saving(Callback):
             )
 
 
-def _path_of(ckpt: CkptConfig, optimizer_step: int) -> Any:
+def _path_of(ckpt: CkptConfig, optimizer_step: int) -> Path:
     store = CheckpointStore(ckpt.path)
     return store.root / store.name_of(optimizer_step)

@@ -57,7 +57,10 @@ def take_device() -> torch.device:
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree
         if name in os.environ:
             os.environ[name] = str(index)
-    torch.cuda.set_device(index)
+    try:
+        torch.cuda.set_device(index)
+    except RuntimeError as error:
+        raise UserError(f"GPU {index} cannot be used ({first_line_of(error)}): nvidia-smi shows who has it.") from error
     return torch.device("cuda", index)
 
 

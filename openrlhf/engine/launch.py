@@ -74,15 +74,21 @@ def leave_ranks() -> None:
 
 
 def _stand_alone_if_not_launched() -> None:
-    """`python -m …` without a launcher is a run of one rank."""
+    """`python -m …` without a launcher is a run of one rank, which meets nobody at an address that is set all the same.
+
+    (Kubernetes has a MASTER_PORT of its own where a service is named master.)
+    """
     if "RANK" in os.environ:
         needed = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if missing := [name for name in needed if name not in os.environ]:
             raise UserError(f"RANK={os.environ['RANK']} is set, and {', '.join(missing)} not: ranks need all of them.")
+        if not (port := os.environ["MASTER_PORT"]).isdecimal():
+            raise UserError(f"MASTER_PORT={port} is no number: set it to a free port of rank 0's machine, as 29500.")
         return
+    if ignored := [f"{name}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ]:
+        print(f"note: {', '.join(ignored)} changes nothing: RANK is not set, so this process is alone.", flush=True)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 
 
 def _prepare(device: torch.device) -> None:

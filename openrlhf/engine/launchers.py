@@ -19,6 +19,10 @@ from openrlhf.processes import parent_of, start_of
 
 DEFAULT_PORT = 29500  # torchrun's and DeepSpeed's
 ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_READ_HERE = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "SLURM_CPUS_PER_TASK",
+)
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below the ports that Linux gives to connections
 
 
@@ -73,8 +77,13 @@ _PROXY_OF_HYDRA = "hydra_pmi_proxy"  # the ranks of one machine descend from one
 def adopt_launcher() -> None:
     """Sets torchrun's variables where another launcher started several ranks. Variables that are set stay.
 
+    Those that are empty go, for all that reads them: `LOCAL_RANK=` in a script says no rank.
+
     Raises UserError where the ranks cannot find each other.
     """
+    for name in _READ_HERE:
+        if not os.environ.get(name):
+            os.environ.pop(name, None)
     os.environ.update(derived_variables(os.environ))
 
 

@@ -140,6 +140,21 @@ def test_a_script_asks_for_its_device_before_the_launcher_is_read(machine):
     assert get_kbit_device_map() == {"": 3}
 
 
+def test_a_rank_that_is_empty_is_none(machine):
+    machine(num_gpus=2, num_visible=2, LOCAL_RANK="")
+    assert devices.device_of_rank() == torch.device("cuda", 0)
+
+
+def test_a_gpu_that_another_process_has_for_itself_is_told(machine, monkeypatch):
+    def is_busy(index):
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nmore lines")
+
+    machine(num_gpus=2, num_visible=2, LOCAL_RANK="1")
+    monkeypatch.setattr(torch.cuda, "set_device", is_busy)
+    with pytest.raises(UserError, match=r"GPU 1 cannot be used \(CUDA error: .* unavailable\): nvidia-smi shows who"):
+        devices.take_device()
+
+
 @pytest.mark.parametrize(
     "environ", [dict(TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="8"), dict(LOCAL_SIZE="8")], ids=str
 )

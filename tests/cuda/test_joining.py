@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openrlhf.engine import gloo_interface, launch, launchers
+from openrlhf.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
 SEVERAL_MACHINES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
@@ -42,13 +43,15 @@ def sixteen_cores(monkeypatch):
         # the task is the launcher, whose ranks share its cores
         ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "12"}, "3"),
         ({"LOCAL_SIZE": "8", "SLURM_CPUS_PER_TASK": "16"}, "2"),
+        ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": ""}, "4"),
         ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "3"}, "3"),
         ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, "1"),
     ],
-    ids=["torchrun", "deepspeed", "srun", "srun-torchrun", "sbatch-deepspeed", "users", "users-one"],
+    ids=["torchrun", "deepspeed", "srun", "srun-torchrun", "sbatch-deepspeed", "empty", "users", "users-one"],
 )
 def test_ranks_share_the_cores_of_their_machine_also_with_gpus(environ, sixteen_cores, variables, num_threads):
     variables = environ(**variables)
+    launchers.adopt_launcher()
     launch._prepare(torch.device("cuda", 0))
     assert variables["OMP_NUM_THREADS"] == num_threads
 
@@ -104,6 +107,34 @@ def test_gloo_listens_where_other_machines_reach_it(environ, loopback_name, vari
     variables = environ(**variables)
     gloo_interface.choose_gloo_interface()
     assert variables.get("GLOO_SOCKET_IFNAME") == interface
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"MASTER_PORT": "tcp://10.96.0.12:29500"}, {"MASTER_ADDR": "192.0.2.1"}, {"RANK": "", "MASTER_PORT": "1"}],
+    ids=["kubernetes", "stale-address", "no-rank"],
+)
+def test_a_process_that_is_alone_meets_nobody_at_an_address_that_is_set(environ, variables, capsys):
+    variables = environ(**variables)
+    launchers.adopt_launcher()
+    launch._stand_alone_if_not_launched()
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    assert int(variables["MASTER_PORT"]) > 1024
+    assert "changes nothing: RANK is not set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"MASTER_PORT": "tcp://10.96.0.12:29500"}, "MASTER_PORT=tcp://10.96.0.12:29500 is no number"),
+        ({"LOCAL_RANK": ""}, "RANK=3 is set, and LOCAL_RANK not"),
+    ],
+)
+def test_a_rank_whose_variables_say_nothing_is_told_which(environ, more, words):
+    environ(**{"RANK": "3", "LOCAL_RANK": "3", "MASTER_PORT": "29500"} | more)
+    launchers.adopt_launcher()
+    with pytest.raises(UserError, match=words):
+        launch._stand_alone_if_not_launched()
 
 
 JOIN_AND_LEAVE = """

@@ -295,4 +295,28 @@ BUGS = [
         "if False:",
         ("tests/trainer/test_exporter.py::test_a_run_without_its_last_checkpoint_says_so_at_its_end",),
     ),
+    Bug(
+        "a_lone_process_obeys_an_address",
+        "a process that is alone waits for ranks at a MASTER_ADDR of another job",
+        "engine/launch.py",
+        'os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}',
+        'os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())} | os.environ',
+        (f"{_JOINING}::test_a_process_that_is_alone_meets_nobody_at_an_address_that_is_set",),
+    ),
+    Bug(
+        "a_port_that_is_no_number",
+        "ranks with Kubernetes' MASTER_PORT end in a traceback",
+        "engine/launch.py",
+        ".isdecimal():",
+        ":",
+        (f"{_JOINING}::test_a_rank_whose_variables_say_nothing_is_told_which",),
+    ),
+    Bug(
+        "empty_variables_are_set",
+        "a LOCAL_RANK or SLURM_CPUS_PER_TASK without a value ends the start in a traceback",
+        "engine/launchers.py",
+        "        if not os.environ.get(name):\n            os.environ.pop(name, None)",
+        "        pass",
+        (f"{_DEVICES}::test_a_rank_that_is_empty_is_none",),
+    ),
 ]

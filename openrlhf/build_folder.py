@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from openrlhf.errors import UserError
+
 LOCK_NAME = "openrlhf.lock"
 
 
@@ -55,9 +57,9 @@ def build_folder() -> Path:
 
 @contextmanager
 def sole_builder() -> Iterator[Path]:
-    """The folder; while it lasts no other process of ours builds in it."""
+    """The folder; while it lasts no other process of ours builds in it. Raises UserError where it cannot be written."""
     folder = build_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    _begin_lock(folder)
     with open(folder / LOCK_NAME, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -66,6 +68,15 @@ def sole_builder() -> Iterator[Path]:
                 yield own_folder
         else:
             yield folder
+
+
+def _begin_lock(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK_NAME).touch()
+    except OSError as error:
+        why = f"{folder} cannot be written ({error.strerror})"
+        raise UserError(f"{why}: set TORCH_EXTENSIONS_DIR to a folder that can.") from error
 
 
 @contextmanager

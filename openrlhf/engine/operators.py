@@ -106,11 +106,13 @@ def _compile(operator: str) -> str:
     flags = builder.cxx_args
     # debug symbols change no instruction, and take a third of the compiler's time
     builder.cxx_args = lambda: [flag for flag in flags() if flag != "-g"]
-    with nullcontext() if installed_ops.get(operator) else sole_compiler(operator):
-        try:
+    try:
+        with nullcontext() if installed_ops.get(operator) else sole_compiler(operator):
             builder.load(verbose=False)
-        except Exception as error:  # ninja's, the compiler's and torch's errors have no common type
-            return f"the compiler failed ({str(error).strip().splitlines()[-1][:200]})."
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # ninja's, the compiler's and torch's errors have no common type
+        return f"the compiler failed ({(str(error).strip() or repr(error)).splitlines()[-1][:200]})."
     return _why_not_on_this_gpu() if operator == "fused_adam" and installed_ops.get(operator) else ""
 
 

@@ -122,6 +122,16 @@ def test_a_compiler_that_fails_does_not_end_the_run(monkeypatch):
     assert torch.allclose(trained(module, optimizer).double(), expected(), rtol=0, atol=1e-6)
 
 
+def test_a_home_that_cannot_be_written_does_not_end_the_run(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file/builds"))
+    module = model()
+    optimizer = build_adamw(module, ADAM, offload=True)
+    said = adam_in_words(optimizer)
+    assert "file/builds cannot be written (Not a directory): set TORCH_EXTENSIONS_DIR to a folder that can." in said
+    assert torch.allclose(trained(module, optimizer).double(), expected(), rtol=0, atol=1e-6)
+
+
 def test_operators_of_an_image_that_do_not_know_this_gpu_give_way_to_torchs(monkeypatch):
     """They load all the same, and would end the first update."""
 

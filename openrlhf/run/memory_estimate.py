@@ -163,7 +163,8 @@ class RunMemory:
         assert needed is not None, "asked before"
         lowest = lowest_stage(self._config.ds, self.num_ranks)
         others = [way for way in self.ways() if way.zero_stage >= lowest and self.fits(way, num_tokens, memory)]
-        remedy = f"{others[0].flags()} would fit" if others else "more ranks or --ds.lora.rank would take less"
+        less = "more ranks would take less; of what changes it, adapters (--ds.lora.rank)"
+        remedy = f"{others[0].flags()} would fit" if others else less
         needs, free = size_text(needed.least_bytes(memory)), size_text(memory.device_bytes)
         raise UserError(
             f"this run needs about {needs} on each rank, and {free} are free: it has no room for {of_what}. Of what "

@@ -22,6 +22,8 @@ from openrlhf.run.layout_choice import ChosenLayout
 from openrlhf.run.memory_estimate import Memory, RunMemory, Way, longest_tokens, size_text, way_of
 from openrlhf.trainer import CommandTrainer
 
+_FIRST_WITH_BF16 = 8  # compute capability: Ampere
+
 
 def print_start_table(
     config: TrainingConfig,
@@ -92,6 +94,8 @@ def _rows(
 
 
 def _precision(param_dtype: str, device_type: str) -> str:
+    if (param_dtype, device_type) == ("bf16", "cuda") and torch.cuda.get_device_capability()[0] < _FIRST_WITH_BF16:
+        return "bf16; this GPU has none and emulates it, slowly: --ds.param_dtype fp16 is the faster one here"
     if (param_dtype, device_type) != ("bf16", "cpu"):
         return param_dtype
     notes = ["products are made in float32, as this processor has none of bf16"] if multiply_in_float32() else []

@@ -149,6 +149,9 @@ def test_a_run_without_room_is_refused_with_a_way_that_fits(monkeypatch):
     with pytest.raises(UserError, match="no room for row 7 of 500 tokens.*gradient_checkpointing_enable would fit"):
         run.check([Way(2, False, False)], 500, "row 7 of 500 tokens")
     run.check([Way(2, False, False)], 1, "a single token")
+    monkeypatch.setattr(Memory, "free_here", lambda on_cpu: Memory(on_cpu=True, device_bytes=1000))
+    with pytest.raises(UserError, match="no result, more ranks would take less; of what changes it, adapters"):
+        run.check([Way(2, False, False)], 500, "row 7 of 500 tokens")
 
 
 def test_an_offloaded_state_must_fit_the_hosts_memory():

@@ -70,6 +70,13 @@ def test_the_table_says(text):
     assert text in printed(Data())
 
 
+@pytest.mark.parametrize(("capability", "is_told"), [((7, 5), True), ((8, 0), False)], ids=["T4", "A100"])
+def test_a_gpu_that_emulates_bf16_is_told(monkeypatch, capability, is_told):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert ("--ds.param_dtype fp16 is the faster" in start_table._precision("bf16", "cuda")) == is_told
+    assert start_table._precision("fp16", "cuda") == "fp16"
+
+
 def test_the_table_tells_what_became_of_the_rows():
     data = Data(**{"longer than max_len": 7})
     data.report.sources = [SourceReport(name, ["text"], 9, 8, 7) for name in ("a.jsonl", "b.jsonl")]

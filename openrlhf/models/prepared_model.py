@@ -217,7 +217,7 @@ class PreparedModel(nn.Module, ABC):
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
         """How `size` ranks share each layer, by a pattern of its name. Raises UserError where they cannot."""
         check_tensor_parallel(self.config, size)
-        return tensor_parallel_plan(self.scorer, self.model)
+        return tensor_parallel_plan(self.model)
 
     # --- the model's own services
 

@@ -7,6 +7,8 @@ every rank: each then computes the same log-probs, and no collective is needed b
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -20,6 +22,8 @@ _KNOWN_STYLES = {
     "replicated_with_grad_allreduce",  # a norm that each rank applies to its own heads: whole, with partial gradients
 }
 _STAYS_WHOLE = re.compile(r"(^|\.)(experts|embed_tokens|lm_head)(\.|$)")
+# Seen with transformers 5.23 and DeepSpeed 0.19.8.
+_NOT_SHARED_OUT = {"llama4_text": "adds in place to what a shared layer gives, which DeepSpeed's layers do not allow"}
 
 
 def check_tensor_parallel(config: PretrainedConfig, size: int) -> None:
@@ -32,48 +36,65 @@ def check_tensor_parallel(config: PretrainedConfig, size: int) -> None:
             f"transformers has no plan to share out a {text_config.model_type} model: leave {FLAG} out "
             "(ZeRO-3 saves memory too)."
         )
-    heads = {name: getattr(text_config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
-    for name, number in heads.items():
+    if reason := _reason_against(text_config):
+        raise UserError(f"a {text_config.model_type} model {reason}: leave {FLAG} out (ZeRO-3 saves memory too).")
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        number = getattr(text_config, name, None)
         if number is not None and number % size:
             raise UserError(f"{FLAG} {size} does not divide the model's {name}, {number}: each rank takes whole heads.")
-    unknown = sorted(set(_plan_of(text_config).values()) - _KNOWN_STYLES)
-    if unknown:
-        raise UserError(
-            f"a {text_config.model_type} model is shared out in ways that {FLAG} does not know ({', '.join(unknown)}): "
-            "leave it out (ZeRO-3 saves memory too)."
-        )
 
 
-def tensor_parallel_plan(module: nn.Module, model: PreTrainedModel) -> dict[str, str]:
-    """How each layer of `module`, which holds `model`, is shared: by a pattern of layers' names, transformers' style.
+def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, str]:
+    """How each layer of a module that holds `model` is shared: by a pattern of layers' names, transformers' style.
 
-    Raises UserError where a module that is shared out has weights beside its layers, which would stay whole.
+    Raises UserError where a module that is shared out has weights beside its layers.
     """
-    plan = {}
-    for pattern, style in _plan_of(model.config.get_text_config()).items():
-        layer = r".*\." + re.escape(pattern).replace(r"\*", r"\d+")
-        for name, _ in module.named_modules():
-            if re.fullmatch(layer, name):
-                _refuse_loose_weights(model, module.get_submodule(name.rpartition(".")[0]))
-        plan[layer] = style
+    plan = {_layer(pattern): style for pattern, style in _plan_of(model.config.get_text_config()).items()}
+    _refuse_weights_beside(plan, model)
     return plan
 
 
 def layers_shared_out(model: nn.Module, config: PretrainedConfig) -> list[nn.Module]:
     """Those of which each rank holds a part; all others are whole on every rank."""
     plan = _plan_of(config.get_text_config())
-    parted = [pattern for pattern, style in plan.items() if style in ("colwise", "rowwise")]
-    layer = re.compile("|".join(r".*\." + re.escape(one).replace(r"\*", r"\d+") for one in parted) or "(?!)")
-    return [module for name, module in model.named_modules() if layer.fullmatch(name)]
+    parted = [_layer(pattern) for pattern, style in plan.items() if style in ("colwise", "rowwise")]
+    return [module for name, module in model.named_modules() if _is_one_of(parted, name)]
 
 
-def _refuse_loose_weights(model: PreTrainedModel, parent: nn.Module) -> None:
-    loose = [name for name, _ in parent.named_parameters(recurse=False)]
-    if loose:
-        raise UserError(
-            f"{type(model).__name__} has {', '.join(loose)} in its {type(parent).__name__}, which {FLAG} cannot share "
-            "out: leave it out (ZeRO-3 saves memory too)."
-        )
+def _reason_against(text_config: PretrainedConfig) -> str | None:
+    """What a model does, by its type or its configuration, that cannot be shared out."""
+    if unknown := sorted(set(_plan_of(text_config).values()) - _KNOWN_STYLES):
+        return f"is shared out in ways that {FLAG} does not know ({', '.join(unknown)})"
+    if text_config.model_type in _NOT_SHARED_OUT:
+        return _NOT_SHARED_OUT[text_config.model_type]
+    if any(getattr(text_config, "activation_sparsity_pattern", None) or ()):  # Gemma 3n's
+        return "keeps the largest of an MLP's inner features, of which each rank would see its own alone"
+    return None
+
+
+def _refuse_weights_beside(plan: Iterable[str], model: PreTrainedModel) -> None:
+    """In a module that is shared out each rank applies them to its part, and would train them by that alone."""
+    text_model: Any = model.get_decoder()  # an encoder of images or sounds computes nothing
+    modules = dict(text_model.named_modules(prefix="text"))
+    layers = dict.fromkeys(name for name in modules if _is_one_of(plan, name))
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in layers):
+        weights = [name for name, _ in modules[parent].named_parameters(prefix=parent)]
+        loose = [name for name in weights if name.rpartition(".")[0] not in layers]
+        if loose:
+            names = ", ".join(name.removeprefix(f"{parent}.") for name in loose)
+            raise UserError(
+                f"{type(model).__name__} has {names} in its {type(modules[parent]).__name__}, which {FLAG} cannot "
+                "share out: leave it out (ZeRO-3 saves memory too)."
+            )
+
+
+def _layer(pattern: str) -> str:
+    """The pattern of a plan, as one of whole names."""
+    return r".*\." + re.escape(pattern).replace(r"\*", r"\d+")
+
+
+def _is_one_of(layers: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(layer, name) for layer in layers)
 
 
 def _plan_of(config: PretrainedConfig) -> dict[str, str]:

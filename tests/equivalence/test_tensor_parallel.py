@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, Llama4TextConfig
 
 from openrlhf.errors import UserError
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
-from openrlhf.models.token_scorer import TokenScorer
 from tests.equivalence import tensor_parallel_cases as cases
 from tests.equivalence.cells import Layout, train_in_layout
 from tests.equivalence.pair_cells import PairRecipe, train_pairs, train_pairs_in_layout
@@ -18,6 +17,7 @@ from tests.equivalence.test_pairs import SMOOTHED
 from tests.helpers.ranks import RankPool
 from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
+from tests.zoo.shrink import small_config
 
 CELLS = [
     ("llama", Layout(zero_stage=0, micro_batch_size=2, tensor_parallel=2)),
@@ -107,8 +107,45 @@ def test_a_model_without_a_plan_is_refused():
         check_tensor_parallel(tiny_model("gpt2").config, 2)
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Llama4TextConfig(), "a llama4_text model adds in place to what a shared layer gives"),
+        (Gemma3nTextConfig(), "a gemma3n_text model keeps the largest of an MLP's inner features"),
+    ],
+)
+def test_what_ranks_cannot_compute_in_parts_is_refused(config, reason):
+    with pytest.raises(UserError, match=reason):
+        check_tensor_parallel(config, 2)
+
+
+def test_a_gemma_3n_that_keeps_all_features_is_shared_out():
+    check_tensor_parallel(Gemma3nTextConfig(activation_sparsity_pattern=[0.0] * 35), 2)
+
+
 def test_weights_beside_the_layers_are_refused():
     model = tiny_model("gpt_oss")
     model.config.base_model_tp_plan = {"layers.*.self_attn.q_proj": "colwise"}
-    with pytest.raises(UserError, match="has sinks in its GptOssAttention, which"):
-        tensor_parallel_plan(TokenScorer(model, 1.0), model)
+    with pytest.raises(UserError, match="has sinks, k_proj.weight.* in its GptOssAttention, which"):
+        tensor_parallel_plan(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (dict(model_type="phi", qk_layernorm=True), "q_layernorm.weight, .* in its PhiAttention"),
+        (dict(model_type="apertus"), "act_fn.alpha_p, act_fn.alpha_n in its ApertusMLP"),
+    ],
+    ids=["phi", "apertus"],
+)
+def test_weights_deeper_in_a_shared_module_are_refused(settings, what):
+    """Each rank would train them by its own part of their gradient."""
+    with pytest.raises(UserError, match=what):
+        tensor_parallel_plan(tiny_model("llama", **settings))
+
+
+def test_a_layer_that_the_plan_does_not_name_is_no_matter_in_an_encoder_of_images():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config("gemma3"))
+    assert any("out_proj" in name for name, _ in model.named_parameters())
+    assert tensor_parallel_plan(model)

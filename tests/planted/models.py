@@ -8,6 +8,7 @@ _ACTOR = "tests/models/test_actor.py"
 _TILES = "tests/models/test_target_log_probs.py"
 _MOE = "tests/models/test_moe.py"
 _ZERO3 = "tests/models/test_zero3.py"
+_TENSOR_PARALLEL = "tests/equivalence/test_tensor_parallel.py"
 _STATISTICS = "tests/models/test_head_statistics.py"
 
 BUGS = [
@@ -263,5 +264,37 @@ BUGS = [
         "        embedding.padding_idx = None\n",
         "        pass\n",
         ("tests/models/test_loading.py::test_an_end_token_that_pads_is_trained",),
+    ),
+    Bug(
+        "weights_deep_in_a_shared_module",
+        "tensor parallelism trains Apertus' activations and Phi's norms of heads by a part of their gradient",
+        "models/tensor_parallel.py",
+        "modules[parent].named_parameters(prefix=parent)",
+        "modules[parent].named_parameters(prefix=parent, recurse=False)",
+        (f"{_TENSOR_PARALLEL}::test_weights_deeper_in_a_shared_module_are_refused",),
+    ),
+    Bug(
+        "weights_of_encoders_are_loose",
+        "tensor parallelism refuses Gemma 3 for the weights of its encoder of images",
+        "models/tensor_parallel.py",
+        "text_model: Any = model.get_decoder()",
+        "text_model: Any = model",
+        (f"{_TENSOR_PARALLEL}::test_a_layer_that_the_plan_does_not_name_is_no_matter_in_an_encoder_of_images",),
+    ),
+    Bug(
+        "sparse_features_are_shared_out",
+        "under tensor parallelism Gemma 3n keeps the largest features of each rank's, not of all",
+        "models/tensor_parallel.py",
+        'if any(getattr(text_config, "activation_sparsity_pattern", None) or ()):',
+        "if False:",
+        (f"{_TENSOR_PARALLEL}::test_what_ranks_cannot_compute_in_parts_is_refused",),
+    ),
+    Bug(
+        "llama_4_is_shared_out",
+        "Llama 4 under tensor parallelism ends in a traceback",
+        "models/tensor_parallel.py",
+        "if text_config.model_type in _NOT_SHARED_OUT:",
+        "if False:",
+        (f"{_TENSOR_PARALLEL}::test_what_ranks_cannot_compute_in_parts_is_refused",),
     ),
 ]

@@ -93,6 +93,12 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
+def values_in_layers(text_config: Any, name: str) -> set[Any]:
+    """Of a field that a configuration may give each layer of its own, as Gemma 4's; {None} where it is missing."""
+    layers = text_config.per_layer_config if getattr(text_config, "is_heterogeneous", False) else [text_config]
+    return {getattr(layer, name, None) for layer in layers}
+
+
 def backbone_name(model: PreTrainedModel) -> str | None:
     """The name of the child that computes hidden states; None where it cannot be told.
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from openrlhf.engine.model_internals import values_in_layers
 from openrlhf.errors import UserError
 
 FLAG = "--ds.tensor_parallel_size"
@@ -39,9 +40,11 @@ def check_tensor_parallel(config: PretrainedConfig, size: int) -> None:
     if reason := _reason_against(text_config):
         raise UserError(f"a {text_config.model_type} model {reason}: leave {FLAG} out (ZeRO-3 saves memory too).")
     for name in ("num_attention_heads", "num_key_value_heads"):
-        number = getattr(text_config, name, None)
-        if number is not None and number % size:
-            raise UserError(f"{FLAG} {size} does not divide the model's {name}, {number}: each rank takes whole heads.")
+        for number in sorted(filter(None, values_in_layers(text_config, name))):
+            if number % size:
+                raise UserError(
+                    f"{FLAG} {size} does not divide the model's {name}, {number}: each rank takes whole heads."
+                )
 
 
 def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, str]:

@@ -18,6 +18,7 @@ from openrlhf.batching import StepLayout
 from openrlhf.config.checks import LAYOUT_CHECKS, sums_in_another_dtype
 from openrlhf.config.schema import AUTO, left_open, with_values, without_auto
 from openrlhf.engine.devices import usable_device_type
+from openrlhf.engine.model_internals import values_in_layers
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import PLAIN
@@ -267,9 +268,10 @@ def _possible(configs: Sequence[Any], check: Callable[[Any], None]) -> Iterator[
 
 
 def _num_key_heads(facts: ModelFacts) -> int:
+    """Of the layer with the most: every layer then sends all of its heads at once."""
     config = facts.config.get_text_config()
-    numbers = [getattr(config, name, None) for name in ("num_key_value_heads", "num_attention_heads")]
-    return next((number for number in numbers if number), 1)
+    numbers = [values_in_layers(config, name) for name in ("num_key_value_heads", "num_attention_heads")]
+    return next((max(filter(None, found)) for found in numbers if any(found)), 1)
 
 
 class _Room:

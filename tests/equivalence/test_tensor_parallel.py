@@ -107,6 +107,14 @@ def test_a_model_without_a_plan_is_refused():
         check_tensor_parallel(tiny_model("gpt2").config, 2)
 
 
+def test_heads_that_do_not_divide_in_one_layer_are_refused():
+    """Gemma 4's layers that see everything may have key heads of their own."""
+    settings = dict(num_key_value_heads=4, attention_k_eq_v=True, num_kv_shared_layers=0)
+    check_tensor_parallel(tiny_model("gemma4", **settings, num_global_key_value_heads=2).config, 2)
+    with pytest.raises(UserError, match="does not divide the model's num_key_value_heads, 1"):
+        check_tensor_parallel(tiny_model("gemma4", **settings, num_global_key_value_heads=1).config, 2)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -297,4 +297,15 @@ BUGS = [
         "if False:",
         (f"{_TENSOR_PARALLEL}::test_what_ranks_cannot_compute_in_parts_is_refused",),
     ),
+    Bug(
+        "heads_of_layers_are_read_from_the_whole",
+        "a Gemma 4 whose layers have key heads of their own ends in a traceback, with tensor parallelism and in a ring",
+        "engine/model_internals.py",
+        'text_config.per_layer_config if getattr(text_config, "is_heterogeneous", False) else [text_config]',
+        "[text_config]",
+        (
+            f"{_TENSOR_PARALLEL}::test_heads_that_do_not_divide_in_one_layer_are_refused",
+            "tests/runs/test_layout_choice.py::test_a_ring_packs_and_sends_all_heads_at_once",
+        ),
+    ),
 ]

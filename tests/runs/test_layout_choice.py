@@ -29,8 +29,8 @@ DTYPE = torch.bfloat16
 
 
 @functools.cache
-def facts(kind="llama"):
-    model = tiny_model(kind)
+def facts(kind="llama", **settings):
+    model = tiny_model(kind, **settings)
     return ModelFacts(type(model), model.config, DTYPE)
 
 
@@ -229,6 +229,8 @@ def test_a_ring_packs_and_sends_all_heads_at_once():
     ds = chosen(num_ranks=2, ds__ring_attn_size=2).config.ds
     assert (ds.packing_samples, ds.ring_head_stride) == (True, 2)
     assert chosen().config.ds.ring_head_stride == 1
+    model = facts("gemma4", attention_k_eq_v=True, num_kv_shared_layers=0, num_global_key_value_heads=4)
+    assert chosen(num_ranks=2, ds__ring_attn_size=2, model=model).config.ds.ring_head_stride == 4
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "global"])

@@ -30,7 +30,17 @@ from openrlhf.trainer.trainer import Loader, Trainer
 
 _NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
 _OF_AN_ADAPTER = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")  # as PEFT names them
-_NEVER_READ = ("loss_fn", "concatenated_forward", "concatenated_inputs")  # what a script would have its own loss by
+_NEVER_READ = (  # what a script would have its own loss by
+    "loss_fn",
+    "concatenated_forward",
+    "concatenated_inputs",
+    "packed_samples_forward",
+    "_get_batch_logps",
+    "_packed_get_batch_logps",
+    "compute_loss",
+    "training_step",
+)
+_OF_THE_CONSTRUCTOR = {"epochs": "max_epochs", "beta": "_beta"}  # OpenRLHF's attribute → ours, which fit reads
 
 
 class CommandTrainer(Trainer):
@@ -192,9 +202,15 @@ class CommandTrainer(Trainer):
         return replace(identity, must_match=identity.must_match | _brought_by_adapter(config, model))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Raises UserError for a loss that nothing here would read."""
+        """Raises UserError for a loss or another value that nothing here would read."""
         if name in _NEVER_READ:
             raise self._of_ones_own([name])
+        ours = _OF_THE_CONSTRUCTOR.get(name)
+        if ours in vars(self) and value != vars(self)[ours]:
+            raise UserError(
+                f"{name} is set to {value} on a trainer that was built with {vars(self)[ours]}, and nothing here reads "
+                f"it: give {type(self).__name__}({ours.strip('_')}={value})."
+            )
         super().__setattr__(name, value)
 
     def _check_overrides(self) -> None:

@@ -12,7 +12,7 @@ from openrlhf.errors import UserError
 from openrlhf.objectives import SFTObjective
 from openrlhf.trainer import DPOTrainer, RewardModelTrainer, SFTTrainer
 
-LOSSES = ["loss_fn", "concatenated_forward", "concatenated_inputs"]
+LOSSES = ["loss_fn", "concatenated_forward", "_get_batch_logps", "packed_samples_forward", "training_step"]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -51,6 +51,19 @@ def test_a_subclass_with_such_a_method_is_refused(kind: Any, given: dict[str, No
             objective=SFTObjective(),
             **given,
         )
+
+
+@pytest.mark.parametrize(("name", "argument"), [("epochs", "max_epochs"), ("beta", "beta")])
+def test_a_value_of_the_constructor_is_not_set_later(name: str, argument: str) -> None:
+    trainer = DPOTrainer.__new__(DPOTrainer)
+    trainer.max_epochs, trainer._beta = 2, 2
+    setattr(trainer, name, 2)
+    with pytest.raises(UserError) as caught:
+        setattr(trainer, name, 1)
+    assert f"{name} is set to 1 on a trainer that was built with 2" in str(caught.value)
+    assert f"give DPOTrainer({argument}=1)" in str(caught.value)
+    other = SFTTrainer.__new__(SFTTrainer)
+    other.beta = 0.5  # nothing of ours
 
 
 def test_other_names_are_a_subclasss_own() -> None:

@@ -178,6 +178,8 @@ def _plain(default: Any) -> Any:
 
 
 def _unknown(one: Given, ours: Collection[str]) -> str:
+    if one.name.partition(".")[0] == "env":  # some are read before this file is, by the launcher or at an import
+        return f"{one.where} is a variable of the environment: export it before the command, and leave env out."
     near = difflib.get_close_matches(one.name, [*RECIPE_NAMES, *ours], n=1)
     remedy = f" Did you mean {near[0]}?" if near else " Leave it out, or give its name here."
     return f"{one.where} is unknown, here and in TRL, Open-R1 and verifiers.{remedy}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf.config.disk import local_path
+from openrlhf.config.settings import Scheduler
 from openrlhf.config.trl_data import data, rows, targets, word_of
 from openrlhf.config.trl_names import RECIPE_NAMES
 
@@ -73,6 +75,9 @@ def _optimizer(t: Translator) -> None:
 
 def _schedule(t: Translator) -> None:
     name = str(getattr(t["lr_scheduler_type"], "value", t["lr_scheduler_type"]))
+    if name not in (here := typing.get_args(Scheduler)):
+        t.refuse("lr_scheduler_type", f"{', '.join(here)} are here")
+        return
     known = _as_dict(t, "lr_scheduler_kwargs")
     settings: dict[str, Any] = {"lr_scheduler": name}
     if name in _SCHEDULES_WITH_LOWEST:

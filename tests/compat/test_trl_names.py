@@ -179,6 +179,10 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"eval_delay": 2}, "eval_delay"),
         ({"bf16": True, "fp16": True}, "exclude each other"),
         ({"lr_scheduler_kwargs": {"num_cycles": 3}, "lr_scheduler_type": "cosine"}, "num_cycles"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}},
+            "lr_scheduler_type warmup_stable_decay cannot be had here: linear, cosine",
+        ),
         ({"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}}, "offload_param"),
         ({"deepspeed": "/no/such.json"}, "cannot be read"),
         ({"save_steps": 0.2}, "give it in steps"),
@@ -392,6 +396,14 @@ def test_an_unknown_name_of_a_recipe_is_refused_by_name(tmp_path: Path) -> None:
     assert of.problems == [
         f"{tmp_path / 'recipe.yaml'}: warmup_ration is unknown, here and in TRL, Open-R1 and verifiers. "
         "Did you mean warmup_ratio?"
+    ]
+
+
+def test_variables_of_the_environment_in_a_recipe_are_to_be_exported(tmp_path: Path) -> None:
+    of = recipe(tmp_path, {"model_name_or_path": "m", "env": {"HF_TOKEN": "hf_abcdef"}})
+    assert of.problems == [
+        f"{tmp_path / 'recipe.yaml'}: env.HF_TOKEN is a variable of the environment: export it before the command, and "
+        "leave env out."
     ]
 
 

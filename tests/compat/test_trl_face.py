@@ -358,6 +358,54 @@ def test_a_method_that_trl_alone_would_call_is_refused(model: Path, tmp_path: Pa
     assert said in str(caught.value)
 
 
+def test_what_a_built_trainer_reads_no_more_is_refused(model: Path, tmp_path: Path) -> None:
+    run = trainer(model, arguments(tmp_path / "out"))
+    for name, said in {
+        "train_dataset": "trainer.train_dataset is set, which nothing here reads once the trainer is built",
+        "eval_dataset": "or to evaluate",
+        "args": "give it to SFTTrainer",
+        "model": "save_pretrained",
+        "data_collator": "batches are made of prepared rows",
+        "compute_loss_func": "an objective of your own",
+        "optimizer": "the arguments say the optimizer",
+        "compute_loss": "The script sets on its trainer compute_loss, which is never called here",
+        "_prepare_dataset": "which is never called here",
+        "save_model": "which is not called along the way here",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            setattr(run, name, print)
+    run.train_dataset, run.compute_metrics = run.train_dataset, None
+    run.my_own = print
+
+
+def test_arguments_that_are_set_too_late_are_refused(model: Path, tmp_path: Path) -> None:
+    class Slower(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            args.logging_steps = 5
+
+    run = trainer(model, arguments(tmp_path / "out", lr_scheduler_kwargs={}), callbacks=[Slower])
+    run.args.learning_rate, run.args.lr_scheduler_kwargs["min_lr"], run.args.hub_model_id = 1.0, 0.1, "me/it"
+    said = "args.learning_rate, args.lr_scheduler_kwargs is set after the trainer was built, which has read it"
+    with pytest.raises(UserError, match=said):
+        run.train()
+    run.args.learning_rate, run.args.lr_scheduler_kwargs = 1e-3, {}
+    with pytest.raises(Exception, match="args.logging_steps is set after the trainer was built"):
+        run.train()
+    assert run.state.global_step == 1
+
+
+def test_a_name_of_transformers_that_is_not_here_is_told(model: Path, tmp_path: Path) -> None:
+    run = trainer(model, arguments(tmp_path / "out"))
+    with pytest.raises(AttributeError, match="get_train_dataloader of transformers' Trainer is not here"):
+        run.get_train_dataloader()
+    with pytest.raises(AttributeError, match="accelerator.gather is not here, which has is_main_process"):
+        run.accelerator.gather([])
+    assert not hasattr(run, "predict")
+    with pytest.raises(AttributeError, match="object has no attribute 'my_own'"):
+        run.my_own  # noqa: B018
+    assert (run.args.eval_batch_size, run.args.parallel_mode.value) == (8, "not_parallel")
+
+
 def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -> None:
     class Labelled(SFTTrainer):
         label: str = "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -16,6 +17,7 @@ from openrlhf.config.trl_names import ModelNames, ScriptArgumentNames, SftNames
 from openrlhf.engine.devices import device_of_rank
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "detail": 20, "passive": 30}
+_READ_LATER = ("hub_", "resume_from_checkpoint")  # by a push; by the script itself
 
 
 @dataclasses.dataclass
@@ -39,6 +41,11 @@ class TrlSFTConfig(SftNames):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, json.loads(value))
+
+    def settings_now(self) -> dict[str, Any]:
+        """By TRL's names, what a trainer reads when it is built; it stays as it is where a script sets others later."""
+        names = [one.name for one in dataclasses.fields(SftNames) if not one.name.startswith(_READ_LATER)]
+        return {name: copy.copy(getattr(self, name)) for name in names}
 
     @property
     def world_size(self) -> int:
@@ -75,6 +82,18 @@ class TrlSFTConfig(SftNames):
     def train_batch_size(self) -> int:
         """Samples a rank computes at once."""
         return self.per_device_train_batch_size
+
+    @property
+    def eval_batch_size(self) -> int:
+        """As the script gives it; an evaluation has the training's micro-batches, and the same numbers."""
+        return self.per_device_eval_batch_size
+
+    @property
+    def parallel_mode(self) -> Any:
+        """transformers' ParallelMode: distributed where there are several ranks."""
+        from transformers.training_args import ParallelMode
+
+        return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
 
     @property
     def should_save(self) -> bool:

@@ -39,7 +39,7 @@ class TrainerCallbacks(Callback):
         self.handler = CallbackHandler([DefaultFlowCallback, *callbacks], model, tokenizer, optimizer, scheduler)
         self.state, self.control = TrainerState(log_history=[]), TrainerControl()
         self.history = RunHistory(1, self.state.log_history)
-        self._args = args
+        self._args, self._as_built = args, args.settings_now()
 
     def begin(self, max_steps: int, steps_per_epoch: int, is_rank_0: bool, every: dict[str, int]) -> None:
         """Before a run: its length, and `logging_steps`, `eval_steps` and `save_steps` in steps."""
@@ -53,6 +53,14 @@ class TrainerCallbacks(Callback):
         state.is_world_process_zero = is_rank_0
         state.is_local_process_zero = args.local_process_index == 0
         self.history = RunHistory(steps_per_epoch, state.log_history)
+
+    def check_arguments(self) -> None:
+        """Raises UserError for arguments that are set after the run was built by them: it would not obey."""
+        now = self._args.settings_now()
+        if changed := [name for name, value in self._as_built.items() if now[name] != value]:
+            raise UserError(
+                f"args.{', args.'.join(changed)} is set after the trainer was built, which has read it: set it before."
+            )
 
     def replay(self, records: Sequence[dict[str, Any]]) -> None:
         """The records of the steps before the one that the run goes on from."""
@@ -146,6 +154,7 @@ class TrainerCallbacks(Callback):
 
     def _obey(self, trainer: Trainer) -> None:
         """What is due goes to the loop, which does it on all ranks. Raises UserError for what cannot be done."""
+        self.check_arguments()
         if self.control.should_epoch_stop:
             raise UserError(
                 "a callback has set control.should_epoch_stop, which is not here: should_training_stop ends the run, "

@@ -11,7 +11,7 @@ from openrlhf.compat.trl.callbacks import is_trainer_callback
 from openrlhf.config.trl_names import BESIDE_A_RECIPE
 from openrlhf.errors import UserError
 
-_NOT_HERE = {
+NOT_HERE = {  # what TRL would be given → what to do instead
     "data_collator": "batches are made of prepared rows",
     "compute_loss_func": f"{BESIDE_A_RECIPE} --train.loss module:Name, an objective of your own",
     "compute_metrics": "a TrainerCallback has the numbers of an evaluation, in on_evaluate",
@@ -25,7 +25,7 @@ _NOT_HERE = {
 def check_given(given: dict[str, Any], train_dataset: Any, callbacks: Sequence[Any]) -> None:
     """Raises UserError with all that is given and not here, and with what is missing."""
     problems = [
-        f"SFTTrainer({name}=) is not here: {_NOT_HERE[name]}." for name, value in given.items() if value is not None
+        f"SFTTrainer({name}=) is not here: {NOT_HERE[name]}." for name, value in given.items() if value is not None
     ]
     if train_dataset is None:
         problems.append("SFTTrainer has no train_dataset: give a datasets.Dataset.")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from openrlhf.compat.trl.accelerator import accelerator_of
 from openrlhf.compat.trl.arguments import TrlSFTConfig
 from openrlhf.compat.trl.callbacks import STATE_FILE
 from openrlhf.compat.trl.given import check_given, check_model
 from openrlhf.compat.trl.history import evaluation_in_their_names
 from openrlhf.compat.trl.hub import model_id_of, push, write_model_card
 from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, translation_of
-from openrlhf.compat.trl.overrides import check_overrides
+from openrlhf.compat.trl.overrides import check_overrides, check_set, no_such_name
 from openrlhf.compat.trl.results import print_metrics, write_metrics
 from openrlhf.compat.trl.run import TrlRun, last_checkpoint
 from openrlhf.config.recipes import Recipe
@@ -25,7 +25,6 @@ from openrlhf.engine.launch import leave_ranks
 from openrlhf.engine.launchers import adopt_launcher
 from openrlhf.errors import UserError
 from openrlhf.models.loading import facts_of
-from openrlhf.parallel.collectives import gather_objects
 from openrlhf.strategy.checkpoints import load_best_if_wished
 
 
@@ -98,6 +97,7 @@ class TrlSFTTrainer:
         self._is_trained = False
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._join_and_build()
+        self._is_built = True
 
     def _prepare(
         self,
@@ -138,21 +138,22 @@ class TrlSFTTrainer:
         run.check_ranks()
         run.build()
         self.model = run.trainer.model.model
-        strategy = run.strategy
-        self.accelerator = SimpleNamespace(
-            is_main_process=strategy.is_rank_0(),
-            is_local_main_process=self.args.local_process_index == 0,
-            process_index=strategy.get_rank(),
-            num_processes=strategy.world_size,
-            device=strategy.device,
-            wait_for_everyone=lambda: gather_objects(None, strategy.groups.control) and None,
-            unwrap_model=lambda model, **_: model,
-            print=strategy.print,
-        )
+        self.accelerator = accelerator_of(run.strategy, self.args)
         for sentence in run.told.untold_events():
-            strategy.print(f"note: {sentence}")
+            run.strategy.print(f"note: {sentence}")
 
     is_deepspeed_enabled, is_fsdp_enabled = True, False
+    _is_built = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises UserError for what nothing reads any more."""
+        if self._is_built and value is not vars(self).get(name):
+            check_set(name, TrlSFTTrainer)
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not here."""
+        raise AttributeError(no_such_name(type(self).__name__, name))
 
     @property
     def _output_dir(self) -> Path:
@@ -218,10 +219,11 @@ class TrlSFTTrainer:
 
         Returns: `global_step`, `training_loss` (the mean over all steps of the run), `metrics`.
         Raises UserError where there is no such checkpoint, or it is of another run; where a run that is still going on
-            holds the folder.
+            holds the folder; where arguments have been set since the trainer was built.
         """
         if self._is_trained:
             raise UserError("train() has run: make another SFTTrainer to train again.")
+        self._run.told.check_arguments()
         self._is_trained = True
         run, began_at = self._run, time.perf_counter()
         with run.strategy.watchdog, run.owning_folders():

@@ -406,6 +406,15 @@ def test_a_name_of_transformers_that_is_not_here_is_told(model: Path, tmp_path: 
     assert (run.args.eval_batch_size, run.args.parallel_mode.value) == (8, "not_parallel")
 
 
+def test_the_state_is_saved_at_any_time(model: Path, tmp_path: Path) -> None:
+    trainer(model, arguments(tmp_path / "out")).save_state()
+    assert (tmp_path / "out" / "trainer_state.json").is_file()
+
+
+def test_precision_is_told_to_the_script() -> None:
+    assert [SFTConfig(**more).bf16 for more in ({}, {"fp16": True}, {"bf16": False})] == [True, False, False]
+
+
 def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -> None:
     class Labelled(SFTTrainer):
         label: str = "mine"

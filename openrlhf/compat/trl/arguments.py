@@ -37,6 +37,8 @@ class TrlSFTConfig(SftNames):
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+        if self.bf16 is None:
+            self.bf16 = not self.fp16
         for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "model_init_kwargs"):
             value = getattr(self, name)
             if isinstance(value, str):

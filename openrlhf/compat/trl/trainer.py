@@ -288,6 +288,7 @@ class TrlSFTTrainer:
     def save_state(self) -> None:
         """`trainer_state.json` in the output folder."""
         if self.is_world_process_zero():
+            self._output_dir.mkdir(parents=True, exist_ok=True)
             self.state.save_to_json(str(self._output_dir / STATE_FILE))
 
     def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:

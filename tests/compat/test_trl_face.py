@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from openrlhf.checkpoint import lease
+from openrlhf.compat import trl
 from openrlhf.compat.trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -519,6 +520,35 @@ def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(
     path.write_text("lerning_rate: 2e-5\n")
     with pytest.raises(UserError, match="lerning_rate is unknown. Did you mean learning_rate?"):
         TrlParser((OwnConfig, ModelConfig)).parse_args_and_config(["--config", str(path)])
+
+
+def test_none_is_a_value_of_a_flag_that_may_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = TrlParser(SFTConfig)
+    (args,) = parser.parse_args_and_config(
+        ["--max_length", "None", "--save_total_limit", "null", "--report_to", "none"]
+    )
+    assert (args.max_length, args.save_total_limit, args.report_to) == (None, None, [])
+    assert parser.parse_args_and_config(["--max_length", "64"])[0].max_length == 64
+    for words in (["--max_length", "long"], ["--max_steps", "None"]):  # no number; no name that may be none
+        with pytest.raises(SystemExit):
+            parser.parse_args_and_config(words)
+        assert f"invalid int value: '{words[1]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("DPOTrainer", "use python -m openrlhf.cli.train_dpo"),
+        ("RewardConfig", "use python -m openrlhf.cli.train_rm"),
+        ("GRPOTrainer", "SFTTrainer and SFTConfig are"),
+        ("DataCollatorForCompletionOnlyLM", "SFTTrainer and SFTConfig are"),
+        ("something", "cannot import name"),
+    ],
+)
+def test_a_name_that_trl_alone_has_is_told(name: str, remedy: str) -> None:
+    with pytest.raises(ImportError, match=remedy):
+        exec(f"from openrlhf.compat.trl import {name}")
+    assert not hasattr(trl, "something")
 
 
 def test_evaluation_before_and_after_training(model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """TRL's interface to supervised fine-tuning: a script that imports from here trains with openrlhf."""
 
+from typing import NoReturn
+
 from transformers.trainer_utils import get_last_checkpoint
 
 from openrlhf.compat.trl.adapters import get_peft_config
@@ -30,3 +32,12 @@ __all__ = [
     "get_quantization_config",
     "setup_chat_format",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Asked for a name that is not above. Raises ImportError for a trainer, its arguments or a collator of TRL."""
+    if not (name.endswith(("Trainer", "Config")) or name.startswith("DataCollator")):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    command = "train_dpo" if name.startswith("DPO") else "train_rm" if name.startswith("Reward") else None
+    remedy = f"use python -m openrlhf.cli.{command}" if command else "SFTTrainer and SFTConfig are"
+    raise ImportError(f"{name} of TRL is not in {__name__}: {remedy}.", name=__name__)

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -29,6 +30,14 @@ class TrlParser(HfArgumentParser):
         super().__init__(dataclass_types, **kwargs)
         if any(field.name == "config" for kind in self.dataclass_types for field in dataclasses.fields(kind)):
             raise ValueError("a dataclass has a field named config, which is the flag of the recipe: rename it")
+        optional = self._optional_names()
+        for action in self._actions:
+            if action.dest in optional and action.type not in (None, str) and action.nargs != "+":
+                action.type = _or_none(action.type)  # text may be "none": report_to
+
+    def _optional_names(self) -> set[str]:
+        hints = [one for kind in self.dataclass_types for one in typing.get_type_hints(kind).items()]
+        return {name for name, hint in hints if type(None) in typing.get_args(hint)}
 
     def parse_args_and_config(
         self,
@@ -78,6 +87,16 @@ class TrlParser(HfArgumentParser):
         known = [field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)]
         near = difflib.get_close_matches(name, known, n=1)
         return f"{name} is unknown." + (f" Did you mean {near[0]}?" if near else " Leave it out.")
+
+
+def _or_none(read: Any) -> Callable[[str], Any]:
+    """As TRL's parser, which knows None by two words."""
+
+    def parse(word: str) -> Any:
+        return None if word.lower() in ("none", "null") else read(word)
+
+    parse.__name__ = read.__name__  # argparse shows it
+    return parse
 
 
 def _split(word: str) -> tuple[str, ...]:

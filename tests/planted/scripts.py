@@ -8,6 +8,7 @@ _STRATEGY = "tests/strategy/test_strategy.py::test_"
 _SIZES = f"{_STRATEGY}a_batch_size_that_a_loader_of_ones_own_contradicts_is_told"
 _RESUMED = f"{_STRATEGY}each_step_over_a_loader_of_ones_own_stands_once_after_a_resume"
 _LOSSES = "tests/trainer/test_own_losses.py::test_"
+_FACE = "tests/compat/test_trl_face.py::test_"
 _PAIR_LOADERS = "tests/trainer/test_pair_trainers.py::test_a_loader_that_knows_no_pairs_is_refused"
 
 BUGS = [
@@ -180,5 +181,101 @@ BUGS = [
         "        if self.disable_ds_ckpt and not self.save_hf_ckpt:\n            return\n",
         "",
         ("tests/strategy/test_strategy.py::test_a_fit_that_writes_no_checkpoint_leaves_those_of_others",),
+    ),
+    Bug(
+        "a_loss_by_another_name_is_ignored",
+        "a subclass's own _get_batch_logps or training_step is never called, and the run trains another loss",
+        "trainer/command_trainer.py",
+        '    "packed_samples_forward",\n    "_get_batch_logps",\n',
+        "",
+        (f"{_LOSSES}a_subclass_with_such_a_method_is_refused",),
+    ),
+    Bug(
+        "epochs_that_are_set_are_ignored",
+        "a script sets trainer.epochs = 1, and the run trains as many as before",
+        "trainer/command_trainer.py",
+        "if ours in vars(self) and value != vars(self)[ours]:",
+        "if False:",
+        (f"{_LOSSES}a_value_of_the_constructor_is_not_set_later",),
+    ),
+    Bug(
+        "what_is_set_on_trls_trainer_is_ignored",
+        "a script sets another train_dataset or compute_loss on a trainer of TRL's face, and the run takes the old one",
+        "compat/trl/trainer.py",
+        "if self._is_built and value is not vars(self).get(name):",
+        "if False:",
+        (f"{_FACE}what_a_built_trainer_reads_no_more_is_refused",),
+    ),
+    Bug(
+        "arguments_set_before_train_are_ignored",
+        "a script sets trainer.args.learning_rate, and the run trains at the old one",
+        "compat/trl/trainer.py",
+        "        self._run.told.check_arguments()\n",
+        "",
+        (f"{_FACE}arguments_that_are_set_too_late_are_refused",),
+    ),
+    Bug(
+        "arguments_set_by_a_callback_are_ignored",
+        "a callback of transformers sets args.logging_steps, and the run goes on by the old one",
+        "compat/trl/callbacks.py",
+        "        self.check_arguments()\n",
+        "",
+        (f"{_FACE}arguments_that_are_set_too_late_are_refused",),
+    ),
+    Bug(
+        "a_missing_method_is_a_bare_attribute",
+        "a script that calls get_train_dataloader is not told that this trainer has none",
+        "compat/trl/overrides.py",
+        "if not callable(getattr(Trainer, name, None)):",
+        "if True:",
+        (f"{_FACE}a_name_of_transformers_that_is_not_here_is_told",),
+    ),
+    Bug(
+        "a_state_without_a_folder",
+        "save_state before the first save ends with a FileNotFoundError",
+        "compat/trl/trainer.py",
+        "            self._output_dir.mkdir(parents=True, exist_ok=True)\n",
+        "",
+        (f"{_FACE}the_state_is_saved_at_any_time",),
+    ),
+    Bug(
+        "no_precision_is_told_to_a_script",
+        "a script that reads args.bf16 takes a run in bf16 for one in fp32",
+        "compat/trl/arguments.py",
+        "self.bf16 = not self.fp16",
+        "pass",
+        (f"{_FACE}precision_is_told_to_the_script",),
+    ),
+    Bug(
+        "none_is_no_number",
+        "--max_length None, which TRL reads, ends a script of its",
+        "compat/trl/parser.py",
+        'return None if word.lower() in ("none", "null") else read(word)',
+        "return read(word)",
+        (f"{_FACE}none_is_a_value_of_a_flag_that_may_be_none",),
+    ),
+    Bug(
+        "trls_other_trainers_cannot_be_imported",
+        "a script that imports DPOTrainer is not told of the command that trains by DPO",
+        "compat/trl/__init__.py",
+        'if not (name.endswith(("Trainer", "Config")) or name.startswith("DataCollator")):',
+        "if True:",
+        (f"{_FACE}a_name_that_trl_alone_has_is_told",),
+    ),
+    Bug(
+        "env_of_a_recipe_is_unknown_to_trl",
+        "a recipe with env is refused by the untrue sentence that TRL does not know it",
+        "config/recipes.py",
+        'if one.name.partition(".")[0] == "env":',
+        "if False:",
+        ("tests/compat/test_trl_names.py::test_variables_of_the_environment_in_a_recipe_are_to_be_exported",),
+    ),
+    Bug(
+        "a_schedule_that_is_not_here_lacks_a_kwarg",
+        "lr_scheduler_type warmup_stable_decay is told to leave num_decay_steps out, and then refused itself",
+        "config/trl_parts.py",
+        "if name not in (here := typing.get_args(Scheduler)):",
+        "if name not in (here := [name]):",
+        ("tests/compat/test_trl_names.py::test_what_cannot_be_is_refused_by_name",),
     ),
 ]

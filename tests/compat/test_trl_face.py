@@ -555,6 +555,7 @@ def test_evaluation_before_and_after_training(model: Path, tmp_path: Path) -> No
     run = trainer(model, arguments(tmp_path / "out"), eval_dataset=Dataset.from_list(ROWS[:3]))
     before = run.evaluate()
     run.train()
+    run.args.output_dir = str(tmp_path / "elsewhere")  # for what the script itself does then
     after, other = run.evaluate(), run.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="test")
     assert after["eval_loss"] < before["eval_loss"]
     assert after["epoch"] == 1.0

@@ -114,6 +114,7 @@ class TrainerCallbacks(Callback):
             self.tell("on_epoch_end")
         if self.control.should_log:
             self.tell("on_log", logs=self.history.log())
+        self.check_arguments()
         self._obey(trainer)
         if ends_epoch(trainer) and not is_last:
             self.tell("on_epoch_begin")
@@ -154,7 +155,6 @@ class TrainerCallbacks(Callback):
 
     def _obey(self, trainer: Trainer) -> None:
         """What is due goes to the loop, which does it on all ranks. Raises UserError for what cannot be done."""
-        self.check_arguments()
         if self.control.should_epoch_stop:
             raise UserError(
                 "a callback has set control.should_epoch_stop, which is not here: should_training_stop ends the run, "

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.errors import UserError
-
 LOCK_NAME = "openrlhf.lock"
+
+
+class NoBuildFolder(OSError):
+    """It cannot be written; says what to do."""
 
 
 def keep_builds_apart() -> None:
@@ -57,7 +59,7 @@ def build_folder() -> Path:
 
 @contextmanager
 def sole_builder() -> Iterator[Path]:
-    """The folder; while it lasts no other process of ours builds in it. Raises UserError where it cannot be written."""
+    """The folder; while it lasts no other process of ours builds in it. Raises NoBuildFolder."""
     folder = build_folder()
     _begin_lock(folder)
     with open(folder / LOCK_NAME, "w") as lock:
@@ -76,7 +78,7 @@ def _begin_lock(folder: Path) -> None:
         (folder / LOCK_NAME).touch()
     except OSError as error:
         why = f"{folder} cannot be written ({error.strerror})"
-        raise UserError(f"{why}: set TORCH_EXTENSIONS_DIR to a folder that can.") from error
+        raise NoBuildFolder(f"{why}: set TORCH_EXTENSIONS_DIR to a folder that can.") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from openrlhf.build_folder import build_folder, builds_are_for, sole_builder
+from openrlhf.build_folder import NoBuildFolder, build_folder, builds_are_for, sole_builder
 from openrlhf.config.settings import AdamKernel
 from openrlhf.engine.patches.built_operators import load_built
 from openrlhf.engine.patches.torch_adam import use_deepspeeds, use_torchs
@@ -109,7 +109,7 @@ def _compile(operator: str) -> str:
     try:
         with nullcontext() if installed_ops.get(operator) else sole_compiler(operator):
             builder.load(verbose=False)
-    except UserError as error:
+    except NoBuildFolder as error:
         return str(error)
     except Exception as error:  # ninja's, the compiler's and torch's errors have no common type
         return f"the compiler failed ({(str(error).strip() or repr(error)).splitlines()[-1][:200]})."

@@ -43,8 +43,8 @@ BUGS = [
         "a_home_that_cannot_be_written",
         "a home that cannot be written ends the run, though torch's AdamW is at hand",
         "engine/operators.py",
-        "    except UserError as error:\n        return str(error)\n",
-        "    except UserError:\n        raise\n",
+        "    except NoBuildFolder as error:\n        return str(error)\n",
+        "    except NoBuildFolder:\n        raise\n",
         ("tests/cuda/test_no_compiler.py::test_a_home_that_cannot_be_written_does_not_end_the_run",),
     ),
     Bug(

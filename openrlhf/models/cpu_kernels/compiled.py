@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from openrlhf.build_folder import builds_are_for, sole_builder
-from openrlhf.errors import UserError
 
 DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # in the kernels' names: those that they take
 
@@ -32,7 +31,7 @@ def load_library() -> ctypes.CDLL | None:
     """None where it cannot be compiled; why is said once."""
     try:
         return ctypes.CDLL(str(_compiled()))
-    except (OSError, UserError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         log.warning("training on this CPU is slower than it could be: our kernels could not be compiled. %s", reason)
         return None

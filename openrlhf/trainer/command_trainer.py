@@ -77,7 +77,8 @@ class CommandTrainer(Trainer):
         has_own_objective: bool,
         **others: Any,
     ):
-        self._check_overrides()
+        if not self._has_own_loop():
+            self._check_overrides()
         self._check_callbacks(callbacks)
         self._check_max_norm(max_norm, strategy)
         super().__init__(
@@ -119,6 +120,7 @@ class CommandTrainer(Trainer):
             NonFiniteSteps: several steps in a row were not finite.
             CallbackFailed: a callback of the user's own raised.
         """
+        self._check_overrides()
         config = args if isinstance(args, self.config_class) else from_namespace(self.config_class, args)
         if config is not args:
             for sentence in told_of_namespace(self.config_class, args):
@@ -203,6 +205,8 @@ class CommandTrainer(Trainer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Raises UserError for a loss or another value that nothing here would read."""
+        if self._has_own_loop():
+            return super().__setattr__(name, value)
         if name in _NEVER_READ:
             raise self._of_ones_own([name])
         ours = _OF_THE_CONSTRUCTOR.get(name)
@@ -211,11 +215,15 @@ class CommandTrainer(Trainer):
                 f"{name} is set to {value} on a trainer that was built with {vars(self)[ours]}, and nothing here reads "
                 f"it: give {type(self).__name__}({ours.strip('_')}={value})."
             )
-        super().__setattr__(name, value)
+        return super().__setattr__(name, value)
+
+    def _has_own_loop(self) -> bool:
+        """A subclass with a `fit` of its own, which reads what it likes."""
+        return type(self).fit is not CommandTrainer.fit
 
     def _check_overrides(self) -> None:
-        kinds = type(self).__mro__[: type(self).__mro__.index(CommandTrainer)]
-        if own := [name for name in _NEVER_READ if any(name in vars(kind) for kind in kinds)]:
+        holders = [self, *type(self).__mro__[: type(self).__mro__.index(CommandTrainer)]]
+        if own := [name for name in _NEVER_READ if any(name in vars(holder) for holder in holders)]:
             raise self._of_ones_own(own)
 
     def _of_ones_own(self, names: Sequence[str]) -> UserError:

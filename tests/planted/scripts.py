@@ -146,7 +146,7 @@ BUGS = [
         "a_loss_of_a_subclass_is_ignored",
         "a subclass's own concatenated_forward is never called, and the run trains another loss",
         "trainer/command_trainer.py",
-        "        self._check_overrides()\n",
+        "        if not self._has_own_loop():\n            self._check_overrides()\n",
         "",
         (f"{_LOSSES}a_subclass_with_such_a_method_is_refused",),
     ),
@@ -277,5 +277,13 @@ BUGS = [
         "if name not in (here := typing.get_args(Scheduler)):",
         "if name not in (here := [name]):",
         ("tests/compat/test_trl_names.py::test_what_cannot_be_is_refused_by_name",),
+    ),
+    Bug(
+        "a_loop_of_ones_own_may_have_no_steps",
+        "a subclass whose own fit calls its own training_step is refused",
+        "trainer/command_trainer.py",
+        "return type(self).fit is not CommandTrainer.fit",
+        "return False",
+        (f"{_LOSSES}a_loop_of_ones_own_reads_what_it_likes",),
     ),
 ]

@@ -66,6 +66,24 @@ def test_a_value_of_the_constructor_is_not_set_later(name: str, argument: str) -
     other.beta = 0.5  # nothing of ours
 
 
+def test_a_loop_of_ones_own_reads_what_it_likes() -> None:
+    class Mine(SFTTrainer):
+        def fit(self, args: Any, *given: Any) -> None:
+            super().fit(args)
+
+        def training_step(self) -> None:
+            pass
+
+    model, strategy = SimpleNamespace(config=SimpleNamespace()), SimpleNamespace(train_batch_size=1)
+    with pytest.raises(AttributeError):  # of the strategy, behind the check
+        Mine(model, strategy, None, [], None, None, objective=SFTObjective())
+    trainer = Mine.__new__(Mine)
+    trainer.loss_fn, trainer.max_epochs = print, 1
+    trainer.epochs = 2
+    with pytest.raises(UserError, match="loss_fn and training_step of its own"):
+        trainer.fit(None)
+
+
 def test_other_names_are_a_subclasss_own() -> None:
     class Mine(SFTTrainer):
         my_loss = None

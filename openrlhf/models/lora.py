@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import computes_as_linear
@@ -55,8 +56,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
             _load_adapter(with_adapters, lora.adapter_name_or_path)
         return with_adapters
     _check_names(model, lora)
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    left_out = [name for name, module in linear.items() if not computes_as_linear(module)]
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    left_out = [n for n, module in linear.items() if isinstance(module, nn.Linear) and not computes_as_linear(module)]
     if _takes_all(lora) and model.config.model_type in _MODEL_TYPES_WITH_FUSED_OUT_PROJ:
         left_out += [name for name in linear if name.endswith(".out_proj")]
     suitable = [name for name in linear if name not in left_out]

@@ -122,27 +122,21 @@ def _whole_copy(parameter: nn.Parameter, is_wanted_here: bool) -> Tensor | None:
     if is_shared_out(parameter):
         whole = joined(parameter)
         return whole.cpu() if is_wanted_here else None
-    with _gathered(parameter):
+    with gathered([parameter]):
         return parameter.detach().to("cpu", copy=True) if is_wanted_here else None
 
 
-def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
-    """Inside, a parameter that ZeRO-3 has cut up is whole."""
-    if not is_partitioned(parameter):
-        return nullcontext()
-    import deepspeed
+def gathered(parameters: Iterable[nn.Parameter], writing: bool = False) -> AbstractContextManager[Any]:
+    """Within, parameters that ZeRO-3 has cut up are whole: a collective call then.
 
-    return deepspeed.zero.GatheredParameters([parameter])
-
-
-def whole_for_writing(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Within, the parameters are whole and may be written, alike on every rank. A collective call under ZeRO-3."""
+    Args: writing: they may be written within, alike on every rank.
+    """
     listed = list(parameters)
     if not any(is_partitioned(parameter) for parameter in listed):
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(listed, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(listed, modifier_rank=0 if writing else None)
 
 
 def _parameters_once(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -17,7 +17,7 @@ from transformers import (
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import backbone_name, forget_renaming, without_weights
-from openrlhf.engine.parameters import whole_for_writing
+from openrlhf.engine.parameters import gathered
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.loading import (
@@ -167,7 +167,7 @@ def _start_head(head: nn.Linear, seed: int) -> None:
     """Small random weights by the seed alone, the same on every rank and in every layout."""
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(1, head.in_features, generator=draw) / (head.in_features + 1)
-    with whole_for_writing(head.parameters()):
+    with gathered(head.parameters(), writing=True):
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.zero_()

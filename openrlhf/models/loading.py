@@ -24,6 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.config.disk import ADAPTER_FILE, is_adapter
 from openrlhf.engine.model_internals import train_end_tokens
+from openrlhf.engine.patches.tied_in_parts import compared_whole
 from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_causal, check_packable
@@ -269,7 +270,8 @@ def loading_in_parts(ds_config: dict | None) -> Iterator[None]:
 
     announcement = HfDeepSpeedConfig(ds_config)  # held weakly by transformers
     try:
-        yield
+        with compared_whole():
+            yield
     finally:
         unset_hf_deepspeed_config()
         del announcement

@@ -26,6 +26,7 @@ from tests.engine.test_adam_steps import difference_after_a_resume
 from tests.engine.test_gradient_copies import Sums
 from tests.engine.test_operators import build_adam
 from tests.helpers.ranks import RankPool
+from tests.models.zero3_cases import save_with_untrue_ties
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,11 @@ def test_tensor_data_check_is_still_needed(two_sharing_ranks):
     is_sent, can_be_pickled = two_sharing_ranks.run(unpatched.first_pass_sends_inputs_as_objects)[0]
     assert is_sent
     assert not can_be_pickled
+
+
+def test_tied_in_parts_is_still_needed(two_ranks, tmp_path):
+    save_with_untrue_ties(tmp_path)
+    assert two_ranks.run(unpatched.untrue_ties_are_made, str(tmp_path)) == [True, True]
 
 
 def is_on(made_for: str, applies_to_others: bool = False) -> bool:

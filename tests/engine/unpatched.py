@@ -81,6 +81,14 @@ def first_pass_sends_inputs_as_objects() -> tuple[bool, bool]:
     return is_sent, _can_be_pickled(torch.distributed.group.WORLD)
 
 
+def untrue_ties_are_made(folder: str) -> bool:
+    """Whether ZeRO-3 ties embeddings that the folder holds apart."""
+    from tests.models.zero3_cases import has_tied_embeddings
+
+    with without_patches():
+        return has_tied_embeddings(folder)
+
+
 class _SentAsObject(Exception):
     pass
 

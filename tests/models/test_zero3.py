@@ -36,6 +36,14 @@ def test_a_model_loaded_in_shards_equals_one_in_memory(two_ranks, tmp_path):
     assert_close(losses, expected, 1e-6, "loss")
 
 
+def test_embeddings_that_the_files_hold_apart_stay_apart_though_the_configuration_ties_them(two_ranks, tmp_path):
+    zero3_cases.save_with_untrue_ties(tmp_path)
+    assert two_ranks.run(zero3_cases.has_tied_embeddings, str(tmp_path)) == [False] * 2
+    expected, _ = two_ranks.run(zero3_cases.train, str(tmp_path), kind="qwen3", stage=1, steps=2)[0]
+    losses, _ = two_ranks.run(zero3_cases.train, str(tmp_path), kind="qwen3", stage=3, steps=2)[0]
+    assert_close(losses, expected, 1e-6, "loss")
+
+
 def test_a_model_made_beside_one_in_shards_is_whole(two_ranks, tmp_path):
     tiny_model("qwen3").save_pretrained(tmp_path)
     assert two_ranks.run(zero3_cases.partitioned_beside_an_actor, str(tmp_path)) == [(True, False)] * 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +80,20 @@ def partitioned_beside_an_actor(source: str) -> tuple[bool, bool]:
     actor = Actor(source, param_dtype="fp32", ds_config=engine_config(3))
     other = tiny_model("qwen3")
     return _is_in_parts(actor.model), _is_in_parts(other)
+
+
+def save_with_untrue_ties(folder: Path) -> None:
+    """A model of two embeddings, and a configuration that says they are one."""
+    tiny_model("qwen3", tie_word_embeddings=False).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+def has_tied_embeddings(source: str) -> bool:
+    """Of an actor that ZeRO-3 loads."""
+    _join_deepspeed()
+    model = Actor(source, param_dtype="fp32", ds_config=engine_config(3)).model
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def generate(source: str, max_new_tokens: list[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Changes to how DeepSpeed and torch behave: one file a patch, with its reason and the issue upstream.
+"""Changes to how DeepSpeed, torch and transformers behave: one file a patch, with its reason and the issue upstream.
 
 `OPENRLHF_PATCHES=off` in the environment switches all of them off, to see whether a fault is ours or the library's; it
 is no way to train (see the third column). Each patch names the versions that it was made for. With another version it
@@ -19,6 +19,8 @@ in 16 bits without ZeRO Adam counts a step too many |
 | shared_memory_operator | DeepSpeed's table of operators that fit this machine | the first start takes a minute \
 longer, and each run leaves 66 MiB of a rank in memory |
 | tensor_data_check | DeepSpeed's hook on a module | process groups as inputs end a run with tensor parallelism |
+| tied_in_parts | `tie_weights` of transformers' models, while ZeRO-3 loads one | embeddings that a folder holds apart \
+are tied unseen |
 | torch_adam | DeepSpeed's table of loaded operators | AdamW ends a run where it cannot be compiled |
 
 Elsewhere the package reads, calls or, where the table says so, sets parts of other libraries that they do not document.

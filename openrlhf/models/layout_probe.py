@@ -22,9 +22,10 @@ from transformers import PretrainedConfig
 from openrlhf.batching.micro_batch import make_micro_batch
 from openrlhf.batching.unit import TokenSequence, Unit
 from openrlhf.engine.model_internals import attention_name
-from openrlhf.errors import UserError
+from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import CannotPack, choose_attention
+from openrlhf.parallel.collectives import is_lost_rank
 
 if TYPE_CHECKING:
     from openrlhf.models.prepared_model import PreparedModel
@@ -53,8 +54,7 @@ def check_layout(
         reason = probe.reason_against()
         if reason is None:
             return
-        is_plain = is_packed and sequence_group is None and not shares_prompts
-        instead = _attention_that_works(model, probe) if is_plain else None
+        instead = _attention_that_works(model, probe) if probe.is_plain_pack else None
     name, attention = type(model.scorer.base_model).__name__, attention_name(model.config)
     if not is_packed:
         raise UserError(
@@ -79,6 +79,7 @@ class _Probe:
     ):
         self._model, self._is_packed, self._group = model, is_packed, sequence_group
         self._shares_prompts = shares_prompts
+        self.is_plain_pack = is_packed and sequence_group is None and not shares_prompts
         self._device = model.device
         self._ring_rank = 0 if sequence_group is None else dist.get_rank(sequence_group)
         self._ring_size = 1 if sequence_group is None else dist.get_world_size(sequence_group)
@@ -103,6 +104,11 @@ class _Probe:
             found, changed = self._together(self._samples), self._together(self._changed)
         except UserError as error:  # our attention lacks the borders of a pack
             return str(error).split(". ")[0]
+        except Exception as error:
+            if not self.is_plain_pack or is_out_of_memory(error) or is_lost_rank(error):
+                raise
+            self._alone(self._samples[0])  # a model that fails so, too, tells of its own fault
+            return f"it fails in a {row}, by {type(error).__name__}: {first_line_of(error)}".rstrip(". ")
         if self._moves(changed[1][1], found[1][1], strict):
             return f"in a {row} the hidden states of a sample move when the sample before it changes"
         for ids, (places, states) in zip(self._samples, found, strict=True):

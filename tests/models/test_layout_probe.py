@@ -8,12 +8,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.attention.choice import CannotPack
+from openrlhf.models.attention.per_sample import CausalMask
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.objectives import SFTObjective
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer import Trainer
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples, reference_log_probs
+from tests.zoo.shrink import small_model_named
 
 SIZES = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, max_position_embeddings=128)
 
@@ -47,6 +50,26 @@ def test_a_model_that_loses_the_borders_is_told_of_an_attention_that_needs_none(
     with pytest.raises(UserError, match=r"NemotronForCausalLM .* Use --ds.attn_implementation sdpa, or remove"):
         Actor(AutoModelForCausalLM.from_config(config), packing_samples=True)
     Actor(AutoModelForCausalLM.from_config(config), "sdpa", packing_samples=True)
+
+
+def test_an_attention_that_fails_on_a_model_is_passed_over(monkeypatch):
+    monkeypatch.setattr(CausalMask, "__getitem__", None)
+    with pytest.raises(CannotPack, match=r"per_sample: it fails in a pack, by TypeError: .*attn_implementation sdpa"):
+        Actor(small_model_named("gemma4_text, shared keys"), packing_samples=True)
+
+
+def test_a_model_that_fails_alone_tells_of_its_own_fault():
+    model = tiny_model("llama")
+    model.model.layers[-1].register_forward_hook(lambda module, args, out: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Actor(model, packing_samples=True)
+
+
+def test_a_mask_that_is_not_written_out_can_be_cut_to_the_whole_alone():
+    mask = CausalMask(window=3, has_several_samples=False)
+    assert mask[:, :, slice(-0, None), :] is mask
+    with pytest.raises(UserError, match="must be written out"):
+        mask[:, :, -1:, :]
 
 
 def test_where_no_attention_helps_none_is_named():

@@ -7,6 +7,7 @@ from tests.planted.bug import Bug
 _QUANTIZED = "tests/models/test_quantized.py::test_"
 _TEXT_PART = "tests/models/test_text_part.py::test_"
 _POSITIONS = "tests/models/test_limits.py::test_positions_are_those_that_a_scaling_makes"
+_PROBE = "tests/models/test_layout_probe.py::test_"
 _CHOICE = "tests/models/test_attention_choice.py::test_"
 
 BUGS = [
@@ -132,5 +133,21 @@ BUGS = [
             "tests/models/test_zero3.py"
             "::test_embeddings_that_the_files_hold_apart_stay_apart_though_the_configuration_ties_them",
         ),
+    ),
+    Bug(
+        "a_mask_that_is_cut_to_the_whole_is_refused",
+        "Gemma 4 with layers that share keys cannot be trained as it comes",
+        "models/attention/per_sample.py",
+        "if any(part not in (slice(None), slice(0, None)) for part in parts):",
+        "if True:",
+        (f"{_PROBE}a_mask_that_is_not_written_out_can_be_cut_to_the_whole_alone",),
+    ),
+    Bug(
+        "an_attention_that_fails_ends_the_run",
+        "a model that our attention does not fit ends by a traceback, though another attention computes it",
+        "models/layout_probe.py",
+        "if not self.is_plain_pack or is_out_of_memory(error) or is_lost_rank(error):",
+        "if True:",
+        (f"{_PROBE}an_attention_that_fails_on_a_model_is_passed_over",),
     ),
 ]

@@ -124,6 +124,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # more than a default confi
         dict(use_sliding_window=True, sliding_window=WINDOW, layer_types=["full_attention", "sliding_attention"] * 2),
     ),
     "qwen3_moe, dense layers only": ("qwen3_moe", dict(mlp_only_layers=[0, 1, 2, 3])),
+    "gemma4_text, shared keys": (
+        "gemma4_text",
+        dict(
+            num_kv_shared_layers=2,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            per_layer_config={1: dict(head_dim=2 * _HEAD_SIZE), 3: dict(head_dim=2 * _HEAD_SIZE)},
+        ),
+    ),
     "granitemoehybrid, attention only": ("granitemoehybrid", dict(layer_types=["full_attention"] * 4)),
     "gemma3_text, bidirectional": ("gemma3_text", dict(use_bidirectional_attention=True)),
     "bert, encoder": ("bert", dict(is_decoder=False)),

@@ -1,4 +1,4 @@
-"""25 models of the zoo, one or two of each kind: right, or refused where they must be. 15 are for the test command."""
+"""26 models of the zoo, one or two of each kind: right, or refused where they must be. 15 are for the test command."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ MORE: dict[str, tuple[str, set[str]]] = {  # for `python -m tests.slow`
     "llama, tied": ("tied embeddings, grouped queries", set()),
     "llama, dynamic rope": ("frequencies by the row's length", set()),
     "gemma3": ("composite of text and pictures", set()),
+    "gemma4_text, shared keys": ("layers that take the keys and values of earlier ones", set()),
     "granitemoehybrid, attention only": ("a hybrid's class without a state", _WRITTEN_MASKS),
     "qwen3_moe": ("softmax router, weights added up to 1", set()),
     "qwen3_moe, dense layers only": ("an MoE family without an expert", set()),

@@ -38,6 +38,18 @@ class CausalMask:
     window: int | None  # what the model asked its mask for; some models tell it to their attention nowhere else
     has_several_samples: bool  # transformers saw by the position ids that a row is a pack
 
+    def __getitem__(self, parts: tuple[Any, ...]) -> CausalMask:
+        """Some models cut their mask to the places that they go on with: in training, to all of them.
+
+        Raises UserError where they are fewer, as while it generates.
+        """
+        if any(part not in (slice(None), slice(0, None)) for part in parts):
+            raise UserError(
+                "the model goes on with some of a row's places alone, for which its causal mask must be written out. "
+                "Use --ds.attn_implementation sdpa or eager."
+            )
+        return self
+
 
 def per_sample_attention(
     module: nn.Module,

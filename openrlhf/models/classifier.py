@@ -14,6 +14,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.model_internals import backbone_name, forget_renaming, without_weights
@@ -149,8 +150,10 @@ def _without_heads(info: dict[str, Any], config: PretrainedConfig) -> dict[str, 
     missing = {name for name in info["missing_keys"] if not name.startswith(f"{HEAD}.")}
     unexpected, language_model = info["unexpected_keys"], causal_lm_class(config)
     if unexpected and language_model is not None:
-        own = without_weights(language_model, config, "eager").state_dict()
-        unexpected = {name for name in unexpected if name not in own}
+        model = without_weights(language_model, config, "eager")
+        own = model.state_dict()
+        in_files = revert_weight_conversion(model, own)  # GPT-NeoX: embed_out.weight for lm_head.weight
+        unexpected = {name for name in unexpected if name not in own and name not in in_files}
     return info | {"missing_keys": missing, "unexpected_keys": unexpected}
 
 

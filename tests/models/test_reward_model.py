@@ -13,6 +13,7 @@ from openrlhf.models.classifier import classifier_facts
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import reward_cases
 from tests.objectives.reward_cases import tiny_classifier
+from tests.zoo.shrink import small_model_named
 
 
 def renamed(folder, old: str, new: str) -> None:
@@ -29,6 +30,12 @@ def test_the_head_of_a_base_model_starts_by_its_seed(kind, tmp_path):
     assert torch.equal(one.model.score.weight, same.model.score.weight)
     assert not torch.equal(one.model.score.weight, other.model.score.weight)
     assert 0 < one.model.score.weight.std() < 0.1
+
+
+def test_a_head_of_language_that_files_call_otherwise_is_no_extra_weight(tmp_path):
+    small_model_named("gpt_neox").save_pretrained(tmp_path)
+    assert "embed_out.weight" in load_file(tmp_path / "model.safetensors")
+    assert RewardModel(str(tmp_path), param_dtype="fp32").head_begins
 
 
 def test_the_head_starts_alike_in_parts_and_whatever_was_drawn_before(one_rank, two_ranks, tmp_path):

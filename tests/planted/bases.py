@@ -150,4 +150,12 @@ BUGS = [
         "if True:",
         (f"{_PROBE}an_attention_that_fails_on_a_model_is_passed_over",),
     ),
+    Bug(
+        "a_head_of_language_is_known_by_one_name",
+        "GPT-NeoX cannot be a reward model, as its head of language is called an extra weight",
+        "models/classifier.py",
+        "if name not in own and name not in in_files",
+        "if name not in own",
+        ("tests/models/test_reward_model.py::test_a_head_of_language_that_files_call_otherwise_is_no_extra_weight",),
+    ),
 ]

@@ -158,4 +158,12 @@ BUGS = [
         "if name not in own",
         ("tests/models/test_reward_model.py::test_a_head_of_language_that_files_call_otherwise_is_no_extra_weight",),
     ),
+    Bug(
+        "layers_of_gpt2_are_not_linear",
+        "layers of GPT-2 cannot be chosen by their numbers",
+        "models/lora.py",
+        "isinstance(module, nn.Linear | Conv1D)",
+        "isinstance(module, nn.Linear)",
+        ("tests/models/test_adapters.py::test_numbers_of_layers_leave_the_head_alone",),
+    ),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -175,6 +176,15 @@ def computes_as_linear(module: nn.Linear) -> bool:
     except Exception:  # whatever it is, the layer asks for more than a linear one does
         return False
     return isinstance(output, torch.Tensor) and output.shape == (3, module.out_features)
+
+
+def kept_in_float32(module: nn.Module, dtype: torch.dtype) -> list[str]:
+    """Names of the parameters that transformers holds in float32 where the model is loaded in that dtype."""
+    lists = ["_keep_in_fp32_modules_strict"] * (dtype in (torch.float16, torch.bfloat16))
+    lists += ["_keep_in_fp32_modules"] * (dtype == torch.float16)
+    patterns = {one for child in module.modules() for name in lists for one in getattr(child, name, None) or ()}
+    pattern = re.compile("|".join(sorted(one.replace("*", ".*") for one in patterns)) or "$.")
+    return [name for name, _ in module.named_parameters() if pattern.search(name)]
 
 
 def recomputes_layers(model_class: type[PreTrainedModel]) -> bool:

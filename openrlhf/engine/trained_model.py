@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from openrlhf.engine.abandoned_step import throw_away_gradients
 from openrlhf.engine.engine_config import config_for_muon
 from openrlhf.engine.engine_state import never_raise_at_least_loss_scale
+from openrlhf.engine.model_internals import kept_in_float32
 from openrlhf.engine.optimizers import is_muon
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.engine.patches.gradient_copies import add_without_copies
@@ -126,6 +127,7 @@ def prepare_training(
     """
     if config["zero_optimization"]["stage"] == 3:
         _mark_leaf_modules(model, say)
+    _tell_of_rounded_weights(model, config, say)
     if is_muon(optimizer):
         config, note = config_for_muon(config)
         if note:
@@ -189,3 +191,15 @@ def _mark_leaf_modules(model: Trainable, say: Callable[[str], None]) -> None:
     if leaves := model.zero3_leaf_modules():
         set_z3_leaf_modules(model.trainable_module, leaves)
         say(f"ZeRO-3 gathers these modules whole: {', '.join(sorted(leaf.__name__ for leaf in leaves))}.")
+
+
+def _tell_of_rounded_weights(model: Trainable, config: dict[str, Any], say: Callable[[str], None]) -> None:
+    """DeepSpeed computes all parameters in one dtype; its optimizer's own copy is in float32."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    for name, dtype in dtypes.items():
+        if config[name]["enabled"] and (kept := kept_in_float32(model.trainable_module, dtype)):
+            last_names = sorted({".".join(one.split(".")[-2:]) for one in kept})
+            say(
+                f"transformers would hold {len(kept)} weights in float32 ({', '.join(last_names)}): here they are in "
+                f"{name}, like all others, and are exported so. --ds.param_dtype fp32 rounds none."
+            )

@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from openrlhf.config import DeepspeedConfig
 from openrlhf.engine.engine_config import engine_config
@@ -16,6 +17,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from tests.helpers.tiny_models import tiny_model
 from tests.trainer.plain_engine import PlainEngine
+from tests.zoo.shrink import small_model_named
 
 
 class StandIn(PlainEngine):
@@ -54,8 +56,8 @@ def initialized(monkeypatch) -> dict[str, Any]:
     return given
 
 
-def prepare(kind: str = "llama", said: list[str] | None = None, **ds: Any) -> TrainedModel:
-    actor = Actor(tiny_model(kind))
+def prepare(kind: str | PreTrainedModel = "llama", said: list[str] | None = None, **ds: Any) -> TrainedModel:
+    actor = Actor(tiny_model(kind) if isinstance(kind, str) else kind)
     optimizer = torch.optim.SGD(actor.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, 1.0, 10)
     config = engine_config(DeepspeedConfig(**ds), max_norm=1.0, pin_memory=False)
@@ -142,3 +144,11 @@ def test_zero_3_gathers_experts_as_a_whole(monkeypatch):
     prepare("qwen3_moe", said, zero_stage=3)
     assert [leaf.__name__ for leaf in marked] == ["Qwen3MoeSparseMoeBlock"]
     assert "Qwen3MoeSparseMoeBlock" in said[0]
+
+
+@pytest.mark.usefixtures("initialized")
+@pytest.mark.parametrize(("param_dtype", "is_told"), [("bf16", True), ("fp32", False)])
+def test_weights_that_transformers_would_not_round_are_named(param_dtype, is_told):
+    said: list[str] = []
+    prepare(small_model_named("ernie4_5_moe"), said, param_dtype=param_dtype)
+    assert any("in float32 (gate.weight" in one for one in said) == is_told, said

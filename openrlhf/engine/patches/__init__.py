@@ -41,7 +41,8 @@ A change of theirs raises an error there, or fails a test.
 | engine/torch_operators.py | torch's flash operators on the CPU and CUDA; `_fused_adamw_`; \
 `mkldnn._is_mkldnn_fp16_supported` |
 | engine/model_internals.py | transformers' `_is_stateful`, `_supports_attention_backend`, `_supports_flash_attn`, \
-`_supports_sdpa`, `_compatible_flash_implementations`, `_from_config`, `_no_split_modules`, `_attn_implementation`; \
+`_supports_sdpa`, `_compatible_flash_implementations`, `_keep_in_fp32_modules`, \
+`_from_config`, `_no_split_modules`, `_attn_implementation`; \
 Liger's `_apply_liger_kernel_to_instance`; sets in transformers a name that ring-flash-attn looks for, and \
 `torch.autocast` while a model without weights is looked at |
 | models/head/ | the class of a model's own embeddings |

@@ -9,6 +9,7 @@ from typing import Any
 
 from openrlhf.config import DPOConfig
 from openrlhf.models import Actor
+from openrlhf.models.loading import load_config
 from openrlhf.objectives import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
 from openrlhf.parallel.collectives import gather_objects
@@ -18,7 +19,7 @@ from openrlhf.run.reference import check_reference, load_reference, reference_fi
 from openrlhf.trainer import DPOTrainer
 from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
 from openrlhf.trainer.pair_trainers import preference_objective
-from openrlhf.trainer.run_identity import base_model_fingerprint
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config
 
 
 class DPORun(PairRun):
@@ -48,7 +49,12 @@ class DPORun(PairRun):
         return build_actor(self.config_of_models, self.strategy.get_ds_train_config())
 
     def trainer_of(self, **parts: Any) -> DPOTrainer:
-        return DPOTrainer(ref_model=None, beta=self.config.model.beta, **parts)
+        trainer = DPOTrainer(ref_model=None, beta=self.config.model.beta, **parts)
+        name = self.config.ref.model_name_or_path  # None: the reference is the base, whose own is compared
+        if name is not None and reference_name(self.config) is not None:
+            config = load_config(name, self.config.model.trust_remote_code)
+            trainer.reference_function = function_of_config("ref.model_name_or_path", config)
+        return trainer
 
     def _compute_reference(self) -> None:
         """Its log-probs go into the data sets; the model, if it was needed, is gone before the training begins."""

@@ -25,7 +25,7 @@ from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
 from openrlhf.trainer.memory import EVAL_NOTE_FILE, NOTE_FILE
-from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, run_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
 _NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
@@ -95,6 +95,7 @@ class CommandTrainer(Trainer):
         self.save_hf_ckpt = save_hf_ckpt
         self.disable_ds_ckpt = disable_ds_ckpt
         self.reference_fingerprint: str | None = None  # of the weights of the reference model, where there is one
+        self.reference_function: dict[str, Any] = {}  # of a reference of its own: see `function_of_config`
         self._has_own_objective = has_own_objective
 
     @abstractmethod
@@ -201,7 +202,9 @@ class CommandTrainer(Trainer):
             reference=self.reference_fingerprint,
             eval_fingerprint=getattr(getattr(self.eval_dataloader, "dataset", None), "fingerprint", None),
         )
-        return replace(identity, must_match=identity.must_match | _brought_by_adapter(config, model))
+        brought = _brought_by_adapter(config, model)
+        computed = function_of_config("model.model_name_or_path", model.config) | self.reference_function
+        return replace(identity, must_match=identity.must_match | brought | computed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Raises UserError for a loss or another value that nothing here would read."""

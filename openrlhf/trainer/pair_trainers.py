@@ -26,7 +26,7 @@ from openrlhf.objectives.reward import RewardLoss
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.command_trainer import CommandTrainer
-from openrlhf.trainer.run_identity import base_model_fingerprint
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config
 from openrlhf.trainer.trainer import Loader
 
 
@@ -116,6 +116,7 @@ class DPOTrainer(_PairTrainer):
         )
         if ref_model is not None:
             self.reference_fingerprint = base_model_fingerprint(ref_model.config.name_or_path or "")
+            self.reference_function = function_of_config("ref.model_name_or_path", ref_model.config)
 
     def objective_of(self, config: DPOConfig) -> Objective:
         model = self.settings_of(config).model

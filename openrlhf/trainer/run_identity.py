@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.config.schema import Root, settings, values_of
 
 _BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
+# Keys of config.json that say nothing of the function, are settings of the run, or are changed by an export of ours.
+_NOT_COMPARED = ("_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
+_NOT_COMPARED += ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "mean", "std")
 
 
 def run_identity(
@@ -78,3 +84,12 @@ def base_model_fingerprint(name_or_path: str) -> str:
                 file.seek(max(0, size_bytes - _BLOCK_BYTES) * number // (_BLOCKS_A_FILE - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def function_of_config(flag: str, config: PretrainedConfig) -> dict[str, Any]:
+    """What the config.json of that flag's model says of the function that its weights compute; of the text's part.
+
+    Values that must match, as JSON holds them. No path and no layout changes them.
+    """
+    values = json.loads(config.get_text_config().to_json_string(use_diff=False))
+    return {f"{flag} (config.json: {key})": value for key, value in values.items() if key not in _NOT_COMPARED}

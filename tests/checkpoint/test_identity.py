@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from openrlhf.checkpoint.checkpointer import FoundCheckpoint
 from openrlhf.checkpoint.identity import (
@@ -26,8 +27,9 @@ from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
 from openrlhf.errors import UserError
 from openrlhf.strategy.checkpoints import load_found
-from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, run_identity
 from tests.datasets.conftest import pairs, prepare, write_jsonl  # noqa: F401
+from tests.helpers.tiny_models import tiny_model
 
 FACTS: dict[str, Any] = dict(
     data_fingerprint="d1", num_samples=100, model_shape="m1", tokenizer_fingerprint="t1", horizon_steps=300,
@@ -192,6 +194,20 @@ def test_other_weights_under_adapters_have_another_fingerprint(tmp_path: Path) -
     one, same, other = (base_model_fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
     assert base_model_fingerprint("org/name") == "org/name"
+
+
+def test_a_config_is_known_by_the_function_that_it_names_whoever_wrote_it(tmp_path: Path) -> None:
+    config = tiny_model("qwen3").config
+    first = function_of_config("x", config)
+    assert json.loads(json.dumps(first)) == first
+    config.use_cache, config.dtype, config.pad_token_id, config.architectures = True, "bfloat16", 5, ["Other"]
+    config.save_pretrained(tmp_path)
+    read = AutoConfig.from_pretrained(tmp_path)
+    assert function_of_config("x", read) == first
+    read.rope_parameters = {"rope_type": "default", "rope_theta": 3.0}
+    assert [key for key, value in function_of_config("x", read).items() if first[key] != value] == [
+        "x (config.json: rope_parameters)"
+    ]
 
 
 def test_a_run_with_another_optimizer_is_told_that_it_begins_anew(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ BUGS = [
         "the_scale_of_another_adapter",
         "a run goes on with the scale of the adapter that lies in the folder now",
         "trainer/command_trainer.py",
-        "must_match=identity.must_match | _brought_by_adapter(config, model)",
+        "must_match=identity.must_match | brought",
         "must_match=identity.must_match",
         (f"{_RUNS}a_run_goes_on_with_the_scale_that_its_first_adapter_had",),
     ),

@@ -76,4 +76,28 @@ BUGS = [
         "",
         (_ELASTIC + "test_a_second_resume_gives_the_bits_of_the_first" + _FEWER_RANKS,),
     ),
+    Bug(
+        "a_bases_config_is_no_part_of_the_run",
+        "a run goes on with another rope or norm, which somebody wrote into the base's config.json, without a word",
+        "trainer/command_trainer.py",
+        'computed = function_of_config("model.model_name_or_path", model.config) | self.reference_function',
+        "computed = self.reference_function",
+        ("tests/runs/test_resume.py::test_a_base_whose_config_computes_another_function_is_refused[whole model]",),
+    ),
+    Bug(
+        "a_references_config_is_no_part_of_the_run",
+        "a preference run goes on against a reference that computes another function",
+        "run/dpo_run.py",
+        'trainer.reference_function = function_of_config("ref.model_name_or_path", config)',
+        "pass",
+        ("tests/runs/test_pairs.py::test_a_reference_whose_config_computes_another_function_is_another_run",),
+    ),
+    Bug(
+        "an_exports_own_changes_are_another_function",
+        "a run whose base was exported once more is refused for the cache and the tokens of its config.json",
+        "trainer/run_identity.py",
+        "for key, value in values.items() if key not in _NOT_COMPARED}",
+        "for key, value in values.items()}",
+        ("tests/checkpoint/test_identity.py::test_a_config_is_known_by_the_function_that_it_names_whoever_wrote_it",),
+    ),
 ]

@@ -206,6 +206,16 @@ def test_another_objective_or_reference_is_another_run(one_rank, bench, unbroken
     assert said in refused(one_rank, bench, command, changes, f"{command}-unbroken")
 
 
+def test_a_reference_whose_config_computes_another_function_is_another_run(one_rank, bench):
+    reference = shutil.copytree(bench / "other", bench / "reference")
+    settings = dict(ref__model_name_or_path=reference)
+    one_rank.run(run_until_asked_to_leave, argv(bench, "of-reference", **settings), 1, 0, command="train_dpo")
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    said = "--ref.model_name_or_path (config.json: rms_norm_eps) differs: 1e-06 in the checkpoint, 0.5 now"
+    assert said in refused(one_rank, bench, "train_dpo", settings, "of-reference")
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 

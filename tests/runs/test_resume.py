@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,18 @@ def test_other_adapters_or_another_base_are_refused(one_rank, bench, changed, wo
     model = "other-base" if changed == "base" else "qwen3"
     with pytest.raises(AssertionError, match=words):
         one_rank.run(run, argv(bench, "adapters", model, ckpt__load_enable=True, **lora, **changes))
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["whole model", "adapters"])
+def test_a_base_whose_config_computes_another_function_is_refused(one_rank, bench, rank):
+    settings, out = dict(ds__zero_stage=0, ds__lora__rank=rank), "adapters" if rank else "other-step"
+    stopped_run(one_rank, bench, out, **settings)
+    edited = shutil.copytree(bench / "qwen3", bench / "edited", dirs_exist_ok=True)
+    config = json.loads((edited / "config.json").read_text())
+    (edited / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    words = r"config.json: rms_norm_eps\) differs: 1e-06 in the checkpoint, 0.5 now"
+    with pytest.raises(AssertionError, match=words):
+        one_rank.run(run, argv(bench, out, "edited", ckpt__load_enable=True, **settings))
 
 
 def test_settings_that_may_change_are_said_to_be_taken_or_ignored(one_rank, bench):

@@ -7,6 +7,7 @@ checksums, and names the run and the step that they are of. A model that another
 """
 
 import copy
+import logging
 import os
 import re
 import secrets
@@ -45,6 +46,7 @@ _ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _OLD_WEIGHTS = re.compile(
     r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_model\.(safetensors|bin)"
 )
+logger = logging.getLogger(__name__)
 _THIS_PROCESS = {"run_id": secrets.token_hex(8)}  # the identity of an export that no run stands behind
 
 
@@ -236,6 +238,8 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     flush_to_disk(folder)
     staging.rmdir()
     fault_point("export.in_place")
+    if earlier.exists():
+        logger.warning("%s held a model of another run or file of its names: it is in %s.", folder, earlier)
 
 
 def _names_of_model(folder: Path, new: set[str]) -> list[str]:

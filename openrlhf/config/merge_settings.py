@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from openrlhf.config.disk import ADAPTER_FILE, split_names
 from openrlhf.config.kinds import Place
+from openrlhf.config.outputs import model_of_nobody
 from openrlhf.config.schema import Command, Root, free
 from openrlhf.config.synonyms import Switch, Synonyms
 
@@ -31,6 +32,8 @@ def _folders(config: MergeConfig, world_size: int) -> Iterator[str]:
             and Path(config.output_path).resolve() == Path(name).resolve()
         ):
             yield f"--output_path {config.output_path} is --{flag} too, which would be lost; give another."
+            return
+    yield from model_of_nobody("--output_path", config.output_path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,10 +67,17 @@ def _another_model(config: TrainingConfig) -> Iterator[str]:
             f"--ckpt.output_dir {name} is the folder of --model.model_name_or_path too, which "
             "would be overwritten; give another folder. To go on with a run, use --ckpt.load_enable."
         )
-    elif _has(folder, _OF_A_MODEL) and not _has(folder, _OF_A_RUN):
+    else:
+        yield from model_of_nobody("--ckpt.output_dir", name)
+
+
+def model_of_nobody(flag: str, name: str) -> Iterator[str]:
+    """A model in an output folder that no command of ours has put there."""
+    folder = local_path(name)
+    if _has(folder, _OF_A_MODEL) and not _has(folder, _OF_A_RUN):
         yield (
-            f"--ckpt.output_dir {name} ({folder.resolve()}) holds a model that is no run's output, "
-            "which would be overwritten; give another folder."
+            f"{flag} {name} ({folder.resolve()}) holds a model that is no run's output, which would be overwritten; "
+            "give another folder."
         )
 
 

@@ -71,6 +71,19 @@ def test_a_merged_adapter_equals_pefts(tmp_path):
         combine([*words, str(base)])
 
 
+def test_a_merge_replaces_no_model_of_somebody_elses_and_tells_what_it_moves(tmp_path, caplog):
+    base, theirs, out = (save_model(tmp_path / name) for name in ("base", "theirs", "out"))
+    get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
+    ).save_pretrained(tmp_path / "adapter")
+    line = ["--model_path", str(base), "--lora_path", str(tmp_path / "adapter"), "--output_path"]
+    with pytest.raises(UserError, match=r"--output_path .*theirs.* holds a model that is no run's output"):
+        combine([*line, str(theirs)])
+    (out / "manifest.json").write_text("{}")  # as another run's
+    combine([*line, str(out)])
+    assert f"it is in {out / 'earlier_run_1'}" in caplog.text
+
+
 def test_the_next_round_may_train_into_the_folder_that_it_reads(tmp_path):
     model, rows = save_model(tmp_path / "round"), save_rows(tmp_path / "rows.jsonl", 4)
     words = ["--data.dataset", str(rows), "--model.model_name_or_path", str(model), "--ckpt.output_dir", str(model)]

@@ -19,7 +19,19 @@ NOT_UNDER_ZERO3 = {
     "qwen4_exp_text": "lets ranks gather unlike weights at one time, which ends them",
 }
 _POSITIONS = "max_position_embeddings"
+_LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000}
 _EXTENDING = ("linear", "yarn")  # others, such as llama3 and longrope, come with the positions that they make
+
+
+def check_sizes(text_config: PretrainedConfig, path: str) -> None:
+    """Raises UserError for a size that no model has: such a model could not even be counted."""
+    for name, largest in _LARGEST.items():
+        size = getattr(text_config, name, None)
+        if isinstance(size, int) and not 0 < size <= largest:
+            raise UserError(
+                f"{path}: its config.json has {name} {size:,}, where 1 to {largest:,} can be. Repair the file, or take "
+                "it from the model's origin."
+            )
 
 
 def num_positions(config: PretrainedConfig) -> int | None:

@@ -33,6 +33,7 @@ from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.head.probe import probe_head
 from openrlhf.models.head.tied_embedding import TiedEmbedding
 from openrlhf.models.layers import apply_liger_kernels
+from openrlhf.models.limits import check_sizes
 from openrlhf.models.lora import add_lora
 from openrlhf.models.moe import num_experts_per_token
 from openrlhf.models.notes import tell_once
@@ -147,15 +148,18 @@ def facts_of(pretrain_or_model: str | PreTrainedModel, param_dtype: str, trust_r
 
 
 def load_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the model in folder `path` or of that hub name. Raises UserError where there is none."""
+    """The configuration of the model in folder `path` or of that hub name. UserError where none is or can be."""
     if Path(path).is_dir() and (Path(path) / ADAPTER_FILE).is_file():
         raise UserError(f"{path} {is_adapter(Path(path))}")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"The folder {path} holds no model: it has no config.json. Give the folder of a saved model.")
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        text_config = config.get_text_config()
     except Exception as error:  # values of wrong types fail in any way
         raise UserError(_no_model(path, error)) from error
+    check_sizes(text_config, path)
+    return config
 
 
 def saved_dtype(config: PretrainedConfig, otherwise: str) -> str:

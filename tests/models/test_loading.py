@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, RewardModel
+from openrlhf.models.loading import load_config
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import make_samples
 
@@ -78,6 +81,17 @@ def test_a_broken_configuration(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=str(tmp_path)):
         Actor(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("hidden_size", 0), ("num_hidden_layers", -1), ("num_hidden_layers", 10**9), ("vocab_size", 10**15)],
+)
+def test_a_size_that_no_model_has_is_refused_before_one_is_made(name, size, tmp_path):
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "vocab_size": 64} | {name: size}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"its config.json has {name} {size:,}, where 1 to"):
+        load_config(str(tmp_path))
 
 
 def test_a_model_of_another_kind(tmp_path):

@@ -26,6 +26,17 @@ def write_flushed(path: Path, text: str) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A write that the system refuses does not say where: an OSError of the block names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path; the file written there takes the place of `path` at the end of the block.
 

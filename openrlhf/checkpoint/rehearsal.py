@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from openrlhf.atomic_file import write_flushed
+from openrlhf.checkpoint.export import DEFAULT_MAX_SHARD_BYTES
 from openrlhf.checkpoint.model_settings import notes_of_export, save_settings
 from openrlhf.checkpoint.store import SPACE_FACTOR
 from openrlhf.engine.parameters import model_dtype, whole_numel, whole_shape
@@ -49,12 +51,25 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         save_settings(model, tokenizer, trial)
         if not hasattr(model, "peft_config"):
             _try_names(model)
+        _check_file_limit(model)
         needed = exported_bytes(model) * SPACE_FACTOR
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+
+
+def _check_file_limit(model: Any) -> None:
+    """Raises OSError where the system lets no file of this process grow as large as a file of weights."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    is_cut = not hasattr(model, "peft_config")
+    largest = min(exported_bytes(model), DEFAULT_MAX_SHARD_BYTES) if is_cut else exported_bytes(model)
+    if limit != resource.RLIM_INFINITY and limit < largest:
+        raise OSError(
+            f"a file of weights takes {largest:,} bytes, and the limit of this process is {limit:,}: `ulimit -f "
+            "unlimited` lifts it"
+        )
 
 
 def exported_bytes(model: Any) -> int:

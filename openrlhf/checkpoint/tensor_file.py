@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openrlhf.atomic_file import write_flushed
+from openrlhf.atomic_file import naming, write_flushed
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.manifest import FileRecord, new_checksum, problem_of
 
@@ -53,7 +53,7 @@ def write_tensors(
     # Each piece goes into the checksum and into the file at once, so the checksum is of what was meant: a disk that
     # stores other bytes is found when the file is read back. A tensor's bytes are handed over as they lie in memory.
     checksum = new_checksum()
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
 
         def write(data: bytes | memoryview) -> None:
             checksum.update(data)

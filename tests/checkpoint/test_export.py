@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from openrlhf.checkpoint import fault_points
 from openrlhf.checkpoint.export import export_model, is_exported
 from openrlhf.checkpoint.model_settings import end_token_ids, note_end_token
+from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.errors import UserError
 from tests.helpers.fault_points import EXPORT_POINTS
+from tests.helpers.file_limit import no_file_beyond
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -183,6 +185,15 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="No space left"):
         export_model(tiny_model("llama", seed=2), None, tmp_path)
     assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(old))
+
+
+def test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with no_file_beyond(20_000):
+        with pytest.raises(UserError, match=r"bytes, and the limit of this process is 20,000.*Nothing is trained"):
+            try_export(model, None, tmp_path)
+        with pytest.raises(UserError, match=r"File too large: '.*part-00000.safetensors'"):
+            export_model(model, None, tmp_path)
 
 
 @pytest.mark.parametrize("point", EXPORT_POINTS)

@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _ELASTIC = "tests/faults/test_elastic.py::"
 _BEGINS = _ELASTIC + "test_a_run_begins_with_the_bits_that_the_old_one_had"
+_EXPORT = "tests/checkpoint/test_export.py::"
 _OTHER_ZERO = "[train_rm, 2 ranks of ZeRO 1, then 2 ranks of ZeRO 2]"
 _FEWER_RANKS = "[train_rm, 2 ranks of ZeRO 3, then 1 rank of ZeRO 1]"
 
@@ -99,5 +100,45 @@ BUGS = [
         "for key, value in values.items() if key not in _NOT_COMPARED}",
         "for key, value in values.items()}",
         ("tests/checkpoint/test_identity.py::test_a_config_is_known_by_the_function_that_it_names_whoever_wrote_it",),
+    ),
+    Bug(
+        "a_merge_over_somebodys_model",
+        "a merge of adapters takes the place of a model that the user had in that folder",
+        "config/merge_settings.py",
+        '    yield from model_of_nobody("--output_path", config.output_path)\n',
+        "",
+        ("tests/clients/test_leftovers.py::test_a_merge_replaces_no_model_of_somebody_elses_and_tells_what_it_moves",),
+    ),
+    Bug(
+        "a_moved_model_is_not_told",
+        "a model of another run is moved out of the way without a word",
+        "checkpoint/export.py",
+        "    if earlier.exists():\n",
+        "    if False:\n",
+        ("tests/clients/test_leftovers.py::test_a_merge_replaces_no_model_of_somebody_elses_and_tells_what_it_moves",),
+    ),
+    Bug(
+        "a_size_that_no_model_has",
+        "a damaged config.json ends a command with a division by zero, or makes it count layers for ever",
+        "models/loading.py",
+        "    check_sizes(text_config, path)\n",
+        "",
+        ("tests/models/test_loading.py::test_a_size_that_no_model_has_is_refused_before_one_is_made",),
+    ),
+    Bug(
+        "a_limit_of_file_sizes_is_found_at_the_end",
+        "where no file may grow as large as the weights, a run trains to its end and loses them",
+        "checkpoint/rehearsal.py",
+        "        _check_file_limit(model)\n",
+        "",
+        (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
+    ),
+    Bug(
+        "a_refused_write_names_no_file",
+        "a file of weights that cannot be written is not named",
+        "checkpoint/tensor_file.py",
+        '    with naming(path), open(path, "wb") as file:\n',
+        '    with open(path, "wb") as file:\n',
+        (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
     ),
 ]

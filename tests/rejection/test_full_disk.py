@@ -5,9 +5,7 @@ A bound of the operating system on the size of a file stands for the disk.
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,12 @@ from openrlhf.rejection.generate import generate
 from openrlhf.rejection.iterate import rejection_sampling
 from openrlhf.rejection.score import score
 from openrlhf.rejection.select import select
+from tests.helpers.file_limit import no_file_beyond
 from tests.rejection.scored import answer, write
 from tests.rejection.stand_in import StandIn, generate_config, stored
 from tests.rejection.test_iterate import config_of, stand_ins  # noqa: F401  a fixture
 
 SIZES_BYTES = (0, 150, 700, 1500, 2200, 4000, 8000)
-
-
-@contextmanager
-def no_file_beyond(size_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def stages(tmp_path: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:

@@ -25,6 +25,13 @@ _WITHOUT_EFFECT_IN = {
     "lora_combiner": {"is_rm": "an adapter says of itself that it is a reward model's"},
 }
 
+# Flags of others that ask for what is not here, by command and last word; why.
+_NOT_HERE = {
+    "train_dpo": {
+        "f_divergence_type": "the tie to the reference is the reverse KL divergence (docs/preferences.md); leave it out"
+    }
+}
+
 Values = Mapping[str, Any]
 
 
@@ -32,6 +39,11 @@ def why_without_effect(root: type[Root], name: str) -> str | None:
     """Why a flag of OpenRLHF's needs nothing here; None for any other name."""
     last, command = name.rpartition(".")[2], root.command.usage.rpartition(".")[2]
     return WITHOUT_EFFECT.get(last) or _WITHOUT_EFFECT_IN.get(command, {}).get(last)
+
+
+def why_not_here(root: type[Root], name: str) -> str | None:
+    """Why there is no such flag; None for a name of which nothing is known."""
+    return _NOT_HERE.get(root.command.usage.rpartition(".")[2], {}).get(name.rpartition(".")[2])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openrlhf.config.checks import check_config, notices_of
-from openrlhf.config.compat import is_theirs, take, why_without_effect
+from openrlhf.config.compat import is_theirs, take, why_not_here, why_without_effect
 from openrlhf.config.help import print_help
 from openrlhf.config.kinds import describe, read_value
 from openrlhf.config.recipes import is_recipe, read_recipe
@@ -144,6 +144,9 @@ def _report_unknown(reading: _Reading, item: Given) -> None:
     if item.name in groups(reading.root):
         example = next(name for name in settings(reading.root) if name.startswith(item.name + "."))
         reading.problems.append(f"{item.where} is a group of settings, such as {example}.")
+        return
+    if why := why_not_here(reading.root, item.name):
+        reading.problems.append(f"{item.where} is not here: {why}.")
         return
     near = _nearest_name(reading.root, item.name)
     dashes = "--" if item.where.startswith("-") else ""

@@ -54,6 +54,8 @@ def write_card(
     values = shown_values(config)
     base = str(values["model.model_name_or_path"])
     kind = config.command.usage.rpartition("train_")[2]  # sft, dpo, rm
+    table, changed = settings(type(config)), changed_settings(config)
+    layout = {name: value for name, value in changed.items() if table[name].takes_auto}
     data = ModelCardData(
         model_name=model_name,
         base_model=base if _is_of_hub(base) else None,
@@ -69,7 +71,8 @@ def write_card(
         f"# {model_name or folder.name}\n\nTrained from `{origin}` by openrlhf.\n",
         _data(report),
         _results(folder),
-        _table("Settings that are not the default", changed_settings(config)),
+        _table("Settings that are not the default", {name: changed[name] for name in changed if name not in layout}),
+        _table("Layout, as given or as the run chose it", layout),
         _table("Versions", _versions()),
     ]
     folder.mkdir(parents=True, exist_ok=True)

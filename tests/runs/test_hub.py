@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from openrlhf.checkpoint.manifest import listed_names
+from openrlhf.config import SFTConfig
+from openrlhf.config.schema import build
+from openrlhf.run.model_card import write_card
 from tests.helpers.browser import CHROMIUM, card_page, in_browser
 from tests.helpers.hub import Hub
 from tests.helpers.workbench import flags, save_model, save_rows
@@ -79,6 +84,16 @@ def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen(tmp_path: Path) -> None:
+    config = build(SFTConfig, {"adam.lr": 0.5, "ds.zero_stage": 3, "train.max_tokens_per_micro_batch": 99})
+    write_card(tmp_path, config, SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={}))
+    _, chosen, rest = re.split("## (?:Settings|Layout)[^|]*", (tmp_path / "README.md").read_text())
+    assert "adam.lr" in chosen
+    assert "ds.zero_stage" not in chosen
+    assert "| ds.zero_stage | 3 |" in rest
+    assert "| train.max_tokens_per_micro_batch | 99 |" in rest
+
+
 def test_a_browser_shows_the_card_with_its_tables_and_the_curves(trained: tuple[Path, Any], tmp_path: Path) -> None:
     shown = in_browser(card_page(trained[0] / "README.md", tmp_path), tmp_path, "--dump-dom")
     assert shown.count("<table>") == 4

@@ -68,9 +68,7 @@ def test_a_disk_full_while_the_model_is_exported_costs_the_export_alone(bench, u
     assert differences(outcome_of(tmp_path), unbroken, is_same_layout=True) == []
 
 
-def test_files_that_may_not_hold_the_weights_stop_the_run_at_its_start_and_leave_the_last_good_checkpoint(
-    bench, unbroken, tmp_path
-):
+def test_a_limit_of_file_sizes_below_the_weights_is_refused_at_the_start(bench, unbroken, tmp_path):
     codes, said = launch(bench, tmp_path, "save.begun:2")
     assert codes == [-9], said[-3000:]
     assert newest(tmp_path) == ("global_step1", [])

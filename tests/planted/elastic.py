@@ -141,4 +141,20 @@ BUGS = [
         '    with open(path, "wb") as file:\n',
         (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
     ),
+    Bug(
+        "a_divergence_is_only_unknown",
+        "who asks for another divergence of DPO is not told why there is none",
+        "config/parse.py",
+        "    if why := why_not_here(reading.root, item.name):\n",
+        "    if why := None:\n",
+        ("tests/config/test_pairs.py::test_what_cannot_be_is_told",),
+    ),
+    Bug(
+        "a_chosen_layout_is_a_setting_of_the_user",
+        "a model's card lists what the run chose by itself among the settings that somebody gave",
+        "run/model_card.py",
+        "if table[name].takes_auto}",
+        "if False}",
+        ("tests/runs/test_hub.py::test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen",),
+    ),
 ]

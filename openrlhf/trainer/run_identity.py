@@ -14,8 +14,8 @@ from openrlhf.config.schema import Root, settings, values_of
 
 _BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
 # Keys of config.json that say nothing of the function, are settings of the run, or are changed by an export of ours.
-_NOT_COMPARED = ("_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version")
-_NOT_COMPARED += ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "mean", "std")
+_NOT_COMPARED = {"_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version"}
+_NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "mean", "std"}
 
 
 def run_identity(

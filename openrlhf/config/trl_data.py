@@ -31,8 +31,8 @@ def rows(t: Translator) -> None:
     if t["packing"] or t["padding_free"]:
         note = "a step has so many samples; there: so many packs of max_length"
         t.becomes({"ds.packing_samples": True}, "packing", "padding_free", note=note if t["packing"] else "")
-    if t["dataset_text_field"] != "text":
-        t.becomes({"data.input_key": t["dataset_text_field"], "data.format": "text"}, "dataset_text_field")
+    field = t["dataset_text_field"]
+    t.becomes({"data.format": "trl"} | ({"data.input_key": field} if field != "text" else {}), "dataset_text_field")
     if t["chat_template_path"]:
         t.becomes({"data.tokenizer_chat_template": _template_file(t)}, "chat_template_path")
     if t["loss_type"] not in ("nll", "chunked_nll", "dft"):

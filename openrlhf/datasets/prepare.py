@@ -197,7 +197,7 @@ class _Preparation:
 
     def _mask_convention(self, table: Table) -> str:
         """`tokenized` or `tokenized_by_token`: as the user says, else the one that the first rows' masks fit."""
-        if self.data.format != "auto" or not tokenized.stand_beside_tokens(
+        if self.data.format == "tokenized" or not tokenized.stand_beside_tokens(
             row for _, row in table.first_rows(FIRST_ROWS)
         ):
             return "tokenized"

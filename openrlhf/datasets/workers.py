@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from openrlhf.config import DataConfig
-from openrlhf.datasets.formats import READERS
+from openrlhf.datasets.formats import reader_of
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.prepared import SampleBatch
 from openrlhf.datasets.samples import BadRow, EncodedSample, LeftOut, Pair
@@ -57,7 +57,7 @@ Encode = Callable[[EncodingTask], BlockResult]
 def encode_block(encoder: SampleEncoder, data: DataConfig, task: EncodingTask) -> BlockResult:
     """Rows of a block → encoded samples, with every failure kept in its place."""
     result = BlockResult(task.table, 0 if task.is_repeat else len(task.taken), int(task.taken.sum()))
-    read = READERS[task.format_name]
+    read = reader_of(task.format_name, data)
     samples: list[EncodedSample] = []
     numbers: list[int] = []
     for number, row in itertools.compress(zip(task.block.numbers, task.block.rows(), strict=True), task.taken):

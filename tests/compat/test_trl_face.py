@@ -216,6 +216,7 @@ def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None
         (ROWS[0], {"assistant_only_loss": True}, "seven and 0"),
         ({"prompt": "sum of three", "completion": " is"}, {"completion_only_loss": False}, "of three is"),
         ({"text": "coffee with oat milk"}, {}, "with oat milk"),
+        ({"text": "coffee with oat milk", "instruction": "sum", "output": "seven"}, {}, "with oat milk"),
         ({"prose": "coffee with oat milk"}, {"dataset_text_field": "prose"}, "with oat milk"),
         (ROWS[0], {"dataset_text_field": "prose"}, "assistant\nseven and 0"),
         (ROWS[0], {"dataset_text_field": "messages"}, "assistant\nseven and 0"),
@@ -321,7 +322,7 @@ def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more
         ),
         ({"completion_only_loss": True}, ROWS, "completion_only_loss is true, and train_dataset has no columns"),
         ({"dataset_text_field": "prose"}, [{"text": "coffee"}], "has no column 'prose'"),
-        ({}, [{"input_ids": [5, 6], "completion_mask": [1]}], "loss_mask has 1 entries, input_ids has 2"),
+        ({}, [{"input_ids": [5, 6], "completion_mask": [1]}], "labels has 1 entries, input_ids has 2"),
     ],
 )
 def test_a_loss_that_the_rows_do_not_allow_is_refused(

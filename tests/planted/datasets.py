@@ -211,8 +211,8 @@ BUGS = [
         "content_taken_for_a_weight",
         "rows whose answer stands in a column named weight are refused",
         "datasets/formats/columns.py",
-        "return 1.0 if WEIGHT in (data.input_key, data.output_key) else",
-        "return 1.0 if WEIGHT in () else",
+        "or WEIGHT in (data.input_key, data.output_key)",
+        "or WEIGHT in ()",
         (f"{_WEIGHTS}::test_a_column_of_content_is_no_weight",),
     ),
     Bug(

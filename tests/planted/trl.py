@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _NAMES = "tests/compat/test_trl_names.py"
 _FACE = "tests/compat/test_trl_face.py"
+_ROWS = "tests/datasets/test_trl_rows.py"
 
 BUGS = [
     Bug(
@@ -108,8 +109,8 @@ BUGS = [
         "masks_of_token_rows_are_lost",
         "rows of token ids are trained on their prompts, too",
         "compat/trl/inputs.py",
-        'for name in ("completion_mask", "assistant_masks"))',
-        "for name in ())",
+        "for name in masks if row.get(name) is not None]",
+        "for name in ()]",
         (f"{_FACE}::test_a_loss_that_the_rows_do_not_allow_is_refused",),
     ),
     Bug(
@@ -124,8 +125,8 @@ BUGS = [
         "a_missing_column_is_another_one",
         "a misspelt dataset_text_field trains the column text",
         "datasets/formats/__init__.py",
-        'if given not in (None, "text"):',
-        "if given is not None:",
+        "if missing := [key for key in _asked_for(data) if key not in row]:",
+        "if missing := []:",
         (f"{_FACE}::test_a_loss_that_the_rows_do_not_allow_is_refused",),
     ),
     Bug(
@@ -287,5 +288,29 @@ BUGS = [
         't.becomes({"ckpt.export_best": True}, *names)',
         "pass",
         (f"{_NAMES}::test_what_a_name_becomes",),
+    ),
+    Bug(
+        "alpacas_columns_come_before_text",
+        "a script or recipe of tatsu-lab/alpaca trains instruction and output, where TRL trains text",
+        "datasets/formats/trl.py",
+        "    if (data.input_key or plain.TEXT) in row:\n",
+        "    if False:\n",
+        (f"{_ROWS}::test_a_row_is_what_it_is_to_trl",),
+    ),
+    Bug(
+        "weights_of_rows_count_in_trls_scripts",
+        "rows of a script with weight 0 are left out, which TRL trains",
+        "datasets/formats/columns.py",
+        "is_none = data.format == TRL or WEIGHT in",
+        "is_none = WEIGHT in",
+        (f"{_ROWS}::test_weight_and_system_are_not_read_and_counted",),
+    ),
+    Bug(
+        "columns_that_trl_does_not_read_are_read",
+        "a column system is put before the messages of a script, which TRL does not do",
+        "datasets/formats/trl.py",
+        "for name, value in row.items() if name not in not_read}",
+        "for name, value in row.items()}",
+        (f"{_ROWS}::test_weight_and_system_are_not_read_and_counted",),
     ),
 ]

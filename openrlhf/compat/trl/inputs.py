@@ -17,8 +17,9 @@ from openrlhf.config.outputs import output_folders
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
 from openrlhf.config.trl_parts import router_coefficient
 from openrlhf.config.trl_translation import Translation, translate
-from openrlhf.datasets.formats.chat import fits as fits_chat
+from openrlhf.datasets.formats import trl
 from openrlhf.datasets.formats.chat import is_message_list
+from openrlhf.datasets.formats.tokenized import NOT_A_TARGET
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
 from openrlhf.errors import UserError
@@ -124,30 +125,32 @@ def _as_there(name: str, data: DataConfig, completion_only_loss: bool | None, da
     """What the columns of the first row mean to TRL. Raises UserError where the loss that is asked for fits no row."""
     row = dataset[0]
     is_pair = {"prompt", "completion"} <= row.keys()
-    is_chat = fits_chat(row, DataConfig()) or (is_pair and is_message_list(row["prompt"]))
     if "input_ids" in row:
-        has_masks = "labels" in row or "loss_mask" in row
-        return (data, dataset) if has_masks else (replace(data, format="tokenized_by_token"), _masked(dataset))
+        is_labelled = "labels" in row or "loss_mask" in row
+        return data, dataset if is_labelled else _labelled(dataset, ["assistant_masks", "completion_mask"])
+    is_chat = trl.find(row, data) == "messages" or (is_pair and is_message_list(row["prompt"]))
     if data.targets == "all_turns" and not is_chat:
         raise UserError(f"assistant_only_loss is true, and {name} holds no conversations: leave it out.")
     if data.targets == "all_turns" and is_pair and completion_only_loss is not False:
         data = replace(data, targets="completion")  # the assistant's messages, of the completion alone
     if data.targets == "completion" and not is_pair:
         raise UserError(f"completion_only_loss is true, and {name} has no columns prompt and completion: leave it out.")
-    return (replace(data, format="auto", input_key=None) if is_chat or is_pair else data), dataset
+    return data, dataset
 
 
-def _masked(dataset: Any) -> Any:
-    """Rows of token ids, with a `loss_mask` beside them: tokens that no mask of TRL's leaves out."""
+def _labelled(dataset: Any, masks: list[str]) -> Any:
+    """Rows of token ids, with `labels` in place of their masks: tokens that none of these leaves out."""
 
-    def with_mask(row: Any) -> dict[str, Any]:
-        given = (row.get(name) for name in ("completion_mask", "assistant_masks"))
-        masks = [[1] * len(row["input_ids"]), *(one for one in given if one is not None)]
-        # one of another length leaves a short mask, which is refused by the row's name
-        mask = [int(all(of_token)) for of_token in zip(*masks, strict=False)]
-        return {"input_ids": row["input_ids"], "loss_mask": mask}
+    def with_labels(row: Any) -> dict[str, Any]:
+        given = [row[name] for name in masks if row.get(name) is not None]
+        # a mask of another length leaves short labels, which are refused by the row's name
+        tokens = zip(row["input_ids"], *given, strict=False)
+        labels = [int(token) if all(bits) else NOT_A_TARGET for token, *bits in tokens]
+        return {name: value for name, value in row.items() if name not in masks} | {"labels": labels}
 
-    return dataset.map(with_mask) if hasattr(dataset, "map") else [with_mask(row) for row in dataset]
+    if not hasattr(dataset, "map"):
+        return [with_labels(row) for row in dataset]
+    return dataset.map(with_labels, remove_columns=[name for name in masks if name in dataset.column_names])
 
 
 def rows_of(

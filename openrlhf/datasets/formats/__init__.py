@@ -7,11 +7,12 @@ To add one: a function that reads a row (raises BadRow), a line in `FORMATS`, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from openrlhf.config import DataConfig, PairDataConfig
-from openrlhf.datasets.formats import chat, pairs, plain, tokenized
-from openrlhf.datasets.formats.columns import DEFAULT_INPUT_KEY, names
+from openrlhf.datasets.formats import chat, pairs, plain, tokenized, trl
+from openrlhf.datasets.formats.columns import DEFAULT_INPUT_KEY, TRL, names
 from openrlhf.datasets.samples import PAIRS, Pair, Row, RowContent
 from openrlhf.errors import UserError
 
@@ -28,6 +29,11 @@ READERS: dict[str, Callable[[Row, Any], RowContent | Pair]] = {**FORMATS, PAIRS:
 SYNONYMS = {"sharegpt": "messages", "chat": "messages", "tools": "messages", "pretrain": "text"}
 
 
+def reader_of(name: str, data: DataConfig) -> Callable[[Row, Any], RowContent | Pair]:
+    """What reads the rows of a format."""
+    return partial(trl.read, FORMATS[name]) if data.format == TRL else READERS[name]
+
+
 def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = False) -> str:
     """The name of the format that the settings say, else of the first that the row fits.
 
@@ -40,7 +46,9 @@ def find_format(row: Row, data: DataConfig, where: str, pretrain_mode: bool = Fa
     if isinstance(data, PairDataConfig):
         _check_pair(row, data, where)
         return PAIRS
-    given = None if data.format == "auto" else _known_name(data.format)
+    if data.format == TRL and data.output_key is None and not pretrain_mode and (name := trl.find(row, data)):
+        return name
+    given = None if data.format in ("auto", TRL) else _known_name(data.format)
     if given not in (None, "text"):
         return given
     if given is None and tokenized.fits(row) and not has_named_columns(row, data):
@@ -84,7 +92,7 @@ def _check_pair(row: Row, data: PairDataConfig, where: str) -> None:
 def _known_name(given: str) -> str:
     name = SYNONYMS.get(given, given)
     if name not in FORMATS:
-        raise UserError(f"--data.format {given!r} is unknown: choose auto, {', '.join([*FORMATS, *SYNONYMS])}.")
+        raise UserError(f"--data.format {given!r} is unknown: choose auto, {TRL}, {', '.join([*FORMATS, *SYNONYMS])}.")
     return name
 
 

@@ -12,6 +12,7 @@ from openrlhf.config import DataConfig
 from openrlhf.datasets.json_text import RefusedJson, load_json
 from openrlhf.datasets.samples import BadRow, Row
 
+TRL = "trl"  # the format of rows that are read as TRL reads them
 DEFAULT_INPUT_KEY = "input"  # OpenRLHF's default: nobody has asked for this column by name
 KINDS = {
     type(None): "nothing (null)", bool: "true/false", int: "a number", float: "a number", str: "text",
@@ -46,8 +47,9 @@ def answer_column(row: Row, key: str) -> str:
 
 
 def row_weight(row: Row, data: DataConfig) -> float:
-    """The row's weight in the loss: 1 without a column `weight`, or where that column holds the prompt or answer."""
-    return 1.0 if WEIGHT in (data.input_key, data.output_key) else weight_in(row, f"column {WEIGHT!r}")
+    """The row's weight in the loss: 1 without a column `weight`, or where that holds the prompt or answer; 1 to TRL."""
+    is_none = data.format == TRL or WEIGHT in (data.input_key, data.output_key)
+    return 1.0 if is_none else weight_in(row, f"column {WEIGHT!r}")
 
 
 def weight_in(holder: dict[str, Any], where: str) -> float:

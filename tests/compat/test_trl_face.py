@@ -221,7 +221,6 @@ def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None
         (ROWS[0], {"dataset_text_field": "prose"}, "assistant\nseven and 0"),
         (ROWS[0], {"dataset_text_field": "messages"}, "assistant\nseven and 0"),
         ({"input_ids": COFFEE}, {}, "with oat milk"),
-        ({"input_ids": COFFEE, "completion_mask": [0] * len(COFFEE[:-1]) + [1]}, {}, "ilk"),
         ({"input_ids": COFFEE, "assistant_masks": [1] * len(COFFEE)}, {"assistant_only_loss": True}, "with oat milk"),
         (
             {"input_ids": COFFEE, "assistant_masks": torch.ones(len(COFFEE)), "completion_mask": None},
@@ -254,6 +253,31 @@ def test_assistants_of_a_prompt_are_trained_only_where_trl_does(
     run = trainer(model, args, [{"prompt": messages[:3], "completion": messages[3:]}])
     ids, _, mask = run._run.train_data[0]
     assert run.processing_class.decode(ids[1:][mask[:-1] > 0]) == trained
+
+
+@pytest.mark.parametrize(
+    ("masks", "completion_only", "num_trained"),
+    [
+        (["completion_mask"], True, 1),
+        (["completion_mask"], False, len(COFFEE) - 1),
+        (["completion_mask"], None, len(COFFEE) - 1),
+        (["assistant_masks", "completion_mask"], None, 2),
+        (["assistant_masks", "completion_mask"], True, 1),
+        (["prompt", "completion", "completion_mask"], None, 1),
+    ],
+)
+def test_masks_of_token_rows_count_where_trl_reads_them(
+    model: Path, tmp_path: Path, masks: list[str], completion_only: bool | None, num_trained: int
+) -> None:
+    num_before = {"completion_mask": len(COFFEE) - 1, "assistant_masks": len(COFFEE) - 2}
+    row = {name: [0] * num_before[name] + [1] * (len(COFFEE) - num_before[name]) for name in masks if "mask" in name}
+    row |= {"input_ids": COFFEE} | {name: "oat" for name in masks if name not in row}
+    for rows in ([row], Dataset.from_list([row])):
+        args = arguments(tmp_path / "out", completion_only_loss=completion_only)
+        data = SFTTrainer(str(model), args, train_dataset=rows)._run.train_data
+        assert int(data.num_target_tokens[0]) == num_trained
+        is_passed_over = any("'completion_mask' is not read" in remark for remark in data.report.remarks)
+        assert is_passed_over == (num_trained > 1)
 
 
 def test_remedies_in_a_script_are_ones_that_it_can_follow(model: Path, tmp_path: Path) -> None:
@@ -322,7 +346,11 @@ def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more
         ),
         ({"completion_only_loss": True}, ROWS, "completion_only_loss is true, and train_dataset has no columns"),
         ({"dataset_text_field": "prose"}, [{"text": "coffee"}], "has no column 'prose'"),
-        ({}, [{"input_ids": [5, 6], "completion_mask": [1]}], "labels has 1 entries, input_ids has 2"),
+        (
+            {"completion_only_loss": True},
+            [{"input_ids": [5, 6], "completion_mask": [1]}],
+            "labels has 1 entries, input_ids has 2",
+        ),
     ],
 )
 def test_a_loss_that_the_rows_do_not_allow_is_refused(

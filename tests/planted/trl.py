@@ -313,4 +313,12 @@ BUGS = [
         "for name, value in row.items()}",
         (f"{_ROWS}::test_weight_and_system_are_not_read_and_counted",),
     ),
+    Bug(
+        "completion_masks_always_count",
+        "a script with completion_only_loss false trains its completions alone",
+        "compat/trl/inputs.py",
+        "if reads_both else",
+        "if True else",
+        (f"{_FACE}::test_masks_of_token_rows_count_where_trl_reads_them",),
+    ),
 ]

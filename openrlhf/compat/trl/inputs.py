@@ -127,7 +127,9 @@ def _as_there(name: str, data: DataConfig, completion_only_loss: bool | None, da
     is_pair = {"prompt", "completion"} <= row.keys()
     if "input_ids" in row:
         is_labelled = "labels" in row or "loss_mask" in row
-        return data, dataset if is_labelled else _labelled(dataset, ["assistant_masks", "completion_mask"])
+        reads_both = is_pair if completion_only_loss is None else completion_only_loss
+        masks = ["assistant_masks", "completion_mask"] if reads_both else ["assistant_masks"]
+        return data, dataset if is_labelled else _labelled(dataset, masks)
     is_chat = trl.find(row, data) == "messages" or (is_pair and is_message_list(row["prompt"]))
     if data.targets == "all_turns" and not is_chat:
         raise UserError(f"assistant_only_loss is true, and {name} holds no conversations: leave it out.")

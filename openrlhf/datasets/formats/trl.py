@@ -16,7 +16,11 @@ from openrlhf.datasets.samples import Row, RowContent
 
 FROM_VALUE = "conversations"
 _IS_READ_HERE = "beside a recipe, --data.format auto reads what has a meaning here"
-NOT_READ = {WEIGHT: _IS_READ_HERE, chat.SYSTEM: _IS_READ_HERE}  # columns, and what to do
+NOT_READ = {  # columns, and what to do
+    WEIGHT: _IS_READ_HERE,
+    chat.SYSTEM: _IS_READ_HERE,
+    "completion_mask": "give completion_only_loss true, or labels",
+}
 
 
 def find(row: Row, data: DataConfig) -> str | None:

@@ -11,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from openrlhf.config import DataConfig, RMConfig, TrainingConfig
 from openrlhf.config.disk import local_path
+from openrlhf.datasets.sources.find import tables_here
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import usable_device_type
 from openrlhf.engine.engine_config import engine_config
@@ -105,8 +106,26 @@ def build_train_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -
 
 
 def build_eval_data(config: TrainingConfig, tokenizer: Any, prepare: Prepare) -> Any | None:
-    """The data set to evaluate on, if the run has any: all rows of its own source, prepared as the others."""
-    return prepare(eval_settings(config), tokenizer) if config.eval.dataset else None
+    """The data set to evaluate on, if the run has any: all rows of its own source, prepared as the others.
+
+    Raises UserError where another split is asked for, and its rows are those that are trained.
+    """
+    if not config.eval.dataset:
+        return None
+    data, held_out = config.data, eval_settings(config)
+    if data.dataset_split != held_out.dataset_split:
+        _check_no_split_is_both(data, held_out)
+    return prepare(held_out, tokenizer)
+
+
+def _check_no_split_is_both(data: DataConfig, held_out: DataConfig) -> None:
+    if both := tables_here(data.dataset, data.dataset_split) & tables_here(held_out.dataset, held_out.dataset_split):
+        raise UserError(
+            f"--eval.dataset {held_out.dataset} has no split {held_out.dataset_split!r} apart from "
+            f"{data.dataset_split!r}: its evaluation would have rows that are trained ({', '.join(sorted(both)[:5])}). "
+            "Put the evaluation's rows into a file, and name it --eval.dataset; or evaluate on the trained rows by "
+            f"--eval.split {data.dataset_split}."
+        )
 
 
 def eval_settings(config: TrainingConfig) -> DataConfig:

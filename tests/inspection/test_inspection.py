@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from rich.console import Console
@@ -173,3 +174,22 @@ def test_prepare_data_leaves_what_a_look_and_a_training_read(tmp_path: Path, cap
     inspect_data.main(flags(tmp_path))
     assert list((tmp_path / "cache").glob("*/")) == [folder]
     assert (folder / SAMPLES).stat().st_mtime_ns == made_ns
+
+
+def test_another_split_of_the_same_rows_is_no_evaluation(tmp_path: Path):
+    given = flags(tmp_path)
+    file = given[given.index("--data.dataset") + 1]
+    folder, held_out = tmp_path / "folder", tmp_path / "held_out.jsonl"
+    folder.mkdir()
+    for copy in (folder / "rows.jsonl", held_out):
+        copy.write_bytes(Path(file).read_bytes())
+    datasets.Dataset.from_list(rows(4)).save_to_disk(str(tmp_path / "saved"))
+    for trained, evaluated in ((file, file), (f"{held_out},{file}", file), (folder, folder), (tmp_path / "saved",) * 2):
+        both = ["--data.dataset", str(trained), "--eval.dataset", str(evaluated)]
+        with pytest.raises(UserError, match=r"has no split 'test' apart from 'train'.*rows that are trained"):
+            prepare_data.main([*given, *both, "--eval.split", "test"])
+    prepare_data.main([*given, "--eval.dataset", file])  # asked for
+    prepare_data.main([*given, "--eval.dataset", str(held_out), "--eval.split", "test"])
+    (folder / "rows.jsonl").rename(folder / "train.jsonl")
+    held_out.rename(folder / "test.jsonl")
+    prepare_data.main([*given, "--data.dataset", str(folder), "--eval.dataset", str(folder), "--eval.split", "test"])

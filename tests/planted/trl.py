@@ -321,4 +321,12 @@ BUGS = [
         "if True else",
         (f"{_FACE}::test_masks_of_token_rows_count_where_trl_reads_them",),
     ),
+    Bug(
+        "trained_rows_are_the_evaluation",
+        "a recipe whose data have no split test is evaluated on, and its best model chosen by, the rows that it trains",
+        "run/builders.py",
+        "    if data.dataset_split != held_out.dataset_split:\n",
+        "    if False:\n",
+        ("tests/inspection/test_inspection.py::test_another_split_of_the_same_rows_is_no_evaluation",),
+    ),
 ]

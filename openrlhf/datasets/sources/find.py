@@ -61,16 +61,34 @@ def source_of(dataset: Any) -> Source:
     return Source(name, [DatasetTable(name, dataset) if is_dataset else ListTable(name, dataset)])
 
 
+def tables_here(spec: str, split: str) -> set[str]:
+    """Names of the tables of a spec's files, folders and saved data sets; each split of a hub's has tables of its own.
+
+    Raises UserError of an entry that is not there.
+    """
+    paths = {name: _path_of(name) for name in split_names(spec)}
+    tables = [table for name, path in paths.items() if path for table in _local_source(name, path, split).tables]
+    return {os.path.realpath(table.name) for table in tables}
+
+
 def _source(name: str, split: str) -> Source:
+    if path := _path_of(name):
+        return _local_source(name, path, split)
+    base, _, part = name.rpartition("@")
+    return Source(name, [_hub_table(base or name, part if base else None, split)])
+
+
+def _path_of(name: str) -> Path | None:
+    """The file or folder that an entry means; None: it is a hub name."""
     whole = local_path(name)
     if whole.exists():
-        return _local_source(name, whole, split)
+        return whole
     base, _, part = name.rpartition("@")
     if base and local_path(base).exists():
-        return _local_source(name, _subfolder(local_path(base), part), split)
+        return _subfolder(local_path(base), part)
     if _looks_like_path(base or name):
         raise UserError(f"{name} does not exist{_nearest(local_path(base or name))}.")
-    return Source(name, [_hub_table(base or name, part if base else None, split)])
+    return None
 
 
 def _subfolder(folder: Path, part: str) -> Path:

@@ -53,8 +53,10 @@ def _template_file(t: Translator) -> str:
 def targets(t: Translator) -> None:
     of_completions = {True: "completion", False: "everything", None: "completion_or_everything"}
     targets = "all_turns" if t["assistant_only_loss"] else of_completions[t["completion_only_loss"]]
-    is_open = t["assistant_only_loss"] and t["completion_only_loss"] is not False
-    note = "of rows with a completion: in a script those of the completion, in a recipe those of the prompt too"
+    note = "of a completion's messages what the assistant says, each up to its closing token; there: all of its text"
+    if t["assistant_only_loss"]:
+        note = "of rows with a completion: in a script those of the completion, in a recipe those of the prompt too"
+    is_open = t["completion_only_loss"] is not False
     t.becomes({"data.targets": targets}, "assistant_only_loss", "completion_only_loss", note=note if is_open else "")
 
 

@@ -320,6 +320,7 @@ def test_adapters_are_trained_and_exported(model: Path, tmp_path: Path) -> None:
         ({"args": SFTConfig("out", model_init_kwargs={"quantization_config": FOUR_BITS})}, "--ds.load_in_4bit"),
         ({"train_dataset": iter(ROWS)}, "give a datasets.Dataset"),
         ({"train_dataset": None}, "SFTTrainer has no train_dataset"),
+        ({"eval_dataset": {"a": ROWS, "b": ROWS}}, "eval_dataset is a dict: give a datasets.Dataset"),
         ({"args": SFTConfig(output_dir="out", neftune_noise_alpha=5)}, "neftune_noise_alpha 5 cannot be had here"),
         ({"model": 7}, "SFTTrainer(model=) is a int"),
         (

@@ -306,6 +306,13 @@ def test_experts_of_a_recipe_are_balanced_as_there(tmp_path: Path, given: dict[s
     assert "model.aux_loss_coef" in of.defaults or given
 
 
+def test_what_is_trained_of_a_completions_messages_is_told() -> None:
+    ((_, here),) = translated(completion_only_loss=True).rows
+    assert here.startswith("data.targets completion (of a completion's messages what the assistant says")
+    ((_, everything),) = translated(completion_only_loss=False).rows
+    assert everything == "data.targets everything"
+
+
 def test_a_recipe_goes_on_from_the_newest(tmp_path: Path) -> None:
     of = recipe(tmp_path, {"model_name_or_path": "m", "resume_from_checkpoint": True})
     assert of.problems == []

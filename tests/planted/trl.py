@@ -329,4 +329,12 @@ BUGS = [
         "    if False:\n",
         ("tests/inspection/test_inspection.py::test_another_split_of_the_same_rows_is_no_evaluation",),
     ),
+    Bug(
+        "a_completions_text_is_not_told",
+        "a recipe trains fewer tokens of a completion's messages than TRL does, without a word",
+        "config/trl_data.py",
+        "note=note if is_open else",
+        'note=note if t["assistant_only_loss"] else',
+        (f"{_NAMES}::test_what_is_trained_of_a_completions_messages_is_told",),
+    ),
 ]

@@ -96,7 +96,7 @@ def test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen(tmp_
 
 def test_a_browser_shows_the_card_with_its_tables_and_the_curves(trained: tuple[Path, Any], tmp_path: Path) -> None:
     shown = in_browser(card_page(trained[0] / "README.md", tmp_path), tmp_path, "--dump-dom")
-    assert shown.count("<table>") == 4
+    assert shown.count("<table>") == 5
     assert "<td>adam.lr</td>" in shown
     assert 'data-pictures="1"' in shown, "the picture of the curves is not drawn"
     assert "pipeline_tag" not in shown, "the metadata are shown as text"

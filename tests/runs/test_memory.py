@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import DeepspeedConfig, SFTConfig
-from openrlhf.datasets import SFTDataset
 from openrlhf.models.loading import facts_of
 from openrlhf.run.memory_estimate import RunMemory, Way
+from openrlhf.run.training_run import TrainingRun
 from openrlhf.strategy import DeepspeedStrategy
 from tests.helpers.ranks import RankError, RankPool
 from tests.helpers.workbench import flags, read_metrics, save_model, save_rows, step_lines
@@ -167,9 +167,9 @@ def test_it_ends_the_run_where_nothing_is_said(one_rank, bench):
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         ),
         (DeepspeedStrategy, "prepare", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
-        (SFTDataset, "collate_fn", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+        (TrainingRun, "choose_layout", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
     ],
-    ids=["weights", "engine", "data"],
+    ids=["weights", "engine", "layout"],
 )
 def test_memory_that_runs_out_elsewhere_is_told_in_words(bench, tmp_path, monkeypatch, owner, name, error):
     def refused(*_: object, **__: object) -> None:

@@ -36,7 +36,6 @@ from openrlhf.engine.engine_state import (
     set_learning_rates,
     set_loss_scale,
     tensor_parallel_size,
-    zero_stage_of,
 )
 from openrlhf.errors import UserError
 
@@ -154,7 +153,6 @@ def read_progress(folder: Path) -> TrainingProgress:
 def _values_of(engine: Any, num_ranks: int, scheduler: Any, client_state: dict[str, Any]) -> dict[str, Any]:
     return {
         "num_ranks": num_ranks,
-        "zero_stage": zero_stage_of(engine),
         "tensor_parallel_size": tensor_parallel_size(engine),
         "counters": counters_of(engine),
         "loss_scale": loss_scale_of(engine),

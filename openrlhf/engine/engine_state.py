@@ -63,10 +63,6 @@ def set_learning_rates(engine: Any, learning_rates: list[float]) -> None:
         group["lr"] = learning_rate
 
 
-def zero_stage_of(engine: Any) -> int:
-    return int(engine.zero_optimization_stage())
-
-
 def tensor_parallel_size(engine: Any) -> int:
     return int(engine.mp_world_size)
 

@@ -45,7 +45,7 @@ from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer import Callback, CommandTrainer
 from openrlhf.trainer.callbacks.preemption import LeaveRequests, Preempted
 from openrlhf.trainer.callbacks.standard import callbacks_named
-from openrlhf.trainer.run_identity import base_model_fingerprint, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, settings_identity
 
 RunT = TypeVar("RunT", bound="TrainingRun")
 
@@ -174,8 +174,8 @@ class TrainingRun(ABC):
                 self.strategy.print(starts_anew(ckpt.path, base))
             return False
         # Compared as far as it can be before the model is built, lest a finished run is taken for another one.
-        now = run_identity(
-            self.config,
+        now = replace(
+            settings_identity(self.config),
             data_fingerprint=self.train_data.fingerprint,
             num_samples=len(self.train_data),
             tokenizer_fingerprint=tokenizer_fingerprint(self.tokenizer),

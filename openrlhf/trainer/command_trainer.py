@@ -25,7 +25,7 @@ from openrlhf.strategy.rank_facts import facts_of_config
 from openrlhf.trainer.callbacks import Callback
 from openrlhf.trainer.callbacks.standard import callbacks_named, standard_callbacks
 from openrlhf.trainer.memory import EVAL_NOTE_FILE, NOTE_FILE
-from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, settings_identity
 from openrlhf.trainer.trainer import Loader, Trainer
 
 _NAMES_OF_A_STEP = ("gpt_loss", "loss_mean", "lr", "aux_loss")  # OpenRLHF's
@@ -191,8 +191,8 @@ class CommandTrainer(Trainer):
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
         model = self.model.model
         data = self.train_dataloader.dataset if isinstance(self.train_dataloader, StepWindowLoader) else None
-        identity = run_identity(
-            self.settings_of(config),
+        identity = replace(
+            settings_identity(self.settings_of(config)),
             data_fingerprint=getattr(data, "fingerprint", "unknown"),
             num_samples=-1 if data is None else len(data),
             model_shape=model_shape(self.model.trainable_module),

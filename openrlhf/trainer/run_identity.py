@@ -18,40 +18,14 @@ _NOT_COMPARED = {"_name_or_path", "architectures", "auto_map", "dtype", "quantiz
 _NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "mean", "std"}
 
 
-def run_identity(
-    config: Root,
-    *,
-    data_fingerprint: str | None = None,
-    num_samples: int | None = None,
-    model_shape: str | None = None,
-    tokenizer_fingerprint: str | None = None,
-    horizon_steps: int | None = None,
-    base_model: str | None = None,
-    reference: str | None = None,
-    eval_fingerprint: str | None = None,
-) -> RunIdentity:
-    """The identity of a run with that configuration. A fact that is None is not known (yet), and not compared.
-
-    Args: see `RunIdentity`.
-    """
+def settings_identity(config: Root) -> RunIdentity:
+    """What the settings of a run say of its identity; the facts of `RunIdentity` are the caller's to add."""
     table, values = settings(type(config)), values_of(config)
     by_rule: dict[str, dict[str, Any]] = {"must_match": {}, "kept": {}, "taken": {}, "free": {}}
     for name, value in values.items():
         if not _is_idle(name, values):
             by_rule[table[name].resume][name] = list(value) if isinstance(value, tuple) else value  # as JSON holds it
-    return RunIdentity(
-        by_rule["must_match"],
-        by_rule["kept"],
-        by_rule["taken"],
-        data_fingerprint,
-        num_samples,
-        model_shape,
-        tokenizer_fingerprint,
-        horizon_steps,
-        base_model,
-        reference,
-        eval_fingerprint=eval_fingerprint,
-    )
+    return RunIdentity(by_rule["must_match"], by_rule["kept"], by_rule["taken"])
 
 
 def _is_idle(name: str, values: dict[str, Any]) -> bool:

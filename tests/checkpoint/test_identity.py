@@ -27,7 +27,7 @@ from openrlhf.config.roots import ROOTS
 from openrlhf.config.schema import build, settings
 from openrlhf.errors import UserError
 from openrlhf.strategy.checkpoints import load_found
-from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, run_identity
+from openrlhf.trainer.run_identity import base_model_fingerprint, function_of_config, settings_identity
 from tests.datasets.conftest import pairs, prepare, write_jsonl  # noqa: F401
 from tests.helpers.tiny_models import tiny_model
 
@@ -41,7 +41,7 @@ SAME_SETTINGS = {"train.batch_size": 8, "adam.lr": 0.001}
 def identity(**values: Any) -> RunIdentity:
     """Of SFTConfig with those settings, `__` standing for the dot, and the facts above."""
     given = SAME_SETTINGS | {name.replace("__", "."): value for name, value in values.items()}
-    return run_identity(build(SFTConfig, given), **FACTS)
+    return replace(settings_identity(build(SFTConfig, given)), **FACTS)
 
 
 def test_an_identity_comes_back_from_json_the_same() -> None:
@@ -178,7 +178,7 @@ def test_a_script_without_a_configuration_is_recognised_by_the_model_alone() -> 
 def test_a_secret_is_in_no_identity() -> None:
     for root in ROOTS:
         secret = {row.name for row in settings(root).values() if row.secret}
-        assert secret.isdisjoint(run_identity(build(root, {})).settings)
+        assert secret.isdisjoint(settings_identity(build(root, {})).settings)
 
 
 def test_model_shape_sees_names_and_shapes_not_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from openrlhf.parallel.collectives import gather_objects, rank_in
 _FOLDER_NAME = ".trying-export"
 
 
-def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGroup | None = None) -> list[str]:
+def try_export(
+    model: Any,
+    tokenizer: Any,
+    folder: Path | str,
+    group: ProcessGroup | None = None,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    is_merged: bool = False,
+) -> list[str]:
     """Writes on rank 0 all but the weights, asks for their names and for the space that they take. All ranks call.
+
+    Args: is_merged: the base with the adapter merged into it is written too.
 
     Returns: what the export will mend, in words, on rank 0.
     Raises UserError on every rank where the export could not succeed.
@@ -30,7 +40,7 @@ def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGro
     problem, notes = None, []
     if rank_in(group) == 0:
         try:
-            _try(model, tokenizer, Path(folder))
+            _try(model, tokenizer, Path(folder), max_shard_bytes, is_merged)
             notes = notes_of_export(model, tokenizer)
         except Exception as error:  # of any kind: it would be raised at the end
             problem = f"{type(error).__name__}: {error}"
@@ -42,7 +52,7 @@ def try_export(model: Any, tokenizer: Any, folder: Path | str, group: ProcessGro
     return notes
 
 
-def _try(model: Any, tokenizer: Any, folder: Path) -> None:
+def _try(model: Any, tokenizer: Any, folder: Path, max_shard_bytes: int, is_merged: bool) -> None:
     trial = folder / _FOLDER_NAME
     shutil.rmtree(trial, ignore_errors=True)
     trial.mkdir(parents=True)
@@ -51,8 +61,9 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         save_settings(model, tokenizer, trial)
         if not hasattr(model, "peft_config"):
             _try_names(model)
-        _check_file_limit(model)
-        needed = exported_bytes(model) * SPACE_FACTOR
+        merged_bytes = _bytes_of(model, model.parameters()) if is_merged else 0
+        _check_file_limit(model, max_shard_bytes, merged_bytes)
+        needed = (exported_bytes(model) + merged_bytes) * SPACE_FACTOR
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
@@ -60,23 +71,26 @@ def _try(model: Any, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(trial, ignore_errors=True)
 
 
-def _check_file_limit(model: Any) -> None:
+def _check_file_limit(model: Any, max_shard_bytes: int, merged_bytes: int) -> None:
     """Raises OSError where the system lets no file of this process grow as large as a file of weights."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    is_cut = not hasattr(model, "peft_config")
-    largest = min(exported_bytes(model), DEFAULT_MAX_SHARD_BYTES) if is_cut else exported_bytes(model)
+    is_cut = not hasattr(model, "peft_config")  # an adapter is one file
+    exported = min(exported_bytes(model), max_shard_bytes) if is_cut else exported_bytes(model)
+    largest = max(exported, min(merged_bytes, max_shard_bytes))
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise OSError(
-            f"a file of weights takes {largest:,} bytes, and the limit of this process is {limit:,}: `ulimit -f "
-            "unlimited` lifts it"
+            f"a file of weights may take {largest:,} bytes, and the limit of this process is {limit:,}: `ulimit -f "
+            "unlimited` lifts it, and a smaller --ckpt.export_shard_size cuts all but adapters"
         )
 
 
 def exported_bytes(model: Any) -> int:
     """Bytes of the weights that are exported: all of them, or the adapter's alone."""
-    dtype = model_dtype(model)
-    parameters = [p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")]
-    return sum(whole_numel(parameter) for parameter in parameters) * dtype.itemsize
+    return _bytes_of(model, (p for p in model.parameters() if p.requires_grad or not hasattr(model, "peft_config")))
+
+
+def _bytes_of(model: Any, parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(map(whole_numel, parameters)) * model_dtype(model).itemsize
 
 
 def _try_names(model: Any) -> None:

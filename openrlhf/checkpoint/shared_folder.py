@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
@@ -26,7 +27,8 @@ def problem_of_sharing(folder: Path, group: ProcessGroup | None) -> str | None:
         return None
     blind = gather_objects(None if _is_seen(mark) else socket.gethostname(), group)
     if rank_in(group) == 0:
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):
+            mark.unlink()
     hosts = list(dict.fromkeys(filter(None, blind)))
     if not hosts:
         return None
@@ -54,7 +56,7 @@ def _new_mark(folder: Path) -> Path | None:
 
 def _is_seen(mark: Path) -> bool:
     deadline = time.monotonic() + _SECONDS_TO_SEE
-    while not mark.exists():
+    while not os.path.exists(mark):  # Path.exists raises for a folder that may not be entered, or a dead mount
         if time.monotonic() > deadline:
             return False
         time.sleep(_SECONDS_BETWEEN_LOOKS)

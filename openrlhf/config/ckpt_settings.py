@@ -42,6 +42,13 @@ class CkptConfig:
         return self.save_steps > 0 or self.every_epoch or self.save_minutes is not None
 
     @property
+    def export_shard_bytes(self) -> int:
+        """The largest file of exported weights."""
+        from transformers.utils.hub import convert_file_size_to_int
+
+        return convert_file_size_to_int(self.export_shard_size)
+
+    @property
     def merged_dir(self) -> str:
         """Folder of the base with the adapter merged into it."""
         return str(Path(self.output_dir) / MERGED)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openrlhf.checkpoint.export import export_model
+from openrlhf.checkpoint.export import DEFAULT_MAX_SHARD_BYTES, export_model
 from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.config import LoraConfig, TrainingConfig
 from openrlhf.datasets.tokenizer import get_tokenizer
@@ -36,6 +36,7 @@ def merge_exported(config: TrainingConfig) -> None:
             PARAM_DTYPES[dtype],
             model.trust_remote_code,
             saved_identity(Path(adapter)),
+            config.ckpt.export_shard_bytes,
         )
     except UserError as error:
         again = f"python -m openrlhf.cli.lora_combiner --model_path {model.model_name_or_path} --lora_path {adapter}"
@@ -49,6 +50,7 @@ def merge_adapters(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     identity: dict[str, Any] | None = None,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
     """Writes the base with all adapters, one after the other, in safetensors, and the last adapter's tokenizer.
 
@@ -72,7 +74,7 @@ def merge_adapters(
         raise UserError(f"{', '.join(lora_paths)} cannot be merged into {model_path}: {first}", *more) from None
     has_tokenizer = (Path(lora_paths[-1]) / "tokenizer_config.json").is_file()
     tokenizer = get_tokenizer(lora_paths[-1] if has_tokenizer else model_path, trust_remote_code=trust_remote_code)
-    export_model(model, tokenizer, output_path, identity=identity)
+    export_model(model, tokenizer, output_path, max_shard_bytes=max_shard_bytes, identity=identity)
 
 
 def _base_of(model_path: str, lora_path: str, dtype: torch.dtype | None, trust_remote_code: bool) -> Any:

@@ -84,13 +84,14 @@ class TrainingRun(ABC):
         """One run, from data to exported model."""
         run = cls.prepare_data(config)
         run.strategy.setup_distributed()
-        with run.strategy.watchdog, run.owning_folders():
+        with run.strategy.watchdog:
             run.check_ranks()
-            if not run.has_finished():
-                run.choose_layout()
-                run.build_as_chosen()
-                run.resume()
-                run.fit_and_export()
+            with run.owning_folders():
+                if not run.has_finished():
+                    run.choose_layout()
+                    run.build_as_chosen()
+                    run.resume()
+                    run.fit_and_export()
 
     @classmethod
     def prepare_data(cls: type[RunT], config: TrainingConfig) -> RunT:
@@ -214,12 +215,11 @@ class TrainingRun(ABC):
         """Padded where the model packs by its configuration, and not when it is looked at."""
         try:
             self.build()
+            return
         except CannotPack as error:
             if not self._open_layout.may_pad:
                 raise
             self.strategy.print(f"note: {error.problems[0].split('. ')[0]}. So they are padded.")
-        else:
-            return
         give_back_memory()  # behind the handler, whose error held the first engine: it goes before there is a second
         self._open_layout = self._open_layout.padded()
         self.choose_layout()
@@ -297,7 +297,8 @@ class TrainingRun(ABC):
             self.strategy.print("this run has finished, and its model is not exported yet: nothing is trained.")
             trainer.progress = self._found.progress
         else:
-            notes = try_export(trainer.model.model, self.tokenizer, output_dir, self.strategy.groups.control)
+            model, group, ckpt = trainer.model.model, self.strategy.groups.control, self.config.ckpt
+            notes = try_export(model, self.tokenizer, output_dir, group, ckpt.export_shard_bytes, ckpt.merge_lora)
             self._take_output_dir(output_dir)
             for note in notes:
                 self.strategy.print(f"note: {note}")

@@ -48,16 +48,22 @@ class Checkpointers:
         return checkpointer
 
     @contextmanager
-    def owning_folders(self, ckpt: CkptConfig, say: Callable[[str], None], writes: bool = True) -> Iterator[None]:
-        """While it lasts, no other run may write into the folders of this one. Args: writes: it saves checkpoints.
+    def owning_folders(
+        self, ckpt: CkptConfig, say: Callable[[str], None], writes: bool = True, must_save: bool | None = None
+    ) -> Iterator[None]:
+        """While it lasts, no other run may write into the folders of this one.
+
+        Args:
+            writes: it saves checkpoints.
+            must_save: it does so before its end; None: as the settings say.
 
         Raises UserError, on every rank, where another run holds them, and where ranks do not share that of the saves.
         """
         with owning_together(ckpt.folders(), self._groups.control, say):
             if writes and not ckpt.disable_ds and (problem := self.of(ckpt.path).problem_of_folder()):
-                if ckpt.saves_along_the_way:
+                if ckpt.saves_along_the_way if must_save is None else must_save:
                     raise UserError(problem)
-                say(f"warning: when it is asked to leave, this run cannot save itself: {problem}")
+                say(f"warning: where a save is asked for, by a callback or a signal, it will fail: {problem}")
             yield
 
 

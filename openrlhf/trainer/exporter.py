@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import convert_file_size_to_int
-
 from openrlhf.checkpoint.checkpointer import SaveReport
 from openrlhf.checkpoint.export import write_model
 from openrlhf.checkpoint.identity import RunIdentity
@@ -28,7 +26,7 @@ class ExporterAlongTheWay:
         model: PreparedModel,
         tokenizer: Any,
         store: CheckpointStore,
-        max_shard_size: int | str,
+        max_shard_bytes: int,
         identity: RunIdentity,
     ):
         self._strategy = strategy
@@ -37,7 +35,7 @@ class ExporterAlongTheWay:
         self._store = store
         self._identity = identity.to_dict()
         self._num_failures_in_a_row = 0
-        self._max_shard_bytes = convert_file_size_to_int(max_shard_size)
+        self._max_shard_bytes = max_shard_bytes
 
     def export(self, optimizer_step: int, eval_loss: float | None) -> SaveReport:
         """Writes and puts in place the model after `optimizer_step`; what went wrong, the same on every rank."""

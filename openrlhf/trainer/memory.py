@@ -199,6 +199,7 @@ class MemoryBudget:
             halvings, what_changes = self._halvings, f"{', '.join(sorted(names))} left out, which does not fit alone"
         if self._note is not None:
             if noted := self._read():  # by another rank, for which memory ran out elsewhere
+                halvings = max(halvings, noted[0])
                 self._without |= frozenset(noted[2])
             self._note.parent.mkdir(parents=True, exist_ok=True)
             self._write(self._note, halvings, 2 * self._patience, words)

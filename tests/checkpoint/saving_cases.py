@@ -227,12 +227,15 @@ def _language_model_engine(stage: int, kind: str) -> Any:
     return engine
 
 
-def begin_in_folders(folder: str, folder_of_rank_1: str, **settings: Any) -> tuple[str, list[str]]:
+def begin_in_folders(
+    folder: str, folder_of_rank_1: str, must_save: bool | None = None, **settings: Any
+) -> tuple[str, list[str]]:
     """What a run that begins is refused with, and told: its folders are relative, and each rank stands in one."""
     said: list[str] = []
     try:
         ckpt = CkptConfig("out", "ck", **settings)
-        with _standing_in(folder, folder_of_rank_1), _checkpointers().owning_folders(ckpt, said.append):
+        owning = _checkpointers().owning_folders(ckpt, said.append, must_save=must_save)
+        with _standing_in(folder, folder_of_rank_1), owning:
             pass
     except UserError as error:
         return str(error), said

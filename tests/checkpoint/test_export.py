@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -192,6 +193,13 @@ def test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_it
     with no_file_beyond(20_000):
         with pytest.raises(UserError, match=r"bytes, and the limit of this process is 20,000.*Nothing is trained"):
             try_export(model, None, tmp_path)
+        with pytest.raises(UserError, match="--ckpt.export_shard_size"):
+            try_export(model, None, tmp_path, max_shard_bytes=20_001)
+        try_export(model, None, tmp_path, max_shard_bytes=20_000)
+        adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=1, target_modules=["q_proj"]))
+        try_export(adapted, None, tmp_path)
+        with pytest.raises(UserError, match="may take"):
+            try_export(adapted, None, tmp_path, is_merged=True)
         with pytest.raises(UserError, match=r"File too large: '.*part-00000.safetensors'"):
             export_model(model, None, tmp_path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from openrlhf.checkpoint import shared_folder
 from tests.checkpoint import saving_cases
 from tests.helpers.ranks import RankPool
 
@@ -28,6 +31,8 @@ def test_a_run_that_is_to_save_is_refused_on_all_ranks(pool_of: PoolOf, two_fold
     for refused, _ in pool_of(2).run(saving_cases.begin_in_folders, *two_folders, save_steps=2):
         assert refused.startswith(REFUSED)
         assert "--ckpt.path" in refused
+    for refused, _ in pool_of(2).run(saving_cases.begin_in_folders, *two_folders, must_save=True):
+        assert refused.startswith(REFUSED)
     for refused in pool_of(2).run(saving_cases.save_by_name_in_folders, *two_folders):
         assert refused.startswith(REFUSED)
 
@@ -36,6 +41,18 @@ def test_a_run_that_saves_when_asked_to_leave_is_told(pool_of: PoolOf, two_folde
     for refused, said in pool_of(2).run(saving_cases.begin_in_folders, *two_folders):
         assert refused == ""
         assert REFUSED in said[0]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_folder_that_cannot_be_looked_at_is_not_shared(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """A rank that raised would leave the others in a collective."""
+
+    def cannot_look(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(shared_folder, "_SECONDS_TO_SEE", 0.0)
+    monkeypatch.setattr(os, "stat", cannot_look)
+    assert not shared_folder._is_seen(Path("mark"))
 
 
 @pytest.mark.parametrize(("is_shared", "settings"), [(True, {"save_steps": 2}), (False, {"disable_ds": True})])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import SaveStrategy
 
 from openrlhf.checkpoint import lease
 from openrlhf.compat import trl
@@ -38,6 +40,7 @@ from openrlhf.compat.trl import (
     get_quantization_config,
     setup_chat_format,
 )
+from openrlhf.compat.trl.run import TrlRun
 from openrlhf.errors import UserError
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import tiny_tokenizer
@@ -491,6 +494,18 @@ def test_a_living_runs_folder_is_left_as_it_is(model: Path, tmp_path: Path, monk
     with pytest.raises(UserError, match="belongs to a run that is still going on"):
         trainer(model, args).train()
     assert {path: path.lstat().st_mtime_ns for path in files_of(args)} == before
+
+
+@pytest.mark.parametrize(("strategy", "saves"), [("no", False), ("steps", True), (SaveStrategy.EPOCH, True)])
+def test_a_script_that_saves_must_be_able_to(monkeypatch: pytest.MonkeyPatch, strategy: Any, saves: bool) -> None:
+    """Its settings do not say that it saves: a callback asks for each save."""
+    asked: list[Any] = []
+    run = TrlRun.__new__(TrlRun)
+    run._args, run.config = SimpleNamespace(save_strategy=strategy), SimpleNamespace(ckpt=None)  # type: ignore
+    checkpointers = SimpleNamespace(owning_folders=lambda *_, must_save: asked.append(must_save))
+    run.strategy = SimpleNamespace(checkpointers=checkpointers, print=print)  # type: ignore
+    run.owning_folders()
+    assert asked == [saves]
 
 
 def files_of(args: SFTConfig) -> list[Path]:

@@ -157,4 +157,28 @@ BUGS = [
         "if False}",
         ("tests/runs/test_hub.py::test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen",),
     ),
+    Bug(
+        "a_size_of_files_is_not_read_by_the_rehearsal",
+        "a smaller --ckpt.export_shard_size that fits the limit of file sizes is refused",
+        "checkpoint/rehearsal.py",
+        "min(exported_bytes(model), max_shard_bytes) if is_cut",
+        "min(exported_bytes(model), DEFAULT_MAX_SHARD_BYTES) if is_cut",
+        (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
+    ),
+    Bug(
+        "a_merged_model_has_no_size",
+        "a merge of adapters that finds no room is found at the end of the run",
+        "checkpoint/rehearsal.py",
+        "_bytes_of(model, model.parameters()) if is_merged else 0",
+        "0",
+        (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
+    ),
+    Bug(
+        "the_note_forgets_another_ranks_halving",
+        "a run whose ranks run out of memory apart starts again once more for each of them",
+        "trainer/memory.py",
+        "                halvings = max(halvings, noted[0])\n",
+        "",
+        ("tests/trainer/test_memory.py::test_a_halving_is_noted_beside_a_sample_that_is_left_out",),
+    ),
 ]

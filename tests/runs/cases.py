@@ -141,6 +141,13 @@ def run_as_command(argv: list[str], command: str = "train_sft") -> tuple[int, st
     return 0, errors.getvalue()
 
 
+def run_with_more_flags_on_rank_1(argv: list[str], more: list[str]) -> tuple[int, str]:
+    """As `run_as_command`; the ranks are not started alike."""
+    import torch.distributed as dist
+
+    return run_as_command([*argv, *more] if dist.get_rank() == 1 else argv)
+
+
 def run_with_a_pair_of_nan(argv: list[str], name: str, command: str) -> tuple[int, str]:
     """The exit code and all that is said of a run in which the model has no number for a pair's chosen answer."""
     import contextlib

@@ -7,6 +7,9 @@ import importlib
 
 import pytest
 
+from tests.helpers.workbench import flags, save_model, save_rows
+from tests.runs.cases import run_with_more_flags_on_rank_1
+
 COMMANDS = {"train_sft": "sft_run.SFTRun", "train_dpo": "dpo_run.DPORun", "train_rm": "rm_run.RMRun"}
 
 
@@ -26,3 +29,12 @@ def test_what_modules_made_is_left_out_of_later_searches(command, tmp_path, monk
     finally:
         gc.unfreeze()
     assert seen == [(True, True)], "(Python searches again, what was made is left out)"
+
+
+def test_ranks_that_save_otherwise_are_named_before_they_look_at_a_folder(two_ranks, tmp_path):
+    save_model(tmp_path / "model")
+    save_rows(tmp_path / "rows.jsonl", 8)
+    argv = flags(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "out")
+    codes, said = zip(*two_ranks.run(run_with_more_flags_on_rank_1, argv, ["--ckpt.disable_ds"]), strict=True)
+    assert codes == (2, 2)
+    assert "--ckpt.disable_ds: False on rank 0, True on rank 1" in said[0]

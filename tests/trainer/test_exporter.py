@@ -24,7 +24,7 @@ from tests.helpers.tiny_models import tiny_model
 def exporter_of(model, store) -> ExporterAlongTheWay:
     strategy = SimpleNamespace(groups=SimpleNamespace(control=None), is_rank_0=lambda: True)
     identity = SimpleNamespace(to_dict=dict)
-    return ExporterAlongTheWay(strategy, SimpleNamespace(model=model), None, store, "5GB", identity)  # type: ignore
+    return ExporterAlongTheWay(strategy, SimpleNamespace(model=model), None, store, 5 * 10**9, identity)  # type: ignore
 
 
 def test_an_adapter_asks_for_its_own_room():
@@ -66,7 +66,7 @@ def test_exports_that_fail_end_a_run_that_saves_nothing_else(has_checkpoints):
 def test_a_run_without_its_last_checkpoint_says_so_at_its_end(tmp_path):
     """It ends well, as its model is exported."""
     fails = SimpleNamespace(wait=lambda: SaveReport(("rank 1: no such file",), 1))
-    saving, said = Saving(fails, None, CkptConfig(path=str(tmp_path)), None), []  # type: ignore[arg-type]
+    saving, said = Saving(fails, None, CkptConfig(path=str(tmp_path), save_steps=2), None), []  # type: ignore[arg-type]
     strategy = SimpleNamespace(print=said.append, watchdog=Watchdog())
     trainer = SimpleNamespace(strategy=strategy, progress=TrainingProgress(optimizer_step=4, finished=True))
     saving.on_exit(trainer, None)  # type: ignore[arg-type]
@@ -76,6 +76,10 @@ def test_a_run_without_its_last_checkpoint_says_so_at_its_end(tmp_path):
     last.mkdir()  # of a save before the one that failed
     saving.on_exit(trainer, None)  # type: ignore[arg-type]
     assert said[2:] == said[:1]
+    last.rmdir()
+    by_request = Saving(fails, None, CkptConfig(path=str(tmp_path)), None)  # type: ignore[arg-type]
+    by_request.on_exit(trainer, None)  # type: ignore[arg-type]
+    assert said[3:] == said[:1], "it was to save nothing at its end"
 
 
 def test_exports_along_the_way_are_kept_within_the_same_bytes(tmp_path):

@@ -287,6 +287,19 @@ def test_ranks_that_run_out_at_unlike_samples_note_both(tmp_path):
     assert started(machine, tmp_path, "skip")._without == {"row 1", "row 2"}
 
 
+def test_a_halving_is_noted_beside_a_sample_that_is_left_out(tmp_path):
+    machine = Machine(tokens(100))
+    (window,) = machine.loader.windows(max_epochs=1)
+    with pytest.raises(RankLost):
+        started(machine, tmp_path, "skip").compute(window, apart("row 2"))
+    ranks = [started(machine, tmp_path, "skip") for _ in range(2)]
+    for rank, names in zip(ranks, (("row 0", "row 1"), ("row 2",)), strict=True):
+        with pytest.raises(RankLost):
+            rank.compute(window, apart(*names))
+    last = started(machine, tmp_path, "skip")
+    assert (last.halvings, last._without) == (2, {"row 2"})
+
+
 def test_a_loader_of_ones_own_names_no_sample_for_ever(tmp_path):
     machine = Machine(tokens(100))
     (window,) = machine.loader.windows(max_epochs=1)

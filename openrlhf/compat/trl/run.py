@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.compat.trl.callbacks import TrainerCallbacks, link_checkpoints
 from openrlhf.config import SFTConfig
+from openrlhf.config.trl_data import word_of
 from openrlhf.config.trl_parts import CHECKPOINTS
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
@@ -46,6 +48,11 @@ class TrlRun(SFTRun):
         self._args = args
         self._model = model
         self._theirs = list(callbacks)
+
+    def owning_folders(self) -> AbstractContextManager[None]:
+        """The arguments say whether it saves, and not the settings: a callback asks for each save."""
+        must_save, strategy = word_of(self._args.save_strategy) != "no", self.strategy
+        return strategy.checkpointers.owning_folders(self.config.ckpt, strategy.print, must_save=must_save)
 
     def build_model(self) -> Actor:
         """A model in memory takes the dtype of the run; one in 4 bits stays as it is."""

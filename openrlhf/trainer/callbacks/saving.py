@@ -83,7 +83,7 @@ class Saving(Callback):
         if error is None or isinstance(error, RunStopped | SystemExit):
             has_failed = self.wait(trainer)
             last = _path_of(self._ckpt, trainer.progress.optimizer_step)
-            if error is None and has_failed and not last.is_dir():
+            if error is None and has_failed and self._leaves_checkpoints and not last.is_dir():
                 trainer.strategy.print(f"warning: {last} is not there, its save has failed: nothing can go on from it.")
         elif self._checkpointer is not None:  # after an error on one rank the others may not be there to agree with
             self._checkpointer.abandon()

@@ -68,6 +68,6 @@ def _saving(trainer: CommandTrainer, ckpt: CkptConfig, identity: RunIdentity) ->
     if trainer.save_hf_ckpt:
         store = CheckpointStore(ckpt.path, ckpt.max_num, max_bytes_of(ckpt.max_mem), EXPORT_SUFFIX)
         exporter = ExporterAlongTheWay(
-            trainer.strategy, trainer.model, trainer.tokenizer, store, ckpt.export_shard_size, identity
+            trainer.strategy, trainer.model, trainer.tokenizer, store, ckpt.export_shard_bytes, identity
         )
     return Saving(None if trainer.disable_ds_ckpt else checkpointer, exporter, ckpt, identity)

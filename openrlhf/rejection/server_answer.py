@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from urllib.parse import urljoin
 
 from openrlhf.config.disk import without_secrets
 from openrlhf.errors import UserError
 
 MAX_ANSWER_BYTES = 1 << 26
+_VERSION = re.compile(r"/v\d\w*(?:/|$)")  # /v1, and /v1beta/openai
 
 
 class AnswerTooLarge(ValueError):
@@ -33,7 +35,19 @@ def body_of(blocks: Iterable[bytes], until: float) -> bytes:
     return bytes(body)
 
 
+def of_the_protocol(url: str) -> str:
+    """The address below which an OpenAI server has `models`: as given where it has a version, else with `/v1`."""
+    url = url.rstrip("/")
+    return url if _VERSION.search(url) else f"{url}/v1"
+
+
+def health_of(url: str) -> str:
+    """Where such a server tells that it is well, above the version."""
+    return _VERSION.split(of_the_protocol(url))[0] + "/health"
+
+
 def has_moved(server: str, status: int, location: str | None, flag: str) -> UserError:
-    """Args: server: its address, without a query; location: as it stands in the answer."""
-    place = re.split(r"[?#]", without_secrets(location or "no address"))[0]
+    """Args: server: its address, without a query; location: as it stands in the answer, which may be a path alone."""
+    place = without_secrets(urljoin(server, location)) if location else "no address"
+    place = re.split(r"[?#]|(?:/chat)?/completions$", place)[0]  # below the address of an OpenAI server
     return UserError(f"{server} sends elsewhere (status {status}), to {place}: give that by {flag}.")

@@ -13,6 +13,7 @@ from openrlhf.config.disk import parts_of, without_secrets
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.child_process import end, start, words_of
+from openrlhf.rejection.server_answer import health_of, of_the_protocol
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -26,9 +27,9 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
     Raises UserError where a server does not come up, or does not load the model.
     """
     if generate.start_command is not None:
-        if (taken := next(filter(_answers, _urls(generate)), None)) is not None:
+        if (taken := next(filter(_answers, parts_of(generate.url)), None)) is not None:
             raise UserError(
-                f"{without_secrets(taken)} answers before --generate.start_command has started a server, so another "
+                f"{taken} answers before --generate.start_command has started a server, so another "
                 "model would: end what listens there, or give another port."
             )
         words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
@@ -49,28 +50,24 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
 
 def _wait_until_it_answers(generate: IteratedSamplingConfig, process: object) -> None:
     until = time.monotonic() + generate.start_timeout_seconds
-    for url in _urls(generate):
+    for url in parts_of(generate.url):
         while not _answers(url):
             if (code := process.poll()) is not None:  # type: ignore[attr-defined]
                 raise UserError(f"--generate.start_command ended with exit code {code}; its messages stand above.")
             if time.monotonic() > until:
                 raise UserError(
-                    f"{without_secrets(url)} does not answer {generate.start_timeout_seconds:g} seconds after "
+                    f"{url} does not answer {generate.start_timeout_seconds:g} seconds after "
                     "--generate.start_command: compare its port with --generate.url, or raise "
                     "--generate.start_timeout_seconds."
                 )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _urls(generate: IteratedSamplingConfig) -> list[str]:
-    return [url.rstrip("/").removesuffix("/v1") for url in parts_of(generate.url)]
-
-
 def _answers(url: str) -> bool:
     """Not every server has both: `transformers serve` tells no models where nothing was ever downloaded."""
     try:
-        is_well = httpx.get(f"{url}/health", timeout=5.0).status_code == 200
-        return is_well or httpx.get(f"{url}/v1/models", timeout=5.0).status_code < 500
+        is_well = httpx.get(health_of(url), timeout=5.0).status_code == 200
+        return is_well or httpx.get(f"{of_the_protocol(url)}/models", timeout=5.0).status_code < 500
     except httpx.HTTPError:
         return False
 

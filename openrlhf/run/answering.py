@@ -18,7 +18,7 @@ from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import find_rewards
-from openrlhf.rejection.rewards.reward import Reward
+from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, read_records
 from openrlhf.trainer import Callback, Trainer
 from openrlhf.trainer.callbacks.preemption import is_asked_to_leave
@@ -178,7 +178,13 @@ class Answering(Callback):
 
     def _add_verdicts(self, judge: Reward, rows: list[dict[str, Any]]) -> None:
         judged = [prompt.columns | row for row, (prompt, _) in zip(rows, self._prompts, strict=True)]
-        for row, verdict in zip(rows, judge.judge(judged), strict=True):
+        try:
+            verdicts = judge.judge(judged)
+        except UserError as error:  # a server that is gone for a while is no reason to end a training
+            reason = error.problems[0].replace("--score.reward", _JUDGE)
+            log.warning("The answers after step %s are not judged: %s", self._last_step, reason)
+            verdicts = [RewardVerdict(None, reason)] * len(rows)
+        for row, verdict in zip(rows, verdicts, strict=True):
             row["reward"] = verdict.value
             if verdict.value is None:
                 row["reason"] = verdict.reason

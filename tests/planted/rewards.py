@@ -263,4 +263,48 @@ BUGS = [
         "conversation(messages, {}, num_prompt_messages",
         ("tests/rejection/test_score.py::test_a_reward_model_judges_an_answer_with_the_tools_of_its_prompt",),
     ),
+    Bug(
+        "one_404_ends_the_stage",
+        "a gateway that changes a server for a moment ends the scoring",
+        "rejection/rewards/server_reward.py",
+        "if error.code in _OF_THE_ADDRESS and seconds is None:",
+        "if error.code in _OF_THE_ADDRESS:",
+        (
+            "tests/rejection/test_rewards.py::test_an_address_without_a_server_of_rewards_ends_the_stage_and_is_asked_again",
+        ),
+    ),
+    Bug(
+        "a_judge_that_is_gone_ends_the_training",
+        "a reward server that is down for a while ends a training",
+        "run/answering.py",
+        "except UserError as error:  # a server",
+        "except KeyError as error:  # a server",
+        ("tests/runs/test_answers.py::test_a_judge_that_is_gone_ends_no_training",),
+    ),
+    Bug(
+        "a_moved_address_is_told_with_its_path",
+        "the address that a redirect tells does not work when it is given",
+        "rejection/server_answer.py",
+        "|(?:/chat)?/completions$",
+        "",
+        ("tests/rejection/test_openai_engine.py::test_an_address_that_has_moved_is_told_as_it_is_given",),
+    ),
+    Bug(
+        "a_messages_weight_counts_in_trls_rows",
+        "a script of TRL's leaves messages out for a weight that TRL does not read",
+        "datasets/formats/trl.py",
+        "weights=[1.0] * len(content.messages)",
+        "weights=content.weights",
+        ("tests/datasets/test_trl_rows.py::test_weight_and_system_are_not_read_and_counted",),
+    ),
+    Bug(
+        "a_fit_of_ones_own_hides_a_value",
+        "trainer.beta that a script sets is passed over where its own fit calls ours",
+        "trainer/command_trainer.py",
+        "for name in _OF_THE_CONSTRUCTOR.keys() & vars(self).keys():",
+        "for name in ():",
+        (
+            "tests/trainer/test_own_losses.py::test_a_value_that_a_fit_of_ones_own_might_have_read_is_refused_where_it_calls_ours",
+        ),
+    ),
 ]

@@ -268,7 +268,7 @@ BUGS = [
         "an_address_without_rewards_judges_all",
         "a reward server whose path is not there yet leaves all answers without a verdict for ever",
         "rejection/rewards/server_reward.py",
-        "if error.code in _OF_THE_ADDRESS:",
+        "if error.code in _OF_THE_ADDRESS and seconds is None:",
         "if error.code in ():",
         (f"{_REWARDS}::test_an_address_without_a_server_of_rewards_ends_the_stage_and_is_asked_again",),
     ),

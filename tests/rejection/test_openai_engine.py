@@ -350,9 +350,17 @@ def test_an_address_with_a_version_is_asked_as_it_is(server: FakeServer, given: 
     assert server.asked[0][0] == f"{asked}/completions"
 
 
-def test_an_address_that_has_moved_is_told(server: FakeServer) -> None:
-    server.trouble = lambda number, body: (308, {}, {"Location": "https://me:secret@elsewhere/v1/completions"})
-    with pytest.raises(UserError, match=r"sends elsewhere \(status 308\), to https://[^s]*elsewhere/v1") as error:
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://me:secret@elsewhere/v2/completions", r"https://[^s]*elsewhere/v2"),
+        ("https://elsewhere/v2/chat/completions?key=secret", "https://elsewhere/v2"),
+        ("/v2/completions", r"http://127.0.0.1:\d+/v2"),
+    ],
+)
+def test_an_address_that_has_moved_is_told_as_it_is_given(server: FakeServer, location: str, told: str) -> None:
+    server.trouble = lambda number, body: (308, {}, {"Location": location})
+    with pytest.raises(UserError, match=rf"sends elsewhere \(status 308\), to {told}: give that by --gen") as error:
         list(engine_of(server, 1).answers(iter([Request(Prompt("a", "x"), 0, 7)])))
     assert "secret" not in str(error.value)
     assert len(server.asked) == 1

@@ -212,10 +212,10 @@ def test_a_server_that_has_moved_is_told(status):
 def test_an_address_without_a_server_of_rewards_ends_the_stage_and_is_asked_again(tmp_path):
     """Its answers are not noted as failed, whatever the server is like later."""
     source, out = write(tmp_path / "answers.jsonl", [row("a"), row("bc")]), tmp_path / "scores"
-    with served(lambda content, call: (404, {}) if call == 1 else lengths(content)) as (url, _):
+    with served(lambda content, call: (404, {}) if call <= 3 else lengths(content)) as (url, _):
         config = ScoreConfig(ScoreSettings(str(source), str(out), url))
         with pytest.raises(
-            UserError, match=r"gives no rewards: the server answers 404 Not Found\. What is scored is kept"
+            UserError, match=r"gives no rewards: the server answers 404 Not Found\.\nWhat is scored is kept"
         ):
             score(config)
         assert score(config)["num_scored"] == 2
@@ -225,6 +225,6 @@ def test_a_server_that_is_gone_ends_the_stage_in_words():
     with served(lambda content, call: {}) as (url, _):
         pass
     with pytest.raises(
-        UserError, match=r"cannot be reached: .*refused.*\. What is scored is kept: look after the server"
+        UserError, match=r"cannot be reached: .*refused.*\.\nWhat is scored is kept: look after the server"
     ):
         ServerReward(url, 1, 64).judge([row("a")])

@@ -15,6 +15,7 @@ import pytest
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError
 from openrlhf.rejection.child_process import alone_in
+from openrlhf.rejection.server_answer import health_of, of_the_protocol
 from openrlhf.rejection.serving import serving
 
 SERVER = """
@@ -74,6 +75,19 @@ def test_a_server_that_tells_no_models_answers_by_its_health(tmp_path: Path) -> 
     url = f"http://127.0.0.1:{port}"
     with serving(IteratedSamplingConfig(url=url, start_command=command, start_timeout_seconds=20), "model"):
         assert httpx.get(f"{url}/health").text == "model"
+
+
+@pytest.mark.parametrize(
+    ("given", "health", "protocol"),
+    [
+        ("http://host:8000", "http://host:8000/health", "http://host:8000/v1"),
+        ("http://host/v1/", "http://host/health", "http://host/v1"),
+        ("http://host/v1beta/openai", "http://host/health", "http://host/v1beta/openai"),
+        ("http://host/models/v2", "http://host/models/health", "http://host/models/v2"),
+    ],
+)
+def test_where_a_server_tells_how_it_is(given: str, health: str, protocol: str) -> None:
+    assert (health_of(given), of_the_protocol(given)) == (health, protocol)
 
 
 TRAINING = """

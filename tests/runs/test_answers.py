@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openrlhf.config import DPOConfig, RMConfig, SFTConfig, parse_config
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import alone
+from openrlhf.rejection.rewards.reward import Reward
 from openrlhf.run.answering import Answering
 from openrlhf.run.builders import build_tokenizer
 from openrlhf.run.report import write_report
@@ -168,6 +169,19 @@ def test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words(two_
     codes, errors = zip(*two_ranks.run(run_as_command, words(bench, "broken", **broken)), strict=True)
     assert codes == (3, 3)
     assert "Answering raised in on_run_begin: UserError: rank 0: --eval.prompts_reward" in "".join(errors), errors
+
+
+def test_a_judge_that_is_gone_ends_no_training(caplog):
+    class Gone(Reward):
+        def judge(self, rows):
+            raise UserError("--score.reward http://host cannot be reached: refused.", "What is scored is kept.")
+
+    answering, rows = Answering.__new__(Answering), [{"prompt": "a"}, {"prompt": "b"}]
+    answering._prompts, answering._last_step = [(SimpleNamespace(columns={}), [])] * 2, 7
+    answering._add_verdicts(Gone(), rows)
+    reason = "--eval.prompts_reward http://host cannot be reached: refused."
+    assert rows == [{"prompt": name, "reward": None, "reason": reason} for name in "ab"]
+    assert caplog.messages == [f"The answers after step 7 are not judged: {reason}"]
 
 
 def test_a_rank_that_cannot_answer_ends_the_run_on_all_ranks_with_its_words(two_ranks, bench):

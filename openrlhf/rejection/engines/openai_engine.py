@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.rejection.answer import BESIDE_THE_TEXT
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
-from openrlhf.rejection.server_answer import AnswerTooLarge, body_of, has_moved
+from openrlhf.rejection.server_answer import AnswerTooLarge, body_of, has_moved, of_the_protocol
 
 API_KEY = "OPENAI_API_KEY"
 _PLAIN = "identity"  # HTTP's word for what is not compressed
@@ -72,7 +71,7 @@ class OpenAIEngine(Engine):
         timeout_seconds: float,
         max_retries: int,
     ):
-        self._urls = [_of_the_protocol(url.rstrip("/")) for url in urls]
+        self._urls = [of_the_protocol(url) for url in urls]
         self._model, self._sampling = model, sampling
         self._concurrency, self._max_retries = concurrency, max_retries
         self._timeout_seconds = timeout_seconds
@@ -224,11 +223,6 @@ class OpenAIEngine(Engine):
         except (httpx.HTTPError, OSError, ValueError, RecursionError, KeyError, TypeError):
             return ""
         return f"; it has {', '.join(map(repr, names[:10])) or 'none'}"
-
-
-def _of_the_protocol(url: str) -> str:
-    """The address below which a server has `chat/completions`: as given where it has a version, as `/v1beta/openai`."""
-    return url if re.search(r"/v\d\w*(/|$)", url) else f"{url}/v1"
 
 
 def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Generation:

@@ -20,8 +20,8 @@ from openrlhf.rejection.server_answer import body_of, has_moved
 SECONDS_BEFORE_RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _BLOCK_BYTES = 1 << 16
 _KEPT = "What is scored is kept: look after the server, and start the same command again."
-_OF_THE_ADDRESS = (401, 404, 405)  # whatever the answers are
-_WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
+_OF_THE_ADDRESS = (401, 403, 404, 405)  # whatever the answers are
+_WORTH_A_RETRY = (*_OF_THE_ADDRESS, 408, 425, 429, 500, 502, 503, 504)  # a gateway in the midst of a change says 404
 
 
 def address_content(url: str) -> str:
@@ -66,8 +66,8 @@ class ServerReward(Reward):
                 reason = f"the server answers {error.code} {error.reason}"
                 if error.code < 400:
                     raise has_moved(self.name, error.code, error.headers["Location"], "--score.reward") from None
-                if error.code in _OF_THE_ADDRESS:
-                    raise UserError(f"--score.reward {self.name} gives no rewards: {reason}. {_KEPT}") from None
+                if error.code in _OF_THE_ADDRESS and seconds is None:
+                    raise UserError(f"--score.reward {self.name} gives no rewards: {reason}.", _KEPT) from None
                 if error.code not in _WORTH_A_RETRY:
                     raise CallFailed(reason) from error
             except (ValueError, RecursionError, http.client.HTTPException) as error:
@@ -76,7 +76,7 @@ class ServerReward(Reward):
                 # urllib wraps what goes wrong before the question is sent; an answer that is late comes as it is
                 if isinstance(error, urllib.error.URLError) and seconds is None:
                     raise UserError(
-                        f"--score.reward {self.name} cannot be reached: {first_line_of(error)}. {_KEPT}"
+                        f"--score.reward {self.name} cannot be reached: {first_line_of(error)}.", _KEPT
                     ) from error
                 reason = f"no verdict within {self._timeout_seconds:g} s"
             if seconds is not None:

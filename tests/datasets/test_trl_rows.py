@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openrlhf.datasets.formats.trl import _remark
+from openrlhf.datasets.formats.trl import MESSAGES_WEIGH_THE_SAME, _remark
 from tests.datasets.conftest import Prepare, write_jsonl
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 
@@ -62,7 +62,11 @@ def test_a_row_is_what_it_is_to_trl(
     ],
 )
 def test_weight_and_system_are_not_read_and_counted(tmp_path: Path, prepare: Prepare, row: dict[str, Any]) -> None:
-    rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"weight": n, "system": "Be kind."} for n in (0, 2)])
+    """Nor what a message says of its weight."""
+    weighed = [row | {"weight": n, "system": "Be kind."} for n in (0, 2)]
+    if "messages" in row:
+        weighed[0]["messages"], weighed[1]["messages"] = [ASK, SAY | {"weight": 0}], [ASK, SAY | {"train": False}]
+    rows = write_jsonl(tmp_path / "rows.jsonl", weighed)
     samples, plain = (
         prepare(file, format="trl", targets="completion")
         for file in (rows, write_jsonl(tmp_path / "plain.jsonl", [row, row]))
@@ -71,3 +75,4 @@ def test_weight_and_system_are_not_read_and_counted(tmp_path: Path, prepare: Pre
     for number in (0, 1):
         assert all((one == other).all() for one, other in zip(samples[number], plain[number], strict=True))
     assert {_remark(name): 2 for name in ("weight", "system")}.items() <= samples.report.remarks.items()
+    assert samples.report.remarks.get(MESSAGES_WEIGH_THE_SAME, 0) == (2 if "messages" in row else 0)

@@ -12,10 +12,11 @@ from typing import Any
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import chat, plain, tokenized
 from openrlhf.datasets.formats.columns import WEIGHT
-from openrlhf.datasets.samples import Row, RowContent
+from openrlhf.datasets.samples import Conversation, Row, RowContent
 
 FROM_VALUE = "conversations"
 _IS_READ_HERE = "beside a recipe, --data.format auto reads what has a meaning here"
+MESSAGES_WEIGH_THE_SAME = f"'train' and 'weight' of a message are not read, as in TRL: {_IS_READ_HERE}"
 NOT_READ = {  # columns, and what to do
     WEIGHT: _IS_READ_HERE,
     chat.SYSTEM: _IS_READ_HERE,
@@ -54,7 +55,11 @@ def read(reader: Callable[[Row, Any], RowContent], row: Row, data: DataConfig) -
     if reader is chat.read and not _names_messages(row, data):
         data = replace(data, input_key=None)  # it names the text of rows that are no conversation
     content = reader({name: value for name, value in row.items() if name not in not_read}, data)
-    return replace(content, remarks=(*content.remarks, *map(_remark, not_read)))
+    remarks = [_remark(name) for name in not_read]
+    if isinstance(content, Conversation) and set(content.weights) - {1.0}:
+        content = replace(content, weights=[1.0] * len(content.messages))
+        remarks.append(MESSAGES_WEIGH_THE_SAME)
+    return replace(content, remarks=(*content.remarks, *remarks))
 
 
 def _remark(name: str) -> str:

@@ -212,13 +212,16 @@ class CommandTrainer(Trainer):
             return super().__setattr__(name, value)
         if name in _NEVER_READ:
             raise self._of_ones_own([name])
+        self._check_as_built(name, value)
+        return super().__setattr__(name, value)
+
+    def _check_as_built(self, name: str, value: Any) -> None:
         ours = _OF_THE_CONSTRUCTOR.get(name)
         if ours in vars(self) and value != vars(self)[ours]:
             raise UserError(
                 f"{name} is set to {value} on a trainer that was built with {vars(self)[ours]}, and nothing here reads "
                 f"it: give {type(self).__name__}({ours.strip('_')}={value})."
             )
-        return super().__setattr__(name, value)
 
     def _has_own_loop(self) -> bool:
         """A subclass with a `fit` of its own, which reads what it likes."""
@@ -228,6 +231,8 @@ class CommandTrainer(Trainer):
         holders = [self, *type(self).__mro__[: type(self).__mro__.index(CommandTrainer)]]
         if own := [name for name in _NEVER_READ if any(name in vars(holder) for holder in holders)]:
             raise self._of_ones_own(own)
+        for name in _OF_THE_CONSTRUCTOR.keys() & vars(self).keys():  # set where a `fit` of its own might have read it
+            self._check_as_built(name, vars(self)[name])
 
     def _of_ones_own(self, names: Sequence[str]) -> UserError:
         kind = type(self).__name__

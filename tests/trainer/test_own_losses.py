@@ -66,6 +66,15 @@ def test_a_value_of_the_constructor_is_not_set_later(name: str, argument: str) -
     other.beta = 0.5  # nothing of ours
 
 
+def test_a_value_that_a_fit_of_ones_own_might_have_read_is_refused_where_it_calls_ours() -> None:
+    trainer = type("Mine", (DPOTrainer,), {"fit": lambda self: None})
+    mine = trainer.__new__(trainer)
+    mine.max_epochs, mine._beta = 2, 2
+    mine.beta = 1
+    with pytest.raises(UserError, match="beta is set to 1 on a trainer that was built with 2"):
+        mine._check_overrides()
+
+
 def test_a_loop_of_ones_own_reads_what_it_likes() -> None:
     class Mine(SFTTrainer):
         def fit(self, args: Any, *given: Any) -> None:

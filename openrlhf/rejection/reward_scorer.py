@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,21 +33,10 @@ from openrlhf.models.classifier import HEAD
 from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_statistics import check_reward_statistics
-from openrlhf.rejection.rewards.reward import RewardVerdict
+from openrlhf.rejection.rewards.reward import Answered, Messages, RewardVerdict
 from openrlhf.trainer.shortage import has_memory_for
 
 log = logging.getLogger(__name__)
-
-Messages = list[dict[str, Any]]
-
-
-class Answered(NamedTuple):
-    """An answer to a prompt, each text or messages; a plain tuple of the two does as well."""
-
-    prompt: str | Messages
-    answer: str | Messages
-    tools: Any = None  # of the prompt, as of a row's column
-
 
 Item = str | tuple[str | Messages, str | Messages] | Answered | Messages
 """A whole text, in which control tokens are such; an answer to a prompt; or a whole conversation."""

@@ -13,6 +13,7 @@ from typing import Any
 from openrlhf.config import ServeConfig
 from openrlhf.errors import UserError, first_line_of, how_to_install
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue
+from openrlhf.rejection.rewards.reward import CONVERSATIONS, Answered
 
 _SECONDS_TO_SEND = 60.0  # a whole body
 _SECONDS_TO_FINISH = 30  # what is being computed when the server is told to end
@@ -131,11 +132,22 @@ def _items(body: bytes) -> list[Any]:
     for number, item in enumerate(query):
         if not (isinstance(item, str) or (isinstance(item, list) and item)):
             raise _Refused(422, f"query[{number}] is neither a text nor a list of messages")
-    for name in ("prompts", "labels"):
+    for name in ("prompts", "labels", CONVERSATIONS):
         beside = content.get(name)
         if beside is not None and (not isinstance(beside, list) or len(beside) not in (0, len(query))):
             raise _Refused(422, f"{name} must be a list as long as query, or be left out")
+    for number, row in enumerate(content.get(CONVERSATIONS) or ()):
+        query[number] = _answered(row, number) or query[number]
     return query
+
+
+def _answered(row: Any, number: int) -> Answered | None:
+    """What a client of ours sends where a text would lack the template: `ServerReward`."""
+    if row is None:
+        return None
+    if not (isinstance(row, dict) and isinstance(row.get("prompt"), list) and isinstance(row.get("response"), str)):
+        raise _Refused(422, f"{CONVERSATIONS}[{number}] has no messages as prompt, or no text as response")
+    return Answered(row["prompt"], row["response"], row.get("tools"))
 
 
 def _rewards(judged: Sequence[Any]) -> list[float]:

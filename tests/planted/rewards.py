@@ -307,4 +307,14 @@ BUGS = [
             "tests/trainer/test_own_losses.py::test_a_value_that_a_fit_of_ones_own_might_have_read_is_refused_where_it_calls_ours",
         ),
     ),
+    Bug(
+        "a_server_judges_without_the_template",
+        "serve_rm gives conversations other rewards than the folder of its model",
+        "rejection/reward_server.py",
+        "query[number] = _answered(row, number) or query[number]",
+        "_answered(row, number)",
+        (
+            "tests/rejection/test_reward_server.py::test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server",
+        ),
+    ),
 ]

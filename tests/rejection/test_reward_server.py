@@ -17,13 +17,15 @@ import httpx
 import pytest
 
 from openrlhf.rejection.reward_scorer import RewardScorer
+from openrlhf.rejection.rewards.model_reward import ModelReward
 from openrlhf.rejection.rewards.reward import RewardVerdict
-from tests.helpers.tokenizers import CORPUS, tiny_tokenizer
+from openrlhf.rejection.rewards.server_reward import ServerReward
+from tests.helpers.tokenizers import CHATML, CORPUS, tiny_tokenizer
 from tests.objectives.reward_cases import tiny_classifier
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from openrlhf.config import ServeConfig, parse_config  # noqa: E402
+from openrlhf.config import ScoreSettings, ServeConfig, parse_config  # noqa: E402
 from openrlhf.errors import UserError  # noqa: E402
 from openrlhf.models import RewardModel  # noqa: E402
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue  # noqa: E402
@@ -228,7 +230,7 @@ def test_requests_that_wait_are_taken_together_up_to_a_bound():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("reward_model")
     tiny_classifier("qwen3").save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
+    tiny_tokenizer(CHATML).save_pretrained(path)
     return str(path)
 
 
@@ -281,6 +283,8 @@ def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(fol
             with ThreadPoolExecutor(8) as pool:
                 for number, rewards in enumerate(pool.map(ask, range(24))):
                     assert rewards == pytest.approx(expected[number % 3 :], abs=1e-6)
+            judged = ServerReward(f"{address}/get_reward", 60, 64).judge(ANSWERS)
+            assert [one.value for one in judged] == pytest.approx(_by_folder(folder), abs=1e-6)
             refused = httpx.post(f"{address}/get_reward", json={"query": ["a"] * 61}, timeout=60)
             assert (refused.status_code, "more than the 60 that may wait" in refused.text) == (413, True)
             server.send_signal(signal.SIGTERM)
@@ -288,6 +292,27 @@ def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(fol
             assert "ended: all requests are answered." in server.stdout.read()
         finally:
             server.kill()
+
+
+ANSWERS = [
+    {"prompt": [{"role": "system", "content": "Short."}, {"role": "user", "content": "Two and two?"}], "response": "4"},
+    {"prompt": "Two and two? ", "response": "four"},
+]
+
+
+def _by_folder(folder: str) -> list[float | None]:
+    """What a stage that reads the folder itself gives."""
+    reward = ModelReward(folder, ScoreSettings())
+    reward.start()
+    return [one.value for one in reward.judge(ANSWERS)]
+
+
+@pytest.mark.parametrize("row", [3, {"prompt": "a", "response": "b"}, {"prompt": [], "response": ["b"]}])
+def test_what_is_no_conversation_is_told(row):
+    app = make_app(by_length, max_waiting=10, max_body_bytes=1000)
+    (answer,) = asked(app, dict(json={"query": ["a"], "conversations": [row]}))
+    assert answer.status_code == 422
+    assert "conversations[0] has no messages as prompt, or no text as response" in answer.text
 
 
 def test_a_taken_port_is_told_before_a_model_is_loaded(tmp_path):

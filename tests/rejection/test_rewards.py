@@ -127,7 +127,8 @@ def test_a_server_is_asked_as_openrlhf_asks(monkeypatch):
     chat = [{"role": "user", "content": "Hi"}]
     with served(lambda content, call: lengths(content)) as (url, calls):
         verdicts = ServerReward(url, 5, 64).judge([row("a", "x"), row("bc", None, chat)])
-    assert calls == [{"query": ["q?a", "Hi\nbc"], "prompts": ["q?", "Hi\n"], "labels": ["x", None]}]
+    asked = {"query": ["q?a", "Hi\nbc"], "prompts": ["q?", "Hi\n"], "labels": ["x", None]}
+    assert calls == [asked | {"conversations": [None, {"prompt": chat, "response": "bc"}]}]
     assert verdicts == [RewardVerdict(3.0), RewardVerdict(5.0)]
 
 

@@ -9,7 +9,7 @@ from openrlhf.config import ScoreSettings
 from openrlhf.config.disk import local_path
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
+from openrlhf.rejection.rewards.reward import Answered, Reward, RewardVerdict
 
 
 class ModelReward(Reward):
@@ -40,7 +40,5 @@ class ModelReward(Reward):
             give_back_memory()
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
-        from openrlhf.rejection.reward_scorer import Answered
-
         with self._turn:
             return self._scorer.judged([Answered(row["prompt"], row["response"], row.get("tools")) for row in rows])

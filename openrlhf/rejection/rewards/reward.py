@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from openrlhf.rejection.records import Row
 
+CONVERSATIONS = "conversations"  # beside the queries to a server, which one of ours reads in their place
 NO_VERDICT = "no verdict"  # a function may give None: the answer is not its matter
+
+Messages = list[dict[str, Any]]
 
 
 class RewardVerdict(NamedTuple):
@@ -23,6 +26,14 @@ class RewardVerdict(NamedTuple):
     def has_failed(self) -> bool:
         """Whether there should have been a number."""
         return self.value is None and self.reason != NO_VERDICT
+
+
+class Answered(NamedTuple):
+    """An answer to a prompt, each text or messages; for a reward model a plain tuple of the two does as well."""
+
+    prompt: str | Messages
+    answer: str | Messages
+    tools: Any = None  # of the prompt, as of a row's column
 
 
 class NoReward(Exception):

@@ -14,7 +14,15 @@ from typing import Any
 from openrlhf.config.disk import without_secrets
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import CallFailed, Reward, RewardVerdict, judge_apart, text_of, verdicts_of
+from openrlhf.rejection.rewards.reward import (
+    CONVERSATIONS,
+    CallFailed,
+    Reward,
+    RewardVerdict,
+    judge_apart,
+    text_of,
+    verdicts_of,
+)
 from openrlhf.rejection.server_answer import body_of, has_moved
 
 SECONDS_BEFORE_RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -55,6 +63,9 @@ class ServerReward(Reward):
             "prompts": prompts,
             "labels": [row.get("label") for row in rows],
         }
+        conversations = [_conversation(row) for row in rows]
+        if any(conversations):
+            content[CONVERSATIONS] = conversations
         return verdicts_of(self._asked(json.dumps(content).encode()), len(rows))
 
     def _asked(self, body: bytes) -> Any:
@@ -88,3 +99,10 @@ class ServerReward(Reward):
         until = time.monotonic() + self._timeout_seconds
         with self._opener.open(request, timeout=self._timeout_seconds) as response:
             return json.loads(body_of(iter(lambda: response.read1(_BLOCK_BYTES), b""), until))
+
+
+def _conversation(row: Row) -> dict[str, Any] | None:
+    """The row for a server with a template, which a text of the contents cannot stand for; None of a text."""
+    if isinstance(row["prompt"], str):
+        return None
+    return {name: row[name] for name in ("prompt", "response", "tools") if row.get(name) is not None}

@@ -25,7 +25,7 @@ def note_reward_statistics(config: PretrainedConfig, mean: float, std: float) ->
 
 
 def forget_reward_statistics(config: PretrainedConfig) -> None:
-    """Takes away those of the model before its training: another model's rewards have others."""
+    """Takes away those of the weights before: other weights give other rewards."""
     for name in _NAMES:
         vars(config).pop(name, None)
 

@@ -46,7 +46,11 @@ class RMRun(PairRun):
         }
 
     def _export(self, output_dir: Path) -> None:
-        if self._found is not None:  # an earlier process may have evaluated the last step
+        progress = self.trainer.progress
+        is_another_step = self.config.ckpt.export_best and progress.best_eval_step != progress.optimizer_step
+        if is_another_step:
+            self.trainer.forget_statistics()
+        if is_another_step or progress.eval_loss_here is not None:  # in this process, or in an earlier one
             self.trainer.note_statistics()
         super()._export(output_dir)
 

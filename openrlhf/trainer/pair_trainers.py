@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from openrlhf.batching import ForeignLoader, StepWindowLoader
+from openrlhf.batching import ForeignLoader, StepWindow, StepWindowLoader
 from openrlhf.config import DPOConfig, RMConfig, from_namespace
 from openrlhf.config.pair_settings import PreferenceModelConfig, RewardModelConfig
 from openrlhf.errors import UserError
@@ -131,9 +131,9 @@ class DPOTrainer(_PairTrainer):
 
 
 class RewardModelTrainer(_PairTrainer):
-    """A reward model on pairs of answers. Its config keeps mean and deviation of the rewards of the last evaluation.
+    """A reward model on pairs of answers. Its config keeps mean and deviation of its rewards in an evaluation.
 
-    Those of the model before its training are taken away.
+    Those of other weights, before its training and before each step, are taken away.
 
     Args:
         loss: `sigmoid` or `logexp`.
@@ -189,9 +189,19 @@ class RewardModelTrainer(_PairTrainer):
             note_reward_statistics(self.model.config, metrics["eval_reward_mean"], metrics["eval_reward_std"])
         return metrics
 
+    def _advance(self, window: StepWindow) -> None:
+        super()._advance(window)
+        self.forget_statistics()
+
+    def forget_statistics(self) -> None:
+        """Where the weights are others now: the model's config has no numbers until these are evaluated."""
+        self._has_statistics = False
+        forget_reward_statistics(self.model.config)
+
     def note_statistics(self) -> None:
         """Mean and deviation of the rewards go into the model's config, unless this process has put them there."""
         if self.eval_dataloader is not None and not self._has_statistics:
+            self.strategy.print("the exported model is evaluated, for mean and deviation of its rewards.")
             self._evaluated(self.eval_dataloader)
 
     def objective_of(self, config: RMConfig) -> Objective:

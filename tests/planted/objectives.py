@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _SFT = "tests/objectives/test_sft.py"
 _PAIRS = "tests/objectives/test_pairs.py::test_a_pair_objective_equals_a_float64_loop"
+_OWN_NUMBERS = "tests/runs/test_pairs.py::test_an_exported_reward_model_has_the_numbers_of_its_own_rewards_or_none"
 
 BUGS = [
     Bug(
@@ -127,5 +128,21 @@ BUGS = [
         "return to_device(torch.tensor(numbers, dtype=torch.float64), batch.target_ids.device)",
         "return torch.tensor(numbers, dtype=torch.float64, device=batch.target_ids.device)",
         ("tests/cuda/test_no_waits.py::test_a_micro_batch_of_pairs",),
+    ),
+    Bug(
+        "the_best_reward_model_has_the_last_ones_numbers",
+        "with --ckpt.export_best a reward model makes its rewards normal by mean and deviation of other weights",
+        "run/rm_run.py",
+        "is_another_step = self.config.ckpt.export_best and progress.best_eval_step != progress.optimizer_step",
+        "is_another_step = False",
+        (_OWN_NUMBERS,),
+    ),
+    Bug(
+        "a_reward_model_along_the_way_has_an_earlier_steps_numbers",
+        "a reward model that was exported without an evaluation has mean and deviation of an earlier step's rewards",
+        "trainer/pair_trainers.py",
+        "        super()._advance(window)\n        self.forget_statistics()\n",
+        "        super()._advance(window)\n",
+        (_OWN_NUMBERS,),
     ),
 ]

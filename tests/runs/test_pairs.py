@@ -138,6 +138,32 @@ def test_a_reward_model_that_is_trained_on_has_the_numbers_of_its_own_rewards(un
     assert [found["mean"], found["std"]] == [evaluation["eval_reward_mean"], evaluation["eval_reward_std"]]
 
 
+def test_an_exported_reward_model_has_the_numbers_of_its_own_rewards_or_none(bench, one_rank):
+    """Along the way, at the end, and where the best is exported in the last one's place."""
+    swapped = bench / "swapped.jsonl"  # the longer it trains, the worse are its evaluations
+    rows = [json.loads(line) for line in (bench / "pairs.jsonl").read_text().splitlines()]
+    rows = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    swapped.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ways = dict(ckpt__save_steps=1, ckpt__save_hf=True, eval__dataset=swapped, eval__steps=2)
+    best = ways | dict(train__max_epochs=1, adam__lr=0.01, ckpt__export_best=True)
+    one_rank.run(run, argv(bench, "best", **best), command="train_rm")
+    one_rank.run(run, argv(bench, "cut", train__max_steps=3, eval__at_end=False, **ways), command="train_rm")
+    steps = {line["global_step"]: line for line in eval_lines(bench / "best")}
+    assert steps[2]["eval_loss"] < steps[4]["eval_loss"]
+
+    def kept(folder: str) -> list[float | None]:
+        config = json.loads((bench / folder / "config.json").read_text())
+        return [config.get("mean"), config.get("std")]
+
+    def measured(step: int) -> list[float]:
+        return [steps[step]["eval_reward_mean"], steps[step]["eval_reward_std"]]
+
+    exported = [kept(f"best/checkpoints/global_step{step}_hf") for step in range(1, 5)]
+    assert exported == [[None] * 2, measured(2), [None] * 2, measured(4)]
+    assert kept("best") == pytest.approx(measured(2))
+    assert kept("cut") == [None] * 2
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_ranks_of_a_ring_train_the_same(two_ranks, bench, unbroken, command):
     two_ranks.run(run, argv(bench, f"{command}-ring", **TWO_RANKS), command=command)

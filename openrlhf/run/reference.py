@@ -27,7 +27,7 @@ from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, 
 from openrlhf.run.builders import build_actor
 from openrlhf.strategy import DeepspeedStrategy
 
-_WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+_WEIGHTS_AND_CODE = ("*.safetensors", "*.bin", "config.json", "*.py")
 
 
 def reference_name(config: DPOConfig) -> str | None:
@@ -93,7 +93,7 @@ def load_reference(config: DPOConfig, strategy: DeepspeedStrategy) -> Actor:
 
 
 def reference_file(config: DPOConfig, data_fingerprint: str) -> Path:
-    """Where the log-probs of these data are kept: by weights, tokens and the settings that could change them."""
+    """Where the log-probs of these data are kept: by weights, code, tokens and the settings that could change them."""
     name, folder = reference_name(config), open_cache_dir(config.data.cache_dir)
     assert name is not None, "some loss has a reference"
     ds = config.ds
@@ -102,12 +102,12 @@ def reference_file(config: DPOConfig, data_fingerprint: str) -> Path:
 
 
 def _weights_hash(name: str, cache_dir: Path) -> Any:
-    """Of every byte of its weights and of its configuration; a name on the hub stands for itself and its revision."""
+    """Of every byte of weights, configuration and own code; a name on the hub stands for itself and its revision."""
     if not Path(name).is_dir():
         cached = try_to_load_from_cache(name, "config.json")
         return [name, Path(cached).parent.name if isinstance(cached, str) else None]
     known = known_hashes(cache_dir)
-    files = sorted(file for pattern in _WEIGHTS for file in Path(name).glob(pattern))
+    files = sorted(file for pattern in _WEIGHTS_AND_CODE for file in Path(name).glob(pattern))
     hashes = [FileTable(str(file)).content_hash(known) for file in files]
     with contextlib.suppress(OSError):  # it only saves time
         replace_file(cache_dir / KNOWN_HASHES, json.dumps(known, indent=0))

@@ -2,7 +2,7 @@
 
 The file holds float64 numbers in the order of the rows, two a pair, and a checksum behind them when it is whole. Rows
 are appended a window at a time, each window flushed; a run that goes on cuts what was not flushed whole. Whoever holds
-the same weights, tokens and settings finds the same file.
+the same weights, code, tokens and settings finds the same file.
 """
 
 from __future__ import annotations

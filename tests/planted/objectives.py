@@ -145,4 +145,14 @@ BUGS = [
         "        super()._advance(window)\n",
         (_OWN_NUMBERS,),
     ),
+    Bug(
+        "reference_of_other_code",
+        "log-probs of a reference whose own code was another are found in the cache",
+        "run/reference.py",
+        '"config.json", "*.py")',
+        '"config.json")',
+        (
+            "tests/runs/test_pairs.py::test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_change_it",
+        ),
+    ),
 ]

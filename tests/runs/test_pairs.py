@@ -363,13 +363,18 @@ def test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_chan
         config = parse_config(DPOConfig, argv(bench, "known", ref__precompute=True, **changes))
         return reference_file(config, prepare_pair_dataset(config.data, tokenizer).fingerprint)
 
-    first, others = file(), dict(model__beta=0.3, train__batch_size=2, ds__zero_stage=1, ds__packing_samples=True)
+    with_code = shutil.copytree(bench / "model", bench / "with_code")
+    without, first = file(ref__model_name_or_path=with_code), file()
+    assert without == first
+    (with_code / "modeling.py").write_text("# with --model.trust_remote_code it computes another function\n")
+    others = dict(model__beta=0.3, train__batch_size=2, ds__zero_stage=1, ds__packing_samples=True)
     assert [name for name, value in others.items() if file(**{name: value}) != first] == []
     of_its_own = [
         dict(data__dataset=bench / "another_word.jsonl"),
         dict(data__input_template="Q: {}"),
         dict(ds__param_dtype="bf16"),
         dict(ds__attn_implementation="eager"),
+        dict(ref__model_name_or_path=with_code),
     ]
     found = {file(**changes) for changes in of_its_own}
     assert len({first, *found}) == 1 + len(of_its_own)

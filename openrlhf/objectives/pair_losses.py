@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from openrlhf.config.pair_checks import LOSSES_WITHOUT_REFERENCE
+from openrlhf.objectives.sorted_window import SortedComparisons
 
 _DISCOPOP_TEMPERATURE = 0.05  # arXiv 2406.08414
 _EXO_LEAST_SMOOTHING = 1e-3  # EXO takes the log of the smoothed label: 0 has none
@@ -79,12 +80,12 @@ class WindowFacts:
     Attributes:
         mean_chosen_tokens: targets of a chosen answer, mean over the window's pairs by their weights.
         reward_shift: mean over the window's pairs of (r(y_w) + r(y_l)) / 2, a constant; for `bco_pair`.
-        sorted_reference: (U,) for each pair the constant that the sorted window puts beside it; for `aot`.
+        comparisons: of each pair with the constants that the sorted window puts beside it; for `aot`.
     """
 
     mean_chosen_tokens: float = 1.0
     reward_shift: float = 0.0
-    sorted_reference: Tensor | None = None
+    comparisons: SortedComparisons | None = None
 
 
 PairLoss = Callable[[PairLogProbs, PairLossSettings], Tensor]
@@ -147,11 +148,13 @@ def sppo_hard(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:
 def aot(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:
     """AOT, paired (arXiv 2406.05882): the i-th smallest margin of the policy against the reference's.
 
-    Both are sorted over the whole step window.
+    Both are sorted over the whole step window, where a pair stands as often as it weighs: its loss is a mean.
     """
-    assert pairs.window.sorted_reference is not None, "the window was looked at"
-    margin = pairs.chosen - pairs.rejected - pairs.window.sorted_reference.to(pairs.chosen)
-    return _smoothed_logistic(settings.beta * margin, settings.label_smoothing)
+    assert pairs.window.comparisons is not None, "the window was looked at"
+    beside, margin = pairs.window.comparisons, pairs.chosen - pairs.rejected
+    place, reference, share = beside.pair.to(margin.device), beside.reference.to(margin), beside.share.to(margin)
+    losses = _smoothed_logistic(settings.beta * (margin[place] - reference), settings.label_smoothing)
+    return torch.zeros_like(margin).index_add(0, place, share * losses)
 
 
 def apo_zero(pairs: PairLogProbs, settings: PairLossSettings) -> Tensor:

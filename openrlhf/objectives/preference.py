@@ -21,6 +21,7 @@ from openrlhf.objectives.pair_losses import (
 )
 from openrlhf.objectives.pairs import PairObjective, Sums, beside_the_pass
 from openrlhf.objectives.scorer import Scorer
+from openrlhf.objectives.sorted_window import sorted_comparisons
 
 
 class Reference(Protocol):
@@ -121,11 +122,8 @@ class PreferenceObjective(PairObjective):
             return WindowFacts(mean_chosen_tokens)
         policy, reference, ratio, weight = scores.unbind(1)
         shift = float(self._settings.beta * (ratio * weight).sum() / weight.sum())
-        # The place of each pair's margin among the sorted ones, and the reference's margin at that place.
-        beside = torch.empty_like(reference)
-        beside[policy.argsort(stable=True)] = reference.sort().values
-        first = scorer.window.first_unit
-        return WindowFacts(mean_chosen_tokens, shift, beside[first : first + num_pairs])
+        mine = sorted_comparisons(policy, reference, weight, scorer.window.first_unit, num_pairs)
+        return WindowFacts(mean_chosen_tokens, shift, mine)
 
     def _sums(self, batch: MicroBatch, pairs: PairLogProbs, weighted_losses: Tensor, speaks: float) -> Sums:
         chosen, rejected = (self._settings.beta * ratio for ratio in self._ratios(pairs))

@@ -23,13 +23,14 @@ MIX = {"sigmoid": 1.0, "ipo": 0.01, "aot": 0.5, "bco_pair": 0.5, "sft": 0.2, "or
 
 
 class WeightedPairs(Pairs):
-    """Pairs that count differently, with the reference's log-probs."""
+    """Pairs that count differently, with the reference's log-probs; one stands twice in a window."""
 
     def __init__(self) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(3)
         self.weights = (torch.rand(NUM_PAIRS, generator=draw) + 0.5).tolist()
         self.references = (-6 * torch.rand(NUM_PAIRS, 2, generator=draw) - 60).tolist()
+        self.ids[3], self.references[3] = self.ids[0], self.references[0]
 
     def unit(self, row: int) -> Unit:
         chosen, rejected = self.references[row]

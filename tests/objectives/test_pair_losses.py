@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from openrlhf.batching.micro_batch import make_micro_batch
 from openrlhf.config.pair_checks import LOSSES_WITH_SMOOTHING
 from openrlhf.objectives import PreferenceObjective, Scorer, WindowScores
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
+from openrlhf.objectives.sorted_window import sorted_comparisons
 
 BETA, GAMMA = 0.3, 0.5
 
@@ -122,8 +124,7 @@ def over_window(name: str, eps: float) -> Callable[[tuple[Pair, ...]], float]:
 def of_ours(name: str, eps: float, w: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
     column = {key: torch.tensor([getattr(p, key) for p in PAIRS], dtype=torch.float64) for key in vars(PAIRS[0])}
     ours, theirs = column["w"] - column["l"], column["ref_w"] - column["ref_l"]
-    beside = torch.empty_like(theirs)
-    beside[ours.argsort()] = theirs.sort().values
+    beside = sorted_comparisons(ours, theirs, torch.full_like(ours, 0.7), 0, len(PAIRS))
     shift = BETA * (ours.new_tensor([p.w - p.ref_w + p.l - p.ref_l for p in PAIRS]) / 2).mean().item()
     facts = WindowFacts(column["len_w"].mean().item(), shift, beside)
     pairs = PairLogProbs(w, l, column["ref_w"], column["ref_l"], column["len_w"], column["len_l"], facts)
@@ -155,6 +156,39 @@ def assert_loss_and_slopes(
                 for sign in (1, -1)
             )
             assert grads[index].item() == pytest.approx((there - back) / (2 * step), rel=1e-6, abs=1e-8), (key, index)
+
+
+def aot_of_window(policy: list[float], reference: list[float], weights: list[float]) -> float:
+    """The sum over a window, in micro-batches of two pairs."""
+    ours, theirs, mass = (torch.tensor(column, dtype=torch.float64) for column in (policy, reference, weights))
+    total, none = 0.0, torch.zeros(2, dtype=torch.float64)
+    for first in range(0, len(policy), 2):
+        mine = slice(first, first + 2)
+        facts = WindowFacts(comparisons=sorted_comparisons(ours, theirs, mass, first, 2))
+        losses = LOSSES["aot"](PairLogProbs(ours[mine], none, none, none, none, none, facts), PairLossSettings(BETA))
+        total += (losses * mass[mine]).sum().item()
+    return total
+
+
+def test_the_order_of_pairs_with_one_margin_changes_nothing_in_aot():
+    """Copies of a pair differ by rounding, which a layout decides; their weights differ by the data."""
+    reference, weights = [4.0, -1.0, 9.0, -6.0, 0.5, 2.0], [4.0, 0.1, 1.0, 0.3, 0.0, 2.5]
+    right = aot_of_window([1.0, 1.0, 3.0, 1.0, 1.0, -2.0], reference, weights)
+    for order in itertools.permutations([1.0, 1.0 + 1e-12, 1.0 + 2e-12, 1.0 + 3e-12]):
+        policy = [*order[:2], 3.0, *order[2:], -2.0]
+        assert aot_of_window(policy, reference, weights) == pytest.approx(right, rel=1e-10), order
+
+
+def test_a_pair_of_weight_2_is_two_pairs_in_aot():
+    policy, reference = [1.0, 3.0, -2.0, 0.3], [4.0, -1.0, 0.5, 2.0]
+    weighted = aot_of_window(policy, reference, [2.0, 1.0, 3.0, 2.0])
+    repeated = [[column[place] for place in (0, 0, 1, 2, 2, 2, 3, 3)] for column in (policy, reference)]
+    assert weighted == pytest.approx(aot_of_window(*repeated, [1.0] * 8), rel=1e-12)
+
+
+def test_a_window_whose_pairs_were_all_left_out_has_nothing_to_compare():
+    none = torch.zeros(0, dtype=torch.float64)
+    assert [len(one) for one in vars(sorted_comparisons(none, none, none, 0, 0)).values()] == [0, 0, 0]
 
 
 class SaysThePairs:

@@ -11,11 +11,28 @@ import torch
 from openrlhf.errors import UserError
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
 from openrlhf.objectives.preference import PreferenceObjective
+from openrlhf.objectives.sorted_window import SortedComparisons
 from tests.helpers.slow import slow
 from tests.helpers.tiny_models import tiny_model
 from tests.objectives import preference_cases
 from tests.objectives.pair_cases import BATCH_SIZE, LAYOUTS, NUM_PAIRS, NUM_STEPS, log_prob_of_answer
 from tests.objectives.preference_cases import MIX, SETTINGS, WeightedPairs
+
+
+def comparisons(policy: list[float], reference: list[float], weights: list[float]) -> SortedComparisons:
+    """Both sorted, by piles: the lower ends meet first, and the smaller of two piles is used up."""
+    ours, theirs = (sorted(range(len(values)), key=values.__getitem__) for values in (policy, reference))
+    left, left_of_reference, found = list(weights), list(weights), []
+    while ours and theirs:
+        one, other = ours[0], theirs[0]
+        taken = min(left[one], left_of_reference[other])
+        found.append((one, reference[other], taken / weights[one]))
+        for pile, rest, place in ((ours, left, one), (theirs, left_of_reference, other)):
+            rest[place] -= taken
+            if rest[place] < 1e-12:
+                pile.pop(0)
+    pair, beside, share = zip(*found, strict=True)
+    return SortedComparisons(torch.tensor(pair), *(torch.tensor(x, dtype=torch.float64) for x in (beside, share)))
 
 
 @functools.cache
@@ -31,8 +48,7 @@ def float64_curve() -> list[tuple[float, float, float]]:
         n_w, n_l = torch.tensor([[len(ids) - 3 for ids in data.ids[row]] for row in rows]).unbind(1)
         weights = torch.tensor([data.weights[row] for row in rows], dtype=torch.float64)
         weights_over_one = weights / weights.sum()
-        beside = torch.empty_like(ref_w)
-        beside[(w - l).argsort()] = (ref_w - ref_l).sort().values
+        beside = comparisons((w - l).tolist(), (ref_w - ref_l).tolist(), weights.tolist())
         shift = (SETTINGS.beta * (w - ref_w + l - ref_l).detach() / 2 * weights_over_one).sum().item()
         facts = WindowFacts((n_w * weights_over_one).sum().item(), shift, beside)
         pairs = PairLogProbs(w, l, ref_w, ref_l, n_w, n_l, facts)

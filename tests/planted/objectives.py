@@ -155,4 +155,15 @@ BUGS = [
             "tests/runs/test_pairs.py::test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_change_it",
         ),
     ),
+    Bug(
+        "the_sorted_window_forgets_weights",
+        "with aot and weighted pairs, the loss of a pair that stands twice in a step depends on the layout",
+        "objectives/sorted_window.py",
+        "    by_policy, by_reference = policy.argsort(), reference.argsort()\n",
+        "    by_policy, by_reference, weights = policy.argsort(), reference.argsort(), torch.ones_like(weights)\n",
+        (
+            "tests/objectives/test_pair_losses.py::test_the_order_of_pairs_with_one_margin_changes_nothing_in_aot",
+            "tests/objectives/test_pair_losses.py::test_a_pair_of_weight_2_is_two_pairs_in_aot",
+        ),
+    ),
 ]

@@ -129,7 +129,7 @@ BUGS = [
         "a_limit_of_file_sizes_is_found_at_the_end",
         "where no file may grow as large as the weights, a run trains to its end and loses them",
         "checkpoint/rehearsal.py",
-        "        _check_file_limit(model)\n",
+        "        _check_file_limit(model, max_shard_bytes, merged_bytes)\n",
         "",
         (_EXPORT + "test_a_limit_of_file_sizes_is_found_before_the_training_and_a_write_names_its_file",),
     ),

@@ -303,8 +303,8 @@ BUGS = [
     Bug(
         "every_address_gets_v1",
         "a server of another version of the protocol cannot be asked",
-        "rejection/engines/openai_engine.py",
-        """return url if re.search(r"/v\\d\\w*(/|$)", url) else""",
+        "rejection/server_answer.py",
+        "return url if _VERSION.search(url) else",
         """return url if url.endswith("/v1") else""",
         (f"{_SERVER}::test_an_address_with_a_version_is_asked_as_it_is",),
     ),
@@ -314,7 +314,7 @@ BUGS = [
         "rejection/engines/openai_engine.py",
         "if response.status_code >= 300:",
         "if response.status_code >= 400:",
-        (f"{_SERVER}::test_an_address_that_has_moved_is_told",),
+        (f"{_SERVER}::test_an_address_that_has_moved_is_told_as_it_is_given",),
     ),
     Bug(
         "an_address_without_its_query",

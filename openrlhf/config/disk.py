@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from openrlhf.errors import without_logins
+
 if TYPE_CHECKING:
     from openrlhf.config.settings import TrainingConfig
 
@@ -31,8 +33,10 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
 ADAPTER_FILE = "adapter_config.json"  # of PEFT
 HIDDEN = "***"  # stands in files and messages where a command has a key
-_KEY = re.compile(r"(--api[-_]key[=\s]+)\S+")
-_ADDRESS = re.compile(r"(https?://)(?:[^/?#\s]*@)?((?:(?!,\s*https?://)[^?#\s])*)(?:[?#]\S*)?")
+SECRET_NAME = re.compile(r"wandb|api[-_]?key|token(?!s|iz)|secret|password", re.IGNORECASE)  # in that of a flag
+_QUERY = re.compile(r"(\w:/(?:(?!,\s*https?://)[^?#\s])*)[?#]\S*", re.IGNORECASE)
+_QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
+_WORD = re.compile(rf"""(?:\\.|{_QUOTED.pattern}|[^\s'"\\])+""", re.DOTALL)  # of a shell
 
 
 def local_path(name: str | PurePath) -> Path:
@@ -170,9 +174,33 @@ def is_address(name: str) -> bool:
         return False
 
 
+def begins_as_address(name: str) -> bool:
+    """Whether an address is meant, be it a mistyped one."""
+    return name.lower().startswith(("http://", "https://"))
+
+
 def without_secrets(text: str) -> str:
-    """For files and messages: addresses without login and query, where tokens stand; a command without its key."""
-    return _KEY.sub(rf"\1{HIDDEN}", _ADDRESS.sub(r"\1\2", text))
+    """For files and messages: addresses without login and query, where tokens stand; a command without its keys."""
+    return _without_keys(_QUERY.sub(r"\1", without_logins(text)))
+
+
+def _without_keys(command: str) -> str:
+    """Hides all words from a flag that sounds like a secret to the next flag, and what NAME=… gives such a name."""
+    is_key = False
+
+    def shown(word: re.Match[str]) -> str:
+        nonlocal is_key
+        bare = re.sub(r"""[\\'"]""", "", word[0])
+        if is_key and not bare.startswith("--"):
+            return HIDDEN
+        name, equals, _ = bare.partition("=")
+        sounds_secret = bool(re.fullmatch(r"[\w.-]+", name) and SECRET_NAME.search(name))
+        is_key = sounds_secret and not equals and name.startswith("-")
+        if sounds_secret and equals:
+            return f"{name}={HIDDEN}"
+        return _QUOTED.sub(lambda inner: inner[0][0] + _without_keys(inner[0][1:-1]) + inner[0][-1], word[0])
+
+    return _WORD.sub(shown, command)
 
 
 def program(flag: str, command: str, example: str) -> Iterator[str]:
@@ -180,10 +208,10 @@ def program(flag: str, command: str, example: str) -> Iterator[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        yield f"{flag} {without_secrets(command)!r} is no command line: {error}."
+        yield f"{flag} is no command line: {error}."  # which of its words is a key, nobody can say
         return
     if not words:
         yield f"{flag} is empty: give a command, as in {example}."
     elif words[0] not in ("python", "python3") and shutil.which(words[0]) is None:
         said = without_secrets(command)
-        yield f"{flag} {said!r}: there is no program {words[0]}. Give another, as in {example}."
+        yield f"{flag} {said!r}: there is no program {without_secrets(words[0])}. Give another, as in {example}."

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from openrlhf.config.disk import local_path, without_secrets
+from openrlhf.config.disk import SECRET_NAME, local_path, without_secrets
 from openrlhf.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -25,7 +25,7 @@ MAX_PARTS, MAX_DEPTH = 10_000, 20  # of a configuration file; the worst is read 
 MAX_YAML_BYTES = 1 << 17  # has room for the run_config.yaml of a run whose lists are long
 MAX_TOML_BYTES = 1 << 15  # Python reads a name of many dots in the square of its length
 _FLAG = re.compile(r"--?[a-zA-Z]")
-_SECRET_FLAG = re.compile(r"-+[^=]*(wandb|api_key|token(?!s|iz)|secret|password)[^=]*", re.IGNORECASE)
+_FLAG_BEHIND_A_SECRET = re.compile(r"--[a-zA-Z]")  # a key may begin with a dash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,15 @@ class Given:
 
 def secrets_in(words: Sequence[str]) -> Iterator[str]:
     """The values of flags that sound like secrets."""
-    is_secret = False
-    for word in words:
-        flag = _SECRET_FLAG.match(word)
-        secret = word if is_secret and not word.startswith("-") else word[flag.end() + 1 :] if flag else ""
-        if secret:
-            yield secret
-        is_secret = flag is not None
+    left = list(words)
+    while left:
+        flag, _, value = left.pop(0).partition("=")
+        if _is_secret(flag):
+            yield from filter(None, [value, *_take_values(left, flag)])
+
+
+def _is_secret(flag: str) -> bool:
+    return flag.startswith("-") and bool(SECRET_NAME.search(flag))
 
 
 def with_secrets_hidden(words: Sequence[str]) -> list[str]:
@@ -101,17 +103,17 @@ def _read_flags(argv: Sequence[str]) -> Iterator[Given]:
             yield Given(CONFIG_FLAG, word[1:] or (words.pop(0) if words else None), "@")
         elif _FLAG.match(word):
             name, _, first = word.partition("=")
-            values = ([first] if "=" in word else []) + _take_values(words)
+            values = ([first] if "=" in word else []) + _take_values(words, name)
             value = values if len(values) > 1 else values[0] if values else True
             yield Given(name.lstrip("-").replace("-", "_"), value, name)
         else:
             yield Given("", word, "")
 
 
-def _take_values(words: list[str]) -> list[str]:
+def _take_values(words: list[str], flag: str) -> list[str]:
     """Takes the words up to the next flag or file off the list. `-1` is a value."""
-    values = []
-    while words and not (_FLAG.match(words[0]) or words[0].startswith("@")):
+    values, next_flag = [], _FLAG_BEHIND_A_SECRET if _is_secret(flag) else _FLAG
+    while words and not (next_flag.match(words[0]) or words[0].startswith("@")):
         values.append(words.pop(0))
     return values
 

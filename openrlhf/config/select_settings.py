@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from openrlhf.config.disk import is_address, local_path, parts_of
+from openrlhf.config.disk import begins_as_address, is_address, local_path, parts_of, without_secrets
 from openrlhf.config.kinds import AnyNumber, Count, Fraction, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, free, must_match
@@ -79,8 +79,9 @@ def score_problems(config: ScoreConfig, world_size: int) -> Iterator[str]:
         )
     names = parts_of(score.reward)
     for name in names:
-        if name.startswith(("http://", "https://")) and not is_address(name):
-            yield f"--score.reward {name} is no address of a server, as in http://localhost:5000/get_reward."
+        if begins_as_address(name) and not is_address(name):
+            said = without_secrets(name)
+            yield f"--score.reward {said} is no address of a server, as in http://localhost:5000/get_reward."
     if score.weights is not None:
         words = score.weights.split(",")
         if not all(map(_is_number, words)):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from openrlhf.checkpoint.model_settings import base_of, end_token_ids
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
+from openrlhf.config.disk import without_secrets
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import RankLost, StoppedAlone
@@ -227,5 +228,6 @@ def _judge_of(settings: EvalConfig) -> Reward | None:
         return None
     first, *more = find_rewards(ScoreSettings(reward=settings.prompts_reward))
     if more:
-        raise UserError(f"--eval.prompts_reward {settings.prompts_reward} names several judges: name one.")
+        said = without_secrets(settings.prompts_reward)
+        raise UserError(f"--eval.prompts_reward {said} names several judges: name one.")
     return first

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _MAKER = "tests/datasets/test_cache.py::test_a_maker_is_dead_only_where_its_process_can_be_seen_to_be"
+_KEYS = "tests/config/test_secrets.py::test_the_keys_of_a_command_are_hidden_however_it_gives_them"
+_TOLD = "tests/rejection/test_score.py::test_bad_input_is_told_in_words"
 
 BUGS = [
     Bug(
@@ -73,5 +75,69 @@ BUGS = [
         'if str(local_path(name)).startswith("~"):',
         "if False:",
         ("tests/config/test_checks.py::test_the_home_of_nobody_is_words",),
+    ),
+    Bug(
+        "keys_of_a_command_are_shown",
+        "a key that the server's command holds stands in run_config.yaml and in messages",
+        "config/disk.py",
+        'is_key = sounds_secret and not equals and name.startswith("-")',
+        "is_key = sounds_secret and not name",
+        (_KEYS,),
+    ),
+    Bug(
+        "a_commands_variable_is_shown",
+        "the key of `env VLLM_API_KEY=…` in the server's command stands in run_config.yaml",
+        "config/disk.py",
+        "        if sounds_secret and equals:\n",
+        '        if sounds_secret and equals and name.startswith("-"):\n',
+        (_KEYS,),
+    ),
+    Bug(
+        "a_broken_command_is_told_with_its_key",
+        "a command with a quote too many is printed with its key",
+        "config/disk.py",
+        'f"{flag} is no command line: {error}."',
+        'f"{flag} {without_secrets(command)} is no command line: {error}."',
+        ("tests/config/test_secrets.py::test_a_key_of_a_command_that_is_none_is_not_told",),
+    ),
+    Bug(
+        "a_key_with_a_dash_is_a_flag",
+        "a W&B key that begins with a dash is printed as an unknown flag",
+        "config/sources.py",
+        "_FLAG_BEHIND_A_SECRET if _is_secret(flag) else _FLAG",
+        "_FLAG",
+        ("tests/config/test_secrets.py::test_a_key_is_all_words_up_to_the_next_flag",),
+    ),
+    Bug(
+        "the_login_of_an_address_is_shown",
+        "the login of a judge's address stands in run_config.yaml",
+        "config/disk.py",
+        'return _without_keys(_QUERY.sub(r"\\1", without_logins(text)))',
+        'return _without_keys(_QUERY.sub(r"\\1", text))',
+        ("tests/config/test_files.py::test_what_an_address_holds_of_secrets_is_shown_nowhere",),
+    ),
+    Bug(
+        "an_address_in_capitals_is_none",
+        "of the reward server HTTP://… it is said that it is no reward",
+        "config/disk.py",
+        'return name.lower().startswith(("http://", "https://"))',
+        'return name.startswith(("http://", "https://"))',
+        (_TOLD,),
+    ),
+    Bug(
+        "a_mistyped_address_is_told_with_its_token",
+        "the token of a reward server whose port is mistyped is printed",
+        "config/select_settings.py",
+        "            said = without_secrets(name)\n",
+        "            said = name\n",
+        (_TOLD,),
+    ),
+    Bug(
+        "what_is_no_reward_is_told_with_its_token",
+        "the token of a reward server whose address lacks a slash is printed",
+        "rejection/rewards/find.py",
+        "{without_secrets(name)} is no reward",
+        "{name} is no reward",
+        (_TOLD,),
     ),
 ]

@@ -338,7 +338,10 @@ def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monk
         ("rewards.py:judge --score.input half.jsonl", "half.jsonl: answer 2 has no prompt and response"),
         ("rewards.py:judge --score.input odd.jsonl", "odd.jsonl: answer 1 has no prompt and response"),
         ("http://me:pw@x/get_reward", "--score.reward http://x/get_reward: a login before the address"),
+        ("HTTP://me:pw@x/get_reward", "--score.reward HTTP://x/get_reward: a login before the address"),
         ("http://[x/get_reward", "--score.reward http://[x/get_reward is no address of a server"),
+        ("HTTP://x:99999/get_reward?token=T", "--score.reward HTTP://x:99999/get_reward is no address of a server"),
+        ("http:/x/y?token=T", "--score.reward http:/x/y is no reward"),
         (
             "rewards.py:judge",
             "No answer of generations.jsonl has a reward: judge: KeyError (2). The column reason of the rows in out "

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from openrlhf.config import ScoreSettings
-from openrlhf.config.disk import local_path, parts_of, without_secrets
+from openrlhf.config.disk import begins_as_address, local_path, parts_of, without_secrets
 from openrlhf.errors import UserError
 from openrlhf.rejection.rewards.environment import VERIFIERS
 from openrlhf.rejection.rewards.exact_reward import ExactReward
@@ -66,7 +66,7 @@ def close_all(rewards: list[Reward]) -> None:
 def _find(name: str, settings: ScoreSettings) -> Reward:
     if name == "exact":
         return ExactReward()
-    if name.startswith(("http://", "https://")):
+    if begins_as_address(name):
         if "@" in name.split("/")[2]:
             address = without_secrets(name)
             raise UserError(f"--score.reward {address}: a login before the address is sent to no server: leave it out.")
@@ -76,6 +76,6 @@ def _find(name: str, settings: ScoreSettings) -> Reward:
     if (local_path(name) / "config.json").is_file():
         return ModelReward(name, settings)
     raise UserError(
-        f"--score.reward {name} is no reward: give file.py:function, math, exact, verifiers:ID, the folder of a reward "
-        "model (with its config.json) or http://…/get_reward."
+        f"--score.reward {without_secrets(name)} is no reward: give file.py:function, math, exact, verifiers:ID, the "
+        "folder of a reward model (with its config.json) or http://…/get_reward."
     )

@@ -23,6 +23,7 @@ from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.checkpoint.lease import confirm, owning_together
 from openrlhf.checkpoint.manifest import (
+    MANIFEST_NAME,
     FileRecord,
     is_of_run,
     listed_names,
@@ -40,6 +41,7 @@ from openrlhf.parallel.collectives import gather_problems, rank_in
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
 _STAGING_NAME = ".writing-export"
+_MOVING_NAME = ".moving-earlier-run"  # one name: a start that follows a kill goes on with it
 _CONFIG_NAME = "config.json"
 _CONFIGS = _CONFIG_NAME, ADAPTER_FILE
 _ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -217,18 +219,23 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     new = {path.name for path in staging.iterdir()}
     last = ADAPTER_FILE if ADAPTER_FILE in new else _CONFIG_NAME
     own = set(listed_names(folder)) if is_of_run(folder, saved_identity(staging)["run_id"]) else set()
-    earlier = next(path for n in count(1) if not (path := folder / f"earlier_run_{n}").exists())
+    moving = folder / _MOVING_NAME
     # Without a configuration nothing opens the folder, so nobody can meet old weights beside new ones.
     for index, name in enumerate(_names_of_model(folder, new)):
         if name not in own or (folder / name).is_dir():
-            earlier.mkdir(exist_ok=True)
-            os.replace(folder / name, earlier / name)
+            moving.mkdir(exist_ok=True)
+            os.replace(folder / name, moving / name)
         elif name in _CONFIGS or name not in new:
             (folder / name).unlink()
         if index == len(_CONFIGS):
             flush_to_disk(folder)
+    if moving.exists():
+        earlier = next(path for n in count(1) if not (path := folder / f"earlier_run_{n}").exists())
+        os.replace(moving, earlier)
+        logger.warning("%s held a model of another run or file of its names: it is in %s.", folder, earlier)
     fault_point("export.old_config_removed")
-    for index, name in enumerate(sorted(new - {last})):
+    # The manifest comes first: by it the next start knows, after a kill, which files are this run's own.
+    for index, name in enumerate(sorted(new - {last}, key=lambda name: (name != MANIFEST_NAME, name))):
         os.replace(staging / name, folder / name)
         if index == 0:
             fault_point("export.half_in_place")
@@ -238,13 +245,11 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     flush_to_disk(folder)
     staging.rmdir()
     fault_point("export.in_place")
-    if earlier.exists():
-        logger.warning("%s held a model of another run or file of its names: it is in %s.", folder, earlier)
 
 
 def _names_of_model(folder: Path, new: set[str]) -> list[str]:
     """What belongs to the model in a folder, or stands in the way of the new one; the configuration comes first."""
     there = {path.name for path in folder.iterdir()} - {_STAGING_NAME}
     weights = {name for name in there if name == INDEX_NAME or _OLD_WEIGHTS.fullmatch(name)}
-    listed = {Path(name).parts[0] for name in listed_names(folder)}
+    listed = {Path(name).parts[0] for place in (folder, folder / _MOVING_NAME) for name in listed_names(place)}
     return sorted(there & {*_CONFIGS, *new, *listed} | weights, key=lambda name: (name not in _CONFIGS, name))

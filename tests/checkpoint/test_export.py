@@ -1,8 +1,12 @@
 """The exported model: opened by transformers it is the trained one; nothing half-written looks like it."""
 
+import errno
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from openrlhf.checkpoint import fault_points
-from openrlhf.checkpoint.export import export_model, is_exported
+from openrlhf.checkpoint.export import _put_in_place, export_model, is_exported
+from openrlhf.checkpoint.manifest import write_manifest
 from openrlhf.checkpoint.model_settings import end_token_ids, note_end_token
 from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.errors import UserError
@@ -222,6 +227,45 @@ def test_killed_at_any_point_the_folder_holds_a_whole_model_or_none(point: str, 
         assert torch.equal(logits, _logits(old)) or torch.equal(logits, _logits(new))
     export_model(new, None, tmp_path)
     assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path)), _logits(new))
+
+
+def test_a_model_of_another_run_is_moved_into_one_folder_whatever_ends_the_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("chat_template.jinja", "config.json", "model.safetensors", "theirs.json", "vocabulary.json")
+
+    def model(folder: Path, run: str, names: tuple[str, ...] = files) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).write_text(run)
+        write_manifest(folder, None, {"run_id": run})
+
+    for most in range(2 * len(files)):
+        folder, staging = tmp_path / str(most), tmp_path / str(most) / ".writing-export"
+        model(folder, "A")
+        model(staging, "B", files[:3])
+        with monkeypatch.context() as short, suppress(OSError):
+            short.setattr(os, "replace", replace_at_most(most))
+            _put_in_place(staging, folder)
+        shutil.rmtree(staging, ignore_errors=True)
+        model(staging, "B", files[:3])
+        _put_in_place(staging, folder)
+        moved = {path.relative_to(folder).as_posix() for path in folder.glob(".*/*")}
+        moved |= {path.relative_to(folder).as_posix() for path in folder.glob("earlier_run_*/*")}
+        assert moved == {f"earlier_run_1/{name}" for name in (*files, "manifest.json")}, f"ended at move {most}"
+        assert {(folder / name).read_text() for name in files[:3]} == {"B"}
+
+
+def replace_at_most(most: int) -> Callable[..., None]:
+    replace, left = os.replace, [most]
+
+    def limited(*paths: Path) -> None:
+        if not left[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        left[0] -= 1
+        replace(*paths)
+
+    return limited
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

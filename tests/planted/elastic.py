@@ -113,8 +113,8 @@ BUGS = [
         "a_moved_model_is_not_told",
         "a model of another run is moved out of the way without a word",
         "checkpoint/export.py",
-        "    if earlier.exists():\n",
-        "    if False:\n",
+        'logger.warning("%s held a model',
+        'logger.debug("%s held a model',
         ("tests/clients/test_leftovers.py::test_a_merge_replaces_no_model_of_somebody_elses_and_tells_what_it_moves",),
     ),
     Bug(

@@ -34,6 +34,7 @@ def write_card(
     folder: Path,
     config: Root,
     report: Any,
+    optimizer_steps: int,
     *,
     model_name: str | None = None,
     dataset_names: Sequence[str] = (),
@@ -45,11 +46,12 @@ def write_card(
 
     Args:
         report: of the training data.
+        optimizer_steps: that the model is trained for; metrics.jsonl may lack the last of them.
         dataset_names: those that are none of the hub's are left out of the metadata.
         metadata: further fields of the hub's, such as license and language.
     """
     path = folder / CARD_FILE
-    if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.is_file() and not is_own_card(path):
         return False
     values = shown_values(config)
     base = str(values["model.model_name_or_path"])
@@ -70,7 +72,7 @@ def write_card(
         f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n",
         f"# {model_name or folder.name}\n\nTrained from `{origin}` by openrlhf.\n",
         _data(report),
-        _results(folder),
+        _results(folder, optimizer_steps),
         _table("Settings that are not the default", {name: changed[name] for name in changed if name not in layout}),
         _table("Layout, as given or as the run chose it", layout),
         _table("Versions", _versions()),
@@ -78,6 +80,11 @@ def write_card(
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(path, "\n".join(parts))
     return True
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether `write_card` has written that file."""
+    return path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_of_hub(name: str) -> bool:
@@ -94,16 +101,17 @@ def _data(report: Any) -> str:
     return _table("Data", rows)
 
 
-def _results(folder: Path) -> str:
+def _results(folder: Path, optimizer_steps: int) -> str:
     """The last numbers of metrics.jsonl, and the picture of the curves where it is there."""
     path = folder / METRICS_FILE
     records = read_records(path) if path.is_file() else []
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "eval_loss" in record]
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = {"optimizer steps": optimizer_steps}
     if steps:
-        rows = {"optimizer steps": steps[-1]["global_step"], "loss of the first step": steps[0]["loss"]}
-        rows |= {"loss of the last step": steps[-1]["loss"]}
+        last = steps[-1]["global_step"]
+        named = "the last step" if last == optimizer_steps else f"step {last}, the last one in {METRICS_FILE}"
+        rows |= {"loss of the first step": steps[0]["loss"], f"loss of {named}": steps[-1]["loss"]}
     if evaluations:
         rows |= {name: value for name, value in evaluations[-1].items() if name != "global_step"}
     picture = "\n![Training curves](training_curves.png)\n" if (folder / "training_curves.png").is_file() else ""

@@ -20,7 +20,9 @@ from openrlhf.run.report import CURVES_FILE
 from openrlhf.tracking.metrics_file import METRICS_FILE
 
 
-def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Callable[[str], None]) -> None:
+def describe_and_push(
+    config: TrainingConfig, model: Any, report: Any, optimizer_steps: int, say: Callable[[str], None]
+) -> None:
     """What follows an export: the merged model, the card, the upload that `config.hub` asks for; what fails is told.
 
     Args: report: of the training data.
@@ -37,6 +39,7 @@ def describe_and_push(config: TrainingConfig, model: Any, report: Any, say: Call
             folder,
             config,
             report,
+            optimizer_steps,
             model_name=hub.model_id,
             dataset_names=split_names(config.data.dataset),
             tags=hub.tags or (),

@@ -314,7 +314,7 @@ class TrainingRun(ABC):
         run_id, config_path = self.trainer.run_id, output_dir / RESOLVED_CONFIG_FILE_NAME
         if not self.strategy.is_rank_0():
             return
-        keep_other_run_aside(output_dir, run_id)
+        keep_other_run_aside(output_dir, run_id, goes_on=self.consumed_samples > 0)
         write_resolved(self.layout.config_again if self.layout else self.config, config_path, run_id)
         data, rows = (self.train_data, self.eval_data), self.rows_of_start_table()
         print_start_table(self.config, self.trainer, *data, self.consumed_samples, layout=self.layout, more_rows=rows)
@@ -340,7 +340,7 @@ class TrainingRun(ABC):
         if self.strategy.is_rank_0():
             report, say = self.train_data.report, self.strategy.print
             write_report(output_dir, self.config, report, say)
-            describe_and_push(self.config, model.model, report, say)
+            describe_and_push(self.config, model.model, report, self.trainer.progress.optimizer_step, say)
             say(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}.")
 
     def _identity(self) -> RunIdentity:

@@ -35,18 +35,19 @@ class JsonLinesSink:
     comes back whole with the next record.
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None):
+    def __init__(self, path: str | Path, resume_step: int | None = None, spare_folder: str | Path | None = None):
         """Args:
             path: the file; its folder is made.
             resume_step: optimizer step that the run goes on from; later lines are removed, so that each step
                 stands once. None begins a new file; older ones are kept beside it as `<name>.previous`,
                 `<name>.previous_2` and so on.
+            spare_folder: for the lines that still wait when the sink is closed.
 
         Raises:
             UserError: the file cannot be written.
         """
         self._path = Path(path)
-        self._resume_step = resume_step
+        self._resume_step, self._spare_folder = resume_step, spare_folder
         self._answers: JsonLinesSink | None = None
         self._waiting = b""
         self._disk_is_full = False
@@ -77,7 +78,7 @@ class JsonLinesSink:
     def log_answers(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Into a file of their own beside it, where they stand as the records do: once for each step."""
         if self._answers is None:
-            self._answers = JsonLinesSink(self._path.with_name(ANSWERS_FILE), self._resume_step)
+            self._answers = JsonLinesSink(self._path.with_name(ANSWERS_FILE), self._resume_step, self._spare_folder)
         for answer in answers:
             self._answers.log_step(answer)
 
@@ -85,8 +86,28 @@ class JsonLinesSink:
         if self._answers is not None:
             self._answers.close()
         self._append("")
+        if self._waiting:
+            self._tell_what_waits()
         with suppress(OSError):  # of a disk that is away; the run has ended in order all the same
             os.close(self._file)
+
+    def _tell_what_waits(self) -> None:
+        """Writes it into the spare folder, if it can."""
+        lines, place = self._waiting, "they are lost"
+        with suppress(OSError):
+            lines = os.pread(self._file, os.fstat(self._file).st_size, 0).rpartition(b"\n")[2] + lines  # one is torn
+        try:
+            if self._spare_folder is not None:
+                rest = Path(self._spare_folder) / f"rest_of_{self._path.name}"
+                rest.parent.mkdir(parents=True, exist_ok=True)
+                keep_aside(rest)
+                replace_file(rest, lines)
+                place = f"they are in {rest}"
+        except OSError as problem:
+            place += f": {self._spare_folder} cannot be written either ({problem.strerror})"
+        whole = filter(None, map(_record_or_none, lines.decode(errors="replace").splitlines()))
+        first, num_lines = next(whole, {}).get("global_step", "?"), lines.count(b"\n")
+        logger.warning("%s lacks its last %d line(s), of step %s and later; %s.", self._path, num_lines, first, place)
 
     def _make_ready(self, resume_step: int | None) -> None:
         if resume_step is not None:

@@ -132,6 +132,7 @@ def open_tracker(
     is_rank_0: bool,
     resume_step: int | None = None,
     shown_config: Mapping[str, Any] | None = None,
+    spare_folder: str | Path | None = None,
 ) -> Tracker:
     """The tracker of a run; a silent one on all ranks but the first.
 
@@ -140,6 +141,7 @@ def open_tracker(
         num_steps: optimizer steps of the whole run, for the time left.
         resume_step: optimizer step that the run goes on from; None for a new run.
         shown_config: the settings that W&B shows; without secrets.
+        spare_folder: of the lines that `output_dir` has no room for at the end.
 
     Raises:
         UserError: a file cannot be written, a library is missing, W&B refuses.
@@ -147,7 +149,7 @@ def open_tracker(
     trackers = _trackers_of(settings)
     if not is_rank_0:
         return Tracker(has_servers=bool(trackers))
-    metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step)
+    metrics = JsonLinesSink(Path(output_dir) / METRICS_FILE, resume_step, spare_folder)
     note_restart(Path(output_dir), resume_step)
     slow: list[Sink] = [console_sink(num_steps, resume_step or 0)]
     if settings.tensorboard_dir:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -83,10 +84,20 @@ def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, 
     assert str(out.parent) not in card.text
 
 
+def test_the_steps_of_the_card_are_the_runs_though_metrics_lack_the_last(tmp_path: Path) -> None:
+    lines = [json.dumps({"global_step": step, "loss": 1 / step}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    report = SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={})
+    write_card(tmp_path, build(SFTConfig, {}), report, 7)
+    card = (tmp_path / "README.md").read_text()
+    assert "| optimizer steps | 7 |" in card
+    assert "| loss of step 2, the last one in metrics.jsonl | 0.5 |" in card
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 def test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen(tmp_path: Path) -> None:
     config = build(SFTConfig, {"adam.lr": 0.5, "ds.zero_stage": 3, "train.max_tokens_per_micro_batch": 99})
-    write_card(tmp_path, config, SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={}))
+    write_card(tmp_path, config, SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={}), 7)
     _, chosen, rest = re.split("## (?:Settings|Layout)[^|]*", (tmp_path / "README.md").read_text())
     assert "adam.lr" in chosen
     assert "ds.zero_stage" not in chosen

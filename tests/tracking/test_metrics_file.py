@@ -105,6 +105,21 @@ def test_a_full_disk_stops_nobody_and_loses_no_line(tmp_path, a_step, monkeypatc
     assert caplog.text.count("No space left on device") == 1
 
 
+@pytest.mark.parametrize("spare", ["checkpoints", None])
+def test_what_has_no_room_at_the_end_is_told_and_kept_elsewhere(tmp_path, a_step, monkeypatch, caplog, spare):
+    path, rest = tmp_path / "metrics.jsonl", tmp_path / "checkpoints" / "rest_of_metrics.jsonl"
+    sink = JsonLinesSink(path, spare_folder=spare and tmp_path / spare)
+    sink.log_step(a_step(1))
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(os, "write", no_space_after(20))
+        sink.log_step(a_step(2))
+        sink.log_step(a_step(3))
+        sink.close()
+    assert (lines_of(rest) if rest.exists() else None) == ([a_step(2), a_step(3)] if spare else None)
+    place = f"they are in {rest}" if spare else "they are lost"
+    assert f"{path} lacks its last 2 line(s), of step 2 and later; {place}." in caplog.text
+
+
 def test_a_file_that_cannot_be_opened_again_is_waited_for_and_costs_nobody_a_file(tmp_path, a_step, monkeypatch):
     path, others = tmp_path / "metrics.jsonl", tmp_path / "others"
     sink = JsonLinesSink(path)

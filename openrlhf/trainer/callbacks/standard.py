@@ -40,6 +40,7 @@ def standard_callbacks(
         is_rank_0=trainer.strategy.is_rank_0(),
         resume_step=resume_step or None,
         shown_config=shown_values(config),
+        spare_folder=config.ckpt.path,
     )
     callbacks: list[Callback] = [
         Tracking(tracker),

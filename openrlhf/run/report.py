@@ -15,7 +15,7 @@ from openrlhf.config.written import written_by
 from openrlhf.errors import UserError
 from openrlhf.rejection.charts import lines
 from openrlhf.rejection.report import REPORT, Page, Sample, ShownAnswer, write_page
-from openrlhf.run.model_card import changed_settings
+from openrlhf.run.model_card import CARD_FILE, changed_settings, is_own_card
 from openrlhf.tracking.curves import draw_training_curves
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, METRICS_FILE, RESTARTS_FILE, read_records
 from openrlhf.tracking.more_sinks import SINKS
@@ -39,12 +39,17 @@ _PROMPTS_SHOWN = 40
 Record = Mapping[str, Any]
 
 
-def keep_other_run_aside(folder: Path, run_id: str | None) -> None:
-    """The files that another run left in the folder stay, under other names."""
-    if written_by(folder / RESOLVED_CONFIG) != run_id:
-        of_trackers = [sink.id_file() for sink in SINKS.values()]
-        for name in (METRICS_FILE, ANSWERS_FILE, RESTARTS_FILE, CURVES_FILE, REPORT, *of_trackers, RESOLVED_CONFIG):
-            keep_aside(folder / name)
+def keep_other_run_aside(folder: Path, run_id: str | None, goes_on: bool) -> None:
+    """The files that another run left in the folder stay, under other names.
+
+    Args: goes_on: from a checkpoint. Files that nobody's settings lie beside are then its own, brought back.
+    """
+    if written_by(folder / RESOLVED_CONFIG) in ((run_id, None) if goes_on else (run_id,)):
+        return
+    of_trackers = [sink.id_file() for sink in SINKS.values()]
+    card = [CARD_FILE] if is_own_card(folder / CARD_FILE) else []
+    for name in (METRICS_FILE, ANSWERS_FILE, RESTARTS_FILE, CURVES_FILE, REPORT, *of_trackers, *card, RESOLVED_CONFIG):
+        keep_aside(folder / name)
 
 
 def write_report(folder: Path, config: TrainingConfig, report: Any, say: Callable[[str], None]) -> None:

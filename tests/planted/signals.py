@@ -1,4 +1,4 @@
-"""Planted bugs: a signal that asks a stage to leave while its threads are at something."""
+"""Planted bugs: signals, kills and full disks that end something in its middle, and what a folder then holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from tests.planted.bug import Bug
 
 _PROCESS = "tests/rejection/test_reward_process.py::"
 _SIGNALS = "tests/rejection/test_signals.py::"
+_MOVE = "tests/checkpoint/test_export.py::test_a_model_of_another_run_is_moved_into_one_folder_whatever_ends_the_move"
+_ASIDE = "tests/runs/test_files.py::test_files_of_another_run_move_aside_and_those_of_a_folder_that_was_removed_do_not"
 
 BUGS = [
     Bug(
@@ -63,5 +65,77 @@ BUGS = [
         "        signal.signal(number, server.handle_exit)",
         "        signal.signal(number, lambda *_: None)",
         (_SIGNALS + "test_a_server_that_is_told_to_end_before_it_listens_ends",),
+    ),
+    Bug(
+        "lines_that_wait_are_dropped",
+        "metrics that a full disk kept in memory are dropped at the end of the run without a word",
+        "tracking/metrics_file.py",
+        "            self._tell_what_waits()\n",
+        "            pass\n",
+        ("tests/tracking/test_metrics_file.py::test_what_has_no_room_at_the_end_is_told_and_kept_elsewhere",),
+    ),
+    Bug(
+        "half_a_line_is_kept_elsewhere",
+        "of the first line that the disk had no room for only the end is kept",
+        "tracking/metrics_file.py",
+        '.rpartition(b"\\n")[2] + lines',
+        "[:0] + lines",
+        ("tests/tracking/test_metrics_file.py::test_what_has_no_room_at_the_end_is_told_and_kept_elsewhere",),
+    ),
+    Bug(
+        "the_card_counts_lines",
+        "a model's card tells fewer optimizer steps than the model was trained for",
+        "run/model_card.py",
+        '{"optimizer steps": optimizer_steps}',
+        '{"optimizer steps": steps[-1]["global_step"] if steps else 0}',
+        ("tests/runs/test_hub.py::test_the_steps_of_the_card_are_the_runs_though_metrics_lack_the_last",),
+    ),
+    Bug(
+        "a_move_begins_anew_after_a_kill",
+        "an earlier run's model is torn into two folders, and neither can be opened",
+        "checkpoint/export.py",
+        "    moving = folder / _MOVING_NAME\n",
+        '    moving = folder / f"{_MOVING_NAME}-{secrets.token_hex(4)}"\n',
+        (_MOVE,),
+    ),
+    Bug(
+        "a_move_forgets_the_moved_manifest",
+        "after a kill files of an earlier run's model stay among those of the next one",
+        "checkpoint/export.py",
+        "for place in (folder, folder / _MOVING_NAME)",
+        "for place in (folder,)",
+        (_MOVE,),
+    ),
+    Bug(
+        "a_manifest_comes_late",
+        "after a kill files of this run are moved aside as an earlier run's",
+        "checkpoint/export.py",
+        "key=lambda name: (name != MANIFEST_NAME, name)",
+        "key=lambda name: (name == MANIFEST_NAME, name)",
+        (_MOVE,),
+    ),
+    Bug(
+        "what_is_brought_back_is_another_runs",
+        "the metrics of a run whose folder was removed are set aside when it goes on",
+        "run/report.py",
+        "((run_id, None) if goes_on else (run_id,))",
+        "(run_id,)",
+        (_ASIDE,),
+    ),
+    Bug(
+        "an_earlier_card_is_overwritten",
+        "the model card of an earlier run in the folder is kept nowhere",
+        "run/report.py",
+        "card = [CARD_FILE] if is_own_card(folder / CARD_FILE) else []",
+        "card = [CARD_FILE] if is_own_card(folder) else []",
+        (_ASIDE,),
+    ),
+    Bug(
+        "a_users_card_is_moved",
+        "a README.md of the user's own is moved aside by a run",
+        "run/report.py",
+        "card = [CARD_FILE] if is_own_card(folder / CARD_FILE) else []",
+        "card = [CARD_FILE]",
+        ("tests/runs/test_files.py::test_a_card_of_the_users_own_is_moved_by_no_run",),
     ),
 ]

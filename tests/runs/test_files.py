@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openrlhf.config import SFTConfig, write_resolved
+from openrlhf.run import model_card
+from openrlhf.run.report import keep_other_run_aside
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 from tests.helpers.workbench import eval_lines, flags, save_model, save_rows, step_lines
@@ -108,3 +111,27 @@ def test_the_model_stops_where_tokenized_rows_end(tmp_path, two_ranks):
     two_ranks.run(run, flags(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "out", **unnamed))
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert end_id in settings["eos_token_id"]
+
+
+@pytest.mark.parametrize(
+    ("written_by", "goes_on", "stays"),
+    [("mine", True, True), ("other", True, False), (None, True, True), (None, False, False)],
+)
+def test_files_of_another_run_move_aside_and_those_of_a_folder_that_was_removed_do_not(
+    tmp_path, written_by, goes_on, stays
+):
+    """A run brings its `metrics.jsonl` back without its settings."""
+    files = {"metrics.jsonl": "{}", "README.md": f"# A card\n{model_card._MARK}"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if written_by:
+        write_resolved(SFTConfig(), tmp_path / "run_config.yaml", written_by)
+    keep_other_run_aside(tmp_path, "mine", goes_on)
+    for name, text in files.items():
+        assert (tmp_path / (name if stays else f"{name}.previous")).read_text() == text
+
+
+def test_a_card_of_the_users_own_is_moved_by_no_run(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    keep_other_run_aside(tmp_path, "mine", goes_on=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

@@ -101,7 +101,7 @@ def test_a_new_run_in_the_folder_of_another_goes_on_with_no_run_of_a_tracker(tmp
     ids = [tmp_path / f"{package}_run_id.txt" for package in ("wandb", "mlflow", "trackio", "comet")]
     for file in ids:
         file.write_text("of-another-run")
-    keep_other_run_aside(tmp_path, "mine")
+    keep_other_run_aside(tmp_path, "mine", goes_on=False)
     assert [file for file in ids if file.exists()] == []
     assert all(file.with_name(f"{file.name}.previous").read_text() == "of-another-run" for file in ids)
 

@@ -6,6 +6,7 @@ The terminal shows a bar; where output goes to a file, a line now and then. `Cha
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ SECONDS_BETWEEN_LINES = 10.0
 _ANSWERS_SHOWN = 3  # in the terminal
 _ACCURACIES = ("token_accuracy", "accuracy", "rewards/accuracies")
 _MARGINS = ("margin", "rewards/margins")
+_OF_RUN = ".run-"  # in the name of an event file, before the run's id
+logger = logging.getLogger(__name__)
 
 
 class BarSink:
@@ -193,12 +196,19 @@ def openrlhf_charts(group: str, record: Mapping[str, float]) -> dict[str, float]
 class TensorBoardSink(Charts):
     """TensorBoard's event files."""
 
-    def __init__(self, folder: str, resume_step: int | None = None, openrlhf_names: bool = False):
+    def __init__(
+        self,
+        folder: str,
+        resume_step: int | None = None,
+        openrlhf_names: bool = False,
+        run_id: str | None = None,
+    ):
         """Args:
-            folder: where the event files go; a new run moves those of earlier ones into `events.previous`,
-                `events.previous_2` and so on below it, which TensorBoard shows as runs of their own.
+            folder: where the event files go; those of other runs move into `events.previous`, `events.previous_2` and
+                so on below it, which TensorBoard shows as runs of their own.
             openrlhf_names: of the charts, in place of our own.
             resume_step: optimizer step that the run goes on from; TensorBoard hides what was logged after it.
+            run_id: stands in the names of the files, by which a run that goes on knows its own.
 
         Raises:
             UserError: TensorBoard is not installed.
@@ -210,9 +220,10 @@ class TensorBoardSink(Charts):
                 "--logger.tensorboard_dir needs the package tensorboard: pip install tensorboard"
             ) from problem
         self.openrlhf_names = openrlhf_names
-        if resume_step is None:
-            _keep_events_aside(Path(folder))
-        self._writer = SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
+        own = _OF_RUN + run_id if run_id else ""
+        _keep_events_aside(Path(folder), None if resume_step is None else own)
+        purge_step = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(folder, purge_step=purge_step, filename_suffix=own)
 
     def close(self, outcome: Outcome = "finished") -> None:
         self._writer.close()
@@ -228,11 +239,17 @@ class TensorBoardSink(Charts):
             self._writer.add_text(f"answers/{number}", text, answer["global_step"])
 
 
-def _keep_events_aside(folder: Path) -> None:
-    """TensorBoard draws all event files of a folder as one line: two runs in one would be a zigzag."""
-    earlier = list(folder.glob("events.out.tfevents.*"))
+def _keep_events_aside(folder: Path, own: str | None) -> None:
+    """TensorBoard draws all event files of a folder as one line: two runs in one would be a zigzag.
+
+    Args: own: end of the names that stay, as do those without an id; None moves all.
+    """
+    found = folder.glob("events.out.tfevents.*")
+    earlier = [file for file in found if own is None or (_OF_RUN in file.name and not file.name.endswith(own))]
     names = ("events.previous" + (f"_{number}" if number > 1 else "") for number in count(1))
     aside = next(free for name in names if not os.path.lexists(free := folder / name))
     for events in earlier:
         aside.mkdir(exist_ok=True)
         os.replace(events, aside / events.name)
+    if earlier:
+        logger.warning("%s held event files of another run: they are in %s.", folder, aside)

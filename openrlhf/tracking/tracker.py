@@ -133,6 +133,7 @@ def open_tracker(
     resume_step: int | None = None,
     shown_config: Mapping[str, Any] | None = None,
     spare_folder: str | Path | None = None,
+    run_id: str | None = None,
 ) -> Tracker:
     """The tracker of a run; a silent one on all ranks but the first.
 
@@ -142,6 +143,7 @@ def open_tracker(
         resume_step: optimizer step that the run goes on from; None for a new run.
         shown_config: the settings that W&B shows; without secrets.
         spare_folder: of the lines that `output_dir` has no room for at the end.
+        run_id: by which TensorBoard's files of this run are known.
 
     Raises:
         UserError: a file cannot be written, a library is missing, W&B refuses.
@@ -155,7 +157,7 @@ def open_tracker(
     if settings.tensorboard_dir:
         folder, theirs = settings.tensorboard_dir, settings.openrlhf_names
         folder = str(Path(folder, settings.wandb.name)) if theirs and settings.wandb.name else folder
-        slow.append(TensorBoardSink(folder, resume_step, theirs))
+        slow.append(TensorBoardSink(folder, resume_step, theirs, run_id))
     for name in trackers:
         resume = resume_step is not None
         slow.append(

@@ -138,4 +138,12 @@ BUGS = [
         "card = [CARD_FILE]",
         ("tests/runs/test_files.py::test_a_card_of_the_users_own_is_moved_by_no_run",),
     ),
+    Bug(
+        "two_runs_are_one_curve",
+        "two runs with one folder of TensorBoard are drawn as one zigzag",
+        "tracking/sinks.py",
+        "(_OF_RUN in file.name and not file.name.endswith(own))",
+        "(_OF_RUN in file.name and not own)",
+        ("tests/tracking/test_remote_sinks.py::test_a_run_that_goes_on_moves_the_events_of_another_aside_and_says_so",),
+    ),
 ]

@@ -55,6 +55,20 @@ def test_tensorboard_draws_two_runs_of_one_folder_apart(tmp_path, a_step):
     assert scalars(tmp_path / "events.previous_2")["train/loss"] == [(1, 8.0)]
 
 
+def test_a_run_that_goes_on_moves_the_events_of_another_aside_and_says_so(tmp_path, a_step, caplog):
+    for run_id, resume_step, loss in (("a", None, 9.0), ("b", None, 8.0), ("a", 1, 7.0), ("a", 2, 6.0)):
+        run = TensorBoardSink(str(tmp_path), resume_step, run_id=run_id)
+        run.log_step(a_step((resume_step or 0) + 1, loss=loss))
+        run.close()
+    assert scalars(tmp_path)["train/loss"] == [(2, 7.0), (3, 6.0)]
+    assert scalars(tmp_path / "events.previous")["train/loss"] == [(1, 9.0)]
+    assert scalars(tmp_path / "events.previous_2")["train/loss"] == [(1, 8.0)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path} held event files of another run: they are in {tmp_path / name}."
+        for name in ("events.previous", "events.previous_2")
+    ]
+
+
 def test_other_folders_beside_the_events_stay(tmp_path, a_step):
     (tmp_path / "events").mkdir()
     TensorBoardSink(str(tmp_path)).close()

@@ -41,6 +41,7 @@ def standard_callbacks(
         resume_step=resume_step or None,
         shown_config=shown_values(config),
         spare_folder=config.ckpt.path,
+        run_id=identity.run_id,
     )
     callbacks: list[Callback] = [
         Tracking(tracker),

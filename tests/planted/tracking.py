@@ -99,8 +99,8 @@ BUGS = [
         "a_tracker_goes_on_with_another_run",
         "after a resume the numbers of a run are drawn into the run that was in its folder before",
         "run/report.py",
-        "*of_trackers, RESOLVED_CONFIG):",
-        "of_trackers[0], RESOLVED_CONFIG):",
+        "*of_trackers, *card, RESOLVED_CONFIG):",
+        "of_trackers[0], *card, RESOLVED_CONFIG):",
         (
             "tests/tracking/test_more_sinks.py::test_a_new_run_in_the_folder_of_another_goes_on_with_no_run_of_a_tracker",
         ),
@@ -125,8 +125,8 @@ BUGS = [
         "two_runs_are_one_line",
         "TensorBoard draws two runs of a folder as one zigzag",
         "tracking/sinks.py",
-        "            _keep_events_aside(Path(folder))\n",
-        "            pass\n",
+        "        _keep_events_aside(Path(folder), None if resume_step is None else own)\n",
+        "        _keep_events_aside(Path(folder), own)\n",
         ("tests/tracking/test_remote_sinks.py::test_tensorboard_draws_two_runs_of_one_folder_apart",),
     ),
     Bug(

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from openrlhf.config.disk import HIDDEN, is_address, parts_of, without_secrets
+from openrlhf.config.disk import HIDDEN, begins_as_address, parts_of, without_secrets
 from openrlhf.config.synonyms import Synonyms, resolve
 
 AUTO = "auto"  # the value of a setting that is left to the run
@@ -141,7 +141,7 @@ def _shown(name: str, value: Any) -> Any:
     if not isinstance(value, str) or name.endswith("_template"):
         return value
     told = without_secrets(value)
-    return told if HIDDEN in told or any(map(is_address, parts_of(value))) else value
+    return told if HIDDEN in told or any(map(begins_as_address, parts_of(value))) else value
 
 
 def left_open(config: Root) -> frozenset[str]:

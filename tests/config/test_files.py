@@ -132,7 +132,7 @@ def test_a_secret_is_not_written(tmp_path):
         ("http://me:S@judge:8000/a,b?x=1,2&t=S", "http://judge:8000/a,b"),
         ("rules.py:score,https://me:S@one/x,https://two/y#S", "rules.py:score,https://one/x,https://two/y"),
         ("HTTPS://me:S@judge/x?token=S,HTTP://me:S@two", "HTTPS://judge/x"),
-        ("HTTP://me:S@judge/x", "HTTP://judge/x"),
+        ("HTTP://me:S@judge:99999/x?token=S", "HTTP://judge:99999/x"),
         ("rules.py:score", "rules.py:score"),
         ("~/judge", "~/judge"),
     ],

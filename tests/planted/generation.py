@@ -280,8 +280,8 @@ BUGS = [
         "keys_of_servers_are_written",
         "the key of a server that a recipe starts stands in the recipe's folder",
         "config/schema.py",
-        "HIDDEN in told or any(map(is_address, parts_of(value)))",
-        "any(map(is_address, parts_of(value)))",
+        "HIDDEN in told or any(map(begins_as_address, parts_of(value)))",
+        "any(map(begins_as_address, parts_of(value)))",
         (f"{_ITERATE}::test_keys_and_logins_stand_in_no_file",),
     ),
     Bug(

@@ -140,4 +140,12 @@ BUGS = [
         "{name} is no reward",
         (_TOLD,),
     ),
+    Bug(
+        "a_mistyped_address_is_written_with_its_token",
+        "the token of a judge whose port is mistyped stands in run_config.yaml",
+        "config/schema.py",
+        "any(map(begins_as_address, parts_of(value)))",
+        'any(begins_as_address(part) and ":99" not in part for part in parts_of(value))',
+        ("tests/config/test_files.py::test_what_an_address_holds_of_secrets_is_shown_nowhere",),
+    ),
 ]

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from openrlhf.config.adapter_settings import MERGED
-from openrlhf.config.kinds import EverySteps, Minutes, Place, PositiveCount, PositiveNumber, Size
+from openrlhf.config.kinds import EverySteps, Minutes, Place, PositiveCount, PositiveNumber, Size, size_bytes
 from openrlhf.config.schema import free
 
 
@@ -44,9 +44,7 @@ class CkptConfig:
     @property
     def export_shard_bytes(self) -> int:
         """The largest file of exported weights."""
-        from transformers.utils.hub import convert_file_size_to_int
-
-        return convert_file_size_to_int(self.export_shard_size)
+        return size_bytes(self.export_shard_size)
 
     @property
     def merged_dir(self) -> str:

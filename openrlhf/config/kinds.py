@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+from openrlhf.errors import UserError
 
 MAX_CHARACTERS, MAX_SHOWN = 1 << 20, 200
 NONE_WORDS = ("", "none", "null")
@@ -50,9 +53,25 @@ Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1"
 BelowOne = Annotated[float, Field(ge=0, lt=1, description="a number, 0 or above and below 1")]
 FactorAboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False, description="a number above 1")]
 Place = Annotated[str, AfterValidator(os.path.expanduser), Field(description="text")]  # ~ is the home folder
-Size = Annotated[
-    str, Field(pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$", description="a size with its unit, such as 500MB or 5GB")
-]
+_SIZE, _UNITS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B"), "KMGT"
+_SIZE_IN_WORDS = "a size with its unit, such as 500MB, 1.5GB or 80GiB, from 1KB to 1000000TB"
+
+
+def size_bytes(size: str) -> int:
+    """Bytes of a `Size`: KB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024. UserError of another text."""
+    found = _SIZE.fullmatch(size)
+    num_bytes = float(found[1]) * (1024 if found[3] else 1000) ** (_UNITS.index(found[2]) + 1) if found else 0.0
+    if not 1e3 <= num_bytes <= 1e18:
+        raise UserError(f"The size {_shown(size)} must be {_SIZE_IN_WORDS}.")
+    return round(num_bytes)
+
+
+def _checked_size(size: str) -> str:
+    size_bytes(size)
+    return size
+
+
+Size = Annotated[str, AfterValidator(_checked_size), Field(description=_SIZE_IN_WORDS)]
 
 
 def is_optional(kind: Any) -> bool:

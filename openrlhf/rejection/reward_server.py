@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from openrlhf.config import ServeConfig
+from openrlhf.config.kinds import size_bytes
 from openrlhf.errors import UserError, first_line_of, how_to_install
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue
 from openrlhf.rejection.rewards.reward import CONVERSATIONS, Answered
@@ -30,7 +31,7 @@ def serve(config: ServeConfig) -> None:
     except ImportError:
         raise UserError(f"serve_rm needs packages: {how_to_install('serve')}") from None
     listening = _listen(config.host, config.port)
-    app = make_app(_scorer_of(config).judged, config.max_waiting, _size_bytes(config.max_body))
+    app = make_app(_scorer_of(config).judged, config.max_waiting, size_bytes(config.max_body))
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_TO_FINISH, lifespan="off"
     )
@@ -185,9 +186,3 @@ def _scorer_of(config: ServeConfig) -> Any:
         normalizes=reward.normalize_enable,
         trust_remote_code=reward.trust_remote_code,
     )
-
-
-def _size_bytes(size: str) -> int:
-    from transformers.utils.hub import convert_file_size_to_int
-
-    return convert_file_size_to_int(size)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers.utils.hub import convert_file_size_to_int
 
 from openrlhf.config.estimate_settings import EstimateConfig
+from openrlhf.config.kinds import size_bytes
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable
@@ -77,7 +77,7 @@ def _tokens(config: EstimateConfig) -> int:
 
 def _memory(config: EstimateConfig) -> Memory | None:
     if config.memory is not None:
-        return Memory(config.device == "cpu", convert_file_size_to_int(config.memory))
+        return Memory(config.device == "cpu", size_bytes(config.memory))
     is_here = config.device == "cpu" or torch.cuda.is_available()
     return Memory.free_here(config.device == "cpu") if is_here else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from openrlhf.checkpoint.store import CheckpointStore
 from openrlhf.config import CkptConfig
 from openrlhf.engine.parameters import names_of_non_finite
 from openrlhf.errors import UserError
-from openrlhf.parallel.collectives import any_rank, gather_objects
+from openrlhf.parallel.collectives import any_rank, any_rank_within, gather_objects
 from openrlhf.trainer import CommandTrainer
+
+_SECONDS_FOR_ALL = 30.0  # to meet the error that one of them has met
 
 
 class Rescue:
@@ -27,7 +30,20 @@ class Rescue:
         self._trainer, self._ckpt, self._identity = trainer, ckpt, identity
         self._group = trainer.strategy.groups.control
 
-    def after_failed_export(self) -> str:
+    @contextmanager
+    def of_failed_export(self) -> Iterator[None]:
+        """What is trained is kept, and told where, if what is done inside raises an error of any kind."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(*error.problems, self._after_failed_export()) from None
+        except Exception:  # a fault of ours, say, which is to cost no training
+            # Where one rank alone has met it, the others are in a collective, and do nothing together with it.
+            if any_rank_within(True, self._group, _SECONDS_FOR_ALL):
+                self._trainer.strategy.print(self._after_failed_export())
+            raise
+
+    def _after_failed_export(self) -> str:
         """The last step's checkpoint is there, or is written; else the weights alone. Says where, and what to do."""
         last = CheckpointStore(self._ckpt.path).name_of(self._trainer.progress.optimizer_step)
         if self._newest_name() != last:

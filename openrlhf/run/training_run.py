@@ -23,7 +23,6 @@ from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
 from openrlhf.engine.devices import give_back_memory
 from openrlhf.engine.optimizers import build_schedule
-from openrlhf.errors import UserError
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import CannotPack
@@ -333,10 +332,8 @@ class TrainingRun(ABC):
         """The model in Hugging Face form, and the picture of how it came about."""
         identity = self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
         model, size = self.trainer.model, self.config.ckpt.export_shard_size
-        try:
+        with self._rescue().of_failed_export():
             self.strategy.save_model(model, self.tokenizer, str(output_dir), max_shard_size=size, identity=identity)
-        except UserError as error:
-            raise UserError(*error.problems, self._rescue().after_failed_export()) from None
         if self.strategy.is_rank_0():
             report, say = self.train_data.report, self.strategy.print
             write_report(output_dir, self.config, report, say)

@@ -17,6 +17,7 @@ from openrlhf.batching import MicroBatchFormat, StepSchedule, StepWindowLoader, 
 from openrlhf.checkpoint.export import export_model
 from openrlhf.checkpoint.identity import RunIdentity, model_shape
 from openrlhf.config import AdamConfig, DeepspeedConfig, MuonConfig, TrainConfig, TrainingConfig, as_namespace
+from openrlhf.config.kinds import size_bytes
 from openrlhf.config.schema import without_auto
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.launch import join_ranks
@@ -320,12 +321,11 @@ class DeepspeedStrategy(OwnLoop):
         self, model: Any, tokenizer: Any, output_dir: str, max_shard_size: int | str = "5GB", **kwargs: Any
     ) -> None:
         """Exports the model in Hugging Face form; every rank calls. Raises UserError where it cannot be written."""
-        from transformers.utils.hub import convert_file_size_to_int
-
-        max_shard_bytes, identity = convert_file_size_to_int(max_shard_size), kwargs.get("identity")
+        # bytes, or a size with its unit, as `--ckpt.export_shard_size` takes it
+        max_shard_bytes = max_shard_size if isinstance(max_shard_size, int) else size_bytes(max_shard_size)
         module = model.model if hasattr(model, "trainable_module") else model  # an Actor, or its model
         with self.watchdog.long_phase("exporting the model"):
-            export_model(module, tokenizer, output_dir, self.groups.control, max_shard_bytes, identity)
+            export_model(module, tokenizer, output_dir, self.groups.control, max_shard_bytes, kwargs.get("identity"))
 
     def load_model(self, model: Any, path: str, map_location: Any = "cpu", strict: bool = True) -> None:
         """Loads the weights of an exported model into a model that no engine holds yet.

@@ -169,6 +169,9 @@ def test_a_top_level_setting_is_read(good_flags):
         (["--ds.param_dtype", "bfloat16"], "one of bf16, fp16, fp32. Did you mean bf16?"),
         (["--lr_scheduler", "cosine_with_min"], "Did you mean cosine_with_min_lr?"),
         (["--ckpt.export_shard_size", "5"], "a size with its unit"),
+        (["--ckpt.export_shard_size", "5gb"], "it must be a size with its unit, such as 500MB, 1.5GB or 80GiB"),
+        (["--ckpt.export_shard_size", "0GB"], "from 1KB to 1000000TB."),
+        (["--ckpt.export_shard_size", "9999999TB"], "from 1KB to 1000000TB."),
         (["--train", "3"], "--train is a group of settings, such as train.batch_size."),
         (["@", "missing.toml"], "The configuration file missing.toml cannot be read"),
         (["--config"], "--config needs one file"),
@@ -177,6 +180,14 @@ def test_a_top_level_setting_is_read(good_flags):
 def test_a_wrong_flag_is_one_problem_with_its_remedy(good_flags, words, problem):
     (found,) = problems_of(good_flags + words)
     assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("size", "num_bytes"),
+    [("5GB", 5 * 10**9), ("1.5GB", 1_500_000_000), ("79.6 GiB", 85_469_849_190), ("1TB", 10**12), ("1KiB", 1024)],
+)
+def test_a_size_is_read_as_it_is_written(good_flags, size, num_bytes):
+    assert parse_config(SFTConfig, [*good_flags, "--ckpt.export_shard_size", size]).ckpt.export_shard_bytes == num_bytes
 
 
 def test_a_word_without_a_flag_is_reported():

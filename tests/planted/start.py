@@ -63,4 +63,20 @@ BUGS = [
         "more ranks or --ds.lora.rank would take less",
         ("tests/runs/test_memory_estimate.py::test_a_run_without_room_is_refused_with_a_way_that_fits",),
     ),
+    Bug(
+        "a_size_of_1024s_is_one_of_1000s",
+        "a device of 80GiB is planned for as one of 80GB",
+        "config/kinds.py",
+        "(1024 if found[3] else 1000)",
+        "1000",
+        ("tests/config/test_parse.py::test_a_size_is_read_as_it_is_written",),
+    ),
+    Bug(
+        "an_export_that_fails_unforeseen_loses_the_training",
+        "an error of a kind that nobody foresaw, in the export behind the last step, throws the trained weights away",
+        "run/rescue.py",
+        "if any_rank_within(True, self._group, _SECONDS_FOR_ALL):",
+        "if not self._trainer:",
+        ("tests/trainer/test_callbacks.py::test_an_export_that_fails_by_a_fault_of_ours_loses_no_training",),
+    ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 from openrlhf.trainer import Callback, Trainer
 from openrlhf.trainer.callbacks.epochs import ends_epoch
@@ -47,6 +48,16 @@ class AskedToLeaveAtTheBegin(Callback):
 
     def on_run_begin(self, trainer: Trainer) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class SpoilsTheExport(Callback):
+    """By an error that nobody foresaw."""
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        def save_model(*args: Any, **kwargs: Any) -> None:
+            raise ZeroDivisionError("a fault of ours")
+
+        trainer.strategy.save_model = save_model  # type: ignore[method-assign]
 
 
 class SaveAtEpochs(Callback):

@@ -9,6 +9,7 @@ import pytest
 
 from openrlhf.exit_codes import RankLost
 from openrlhf.trainer.callbacks.callback import Callback, failures_told
+from tests.helpers.ranks import RankError
 from tests.helpers.workbench import eval_lines, flags, read_metrics, save_model, save_rows, step_lines
 from tests.runs.cases import run, run_as_command, run_until_asked_to_leave, said_by_run
 
@@ -197,6 +198,15 @@ def test_without_a_checkpoint_the_weights_of_a_run_that_stops_are_kept(one_rank,
     assert (bench / "exports/checkpoints/global_step2_hf").is_dir()
     assert f"The weights after step 3 are in {bench / 'exports' / 'weights_of_step3_1'}" in errors
     assert (bench / "exports/weights_of_step3_1/model.safetensors").is_file()
+
+
+def test_an_export_that_fails_by_a_fault_of_ours_loses_no_training(one_rank, bench):
+    with pytest.raises(RankError, match="ZeroDivisionError: a fault of ours"):
+        one_rank.run(run, argv(bench, "spoilt", train__callbacks=f"{MINE}:SpoilsTheExport", ckpt__disable_ds=True))
+    again = argv(bench, "spoilt", ckpt__load_enable=True, ckpt__export_shard_size="1.5GB")
+    (said,) = one_rank.run(said_by_run, again)
+    assert "nothing is trained" in said
+    assert (bench / "spoilt/model.safetensors").is_file()
 
 
 def test_a_run_that_was_stopped_early_goes_on_for_more_epochs(one_rank, bench):

@@ -47,7 +47,7 @@ def local_path(name: str | PurePath) -> Path:
 def data_file_kind(name: str | PurePath) -> str | None:
     """The kind of a data file by its name, compressed or not; None for a name that is of no data file."""
     path = PurePath(name)
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
     return DATA_SUFFIXES.get(suffix.lower())
 
 

@@ -155,7 +155,11 @@ def test_a_misspelt_column_is_told_with_those_that_exist(tmp_path, problems):
 def test_a_file_of_several_splits_is_not_read_as_one_of_them(tmp_path, prepare, problems):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"train": pairs(2), "test": pairs(1)}, indent=1))
-    assert "holds several splits (train, test): write each" in problems(path)
+    assert "holds rows under several names (train, test): write each" in problems(path)
+    path.write_text(json.dumps({"data": pairs(1), "examples": pairs(3)}))
+    assert "holds rows under several names (data, examples): write each" in problems(path)
+    path.write_text(json.dumps({"data": [], "examples": pairs(3)}))
+    assert len(prepare(path)) == 3
     path.write_text(json.dumps({"train": pairs(2), "test": []}, indent=1))
     assert len(prepare(path)) == 2
 

@@ -28,11 +28,11 @@ def write_as(kind: str, path: Path) -> Path:
     file = path / f"rows.{kind}"
     if kind == "jsonl":
         file.write_text(text)
-    elif kind.endswith(".gz"):
-        file.write_bytes(gzip.compress(write_as(kind.removesuffix(".gz"), path).read_bytes()))
+    elif kind.lower().endswith(".gz"):
+        file.write_bytes(gzip.compress(write_as(kind[:-3], path).read_bytes()))
         file.with_suffix("").unlink()
-    elif kind.endswith(".zst"):
-        file.write_bytes(zstandard.compress(write_as(kind.removesuffix(".zst"), path).read_bytes()))
+    elif kind.lower().endswith(".zst"):
+        file.write_bytes(zstandard.compress(write_as(kind[:-4], path).read_bytes()))
         file.with_suffix("").unlink()
     elif kind == "json":
         file.write_text(json.dumps(ROWS, indent=1))
@@ -40,7 +40,9 @@ def write_as(kind: str, path: Path) -> Path:
         file.write_text(json.dumps({"version": 1, "data": ROWS}))
     elif kind == "lines.json":
         file.write_text(text)
-    elif kind in ("csv", "tsv"):
+    elif kind == "lists.json":
+        file.write_text("".join(json.dumps({**row, "data": [1, 2]}) + "\n" for row in ROWS))
+    elif kind in ("csv", "tsv", "TSV"):
         table.to_pandas().to_csv(file, index=False, sep="," if kind == "csv" else "\t")
     elif kind == "parquet":
         pyarrow.parquet.write_table(table, file)
@@ -56,8 +58,8 @@ def write_as(kind: str, path: Path) -> Path:
 
 
 KINDS = [
-    "jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "json.zst", "data.json", "lines.json", "lines.json.zst", "csv",
-    "tsv", "parquet", "arrow", "stream.arrow", "saved",
+    "jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "json.zst", "data.json", "lines.json", "lines.json.zst",
+    "lists.json", "csv", "tsv", "TSV", "jsonl.GZ", "TSV.ZST", "parquet", "arrow", "stream.arrow", "saved",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ _BAD = "tests/datasets/test_bad_input.py"
 _FORMATS = "tests/datasets/test_formats.py"
 _PROGRESS = "tests/datasets/test_progress.py"
 _REFUSALS = "tests/datasets/test_refusals.py"
+_SOURCES = "tests/datasets/test_sources.py"
 _TURNS = "datasets/tokenization/turns.py"
 _WORDS = "tests/datasets/test_words.py"
 
@@ -144,8 +145,32 @@ BUGS = [
         "a_file_of_several_splits_gives_its_train",
         "an evaluation of the split test is one of the training rows, where both stand in one file",
         "datasets/sources/readers.py",
-        "if len(splits) > 1:",
-        "if len(splits) > 9:",
+        "if len(filled) > 1:",
+        "if len(filled) > 9:",
         (f"{_BAD}::test_a_file_of_several_splits_is_not_read_as_one_of_them",),
+    ),
+    Bug(
+        "lines_with_a_list_data_are_broken_json",
+        "JSONL in a file named .json, whose rows have a list column data, is told to be broken",
+        "datasets/sources/readers.py",
+        "not (is_alone and _lists_in(value, WRAPPER_KEYS))",
+        "not _lists_in(value, WRAPPER_KEYS)",
+        (f"{_SOURCES}::test_every_kind_of_file_gives_the_same_samples",),
+    ),
+    Bug(
+        "a_compression_in_capitals_is_unknown",
+        "rows.jsonl.GZ is refused as of an unknown kind",
+        "config/disk.py",
+        "path.suffix.lower() in COMPRESSIONS",
+        "path.suffix in COMPRESSIONS",
+        (f"{_SOURCES}::test_every_kind_of_file_gives_the_same_samples",),
+    ),
+    Bug(
+        "a_tsv_in_capitals_has_commas",
+        "rows.TSV is read with commas between its columns",
+        "datasets/sources/readers.py",
+        'if ".tsv" in path.name.lower() else',
+        'if ".tsv" in path.name else',
+        (f"{_SOURCES}::test_every_kind_of_file_gives_the_same_samples",),
     ),
 ]

@@ -56,9 +56,10 @@ class SourceBlock:
 
 def open_binary(path: Path) -> BinaryIO:
     """The file's bytes, decompressed if its name says that it is compressed. Raises EOFError if it is cut off."""
-    if path.suffix == ".gz":
+    compression = path.suffix.lower()
+    if compression == ".gz":
         return cast(BinaryIO, gzip.open(path))
-    if path.suffix == ".zst":
+    if compression == ".zst":
         check_whole(path)
         return cast(BinaryIO, io.BufferedReader(zstandard.open(path, "rb")))
     return path.open("rb")
@@ -142,21 +143,22 @@ def _holds_lines(path: Path) -> bool:
         if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
             return False
     with open_binary(path) as file:
-        return _is_row(file.readline(MAX_LINE_BYTES))
+        first = file.readline(MAX_LINE_BYTES)
+        return _is_row(first, is_alone=not any(part.strip() for part in iter(lambda: file.read(4096), b"")))
 
 
-def _is_row(line: bytes) -> bool:
-    """Whether a line holds a row of its own; else it begins an object of several lines, or one that wraps rows."""
+def _is_row(line: bytes, is_alone: bool) -> bool:
+    """Whether a line holds a row of its own; else it begins an object of several lines, or is one that wraps rows."""
     try:
         value = load_json(line.decode("utf-8-sig"))
     except ValueError as error:
         return isinstance(error, RefusedJson)
-    return isinstance(value, dict) and _wrapped(value) is None
+    return isinstance(value, dict) and not (is_alone and _lists_in(value, WRAPPER_KEYS))
 
 
-def _wrapped(value: dict[str, Any]) -> list[Any] | None:
-    """The rows that an object holds under a wrapper's name."""
-    return next((value[key] for key in WRAPPER_KEYS if isinstance(value.get(key), list)), None)
+def _lists_in(value: dict[str, Any], names: Iterable[str]) -> dict[str, list[Any]]:
+    """The lists that an object holds under some of these names."""
+    return {name: value[name] for name in names if isinstance(value.get(name), list)}
 
 
 def _rows_of(path: Path, data: bytes) -> tuple[list[Any], bool]:
@@ -173,21 +175,26 @@ def _rows_of(path: Path, data: bytes) -> tuple[list[Any], bool]:
         raise UserError(f"{path}: {error}.") from None
     if isinstance(value, Refused):
         raise UserError(f"{path}: {value.reason}.")
-    splits = [key for key in SPLIT_WORDS if isinstance(value, dict) and value.get(key) and isinstance(value[key], list)]
-    if len(splits) > 1:
-        raise UserError(
-            f"{path} holds several splits ({', '.join(splits)}): write each of them into a file of its own."
-        )
-    rows = _wrapped(value) if isinstance(value, dict) else value
+    rows = _wrapped(path, value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise UserError(f"{path} holds neither a list of rows nor an object with one: write a row a line (JSONL).")
     return rows, bool(refused)
 
 
+def _wrapped(path: Path, value: dict[str, Any]) -> list[Any] | None:
+    """The rows that an object holds under a wrapper's name. Raises UserError where other rows stand beside them."""
+    filled = [name for name, rows in _lists_in(value, dict.fromkeys((*WRAPPER_KEYS, *SPLIT_WORDS))).items() if rows]
+    if len(filled) > 1:
+        raise UserError(
+            f"{path} holds rows under several names ({', '.join(filled)}): write each of them into a file of its own."
+        )
+    return max(_lists_in(value, WRAPPER_KEYS).values(), key=len, default=None)
+
+
 def read_csv(path: Path) -> Iterator[SourceBlock]:
     """Rows of a CSV file with a header; a `.tsv` file has tabs between its columns."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     with open_binary(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.DictReader(_lines(path, text), delimiter=delimiter, restkey="", strict=True)

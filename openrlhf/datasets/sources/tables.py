@@ -72,7 +72,8 @@ class FileTable(Table):
     @property
     def kind(self) -> str:
         """The suffixes that its reader goes by."""
-        return "".join(one for one in self.path.suffixes if one.lower() in DATA_SUFFIXES or one in COMPRESSIONS)
+        suffixes = (one.lower() for one in self.path.suffixes)
+        return "".join(one for one in suffixes if one in DATA_SUFFIXES or one in COMPRESSIONS)
 
     def blocks(self) -> Iterator[SourceBlock]:
         kind = data_file_kind(self.path)

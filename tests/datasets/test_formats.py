@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 
 from openrlhf.config import DataConfig
 from openrlhf.datasets.formats import FORMATS, find_format, tokenized
-from openrlhf.datasets.formats.chat import IS_NOT_READ, KWARGS_ARE_NOT_READ
+from openrlhf.datasets.formats.chat import IS_NOT_READ, KWARGS_ARE_NOT_READ, MEDIA_IS_NOT_READ
 from openrlhf.datasets.formats.columns import row_weight
 from openrlhf.datasets.samples import BadRow, EncodedSample
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
@@ -224,6 +225,11 @@ def test_arguments_of_a_template_that_are_not_read_are_counted():
     assert encode(row | {"chat_template_kwargs": {"enable_thinking": None}}).remarks == ()
 
 
+def test_pictures_beside_the_messages_are_told_not_to_be_read():
+    row = {"messages": [ASK, SAY], "images": ["a.png"], "audio": None, "videos": []}
+    assert encode(row).remarks == (MEDIA_IS_NOT_READ.format("images"),)
+
+
 @pytest.mark.parametrize("key", ["parameters", "input"])
 def test_arguments_of_a_call_are_read_under_other_names(key: str):
     tokenizer = HERMES_TOOLS.tokenizer(marked=False)
@@ -296,6 +302,17 @@ def test_a_shape_that_is_none_is_refused(row: dict, settings: dict, words: str):
     assert words in str(caught.value)
 
 
+def in_parts(*parts: Any) -> dict:
+    """A row whose answer is a list of parts, of which the first is text."""
+    return {"messages": [ASK, {"role": "assistant", "content": [{"type": "text", "text": "Ho. "}, *parts]}]}
+
+
+def test_parts_of_text_are_joined():
+    part = {"type": "output_text", "text": "Hey.", "annotations": [], "image_url": None}
+    joined = {"messages": [ASK, {"role": "assistant", "content": "Ho. Hey."}]}
+    assert (encode(in_parts(part)).input_ids == encode(joined).input_ids).all()
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -304,6 +321,13 @@ def test_a_shape_that_is_none_is_refused(row: dict, settings: dict, words: str):
         ({"messages": [ASK, "Ho."]}, "message 2: text where an object with role and content belongs"),
         ({"messages": [{"content": "x"}]}, "message 1 has no role; it has 'content'"),
         ({"messages": [ASK, {"role": "assistant", "content": 3}]}, "message 2: its content is a number"),
+        ({"messages": [{"role": "user", "content": None}, SAY]}, "message 1 has no content; it has 'role'"),
+        (in_parts({"type": "image_url", "image_url": "a.png", "text": "a"}), "message 2: part 2 of its content, of"),
+        (in_parts({"type": "thinking", "thinking": "hm", "text": ""}), "type 'thinking', has 'type', 'thinking'"),
+        (in_parts({"type": "text", "text": "Ho.", "train": False}), "has 'type', 'text', 'train', which is not"),
+        (in_parts({"type": "image", "text": "cap"}), "of type 'image', has"),
+        (in_parts({"type": "text"}), "of type 'text', has 'type', which is not"),
+        (in_parts("Ho."), "part 2 of its content is text where an object"),
         (
             {"messages": [ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}]},
             "message 2, tool call 1 (f): its arguments text is no valid JSON",

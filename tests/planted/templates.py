@@ -173,4 +173,20 @@ BUGS = [
         'if ".tsv" in path.name else',
         (f"{_SOURCES}::test_every_kind_of_file_gives_the_same_samples",),
     ),
+    Bug(
+        "a_picture_with_a_caption_is_its_caption",
+        "a part with a picture, or a thought, is trained as the text beside it without a word",
+        "datasets/formats/chat.py",
+        "if not is_text or _filled(part).keys() - _KEYS_OF_TEXT:",
+        'if not isinstance(part.get("text"), str):',
+        (f"{_FORMATS}::test_a_row_that_cannot_be_used_says_why",),
+    ),
+    Bug(
+        "pictures_beside_the_messages_are_no_news",
+        "rows with pictures are trained without them, and nobody says so",
+        "datasets/formats/chat.py",
+        "for name in MEDIA if row.get(name) not in _NOTHING}",
+        "for name in MEDIA if False}",
+        (f"{_FORMATS}::test_pictures_beside_the_messages_are_told_not_to_be_read",),
+    ),
 ]

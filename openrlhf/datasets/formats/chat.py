@@ -38,6 +38,11 @@ KWARGS_ARE_NOT_READ = (
     "template itself, by --data.tokenizer_chat_template"
 )
 ARGUMENTS, FUNCTION_CALL = "arguments", "function_call"
+MEDIA = ("images", "image", "audio", "audios", "videos")
+MEDIA_IS_NOT_READ = "the column {!r} is not read: text alone is trained"
+_TEXT_TYPES = (None, "text", "input_text", "output_text")  # of a part of a content
+_KEYS_OF_TEXT = {"type", "text", "cache_control", "annotations"}  # the last two are nothing that a model reads
+_NOTHING = (None, "", [], {})
 _ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
 
@@ -64,6 +69,7 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     kwargs = row.get(TEMPLATE_KWARGS)
     if kwargs and not (isinstance(kwargs, dict) and all(value is None for value in kwargs.values())):
         remarks[KWARGS_ARE_NOT_READ] = None
+    remarks |= {MEDIA_IS_NOT_READ.format(name): None for name in MEDIA if row.get(name) not in _NOTHING}
     return Conversation(messages, _tools(row), weights, num_prompt_messages, tuple(remarks))
 
 
@@ -132,7 +138,7 @@ def _message(raw: Any, index: int, remarks: dict[str, None]) -> Message:
     message["role"] = _role(given, where, raw, remarks)
     content = _one_of(message, "content", "value", where)
     if content is None and message["role"] != "assistant":
-        raise BadRow(f"{where} has no content; it has {names(raw)}")
+        raise BadRow(f"{where} has no content; it has {names(_filled(raw))}")
     if given.strip().lower() in CALL_ROLES:
         message["tool_calls"], content = json_value(content, f"{where}: the tool call"), ""
     if message["role"] == "assistant" and message.get(FUNCTION_CALL):
@@ -162,10 +168,14 @@ def _one_of(message: Message, key: str, synonym: str, where: str) -> Any:
     return other if value is None else value
 
 
+def _filled(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if value not in _NOTHING}
+
+
 def _role(given: Any, where: str, raw: dict[str, Any], remarks: dict[str, None]) -> str:
     """One of `ROLES`. A synonym is remarked on, another word refused: a template may print it, or drop its message."""
     if given is None or given == "":
-        raise BadRow(f"{where} has no role; it has {names(raw)}")
+        raise BadRow(f"{where} has no role; it has {names(_filled(raw))}")
     role = given.strip().lower() if isinstance(given, str) else ""
     role = SYNONYMS.get(role, role)
     if role not in ROLES:
@@ -184,11 +194,20 @@ def _content(content: Any, where: str) -> str:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    raise BadRow(f"{where}: its content is {kind(content)} where text belongs")
+    if not isinstance(content, list):
+        raise BadRow(f"{where}: its content is {kind(content)} where text belongs")
+    return "".join(_text_of(part, f"{where}: part {number} of its content") for number, part in enumerate(content, 1))
+
+
+def _text_of(part: Any, where: str) -> str:
+    """The text of a part that is text and nothing else."""
+    if not isinstance(part, dict):
+        raise BadRow(f"{where} is {kind(part)} where an object with a text belongs")
+    is_text = part.get("type") in _TEXT_TYPES and isinstance(part.get("text"), str)
+    if not is_text or _filled(part).keys() - _KEYS_OF_TEXT:
+        of_type = f", of type {str(part['type'])[:30]!r}," if part.get("type") else ""
+        raise BadRow(f"{where}{of_type} has {names(part)}, which is not text alone: remove the part or the row")
+    return part["text"]
 
 
 def _call(raw: Any, where: str, remarks: dict[str, None]) -> dict[str, Any]:

@@ -72,8 +72,7 @@ class FileTable(Table):
     @property
     def kind(self) -> str:
         """The suffixes that its reader goes by."""
-        suffixes = (one.lower() for one in self.path.suffixes)
-        return "".join(one for one in suffixes if one in DATA_SUFFIXES or one in COMPRESSIONS)
+        return "".join(one for one in self.path.suffixes if one.lower() in (*DATA_SUFFIXES, *COMPRESSIONS))
 
     def blocks(self) -> Iterator[SourceBlock]:
         kind = data_file_kind(self.path)

@@ -22,6 +22,8 @@ from openrlhf.errors import how_to_install
 if TYPE_CHECKING:
     from openrlhf.config.settings import DeepspeedConfig, MuonConfig, TrainingConfig
 
+_SHARE = re.compile(r"\s*([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,3})?\s*")
+SHARES_IN_WORDS = "numbers above 0, from 1e-9 to 1e9, by commas, as 0.7,0.3"
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -192,6 +194,11 @@ def _template(config: TrainingConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def is_share(word: str) -> bool:
+    """Whether a word of --data.dataset_probs is a number that rows can be shared out by."""
+    return bool(_SHARE.fullmatch(word)) and 1e-9 <= float(word) <= 1e9
+
+
 def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
     if config.data.dataset_probs is None:
         return
@@ -202,8 +209,8 @@ def _probabilities(config: TrainingConfig, world_size: int) -> Iterator[str]:
             f"--data.dataset_probs {config.data.dataset_probs} gives {len(words)} numbers, but "
             f"--data.dataset names {num_sets}; give one number for each, by commas."
         )
-    if not all(re.fullmatch(r"\s*(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?\s*", word) and float(word) > 0 for word in words):
-        yield f"--data.dataset_probs {config.data.dataset_probs} must be numbers above 0, by commas: 0.7,0.3."
+    if not all(map(is_share, words)):
+        yield f"--data.dataset_probs {config.data.dataset_probs} must be {SHARES_IN_WORDS}."
 
 
 def _evaluation(config: TrainingConfig, world_size: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from openrlhf.config.checks import input_template_problems
 from openrlhf.config.disk import data_source, folder_of_model, is_address, parts_of, split_names, without_secrets
-from openrlhf.config.kinds import Count, Fraction, Number, Place, PositiveCount, PositiveNumber, WholeNumber
+from openrlhf.config.kinds import Answers, Count, Fraction, Number, Place, PositiveCount, PositiveNumber, WholeNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, Root, free, must_match
 from openrlhf.config.synonyms import Synonyms
@@ -55,7 +55,7 @@ class SamplingConfig:
     url: str | None = free(None, "openai: address of the server, as in http://localhost:8000/v1; several by commas")
     served_name: str | None = free(None, "openai: the server's name of the model; none means model.model_name_or_path")
     output: str = free("./generations", "folder of the answers; a run that was cut off goes on there")
-    n: PositiveCount = must_match(1, "answers to each prompt")
+    n: Answers = must_match(1, "answers to each prompt")
     temperature: Number = must_match(1.0, "0: the likeliest token each time")
     top_p: Fraction = must_match(1.0, "sample from the likeliest tokens with that share of the probability")
     max_new_tokens: PositiveCount = must_match(1024, "longest answer, in tokens")

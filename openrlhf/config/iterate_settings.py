@@ -13,7 +13,7 @@ from openrlhf.config.checks import COMMON_CHECKS, COMMON_NOTICES, PACKAGE_CHECKS
 from openrlhf.config.disk import HIDDEN, is_address, model_folder, parts_of, program, without_secrets
 from openrlhf.config.generate_settings import SamplingConfig, engine
 from openrlhf.config.hub_settings import hub
-from openrlhf.config.kinds import Number, PositiveCount, PositiveNumber
+from openrlhf.config.kinds import Answers, Number, PositiveCount, PositiveNumber
 from openrlhf.config.outputs import writable
 from openrlhf.config.schema import Command, free, must_match, settings, values_of
 from openrlhf.config.select_settings import (
@@ -63,7 +63,7 @@ class HeldOutConfig(EvalConfig):
 
     dataset: str | None = free(None, "like data.dataset; without it nothing is measured")
     max_samples: PositiveCount | None = free(None, "use at most that many of its rows")
-    n: PositiveCount = free(1, "answers to each of its prompts")
+    n: Answers = free(1, "answers to each of its prompts")
     temperature: Number = free(0.0, "of these answers; 0: the likeliest token each time")
 
 

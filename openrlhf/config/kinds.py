@@ -42,6 +42,7 @@ WholeNumber = Annotated[_Int, Field(description="a whole number")]
 Count = Annotated[_Int, Field(ge=0, description="a whole number, 0 or above")]
 Rank = Annotated[_Int, Field(ge=0, le=2**16, description="a whole number from 0 to 65536")]
 PositiveCount = Annotated[_Int, Field(gt=0, description="a whole number above 0")]
+Answers = Annotated[_Int, Field(ge=1, le=10**6, description="a whole number from 1 to 1000000")]  # to a prompt
 EverySteps = Annotated[
     _Int, AfterValidator(_not_zero), Field(ge=-1, description="a whole number above 0, or -1 for never")
 ]

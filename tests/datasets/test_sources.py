@@ -162,7 +162,9 @@ def test_shares_are_rounded_so_that_they_add_up():
     assert sorted(set(chosen_rows(50, 50, 1, 0).tolist())) == list(range(50))
 
 
-@pytest.mark.parametrize(("text", "words"), [("1", "1 numbers for 2"), ("a,b", "one number"), ("1,0", "above 0")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("1", "1 numbers for 2"), ("a,b", "by commas"), ("1,0", "above 0"), ("1,1e99999999", "to 1e9")]
+)
 def test_probabilities_that_are_none_are_refused(text: str, words: str):
     with pytest.raises(UserError, match=words):
         parse_probabilities(text, 2)

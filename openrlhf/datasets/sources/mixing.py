@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from openrlhf.config.checks import SHARES_IN_WORDS, is_share
 from openrlhf.errors import UserError
 
 
@@ -23,14 +24,12 @@ def parse_probabilities(text: str | None, num_sources: int) -> list[Fraction] | 
     """
     if not text:
         return None
-    try:
-        shares = [Fraction(part.strip()) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"--data.dataset_probs {text!r}: give one number for each source, as 0.7,0.3.") from None
-    if len(shares) != num_sources:
-        raise UserError(f"--data.dataset_probs has {len(shares)} numbers for {num_sources} sources: give one for each.")
-    if min(shares) <= 0:
-        raise UserError(f"--data.dataset_probs {text!r}: every number must be above 0; leave the source out instead.")
+    words = text.split(",")
+    if not all(map(is_share, words)):
+        raise UserError(f"--data.dataset_probs {text!r} must be {SHARES_IN_WORDS}; leave a source without a share out.")
+    if len(words) != num_sources:
+        raise UserError(f"--data.dataset_probs has {len(words)} numbers for {num_sources} sources: give one for each.")
+    shares = [Fraction(word.strip()) for word in words]
     return [share / sum(shares) for share in shares]
 
 

@@ -168,6 +168,8 @@ def _wrong_number_of_values(kind: Any, value: Any) -> str:
         return f"needs a value: {describe(kind)}."
     if isinstance(value, (list, tuple)) and not takes_many(kind):
         shown = " ".join(map(_shown, value[:20]))
+        if len(value) == 1:
+            return f"takes one value, but a list is given, which holds {shown}. Write the value alone."
         return f"takes one value, but {len(value)} are given: {shown}. Quote a value with spaces."
     if isinstance(value, (list, tuple)) and not value:
         return f"is an empty list; it must be {describe(kind)}."

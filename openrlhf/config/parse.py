@@ -49,7 +49,7 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         print_help(root)
         raise SystemExit(0)
     given, file_problems = read_argv(argv)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = _num_ranks()
     ranks = [one.value for one in given if one.name == "ranks" and "ranks" in settings(root)]
     recipe = read_recipe(root, given, int(ranks[-1]) if ranks and str(ranks[-1]).isdigit() else world_size)
     reading = read_given(root, recipe.given, takes_auto=True)
@@ -64,6 +64,17 @@ def parse_config(root: type[RootT], argv: Sequence[str]) -> RootT:
         for sentence in [*reading.notes, *notices_of(config), *untried_versions()]:
             print(sentence, file=sys.stderr)
     return config
+
+
+def _num_ranks() -> int:
+    """Of this run, as its launcher says. Raises UserError where the environment holds no number."""
+    said = os.environ.get("WORLD_SIZE", "1").strip()
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", said):
+        raise UserError(
+            f"WORLD_SIZE is {said[:60]!r} in the environment, where the number of ranks belongs: unset it, or start by "
+            "torchrun, which sets it."
+        )
+    return int(said)
 
 
 def nearest_root(roots: Sequence[type[RootT]], argv: Sequence[str]) -> type[RootT]:

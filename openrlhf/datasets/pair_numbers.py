@@ -68,6 +68,7 @@ def _values(table: Table, key: str) -> dict[int, str]:
                 continue
             if row.get(key) is None:
                 columns = ", ".join(sorted(row))
-                raise UserError(f"--eval.subset_key {key}: {table.row_name(number)} has no such column ({columns}).")
+                finding = "holds nothing (null) there" if key in row else f"has no such column ({columns})"
+                raise UserError(f"--eval.subset_key {key}: {table.row_name(number)} {finding}.")
             found[number] = str(row[key])
     return found

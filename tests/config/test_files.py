@@ -82,6 +82,7 @@ def test_a_file_ends_the_values_of_a_flag(good_flags, tmp_path):
         ("run.toml", "train = 3\n", "run.toml: train is a group of settings"),
         ("run.toml", "[train]\nbatch_size = true\n", "run.toml: train.batch_size needs a value"),
         ("run.yaml", "train:\n  batch_size: many\n", "run.yaml: train.batch_size is 'many'"),
+        ("run.yaml", "train:\n  seed: [1]\n", "takes one value, but a list is given, which holds 1. Write the value"),
         ("run.toml", "[train\n", "run.toml is broken"),
         ("run.yaml", "a: b: c\n", "run.yaml is broken"),
         ("run.yaml", "just words\n", "run.yaml holds no settings"),

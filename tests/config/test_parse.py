@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from openrlhf.config import SFTConfig, from_namespace, parse_config
+from openrlhf.config import GenerateConfig, SFTConfig, from_namespace, parse_config
 from openrlhf.config.schema import settings, values_of
 from openrlhf.errors import UserError
 
@@ -211,6 +211,16 @@ def test_the_number_of_ranks_comes_from_the_environment(good_flags, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "4")
     (found,) = problems_of([*good_flags, "--train.batch_size", "3"])
     assert "below the 4 ranks" in found
+
+
+def test_a_number_of_ranks_that_is_none_is_told(good_flags, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    assert "WORLD_SIZE is 'abc' in the environment" in problems_of(good_flags)[0]
+
+
+def test_more_answers_to_a_prompt_than_anyone_waits_for_are_refused():
+    with pytest.raises(UserError, match="--generate.n is '4e18'; it must be a whole number from 1 to 1000000"):
+        parse_config(GenerateConfig, ["--generate.n", "4e18"])
 
 
 def test_help_shows_every_flag_once_and_ends_with_zero(capsys, monkeypatch):

@@ -9,7 +9,9 @@ import datasets
 import pytest
 
 from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader
+from openrlhf.config import PairDataConfig
 from openrlhf.datasets import RewardDataset
+from openrlhf.datasets.pair_numbers import subsets_of
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import alone
 from tests.datasets.conftest import Prepare, PreparePairs
@@ -73,6 +75,13 @@ def test_an_item_for_dpo_ends_with_the_length_of_the_prompt(tmp_path: Path, monk
     dataset = RewardDataset(OF_OPENRLHF, TOKENIZER, 64, SimpleNamespace(args=NESTED), is_dpo=True)
     chosen, _, rejected, _, length = dataset[0]
     assert (TOKENIZER.decode(chosen[:length]), TOKENIZER.decode(rejected[length:])) == ("Hi?", " No, never." + EOS)
+
+
+@pytest.mark.parametrize(("more", "said"), [({}, "has no such column"), ({"k": None}, "holds nothing .null. there")])
+def test_a_subset_that_a_row_does_not_name_is_told(prepare_pairs: PreparePairs, tmp_path: Path, more: dict, said: str):
+    pairs = prepare_pairs([PAIR | {"k": "a"}, PAIR | more])
+    with pytest.raises(UserError, match=f"pairs.jsonl:2 {said}"):
+        subsets_of(pairs, PairDataConfig(dataset=str(tmp_path / "pairs.jsonl")), "k")
 
 
 def test_the_loader_makes_micro_batches_of_pairs(prepare_pairs: PreparePairs):

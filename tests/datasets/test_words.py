@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from openrlhf.datasets.tokenization import text_tokenizer
+from openrlhf.datasets.tokenization.control_tokens import ControlTokens
 from openrlhf.datasets.tokenization.text_tokenizer import TextTokenizer, TokenizedText
 from tests.helpers.tokenizers import BOS, CORPUS, EOS, IM_END, IM_START, PAD, tiny_tokenizer
 
@@ -191,6 +192,17 @@ def test_truncation_left_on_by_another_call_cuts_nothing():
         texts = TextTokenizer(MADE[name])
         MADE[name].backend_tokenizer.enable_truncation(3)
         assert len(texts.tokenize("one word, another word, これは", True).ids) > 6
+
+
+def test_an_unknown_token_is_no_control_token():
+    """Text that is `<s>`, of whose characters the tokenizer knows none, is that of the row."""
+    words = [("<unk>", 0.0), ("<s>", 0.0), ("▁hi", -1.0), ("hi", -1.5)]
+    backend = Tokenizer(models.Unigram(words, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    controls = ControlTokens(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>"))
+    assert controls.tokenize("hi<s>", False, lambda begin, end: True).ids.tolist() == [2, 1]
+    assert controls.tokenize("hi<s>", False, lambda begin, end: False).ids.tolist() == [2, 0]
+    assert controls.tokenize("hi<unk>", False, lambda begin, end: True).ids.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("spans", [{"length": 16}, {"pad_to_multiple_of": 8}])

@@ -79,4 +79,28 @@ BUGS = [
         "if not self._trainer:",
         ("tests/trainer/test_callbacks.py::test_an_export_that_fails_by_a_fault_of_ours_loses_no_training",),
     ),
+    Bug(
+        "a_number_of_ranks_that_is_none_is_a_traceback",
+        "WORLD_SIZE=abc in the environment ends a command in a traceback",
+        "config/parse.py",
+        'if not re.fullmatch("0*[1-9][0-9]{0,8}", said):',
+        "if not said:",
+        ("tests/config/test_parse.py::test_a_number_of_ranks_that_is_none_is_told",),
+    ),
+    Bug(
+        "a_list_of_one_is_one_value",
+        "a list in a file is told as one value where one is wanted",
+        "config/kinds.py",
+        "if len(value) == 1:",
+        "if not value:",
+        ("tests/config/test_files.py::test_a_wrong_file_is_one_problem_that_names_it",),
+    ),
+    Bug(
+        "a_null_content_is_content",
+        "a message of null is told to have no content, and to have content",
+        "datasets/formats/chat.py",
+        'has no content; it has {names(_filled(raw))}"',
+        'has no content; it has {names(raw)}"',
+        ("tests/datasets/test_formats.py::test_a_row_that_cannot_be_used_says_why",),
+    ),
 ]

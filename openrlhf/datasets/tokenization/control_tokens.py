@@ -34,6 +34,7 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         self._first_characters = tuple({repr(text[0])[1:-1] for text in texts})
         self._copy: Tokenizer | None = None
+        self._ids = set[int]()  # of the control tokens in the copy, but for the unknown token, which any text may hold
 
     def found_in(self, value: Any) -> list[str]:
         """Those in a text, or in the texts of lists and objects."""
@@ -73,18 +74,25 @@ class ControlTokens:
             nonlocal num_controls
             if not is_control(*match.span()):
                 return match[0]
-            num_controls += 1
+            num_controls += copy.token_to_id(self._names[match[0]]) in self._ids
             return self._names[match[0]]
 
-        self._copy = self._copy or _under_other_names(self._backend, self._names)
-        bare = self._copy.encode("", add_special_tokens=add_special_tokens)
+        copy = self._copy or self._make_copy()
+        bare = copy.encode("", add_special_tokens=add_special_tokens)
         named = self._pattern.sub(name, text).replace(BREAK, "")
-        encoding = self._copy.encode(named, add_special_tokens=add_special_tokens)
-        ids = {self._copy.token_to_id(one) for one in self._names.values()}
-        if sum(one in ids for one in encoding.ids) != num_controls + sum(one in ids for one in bare.ids):
+        encoding = copy.encode(named, add_special_tokens=add_special_tokens)
+        if sum(one in self._ids for one in encoding.ids) != num_controls + sum(one in self._ids for one in bare.ids):
             raise BadRow("its control tokens cannot be told from its text: choose another --data.control_tokens")
         kept = [place for place, character in enumerate(text) if character != BREAK]
         return WholeText(encoding.ids, [(kept[a], kept[b - 1] + 1) if b > a else (0, 0) for a, b in encoding.offsets])
+
+    def _make_copy(self) -> Tokenizer:
+        parts = json.loads(self._backend.to_str())
+        self._copy = copy = _under_other_names(parts, self._names)
+        model = parts["model"]
+        unknown = model["unk_id"] if "unk_id" in model else copy.token_to_id(model.get("unk_token") or "")
+        self._ids = {copy.token_to_id(one) for one in self._names.values()} - {unknown}
+        return copy
 
 
 def _check_free(text: str, first_private: str) -> None:
@@ -92,9 +100,8 @@ def _check_free(text: str, first_private: str) -> None:
         raise BadRow("it holds control tokens and private characters of Unicode: remove one of them")
 
 
-def _under_other_names(backend: Tokenizer, names: dict[str, str]) -> Tokenizer:
-    """A copy of a tokenizer whose control tokens are written otherwise; their ids stay."""
-    parts = json.loads(backend.to_str())
+def _under_other_names(parts: dict[str, Any], names: dict[str, str]) -> Tokenizer:
+    """A tokenizer of these parts, whose control tokens are written otherwise; their ids stay."""
     parts["truncation"] = parts["padding"] = None
     for token in parts["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

@@ -44,7 +44,7 @@ COMBINATIONS = [
     ("--data.dataset_probs some", 1, "must be numbers above 0"),
     ("--data.dataset_probs 0", 1, "must be numbers above 0"),
     ("--data.dataset_probs 1e99999999", 1, "from 1e-9 to 1e9, by commas"),
-    ("--data.dataset_probs 1e-999", 1, "from 1e-9 to 1e9, by commas"),
+    ("--data.dataset_probs 1e300", 1, "from 1e-9 to 1e9, by commas"),
     ("--eval.steps 5", 1, "add --eval.dataset"),
     ("--eval.every_epoch", 1, "--eval.every_epoch has nothing to evaluate: add --eval.dataset"),
     ("--train.early_stop_patience 2", 1, "add --eval.dataset and --eval.steps or --eval.every_epoch"),

@@ -321,7 +321,7 @@ def test_parts_of_text_are_joined():
         ({"messages": [ASK, "Ho."]}, "message 2: text where an object with role and content belongs"),
         ({"messages": [{"content": "x"}]}, "message 1 has no role; it has 'content'"),
         ({"messages": [ASK, {"role": "assistant", "content": 3}]}, "message 2: its content is a number"),
-        ({"messages": [{"role": "user", "content": None}, SAY]}, "message 1 has no content; it has 'role'"),
+        ({"messages": [{"content": None, "role": "user"}, SAY]}, "message 1 has no content; it has 'role'"),
         (in_parts({"type": "image_url", "image_url": "a.png", "text": "a"}), "message 2: part 2 of its content, of"),
         (in_parts({"type": "thinking", "thinking": "hm", "text": ""}), "type 'thinking', has 'type', 'thinking'"),
         (in_parts({"type": "text", "text": "Ho.", "train": False}), "has 'type', 'text', 'train', which is not"),

@@ -42,7 +42,7 @@ MEDIA = ("images", "image", "audio", "audios", "videos")
 MEDIA_IS_NOT_READ = "the column {!r} is not read: text alone is trained"
 _TEXT_TYPES = (None, "text", "input_text", "output_text")  # of a part of a content
 _KEYS_OF_TEXT = {"type", "text", "cache_control", "annotations"}  # the last two are nothing that a model reads
-_NOTHING = (None, "", [], {})
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
 

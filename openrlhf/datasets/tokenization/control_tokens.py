@@ -34,7 +34,8 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         self._first_characters = tuple({repr(text[0])[1:-1] for text in texts})
         self._copy: Tokenizer | None = None
-        self._ids = set[int]()  # of the control tokens in the copy, but for the unknown token, which any text may hold
+        # of the control tokens in the copy, but for the unknown token, which any text may hold
+        self._ids = set[int | None]()
 
     def found_in(self, value: Any) -> list[str]:
         """Those in a text, or in the texts of lists and objects."""

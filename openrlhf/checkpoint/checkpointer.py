@@ -198,6 +198,12 @@ class Checkpointer:
         path, problems = self.store.newest_whole(candidates, self._verify_together)
         return FoundCheckpoint(path, read_progress(path)) if path else None, cleaned + problems
 
+    def step_to_export(self, progress: TrainingProgress, wants_best: bool) -> int:
+        """The step of the model at the end of a run: the last, or the best, where it is wanted and is here."""
+        best = progress.best_eval_step
+        is_here = any(self.store.step_of(path.name) == best for path in self.store.whole())
+        return best if wants_best and best is not None and is_here else progress.optimizer_step
+
     def load(
         self,
         engine: Any,

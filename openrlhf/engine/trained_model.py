@@ -71,6 +71,7 @@ class TrainedModel:
     num_ranks_averaged: int = 1
     tensor_group: ProcessGroup | None = None
     restored_progress: Any = None  # how far the checkpoint was that has been loaded (TrainingProgress); None: none was
+    went_back_to_step: int | None = None  # at the end, for the best weights; None: the weights are the last step's
     run_id: str | None = None  # its checkpoints carry it: the strategy's, or of the run whose checkpoint was loaded
     restored_layout: dict[str, Any] | None = None  # that it had kept (`LayoutTuner.kept`); None: none
     last_outcome: StepOutcome | None = None  # of the step before; None: there was none

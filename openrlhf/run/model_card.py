@@ -34,7 +34,7 @@ def write_card(
     folder: Path,
     config: Root,
     report: Any,
-    optimizer_steps: int,
+    exported_step: int,
     *,
     model_name: str | None = None,
     dataset_names: Sequence[str] = (),
@@ -46,7 +46,7 @@ def write_card(
 
     Args:
         report: of the training data.
-        optimizer_steps: that the model is trained for; metrics.jsonl may lack the last of them.
+        exported_step: the optimizer step whose weights the model has; metrics.jsonl may lack it.
         dataset_names: those that are none of the hub's are left out of the metadata.
         metadata: further fields of the hub's, such as license and language.
     """
@@ -72,7 +72,7 @@ def write_card(
         f"---\n{data.to_yaml()}\n---\n\n{_MARK}\n",
         f"# {model_name or folder.name}\n\nTrained from `{origin}` by openrlhf.\n",
         _data(report),
-        _results(folder, optimizer_steps),
+        _results(folder, exported_step),
         _table("Settings that are not the default", {name: changed[name] for name in changed if name not in layout}),
         _table("Layout, as given or as the run chose it", layout),
         _table("Versions", _versions()),
@@ -101,19 +101,24 @@ def _data(report: Any) -> str:
     return _table("Data", rows)
 
 
-def _results(folder: Path, optimizer_steps: int) -> str:
-    """The last numbers of metrics.jsonl, and the picture of the curves where it is there."""
+def _results(folder: Path, exported_step: int) -> str:
+    """The numbers of the exported step, and the picture of the curves where it is there."""
     path = folder / METRICS_FILE
     records = read_records(path) if path.is_file() else []
+    num_steps = max((record["global_step"] for record in records), default=exported_step)
+    records = [record for record in records if record["global_step"] <= exported_step]
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "eval_loss" in record]
-    rows: dict[str, Any] = {"optimizer steps": optimizer_steps}
+    rows: dict[str, Any] = {"optimizer steps": exported_step}
     if steps:
         last = steps[-1]["global_step"]
-        named = "the last step" if last == optimizer_steps else f"step {last}, the last one in {METRICS_FILE}"
+        named = "the last step" if last == exported_step else f"step {last}, the last one in {METRICS_FILE}"
         rows |= {"loss of the first step": steps[0]["loss"], f"loss of {named}": steps[-1]["loss"]}
+    if num_steps > exported_step:
+        rows["optimizer steps"] = f"{exported_step}, the best of {num_steps}"
     if evaluations:
-        rows |= {name: value for name, value in evaluations[-1].items() if name != "global_step"}
+        evaluation = dict(evaluations[-1])
+        rows |= {"evaluated after step": evaluation.pop("global_step")} | evaluation
     picture = "\n![Training curves](training_curves.png)\n" if (folder / "training_curves.png").is_file() else ""
     return _table("Results", rows) + picture
 

@@ -21,11 +21,13 @@ from openrlhf.tracking.metrics_file import METRICS_FILE
 
 
 def describe_and_push(
-    config: TrainingConfig, model: Any, report: Any, optimizer_steps: int, say: Callable[[str], None]
+    config: TrainingConfig, model: Any, report: Any, exported_step: int, say: Callable[[str], None]
 ) -> None:
     """What follows an export: the merged model, the card, the upload that `config.hub` asks for; what fails is told.
 
-    Args: report: of the training data.
+    Args:
+        report: of the training data.
+        exported_step: the optimizer step whose weights the model has.
     """
     hub, folder = config.hub, Path(config.ckpt.output_dir)
     try:
@@ -39,7 +41,7 @@ def describe_and_push(
             folder,
             config,
             report,
-            optimizer_steps,
+            exported_step,
             model_name=hub.model_id,
             dataset_names=split_names(config.data.dataset),
             tags=hub.tags or (),

@@ -52,14 +52,18 @@ def keep_other_run_aside(folder: Path, run_id: str | None, goes_on: bool) -> Non
         keep_aside(folder / name)
 
 
-def write_report(folder: Path, config: TrainingConfig, report: Any, say: Callable[[str], None]) -> None:
+def write_report(
+    folder: Path, config: TrainingConfig, report: Any, exported_step: int, say: Callable[[str], None]
+) -> None:
     """Picture and page in the folder of an exported model; what fails is told.
 
-    Args: report: of the training data.
+    Args:
+        report: of the training data.
+        exported_step: the optimizer step whose weights the model has.
     """
     for write in (
         lambda: draw_training_curves(folder / METRICS_FILE, folder / CURVES_FILE),
-        lambda: _write_page(folder, config, report),
+        lambda: _write_page(folder, config, report, exported_step),
     ):
         try:
             write()
@@ -67,10 +71,11 @@ def write_report(folder: Path, config: TrainingConfig, report: Any, say: Callabl
             say(f"warning: the curves could not be drawn: {error}")
 
 
-def _write_page(folder: Path, config: TrainingConfig, report: Any) -> None:
+def _write_page(folder: Path, config: TrainingConfig, report: Any, exported_step: int) -> None:
     records = _records(folder / METRICS_FILE)
     facts = [
         *_course(records),
+        ("exported model", f"that after step {exported_step:,}"),
         *_happened(records),
         *_restarts(folder),
         *_data(report),

@@ -185,7 +185,8 @@ class TrainingRun(ABC):
         saved = read_identity(self._found.path)
         check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
         is_same = not compare(saved, now).refused and not is_longer(saved, now)
-        is_exported = is_same and self._is_exported(saved.run_id)
+        step = checkpointer.step_to_export(self._found.progress, ckpt.export_best)
+        is_exported = is_same and self._is_exported(saved.run_id, step)
         # The last checkpoint could not be written where the disk was full, and the model was exported all the same.
         self._is_trained = is_same and (self._found.progress.finished or is_exported)
         if not is_exported:
@@ -195,10 +196,9 @@ class TrainingRun(ABC):
         )
         return True
 
-    def _is_exported(self, run_id: str | None) -> bool:
+    def _is_exported(self, run_id: str | None, step: int) -> bool:
         """Rank 0 has written the model; its folder need not be seen by other machines."""
-        assert self._found is not None
-        folders, step = self.config.ckpt.exported_folders(), self._found.progress.optimizer_step
+        folders = self.config.ckpt.exported_folders()
         is_ours = self.strategy.is_rank_0() and all(is_export_of(folder, run_id, step) for folder in folders)
         return gather_objects(is_ours, self.strategy.groups.control)[0]
 
@@ -330,14 +330,14 @@ class TrainingRun(ABC):
 
     def _export(self, output_dir: Path) -> None:
         """The model in Hugging Face form, and the picture of how it came about."""
-        identity = self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
+        identity = self._identity().to_dict() | {"optimizer_step": self.trainer.exported_step}
         model, size = self.trainer.model, self.config.ckpt.export_shard_size
         with self._rescue().of_failed_export():
             self.strategy.save_model(model, self.tokenizer, str(output_dir), max_shard_size=size, identity=identity)
         if self.strategy.is_rank_0():
             report, say = self.train_data.report, self.strategy.print
-            write_report(output_dir, self.config, report, say)
-            describe_and_push(self.config, model.model, report, self.trainer.progress.optimizer_step, say)
+            write_report(output_dir, self.config, report, self.trainer.exported_step, say)
+            describe_and_push(self.config, model.model, report, self.trainer.exported_step, say)
             say(f"the model is in {output_dir}, its curves in {output_dir / CURVES_FILE}, all of it in {REPORT}.")
 
     def _identity(self) -> RunIdentity:

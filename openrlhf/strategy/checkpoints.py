@@ -198,4 +198,5 @@ def load_best_if_wished(
         strategy.print(f"the best step, {step}, is not saved{said}: the model stays the last one.")
         return
     checkpointer.load(trained.engine, found, trained.scheduler, is_same_optimizer=False)  # the weights alone
+    trained.went_back_to_step = step
     strategy.print(f"the model is the best one, that after step {step}.")

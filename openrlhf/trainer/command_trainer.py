@@ -187,6 +187,11 @@ class CommandTrainer(Trainer):
         """Of this run, from its first start on; None for one that goes on from a checkpoint of an earlier version."""
         return self.trained.run_id
 
+    @property
+    def exported_step(self) -> int:
+        """The optimizer step whose weights the model has: the last one's, unless the run went back to the best."""
+        return self.trained.went_back_to_step or self.progress.optimizer_step
+
     def identity(self, config: TrainingConfig, num_steps: int) -> RunIdentity:
         """The identity of this run, for its checkpoints; nothing is known of the data of a loader of the user's own."""
         model = self.model.model

@@ -72,4 +72,28 @@ BUGS = [
         "",
         ("tests/runs/test_hub.py::test_the_push_done_again_uploads_the_model_whole",),
     ),
+    Bug(
+        "card_of_the_best_model_states_the_last_one",
+        "the card beside the best model has the losses of the last one",
+        "run/model_card.py",
+        'if record["global_step"] <= exported_step]',
+        "]",
+        ("tests/runs/test_hub.py::test_the_card_states_the_numbers_of_the_exported_step",),
+    ),
+    Bug(
+        "best_model_says_that_it_is_the_last",
+        "card, page and manifest of the best model name the last step",
+        "strategy/checkpoints.py",
+        "    trained.went_back_to_step = step\n",
+        "",
+        ("tests/trainer/test_callbacks.py::test_the_best_model_is_exported_where_it_is_wished",),
+    ),
+    Bug(
+        "best_model_passes_for_the_last",
+        "a finished run that is started again without --ckpt.export_best takes its best model for the last",
+        "checkpoint/checkpointer.py",
+        "return best if wants_best and best is not None",
+        "return best if best is not None",
+        ("tests/trainer/test_callbacks.py::test_the_best_model_is_exported_where_it_is_wished",),
+    ),
 ]

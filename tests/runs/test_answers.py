@@ -231,7 +231,7 @@ def test_a_step_that_was_not_finite_is_told_on_the_page(judged, tmp_path):
     lines[4]["loss"] = None
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = parse_config(SFTConfig, flags(judged, judged.parent / "rows.jsonl", tmp_path))
-    write_report(tmp_path, config, _Report(), print)
+    write_report(tmp_path, config, _Report(), 5, print)
     assert "<td>1: 5</td>" in (tmp_path / "report.html").read_text()
 
 

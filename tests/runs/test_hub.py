@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,12 +96,30 @@ def test_the_steps_of_the_card_are_the_runs_though_metrics_lack_the_last(tmp_pat
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 def test_the_card_tells_settings_from_a_layout_that_the_run_may_have_chosen(tmp_path: Path) -> None:
     config = build(SFTConfig, {"adam.lr": 0.5, "ds.zero_stage": 3, "train.max_tokens_per_micro_batch": 99})
-    write_card(tmp_path, config, SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={}), 7)
+    write_card(tmp_path, config, _Report(), 1)
     _, chosen, rest = re.split("## (?:Settings|Layout)[^|]*", (tmp_path / "README.md").read_text())
     assert "adam.lr" in chosen
     assert "ds.zero_stage" not in chosen
     assert "| ds.zero_stage | 3 |" in rest
     assert "| train.max_tokens_per_micro_batch | 99 |" in rest
+
+
+def test_the_card_states_the_numbers_of_the_exported_step(tmp_path: Path) -> None:
+    evaluations = {2: 0.5, 4: 4.0}
+    lines = [{"global_step": step, "loss": float(step)} for step in range(1, 6)]
+    lines += [{"global_step": step, "eval_loss": loss} for step, loss in evaluations.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step, loss, evaluated_at, of_steps in ((2, 2, 2, "2, the best of 5"), (5, 5, 4, "5")):
+        write_card(tmp_path, build(SFTConfig, {}), _Report(), step)
+        card = (tmp_path / "README.md").read_text()
+        assert f"| optimizer steps | {of_steps} |" in card
+        assert f"| loss of the last step | {loss} |" in card
+        assert f"| evaluated after step | {evaluated_at} |\n| eval_loss | {evaluations[evaluated_at]:g} |" in card
+
+
+class _Report:
+    num_samples = num_tokens = num_target_tokens = 1
+    left_out: dict = {}
 
 
 def test_a_browser_shows_the_card_with_its_tables_and_the_curves(trained: tuple[Path, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openrlhf.checkpoint.manifest import saved_identity
 from openrlhf.exit_codes import RankLost
 from openrlhf.trainer.callbacks.callback import Callback, failures_told
 from tests.helpers.ranks import RankError
@@ -59,8 +60,17 @@ def test_the_best_model_is_exported_where_it_is_wished(one_rank, bench):
     assert f"the model is the best one, that after step {best}" in said
     ours, theirs = (bench / "best" / "model.safetensors", bench / f"best/checkpoints/global_step{best}_hf")
     assert ours.read_bytes() == (theirs / "model.safetensors").read_bytes()
-    (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, ckpt__load_enable=True, **ways))
+    card, page = ((bench / "best" / name).read_text() for name in ("README.md", "report.html"))
+    assert f"| optimizer steps | {best}, the best of 6 |" in card
+    assert f"| evaluated after step | {best} |\n| eval_loss | {losses[best]:.6g} |" in card
+    assert f"that after step {best}</td>" in page
+    assert saved_identity(bench / "best")["optimizer_step"] == best
+    again = ways | dict(ckpt__load_enable=True)
+    (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, **again))
     assert "Nothing is done." in said
+    (said,) = one_rank.run(said_by_run, argv(bench, "best", **again))
+    assert "its model is not exported yet: nothing is trained." in said, "the folder holds the best, not the last"
+    assert saved_identity(bench / "best")["optimizer_step"] == 6
 
 
 def test_the_examples_callback_smooths_the_loss(one_rank, bench):

@@ -28,7 +28,7 @@ def write_model_card(
         folder,
         run.config,
         run.train_data.report,
-        run.trainer.progress.optimizer_step,
+        run.trainer.exported_step,
         model_name=model_name,
         dataset_names=names,
         tags=tags,

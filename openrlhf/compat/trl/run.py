@@ -105,7 +105,7 @@ class TrlRun(SFTRun):
 
     def identity_now(self) -> dict[str, Any]:
         """For the manifest of an export."""
-        return self._identity().to_dict() | {"optimizer_step": self.trainer.progress.optimizer_step}
+        return self._identity().to_dict() | {"optimizer_step": self.trainer.exported_step}
 
     def _records_before(self, path: Path) -> list[dict[str, Any]]:
         """Of the steps that are done; rank 0 reads them for all."""

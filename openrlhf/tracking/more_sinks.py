@@ -27,6 +27,7 @@ class TrackerSink(Charts):
     """A run of a tracker, which goes on under its id; the id stands in the run's folder."""
 
     package: str  # its name, also as an extra
+    remedy = ""  # where a run cannot be started: what its package does not say
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class TrackerSink(Charts):
         except UserError:
             raise
         except Exception as problem:  # of any kind: a server that is away, a key that is wrong
-            raise UserError(f"{self.flag()}: the run could not be started: {first_line_of(problem)}") from problem
+            raise UserError(
+                f"{self.flag()}: the run could not be started: {first_line_of(problem)}{self.remedy}"
+            ) from problem
         id_file.write_text(run_id, encoding="utf-8")
 
     @classmethod
@@ -162,6 +165,10 @@ def _secrets_hidden_from_command_line() -> Iterator[None]:
 
 class MlflowSink(TrackerSink):
     package = "mlflow"
+    remedy = (  # the extra's package keeps no database, which is MLflow's place for runs where no other is named
+        " The environment's MLFLOW_TRACKING_URI says where runs go: a server's address, or file:FOLDER, which needs "
+        "MLFLOW_ALLOW_FILE_STORE=true beside it."
+    )
 
     def _begin(self, folder: Path, settings: WandbConfig, run_id: str | None, shown_config: dict[str, Any]) -> str:
         import mlflow

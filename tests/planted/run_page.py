@@ -96,4 +96,12 @@ BUGS = [
         "return best if best is not None",
         ("tests/trainer/test_callbacks.py::test_the_best_model_is_exported_where_it_is_wished",),
     ),
+    Bug(
+        "mlflow_does_not_say_where_runs_go",
+        "a user of the extra mlflow reads of an unsupported URI that nobody has given",
+        "tracking/more_sinks.py",
+        "{first_line_of(problem)}{self.remedy}",
+        "{first_line_of(problem)}",
+        ("tests/tracking/test_more_sinks.py::test_mlflow_without_a_place_for_its_runs_says_how_one_is_named",),
+    ),
 ]

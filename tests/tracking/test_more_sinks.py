@@ -121,6 +121,14 @@ def test_the_login_of_a_server_that_is_away_is_not_told(track, monkeypatch):
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"])
+def test_mlflow_without_a_place_for_its_runs_says_how_one_is_named(track, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    said = r"could not be started: .* MLFLOW_TRACKING_URI says where runs go: .* MLFLOW_ALLOW_FILE_STORE=true beside"
+    with pytest.raises(UserError, match=said):
+        track("mlflow")
+
+
 def test_a_tracker_of_another_name_is_refused(tmp_path):
     model, rows = save_model(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl", 4)
     with pytest.raises(UserError, match="--logger.trackers .*mlflow, trackio, comet"):

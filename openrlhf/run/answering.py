@@ -18,10 +18,11 @@ from openrlhf.parallel.collectives import any_rank, gather_objects, gather_probl
 from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
-from openrlhf.rejection.rewards.find import find_rewards
+from openrlhf.rejection.rewards.find import check_functions, find_rewards
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.tracking.metrics_file import ANSWERS_FILE, read_records
 from openrlhf.trainer import Callback, Trainer
+from openrlhf.trainer.callbacks.callback import CannotBegin
 from openrlhf.trainer.callbacks.preemption import is_asked_to_leave
 from openrlhf.trainer.shortage import has_memory_for
 
@@ -65,7 +66,7 @@ class Answering(Callback):
     def on_run_begin(self, trainer: Trainer) -> None:
         if self._judge is not None:
             with trainer.strategy.watchdog.long_phase("starting the judge of --eval.prompts_reward"):
-                _on_rank_0(trainer, self._judge.start)
+                _on_rank_0(trainer, self._judge.start, CannotBegin)
         if trainer.progress.left_early and self._is_due(trainer) and not self._has_answered(trainer):
             self._answer(trainer)
 
@@ -191,11 +192,11 @@ class Answering(Callback):
                 row["reason"] = verdict.reason
 
 
-def _on_rank_0(trainer: Trainer, work: Callable[[], None]) -> None:
+def _on_rank_0(trainer: Trainer, work: Callable[[], None], kind: type[UserError] = UserError) -> None:
     """All ranks call and leave together, or raise together what rank 0 raises."""
     _, problem = _attempt(work) if trainer.strategy.is_rank_0() else (None, None)
     words = problem and problem.replace("--score.reward", _JUDGE)
-    _raise_together(trainer, words if not words or _JUDGE in words else f"{_JUDGE}: {words}")
+    _raise_together(trainer, words if not words or _JUDGE in words else f"{_JUDGE}: {words}", kind)
 
 
 def _attempt(work: Callable[[], _T]) -> tuple[_T | None, str | None]:
@@ -208,9 +209,9 @@ def _attempt(work: Callable[[], _T]) -> tuple[_T | None, str | None]:
         return None, first_line_of(error)
 
 
-def _raise_together(trainer: Trainer, problem: str | None) -> None:
+def _raise_together(trainer: Trainer, problem: str | None, kind: type[UserError] = UserError) -> None:
     if problems := gather_problems(problem, trainer.strategy.groups.control):
-        raise UserError(*problems)
+        raise kind(*problems)
 
 
 def _row(prompt: Prompt, response: str, finish_reason: str, optimizer_step: int) -> dict[str, Any]:
@@ -226,7 +227,12 @@ def _row(prompt: Prompt, response: str, finish_reason: str, optimizer_step: int)
 def _judge_of(settings: EvalConfig) -> Reward | None:
     if settings.prompts_reward is None:
         return None
-    first, *more = find_rewards(ScoreSettings(reward=settings.prompts_reward))
+    asked = ScoreSettings(reward=settings.prompts_reward)
+    try:
+        first, *more = find_rewards(asked)
+        check_functions(find_rewards(asked))
+    except UserError as error:
+        raise UserError(*(problem.replace("--score.reward", _JUDGE) for problem in error.problems)) from None
     if more:
         said = without_secrets(settings.prompts_reward)
         raise UserError(f"--eval.prompts_reward {said} names several judges: name one.")

@@ -104,4 +104,20 @@ BUGS = [
         "{first_line_of(problem)}",
         ("tests/tracking/test_more_sinks.py::test_mlflow_without_a_place_for_its_runs_says_how_one_is_named",),
     ),
+    Bug(
+        "judge_is_looked_at_after_the_data",
+        "a name in --eval.prompts_reward that is wrong is told when the data are prepared and the model is built",
+        "run/answering.py",
+        "        check_functions(find_rewards(asked))\n",
+        "",
+        ("tests/runs/test_answers.py::test_what_cannot_be_is_told_before_data_are_prepared",),
+    ),
+    Bug(
+        "judge_that_cannot_begin_is_a_broken_callback",
+        "a reward model that cannot be opened ends a run with 3, as a callback that raises",
+        "trainer/callbacks/callback.py",
+        "    except CannotBegin:",
+        "    except ZeroDivisionError:",
+        ("tests/runs/test_answers.py::test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words",),
+    ),
 ]

@@ -164,11 +164,11 @@ def test_the_watchdog_lets_a_judge_take_its_time(two_ranks, bench):
 
 
 def test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words(two_ranks, bench):
-    (bench / "broken.py").write_text("import no_such_module\n")
-    broken = dict(eval__prompts_reward=f"{bench / 'broken.py'}:judge")
+    broken = dict(eval__prompts_reward=save_model(bench / "no_judge"), train__max_steps=1)
     codes, errors = zip(*two_ranks.run(run_as_command, words(bench, "broken", **broken)), strict=True)
-    assert codes == (3, 3)
-    assert "Answering raised in on_run_begin: UserError: rank 0: --eval.prompts_reward" in "".join(errors), errors
+    assert codes == (2, 2)
+    assert "rank 0: --eval.prompts_reward" in "".join(errors), errors
+    assert "callback" not in "".join(errors), errors
 
 
 def test_a_judge_that_is_gone_ends_no_training(caplog):
@@ -294,7 +294,8 @@ def test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once(ben
         (dict(eval__prompts="nowhere.jsonl"), "--eval.prompts nowhere.jsonl"),
         (dict(eval__prompts=None), "--eval.prompts_steps has no prompts to be answered"),
         (dict(eval__prompts_max_new_tokens=100_000), "prompt 1 has .* tokens, and with --eval.prompts_max_new_tokens"),
-        (dict(eval__prompts_reward="nowhere"), "nowhere is no reward"),
+        (dict(eval__prompts_reward="nowhere"), "--eval.prompts_reward nowhere is no reward"),
+        (dict(eval__prompts_reward="nowhere.py:judge"), "--eval.prompts_reward nowhere.py:judge: .*"),
         (dict(eval__prompts_reward="exact,exact"), "names several judges: name one"),
     ],
 )

@@ -42,6 +42,11 @@ def check_rewards(settings: ScoreSettings, label: Any, source: object) -> None:
     """
     rewards = find_rewards(settings)
     check_label(rewards, label, source)
+    check_functions(rewards)
+
+
+def check_functions(rewards: list[Reward]) -> None:
+    """Raises UserError where a function cannot be loaded. Those that can are closed, and judge no more."""
     functions: list[Reward] = [reward for reward in rewards if isinstance(reward, FunctionReward)]
     try:
         start_all(functions)

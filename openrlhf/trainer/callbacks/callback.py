@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from openrlhf.errors import UserError
 from openrlhf.exit_codes import RankLost, RunStopped
 from openrlhf.parallel.collectives import gather_objects
 
@@ -50,12 +51,18 @@ class CallbackFailed(RunStopped):
     """A callback of the user's own has raised."""
 
 
+class CannotBegin(UserError):
+    """A callback of ours does not get what the settings name; it raises this at `on_run_begin`, on all ranks alike."""
+
+
 @contextmanager
 def failures_told(callback: Callback, event: str, failures: list[str]) -> Iterator[None]:
     """Around a call of a user's callback: an error becomes a line in `failures`, with the place in the user's code."""
     try:
         yield
     except RankLost:  # of an evaluation that the callback has asked for: the other ranks are past agreeing
+        raise
+    except CannotBegin:  # the other ranks raise it too
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]

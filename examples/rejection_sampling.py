@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 2 examples/rejection_sampling.py MODEL GENERATIONS OUTPUT
 
 GENERATIONS is what the sampling and scoring stages leave, a JSON object a line: {"prompt": "...", "response": "...",
-"reward": 0.7}, several for each prompt. Of each prompt the best response is trained on, if it is good enough.
+"reward": 0.7}, several for each prompt. A prompt may be a list of messages; a reward of null is no verdict, and its
+response is left out. Of each prompt the best response is trained on, if it is good enough.
 """
 
 from __future__ import annotations
@@ -29,26 +30,28 @@ def best_of_each_prompt(generations: Iterable[dict], min_reward: float) -> list[
     """The generation with the highest reward of each prompt, the first of equals; none below `min_reward`."""
     best: dict[str, dict] = {}
     for generation in generations:
-        known = best.get(generation["prompt"])
-        if known is None or generation["reward"] > known["reward"]:
-            best[generation["prompt"]] = generation
+        known = best.get(key_of(generation))
+        if generation["reward"] is not None and (known is None or generation["reward"] > known["reward"]):
+            best[key_of(generation)] = generation
     return [generation for generation in best.values() if generation["reward"] >= min_reward]
+
+
+def key_of(generation: dict) -> str:
+    """The prompt, text or messages, as a key."""
+    return json.dumps(generation["prompt"], sort_keys=True)
 
 
 def as_chat(generation: dict) -> dict:
     """A row for supervised fine-tuning."""
-    return {
-        "messages": [
-            {"role": "user", "content": generation["prompt"]},
-            {"role": "assistant", "content": generation["response"]},
-        ]
-    }
+    prompt = generation["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return {"messages": [*messages, {"role": "assistant", "content": generation["response"]}]}
 
 
 def main(model: str, generations_jsonl: Path, output: str) -> None:
     generations = read_generations(generations_jsonl)
     kept = best_of_each_prompt(generations, MIN_REWARD)
-    num_prompts = len({generation["prompt"] for generation in generations})
+    num_prompts = len(set(map(key_of, generations)))
     print(f"{len(generations):,} generations for {num_prompts:,} prompts; {len(kept):,} are trained on")
     train(Dataset.from_list([as_chat(generation) for generation in kept]), run_settings(model, output))
 

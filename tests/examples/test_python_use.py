@@ -25,9 +25,14 @@ def test_the_best_response_of_each_prompt_is_kept_if_it_is_good_enough(example):
         {"prompt": "b", "response": "bad", "reward": 0.1},
         {"prompt": "a", "response": "best", "reward": 0.9},
         {"prompt": "a", "response": "as good, but later", "reward": 0.9},
+        {"prompt": "c", "response": "not judged", "reward": None},
+        {"prompt": [{"role": "user", "content": "d"}], "response": "to messages", "reward": 0.7},
     ]
-    kept = example("rejection_sampling").best_of_each_prompt(generations, min_reward=0.5)
-    assert [generation["response"] for generation in kept] == ["best"]
+    module = example("rejection_sampling")
+    kept = module.best_of_each_prompt(generations, min_reward=0.5)
+    assert [generation["response"] for generation in kept] == ["best", "to messages"]
+    answered = [{"role": "user", "content": "d"}, {"role": "assistant", "content": "to messages"}]
+    assert module.as_chat(kept[1]) == {"messages": answered}
 
 
 def test_rejection_sampling_trains_on_the_kept_responses(tmp_path, examples, untrained):

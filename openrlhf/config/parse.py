@@ -167,9 +167,15 @@ def _report_unknown(reading: _Reading, item: Given) -> None:
 
 
 def _nearest_name(root: type[Root], name: str) -> str:
-    """The known name nearest to a misspelt one; '' where none is near."""
+    """The known name nearest to a misspelt one, of its group before all others; '' where none is near."""
+    group, _, last = name.rpartition(".")
+    of_group = {full.rpartition(".")[2]: full for full in settings(root) if full.rpartition(".")[0] == group}
+    if near := difflib.get_close_matches(last, of_group, n=1, cutoff=0.8):
+        return of_group[near[0]]
     known = [*settings(root), *synonyms(root), CONFIG_FLAG]
-    same_ending = [full for full in settings(root) if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    same_ending = [full for full in settings(root) if full.rpartition(".")[2] == last]
+    if same_ending and group in groups(root):  # by letters alone train.lr would be nearer to muon.lr than to adam.lr
+        return same_ending[0]
     near = difflib.get_close_matches(name, same_ending, n=1, cutoff=0.3) or difflib.get_close_matches(name, known, n=1)
     return near[0] if near else ""
 

@@ -152,6 +152,8 @@ def test_a_top_level_setting_is_read(good_flags):
     [
         (["--train.batch_sise", "4"], "--train.batch_sise is unknown. Did you mean --train.batch_size?"),
         (["--trian.batch_size", "4"], "--trian.batch_size is unknown. Did you mean --train.batch_size?"),
+        (["--train.lr", "1e-3"], "--train.lr is unknown. Did you mean --adam.lr?"),
+        (["--eval.step", "4"], "--eval.step is unknown. Did you mean --eval.steps?"),
         (["--micro_train_batch_sz", "4"], "Did you mean --micro_train_batch_size?"),
         (["--qqqq"], "--qqqq is unknown. See --help for all."),
         (["--train.batch_size", "four"], "--train.batch_size is 'four'; it must be a whole number above 0."),

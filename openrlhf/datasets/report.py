@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from openrlhf.errors import UserError
 FIRST_ROWS = 1000  # problems of so many rows are told together
 MAX_TOLD = 40
 MAX_NAMES = 5
+_QUOTED = re.compile(r"""(?<!\w)(?:'[^']*'|"[^"]*")(?!\w)""")
 
 
 @dataclass
@@ -114,7 +116,9 @@ class BadRows:
 
     def __init__(self, max_bad_rows: int):
         self._max_bad_rows = max_bad_rows
-        self._first_names: defaultdict[str, list[str]] = defaultdict(list)  # by reason
+        # By kind: the reason without the name that it quotes, which may be another one in each row.
+        self._first_names: defaultdict[str, list[str]] = defaultdict(list)
+        self._reasons: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self._counts: Counter[str] = Counter()
 
     @property
@@ -122,9 +126,11 @@ class BadRows:
         return self._counts.total()
 
     def add(self, row_name: str, reason: str) -> None:
-        self._counts[reason] += 1
-        if self._counts[reason] <= MAX_NAMES:
-            self._first_names[reason].append(row_name)
+        kind = _QUOTED.sub("", reason) if len(_QUOTED.findall(reason)) == 1 else reason
+        self._counts[kind] += 1
+        self._reasons[kind][reason] = None
+        if self._counts[kind] <= MAX_NAMES:
+            self._first_names[kind].append(row_name)
 
     def check(self, num_rows_seen: int, at_end: bool = False) -> None:
         """Raises UserError of all problems so far if they are too many, but not before the first rows are seen."""
@@ -136,11 +142,19 @@ class BadRows:
             )
 
     def lines(self) -> list[str]:
-        """A line for each reason, with the first rows it was found in."""
+        """A line for each kind, with the first rows it was found in and the first names it was found for."""
         lines = []
-        for reason, count in self._counts.most_common(MAX_TOLD):
+        for kind, count in self._counts.most_common(MAX_TOLD):
             more = f" and {count - MAX_NAMES:,} more rows" if count > MAX_NAMES else ""
-            lines.append(f"{', '.join(self._first_names[reason])}{more}: {reason}.")
+            lines.append(f"{', '.join(self._first_names[kind])}{more}: {_in_one(list(self._reasons[kind]))}.")
         if len(self._counts) > MAX_TOLD:
             lines.append(f"… and {len(self._counts) - MAX_TOLD} more kinds of problems.")
         return lines
+
+
+def _in_one(reasons: list[str]) -> str:
+    """The first of reasons that differ in the name they quote, and the names of the next ones."""
+    first, *others = reasons
+    quoted = [name for reason in others[:MAX_NAMES] for name in _QUOTED.findall(reason)]
+    more = f" and {len(others) - MAX_NAMES:,} more" if len(others) > MAX_NAMES else ""
+    return f"{first} (the same of {', '.join(quoted)}{more})" if others else first

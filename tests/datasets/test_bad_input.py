@@ -10,6 +10,7 @@ import datasets
 import pytest
 import zstandard
 
+from openrlhf.datasets.report import BadRows
 from openrlhf.datasets.sources import find, readers
 from openrlhf.datasets.sources.readers import READERS
 from openrlhf.errors import UserError
@@ -38,6 +39,21 @@ def test_one_reason_in_many_rows_is_one_line(tmp_path, problems):
     said = problems(write_jsonl(tmp_path / "a.jsonl", [*pairs(1), *[{"prompt": "x"}] * 800]))
     assert said.count("no column 'completion'") == 1
     assert "and 795 more rows" in said
+
+
+def test_one_problem_is_one_line_whatever_names_the_rows_have():
+    bad_rows = BadRows(max_bad_rows=0)
+    for number in range(300):
+        bad_rows.add(
+            f"a.jsonl:{number}", f"turn 2: the row's template does not print the tool call 'tool_{number}'; no"
+        )
+    bad_rows.add("a.jsonl:300", "no column 'a'; it has 'b'")
+    first, other = bad_rows.lines()
+    assert first == (
+        "a.jsonl:0, a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4 and 295 more rows: turn 2: the row's template does not "
+        "print the tool call 'tool_0'; no (the same of 'tool_1', 'tool_2', 'tool_3', 'tool_4', 'tool_5' and 294 more)."
+    )
+    assert other == "a.jsonl:300: no column 'a'; it has 'b'."
 
 
 @pytest.mark.parametrize(

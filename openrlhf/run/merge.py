@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,9 @@ def _merged(model: Any, lora_path: str) -> Any:
     if is_tied:  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path), keeps_dtype=False)
-    merged = with_adapter.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():  # it looks while they are apart, and cannot know that they are tied again below
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        merged = with_adapter.merge_and_unload(safe_merge=True)
     if not is_tied:
         return merged
     head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_a_merge_of_what_is_not_whole_is_refused(tmp_path, damage):
     with pytest.raises(UserError, match="cannot be merged into"):
         combine([*words, "--output_path", str(tmp_path / "merged")])
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_that_keeps_the_tie_says_nothing_of_it(tmp_path):
+    export_model(adapted(save_model(tmp_path / "base", "qwen3")).model, tiny_tokenizer(), tmp_path / "adapter")
+    words = ["--model_path", str(tmp_path / "base"), "--lora_path", str(tmp_path / "adapter")]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        combine([*words, "--output_path", str(tmp_path / "merged")])
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"]
+    assert [str(one.message) for one in told if "tied" in str(one.message)] == []
 
 
 def test_a_merge_into_another_base_is_told(tmp_path, capsys):

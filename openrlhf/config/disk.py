@@ -81,17 +81,17 @@ def _exists(name: str) -> bool:
 
 def model_folder(config: TrainingConfig, world_size: int) -> Iterator[str]:
     """A model folder that is not there, or holds none."""
-    yield from folder_of_model("--model.model_name_or_path", config.model.model_name_or_path)
+    yield from folder_of_model("--model.model_name_or_path", config.model.model_name_or_path, is_trained=True)
 
 
-def folder_of_model(flag: str, name: str) -> Iterator[str]:
+def folder_of_model(flag: str, name: str, is_trained: bool = False) -> Iterator[str]:
     """The same of any flag."""
     folder = local_path(name)
     if not name:
         return
     if folder.is_dir():
         if (folder / ADAPTER_FILE).is_file():
-            yield f"{flag} {name} {is_adapter(folder)}"
+            yield f"{flag} {name} {is_adapter(folder, is_trained)}"
         elif not (folder / "config.json").is_file():
             yield f"{flag} {name} is no model: it has no config.json. Give the folder that save_pretrained wrote."
     elif folder.exists():
@@ -110,17 +110,17 @@ def data_sources(config: TrainingConfig, world_size: int) -> Iterator[str]:
             yield from data_source(flag, name)
 
 
-def is_adapter(folder: Path) -> str:
-    """What to do with a folder that holds an adapter where a model is asked for; to follow its name."""
+def is_adapter(folder: Path, is_trained: bool = True) -> str:
+    """What to do with a folder that holds an adapter where a model, which is trained or not, is asked for; to follow
+    its name."""
     try:
         base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
     of_base = f" of {base}" if base else ""
-    return (
-        f"is an adapter{of_base}: give its base model, and the adapter as --ds.lora.adapter_name_or_path to train it "
-        "on; or merge the two by openrlhf.cli.lora_combiner, and give the result."
-    )
+    to_train = "give its base model, and the adapter as --ds.lora.adapter_name_or_path to train it on; or "
+    merge = "merge the two by openrlhf.cli.lora_combiner, and give the result."
+    return f"is an adapter{of_base}: {to_train if is_trained else ''}{merge}"
 
 
 def data_source(flag: str, name: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from openrlhf.config import DataConfig, SFTConfig, check_config, parse_config
+from openrlhf.config.disk import folder_of_model
 from openrlhf.config.iterate_settings import RejectionConfig
 from openrlhf.config.schema import build
 from openrlhf.config.settings import InspectConfig, PrepareConfig
@@ -164,6 +165,8 @@ def test_an_adapter_is_named_as_such(good_flags, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
     with pytest.raises(UserError, match="an adapter of base: .* --ds.lora.adapter_name_or_path"):
         parse_config(SFTConfig, [*good_flags, "--model.model_name_or_path", "adapter"])
+    (of_reference,) = folder_of_model("--ref.model_name_or_path", "adapter")  # which nobody trains
+    assert "is an adapter of base: merge the two by openrlhf.cli.lora_combiner" in of_reference
 
 
 @pytest.mark.parametrize(

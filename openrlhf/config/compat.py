@@ -29,7 +29,11 @@ _WITHOUT_EFFECT_IN = {
 _NOT_HERE = {
     "train_dpo": {
         "f_divergence_type": "the tie to the reference is the reverse KL divergence (docs/preferences.md); leave it out"
-    }
+    },
+    "rejection_sampling": {
+        "early_stop_patience": "--eval.dataset is answered after a training, and nothing is evaluated along its way; "
+        "leave it out"
+    },
 }
 
 Values = Mapping[str, Any]

@@ -24,7 +24,7 @@ from openrlhf.config.select_settings import (
     score_problems,
     select_problems,
 )
-from openrlhf.config.settings import DataConfig, EvalConfig, TrainingConfig
+from openrlhf.config.settings import DataConfig, EvalConfig, TrainConfig, TrainingConfig
 from openrlhf.config.synonyms import COMMON_SYNONYMS
 
 SET_BY_THE_ITERATION = (
@@ -48,6 +48,13 @@ class IterationDataConfig(DataConfig):
     control_tokens: Literal["text", "refuse", "keep"] = free(
         "keep", "control tokens such as <|im_start|> in a prompt: kept, as they are asked; read as text, or refused"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationTrainConfig(TrainConfig):
+    """How many samples make a step, and for how long."""
+
+    early_stop_patience: ClassVar[None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +174,7 @@ class RejectionConfig(TrainingConfig):
     )
     iterate: IterateConfig = IterateConfig()
     data: IterationDataConfig = IterationDataConfig()
+    train: IterationTrainConfig = IterationTrainConfig()
     generate: IteratedSamplingConfig = IteratedSamplingConfig()
     score: ScoreSettings = ScoreSettings()
     select: SelectSettings = SelectSettings()

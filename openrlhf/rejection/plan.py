@@ -31,7 +31,7 @@ from openrlhf.config.disk import local_path, parts_of
 from openrlhf.config.generate_settings import GeneratorConfig, SamplingConfig
 from openrlhf.config.hub_settings import HubConfig
 from openrlhf.config.schema import settings, values_of
-from openrlhf.config.settings import EvalConfig
+from openrlhf.config.settings import EvalConfig, TrainConfig
 from openrlhf.errors import UserError
 from openrlhf.rejection.prompts import template_file
 from openrlhf.rejection.records import MANIFEST, content_of, settings_of
@@ -139,6 +139,7 @@ class Plan:
             config,
             model=dataclasses.replace(config.model, model_name_or_path=self.model(base)),
             data=_narrowed(DataConfig, config.data, **read),
+            train=_narrowed(TrainConfig, config.train),
             eval=EvalConfig(),
             ckpt=_narrowed(type(config.ckpt), config.ckpt, **left),
             hub=HubConfig() if of else config.hub,  # the control is for nobody else

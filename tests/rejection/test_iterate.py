@@ -354,6 +354,8 @@ def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> Non
         (["--iterate.launcher", "no-such-launcher --module"], "there is no program no-such-launcher"),
         (["--iterate.launcher", "python '-m"], "is no command line: No closing quotation"),
         (["--iterate.launcher", " "], "--iterate.launcher is empty"),
+        (["--iterate.iteration", "2"], "Did you mean --iterate.iterations?"),
+        (["--train.early_stop_patience", "1"], "is not here: --eval.dataset is answered after a training"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused_at_once(tmp_path: Path, flags: list[str], words: str) -> None:

@@ -88,6 +88,7 @@ class _Iteration:
         self.number = number
         self._lock = lock
         self.rates: dict[str, PassRates] = {}
+        self.scores: dict[str, Path] = {}
         self.num_rows: dict[str, int] = {}
         self._plan, self._folder = plan, plan.folder(number)
         self._manifest = IterationManifest(self._folder)
@@ -114,8 +115,9 @@ class _Iteration:
         for of in self._models:
             asked = self._plan.held_out(self.number, of)
             self._generate(f"{of}evaluate", asked)
-            scores = self._score(f"{of}evaluate", asked)
-            self.rates[of] = pass_rates(Path(scores.score.output), scores.score.pass_reward)
+            settings = self._score(f"{of}evaluate", asked).score
+            self.scores[of] = Path(settings.output)
+            self.rates[of] = pass_rates(self.scores[of], settings.pass_reward)
 
     def _generate(self, step: str, asked: GenerateConfig) -> None:
         model = asked.model.model_name_or_path
@@ -174,10 +176,10 @@ def _statistics(iterations: list[_Iteration]) -> Iterator[dict[str, Any]]:
     for iteration in iterations:
         found: dict[str, Any] = {"iteration": iteration.number, "num_rows": iteration.num_rows.get("")}
         if rates := iteration.rates.get(""):
-            found["model"] = measured(rates)
+            found["model"] = measured(rates, iteration.scores[""])
             if iteration.number and start:
                 found["against_start"] = compared(rates, start)
             if control := iteration.rates.get("control_"):
-                found["control"] = measured(control)
+                found["control"] = measured(control, iteration.scores["control_"])
                 found["against_control"] = compared(rates, control)
         yield found

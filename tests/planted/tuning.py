@@ -153,4 +153,12 @@ BUGS = [
         "{to_train}",
         ("tests/config/test_checks.py::test_an_adapter_is_named_as_such",),
     ),
+    Bug(
+        "rewards_of_another_scale_are_chance",
+        "with a reward model as judge the last lines say +0.0 points, whatever the training was good for",
+        "rejection/evaluation.py",
+        'return not found["pass_rate"] and bool(found["mean_reward"])',
+        "return False",
+        ("tests/rejection/test_iterate.py::test_rewards_of_another_scale_than_what_passes_are_told_by_their_means",),
+    ),
 ]

@@ -29,6 +29,7 @@ from openrlhf.errors import UserError
 from openrlhf.rejection import generate as generation
 from openrlhf.rejection import iterate
 from openrlhf.rejection.engines.encoding import PromptEncoder
+from openrlhf.rejection.evaluation import gained, told
 from openrlhf.rejection.iterate import rejection_sampling
 from openrlhf.rejection.plan import Plan
 from openrlhf.rejection.prompts import Prompt
@@ -180,6 +181,7 @@ def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.
     assert last["model"]["num_prompts"] == last["against_control"]["num_prompts"] == 6
     low, high = last["model"]["interval"]
     assert low <= last["model"]["pass_rate"] <= high
+    assert (last["model"]["mean_reward"], last["model"]["pass_reward"]) == (last["model"]["pass_rate"], 1)
     said = capsys.readouterr().out
     low, high = last["against_control"]["interval"]
     points = f"{100 * last['against_control']['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -189,6 +191,25 @@ def test_iterations_leave_what_the_documents_say(tmp_path: Path, capsys: pytest.
     manifest = json.loads((run / "iteration_2/manifest.json").read_text())["steps"]
     assert set(manifest) == {"generate", "score", "select", "train", "control_train", "evaluate", "control_evaluate"}
     assert manifest["generate"]["weights"] == next(iter(models["iteration_2/generations"]))
+
+
+def test_rewards_of_another_scale_than_what_passes_are_told_by_their_means() -> None:
+    """A reward model's, say: +0.0 points would say that the training was for nothing."""
+
+    def found(number: int, mean_reward: float) -> dict:
+        rate = {"pass_rate": 0.0, "interval": [0.0, 0.0], "num_prompts": 6}
+        none = {"difference": 0.0, "interval": [0.0, 0.0], "num_prompts": 6}
+        model = {**rate, "mean_reward": mean_reward, "pass_reward": 1.0}
+        return {"iteration": number, "num_rows": 3, "model": model, "against_start": none}
+
+    iterations = [found(0, 0.0625), found(1, 0.125)]
+    assert told(iterations[0])["mean reward, held-out"] == "0.0625"
+    said = dict(gained(iterations))
+    assert said["its mean reward"].startswith(
+        "0.125: no answer has the reward from which it passes, --score.pass_reward 1"
+    )
+    assert "against its start" not in said
+    assert "against its start" in dict(gained([found(0, 0.0), found(1, 0.0)])), "rewards of 0 are no other scale"
 
 
 def test_finished_iterations_are_not_run_again_and_more_may_follow(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ BUGS = [
         "the_card_counts_lines",
         "a model's card tells fewer optimizer steps than the model was trained for",
         "run/model_card.py",
-        '{"optimizer steps": optimizer_steps}',
+        '{"optimizer steps": exported_step}',
         '{"optimizer steps": steps[-1]["global_step"] if steps else 0}',
         ("tests/runs/test_hub.py::test_the_steps_of_the_card_are_the_runs_though_metrics_lack_the_last",),
     ),

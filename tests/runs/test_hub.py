@@ -86,8 +86,7 @@ def test_the_card_has_the_hubs_metadata_and_the_runs_facts(trained: tuple[Path, 
 def test_the_steps_of_the_card_are_the_runs_though_metrics_lack_the_last(tmp_path: Path) -> None:
     lines = [json.dumps({"global_step": step, "loss": 1 / step}) for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    report = SimpleNamespace(num_samples=1, num_tokens=1, num_target_tokens=1, left_out={})
-    write_card(tmp_path, build(SFTConfig, {}), report, 7)
+    write_card(tmp_path, build(SFTConfig, {}), _Report(), 7)
     card = (tmp_path / "README.md").read_text()
     assert "| optimizer steps | 7 |" in card
     assert "| loss of step 2, the last one in metrics.jsonl | 0.5 |" in card

@@ -14,7 +14,7 @@ from openrlhf.atomic_file import flush_to_disk
 from openrlhf.checkpoint.fault_points import fault_point
 from openrlhf.datasets.samples import BadRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
-from openrlhf.engine.model_internals import own_end_token_ids
+from openrlhf.engine.model_internals import own_end_token_ids, padding_position
 from openrlhf.engine.parameters import model_dtype
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.models.reward_statistics import save_beside_adapter
@@ -125,8 +125,11 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
 def _pad_token_id_for(model: Any, tokenizer: Any) -> int | None:
     """The tokenizer's; where that ends answers, the base's own, or none: torch trains no embedding of a pad token.
 
-    Generation asks its own settings. A classifier needs one, and has none that ends answers: see `tokenizer_for`.
+    Generation asks its own settings. A classifier needs one, and has none that ends answers: see `tokenizer_for`. A
+    model whose positions depend on the id keeps the one that it was trained with.
     """
+    if (row := padding_position(model)) is not None:
+        return row
     if not model.can_generate():
         return tokenizer.pad_token_id
     ends = (*end_token_ids(tokenizer, model), None)

@@ -154,9 +154,22 @@ def routers_tell_probabilities(model: nn.Module) -> bool:
 
 def first_position(model: nn.Module) -> int:
     """The position id of a sample's first token. RoBERTa's family counts from the one after that of padding."""
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
-    return next((index + 1 for index in padding if index is not None), 0)
+    tables = (table for table in _position_tables(model) if isinstance(table, nn.Embedding))
+    return next((table.padding_idx + 1 for table in tables if table.padding_idx is not None), 0)
+
+
+def padding_position(model: nn.Module) -> int | None:
+    """The row of padding in its table of positions, if it has one: the `pad_token_id` that the model was made with.
+
+    Positions are counted from it, or it is a row of zeros (XGLM): with another id the model computes something else.
+    """
+    rows = (getattr(table, "padding_idx", None) for table in _position_tables(model))
+    return next((row for row in rows if row is not None), None)
+
+
+def _position_tables(model: nn.Module) -> Iterator[nn.Module]:
+    names = ("position_embeddings", "embed_positions")
+    return (module for name, module in model.named_modules() if name.endswith(names))
 
 
 def computes_as_linear(module: nn.Linear) -> bool:

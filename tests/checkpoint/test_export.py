@@ -25,6 +25,7 @@ from tests.helpers.fault_points import EXPORT_POINTS
 from tests.helpers.file_limit import no_file_beyond
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
+from tests.zoo.shrink import small_model_named
 
 
 def _logits(model: torch.nn.Module) -> torch.Tensor:
@@ -118,6 +119,17 @@ def test_an_end_token_that_pads_stays_out_of_the_config(of_base: int | None, kep
     assert model.generation_config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path).pad_token_id == 0
     model(torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
     assert model.get_input_embeddings().weight.grad[0].any()
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xglm"])
+def test_a_pad_token_that_positions_depend_on_stays_in_the_config(model_type: str, tmp_path: Path) -> None:
+    model, tokenizer = small_model_named(model_type).eval(), tiny_tokenizer(vocab_size=300)
+    tokenizer.pad_token = "<|im_end|>"
+    model.config.pad_token_id = tokenizer.pad_token_id  # as OpenRLHF's get_tokenizer sets it
+    export_model(model, tokenizer, tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (again.config.pad_token_id, again.generation_config.pad_token_id) == (1, tokenizer.pad_token_id)
+    assert torch.equal(_logits(again), _logits(model))
 
 
 def test_one_end_token_is_a_number() -> None:

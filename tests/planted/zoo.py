@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _ZOO = "tests/zoo/test_cross_section.py::test_a_model_is_trained_right_or_refused"
+_EXPORT = "tests/checkpoint/test_export.py::test_"
 
 BUGS = [
     Bug(
@@ -46,5 +47,13 @@ BUGS = [
         'if hasattr(part, "use_cache"):',
         "if True:",
         (f"{_ZOO}[gemma3]",),
+    ),
+    Bug(
+        "positions_counted_from_another_pad_token",
+        "a model of RoBERTa's family is exported with the tokenizer's pad token, and counts its positions from there",
+        "checkpoint/model_settings.py",
+        "    if (row := padding_position(model)) is not None:\n        return row\n",
+        "",
+        (f"{_EXPORT}a_pad_token_that_positions_depend_on_stays_in_the_config",),
     ),
 ]

@@ -17,6 +17,7 @@ from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_c
 from openrlhf.engine.model_internals import own_end_token_ids, padding_position
 from openrlhf.engine.parameters import model_dtype
 from openrlhf.errors import UserError, first_line_of
+from openrlhf.models.limits import has_embedding
 from openrlhf.models.reward_statistics import save_beside_adapter
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -72,6 +73,8 @@ def notes_of_export(model: Any, tokenizer: Any) -> list[str]:
     base = base_of(model)
     _, of_generation = mended(base.generation_config) if base.can_generate() else (None, None)
     _, of_tokenizer = tokenizer_for(base, tokenizer)
+    if base.can_generate() and _pads_beyond(base, tokenizer):
+        of_tokenizer = f"{_no_embedding(tokenizer)}: the exported configuration leaves its id out."
     notes = [of_generation and f"generation_config.json of the model {of_generation}.", of_tokenizer]
     return [note for note in notes if note]
 
@@ -85,22 +88,36 @@ def tokenizer_for(model: Any, tokenizer: Any) -> tuple[Any, str | None]:
     """The tokenizer to save with the model, and what was changed in words.
 
     A classifier of transformers reads its value at a row's last token that is not the pad token. Where answers end with
-    that token, it would read the one before; a copy then pads with another one, or with none.
+    that token, it would read the one before; a copy then pads with another one, or with none. So it does where the
+    model has no embedding for the pad token.
     """
-    if model.can_generate() or tokenizer is None or tokenizer.pad_token_id not in end_token_ids(tokenizer):
+    if model.can_generate() or tokenizer is None:
         return tokenizer, None
+    is_beyond = _pads_beyond(model, tokenizer)
+    if not is_beyond and tokenizer.pad_token_id not in end_token_ids(tokenizer):
+        return tokenizer, None
+    reason = _no_embedding(tokenizer) if is_beyond else f"answers end with the pad token, {tokenizer.pad_token}"
     taken, copied = {*end_token_ids(tokenizer), None}, copy.deepcopy(tokenizer)
     special = {id_: str(one) for id_, one in tokenizer.added_tokens_decoder.items() if one.special}
-    room = model.config.get_text_config().vocab_size
-    others = [token for id_, token in special.items() if id_ not in taken and id_ < room]
+    others = [token for id_, token in special.items() if id_ not in taken and has_embedding(model.config, id_)]
     pad = min(others, key=lambda token: "pad" not in token.lower(), default=None)
     copied.pad_token = pad
     if pad is None:
         return copied, (
-            f"answers end with the pad token, {tokenizer.pad_token}, and there is no other special token: the exported "
-            "model has none, and transformers scores one answer at a time."
+            f"{reason}, and there is no other special token: the exported model has none, and transformers scores one "
+            "answer at a time."
         )
-    return copied, f"answers end with the pad token, {tokenizer.pad_token}: the exported tokenizer pads with {pad}."
+    return copied, f"{reason}: the exported tokenizer pads with {pad}."
+
+
+def _pads_beyond(model: Any, tokenizer: Any) -> bool:
+    """Whether the tokenizer has a pad token that the model has no embedding for: it was added without a resize."""
+    pad_token_id = getattr(tokenizer, "pad_token_id", None)
+    return pad_token_id is not None and not has_embedding(model.config, pad_token_id)
+
+
+def _no_embedding(tokenizer: Any) -> str:
+    return f"the model has no embedding for the pad token, {tokenizer.pad_token}"
 
 
 def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -125,16 +142,18 @@ def _write_config(model: Any, tokenizer: Any, folder: Path) -> None:
 def _pad_token_id_for(model: Any, tokenizer: Any) -> int | None:
     """The tokenizer's; where that ends answers, the base's own, or none: torch trains no embedding of a pad token.
 
-    Generation asks its own settings. A classifier needs one, and has none that ends answers: see `tokenizer_for`. A
-    model whose positions depend on the id keeps the one that it was trained with.
+    One that the model has no embedding for is passed over, too: with its id nothing opens the model. A model whose
+    positions depend on the id keeps the one that it was trained with.
+
+    Generation asks its own settings. A classifier needs one, and has none that ends answers: see `tokenizer_for`.
     """
     if (row := padding_position(model)) is not None:
         return row
     if not model.can_generate():
         return tokenizer.pad_token_id
     ends = (*end_token_ids(tokenizer, model), None)
-    ids = (tokenizer.pad_token_id, getattr(model.config.get_text_config(), "pad_token_id", None))
-    return next((id_ for id_ in ids if id_ not in ends), None)
+    ids: Any = (tokenizer.pad_token_id, getattr(model.config.get_text_config(), "pad_token_id", None))
+    return next((id_ for id_ in ids if id_ not in ends and has_embedding(model.config, id_)), None)
 
 
 def generation_config_for(model: Any, tokenizer: Any) -> Any:
@@ -148,7 +167,7 @@ def generation_config_for(model: Any, tokenizer: Any) -> Any:
         return config
     end_ids = end_token_ids(tokenizer, model)
     config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids or None
-    config.pad_token_id = tokenizer.pad_token_id
+    config.pad_token_id = None if _pads_beyond(model, tokenizer) else tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
     return config
 

@@ -93,6 +93,16 @@ def check_vocabulary(config: PretrainedConfig, smallest_id: int, largest_id: int
         )
 
 
+def has_embedding(config: PretrainedConfig, token_id: int) -> bool:
+    """Whether the model's vocabulary holds that id; a token that was added without a resize lies beyond it."""
+    return token_id < config.get_text_config().vocab_size
+
+
+def padding_id(config: PretrainedConfig, pad_token_id: int | None) -> int:
+    """What fills places that are masked: the tokenizer's pad token, or 0 where the model has no embedding for it."""
+    return pad_token_id if pad_token_id is not None and has_embedding(config, pad_token_id) else 0
+
+
 def check_dtype(param_dtype: str, device_type: str) -> None:
     """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
     if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():

@@ -14,6 +14,7 @@ from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import RankLost, StoppedAlone
 from openrlhf.models import Actor
+from openrlhf.models.limits import padding_id
 from openrlhf.parallel.collectives import any_rank, gather_objects, gather_problems
 from openrlhf.parallel.groups import ProcessGroups
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
@@ -152,8 +153,10 @@ class Answering(Callback):
         return found
 
     def _generated(self, model: Actor, prompts: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
-        ids, mask = padded_left(prompts, self._tokenizer.pad_token_id)
-        end_ids = end_token_ids(self._tokenizer, base_of(model.model))  # now: the data have set the template
+        base = base_of(model.model)
+        pad_id = padding_id(base.config, self._tokenizer.pad_token_id)
+        ids, mask = padded_left(prompts, pad_id)
+        end_ids = end_token_ids(self._tokenizer, base)  # now: the data have set the template
         output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -161,7 +164,7 @@ class Answering(Callback):
             use_cache=True,
             max_new_tokens=self._max_new_tokens,
             eos_token_id=end_ids,
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=pad_id,
         )
         for prompt, row in zip(prompts, output[:, ids.shape[1] :].tolist(), strict=True):
             end = next((place for place, token in enumerate(row) if token in end_ids), None)

@@ -121,6 +121,19 @@ def test_an_end_token_that_pads_stays_out_of_the_config(of_base: int | None, kep
     assert model.get_input_embeddings().weight.grad[0].any()
 
 
+def test_a_pad_token_without_an_embedding_is_left_out_and_told(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), pad_token_id=None)
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    assert try_export(model, tokenizer, tmp_path) == [
+        "the model has no embedding for the pad token, <new pad>: the exported configuration leaves its id out."
+    ]
+    export_model(model, tokenizer, tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.pad_token_id is again.generation_config.pad_token_id is None
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token == "<new pad>"
+
+
 @pytest.mark.parametrize("model_type", ["roberta", "xglm"])
 def test_a_pad_token_that_positions_depend_on_stays_in_the_config(model_type: str, tmp_path: Path) -> None:
     model, tokenizer = small_model_named(model_type).eval(), tiny_tokenizer(vocab_size=300)

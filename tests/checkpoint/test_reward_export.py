@@ -72,6 +72,17 @@ def test_the_export_is_rehearsed_and_says_what_pads(tmp_path):
     assert try_export(tiny_model("llama"), tiny_tokenizer(pad_is_eos=True), tmp_path) == []
 
 
+def test_a_pad_token_without_an_embedding_is_replaced(tmp_path):
+    model, tokenizer = reward_cases.tiny_classifier(), tiny_tokenizer()
+    tokenizer.add_tokens([f"<{number}>" for number in range(model.config.vocab_size - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    (note,) = try_export(model, tokenizer, tmp_path)
+    assert note == "the model has no embedding for the pad token, <new>: the exported tokenizer pads with <|pad|>."
+    export_model(model, tokenizer, tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path).pad_token_id == 1
+
+
 def test_without_another_special_token_transformers_takes_one_answer_at_a_time(tmp_path):
     model, tokenizer = reward_cases.tiny_classifier().eval(), tiny_tokenizer(pad_is_eos=True)
     model.config.vocab_size = 1  # no embedding for the others

@@ -56,4 +56,31 @@ BUGS = [
         "",
         (f"{_EXPORT}a_pad_token_that_positions_depend_on_stays_in_the_config",),
     ),
+    Bug(
+        "a_pad_token_without_an_embedding_is_exported",
+        "a pad token was added without a resize: the training ends well, and nothing opens its model",
+        "checkpoint/model_settings.py",
+        "if id_ not in ends and has_embedding(model.config, id_)), None)",
+        "if id_ not in ends), None)",
+        (f"{_EXPORT}a_pad_token_without_an_embedding_is_left_out_and_told",),
+    ),
+    Bug(
+        "answers_padded_without_an_embedding",
+        "with a pad token that the model has no embedding for, prompts of two lengths end the run or the generation",
+        "models/limits.py",
+        "if pad_token_id is not None and has_embedding(config, pad_token_id) else 0",
+        "if pad_token_id is not None else 0",
+        (
+            "tests/runs/test_answers.py::test_a_pad_token_without_an_embedding_stands_in_no_prompt",
+            "tests/rejection/test_transformers_engine.py::test_a_pad_token_without_an_embedding_stands_in_no_batch",
+        ),
+    ),
+    Bug(
+        "a_reward_model_pads_without_an_embedding",
+        "an exported reward model whose pad token was added without a resize does not open",
+        "checkpoint/model_settings.py",
+        "    is_beyond = _pads_beyond(model, tokenizer)\n",
+        "    is_beyond = False\n",
+        ("tests/checkpoint/test_reward_export.py::test_a_pad_token_without_an_embedding_is_replaced",),
+    ),
 ]

@@ -71,6 +71,18 @@ def test_plain_batches_draw_the_same_answers(folders: dict[str, str]) -> None:
     assert texts(plain, requests()) == texts(refilled, requests())
 
 
+def test_a_pad_token_without_an_embedding_stands_in_no_batch(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tiny_model("qwen3", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = texts(engine_of(str(tmp_path), 4), requests(n=1))
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    engine = engine_of(str(tmp_path), 4)
+    assert engine._refills
+    assert texts(engine, requests(n=1)) == expected
+
+
 def test_a_model_with_a_cache_of_its_own_is_run_in_plain_batches(tmp_path: Path) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 

@@ -268,6 +268,21 @@ def test_an_answer_ends_at_its_end_token(bench, end):
     assert list(answering._generated(Model(), [text])) == [(tokenizer.decode(text), "stop")]
 
 
+def test_a_pad_token_without_an_embedding_stands_in_no_prompt(bench):
+    config = parse_config(SFTConfig, words(bench, "never"))
+    tokenizer = build_tokenizer(config)
+
+    class Model:
+        device, model = torch.device("cpu"), tiny_model("llama", vocab_size=len(tokenizer))
+        generate = model.generate
+
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    answering = Answering(config, tokenizer, 512)
+    alone = [answer for prompt in prompts for answer in answering._generated(Model(), [prompt])]
+    assert list(answering._generated(Model(), prompts)) == alone
+
+
 @pytest.mark.parametrize(("most", "sizes"), [(2, [5, 2, 2, 1]), (0, [5, 2, 1])])
 def test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once(bench, most, sizes):
     config = parse_config(SFTConfig, words(bench, "never"))

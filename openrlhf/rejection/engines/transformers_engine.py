@@ -20,7 +20,7 @@ from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.engine.devices import give_back_memory, take_device
 from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.errors import UserError, is_out_of_memory
-from openrlhf.models.limits import num_positions
+from openrlhf.models.limits import num_positions, padding_id
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
 from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
@@ -63,7 +63,7 @@ class TransformersEngine(Engine):
         self._device = self._model.device
         ends = self._model.generation_config.eos_token_id
         self._end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self._pad_id = tokenizer.pad_token_id
+        self._pad_id = padding_id(self._model.config, tokenizer.pad_token_id)
         self._max_positions = num_positions(self._model.config)
         self._refills = self._has_plain_cache()
 

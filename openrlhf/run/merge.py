@@ -111,20 +111,30 @@ def _tell_of_another_base(model_path: str, lora_path: str) -> None:
 
 
 def _merged(model: Any, lora_path: str) -> Any:
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    is_tied = head is not None and head.weight is embedding.weight
-    if is_tied:  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    tied = _untied(model)  # an adapter of one of the two, or a copy of it that was trained, must not reach the other
     with_adapter: Any = add_lora(model, LoraConfig(adapter_name_or_path=lora_path), keeps_dtype=False)
     with warnings.catch_warnings():  # it looks while they are apart, and cannot know that they are tied again below
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
         merged = with_adapter.merge_and_unload(safe_merge=True)
-    if not is_tied:
+    if not tied:
         return merged
-    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
-    is_tied = torch.equal(head.weight, embedding.weight)
-    if is_tied:
-        head.weight = embedding.weight
+    weights = dict(merged.named_parameters())
+    stay_tied = all(torch.equal(weights[one], weights[other]) for one, other in tied.items())
     for config in (merged.config, merged.config.get_text_config()):
-        config.tie_word_embeddings = is_tied
+        config.tie_word_embeddings = stay_tied  # one setting for all of them; PEFT's merge has set it to False
+    if stay_tied:
+        merged.tie_weights()
     return merged
+
+
+def _untied(model: Any) -> dict[str, str]:
+    """Gives each weight that is another one's too a copy of its own: biases and further embeddings as well as the head.
+
+    Returns: their names, and for each the name of the other.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    tied = {one: other for one, other in model.all_tied_weights_keys.items() if weights[one] is weights[other]}
+    for name in tied:
+        module, _, field = name.rpartition(".")
+        setattr(model.get_submodule(module), field, torch.nn.Parameter(weights[name].detach().clone()))
+    return tied

@@ -22,10 +22,12 @@ from openrlhf.models import Actor
 from openrlhf.models.head.log_prob_head import LogProbHead
 from openrlhf.models.loading import four_bit_config
 from openrlhf.models.lora import freeze_all_but
+from openrlhf.run.merge import merge_adapters
 from tests.equivalence.adapter_cells import set_trained
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import CHATML, tiny_tokenizer
 from tests.helpers.workbench import save_model
+from tests.zoo.shrink import small_model_named
 
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -160,6 +162,18 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, damage):
     other = tiny_model("llama", **(dict(hidden_size=32) if damage == "another model" else {}))
     with pytest.raises(UserError, match="does not fit the model"):
         Actor(other, lora=LoraConfig(adapter_name_or_path=str(tmp_path / "adapter")))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "prophetnet"])
+def test_a_merge_writes_every_weight_that_is_tied_no_more(model_type, tmp_path):
+    """Beside the head: the bias of BERT's, and ProphetNet's second table."""
+    small_model_named(model_type).save_pretrained(tmp_path / "base")
+    actor = adapted(tmp_path / "base", target_modules=("word_embeddings",))
+    export_model(actor.model, tiny_tokenizer(vocab_size=300), tmp_path / "adapter")
+    merge_adapters(str(tmp_path / "base"), [str(tmp_path / "adapter")], str(tmp_path / "merged"))
+    merged, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+    torch.testing.assert_close(of_transformers(merged), of_transformers(actor.model), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("damage", ["base lacks a weight", "base is cut", "adapter lacks a weight", "adapter is cut"])

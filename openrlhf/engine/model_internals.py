@@ -191,6 +191,27 @@ def computes_as_linear(module: nn.Linear) -> bool:
     return isinstance(output, torch.Tensor) and output.shape == (3, module.out_features)
 
 
+def computes_as_lookup(module: nn.Embedding) -> bool:
+    """Whether embeddings give a token's row of the weight, or that times one number; a model's own class may do more.
+
+    A model's own class is tried out with a weight of two rows, and its buffers at 1: on the meta device they hold none.
+    """
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = torch.stack([torch.linspace(*ends, module.embedding_dim) for ends in ((1.0, 2.0), (6.0, 3.0))])
+    stand_in = copy.copy(module)
+    stand_in._parameters = {"weight": nn.Parameter(weight)}
+    stand_in._buffers = {
+        name: torch.ones_like(buffer, device="cpu") for name, buffer in module.named_buffers(recurse=False)
+    }
+    stand_in.padding_idx = None
+    try:
+        factors = stand_in(torch.tensor([[0, 1]])) / weight
+    except Exception:  # whatever it is, it asks for more than ids
+        return False
+    return factors.shape == (1, *weight.shape) and torch.allclose(factors, factors[0, 0, 0])
+
+
 def kept_in_float32(module: nn.Module, dtype: torch.dtype) -> list[str]:
     """Names of the parameters that transformers holds in float32 where the model is loaded in that dtype."""
     lists = ["_keep_in_fp32_modules_strict"] * (dtype in (torch.float16, torch.bfloat16))

@@ -16,13 +16,20 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from openrlhf.config.adapter_settings import LoraConfig
-from openrlhf.engine.model_internals import computes_as_linear
+from openrlhf.engine.model_internals import computes_as_linear, computes_as_lookup
 from openrlhf.engine.parameters import whole_numel, whole_shape
 from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 
 ALL_LINEAR = "all-linear"
-# Their fused kernels read the weight of this layer without calling it; PEFT refuses it.
-_MODEL_TYPES_WITH_FUSED_OUT_PROJ = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+# By type: layers whose weight is read without a call, so that an adapter beside them is never trained.
+_UNCALLED_LAYERS = {
+    "falcon_h1": {"out_proj"},
+    "falcon_mamba": {"dt_proj", "out_proj"},
+    "jamba": {"dt_proj"},
+    "mamba": {"dt_proj", "out_proj"},
+    "mamba2": {"out_proj"},
+    "nemotron_h": {"out_proj"},
+}
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +48,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     dtype, unless `keeps_dtype` is False: then half precision becomes float32, as for a merge, which rounds once.
 
     Raises:
-        UserError: PEFT is not installed, a name or number of a layer is none of the model's, or the folder's adapter is
-            another model's.
+        UserError: PEFT is not installed, a name or number of a layer is none of the model's or takes no adapter, or
+            the folder's adapter is another model's.
     """
     try:
         from peft import get_peft_model
@@ -52,21 +59,25 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     put_into = functools.partial(get_peft_model, autocast_adapter_dtype=not keeps_dtype)
     if lora.adapter_name_or_path is not None:
         with_adapters: Any = put_into(model, _saved_config(lora.adapter_name_or_path))
+        _check_lookups(with_adapters)
         if not of_shapes:
             _load_adapter(with_adapters, lora.adapter_name_or_path)
         return with_adapters
     _check_names(model, lora)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     left_out = [n for n, module in linear.items() if isinstance(module, nn.Linear) and not computes_as_linear(module)]
-    if _takes_all(lora) and model.config.model_type in _MODEL_TYPES_WITH_FUSED_OUT_PROJ:
-        left_out += [name for name in linear if name.endswith(".out_proj")]
-    suitable = [name for name in linear if name not in left_out]
+    uncalled = [n for n in linear if n.rpartition(".")[2] in _UNCALLED_LAYERS.get(model.config.model_type, ())]
+    suitable = [name for name in linear if name not in (*left_out, *uncalled)]
+    if _takes_all(lora):
+        left_out += uncalled
     sizes = {name: whole_numel(parameter) for name, parameter in model.named_parameters()}
     fused = _fused_experts(model)
     try:
+        _check_called(lora, uncalled)
         with_adapters = put_into(model, _new_config(model, lora, left_out, suitable))
     except ValueError as error:
         raise UserError(_refusal(lora, error, suitable)) from error
+    _check_lookups(with_adapters)
     if _takes_all(lora) and not of_shapes:
         # PEFT knows the fused experts of some models by the names of the layers that they were.
         adapted = getattr(with_adapters.peft_config["default"], "target_parameters", None) or ()
@@ -140,6 +151,30 @@ def _check_names(model: PreTrainedModel, lora: LoraConfig) -> None:
     for name in lora.target_parameters or ():
         if not any(f".{one}".endswith(f".{name}") for one in parameters):
             raise _no_such("target_parameters", name, {re.sub(r"^.*\.\d+\.", "", one) for one in parameters})
+
+
+def _check_called(lora: LoraConfig, uncalled: list[str]) -> None:
+    """Raises ValueError where a layer is named that the model does not call."""
+    for target in lora.target_modules:
+        if any(f".{name}".endswith(f".{target}") for name in uncalled):
+            raise ValueError("the model reads the layer's weight without calling it: its adapter would not be trained.")
+
+
+def _check_lookups(with_adapters: nn.Module) -> None:
+    """Raises UserError for an adapter beside embeddings that normalize what they find, or look it up in another way.
+
+    PEFT adds the adapter to what comes out, and when it merges, to the weight: the merged model would be another one.
+    """
+    from peft.tuners.lora import Embedding
+
+    for name, module in with_adapters.named_modules():
+        base: Any = module.get_base_layer() if isinstance(module, Embedding) else None
+        if base is not None and not computes_as_lookup(base):
+            raise UserError(
+                f"{name.removeprefix('base_model.model.')} ({type(base).__name__}) does more than look up a row of its "
+                "weight, so that no adapter beside it could be merged: leave it out of --ds.lora.target_modules. "
+                "--ds.lora.modules_to_save trains it whole."
+            )
 
 
 def _no_such(flag: str, name: str, known: Iterable[str]) -> UserError:

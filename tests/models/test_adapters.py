@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,6 +101,8 @@ def test_a_merged_model_has_the_same_log_probs(exported):
     combine([*words, "--output_path", str(folder / "merged")])
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     torch.testing.assert_close(of_transformers(merged), actor(IDS)[0].detach(), rtol=0, atol=5e-6)
+    written = load_file(folder / "merged" / "model.safetensors")
+    assert ("lm_head.weight" in written) != merged.config.tie_word_embeddings
     assert AutoTokenizer.from_pretrained(folder / "merged").chat_template == CHATML
 
 
@@ -174,6 +177,22 @@ def test_a_merge_writes_every_weight_that_is_tied_no_more(model_type, tmp_path):
     merged, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not info["missing_keys"]
     torch.testing.assert_close(of_transformers(merged), of_transformers(actor.model), rtol=0, atol=5e-5)
+
+
+def test_embeddings_that_do_more_than_look_up_are_refused(tmp_path):
+    """And by a merge, of an adapter from elsewhere; those that scale what they find take one."""
+    lora = LoraConfig(rank=4, target_modules=("embed_tokens",))
+    said = r"model.embed_tokens \(InklingNormedEmbedding\) does more than look up a row of its weight"
+    with pytest.raises(UserError, match=said):
+        Actor(small_model_named("inkling_text"), lora=lora)
+    model = small_model_named("inkling_text")
+    model.save_pretrained(tmp_path / "base")
+    with_adapter = get_peft_model(model, PeftLoraConfig(target_modules=["embed_tokens"]))
+    with_adapter.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(UserError, match=rf"cannot be merged into .*{said}"):
+        merge_adapters(str(tmp_path / "base"), [str(tmp_path / "adapter")], str(tmp_path / "merged"))
+    actor = Actor(small_model_named("gemma2"), lora=lora)
+    assert any("embed_tokens.lora_embedding_A" in name for name, _ in actor.named_parameters())
 
 
 @pytest.mark.parametrize("damage", ["base lacks a weight", "base is cut", "adapter lacks a weight", "adapter is cut"])

@@ -10,6 +10,7 @@ from openrlhf.errors import UserError
 from openrlhf.models import Actor
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples, reference_log_probs
+from tests.zoo.shrink import small_model_named
 
 LLAMA4 = dict(
     model_type="llama4_text", vocab_size=512, hidden_size=64, intermediate_size=96, intermediate_size_mlp=96,
@@ -17,10 +18,7 @@ LLAMA4 = dict(
 )  # fmt: skip
 
 
-def mamba():
-    return AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("mamba", vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4)
-    ).eval()
+IDS = torch.arange(12, 24)[None]
 
 
 def adapted_layers(actor):
@@ -53,14 +51,19 @@ def test_a_linear_class_of_the_models_own_that_computes_as_one_gets_adapters():
     assert adapted_layers(actor) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 
 
-def test_default_adapters_leave_out_what_fused_kernels_read():
-    assert adapted_layers(Actor(mamba(), lora_rank=4)) == {"in_proj", "x_proj", "dt_proj"}
+@pytest.mark.parametrize("model_type", ["mamba", "falcon_mamba", "jamba"])
+def test_default_adapters_leave_out_what_is_read_without_a_call(model_type):
+    actor = Actor(small_model_named(model_type), lora_rank=4)
+    actor(IDS)[0].sum().backward()
+    assert adapted_layers(actor) >= {"in_proj", "x_proj"}
+    assert [name for name, one in actor.named_parameters() if "lora_B" in name and not one.grad.any()] == []
 
 
-def test_a_layer_that_takes_none_is_refused_by_its_flag_with_those_that_do():
-    message = r"--ds.lora.target_modules out_proj: .* take adapters: dt_proj, in_proj, lm_head, out_proj, x_proj\.$"
+@pytest.mark.parametrize("layer", ["out_proj", "dt_proj", "mixer.dt_proj"])
+def test_a_layer_that_takes_none_is_refused_by_its_flag_with_those_that_do(layer):
+    message = rf"--ds.lora.target_modules in_proj,{layer}: .* take adapters: in_proj, lm_head, x_proj\.$"
     with pytest.raises(UserError, match=message):
-        Actor(mamba(), lora_rank=4, target_modules=["out_proj"])
+        Actor(small_model_named("mamba"), lora_rank=4, target_modules=["in_proj", layer])
 
 
 def lines_of(caplog):

@@ -75,7 +75,7 @@ BUGS = [
         "answers_run_past_the_end_of_a_turn",
         "a model that ends its turns otherwise than its tokenizer ends texts is judged by turns that it makes up",
         "run/answering.py",
-        "end_ids = end_token_ids(self._tokenizer, base_of(model.model))",
+        "end_ids = end_token_ids(self._tokenizer, base)",
         "end_ids = [self._tokenizer.eos_token_id]",
         (f"{_TESTS}::test_an_answer_ends_at_its_end_token",),
     ),

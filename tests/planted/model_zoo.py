@@ -59,8 +59,8 @@ BUGS = [
         "positions_of_roberta_from_zero",
         "RoBERTa's family trains with the positions of padding",
         "engine/model_internals.py",
-        "next((index + 1 for index",
-        "next((0 for index",
+        "next((table.padding_idx + 1 for table",
+        "next((0 for table",
         (_PROBE + "test_positions_of_the_roberta_family_begin_behind_that_of_padding",),
     ),
     Bug(

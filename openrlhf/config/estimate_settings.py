@@ -33,5 +33,9 @@ class EstimateConfig(SFTConfig):
         (_of_its_ranks, model_folder),
     )
     ranks: PositiveCount = free(1, "ranks of the run")
-    memory: Size | None = free(None, "memory of a rank's device, such as 80GB; none: what this machine has free")
+    memory: Size | None = free(
+        None,
+        "memory of a rank's device, such as 80GiB, which a card called 80GB has (80GB is 74.5 GiB); none: what this "
+        "machine has free",
+    )
     device: Literal["cuda", "cpu"] = free("cuda", "what a rank computes on")

@@ -69,7 +69,8 @@ def estimate_memory(
                            k = 2 fp32 numbers that Adam keeps for a weight
 
     An offloaded optimizer keeps its state in the host's memory, with two fp32 gradients and a copy of the weights
-    ((8 + w)·T, divided by N from z = 1 on) beside it. The allocator's slack comes on top.
+    ((8 + w)·T, divided by N from z = 1 on) beside it. With z = 1 it takes gradients off the device at the end of a
+    backward pass alone, so they are all there by then; from z = 2 on as they come. The allocator's slack comes on top.
 
     Dtypes are "fp32", "bf16", "fp16"; `gradient_dtype` is `param_dtype` when not given.
     """
@@ -97,7 +98,7 @@ def estimate_memory(
     at_update = max(sent * bucket, flat_gradient) if zero_stage < 3 else sent * bucket + flat_gradient
     return MemoryEstimate(
         weights_bytes=share(weight_bytes * num_parameters, from_stage=3),
-        gradients_bytes=0 if optimizer_offload else gradients_bytes,
+        gradients_bytes=0 if optimizer_offload and zero_stage > 1 else gradients_bytes,
         optimizer_bytes=0 if optimizer_offload else optimizer_bytes,
         beside_bytes=gathered + (0 if fills or not sent else weight_bytes * bucket),
         update_bytes=gathered + (sent * bucket if optimizer_offload else at_update),

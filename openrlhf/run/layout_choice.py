@@ -245,7 +245,7 @@ def _stages(config: Any, num_ranks: int) -> Sequence[int]:
             return (2,)
         clips_in_zero_1 = config.ds.param_dtype == "bf16" and config.ds.grad_accum_dtype in (None, "fp32")
         return (1,) if clips_in_zero_1 or sums_in_another_dtype(config.ds) else (0,)
-    return ZERO_STAGES[lowest_stage(config.ds, num_ranks) :]
+    return ZERO_STAGES[lowest_stage(config.ds, num_ranks, config.ds.adam_offload) :]
 
 
 def _check_settings(config: Any, num_ranks: int) -> None:
@@ -286,9 +286,13 @@ class _Room:
             return ways[0], dict.fromkeys((_STAGE, _RECOMPUTES), "the memory is not known")
         fitting = [way for tokens in tokens_needed for way in ways if self._holds(way, tokens)]
         assert self._free is not None, "it is known"
-        way = fitting[0] if fitting else self._memory.leanest(ways, tokens_needed[-1], self._free)
+        if not fitting:
+            leanest = self._memory.leanest(ways, tokens_needed[-1], self._free)
+            return leanest, dict.fromkeys((_STAGE, _RECOMPUTES), "nothing surely fits, this takes least")
+        way = fitting[0]
         lowest, highest = min(one.zero_stage for one in ways), max(one.zero_stage for one in ways)
-        reasons = {0: "one rank splits nothing", 1: "states fit"} if lowest < highest else {}
+        known = {0: "one rank splits nothing", 1: "states fit"}
+        reasons = known | ({2: "gradients are offloaded too"} if way.offload else {}) if lowest < highest else {}
         why_lowest = reasons.get(lowest, "other settings need it")
         return way, {
             _STAGE: why_lowest if way.zero_stage == lowest else "less does not fit",

@@ -146,13 +146,16 @@ class RunMemory:
         return RankMemory(states, model.activation_bytes(num_tokens, self.on_cpu, states.waiting_bytes, num_pairs))
 
     def check(self, ways: Sequence[Way], num_tokens: int, of_what: str) -> None:
-        """Raises UserError where this machine has no room for a micro-batch of so many tokens, any of the ways.
+        """Raises UserError as `check_in`, by what this machine has free."""
+        self.check_in(Memory.free_here(self.on_cpu), ways, num_tokens, of_what)
+
+    def check_in(self, memory: Memory | None, ways: Sequence[Way], num_tokens: int, of_what: str) -> None:
+        """Raises UserError where the memory has no room for a micro-batch of so many tokens, any of the ways.
 
         An estimate that is off by its worst must not end a run: it has to be well beyond what is free.
 
-        Args: of_what: what has so many tokens, to go on from "… has no room for".
+        Args: memory: of a rank; None: not known. of_what: what has so many tokens, after "… has no room for".
         """
-        memory = Memory.free_here(self.on_cpu)
         if memory is None:
             return
         for way in ways:
@@ -161,8 +164,7 @@ class RunMemory:
                 return
         needed = self.of(self.leanest(ways, num_tokens, memory), num_tokens)
         assert needed is not None, "asked before"
-        lowest = lowest_stage(self._config.ds, self.num_ranks)
-        others = [way for way in self.ways() if way.zero_stage >= lowest and self.fits(way, num_tokens, memory)]
+        others = [way for way in self.ways_to_recommend() if self.fits(way, num_tokens, memory)]
         less = "more ranks would take less; of what changes it, adapters (--ds.lora.rank)"
         remedy = f"{others[0].flags()} would fit" if others else less
         needs, free = size_text(needed.least_bytes(memory)), size_text(memory.device_bytes)
@@ -189,6 +191,12 @@ class RunMemory:
         needed = self.of(way, num_tokens)
         return needed is not None and needed.fits(memory)
 
+    def ways_to_recommend(self) -> Iterator[Way]:
+        """Those of `ways` whose stage gains something over a lower one."""
+        for way in self.ways():
+            if way.zero_stage >= lowest_stage(self._config.ds, self.num_ranks, way.offload):
+                yield way
+
     def ways(self) -> Iterator[Way]:
         """All that the settings leave open, the fastest first: what is offloaded or recomputed costs time."""
         for offload in (False, True):
@@ -198,12 +206,15 @@ class RunMemory:
                         yield Way(stage, offload, recomputes)
 
 
-def lowest_stage(ds: DeepspeedConfig, num_ranks: int) -> int:
+def lowest_stage(ds: DeepspeedConfig, num_ranks: int, offload: bool) -> int:
     """The lowest stage of ZeRO to be recommended.
 
     In float32 each stage holds the weights twice, which is for nothing on a single rank. In 16 bits they are held twice
-    without ZeRO too, and gradients are summed in 16 bits.
+    without ZeRO too, and gradients are summed in 16 bits. An offloaded optimizer leaves all gradients on the device
+    until a backward pass ends below stage 2.
     """
+    if offload:
+        return 2
     return 0 if num_ranks == 1 and ds.param_dtype == "fp32" and not sums_in_another_dtype(ds) else 1
 
 

@@ -12,9 +12,9 @@ from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable
 from openrlhf.models.loading import facts_of
-from openrlhf.run.layout_choice import ChosenLayout, open_layout
+from openrlhf.run.layout_choice import ChosenLayout, OpenLayout, open_layout
 from openrlhf.run.lengths import Lengths
-from openrlhf.run.memory_estimate import Memory, RankMemory, Way, lowest_stage, size_text, unit_of
+from openrlhf.run.memory_estimate import Memory, RankMemory, RunMemory, Way, size_text, unit_of
 
 _COLUMNS = ("ZeRO", "offload", "recompute", "weights", "grads", "states", "active", "update", "peak", "host", "fits")
 
@@ -27,7 +27,8 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
     console = console or Console()
     facts = facts_of(config.model.model_name_or_path, config.ds.param_dtype, config.model.trust_remote_code)
     memory = _memory(config)
-    layout = _layout(config, facts, memory)
+    opened, longest = _open_layout(config, facts), config.data.max_len
+    layout = opened.choose(Lengths(longest, config.train.batch_size * longest), memory)
     run, num_tokens = layout.memory, _tokens(layout.config)
     model = run.model(recomputes=False)
     if model is None:
@@ -42,7 +43,8 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
         f"{config.ds.param_dtype}; ranks: {config.ranks:,} × {config.device}; micro-batches of {num_tokens:,} tokens.",
         soft_wrap=True,
     )
-    unit, unit_bytes = unit_of(max(needed.device_bytes for needed in found.values()))
+    most = max(needed.device_bytes for needed in found.values())
+    unit, unit_bytes = unit_of(min(most, 2**40 - 1))  # in TiB small cells would be 0.0
     table = Table(*_COLUMNS, box=None, pad_edge=False, padding=(0, 1))
     for way, needed in found.items():
         table.add_row(*_row(way, needed, memory, unit_bytes))
@@ -53,20 +55,28 @@ def print_memory_table(config: EstimateConfig, console: Console | None = None) -
         f"checkpoint saved beside the training keeps {saved} of host memory.",
         soft_wrap=True,
     )
-    console.print(_verdict(found, memory, lowest_stage(config.ds, config.ranks)), soft_wrap=True)
-    console.print(f"A run here: {layout.in_words()}.", soft_wrap=True)
+    console.print(_verdict(run, found, memory), soft_wrap=True)
+    console.print(_words_on_run(opened, layout, memory, longest), soft_wrap=True)
 
 
-def _layout(config: EstimateConfig, facts: ModelFacts, memory: Memory | None) -> ChosenLayout:
-    """Of a run on data whose samples are all as long as may be."""
+def _words_on_run(opened: OpenLayout, layout: ChosenLayout, memory: Memory | None, longest: int) -> str:
+    """Its layout, or why it is refused."""
+    of_rank = longest // layout.config.ds.ring_attn_size
+    try:
+        layout.memory.check_in(memory, opened.ways, of_rank, f"a sample of {longest:,} tokens")
+    except UserError as error:
+        return f"A run here is refused: {error}"
+    return f"A run here: {layout.in_words()}."
+
+
+def _open_layout(config: EstimateConfig, facts: ModelFacts) -> OpenLayout:
+    """Raises UserError where nothing that the settings leave open makes them possible."""
 
     def check(settled: EstimateConfig, facts: ModelFacts) -> None:
         if settled.ds.packing_samples and facts.model_class:
             check_packable(facts.model_class, facts.config)
 
-    longest = config.data.max_len
-    lengths = Lengths(longest, config.train.batch_size * longest)
-    return open_layout(config, facts, config.ranks, config.device == "cpu", check).choose(lengths, memory)
+    return open_layout(config, facts, config.ranks, config.device == "cpu", check)
 
 
 def _tokens(config: EstimateConfig) -> int:
@@ -98,12 +108,11 @@ def _row(way: Way, needed: RankMemory, memory: Memory | None, unit_bytes: int) -
     return [str(way.zero_stage), *switches, *(f"{size / unit_bytes:.1f}" for size in sizes), fits]
 
 
-def _verdict(found: dict[Way, RankMemory], memory: Memory | None, lowest: int) -> str:
-    """Args: lowest: stage of ZeRO to be recommended."""
+def _verdict(run: RunMemory, found: dict[Way, RankMemory], memory: Memory | None) -> str:
     if memory is None:
-        return "Give --memory 80GB, or another size, to see what fits."
+        return "Give --memory 80GiB, or another size, to see what fits."
     room = size_text(memory.device_bytes)
-    fitting = [way for way, needed in found.items() if way.zero_stage >= lowest and needed.fits(memory)]
+    fitting = [way for way in run.ways_to_recommend() if way in found and found[way].fits(memory)]
     if fitting:
         return f"Of {room}, a tenth is left for the allocator. The fastest that fits: {fitting[0].flags()}"
     least = min(found, key=lambda way: found[way].device_bytes)

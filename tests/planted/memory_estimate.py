@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _ESTIMATE = "tests/runs/test_memory_estimate.py::test_"
+_CHOICE = "tests/runs/test_layout_choice.py::test_"
 
 BUGS = [
     Bug(
@@ -110,5 +111,45 @@ BUGS = [
         "model.num_linear * (1 + self._num_frozen)",
         "model.num_linear",
         (f"{_ESTIMATE}four_bits_are_saved_in_the_layers_of_every_frozen_model",),
+    ),
+    Bug(
+        "zero_1_offloads_gradients_at_once",
+        "a run is promised gigabytes that its gradients take, and stops in its first backward pass",
+        "engine/state_memory.py",
+        "gradients_bytes=0 if optimizer_offload and zero_stage > 1 else",
+        "gradients_bytes=0 if optimizer_offload else",
+        (f"{_ESTIMATE}gradients_stay_on_the_device_where_zero_1_offloads_the_optimizer",),
+    ),
+    Bug(
+        "an_offloaded_run_begins_at_zero_1",
+        "a run that offloads its optimizer keeps all gradients on the device, where stage 2 would not",
+        "run/memory_estimate.py",
+        "    if offload:\n        return 2\n",
+        "",
+        (f"{_CHOICE}the_stages_that_other_settings_allow_are_left",),
+    ),
+    Bug(
+        "states_that_do_not_fit_are_said_to_fit",
+        "the start table says that states fit where nothing does",
+        "run/layout_choice.py",
+        'dict.fromkeys((_STAGE, _RECOMPUTES), "nothing surely fits, this takes least")',
+        'dict.fromkeys((_STAGE, _RECOMPUTES), "states fit")',
+        (f"{_CHOICE}states_are_not_said_to_fit_where_nothing_does",),
+    ),
+    Bug(
+        "a_refused_run_is_announced",
+        "estimate_memory names the layout of a run that is refused there",
+        "run/memory_table.py",
+        '        return f"A run here is refused: {error}"\n',
+        "        pass\n",
+        (f"{_ESTIMATE}the_command_says_that_nothing_fits",),
+    ),
+    Bug(
+        "large_models_are_told_in_tib",
+        "most cells of a large model's table read 0.0 or 0.1",
+        "run/memory_table.py",
+        "unit_of(min(most, 2**40 - 1))",
+        "unit_of(most)",
+        (f"{_ESTIMATE}the_cells_of_a_large_model_are_in_gib",),
     ),
 ]

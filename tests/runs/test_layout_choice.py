@@ -203,7 +203,9 @@ def test_layers_that_cannot_be_recomputed_are_not():
     [
         ({}, 1, {1, 2, 3}),
         (dict(ds__param_dtype="fp32"), 1, {0, 1, 2, 3}),
-        (dict(ds__param_dtype="fp32", ds__adam_offload=True), 1, {1, 2, 3}),
+        (dict(ds__param_dtype="fp32", ds__adam_offload=True), 1, {2, 3}),  # below, gradients stay on the device
+        (dict(ds__adam_offload=True), 1, {2, 3}),
+        (dict(ds__adam_offload=True, ds__zero_stage=1), 1, {1}),
         (dict(ds__param_dtype="fp32"), 2, {1, 2, 3}),
         (dict(ds__tensor_parallel_size=2), 2, {1, 2}),
         (dict(ds__zpg=2), 2, {3}),
@@ -310,6 +312,12 @@ def test_the_start_table_gives_the_reasons():
         "packed: nothing is padded; micro-batches of 3,072 tokens: a rank's whole step; "
         "activations kept: there is room; ZeRO 2: as set"
     )
+    assert "ZeRO 2: gradients are offloaded too" in chosen(ds__adam_offload=True).in_words()
+
+
+def test_states_are_not_said_to_fit_where_nothing_does():
+    words = figured(20 * 1024).in_words()
+    assert "ZeRO 3, activations recomputed: nothing surely fits, this takes least" in words
 
 
 # --- lengths of the data

@@ -161,6 +161,14 @@ def test_an_offloaded_state_must_fit_the_hosts_memory():
     assert not needed.fits(Memory(True, needed.device_bytes * 2))
 
 
+def test_gradients_stay_on_the_device_where_zero_1_offloads_the_optimizer():
+    """DeepSpeed's stage 1 keeps each weight's whole sum until the backward pass ends (measured: 4 bytes a weight)."""
+    sizes = dict(num_ranks=4, param_dtype="bf16", gradient_dtype="fp32", optimizer_offload=True)
+    found = [of_states(1_000, 1_000, zero_stage=stage, **sizes).gradients_bytes for stage in (1, 2, 3)]
+    assert found == [4_000, 0, 0]
+    assert {way.zero_stage for way in run_memory().ways_to_recommend() if way.offload} == {2, 3}
+
+
 def test_the_ranks_of_a_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory_estimate, "bytes_left", lambda: 8 * GIB)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -186,11 +194,20 @@ def test_the_command_says_what_fits(capsys, model):
     text = said(capsys, "--model.model_name_or_path", model, "--memory", "0.9GB", "--ranks", "4")
     assert "4 × cuda; micro-batches of 32,768 tokens" in text
     assert "The fastest that fits: --ds.zero_stage 1\n" in text
+    assert "A run here: packed" in text
 
 
 def test_the_command_says_that_nothing_fits(capsys, model):
     text = said(capsys, "--model.model_name_or_path", model, "--memory", "10KB", "--ds.lora.rank", "4")
     assert "Nothing fits 9.8 KiB: --ds.zero_stage" in text
+    assert "A run here is refused: this run needs about" in text
+    assert "no room for a sample of 2,048 tokens" in text
+
+
+def test_the_cells_of_a_large_model_are_in_gib(capsys, tmp_path):
+    shape = dict(hidden_size=32_768, intermediate_size=131_072, num_attention_heads=256, num_key_value_heads=256)
+    tiny_model("llama").config.__class__(**shape, num_hidden_layers=8).save_pretrained(tmp_path)
+    assert "In GiB, of a rank." in said(capsys, "--model.model_name_or_path", str(tmp_path))
 
 
 def test_settings_are_checked_for_the_ranks_that_are_asked_for(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import functools
+import importlib.util
 import logging
 import re
 from collections import Counter
@@ -48,17 +48,13 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     dtype, unless `keeps_dtype` is False: then half precision becomes float32, as for a merge, which rounds once.
 
     Raises:
-        UserError: PEFT is not installed, a name or number of a layer is none of the model's or takes no adapter, or
-            the folder's adapter is another model's.
+        UserError: PEFT is not installed, or does not take a package that is; a name or number of a layer is none of the
+            model's or takes no adapter, or the folder's adapter is another model's.
     """
-    try:
-        from peft import get_peft_model
-    except ImportError:
-        raise UserError("--ds.lora.rank needs the package peft: pip install peft") from None
-    # Whole layers beside adapters keep their dtype, and ZeRO-3 knows one for all it trains. Master weights are float32.
-    put_into = functools.partial(get_peft_model, autocast_adapter_dtype=not keeps_dtype)
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--ds.lora.rank needs the package peft: pip install peft")
     if lora.adapter_name_or_path is not None:
-        with_adapters: Any = put_into(model, _saved_config(lora.adapter_name_or_path))
+        with_adapters: Any = _put_into(model, _saved_config(lora.adapter_name_or_path), keeps_dtype)
         _check_lookups(with_adapters)
         if not of_shapes:
             _load_adapter(with_adapters, lora.adapter_name_or_path)
@@ -74,7 +70,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     fused = _fused_experts(model)
     try:
         _check_called(lora, uncalled)
-        with_adapters = put_into(model, _new_config(model, lora, left_out, suitable))
+        with_adapters = _put_into(model, _new_config(model, lora, left_out, suitable), keeps_dtype)
     except ValueError as error:
         raise UserError(_refusal(lora, error, suitable)) from error
     _check_lookups(with_adapters)
@@ -84,6 +80,17 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
         fused = [name for name in fused if not name.endswith(tuple(adapted))]
         _tell_of_weights_without_adapters(left_out, fused, sum(sizes[name] for name in fused) / sum(sizes.values()))
     return with_adapters
+
+
+def _put_into(model: PreTrainedModel, config: Any, keeps_dtype: bool) -> Any:
+    from peft import get_peft_model
+
+    try:
+        # Whole layers keep their dtype, and ZeRO-3 knows one for all that it trains. Master weights are float32.
+        return get_peft_model(model, config, autocast_adapter_dtype=not keeps_dtype)
+    except ImportError as error:  # PEFT looks at optional packages, and refuses an old torchao
+        words = f"PEFT does not take a package here: {first_line_of(error)}. Update or remove it."
+        raise UserError(f"--ds.lora.rank: {words}") from error
 
 
 def _new_config(model: PreTrainedModel, lora: LoraConfig, left_out: list[str], suitable: list[str]) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from openrlhf.config import LoraConfig
 from openrlhf.errors import UserError
 from openrlhf.models import Actor
+from openrlhf.models.activation_memory import memory_of
+from openrlhf.models.attention.calls import ModelFacts
 from tests.helpers.tiny_models import tiny_model
 from tests.models.batches import assert_close, make_samples, reference_log_probs
 from tests.zoo.shrink import small_model_named
@@ -57,6 +61,19 @@ def test_default_adapters_leave_out_what_is_read_without_a_call(model_type):
     actor(IDS)[0].sum().backward()
     assert adapted_layers(actor) >= {"in_proj", "x_proj"}
     assert [name for name, one in actor.named_parameters() if "lora_B" in name and not one.grad.any()] == []
+
+
+def test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded(monkeypatch):
+    """PEFT looks for torchao at every layer, and raises where it finds an old one."""
+
+    def found_old():
+        raise ImportError("Found an incompatible version of torchao. Found version 0.7.0\nmore lines")
+
+    monkeypatch.setattr(peft.tuners.lora.torchao, "is_torchao_available", found_old)
+    model = tiny_model("llama")
+    words = r"PEFT does not take a package here: Found an incompatible .* 0\.7\.0\. Update or remove it\."
+    with pytest.raises(UserError, match=words):
+        memory_of(ModelFacts(type(model), model.config, model.dtype), LoraConfig(rank=2), recomputes=False)
 
 
 @pytest.mark.parametrize("layer", ["out_proj", "dt_proj", "mixer.dt_proj"])

@@ -152,4 +152,12 @@ BUGS = [
         "unit_of(most)",
         (f"{_ESTIMATE}the_cells_of_a_large_model_are_in_gib",),
     ),
+    Bug(
+        "an_old_torchao_ends_a_run_of_adapters_late",
+        "a run with adapters prepares its data, joins its ranks and ends with a traceback",
+        "models/lora.py",
+        "    except ImportError as error:  # PEFT looks",
+        "    except KeyError as error:  # PEFT looks",
+        ("tests/models/test_lora.py::test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded",),
+    ),
 ]

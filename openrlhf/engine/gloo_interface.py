@@ -33,9 +33,8 @@ def leads_to_loopback(name: str) -> bool:
 
 
 def _is_one_machine() -> bool:
-    says_so = "LOCAL_WORLD_SIZE" in os.environ or "LOCAL_SIZE" in os.environ
     master = os.environ["MASTER_ADDR"]
-    all_are_here = says_so and num_local_ranks(os.environ) == int(os.environ["WORLD_SIZE"])
+    all_are_here = num_local_ranks(os.environ) == int(os.environ["WORLD_SIZE"])
     return all_are_here or master == "localhost" or _is_loopback(master)
 
 

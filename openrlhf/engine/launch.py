@@ -1,4 +1,4 @@
-"""Joining the ranks: DeepSpeed's launcher, torchrun, srun, mpirun, or one plain process."""
+"""Joining the ranks: DeepSpeed's launcher, torchrun, srun, mpirun and others, or one plain process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from torch.distributed import PrefixStore, Store, rendezvous
 from openrlhf.build_folder import keep_builds_apart
 from openrlhf.engine.devices import take_device
 from openrlhf.engine.gloo_interface import choose_gloo_interface
-from openrlhf.engine.launchers import adopt_launcher, num_local_ranks, one_process_starts_local_ranks
+from openrlhf.engine.launchers import (
+    adopt_launcher,
+    num_local_ranks,
+    one_process_starts_local_ranks,
+    says_local_ranks,
+    sign_of_other_ranks,
+)
 from openrlhf.engine.patches.group_timeouts import limit_groups
 from openrlhf.engine.patches.shared_memory_operator import leave_out_shared_memory
 from openrlhf.errors import UserError
@@ -80,13 +86,21 @@ def _stand_alone_if_not_launched() -> None:
     """
     if "RANK" in os.environ:
         needed = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        if missing := [name for name in needed if name not in os.environ]:
+        missing = [name for name in needed if name not in os.environ]
+        missing += [] if says_local_ranks(os.environ) else ["LOCAL_WORLD_SIZE"]
+        if missing:
             raise UserError(f"RANK={os.environ['RANK']} is set, and {', '.join(missing)} not: ranks need all of them.")
         if not (port := os.environ["MASTER_PORT"]).isdecimal():
             raise UserError(f"MASTER_PORT={port} is no number: set it to a free port of rank 0's machine, as 29500.")
         return
     if ignored := [f"{name}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ]:
         print(f"note: {', '.join(ignored)} changes nothing: RANK is not set, so this process is alone.", flush=True)
+    if sign := sign_of_other_ranks(os.environ):
+        print(
+            f"note: {sign} speaks of more ranks, and RANK is not set, so this process is alone. Start ranks by "
+            "torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each.",
+            flush=True,
+        )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
 

@@ -1,6 +1,6 @@
-"""Which rank this process is, whoever started it: torchrun's variables, derived from those of srun and mpirun.
+"""Which rank this process is, whoever started it: torchrun's variables, derived from those of srun, mpirun and others.
 
-torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun and mpirun set
+torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. The others set
 names of their own; without a translation every task would be a run of one rank, all of them in one folder.
 """
 
@@ -36,6 +36,7 @@ class _Launcher:
     local_rank: tuple[str, ...]
     local_world_size: tuple[str, ...] = ()
     job: tuple[str, ...] = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")  # the same on all ranks of a job, of no other
+    num_machines: tuple[str, ...] = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
 
 
 _SRUN = _Launcher(
@@ -46,7 +47,15 @@ _SRUN = _Launcher(
     job=("SLURM_JOB_ID", "SLURM_STEP_ID"),
 )
 # mpirun inside a SLURM job starts its helpers with srun, whose variables then say nothing of the ranks: it comes first.
+# jsrun starts Spectrum MPI's ranks, and Flux those of MPICH: their own names come before those of the MPI.
 _LAUNCHERS = (
+    _Launcher(
+        "jsrun",
+        ("JSM_NAMESPACE_RANK",),
+        ("JSM_NAMESPACE_SIZE", "OMPI_COMM_WORLD_SIZE"),
+        ("JSM_NAMESPACE_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("JSM_NAMESPACE_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ),
     _Launcher(
         "mpirun",  # Open MPI, Spectrum MPI
         ("OMPI_COMM_WORLD_RANK",),
@@ -62,6 +71,14 @@ _LAUNCHERS = (
         ("MV2_COMM_WORLD_LOCAL_SIZE",),
     ),
     _Launcher(
+        "flux run",
+        ("FLUX_TASK_RANK",),
+        ("FLUX_JOB_SIZE",),
+        ("FLUX_TASK_LOCAL_ID",),
+        job=("FLUX_JOB_ID",),
+        num_machines=("FLUX_JOB_NNODES",),
+    ),
+    _Launcher(
         "mpirun",  # MPICH, Intel MPI (both by hydra), Cray PALS
         ("PMI_RANK",),
         ("PMI_SIZE",),
@@ -71,6 +88,11 @@ _LAUNCHERS = (
     ),
     _SRUN,
 )
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_NODEID", *(name for one in _LAUNCHERS for name in one.rank + one.local_rank))
+_COUNTS = (
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_CPUS_PER_TASK"),
+    *(name for one in _LAUNCHERS for name in one.world_size + one.local_world_size),
+)
 _PROXY_OF_HYDRA = "hydra_pmi_proxy"  # the ranks of one machine descend from one
 
 
@@ -79,16 +101,23 @@ def adopt_launcher() -> None:
 
     Those that are empty go, for all that reads them: `LOCAL_RANK=` in a script says no rank.
 
-    Raises UserError where the ranks cannot find each other.
+    Raises UserError where the ranks cannot find each other, and for a number that is none.
     """
     for name in _READ_HERE:
         if not os.environ.get(name):
             os.environ.pop(name, None)
+    for name in (*_RANKS, *_COUNTS):
+        value = os.environ.get(name) or "1"
+        if not value.isdecimal() or (name in _COUNTS and int(value) == 0):
+            kind = "number above 0" if name in _COUNTS else "number of a rank"
+            raise UserError(f"{name}={value} is no {kind}: mend what sets it, or unset it where no launcher does.")
     os.environ.update(derived_variables(os.environ))
 
 
 def derived_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of torchrun that follow from another launcher's; empty where there is nothing to derive."""
+    if environ.get("RANK"):
+        return _local_world_size_of_rank(environ)
     launcher = _launcher_of(environ)
     if launcher is None:
         return {}
@@ -96,7 +125,7 @@ def derived_variables(environ: Mapping[str, str]) -> dict[str, str]:
         "RANK": _first(environ, launcher.rank),
         "WORLD_SIZE": _first(environ, launcher.world_size),
         "LOCAL_RANK": _first(environ, launcher.local_rank),
-        "LOCAL_WORLD_SIZE": _first(environ, launcher.local_world_size) or _tasks_on_this_slurm_node(environ),
+        "LOCAL_WORLD_SIZE": _local_world_size(launcher, environ),
     }
     known = dict(environ)
     derived = {name: value for name, value in found.items() if value and not environ.get(name)}
@@ -131,14 +160,34 @@ def one_process_starts_local_ranks(environ: Mapping[str, str]) -> bool:
 
 
 def num_local_ranks(environ: Mapping[str, str]) -> int:
-    """As torchrun names it, as DeepSpeed's launcher does; else all ranks are taken to be on this machine."""
+    """As torchrun names it, as DeepSpeed's launcher does. Raises UserError where one of several ranks does not say."""
+    if not says_local_ranks(environ):
+        raise UserError(
+            f"RANK={environ['RANK']} of WORLD_SIZE={environ['WORLD_SIZE']} is set, and LOCAL_WORLD_SIZE not: set it to "
+            "the number of ranks on this machine, which share its memory and its cores."
+        )
     return int(_first(environ, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")) or 1)
 
 
+def says_local_ranks(environ: Mapping[str, str]) -> bool:
+    """Whether it is known how many ranks this machine has; a process without a rank is alone."""
+    says = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or not environ.get("RANK")
+    return bool(says) or environ.get("WORLD_SIZE", "1") == "1"
+
+
+def sign_of_other_ranks(environ: Mapping[str, str]) -> str:
+    """A scheduler's variable that speaks of more ranks, though it does not say which one this is; empty without one."""
+    machines = [int(number) for number in re.findall(r"\d+", environ.get("PET_NNODES", ""))]  # Kubeflow: 4, or 1:4
+    signs = {
+        "PET_NNODES": max(machines, default=1) > 1,
+        "SM_HOSTS": environ.get("SM_HOSTS", "").count(",") > 0,  # SageMaker: ["algo-1","algo-2"]
+        "PALS_RANKID": "PALS_RANKID" in environ and "PMI_SIZE" not in environ,
+    }
+    return next((f"{name}={environ[name]}" for name, speaks in signs.items() if speaks), "")
+
+
 def _launcher_of(environ: Mapping[str, str]) -> _Launcher | None:
-    """None where torchrun's variables are there, and where there is one rank."""
-    if environ.get("RANK"):
-        return None
+    """None where there is one rank."""
     for launcher in _LAUNCHERS:
         rank, size = _rank_and_size(launcher, environ)
         if rank and size and not (launcher is _SRUN and _is_batch_script(environ)):
@@ -146,6 +195,25 @@ def _launcher_of(environ: Mapping[str, str]) -> _Launcher | None:
                 return None
             return _SRUN if _is_task_of_srun(environ, rank, size) else launcher
     return None
+
+
+def _local_world_size_of_rank(environ: Mapping[str, str]) -> dict[str, str]:
+    """Of a rank that a script has set to what its launcher says: `srun bash -c 'RANK=$SLURM_PROCID …'`."""
+    if says_local_ranks(environ) or _is_batch_script(environ):
+        return {}
+    known = (environ["RANK"], environ.get("WORLD_SIZE", ""))
+    said = (_local_world_size(one, environ) for one in _LAUNCHERS if _rank_and_size(one, environ) == known)
+    found = next(filter(None, said), "")
+    return {"LOCAL_WORLD_SIZE": found} if found else {}
+
+
+def _local_world_size(launcher: _Launcher, environ: Mapping[str, str]) -> str:
+    """Empty where the launcher does not say it."""
+    if said := _first(environ, launcher.local_world_size):
+        return said
+    if _first(environ, launcher.num_machines) == "1":
+        return _first(environ, launcher.world_size)
+    return _tasks_on_this_slurm_node(environ) if launcher is _SRUN else ""
 
 
 def _is_task_of_srun(environ: Mapping[str, str], rank: str, size: str) -> bool:
@@ -173,16 +241,15 @@ def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 def _master_address(launcher: _Launcher, environ: Mapping[str, str]) -> str:
     """Where rank 0 is: this machine if all ranks are here, else the first of SLURM's machines."""
-    is_one_machine = environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]
-    if is_one_machine or _first(environ, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")) == "1":
+    if environ.get("LOCAL_WORLD_SIZE") == environ["WORLD_SIZE"]:
         return "127.0.0.1"
     nodes = _first(environ, ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"))
     if launcher.name == "srun" and nodes:
         return first_slurm_node(nodes)
+    by_flags = f" (mpirun -x MASTER_ADDR=10.0.0.1 -x MASTER_PORT={DEFAULT_PORT} …)" if launcher.name == "mpirun" else ""
     raise UserError(
         f"{launcher.name} has started {environ['WORLD_SIZE']} ranks, and MASTER_ADDR is not set: set it for all "
-        "of them to the address of rank 0's machine, and MASTER_PORT to a free port there (mpirun -x "
-        f"MASTER_ADDR=10.0.0.1 -x MASTER_PORT={DEFAULT_PORT} …)."
+        f"of them to the address of rank 0's machine, and MASTER_PORT to a free port there{by_flags}."
     )
 
 

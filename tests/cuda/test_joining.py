@@ -99,9 +99,8 @@ def loopback_name(monkeypatch):
         (SEVERAL_MACHINES | {"GLOO_SOCKET_IFNAME": "ib0"}, "ib0"),
         (SEVERAL_MACHINES | {"LOCAL_WORLD_SIZE": "4"}, None),
         ({"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}, None),
-        ({"WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"}, "eth0"),
     ],
-    ids=["machines", "first-machine", "users", "one-machine", "loopback", "not-said"],
+    ids=["machines", "first-machine", "users", "one-machine", "loopback"],
 )
 def test_gloo_listens_where_other_machines_reach_it(environ, loopback_name, variables, interface):
     variables = environ(**variables)
@@ -124,14 +123,35 @@ def test_a_process_that_is_alone_meets_nobody_at_an_address_that_is_set(environ,
 
 
 @pytest.mark.parametrize(
+    ("variables", "is_told"),
+    [
+        ({"PET_NNODES": "1:4"}, True),
+        ({"PET_NNODES": "1"}, False),
+        ({"SM_HOSTS": '["algo-1","algo-2"]'}, True),
+        ({"SM_HOSTS": '["algo-1"]'}, False),
+        ({"PALS_RANKID": "5"}, True),
+        ({"PALS_RANKID": "0", "PMI_RANK": "0", "PMI_SIZE": "1"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_a_process_that_is_alone_among_others_says_so(environ, variables, is_told, capsys):
+    environ(**variables)
+    launchers.adopt_launcher()
+    launch._stand_alone_if_not_launched()
+    assert ("speaks of more ranks, and RANK is not set" in capsys.readouterr().out) == is_told
+
+
+@pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"MASTER_PORT": "tcp://10.96.0.12:29500"}, "MASTER_PORT=tcp://10.96.0.12:29500 is no number"),
         ({"LOCAL_RANK": ""}, "RANK=3 is set, and LOCAL_RANK not"),
+        ({"LOCAL_WORLD_SIZE": ""}, "RANK=3 is set, and LOCAL_WORLD_SIZE not"),
     ],
 )
 def test_a_rank_whose_variables_say_nothing_is_told_which(environ, more, words):
-    environ(**{"RANK": "3", "LOCAL_RANK": "3", "MASTER_PORT": "29500"} | more)
+    environ(**{"RANK": "3", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8", "MASTER_PORT": "29500"} | more)
     launchers.adopt_launcher()
     with pytest.raises(UserError, match=words):
         launch._stand_alone_if_not_launched()

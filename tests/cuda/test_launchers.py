@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from openrlhf.cli.entry import run_command
-from openrlhf.engine.launchers import derived_variables, first_slurm_node
+from openrlhf.engine.launchers import adopt_launcher, derived_variables, first_slurm_node
 from openrlhf.errors import UserError
 
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -26,6 +26,14 @@ OPEN_MPI = {
 }  # fmt: skip
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 PMI2 = {"PMI_FD": "9", "PMI_JOBID": "7.0", "PMI_RANK": "17", "PMI_SIZE": "20"}  # srun --mpi=pmi2 adds them
+JSM = {  # jsrun without an MPI
+    "JSM_NAMESPACE_RANK": "7", "JSM_NAMESPACE_SIZE": "12", "JSM_NAMESPACE_LOCAL_RANK": "1",
+    "JSM_NAMESPACE_LOCAL_SIZE": "6",
+}  # fmt: skip
+FLUX = {
+    "FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "8", "FLUX_TASK_LOCAL_ID": "3", "FLUX_JOB_ID": "f1", "PMI_RANK": "3",
+    "PMI_SIZE": "8",
+}  # fmt: skip
 ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
 
 
@@ -35,13 +43,17 @@ ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
         (TASK, "17", "20", "1", "4", "gpu-07"),
         (TASK | PMI2, "17", "20", "1", "4", "gpu-07"),
         (TASK | ADDRESS, "17", "20", "1", "4", "10.0.0.1"),
-        (ONE_NODE, "1", "2", "1", None, "127.0.0.1"),
+        (ONE_NODE, "1", "2", "1", "2", "127.0.0.1"),
         (OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (BATCH | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (TASK | OPEN_MPI, "3", "4", "3", "4", "127.0.0.1"),
         (HYDRA, "1", "2", "1", "2", "127.0.0.1"),
         (TASK | HYDRA | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "1", "2", "1", "2", "127.0.0.1"),
         (OPEN_MPI | ADDRESS | {"OMPI_COMM_WORLD_SIZE": "8"}, "3", "8", "3", "4", "10.0.0.1"),
+        (OPEN_MPI | {"JSM_NAMESPACE_RANK": "3"}, "3", "4", "3", "4", "127.0.0.1"),
+        (JSM | ADDRESS, "7", "12", "1", "6", "10.0.0.1"),
+        (TASK | FLUX | {"FLUX_JOB_NNODES": "1"}, "3", "8", "3", "8", "127.0.0.1"),
+        (TASK | ADDRESS | {"RANK": "17", "WORLD_SIZE": "20", "LOCAL_RANK": "1"}, "17", "20", "1", "4", "10.0.0.1"),
     ],
     ids=[
         "srun",
@@ -54,6 +66,10 @@ ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
         "hydra",
         "hydra-in-a-task-of-srun",
         "mpirun-machines",
+        "jsrun-of-spectrum",
+        "jsrun-machines",
+        "flux-in-slurm",
+        "srun-rank-by-hand",
     ],
 )
 def test_a_task_is_the_rank_that_its_launcher_says(
@@ -68,7 +84,7 @@ def test_a_task_is_the_rank_that_its_launcher_says(
 def environ_of_a_command(monkeypatch, environ):
     """What a command finds in its environment."""
     for name in list(os.environ):
-        if name in OURS or name.startswith(("SLURM_", "OMPI_", "PMI")):
+        if name in OURS or name.startswith(("SLURM_", "OMPI_", "PMI", "JSM_", "FLUX_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", os.environ | environ)
     found = {}
@@ -81,11 +97,12 @@ def environ_of_a_command(monkeypatch, environ):
     [
         BATCH,  # the script itself, without srun
         BATCH | STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # a shell in an interactive job
-        TASK | {"RANK": "3", "WORLD_SIZE": "4"},  # torchrun or deepspeed inside srun
+        TASK | {"RANK": "3", "WORLD_SIZE": "4"},  # a launcher of other ranks inside srun
+        BATCH | {"RANK": "0", "WORLD_SIZE": "20"},  # set in the script itself, which SLURM takes for one process
         OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
         {},
     ],
-    ids=["sbatch", "salloc", "torchrun", "mpirun-1", "none"],
+    ids=["sbatch", "salloc", "torchrun", "sbatch-rank", "mpirun-1", "none"],
 )
 def test_nothing_is_derived_where_a_task_is_alone_or_knows_its_rank(environ):
     assert derived_variables(environ) == {}
@@ -120,8 +137,26 @@ def test_jobs_of_hydra_do_not_meet_and_ranks_behind_a_script_do(tmp_path):
 
 
 def test_ranks_that_cannot_find_rank_0_are_told_what_to_set():
-    with pytest.raises(UserError, match=r"mpirun has started 8 ranks, and MASTER_ADDR is not set"):
+    with pytest.raises(UserError, match=r"mpirun has started 8 ranks, and MASTER_ADDR is not set.*mpirun -x"):
         derived_variables(OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "8"})
+    for environ, name in ((JSM, "jsrun has started 12"), (FLUX, "flux run has started 8")):
+        with pytest.raises(UserError, match=rf"{name} ranks, and MASTER_ADDR is not set: [^(]*there\.$"):
+            derived_variables(environ)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 is no number above 0"),
+        ({"RANK": "-1"}, "RANK=-1 is no number of a rank"),
+        ({"SLURM_CPUS_PER_TASK": "4,4"}, "SLURM_CPUS_PER_TASK=4,4 is no number above 0"),
+        (TASK | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x is no number above 0"),
+    ],
+)
+def test_a_launchers_number_that_is_none_is_told(monkeypatch, environ, words):
+    monkeypatch.setattr(os, "environ", environ)
+    with pytest.raises(UserError, match=words):
+        adopt_launcher()
 
 
 @pytest.mark.parametrize(

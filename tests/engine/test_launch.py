@@ -14,6 +14,7 @@ from torch.distributed import HashStore
 
 from openrlhf.engine.launch import join_ranks, name_of_this_start
 from openrlhf.engine.launchers import num_local_ranks
+from openrlhf.errors import UserError
 from tests.helpers.ranks import RankPool
 
 NUM_RANKS = 3
@@ -32,6 +33,13 @@ TWO_MACHINES = {"WORLD_SIZE": "8"}  # four ranks each
 )
 def test_the_ranks_of_a_machine_share_its_cores(variables, expected):
     assert num_local_ranks(variables) == expected
+
+
+def test_a_rank_that_does_not_say_how_many_are_here_takes_no_machine_for_granted():
+    """A pod of Kubernetes' PyTorchJob: with all 64 ranks taken to be here, it would have a 64th of its memory."""
+    with pytest.raises(UserError, match="RANK=3 of WORLD_SIZE=64 is set, and LOCAL_WORLD_SIZE not"):
+        num_local_ranks({"RANK": "3", "WORLD_SIZE": "64", "LOCAL_RANK": "0"})
+    assert num_local_ranks({"RANK": "0", "WORLD_SIZE": "1"}) == 1
 
 
 def start(store: HashStore, slowest: int, seconds: float = 0.3) -> list[str]:

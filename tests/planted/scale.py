@@ -11,6 +11,7 @@ _BACKGROUND = "tests/checkpoint/test_background.py"
 _HEARTBEATS = "tests/watchdog/test_heartbeats.py"
 _PINNED = "tests/checkpoint/test_host_buffer.py"
 _ORDER = "tests/batching/test_order_and_schedule.py"
+_LAUNCHERS = "tests/cuda/test_launchers.py"
 
 BUGS = [
     Bug(
@@ -133,5 +134,53 @@ BUGS = [
         "            self._unpin.atexit = False  # the process gives all of it back\n",
         "",
         (f"{_PINNED}::test_memory_for_a_gpus_tensors_is_pinned_once_and_let_go_before_it_is_freed",),
+    ),
+    Bug(
+        "the_ranks_of_a_job_are_taken_to_be_here",
+        "a pod of a job of 64 has a 64th of its memory, and a run that fits is refused",
+        "engine/launchers.py",
+        "    if not says_local_ranks(environ):\n        raise",
+        "    if False:\n        raise",
+        ("tests/engine/test_launch.py::test_a_rank_that_does_not_say_how_many_are_here_takes_no_machine_for_granted",),
+    ),
+    Bug(
+        "a_rank_set_by_hand_hides_what_srun_says",
+        "a script that sets RANK from srun's variables is refused, though srun says how many ranks a machine has",
+        "engine/launchers.py",
+        "        return _local_world_size_of_rank(environ)\n",
+        "        return {}\n",
+        (f"{_LAUNCHERS}::test_a_task_is_the_rank_that_its_launcher_says",),
+    ),
+    Bug(
+        "jsrun_is_told_of_mpirun",
+        "a user of jsrun is advised flags that jsrun does not have",
+        "engine/launchers.py",
+        ' if launcher.name == "mpirun" else ""',
+        "",
+        (f"{_LAUNCHERS}::test_ranks_that_cannot_find_rank_0_are_told_what_to_set",),
+    ),
+    Bug(
+        "tasks_of_flux_take_a_machines_count_from_slurm",
+        "Flux inside SLURM: each rank takes another number of ranks to be beside it",
+        "engine/launchers.py",
+        'num_machines=("FLUX_JOB_NNODES",)',
+        "num_machines=()",
+        (f"{_LAUNCHERS}::test_a_task_is_the_rank_that_its_launcher_says",),
+    ),
+    Bug(
+        "a_lone_process_among_machines_is_silent",
+        "each machine of a Kubeflow job trains a run of its own, and nobody is told",
+        "engine/launchers.py",
+        "for name, speaks in signs.items() if speaks",
+        "for name, speaks in signs.items() if False",
+        ("tests/cuda/test_joining.py::test_a_process_that_is_alone_among_others_says_so",),
+    ),
+    Bug(
+        "numbers_of_launchers_are_believed",
+        "SLURM_CPUS_PER_TASK=4,4 ends a run with a traceback",
+        "engine/launchers.py",
+        "        if not value.isdecimal() or",
+        "        if False and",
+        (f"{_LAUNCHERS}::test_a_launchers_number_that_is_none_is_told",),
     ),
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from openrlhf.control_groups import folders_of
 
 _SHARE_TO_TAKE = 0.9  # data sets, communication and other processes take memory too
 _CGROUP_2 = ("memory.max", "memory.current", "")
@@ -50,28 +52,13 @@ def bytes_left(root: Path = Path("/")) -> int | None:
     """
     try:
         of_machine = re.findall(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return None
-    of_groups = [left for line in groups for left in _left_in_groups(line, root / "sys/fs/cgroup")]
-    return min([*(int(kilobytes) * 1024 for kilobytes in of_machine), *of_groups], default=None)
-
-
-def _left_in_groups(line: str, mounted: Path) -> Iterator[int]:
-    """What the memory group that a line of /proc/self/cgroup names, and those above it, have left."""
-    _, controllers, path = line.split(":", 2)
-    if "memory" in controllers.split(","):
-        mounted, names = mounted / "memory", _CGROUP_1
-    elif not controllers:
-        names = _CGROUP_2
-    else:
-        return
-    group = mounted / path.lstrip("/")  # in a container the path may be the host's: what is there, counts
-    for folder in (group, *group.parents):
+    of_groups = []
+    for folder, is_second in folders_of("memory", root):
         with suppress(OSError, ValueError):  # no such group here, or "max": no limit
-            yield _left_in(folder, *names)
-        if folder == mounted:
-            return
+            of_groups.append(_left_in(folder, *(_CGROUP_2 if is_second else _CGROUP_1)))
+    return min([*(int(kilobytes) * 1024 for kilobytes in of_machine), *of_groups], default=None)
 
 
 def _left_in(folder: Path, limit: str, usage: str, of_all_below: str) -> int:

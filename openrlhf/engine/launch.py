@@ -17,6 +17,7 @@ import torch
 from torch.distributed import PrefixStore, Store, rendezvous
 
 from openrlhf.build_folder import keep_builds_apart
+from openrlhf.control_groups import cores_allowed
 from openrlhf.engine.devices import take_device
 from openrlhf.engine.gloo_interface import choose_gloo_interface
 from openrlhf.engine.launchers import (
@@ -125,6 +126,8 @@ def _share_cores_among_ranks() -> None:
 def num_host_threads() -> int:
     """The cores of this process; those of a task of SLURM are its own where it is the rank, else all ranks' here."""
     num_cores = len(os.sched_getaffinity(0))
+    if (allowed := cores_allowed()) is not None:  # more threads than a container's quota would be held back together
+        num_cores = min(num_cores, max(1, int(allowed)))
     if num_of_task := int(os.environ.get("SLURM_CPUS_PER_TASK", "0")):
         num_cores = min(num_cores, num_of_task)
         if not one_process_starts_local_ranks(os.environ):

@@ -32,6 +32,7 @@ def environ(monkeypatch):
 def sixteen_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(launch, "cores_allowed", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,13 @@ def test_ranks_share_the_cores_of_their_machine_also_with_gpus(environ, sixteen_
     launchers.adopt_launcher()
     launch._prepare(torch.device("cuda", 0))
     assert variables["OMP_NUM_THREADS"] == num_threads
+
+
+@pytest.mark.parametrize(("cores", "num_threads"), [(8.0, 2), (1.5, 1), (64.0, 4)])
+def test_ranks_share_what_a_containers_quota_leaves(environ, sixteen_cores, monkeypatch, cores, num_threads):
+    environ(LOCAL_WORLD_SIZE="4")
+    monkeypatch.setattr(launch, "cores_allowed", lambda: cores)
+    assert launch.num_host_threads() == num_threads
 
 
 @pytest.mark.parametrize(("users_own", "num_threads"), [(None, "4"), ("1", "1")], ids=["torchruns", "users"])

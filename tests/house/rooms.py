@@ -30,6 +30,7 @@ ROOMS = (
     "exit_codes",
     "atomic_file",
     "build_folder",
+    "control_groups",
     "processes",
     "versions",
 )

@@ -34,9 +34,14 @@ _CPU_INSTEAD = "To train on the CPU, set DS_ACCELERATOR=cpu."
 def usable_device_type() -> str:
     """cuda or cpu.
 
-    Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks.
+    Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks, and for a torch of AMD's.
     """
     prepare_cuda()
+    if torch.version.hip and not _cpu_is_asked_for():
+        raise UserError(
+            f"torch {torch.__version__} is built for AMD GPUs (ROCm), on which nothing here was ever tried: install "
+            f"the build for CUDA or for the CPU ({_TORCH_PAGE} has the commands). {_CPU_INSTEAD}"
+        )
     if not torch.cuda.is_available():
         _check_cpu_is_meant()
         return "cpu"
@@ -52,6 +57,7 @@ def take_device() -> torch.device:
     A task that sees one GPU of its own may be its machine's fourth rank.
     """
     if usable_device_type() == "cpu":
+        _tell_of_gpus_of_others()
         return torch.device("cpu")
     index = _index_of_rank()
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"):  # DeepSpeed demands that they agree
@@ -109,18 +115,34 @@ def _index_of_rank() -> int:
 
 
 def _check_a_gpu_for_each_rank() -> None:
+    if not one_process_starts_local_ranks(os.environ):
+        return
     num_ranks, num_gpus = num_local_ranks(os.environ), torch.cuda.device_count()
-    if one_process_starts_local_ranks(os.environ) and num_ranks > num_gpus:
+    if num_ranks > num_gpus:
         raise UserError(
             f"{num_ranks} ranks were started on this machine, and they can use {num_gpus} GPUs: start one for each "
             f"(torchrun --nproc_per_node {num_gpus}, deepspeed --num_gpus {num_gpus})."
         )
 
 
-def _check_cpu_is_meant() -> None:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+def _cpu_is_asked_for() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # `prepare_cuda` sets it for DS_ACCELERATOR=cpu
+
+
+def _tell_of_gpus_of_others() -> None:
+    """One line, by rank 0, where the machine has GPUs that are not NVIDIA's, and the CPU was not asked for."""
+    if _cpu_is_asked_for() or os.environ.get("RANK", "0") != "0":
         return
-    nodes = sorted(path.name for path in _DEVICE_NODES.glob("nvidia[0-9]*"))
+    maker = "an AMD" if (_DEVICE_NODES / "kfd").exists() else "an Intel" if torch.xpu.is_available() else ""
+    if maker:
+        print(f"note: this machine has {maker} GPU; only NVIDIA's are used, so the CPU computes.", flush=True)
+
+
+def _check_cpu_is_meant() -> None:
+    if _cpu_is_asked_for():
+        return
+    # /dev/dxg is the GPU of the Windows machine around WSL 2
+    nodes = sorted(path.name for pattern in ("nvidia[0-9]*", "dxg") for path in _DEVICE_NODES.glob(pattern))
     if nodes:
         raise UserError(f"This machine has GPUs ({', '.join(nodes)}), and torch cannot use them: {_why_not()}")
     if torch.version.cuda and _has_nvidia_card():

@@ -31,12 +31,13 @@ SECONDS_TO_TELL = 20
 def machine(monkeypatch, tmp_path):
     """Makes a machine: its GPUs, its driver, the CUDA that torch was built for, the GPUs that torch can use."""
 
-    def make(num_gpus=0, driver=NEW_DRIVER, cuda="13.0", num_visible=0, vendor="0x8086", **environ):
+    def make(num_gpus=0, driver=NEW_DRIVER, cuda="13.0", num_visible=0, vendor="0x8086", nodes=(), **environ):
         for folder in ("dev", "pci/0000:01:00.0"):
             (tmp_path / folder).mkdir(parents=True)
         for index in range(num_gpus):
             (tmp_path / f"dev/nvidia{index}").touch()
-        (tmp_path / "dev/nvidiactl").touch()
+        for name in ("nvidiactl", *nodes):
+            (tmp_path / "dev" / name).touch()
         (tmp_path / "driver").write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}\nGCC version: 12\n")
         (tmp_path / "pci/0000:01:00.0/vendor").write_text(f"{vendor}\n")
         (tmp_path / "pci/0000:01:00.0/class").write_text("0x030200\n")
@@ -63,8 +64,9 @@ def machine(monkeypatch, tmp_path):
         (dict(CUDA_VISIBLE_DEVICES="NoDevFiles"), "CUDA_VISIBLE_DEVICES=NoDevFiles names none", "ask the scheduler"),
         (dict(), "torch says: ", "nvidia-smi"),
         (dict(num_gpus=0, vendor="0x10de"), "its driver cannot be seen here", "docker run --gpus all"),
+        (dict(num_gpus=0, nodes=["dxg"], cuda=None), "has GPUs (dxg), and torch", "Install the build for CUDA"),
     ],
-    ids=["cpu-wheel", "old-driver", "hidden", "no-gres", "unknown", "container"],
+    ids=["cpu-wheel", "old-driver", "hidden", "no-gres", "unknown", "container", "wsl"],
 )
 def test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word(machine, facts, finding, remedy):
     machine(**(dict(num_gpus=2) | facts))
@@ -90,6 +92,35 @@ def test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word(machine, facts, 
 def test_the_cpu_is_taken_where_it_is_asked_for_or_all_there_is(machine, facts):
     machine(**facts)
     assert devices.take_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("num_visible", [0, 8])
+def test_a_torch_for_amd_is_refused_and_trains_on_the_cpu_where_that_is_asked_for(machine, monkeypatch, num_visible):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    machine(num_visible=num_visible, cuda=None)
+    with pytest.raises(UserError, match="is built for AMD GPUs .*: install the build for CUDA .* DS_ACCELERATOR=cpu"):
+        devices.usable_device_type()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as torch says where all GPUs are hidden
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert devices.take_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "has_xpu", "told"),
+    [
+        (dict(nodes=["kfd"]), False, "note: this machine has an AMD GPU; only NVIDIA's are used"),
+        (dict(), True, "note: this machine has an Intel GPU; only NVIDIA's are used"),
+        (dict(nodes=["kfd"], DS_ACCELERATOR="cpu"), False, ""),
+        (dict(nodes=["kfd"], RANK="1"), False, ""),
+        (dict(), False, ""),
+    ],
+)
+def test_a_gpu_of_another_maker_is_told_of(machine, monkeypatch, capsys, facts, has_xpu, told):
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: has_xpu)
+    machine(**facts)
+    assert devices.take_device() == torch.device("cpu")
+    said = capsys.readouterr().out
+    assert said.startswith(told) if told else said == ""
 
 
 def test_a_lone_process_takes_the_first_gpu(machine):

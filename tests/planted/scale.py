@@ -12,6 +12,7 @@ _HEARTBEATS = "tests/watchdog/test_heartbeats.py"
 _PINNED = "tests/checkpoint/test_host_buffer.py"
 _ORDER = "tests/batching/test_order_and_schedule.py"
 _LAUNCHERS = "tests/cuda/test_launchers.py"
+_DEVICES = "tests/cuda/test_devices.py"
 
 BUGS = [
     Bug(
@@ -198,5 +199,29 @@ BUGS = [
         "if controller in controllers.split(",
         "if False and controller in controllers.split(",
         ("tests/test_control_groups.py::test_the_least_quota_counts",),
+    ),
+    Bug(
+        "a_torch_for_amd_is_taken_for_nvidias",
+        "on AMD GPUs a run is told to install the CUDA None toolkit, and takes kernels of Hopper",
+        "engine/devices.py",
+        "    if torch.version.hip and not",
+        "    if False and not",
+        (f"{_DEVICES}::test_a_torch_for_amd_is_refused_and_trains_on_the_cpu_where_that_is_asked_for",),
+    ),
+    Bug(
+        "the_gpu_of_wsl_is_not_seen",
+        "under WSL 2 a run trains on the CPU without a word",
+        "engine/devices.py",
+        'for pattern in ("nvidia[0-9]*", "dxg")',
+        'for pattern in ("nvidia[0-9]*",)',
+        (f"{_DEVICES}::test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word",),
+    ),
+    Bug(
+        "other_makers_gpus_are_left_in_silence",
+        "on a machine with an AMD GPU a run trains on the CPU without a word",
+        "engine/devices.py",
+        "        _tell_of_gpus_of_others()\n",
+        "",
+        (f"{_DEVICES}::test_a_gpu_of_another_maker_is_told_of",),
     ),
 ]

@@ -169,6 +169,16 @@ def test_gradients_stay_on_the_device_where_zero_1_offloads_the_optimizer():
     assert {way.zero_stage for way in run_memory().ways_to_recommend() if way.offload} == {2, 3}
 
 
+def test_an_offloaded_optimizer_is_the_remedy_with_the_stage_that_offloads_gradients_too(monkeypatch):
+    model = tiny_model("llama")
+    config = type(model.config)(num_hidden_layers=8)  # of a size that buckets do not outweigh
+    run = RunMemory(SFTConfig(), ModelFacts(type(model), config, torch.bfloat16), 1, on_cpu=False)
+    enough = run.of(Way(2, True, False), 1).device_bytes
+    monkeypatch.setattr(Memory, "free_here", lambda on_cpu: Memory(on_cpu, int(enough / 0.89)))
+    with pytest.raises(UserError, match=r"no result, --ds\.zero_stage 2 --ds\.adam_offload would fit"):
+        run.check([Way(2, False, False)], 1, "a single token")
+
+
 def test_the_ranks_of_a_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory_estimate, "bytes_left", lambda: 8 * GIB)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -1,7 +1,8 @@
-"""The parts of TRL's settings that speak of the data: rows, targets, sources."""
+"""The parts of TRL's settings that speak of the data: rows, how many a step and a run have, targets, sources."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,34 @@ _LONGEST = 2**40  # tokens of a sample where max_length is none
 def word_of(strategy: Any) -> str:
     """A strategy as text, whether it is given as such or as a member of transformers' enumerations."""
     return str(getattr(strategy, "value", strategy)).lower()
+
+
+def batch(t: Translator) -> None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "batch_size", "micro_batch_size")
+    for name in names:
+        if t[name] is not None and t[name] < 1:
+            t.refuse(name, "give a whole number above 0")
+    micro_batch_size = max(1, int(t.either("micro_batch_size", "per_device_train_batch_size")))
+    accumulation, ranks = max(1, int(t["gradient_accumulation_steps"])), t.num_data_ranks
+    batch_size = t["batch_size"] or micro_batch_size * accumulation * ranks
+    note = "" if t["batch_size"] else f"{micro_batch_size} × {accumulation} × {ranks} ranks"
+    t.becomes({"train.batch_size": batch_size, "train.micro_batch_size": micro_batch_size}, *names, note=note)
+
+
+def length_of_run(t: Translator) -> None:
+    max_steps, epochs = int(t["max_steps"]), float(t["num_train_epochs"])
+    if max_steps > 0:
+        t.becomes({"train.max_steps": max_steps, "train.max_epochs": max_steps}, "max_steps")
+        return
+    settings: dict[str, Any] = {"train.max_epochs": max(1, math.ceil(epochs))}
+    steps_per_epoch = t.num_steps_per_epoch()
+    if epochs <= 0:
+        t.refuse("num_train_epochs", "give a number above 0, or max_steps")
+    elif epochs != int(epochs) and steps_per_epoch is None:
+        t.refuse("num_train_epochs", "epochs are whole here; give max_steps")
+    elif epochs != int(epochs) and steps_per_epoch is not None:
+        settings["train.max_steps"] = max(1, math.ceil(epochs * steps_per_epoch))
+    t.becomes(settings, "num_train_epochs")
 
 
 def rows(t: Translator) -> None:

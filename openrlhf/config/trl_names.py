@@ -91,8 +91,8 @@ class TrainingNames:
     max_grad_norm: float = _setting(1.0, "max_norm")
     lr_scheduler_type: str = "linear"
     lr_scheduler_kwargs: dict[str, Any] | str | None = None
-    warmup_ratio: float = 0.0
-    warmup_steps: float = 0
+    warmup_ratio: float | None = 0.0
+    warmup_steps: float | None = 0
     label_smoothing_factor: float = _refused(0.0, "leave it out: the loss is -log p of each target")
     neftune_noise_alpha: float | None = _refused(None, "leave it out: embeddings get no noise here")
     average_tokens_across_devices: bool = _idle(True, "a step's loss is always the mean over all ranks' targets")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import typing
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from openrlhf.config.disk import local_path
 from openrlhf.config.settings import Scheduler
-from openrlhf.config.trl_data import data, rows, targets, word_of
+from openrlhf.config.trl_data import batch, data, length_of_run, rows, targets, word_of
 from openrlhf.config.trl_names import RECIPE_NAMES
 
 if TYPE_CHECKING:
@@ -35,29 +34,6 @@ def _as_dict(t: Translator, *names: str) -> dict[str, Any]:
             t.refuse(names[0], "it must be a group of names with values, or JSON text")
             return {}
     return value or {}
-
-
-def _batch(t: Translator) -> None:
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "batch_size", "micro_batch_size")
-    micro_batch_size = int(t.either("micro_batch_size", "per_device_train_batch_size"))
-    accumulation, ranks = int(t["gradient_accumulation_steps"]), t.num_data_ranks
-    batch_size = t["batch_size"] or micro_batch_size * accumulation * ranks
-    note = "" if t["batch_size"] else f"{micro_batch_size} × {accumulation} × {ranks} ranks"
-    t.becomes({"train.batch_size": batch_size, "train.micro_batch_size": micro_batch_size}, *names, note=note)
-
-
-def _length_of_run(t: Translator) -> None:
-    max_steps, epochs = int(t["max_steps"]), float(t["num_train_epochs"])
-    if max_steps > 0:
-        t.becomes({"train.max_steps": max_steps, "train.max_epochs": max_steps}, "max_steps")
-        return
-    settings: dict[str, Any] = {"train.max_epochs": max(1, math.ceil(epochs))}
-    steps_per_epoch = t.num_steps_per_epoch()
-    if epochs != int(epochs) and steps_per_epoch is None:
-        t.refuse("num_train_epochs", "epochs are whole here; give max_steps")
-    elif epochs != int(epochs) and steps_per_epoch is not None:
-        settings["train.max_steps"] = max(1, math.ceil(epochs * steps_per_epoch))
-    t.becomes(settings, "num_train_epochs")
 
 
 def _optimizer(t: Translator) -> None:
@@ -103,16 +79,17 @@ def _lowest_share(t: Translator, known: Mapping[str, Any]) -> float:
 
 def _warmup(t: Translator) -> None:
     names = ("warmup_steps", "warmup_ratio")
-    if 0 < t["warmup_steps"] < 1:
-        t.becomes({"lr_warmup_ratio": float(t["warmup_steps"])}, *names)
-    elif t["warmup_steps"]:
-        share = t.warmup_share(int(t["warmup_steps"]))
+    steps, ratio = t["warmup_steps"] or 0, t["warmup_ratio"] or 0.0
+    if 0 < steps < 1:
+        t.becomes({"lr_warmup_ratio": float(steps)}, *names)
+    elif steps:
+        share = t.warmup_share(int(steps))
         if share is None:
             t.refuse("warmup_steps", "give warmup_ratio, or max_steps too: the number of steps is not known yet")
         else:
             t.becomes({"lr_warmup_ratio": share}, *names)
     else:
-        t.becomes({"lr_warmup_ratio": float(t["warmup_ratio"])}, *names)
+        t.becomes({"lr_warmup_ratio": float(ratio)}, *names)
 
 
 def _precision(t: Translator) -> None:
@@ -322,8 +299,8 @@ def _adapters(t: Translator) -> None:
 
 
 PARTS: tuple[Callable[[Translator], None], ...] = (
-    _batch,
-    _length_of_run,
+    batch,
+    length_of_run,
     _optimizer,
     _schedule,
     _precision,

@@ -9,6 +9,7 @@ _SIZES = f"{_STRATEGY}a_batch_size_that_a_loader_of_ones_own_contradicts_is_told
 _RESUMED = f"{_STRATEGY}each_step_over_a_loader_of_ones_own_stands_once_after_a_resume"
 _LOSSES = "tests/trainer/test_own_losses.py::test_"
 _FACE = "tests/compat/test_trl_face.py::test_"
+_REFUSED = "tests/compat/test_trl_names.py::test_what_cannot_be_is_refused_by_name"
 _PAIR_LOADERS = "tests/trainer/test_pair_trainers.py::test_a_loader_that_knows_no_pairs_is_refused"
 
 BUGS = [
@@ -285,5 +286,29 @@ BUGS = [
         "return type(self).fit is not CommandTrainer.fit",
         "return False",
         (f"{_LOSSES}a_loop_of_ones_own_reads_what_it_likes",),
+    ),
+    Bug(
+        "no_epochs_are_one",
+        "num_train_epochs 0 trains a whole epoch",
+        "config/trl_data.py",
+        "    if epochs <= 0:\n",
+        "    if False:\n",
+        (_REFUSED,),
+    ),
+    Bug(
+        "a_count_below_one_is_taken",
+        "gradient_accumulation_steps 0 trains with another batch than it says, in silence",
+        "config/trl_data.py",
+        "if t[name] is not None and t[name] < 1:",
+        "if False:",
+        (_REFUSED,),
+    ),
+    Bug(
+        "no_warmup_is_no_number",
+        "warmup_steps None ends a script in a TypeError",
+        "config/trl_parts.py",
+        't["warmup_steps"] or 0, t["warmup_ratio"] or 0.0',
+        't["warmup_steps"], t["warmup_ratio"]',
+        ("tests/compat/test_trl_names.py::test_what_a_name_becomes",),
     ),
 ]

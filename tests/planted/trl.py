@@ -12,7 +12,7 @@ BUGS = [
     Bug(
         "ranks_are_not_multiplied",
         "a recipe trains with a batch that shrinks as ranks are added",
-        "config/trl_parts.py",
+        "config/trl_data.py",
         'batch_size = t["batch_size"] or micro_batch_size * accumulation * ranks',
         'batch_size = t["batch_size"] or micro_batch_size * accumulation',
         (f"{_NAMES}::test_batch_is_that_of_all_ranks[2]",),

@@ -21,7 +21,8 @@ CHECKPOINTS = "checkpoints"  # folder of training checkpoints in output_dir
 _SCHEDULES_WITH_LOWEST = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 _OF_ACCELERATE = "ACCELERATE_DEEPSPEED_"
 _COUNTS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none
+_NO_LIMIT = 10**6  # checkpoints that are kept where save_total_limit is none, or not above 0
+_NEVER = 10**9  # steps: a save comes at the end alone where save_steps is not above 0
 
 
 def _as_dict(t: Translator, *names: str) -> dict[str, Any]:
@@ -216,7 +217,8 @@ def _evaluation(t: Translator) -> None:
     strategy = word_of(t.either("evaluation_strategy", "eval_strategy"))
     names = ("eval_strategy", "evaluation_strategy", "eval_steps")
     if strategy == "steps":
-        t.becomes({"eval.steps": t.steps("eval_steps", t["eval_steps"] or t["logging_steps"])}, *names)
+        name = "eval_steps" if t["eval_steps"] else "logging_steps"
+        t.becomes({"eval.steps": t.steps(name, t[name])}, *names)
     elif strategy == "epoch":
         t.becomes({"eval.every_epoch": True}, *names)
     elif t.gives(*names):
@@ -225,7 +227,9 @@ def _evaluation(t: Translator) -> None:
 
 def _saving(t: Translator) -> None:
     names, strategy = ("save_strategy", "save_steps"), word_of(t["save_strategy"])
-    if strategy == "steps":
+    if strategy == "steps" and t["save_steps"] <= 0:
+        t.becomes({"ckpt.save_steps": _NEVER}, *names, note="a checkpoint at the end alone, as there")
+    elif strategy == "steps":
         t.becomes({"ckpt.save_steps": t.steps("save_steps", t["save_steps"])}, *names)
     elif strategy == "epoch":
         t.becomes({"ckpt.every_epoch": True}, *names)
@@ -233,8 +237,8 @@ def _saving(t: Translator) -> None:
         t.tell("no checkpoint", *names)
     else:
         t.refuse("save_strategy", "no, steps and epoch are here; the best checkpoint is kept in any case")
-    most = t["save_total_limit"]
-    t.becomes({"ckpt.max_num": max(1, int(most)) if most else _NO_LIMIT}, "save_total_limit", note="and the best")
+    most = int(t["save_total_limit"] or 0)
+    t.becomes({"ckpt.max_num": most if most > 0 else _NO_LIMIT}, "save_total_limit", note="and the best")
     if t["save_only_model"] and strategy != "no":
         note = "a run without training checkpoints cannot go on"
         t.becomes({"ckpt.disable_ds": True, "ckpt.save_hf": True}, "save_only_model", note=note)

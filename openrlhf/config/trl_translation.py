@@ -93,11 +93,12 @@ class Translator:
             self._result.rows.append((", ".join(shown), f"{ours} ({note})" if note else ours))
 
     def refuse(self, name: str, remedy: str) -> None:
-        self._result.problems.append(f"{self._shown_with_value(name)} cannot be had here: {remedy}.")
+        self.problem(f"{self._shown_with_value(name)} cannot be had here: {remedy}.")
 
     def problem(self, sentence: str) -> None:
-        """Something else than a name that cannot be."""
-        self._result.problems.append(sentence)
+        """Something else than a name that cannot be; said once, where several parts find it."""
+        if sentence not in self._result.problems:
+            self._result.problems.append(sentence)
 
     def _shown_with_value(self, name: str) -> str:
         return f"{name} {HIDDEN if is_secret(name) else _shown(self[name])}"
@@ -108,6 +109,9 @@ class Translator:
             if value != int(value):
                 self.refuse(name, "steps are a whole number, or a share of the run below 1")
             return int(value)
+        if value <= 0:
+            self.refuse(name, "give a number of steps, or a share of the run, above 0")
+            return 1
         num_steps = self._num_steps()
         if num_steps is None:
             self.refuse(name, "the number of steps is not known before the data are prepared: give it in steps")

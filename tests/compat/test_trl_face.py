@@ -121,6 +121,11 @@ def test_control_is_obeyed(model: Path, tmp_path: Path) -> None:
     assert steering.saved == [3, 4]
 
 
+def test_a_save_at_no_step_is_one_at_the_end(model: Path, tmp_path: Path) -> None:
+    trainer(model, arguments(tmp_path / "out", save_strategy="steps", save_steps=-1, max_steps=2)).train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
 class Epochs(TrainerCallback):
     """Notes the ends of epochs, and what is made there; stops after a step."""
 

@@ -10,6 +10,7 @@ _RESUMED = f"{_STRATEGY}each_step_over_a_loader_of_ones_own_stands_once_after_a_
 _LOSSES = "tests/trainer/test_own_losses.py::test_"
 _FACE = "tests/compat/test_trl_face.py::test_"
 _REFUSED = "tests/compat/test_trl_names.py::test_what_cannot_be_is_refused_by_name"
+_BECOMES = "tests/compat/test_trl_names.py::test_what_a_name_becomes"
 _PAIR_LOADERS = "tests/trainer/test_pair_trainers.py::test_a_loader_that_knows_no_pairs_is_refused"
 
 BUGS = [
@@ -309,6 +310,22 @@ BUGS = [
         "config/trl_parts.py",
         't["warmup_steps"] or 0, t["warmup_ratio"] or 0.0',
         't["warmup_steps"], t["warmup_ratio"]',
-        ("tests/compat/test_trl_names.py::test_what_a_name_becomes",),
+        (_BECOMES,),
+    ),
+    Bug(
+        "no_limit_of_checkpoints_keeps_one",
+        "save_total_limit -1, which is no limit, deletes all checkpoints but one",
+        "config/trl_parts.py",
+        "most if most > 0 else _NO_LIMIT",
+        "max(1, most)",
+        (_BECOMES,),
+    ),
+    Bug(
+        "saves_at_no_step_are_saves_at_each",
+        "save_steps -1 writes a checkpoint after every step",
+        "config/trl_parts.py",
+        "_NEVER = 10**9",
+        "_NEVER = 1",
+        (f"{_FACE}a_save_at_no_step_is_one_at_the_end",),
     ),
 ]

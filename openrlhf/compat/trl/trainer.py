@@ -125,8 +125,8 @@ class TrlSFTTrainer:
         config = config_of(translation, model, peft_config, num_ranks)
         self._every = {
             "logging_steps": config.logger.logging_steps,
-            "eval_steps": max(1, translation.settings.get("eval.steps", 1)),
-            "save_steps": max(1, translation.settings.get("ckpt.save_steps", 1)),
+            "eval_steps": translation.settings.get("eval.steps", 1),
+            "save_steps": translation.settings.get("ckpt.save_steps", 1),
         }
         if self.args.process_index == 0:
             Recipe([], translation).tell()

@@ -53,6 +53,7 @@ class Translator:
         self._result = Translation()
 
     def run(self) -> Translation:
+        self._refuse_none()
         for name in RECIPE_NAMES:
             self._by_rule(name)
         for part in PARTS:
@@ -136,6 +137,15 @@ class Translator:
         if num_steps is None:
             return None
         return max(0.0, min(1.0, (num_warmup_steps - 0.5) / num_steps))
+
+    def _refuse_none(self) -> None:
+        """A none where a value must stand would leave our own default, or end in a traceback."""
+        for name, field in RECIPE_NAMES.items():
+            rule = rule_of(field)
+            takes_none = "None" in str(field.type) or isinstance(field.default, bool) or field.default is None
+            if self[name] is None and not takes_none and (rule is None or rule.setting):
+                self.refuse(name, f"give a value, or leave it out, which is {_shown(field.default)}")
+                self._values[name] = field.default
 
     def _by_rule(self, name: str) -> None:
         rule, value, default = rule_of(RECIPE_NAMES[name]), self[name], RECIPE_NAMES[name].default

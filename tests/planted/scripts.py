@@ -328,4 +328,12 @@ BUGS = [
         "_NEVER = 1",
         (f"{_FACE}a_save_at_no_step_is_one_at_the_end",),
     ),
+    Bug(
+        "none_leaves_our_own_default",
+        "max_grad_norm None clips at 1.0 without a word",
+        "config/trl_translation.py",
+        "        self._refuse_none()\n",
+        "",
+        (_REFUSED,),
+    ),
 ]

@@ -19,7 +19,8 @@ class SFTLoss(nn.Module):
         self.token_level_loss = token_level_loss
 
     def forward(self, per_token_logps: Tensor, loss_mask: Tensor) -> Tensor:
-        """Args: both of one shape, such as (B, S-1). A mask without any target gives 0, with gradients of 0.
+        """Args: both of one shape, such as (B, S-1). An entry of the mask is its token's weight: what it counts for in
+            the mean. A mask without any target gives 0, with gradients of 0.
 
         A log-prob where the mask is 0 counts for nothing, be it infinite or not a number.
 
@@ -29,4 +30,5 @@ class SFTLoss(nn.Module):
         log_probs = per_token_logps.masked_fill(loss_mask == 0, 0.0)
         log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
         over = None if self.token_level_loss else -1
-        return -((log_probs * loss_mask).sum(over) / loss_mask.sum(over).clamp(min=1)).mean()
+        weight = loss_mask.sum(over)
+        return -((log_probs * loss_mask).sum(over) / torch.where(weight > 0, weight, 1)).mean()

@@ -14,6 +14,14 @@ def test_masked_mean():
     assert SFTLoss()(log_probs, mask).item() == pytest.approx((1 + 3 + 6) / 3)
 
 
+@pytest.mark.parametrize(("token_level", "expected"), [(True, 8.6 / 2.2), (False, (3 + 4) / 2)])
+def test_small_weights_make_a_mean_too(token_level, expected):
+    log_probs = torch.tensor([[-2.0, -4.0], [-4.0, -9.0]])
+    weights = torch.tensor([[0.1, 0.1], [2.0, 0.0]])
+    assert SFTLoss(token_level)(log_probs, weights).item() == pytest.approx(expected)
+    assert SFTLoss(token_level)(log_probs[:1], weights[:1]).item() == pytest.approx(3.0)
+
+
 def test_what_is_masked_counts_for_nothing_even_if_infinite():
     log_probs = torch.tensor([[-1.0, -torch.inf, torch.nan]], requires_grad=True)
     loss = SFTLoss()(log_probs, torch.tensor([[True, False, False]]))

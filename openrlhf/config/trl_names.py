@@ -57,6 +57,7 @@ _ROWS_READ = "prepared rows are read from disk by page"
 _LAUNCH = "ranks are joined by openrlhf"
 _NO_NUMBER = "it changes no number"
 BESIDE_A_RECIPE = "python -m openrlhf.cli.train_sft with the recipe takes"
+_PUSHES = "the exported model alone is pushed: at the end of a command, in a script by save_model() and push_to_hub()"
 _ANSWERS = "for samples along the way use --eval.prompts"
 _ZERO_3 = "a deepspeed file of stage 3 (in a recipe ds.zero_stage 3, too)"
 
@@ -192,10 +193,10 @@ class TrainingNames:
     # the hub
     push_to_hub: bool = False
     hub_model_id: str | None = None
-    hub_strategy: str = _idle("every_save", "a push comes at the end alone")
+    hub_strategy: str = _idle("every_save", _PUSHES)
     hub_token: str | None = _secret(None, "set HF_TOKEN in the environment")
     hub_private_repo: bool | None = _setting(None, "hub.private")
-    hub_always_push: bool = _idle(False, "a push comes at the end alone")
+    hub_always_push: bool = _idle(False, _PUSHES)
     hub_revision: str | None = _setting(None, "hub.revision")
 
 

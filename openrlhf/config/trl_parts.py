@@ -273,8 +273,8 @@ def _hub(t: Translator) -> None:
     names = ("push_to_hub", "hub_model_id")
     if t["push_to_hub"]:
         model_id = t["hub_model_id"] or Path(t["output_dir"] or "model").name
-        note = "" if t["hub_private_repo"] is not None else "private, unless hub_private_repo is false"
-        t.becomes({"hub.push": True, "hub.model_id": model_id}, *names, note=note)
+        note = "" if t["hub_private_repo"] is not None else ", private, unless hub_private_repo is false"
+        t.becomes({"hub.push": True, "hub.model_id": model_id}, *names, note=f"no checkpoint{note}")
     elif t["hub_model_id"]:
         t.becomes({"hub.model_id": t["hub_model_id"]}, *names)
 

@@ -38,6 +38,7 @@ from openrlhf.compat.trl import (
     get_last_checkpoint,
     get_peft_config,
     get_quantization_config,
+    hub,
     setup_chat_format,
 )
 from openrlhf.compat.trl.run import TrlRun
@@ -415,6 +416,23 @@ def test_what_a_built_trainer_reads_no_more_is_refused(model: Path, tmp_path: Pa
             setattr(run, name, print)
     run.train_dataset, run.compute_metrics = run.train_dataset, None
     run.my_own = print
+
+
+def test_a_model_that_is_saved_is_pushed_where_that_is_asked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[Any] = []
+    monkeypatch.setattr(hub, "push_folder", lambda folder, name, **more: pushed.append((folder, name, more["message"])))
+    run = trainer(model, arguments(tmp_path / "out", push_to_hub=True, hub_model_id="me/it"))
+    run.save_model(str(tmp_path / "elsewhere"))
+    assert pushed == []
+    run.save_model(f"{tmp_path / 'out'}/")
+    run.push_to_hub()
+    assert pushed == [(tmp_path / "out", "me/it", "Model save"), (tmp_path / "out", "me/it", "End of training")]
+    assert (tmp_path / "out" / "README.md").is_file()
+    run.args.push_to_hub = False
+    run.save_model()
+    assert len(pushed) == 2
 
 
 def test_arguments_that_are_set_too_late_are_refused(model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_FACE = "tests/compat/test_trl_face.py::test_"
+
 BUGS = [
     Bug(
         "restarts_are_not_written_down",
@@ -119,5 +121,13 @@ BUGS = [
         "    except CannotBegin:",
         "    except ZeroDivisionError:",
         ("tests/runs/test_answers.py::test_a_judge_that_cannot_begin_ends_the_run_on_all_ranks_with_its_words",),
+    ),
+    Bug(
+        "a_saved_model_is_not_pushed",
+        "a script with push_to_hub that calls save_model() leaves nothing on the hub",
+        "compat/trl/trainer.py",
+        '            self._upload("Model save")\n',
+        "            pass\n",
+        (f"{_FACE}a_model_that_is_saved_is_pushed_where_that_is_asked_for",),
     ),
 ]

@@ -275,7 +275,15 @@ class TrlSFTTrainer:
     # --- what is left on disk ------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """The model and its tokenizer in Hugging Face form; all ranks call."""
+        """The model and its tokenizer in Hugging Face form; all ranks call.
+
+        With `push_to_hub` the output folder is uploaded too, where the model goes into it.
+        """
+        self._export(output_dir)
+        if self.args.push_to_hub and Path(output_dir or self.args.output_dir) == Path(self.args.output_dir):
+            self._upload("Model save")
+
+    def _export(self, output_dir: str | None = None) -> None:
         run = self._run
         run.strategy.save_model(
             run.trainer.model,
@@ -317,10 +325,12 @@ class TrlSFTTrainer:
         A hub that cannot be reached is told in a sentence, and nothing is lost.
         Returns: the address of the upload, on rank 0; None where there was none.
         """
-        self.save_model()
-        revision = more.pop("revision", None)
-        self.create_model_card(**more)
-        return push(self.args, commit_message, token, revision) if self.is_world_process_zero() else None
+        self._export()
+        return self._upload(commit_message, token, **more)
+
+    def _upload(self, message: str, token: str | None = None, revision: str | None = None, **card: Any) -> str | None:
+        self.create_model_card(**card)
+        return push(self.args, message, token, revision) if self.is_world_process_zero() else None
 
     def end(self) -> None:
         """The last of a script: the ranks part. All ranks call; trackers have been closed at the end of train()."""

@@ -356,6 +356,8 @@ def test_what_cannot_be_had_is_refused_by_name(model: Path, tmp_path: Path, more
         ),
         ({"completion_only_loss": True}, ROWS, "completion_only_loss is true, and train_dataset has no columns"),
         ({"dataset_text_field": "prose"}, [{"text": "coffee"}], "has no column 'prose'"),
+        ({}, [{"prompt": "coffee"}], "or name the column of a text by SFTConfig(dataset_text_field=…)"),
+        ({}, [{"text": "coffee"}, {"text": ""}], "A script has no flags --data.*: remove rows by dataset.filter(…)"),
         (
             {"completion_only_loss": True},
             [{"input_ids": [5, 6], "completion_mask": [1]}],
@@ -766,11 +768,11 @@ def test_experts_are_balanced_as_the_model_says(
     assert ("aux_loss" in json.loads((tmp_path / "out" / "metrics.jsonl").read_text())) == bool(expected)
 
 
-def test_rows_by_a_function_of_the_scripts(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"dataset_text_field": "answer"}])
+def test_rows_by_a_function_of_the_scripts(model: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     rows = [{"question": f"sum of {n}", "answer": "seven"} for n in range(4)]
-    run = trainer(
-        model, arguments(tmp_path / "out"), rows, formatting_func=lambda row: f"{row['question']} is {row['answer']}"
-    )
+    args = arguments(tmp_path / "out", **more)
+    run = trainer(model, args, rows, formatting_func=lambda row: f"{row['question']} is {row['answer']}")
     assert "sum of 0 is seven" in run.processing_class.decode(run._run.train_data[0][0])
 
 

@@ -130,4 +130,20 @@ BUGS = [
         "            pass\n",
         (f"{_FACE}a_model_that_is_saved_is_pushed_where_that_is_asked_for",),
     ),
+    Bug(
+        "a_formatted_text_stands_in_another_column",
+        "formatting_func beside dataset_text_field is refused: its own rows lack the column",
+        "compat/trl/inputs.py",
+        "{config.data.input_key or TEXT: row}",
+        "{TEXT: row}",
+        (f"{_FACE}rows_by_a_function_of_the_scripts",),
+    ),
+    Bug(
+        "a_script_is_sent_to_flags",
+        "a script with one empty text is told to raise a flag that it does not have, and nothing else",
+        "compat/trl/inputs.py",
+        '[_INSTEAD_OF_FLAGS] if "--data." in str(error) else []',
+        "[]",
+        (f"{_FACE}a_loss_that_the_rows_do_not_allow_is_refused",),
+    ),
 ]

@@ -19,6 +19,7 @@ from openrlhf.config.trl_parts import router_coefficient
 from openrlhf.config.trl_translation import Translation, translate
 from openrlhf.datasets.formats import trl
 from openrlhf.datasets.formats.chat import is_message_list
+from openrlhf.datasets.formats.plain import TEXT
 from openrlhf.datasets.formats.tokenized import NOT_A_TARGET
 from openrlhf.datasets.sft_dataset import SFTDataset
 from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
@@ -38,6 +39,10 @@ _BY_CALLBACK = {
     "eval.at_end": False,
     "train.callbacks": None,
 }
+_INSTEAD_OF_FLAGS = (
+    "A script has no flags --data.*: remove rows by dataset.filter(…), rename columns by dataset.rename_column(…), or "
+    "name the column of a text by SFTConfig(dataset_text_field=…)."
+)
 _IN_PYTHON = {"ckpt.background_save": False, "ckpt.save_hf": True}  # a save is in place when on_save is told of it
 
 
@@ -174,12 +179,16 @@ def rows_of(
         raise UserError(f"{name} is a {type(dataset).__name__}: give a datasets.Dataset (Dataset.from_list makes one).")
     if formatting_func is not None:
         formatted = [formatting_func(row) for row in dataset]
-        dataset = [row if isinstance(row, dict) else {"text": row} for row in formatted]
+        dataset = [row if isinstance(row, dict) else {config.data.input_key or TEXT: row} for row in formatted]
     data = config.data
     if len(dataset) and isinstance(dataset[0], dict):
         data, dataset = _as_there(name, data, completion_only_loss, dataset)
     args = SimpleNamespace(args=replace(config, data=data))
-    rows = SFTDataset(dataset, tokenizer, data.max_len, args, num_processors=data.num_processors)
+    try:
+        rows = SFTDataset(dataset, tokenizer, data.max_len, args, num_processors=data.num_processors)
+    except UserError as error:
+        remedy = [_INSTEAD_OF_FLAGS] if "--data." in str(error) else []
+        raise UserError(*error.problems, *remedy) from error
     longest = int(rows.num_tokens.argmax())
     check_positions(model_config, int(rows.num_tokens[longest]), rows.sample_name(longest))
     check_vocabulary(model_config, 0, rows.report.largest_id, rows.report.sources[0].name)

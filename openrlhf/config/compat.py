@@ -28,7 +28,10 @@ _WITHOUT_EFFECT_IN = {
 # Flags of others that ask for what is not here, by command and last word; why.
 _NOT_HERE = {
     "train_dpo": {
-        "f_divergence_type": "the tie to the reference is the reverse KL divergence (docs/preferences.md); leave it out"
+        "f_divergence_type": (
+            "the tie to the reference is the reverse KL divergence (docs/preferences.md); leave it out"
+        ),
+        "rpo_alpha": "the loss of the chosen answers is added by --model.nll_loss_coef",
     },
     "rejection_sampling": {
         "early_stop_patience": "--eval.dataset is answered after a training, and nothing is evaluated along its way; "

@@ -474,6 +474,14 @@ def test_precision_is_told_to_the_script() -> None:
     assert [SFTConfig(**more).bf16 for more in ({}, {"fp16": True}, {"bf16": False})] == [True, False, False]
 
 
+def test_a_trainer_without_arguments_has_trls_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (str(model), AutoModelForCausalLM.from_pretrained(model)):
+        assert SFTTrainer(given, train_dataset=ROWS).args.output_dir == f"{model.name}-SFT"
+
+
 def test_a_subclass_may_have_annotated_attributes(model: Path, tmp_path: Path) -> None:
     class Labelled(SFTTrainer):
         label: str = "mine"

@@ -70,6 +70,7 @@ def test_a_loss_without_its_weight_is_told_in_python_too():
         (RMConfig, "--model.loss_type logexp --model.margin_loss_enable", "logexp has no margin"),
         (RMConfig, "--model.beta 0.1", "--model.beta is unknown"),
         (DPOConfig, "--train.loss nll", "--train.loss is unknown"),
+        (DPOConfig, "--rpo_alpha 1.0", "the loss of the chosen answers is added by --model.nll_loss_coef"),
         (DPOConfig, "--model.f_divergence_type js_divergence", "the tie to the reference is the reverse KL divergence"),
         (DPOConfig, "--data.multiturn", "--data.multiturn is unknown"),
     ],

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +118,11 @@ class TrlSFTConfig(SftNames):
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2, default=str)
+
+
+def output_dir_for(model: Any) -> str:
+    """TRL's own, where a trainer is given no arguments."""
+    return f"{Path(model if isinstance(model, str) else model.config.name_or_path).name}-SFT"
 
 
 @dataclasses.dataclass

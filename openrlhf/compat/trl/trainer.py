@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from openrlhf.compat.trl.accelerator import accelerator_of
-from openrlhf.compat.trl.arguments import TrlSFTConfig
+from openrlhf.compat.trl.arguments import TrlSFTConfig, output_dir_for
 from openrlhf.compat.trl.callbacks import STATE_FILE
 from openrlhf.compat.trl.given import check_given, check_model
 from openrlhf.compat.trl.history import evaluation_in_their_names
@@ -77,7 +77,7 @@ class TrlSFTTrainer:
         check_model(model, quantization_config)
         if args is not None and not isinstance(args, TrlSFTConfig):
             raise UserError(f"SFTTrainer(args=) is a {type(args).__name__}: give the SFTConfig of openrlhf.compat.trl.")
-        self.args = args if args is not None else TrlSFTConfig()
+        self.args = args if args is not None else TrlSFTConfig(output_dir_for(model))
         if eval_dataset is None and str(self.args.eval_strategy).rpartition(".")[2].lower() != "no":
             raise UserError(
                 f"eval_strategy is {self.args.eval_strategy}, and SFTTrainer has no eval_dataset: give one."

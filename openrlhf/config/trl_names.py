@@ -118,7 +118,9 @@ class TrainingNames:
     deepspeed: dict[str, Any] | str | None = None
     fsdp: str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     fsdp_config: dict[str, Any] | str | None = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
-    accelerator_config: dict[str, Any] | str | None = _idle(None, _LAUNCH)
+    accelerator_config: dict[str, Any] | str | None = _idle(
+        None, f"{_LAUNCH}; its split_batches and gradient_accumulation_kwargs are refused"
+    )
     parallelism_config: Any = _refused(None, f"leave it out: {_ZERO_3} splits the weights")
     use_cpu: bool = _idle(False, "the CPU is used where there is no GPU; CUDA_VISIBLE_DEVICES= hides the GPUs")
     ddp_timeout: int = 1800

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import typing
@@ -34,7 +35,14 @@ def _as_dict(t: Translator, *names: str) -> dict[str, Any]:
         except json.JSONDecodeError:
             t.refuse(names[0], "it must be a group of names with values, or JSON text")
             return {}
-    return value or {}
+    return vars(value) if dataclasses.is_dataclass(value) else value or {}
+
+
+def _accelerator(t: Translator) -> None:
+    changing = ("split_batches", "gradient_accumulation_kwargs")  # all else of it changes no number
+    if given := [name for name in changing if _as_dict(t, "accelerator_config").get(name)]:
+        remedy = "per_device_train_batch_size is that of each rank, and gradient_accumulation_steps multiplies it"
+        t.refuse("accelerator_config", f"leave {', '.join(given)} out: {remedy}")
 
 
 def _optimizer(t: Translator) -> None:
@@ -100,7 +108,9 @@ def _precision(t: Translator) -> None:
         t.refuse("fp16", "bf16 and fp16 exclude each other")
     of_weights = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "fp32")
     param_dtype = "bf16" if is_bf16 else "fp16" if t["fp16"] else of_weights
-    note = "" if param_dtype == "fp32" else "weights too; the optimizer keeps them in fp32"
+    note = "weights too; the optimizer keeps them in fp32"
+    if param_dtype == "fp32":
+        note = "" if dtype in ("float32", "fp32") else f"dtype {dtype} is not here"
     t.becomes({"ds.param_dtype": param_dtype}, "bf16", "fp16", "dtype", "torch_dtype", note=note)
 
 
@@ -303,6 +313,7 @@ def _adapters(t: Translator) -> None:
 
 
 PARTS: tuple[Callable[[Translator], None], ...] = (
+    _accelerator,
     batch,
     length_of_run,
     _optimizer,

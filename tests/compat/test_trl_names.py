@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from transformers import Qwen3MoeConfig
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from openrlhf.config import DPOConfig, InspectConfig, SFTConfig, nearest_root, parse_config
 from openrlhf.config.estimate_settings import EstimateConfig
@@ -203,6 +204,9 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps 0 cannot be had here: give a whole number"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size 0"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"accelerator_config": {"split_batches": True}}, "leave split_batches out: per_device_train_batch_size is"),
+        ({"accelerator_config": AcceleratorConfig(split_batches=True)}, "leave split_batches out"),
+        ({"accelerator_config": '{"gradient_accumulation_kwargs": {"num_steps": 2}}'}, "gradient_accumulation_steps"),
         ({"max_grad_norm": None}, "max_grad_norm none cannot be had here: give a value, or leave it out, which is 1"),
         ({"weight_decay": None}, "weight_decay none"),
         ({"seed": None}, "seed none"),
@@ -255,6 +259,12 @@ def test_a_name_that_changes_nothing_says_why() -> None:
     ((there, here),) = translated(dataloader_num_workers=4).rows
     assert there == "dataloader_num_workers 4"
     assert here.startswith("changes nothing: ")
+
+
+@pytest.mark.parametrize(("dtype", "note"), [("float64", " (dtype float64 is not here)"), ("float32", "")])
+def test_a_dtype_that_is_not_here_is_told(dtype: str, note: str) -> None:
+    ((_, here),) = translated(dtype=dtype, bf16=False).rows
+    assert here == f"ds.param_dtype fp32{note}"
 
 
 def test_the_project_of_trackio_gives_way_to_that_of_wandb() -> None:

@@ -1,9 +1,11 @@
-"""Bugs of the table that a run begins with, the page that it leaves, and its push."""
+"""Bugs of the table that a run begins with, the page that it leaves, and its push; and of scripts of TRL."""
 
 from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_NAMES = "tests/compat/test_trl_names.py::test_"
+_REFUSED = f"{_NAMES}what_cannot_be_is_refused_by_name"
 _FACE = "tests/compat/test_trl_face.py::test_"
 
 BUGS = [
@@ -145,5 +147,37 @@ BUGS = [
         '[_INSTEAD_OF_FLAGS] if "--data." in str(error) else []',
         "[]",
         (f"{_FACE}a_loss_that_the_rows_do_not_allow_is_refused",),
+    ),
+    Bug(
+        "batches_that_are_split_change_nothing",
+        "accelerator_config split_batches trains on several ranks with so many times the batch, and is told idle",
+        "config/trl_parts.py",
+        'changing = ("split_batches", ',
+        'changing = ("split", ',
+        (_REFUSED,),
+    ),
+    Bug(
+        "a_dtype_that_is_not_here_is_not_told",
+        "dtype float64 trains in fp32 without a word",
+        "config/trl_parts.py",
+        'f"dtype {dtype} is not here"',
+        '""',
+        (f"{_NAMES}a_dtype_that_is_not_here_is_told",),
+    ),
+    Bug(
+        "a_trainer_without_arguments_writes_elsewhere",
+        "SFTTrainer without args leaves its model where no later step of the script looks for it",
+        "compat/trl/trainer.py",
+        "TrlSFTConfig(output_dir_for(model))",
+        "TrlSFTConfig()",
+        (f"{_FACE}a_trainer_without_arguments_has_trls_folder",),
+    ),
+    Bug(
+        "trls_loss_of_chosen_answers_is_a_rank",
+        "train_dpo --rpo_alpha is told to give --lora_alpha",
+        "config/compat.py",
+        '        "rpo_alpha": "the loss of',
+        '        "rpo": "the loss of',
+        ("tests/config/test_pairs.py::test_what_cannot_be_is_told",),
     ),
 ]

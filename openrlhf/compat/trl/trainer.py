@@ -279,16 +279,17 @@ class TrlSFTTrainer:
 
         With `push_to_hub` the output folder is uploaded too, where the model goes into it.
         """
-        self._export(output_dir)
-        if self.args.push_to_hub and Path(output_dir or self.args.output_dir) == Path(self.args.output_dir):
+        own = str(self.args.output_dir)
+        self._export(output_dir or own)
+        if self.args.push_to_hub and Path(output_dir or own) == Path(own):
             self._upload("Model save")
 
-    def _export(self, output_dir: str | None = None) -> None:
+    def _export(self, folder: str) -> None:
         run = self._run
         run.strategy.save_model(
             run.trainer.model,
             self.processing_class,
-            str(output_dir or self.args.output_dir),
+            str(folder),
             max_shard_size=run.config.ckpt.export_shard_size,
             identity=run.identity_now(),
         )
@@ -325,7 +326,7 @@ class TrlSFTTrainer:
         A hub that cannot be reached is told in a sentence, and nothing is lost.
         Returns: the address of the upload, on rank 0; None where there was none.
         """
-        self._export()
+        self._export(str(self.args.output_dir))
         return self._upload(commit_message, token, **more)
 
     def _upload(self, message: str, token: str | None = None, revision: str | None = None, **card: Any) -> str | None:

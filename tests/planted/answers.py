@@ -1,10 +1,11 @@
-"""Bugs of the prompts that are answered while a model trains."""
+"""Bugs of the prompts that are answered while a model trains, and of answers to be judged."""
 
 from __future__ import annotations
 
 from tests.planted.bug import Bug
 
 _TESTS = "tests/runs/test_answers.py"
+_REWARDS = "tests/rejection/test_rewards.py"
 
 BUGS = [
     Bug(
@@ -94,5 +95,21 @@ BUGS = [
         "            elif len(batch) == 1:\n",
         "            elif True:\n",
         (f"{_TESTS}::test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once",),
+    ),
+    Bug(
+        "a_server_that_fails_at_all_costs_their_verdicts",
+        "answers that a reward server in trouble was asked about are never judged",
+        "rejection/rewards/server_reward.py",
+        "if not any(map(self._works_for, self._probes(rows))):",
+        "if False:",
+        (f"{_REWARDS}::test_a_server_that_fails_at_all_it_is_asked_ends_the_stage_which_goes_on",),
+    ),
+    Bug(
+        "one_answer_ends_the_stage_for_ever",
+        "an answer on which alone a reward server fails keeps all others from being judged",
+        "rejection/rewards/server_reward.py",
+        "if not any(map(self._works_for, self._probes(rows))):",
+        "if True:",
+        (f"{_REWARDS}::test_an_answer_that_a_server_fails_at_alone_is_behind_those_that_it_has_judged",),
     ),
 ]

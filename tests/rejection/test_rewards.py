@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import threading
@@ -16,6 +17,7 @@ import pytest
 from openrlhf.config import ScoreConfig, ScoreSettings
 from openrlhf.errors import UserError
 from openrlhf.rejection import server_answer
+from openrlhf.rejection.records import StoredRows
 from openrlhf.rejection.rewards import server_reward
 from openrlhf.rejection.rewards.exact_reward import ExactReward
 from openrlhf.rejection.rewards.function_reward import FunctionReward
@@ -45,18 +47,16 @@ def test_exact_answers_are_the_same_text_or_the_same_number(response, label, val
 
 
 @pytest.mark.parametrize(
-    ("error", "ends"), [(urllib.error.URLError(TimeoutError("timed out")), True), (TimeoutError("timed out"), False)]
+    ("error", "words"),
+    [
+        (urllib.error.URLError(TimeoutError("timed out")), "cannot be reached"),  # a host that drops all packets
+        (TimeoutError("timed out"), "gives no rewards: no verdict within 5 s"),
+    ],
 )
-def test_only_an_answer_that_is_late_is_no_verdict(monkeypatch, error, ends):
-    """A host that drops all packets is a server that is gone."""
-    monkeypatch.setattr(server_reward, "SECONDS_BEFORE_RETRIES", (0.0,))
+def test_a_server_that_is_gone_and_one_that_is_late_are_told_apart(monkeypatch, error, words):
     monkeypatch.setattr(ServerReward, "_post", lambda self, body: (_ for _ in ()).throw(error))
-    reward = ServerReward("http://gone", 5, 64)
-    if ends:
-        with pytest.raises(UserError, match="cannot be reached"):
-            reward.judge([row("a")])
-    else:
-        assert reward.judge([row("a")]) == [RewardVerdict(None, "no verdict within 5 s")]
+    with pytest.raises(UserError, match=words):
+        ServerReward("http://gone", 5, 64).judge([row("a")])
 
 
 @pytest.fixture(scope="module")
@@ -176,28 +176,68 @@ def test_an_answer_that_a_server_fails_at_spoils_no_other(nonsense, reason):
     assert verdicts[1].reason.startswith(reason)
 
 
-def test_a_server_that_is_slow_gives_no_verdict():
-    with served(lambda content, call: time.sleep(0.6) or lengths(content)) as (url, _):
-        assert ServerReward(url, 0.2, 64).judge([row("a")]) == [RewardVerdict(None, "no verdict within 0.2 s")]
+STEADY = [(500, {}), (503, {}), (408, {}), (425, {}), (429, {}), (501, {}), b"<html>", b'{"rewards": [1', "late"]
 
 
-def test_a_server_that_sends_a_bit_now_and_then_gives_no_verdict():
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("failure", STEADY)
+def test_a_server_that_fails_at_all_it_is_asked_ends_the_stage_which_goes_on(tmp_path, failure, batch_size):
+    """No answer is noted as failed, neither before the first that is judged nor behind it."""
+    source, out = write(tmp_path / "answers.jsonl", [row("a" * n) for n in range(1, 7)]), tmp_path / "scores"
+    num_judged = 0  # calls, and then it fails
+
+    def answer(content, call):
+        nonlocal num_judged
+        num_judged -= 1
+        if num_judged < 0:
+            return failure if failure != "late" else time.sleep(0.3) or {}
+        return lengths(content)
+
+    settings = ScoreSettings(str(source), str(out), workers=1, batch_size=batch_size, timeout_seconds=0.1)
+    with served(answer) as (url, calls):
+        config = ScoreConfig(dataclasses.replace(settings, reward=url))
+        for judged in ([], [3.0, 4.0] if batch_size == 1 else []):
+            num_judged = len(judged)
+            with pytest.raises(UserError, match=r"gives no rewards: .*\.\nWhat is scored is kept"):
+                score(config)
+            assert [one["reward"] for one in StoredRows(out)] == judged
+        assert len(calls) < 25
+        num_judged = 9
+        assert score(config)["num_scored"] == 6
+
+
+def test_an_answer_that_a_server_fails_at_alone_is_behind_those_that_it_has_judged():
+    """Also where its prompt is what the server fails at; and where it comes first, its prompt is asked about alone."""
+    with served(lambda content, call: (500, {}) if "poison" in content["query"][0] else lengths(content)) as (url, _):
+        reward = ServerReward(url, 5, 1)
+        assert reward.judge([row("poison")])[0].value is None
+        assert reward.judge([row("a")]) == [RewardVerdict(3.0)]
+        assert reward.judge([row("b", prompt="poison")])[0].value is None
+
+
+def test_a_server_that_sends_a_bit_now_and_then_is_given_up():
     def drip():
         for _ in range(40):
             yield b" "
             time.sleep(0.05)
 
-    with served(lambda content, call: drip()) as (url, _):
-        start = time.monotonic()
-        assert ServerReward(url, 0.2, 64).judge([row("a")]) == [RewardVerdict(None, "no verdict within 0.2 s")]
-        assert time.monotonic() - start < 4, "three tries, and one alone would take 2 s"
+    start = time.monotonic()
+    with (
+        served(lambda content, call: drip()) as (url, _),
+        pytest.raises(UserError, match=r"no verdict within 0\.2 s"),
+    ):
+        ServerReward(url, 0.2, 64).judge([row("a")])
+    assert time.monotonic() - start < 4, "three tries and a probe, and one alone would take 2 s"
 
 
 def test_an_answer_of_more_than_memory_is_given_up(monkeypatch):
     monkeypatch.setattr(server_answer, "MAX_ANSWER_BYTES", 1 << 17)
-    with served(lambda content, call: itertools.repeat(b" " * (1 << 16), 64)) as (url, _):
-        (verdict,) = ServerReward(url, 30, 64).judge([row("a")])
-    assert verdict.reason == "the server's answer cannot be read: it has more than 131,072 bytes"
+    said = "the server's answer cannot be read: it has more than 131,072 bytes"
+    with (
+        served(lambda content, call: itertools.repeat(b" " * (1 << 16), 64)) as (url, _),
+        pytest.raises(UserError, match=said),
+    ):
+        ServerReward(url, 30, 64).judge([row("a")])
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])

@@ -29,7 +29,8 @@ SECONDS_BEFORE_RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _BLOCK_BYTES = 1 << 16
 _KEPT = "What is scored is kept: look after the server, and start the same command again."
 _OF_THE_ADDRESS = (401, 403, 404, 405)  # whatever the answers are
-_WORTH_A_RETRY = (*_OF_THE_ADDRESS, 408, 425, 429, 500, 502, 503, 504)  # a gateway in the midst of a change says 404
+_MAY_PASS = (*_OF_THE_ADDRESS, 408, 425, 429)  # as every 5xx: a gateway in the midst of a change says 404
+_MOST_PROBES = 3  # answers that a server is asked about to see whether it works, before it has judged one
 
 
 def address_content(url: str) -> str:
@@ -44,29 +45,50 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _NoAnswer(CallFailed):
+    """No try has got an answer that can be read: the fault is the server's, or that of what it is asked about."""
+
+
 class ServerReward(Reward):
-    """A server that is asked again after an error; one that is gone ends the stage, which goes on when it is back."""
+    """A server that is asked again after an error; one that is gone, or fails at whatever it is asked about, ends the
+    stage, which goes on when it is back. Where it judges others, the answers that it fails at have no verdict.
+    """
 
     def __init__(self, url: str, timeout_seconds: float, rows_a_call: int):
         self._url, self._opener = url, urllib.request.build_opener(_NoRedirects)
         self.name, self.content = without_secrets(url), address_content(url)
         self.rows_a_call = rows_a_call
         self._timeout_seconds = timeout_seconds
+        self._judged: Row | None = None  # an answer that the server has judged
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         return judge_apart(self._call, rows)
 
     def _call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
-        prompts = [text_of(row["prompt"]) for row in rows]
-        content = {
-            "query": [prompt + row["response"] for prompt, row in zip(prompts, rows, strict=True)],
-            "prompts": prompts,
-            "labels": [row.get("label") for row in rows],
-        }
-        conversations = [_conversation(row) for row in rows]
-        if any(conversations):
-            content[CONVERSATIONS] = conversations
-        return verdicts_of(self._asked(json.dumps(content).encode()), len(rows))
+        try:
+            verdicts = verdicts_of(self._asked(_body(rows)), len(rows))
+        except _NoAnswer as error:
+            if not any(map(self._works_for, self._probes(rows))):
+                raise UserError(f"--score.reward {self.name} gives no rewards: {error}.", _KEPT) from error
+            raise
+        self._judged = rows[0]
+        return verdicts
+
+    def _probes(self, rows: Sequence[Row]) -> list[Row]:
+        """What a server that works answers: what it has judged already, else questions of a call that has failed."""
+        if self._judged is not None:
+            return [self._judged]
+        return [{**row, "response": ""} for row in rows[:_MOST_PROBES]]
+
+    def _works_for(self, row: Row) -> bool:
+        """Whether the server gives an answer to one question that can be read; a refusal is one too."""
+        try:
+            self._post(_body([row]))
+        except urllib.error.HTTPError as error:
+            return not _may_pass(error.code)
+        except (OSError, ValueError, RecursionError, http.client.HTTPException):
+            return False
+        return True
 
     def _asked(self, body: bytes) -> Any:
         """The server's answer, after some tries. Raises CallFailed; UserError where there is no server, or another."""
@@ -79,7 +101,7 @@ class ServerReward(Reward):
                     raise has_moved(self.name, error.code, error.headers["Location"], "--score.reward") from None
                 if error.code in _OF_THE_ADDRESS and seconds is None:
                     raise UserError(f"--score.reward {self.name} gives no rewards: {reason}.", _KEPT) from None
-                if error.code not in _WORTH_A_RETRY:
+                if not _may_pass(error.code):
                     raise CallFailed(reason) from error
             except (ValueError, RecursionError, http.client.HTTPException) as error:
                 reason = f"the server's answer cannot be read: {first_line_of(error)}"
@@ -92,7 +114,7 @@ class ServerReward(Reward):
                 reason = f"no verdict within {self._timeout_seconds:g} s"
             if seconds is not None:
                 time.sleep(seconds)
-        raise CallFailed(reason)
+        raise _NoAnswer(reason)
 
     def _post(self, body: bytes) -> Any:
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
@@ -101,8 +123,25 @@ class ServerReward(Reward):
             return json.loads(body_of(iter(lambda: response.read1(_BLOCK_BYTES), b""), until))
 
 
+def _body(rows: Sequence[Row]) -> bytes:
+    prompts = [text_of(row["prompt"]) for row in rows]
+    content = {
+        "query": [prompt + row["response"] for prompt, row in zip(prompts, rows, strict=True)],
+        "prompts": prompts,
+        "labels": [row.get("label") for row in rows],
+    }
+    conversations = [_conversation(row) for row in rows]
+    if any(conversations):
+        content[CONVERSATIONS] = conversations
+    return json.dumps(content).encode()
+
+
 def _conversation(row: Row) -> dict[str, Any] | None:
     """The row for a server with a template, which a text of the contents cannot stand for; None of a text."""
     if isinstance(row["prompt"], str):
         return None
     return {name: row[name] for name in ("prompt", "response", "tools") if row.get(name) is not None}
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in _MAY_PASS

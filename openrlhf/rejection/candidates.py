@@ -60,13 +60,15 @@ class Candidates:
 
 
 def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidates:
-    """One pass over the rows. Raises UserError of a row that is no scored answer."""
+    """One pass over the rows. Raises UserError of a row that is no scored answer, or has the id of another prompt."""
     columns = {name: array(code) for name, code in _CODES.items()}
-    prompts: dict[str, int] = {}
+    prompts = PromptIds(rows)
     for number, (place, row) in enumerate(rows.placed(), start=1):
         try:
             for name, value in _facts(row, prompts, with_equations):
                 columns[name].append(value)
+        except UserError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{rows.path}: answer {number} has no prompt, response or reward that can be read "
@@ -76,7 +78,7 @@ def read_candidates(rows: StoredRows, with_equations: bool = False) -> Candidate
         columns["offset"].append(place.offset_bytes)
     arrays = {name: np.frombuffer(column, column.typecode) for name, column in columns.items() if len(column)}
     arrays = arrays or {name: np.zeros(0, code) for name, code in _CODES.items()}
-    ids = list(prompts)
+    ids = list(prompts.numbers)
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     rank = np.empty(len(ids), np.int32)
     rank[by_id] = np.arange(len(ids))
@@ -97,13 +99,13 @@ _CODES = {
 _NOT_COUNTED = -1  # by the server that answered
 
 
-def _facts(row: Row, prompts: dict[str, int], with_equations: bool) -> Iterator[tuple[str, Any]]:
-    text, reward, prompt_id = row["response"], row["reward"], prompt_id_of(row)
+def _facts(row: Row, prompts: PromptIds, with_equations: bool) -> Iterator[tuple[str, Any]]:
+    text, reward = row["response"], row["reward"]
     if not isinstance(row["prompt"], str) and not is_message_list(row["prompt"]):
         raise TypeError("its prompt is neither text nor messages")
     stripped, calls = text.strip(), row.get("tool_calls")
     told = stripped + json.dumps([call.get("function") for call in calls]) if calls else stripped  # ids are drawn
-    yield "prompt", prompts.setdefault(prompt_id, len(prompts))
+    yield "prompt", prompts.number_of(row)
     yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan
     yield "tie", identity_of(row)
     yield "text", (text_hash := _hash(told))
@@ -115,10 +117,37 @@ def _facts(row: Row, prompts: dict[str, int], with_equations: bool) -> Iterator[
     yield "is_empty", not told
 
 
+class PromptIds:
+    """The prompts of rows, numbered as they come. Attributes: numbers: by id."""
+
+    def __init__(self, source: StoredRows):
+        self.numbers: dict[str, int] = {}
+        self._source, self._hashes = source, array("Q")
+
+    def number_of(self, row: Row) -> int:
+        """Raises UserError where another prompt has the row's id: its answers would be taken for answers to this."""
+        key, told = prompt_id_of(row), _hash_of_prompt(row)
+        number = self.numbers.setdefault(key, len(self.numbers))
+        if number == len(self._hashes):
+            self._hashes.append(told)
+        elif self._hashes[number] != told:
+            place, first = next(one for one in enumerate(self._source, start=1) if prompt_id_of(one[1]) == key)
+            raise UserError(
+                f"{self._source.path}: the prompts {str(first['prompt'])[:60]!r} (of answer {place:,}) and "
+                f"{str(row['prompt'])[:60]!r} have one prompt_id, {key!r}: give each an id of its own, or leave the "
+                "column out."
+            )
+        return number
+
+
 def prompt_id_of(row: Row) -> str:
     """The row's own, else a hash of its prompt."""
     found = row.get("prompt_id")
-    return str(found) if found is not None else f"{_hash(json.dumps(row['prompt'], sort_keys=True)):016x}"
+    return str(found) if found is not None else f"{_hash_of_prompt(row):016x}"
+
+
+def _hash_of_prompt(row: Row) -> int:
+    return _hash(json.dumps(row["prompt"], sort_keys=True))
 
 
 def identity_of(row: Row) -> int:

@@ -20,7 +20,7 @@ from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
-from openrlhf.rejection.candidates import identity_of, prompt_id_of, read_candidates
+from openrlhf.rejection.candidates import PromptIds, identity_of, prompt_id_of, read_candidates
 from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     Identity,
@@ -124,8 +124,10 @@ def _check_row(row: Row, number: int, source: StoredRows) -> None:
 def _missing(source: StoredRows, done: set[int]) -> Iterator[tuple[int, Place, Row]]:
     """The rows that are not scored, by number, with their places and identities; of rows that are one, the first."""
     times: Counter[str] = Counter()
+    prompts = PromptIds(source)
     for number, (place, row) in enumerate(source.placed()):
         _check_row(row, number + 1, source)
+        prompts.number_of(row)
         prompt_id = prompt_id_of(row)
         row = {**row, "prompt_id": prompt_id, "sample_index": row.get("sample_index", times[prompt_id])}
         times[prompt_id] += 1

@@ -71,4 +71,12 @@ BUGS = [
         'split = {"kept": ~kept, "left out": kept}',
         ("tests/rejection/test_iterate.py::test_the_page_shows_model_against_control_and_what_was_kept",),
     ),
+    Bug(
+        "answers_to_two_questions_are_a_pair",
+        "prompts of one prompt_id are mixed: a pair has answers to two questions",
+        "rejection/candidates.py",
+        "elif self._hashes[number] != told:",
+        "elif False:",
+        ("tests/rejection/test_select.py::test_bad_input_is_told_in_words_and_leaves_nothing",),
+    ),
 ]

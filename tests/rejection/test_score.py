@@ -337,6 +337,7 @@ def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monk
         ("rewards.py:judge --score.input nowhere", "nowhere does not exist"),
         ("rewards.py:judge --score.input half.jsonl", "half.jsonl: answer 2 has no prompt and response"),
         ("rewards.py:judge --score.input odd.jsonl", "odd.jsonl: answer 1 has no prompt and response"),
+        ("rewards.py:judge --score.input mixed.jsonl", "prompts 'q' (of answer 1) and 'r' have one prompt_id, 'p'"),
         ("http://me:pw@x/get_reward", "--score.reward http://x/get_reward: a login before the address"),
         ("HTTP://me:pw@x/get_reward", "--score.reward HTTP://x/get_reward: a login before the address"),
         ("http://[x/get_reward", "--score.reward http://[x/get_reward is no address of a server"),
@@ -357,6 +358,7 @@ def test_bad_input_is_told_in_words(tmp_path, monkeypatch, reward, said):
     Path("empty.jsonl").write_text("")
     Path("half.jsonl").write_text('{"prompt": "q", "response": "a"}\n{"prompt": "q", "response": null}\n')
     Path("odd.jsonl").write_text('{"prompt": [1], "response": "a"}\n')
+    write(Path("mixed.jsonl"), [{"prompt": q, "prompt_id": "p", "response": q, "gold": 1} for q in "qr"])
     generations(Path(), ["a", "b"])
     words = ["--score.input", "generations.jsonl", "--score.output", "out", "--score.reward", *(reward.split() or [""])]
     assert said in problems_of(*words)

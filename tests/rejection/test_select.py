@@ -171,6 +171,11 @@ def test_a_file_of_the_users_is_not_overwritten(tmp_path):
         ([{**answer(), "reward": "high"}], [], "answer 1 has no prompt, response or reward"),
         ([answer(), {**answer(), "reward": 10**400}], [], "answer 2 has no prompt, response or reward"),
         ([{**answer(), "prompt": [1], "prompt_id": "1"}], [], "answer 1 has no prompt, response or reward"),
+        (
+            [answer("q1", prompt_id=1), answer("q2", prompt_id="1")],
+            [],
+            "prompts 'q1' (of answer 1) and 'q2' have one prompt_id, '1'",
+        ),
         ([answer()], ["--select.policy", "random", "--select.like", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         ([answer()], ["--select.policy", "threshold"], "needs --select.min_reward"),
         ([answer()], ["--select.policy", "best"], "--select.policy is 'best'"),

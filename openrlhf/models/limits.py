@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
 from openrlhf.engine.model_internals import recomputes_layers
@@ -101,6 +103,14 @@ def has_embedding(config: PretrainedConfig, token_id: int) -> bool:
 def padding_id(config: PretrainedConfig, pad_token_id: int | None) -> int:
     """What fills places that are masked: the tokenizer's pad token, or 0 where the model has no embedding for it."""
     return pad_token_id if pad_token_id is not None and has_embedding(config, pad_token_id) else 0
+
+
+def outside_vocabulary(config: PretrainedConfig, token_ids: Sequence[int] | np.ndarray) -> str | None:
+    """Why the model cannot read token ids, as a sentence's end; None where it can."""
+    num_ids, largest = config.get_text_config().vocab_size, int(np.max(token_ids, initial=0))
+    if largest < num_ids:
+        return None
+    return f"the tokenizer is of another model: its token id is {largest:,}, and the model's vocabulary has {num_ids:,}"
 
 
 def check_dtype(param_dtype: str, device_type: str) -> None:

@@ -42,7 +42,7 @@ def chat(config: ChatConfig) -> None:
             messages = list(start)
             continue
         messages.append({"role": "user", "content": line})
-        ids = PromptEncoder(tokenizer, template).encode(Prompt("", messages if has_template else line))
+        ids = PromptEncoder(tokenizer, template, model.config).encode(Prompt("", messages if has_template else line))
         messages.append({"role": "assistant", "content": _answer(model, tokenizer, ids, config)})
 
 

@@ -30,7 +30,7 @@ from openrlhf.engine.devices import give_back_memory, usable_device_type
 from openrlhf.errors import UserError
 from openrlhf.models import RewardModel
 from openrlhf.models.classifier import HEAD
-from openrlhf.models.limits import num_positions
+from openrlhf.models.limits import num_positions, outside_vocabulary
 from openrlhf.models.loading import load_config, saved_dtype
 from openrlhf.models.reward_statistics import check_reward_statistics
 from openrlhf.rejection.rewards.reward import Answered, Messages, RewardVerdict
@@ -76,7 +76,7 @@ class RewardScorer:
 
         Raises UserError where there is no reward model, or it has no tokenizer.
         """
-        config = load_config(folder, trust_remote_code)
+        self._config = config = load_config(folder, trust_remote_code)
         dtype = saved_dtype(config, "fp32") if param_dtype == "auto" else param_dtype
         if normalizes:
             check_reward_statistics(config, folder)
@@ -96,7 +96,7 @@ class RewardScorer:
         return [judged.value for judged in self.judged(items)]
 
     def judged(self, items: Sequence[Item]) -> list[RewardVerdict]:
-        """The reward of each item, or why it has none: it is too long, or cannot be encoded."""
+        """The reward of each item, or why it has none: it is too long, or cannot be encoded or read."""
         encoded = [self.encoded(item) for item in items]
         rewards = iter(self.rewards_of([ids for ids in encoded if not isinstance(ids, str)]))
         return [RewardVerdict(None, ids) if isinstance(ids, str) else _finite(next(rewards)) for ids in encoded]
@@ -104,11 +104,11 @@ class RewardScorer:
     def encoded(self, item: Item) -> np.ndarray | str:
         """(L,) token ids; or why there are none, as a sentence's end."""
         try:
-            if isinstance(item, str):
-                return self._texts.encode(item)
-            return self._encoder.encode(self._content(item)).input_ids
+            is_whole = isinstance(item, str)
+            ids = self._texts.encode(item) if is_whole else self._encoder.encode(self._content(item)).input_ids
         except (BadRow, LeftOut) as problem:
             return str(problem)
+        return outside_vocabulary(self._config, ids) or ids
 
     @torch.no_grad()
     def rewards_of(self, token_ids: Sequence[np.ndarray]) -> list[float]:

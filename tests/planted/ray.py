@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _RAY = "tests/rejection/test_ray.py"
+_SCORER, _TRANSFORMERS = "tests/rejection/test_reward_scorer.py", "tests/rejection/test_transformers_engine.py"
 
 BUGS = [
     Bug(
@@ -78,5 +79,29 @@ BUGS = [
         "elif self._hashes[number] != told:",
         "elif False:",
         ("tests/rejection/test_select.py::test_bad_input_is_told_in_words_and_leaves_nothing",),
+    ),
+    Bug(
+        "a_token_that_the_model_lacks_ends_the_stage",
+        "one answer with a token that was added to the tokenizer alone ends the scoring with a traceback",
+        "rejection/reward_scorer.py",
+        "return outside_vocabulary(self._config, ids) or ids",
+        "return ids",
+        (f"{_SCORER}::test_an_answer_with_a_token_that_the_model_lacks_has_no_reward",),
+    ),
+    Bug(
+        "a_prompt_with_a_token_that_the_model_lacks_ends_the_stage",
+        "one prompt with a token that was added to the tokenizer alone ends generate with a traceback",
+        "rejection/engines/encoding.py",
+        "if self._config is not None and (reason :=",
+        "if self._config is None and (reason :=",
+        (f"{_TRANSFORMERS}::test_one_prompt_that_cannot_be_encoded_or_read_is_left_out",),
+    ),
+    Bug(
+        "a_prompt_that_the_template_refuses_ends_the_stage",
+        "one prompt that the chat template refuses keeps all others from being answered",
+        "rejection/engines/transformers_engine.py",
+        "except PromptRefused as refused:",
+        "except () as refused:",
+        (f"{_TRANSFORMERS}::test_one_prompt_that_cannot_be_encoded_or_read_is_left_out",),
     ),
 ]

@@ -148,6 +148,18 @@ def test_what_cannot_be_scored_has_a_reason_and_no_reward(folder):
     assert "half a surrogate pair" in half.reason
 
 
+def test_an_answer_with_a_token_that_the_model_lacks_has_no_reward(folder, tmp_path):
+    """It was added to the tokenizer alone."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = tiny_tokenizer(CHATML)
+    tokenizer.add_tokens([*(f"zyzzy{n}" for n in range(512 - len(tokenizer))), "zyzzy"])
+    tokenizer.save_pretrained(tmp_path)
+    whole, pair, other = RewardScorer(str(tmp_path)).judged(["a zyzzy", (QUESTION, "zyzzy"), QUESTION])
+    reason = "the tokenizer is of another model: its token id is 512, and the model's vocabulary has 512"
+    assert [whole, pair] == [(None, reason)] * 2
+    assert other.value is not None
+
+
 def test_normal_rewards(folder, scorer, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.config.mean, model.config.std = 0.5, 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,25 @@ def test_a_prompt_that_is_too_long_is_refused_and_room_ends_at_the_last_position
     assert isinstance(fits, Generation)
     assert fits.num_tokens is not None
     assert fits.num_tokens <= 512 - num_ids
+
+
+def test_one_prompt_that_cannot_be_encoded_or_read_is_left_out(folders: dict[str, str], tmp_path: Path) -> None:
+    """The template refuses one, and one has a token that was added to the tokenizer alone."""
+    shutil.copytree(folders["qwen3"], tmp_path / "m")
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+    tokenizer = tiny_tokenizer(chat_template=refuses + CHATML)
+    tokenizer.add_tokens([*(f"zyzzy{n}" for n in range(512 - len(tokenizer))), "zyzzy"])
+    tokenizer.save_pretrained(tmp_path / "m")
+    system = {"role": "system", "content": "Be short."}
+    texts = [("good", "tea", []), ("refused", "tea", [system]), ("added", "a zyzzy", [])]
+    prompts = [Prompt(name, [*before, {"role": "user", "content": text}]) for name, text, before in texts]
+    engine = engine_of(str(tmp_path / "m"), 2, max_new_tokens=2)
+    found = {one.request.prompt.prompt_id: one for one in engine.answers(Request(p, 0, 1) for p in prompts)}
+    assert isinstance(found["good"], Generation)
+    assert [getattr(found[name], "reason", None) for name in ("refused", "added")] == [
+        "the chat template refuses the conversation: No system",
+        "the tokenizer is of another model: its token id is 512, and the model's vocabulary has 512",
+    ]
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.6])

@@ -76,6 +76,15 @@ def test_prompts_that_are_too_long_end_nothing(engine: VLLMEngine) -> None:
     assert isinstance(found[-1], Generation)
 
 
+def test_a_prompt_that_the_template_refuses_ends_nothing(engine: VLLMEngine) -> None:
+    prompts = [Prompt("bad", [{"role": "user", "content": "hi"}]), Prompt("text", "x")]
+    engine._encoder._tokenizer.chat_template = "{{ raise_exception('No') }}"
+    bad, text = engine.answers(Request(prompt, 0, 7) for prompt in prompts)
+    assert isinstance(bad, Refusal)
+    assert bad.reason.endswith("refuses the conversation: No")
+    assert isinstance(text, Generation)
+
+
 @pytest.mark.parametrize("saved", ["float32", "bfloat16"])
 def test_weights_keep_the_type_that_they_are_saved_in(engine: VLLMEngine, tmp_path: Path, saved: str) -> None:
     """vLLM's own auto makes bfloat16 of float32."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from openrlhf.datasets.samples import BadRow
 from openrlhf.datasets.tokenization.chat_template import ChatRenderer, resolve_chat_template
 from openrlhf.errors import UserError
+from openrlhf.models.limits import outside_vocabulary
 from openrlhf.rejection.prompts import Prompt
 
 _NUM_TOKENS_BEFORE = 4  # enough for a character whose bytes several tokens hold
@@ -28,19 +30,33 @@ def padded_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
     return ids, mask
 
 
-class PromptEncoder:
-    """Encodes with one tokenizer; `template` is as of `--data.tokenizer_chat_template`."""
+class PromptRefused(UserError):
+    """One prompt cannot be encoded, whatever the others are. Attributes: reason: a sentence's end."""
 
-    def __init__(self, tokenizer: Any, template: str | None):
+    def __init__(self, content: Any, reason: str):
+        super().__init__(f"The prompt {str(content)[:200]} cannot be encoded: {reason}.")
+        self.reason = reason
+
+
+class PromptEncoder:
+    """Encodes with one tokenizer; `template` is as of `--data.tokenizer_chat_template`, `config` that of the model."""
+
+    def __init__(self, tokenizer: Any, template: str | None, config: PretrainedConfig | None = None):
         self._tokenizer = tokenizer
-        self._template = template
+        self._template, self._config = template, config
         self._known: tuple[str, list[int]] | None = None  # the samples of a prompt come one after another
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of the prompt as a model is to go on from them. Raises UserError where the template refuses it."""
+        """Ids of the prompt as a model is to go on from them.
+
+        Raises PromptRefused where the template refuses it, or the model lacks one of its tokens; UserError where the
+        template is none.
+        """
         if self._known is None or self._known[0] != prompt.prompt_id:
             content = prompt.content
             ids = self._of_text(content) if isinstance(content, str) else self._of_messages(content, prompt.tools)
+            if self._config is not None and (reason := outside_vocabulary(self._config, ids)):
+                raise PromptRefused(content, reason)
             self._known = (prompt.prompt_id, ids)
         return self._known[1]
 
@@ -57,7 +73,7 @@ class PromptEncoder:
         try:
             text = self._renderer.prompt_of(messages, tools)
         except BadRow as error:
-            raise UserError(f"The prompt {str(messages)[:200]} cannot be encoded: {error}.") from error
+            raise PromptRefused(messages, str(error)) from error
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @functools.cached_property

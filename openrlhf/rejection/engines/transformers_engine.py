@@ -22,7 +22,7 @@ from openrlhf.engine.patches.float32_products import multiply_fast
 from openrlhf.errors import UserError, is_out_of_memory
 from openrlhf.models.limits import num_positions, padding_id
 from openrlhf.models.loading import load_causal_lm, load_config, saved_dtype
-from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
+from openrlhf.rejection.engines.encoding import PromptEncoder, PromptRefused, padded_left
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 from openrlhf.rejection.engines.row_cache import joined, kept_rows
 from openrlhf.rejection.engines.sampler import draws_of, next_tokens
@@ -57,9 +57,9 @@ class TransformersEngine(Engine):
         trust_remote_code: bool = False,
     ):
         tokenizer = get_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
-        self._encoder = PromptEncoder(tokenizer, template)
         self._sampling, self._concurrency = sampling, concurrency
         self._model = load_for_answers(name_or_path, param_dtype, trust_remote_code)
+        self._encoder = PromptEncoder(tokenizer, template, self._model.config)
         self._device = self._model.device
         ends = self._model.generation_config.eos_token_id
         self._end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -85,7 +85,10 @@ class TransformersEngine(Engine):
         give_back_memory()
 
     def _row_of(self, request: Request) -> _Row | Refusal:
-        ids = self._encoder.encode(request.prompt)
+        try:
+            ids = self._encoder.encode(request.prompt)
+        except PromptRefused as refused:
+            return Refusal(request, refused.reason)
         limits = (self._sampling.max_prompt_len, self._max_positions and self._max_positions - 1)
         if any(limit is not None and len(ids) > limit for limit in limits) or not ids:
             return Refusal(request, TOO_LONG if ids else "the prompt has no token")

@@ -12,7 +12,7 @@ from typing import Any
 from openrlhf.datasets.tokenizer import get_tokenizer
 from openrlhf.errors import UserError
 from openrlhf.models.loading import load_config, saved_dtype
-from openrlhf.rejection.engines.encoding import PromptEncoder
+from openrlhf.rejection.engines.encoding import PromptEncoder, PromptRefused
 from openrlhf.rejection.engines.engine import TOO_LONG, Engine, Generation, Refusal, Request, Sampling
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -61,7 +61,11 @@ class VLLMEngine(Engine):
             if not taken and not asked:
                 return
             for request in taken:
-                ids = self._encoder.encode(request.prompt)
+                try:
+                    ids = self._encoder.encode(request.prompt)
+                except PromptRefused as refused:
+                    yield Refusal(request, refused.reason)
+                    continue
                 limit = self._sampling.max_prompt_len or self._max_positions - 1
                 if len(ids) > min(limit, self._max_positions - 1):
                     yield Refusal(request, TOO_LONG)

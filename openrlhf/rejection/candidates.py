@@ -153,7 +153,9 @@ def _hash_of_prompt(row: Row) -> int:
 def identity_of(row: Row) -> int:
     """Hash of the answer and of what tells it from other answers."""
     told = (prompt_id_of(row), row.get("sample_index"), row.get("seed"), row.get("model"), row["response"])
-    return _hash("\0".join(map(str, told)))
+    label = row.get("label")
+    asked_for = () if label is None else (json.dumps(label, sort_keys=True, default=str),)
+    return _hash("\0".join(map(str, (*told, *asked_for))))
 
 
 def _hash(text: str) -> int:

@@ -17,7 +17,6 @@ import fcntl
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,14 +199,15 @@ class Place(NamedTuple):
 class StoredRows:
     """The rows of a folder, or of one file of JSON lines; each iteration reads them anew, a line at a time.
 
-    Lines that are no JSON object are stepped over, and in a folder one that has not been written to its end;
-    `num_torn` counts those of the last iteration.
+    Lines that are no JSON object are stepped over, and in a folder one that has not been written to its end.
+
+    Attributes: num_rows, num_torn: rows, and lines stepped over, of the last iteration.
     """
 
     def __init__(self, path: Path, kind: str = ROWS):
         """Raises UserError where there is nothing to read."""
         self.path = path
-        self.num_torn = 0
+        self.num_rows = self.num_torn = 0
         self._files = shards(path, kind) if path.is_dir() else [path]
         if not path.exists():
             raise UserError(f"{path} does not exist: give the output of the stage before.")
@@ -223,7 +223,7 @@ class StoredRows:
 
     def placed(self) -> Iterator[tuple[Place, Row]]:
         """Each row with its place."""
-        self.num_torn = 0
+        self.num_rows = self.num_torn = 0
         for number, file in enumerate(self._files):
             offset_bytes = 0
             with file.open("rb") as lines:
@@ -232,13 +232,9 @@ class StoredRows:
                     if row is None:
                         self.num_torn += 1
                     else:
+                        self.num_rows += 1
                         yield Place(number, offset_bytes), row
                     offset_bytes += len(line)
-
-    def tell_torn(self) -> None:
-        """On standard error, where the last iteration has stepped over lines."""
-        if self.num_torn:
-            print(f"{self.path}: {self.num_torn:,} lines are no rows, and are left out", file=sys.stderr, flush=True)
 
     def _row(self, line: bytes) -> Row | None:
         """A file of a user's own need not end with a line feed."""

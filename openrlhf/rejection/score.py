@@ -44,6 +44,7 @@ from openrlhf.rejection.statistics import answer_statistics
 
 _LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a file; what a lost worker may cost
 _LEAST_ROWS_OF_A_MODEL = 64  # in a call, where a function beside it takes fewer: else its packs would be nearly empty
+_STEPPED_OVER = {"num_repeated": "rows that repeat others", "num_torn_lines": "lines that are no rows"}
 MOST_REASONS = 30  # told apart in the counts
 
 
@@ -62,7 +63,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         print(f"{output} is finished already", flush=True)
         stats, pass_reward = read_stats(output), config.score.pass_reward
         names = [reward.name for reward in rewards]
-        return stats if stats["pass_reward"] == pass_reward else _finish(config.score, output, names)
+        over = {name: stats.get(name, 0) for name in _STEPPED_OVER}
+        return stats if stats["pass_reward"] == pass_reward else _finish(config.score, output, names, over)
     try:
         if config.score.runner == "local":
             start_all(rewards)  # first: a mistake in a file of the user's is told at once
@@ -97,8 +99,8 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
             for row in _judged(rewards, _weights(settings, rewards), missing, settings.workers):
                 rows.append(row)
                 bar.update()
-    source.tell_torn()
-    return _finish(settings, output, [reward.name for reward in rewards])
+    over = {"num_repeated": source.num_rows - len(done), "num_torn_lines": source.num_torn}
+    return _finish(settings, output, [reward.name for reward in rewards], over)
 
 
 def _need_gpu(rewards: Sequence[Reward]) -> bool:
@@ -226,7 +228,8 @@ def _scored(row: Row, names: Sequence[str], weights: Sequence[float], verdicts: 
     }
 
 
-def _finish(settings: ScoreSettings, output: Path, names: Sequence[str]) -> dict[str, Any]:
+def _finish(settings: ScoreSettings, output: Path, names: Sequence[str], over: dict[str, int]) -> dict[str, Any]:
+    """Args: over: counts by `_STEPPED_OVER`."""
     source = StoredRows(output)
     candidates, (left_out, mean_rewards) = read_candidates(source), _verdicts(source, names)
     judged, passed = ~np.isnan(candidates.reward), candidates.reward >= settings.pass_reward
@@ -240,6 +243,7 @@ def _finish(settings: ScoreSettings, output: Path, names: Sequence[str]) -> dict
         **answer_statistics(candidates, settings.pass_reward, judged),
         "num_scored": int(judged.sum()),
         "left_out": left_out,
+        **over,
         "mean_rewards": mean_rewards,
     }
     kinds = {"passed": passed, "not passed": judged & ~passed, "no verdict": ~judged}
@@ -289,6 +293,9 @@ def _told(stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for reason, count in stats["left_out"].items():
         yield f"no verdict: {reason}", f"{count:,}"
+    for name, words in _STEPPED_OVER.items():
+        if stats[name]:
+            yield f"{words}, left out", f"{stats[name]:,}"
     yield f"passes (reward {stats['pass_reward']:g} or more)", told_passes(stats)
     yield "mean reward", f"{stats['mean_reward']:.4g}"
     for name, mean in stats["mean_rewards"].items() if len(stats["mean_rewards"]) > 1 else ():

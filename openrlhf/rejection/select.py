@@ -54,7 +54,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
         print(f"{output.rows} is this selection already: {finished['num_rows']:,} rows", flush=True)
         return finished
     candidates = read_candidates(source, with_equations=settings.dedupe == "equations")
-    source.tell_torn()
+    num_torn_lines = source.num_torn
     if not len(candidates):
         raise UserError(f"{source.path} holds no answer: give the folder that score has written.")
     like = None if settings.like is None else np.array(list(_lengths_of(local_path(settings.like), candidates)))
@@ -65,7 +65,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
             f"--select.policy {settings.policy} selects none of the {len(candidates):,} answers of {source.path}: "
             f"{counts}. Change the settings of --select."
         )
-    stats = _statistics(candidates, selection, settings, output, identity)
+    stats = _statistics(candidates, selection, settings, output, identity) | {"num_torn_lines": num_torn_lines}
     _write(output, source, candidates, selection, settings, stats)
     _tell(output, stats, like)
     return stats
@@ -226,6 +226,8 @@ def _told(stats: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "prompts", f"{stats['num_prompts_kept']:,} kept of {stats['num_prompts']:,}"
     for reason, count in stats["left_out"].items():
         yield f"left out: {reason}", f"{count:,}"
+    if stats["num_torn_lines"]:
+        yield "left out: lines that are no rows", f"{stats['num_torn_lines']:,}"
     yield f"passes (reward {stats['pass_reward']:g} or more)", told_passes(stats)
     for name, words in (("mean_reward", "mean reward"), ("mean_reward_kept", "mean reward of the kept")):
         yield words, "none" if stats[name] is None else f"{stats[name]:.4g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _TESTS = "tests/runs/test_answers.py"
-_REWARDS = "tests/rejection/test_rewards.py"
+_REWARDS, _SCORE = "tests/rejection/test_rewards.py", "tests/rejection/test_score.py"
 
 BUGS = [
     Bug(
@@ -111,5 +111,29 @@ BUGS = [
         "if not any(map(self._works_for, self._probes(rows))):",
         "if True:",
         (f"{_REWARDS}::test_an_answer_that_a_server_fails_at_alone_is_behind_those_that_it_has_judged",),
+    ),
+    Bug(
+        "rows_of_other_labels_are_one",
+        "an answer that stands with two labels is judged by the first alone",
+        "rejection/candidates.py",
+        "asked_for = () if label is None else",
+        "asked_for = () if True else",
+        (f"{_SCORE}::test_equal_rows_are_scored_once_and_told_and_rows_without_identity_get_one",),
+    ),
+    Bug(
+        "repeated_rows_are_left_out_in_silence",
+        "rows that score takes for repetitions are counted nowhere",
+        "rejection/score.py",
+        '"num_repeated": source.num_rows - len(done)',
+        '"num_repeated": 0',
+        (f"{_SCORE}::test_equal_rows_are_scored_once_and_told_and_rows_without_identity_get_one",),
+    ),
+    Bug(
+        "broken_lines_are_no_news",
+        "a selection says nowhere of how many lines it has stepped over",
+        "rejection/select.py",
+        "num_torn_lines = source.num_torn",
+        "num_torn_lines = 0",
+        ("tests/rejection/test_select.py::test_statistics_count_all_that_is_left_out",),
     ),
 ]

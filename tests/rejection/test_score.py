@@ -385,11 +385,18 @@ def test_the_report_shows_rewards_reasons_and_texts_that_cannot_run(tmp_path):
     assert page.count("<svg") == 3
 
 
-def test_equal_rows_are_scored_once_and_rows_without_identity_get_one(tmp_path):
+def test_equal_rows_are_scored_once_and_told_and_rows_without_identity_get_one(tmp_path):
+    """Rows of one answer that other labels belong to are not equal."""
     row = {"prompt": "q", "response": "a", "label": "a"}
-    source = write(tmp_path / "g.jsonl", [row, {**row, "response": "b"}, {**row, "sample_index": 0}])
-    run(tmp_path, source, "exact")
-    assert [(r["response"], r["sample_index"]) for r in rows_of(tmp_path / "scores")] == [("a", 0), ("b", 1)]
+    source = tmp_path / "g.jsonl"
+    rows = [row, {**row, "response": "b"}, {**row, "sample_index": 0}, {**row, "sample_index": 0, "label": "c"}]
+    source.write_text("no row\n" + write(source, rows).read_text())
+    _, stats = run(tmp_path, source, "exact")
+    found = [(one["response"], one["sample_index"], one["reward"]) for one in rows_of(tmp_path / "scores")]
+    assert found == [("a", 0, 1), ("b", 1, 0), ("a", 0, 0)]
+    assert (stats["num_repeated"], stats["num_torn_lines"]) == (1, 1)
+    assert "rows that repeat others, left out" in (tmp_path / "scores" / "report.html").read_text()
+    assert run(tmp_path, source, "exact", pass_reward=0.5)[1]["num_repeated"] == 1
 
 
 def test_a_fork_that_a_function_leaves_behind_answers_nobody(tmp_path):

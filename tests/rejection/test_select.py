@@ -86,7 +86,11 @@ def test_a_pair_is_trained_on_by_train_dpo(tmp_path, prompt):
 
 
 def test_statistics_count_all_that_is_left_out(tmp_path):
-    _, stats = run(tmp_path, scores(tmp_path), min_reward=0.5)
+    source = scores(tmp_path)
+    source.write_text(source.read_text() + '{"prompt": "q", "resp')
+    _, stats = run(tmp_path, source, min_reward=0.5)
+    assert stats["num_torn_lines"] == 1
+    assert "left out: lines that are no rows" in (tmp_path / "out" / "report.html").read_text()
     assert stats == json.loads((tmp_path / "out" / "stats.json").read_text())
     assert (stats["num_rows"], stats["num_responses"], stats["left_out"]) == (6, 24, {"below min_reward": 18})
     assert (stats["pass@1"], stats["pass@4"], stats["mean_reward"], stats["mean_reward_kept"]) == (0.25, 1, 0.25, 1)

@@ -16,6 +16,7 @@ from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.rejection.equations import equations_of
 from openrlhf.rejection.records import Place, Row, StoredRows
+from openrlhf.rejection.rewards.reward import is_reward
 
 LengthUnit = Literal["tokens", "characters"]
 
@@ -106,7 +107,7 @@ def _facts(row: Row, prompts: PromptIds, with_equations: bool) -> Iterator[tuple
     stripped, calls = text.strip(), row.get("tool_calls")
     told = stripped + json.dumps([call.get("function") for call in calls]) if calls else stripped  # ids are drawn
     yield "prompt", prompts.number_of(row)
-    yield "reward", reward if reward is not None and math.isfinite(reward) else math.nan
+    yield "reward", reward if reward is not None and is_reward(reward) else math.nan
     yield "tie", identity_of(row)
     yield "text", (text_hash := _hash(told))
     equations = equations_of(text) if with_equations else ()

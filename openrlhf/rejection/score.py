@@ -39,7 +39,7 @@ from openrlhf.rejection.records import (
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.rewards.find import check_label, close_all, find_rewards, start_all
 from openrlhf.rejection.rewards.model_reward import ModelReward
-from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
+from openrlhf.rejection.rewards.reward import BEYOND, Reward, RewardVerdict, is_reward
 from openrlhf.rejection.statistics import answer_statistics
 
 _LEAST_ROWS_A_RANGE, _MOST_ROWS_A_RANGE = 16, 65536  # on Ray: what is worth a file; what a lost worker may cost
@@ -215,11 +215,16 @@ def _judge(rewards: Sequence[Reward], weights: Sequence[float], rows: list[Row])
 
 
 def _scored(row: Row, names: Sequence[str], weights: Sequence[float], verdicts: Sequence[RewardVerdict]) -> Row:
-    """The weighted sum of the verdicts. A reward that has failed leaves no sum; one that gives None is not counted."""
+    """The weighted sum of the verdicts, where it is a reward too.
+
+    A reward that has failed leaves no sum; one that gives None is not counted.
+    """
     values = [weight * one.value for weight, one in zip(weights, verdicts, strict=True) if one.value is not None]
     total = sum(values) if values and not any(one.has_failed for one in verdicts) else None
     told = [(f"{name}: {one.reason}", one) for name, one in zip(names, verdicts, strict=True) if one.value is None]
     reasons = [reason for reason, one in told if one.has_failed] or [reason for reason, _ in told]
+    if total is not None and not is_reward(total):
+        total, reasons = None, [f"the weighted sum: it is {BEYOND}"]
     return {
         **row,
         "reward": total,

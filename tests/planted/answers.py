@@ -136,4 +136,20 @@ BUGS = [
         "num_torn_lines = 0",
         ("tests/rejection/test_select.py::test_statistics_count_all_that_is_left_out",),
     ),
+    Bug(
+        "a_weighted_sum_is_infinite",
+        "a sum of rewards that no float holds is written as a reward of Infinity",
+        "rejection/score.py",
+        "if total is not None and not is_reward(total):",
+        "if False:",
+        (f"{_SCORE}::test_several_rewards_are_weighted_and_a_failed_one_leaves_no_sum",),
+    ),
+    Bug(
+        "rewards_whose_margin_is_infinite",
+        "the mean of very large rewards, or the margin of a pair, is Infinity",
+        "rejection/rewards/reward.py",
+        "return abs(float(value)) <= _LARGEST  # nan is not",
+        "return math.isfinite(value)",
+        ("tests/rejection/test_select.py::test_bad_input_is_told_in_words_and_leaves_nothing",),
+    ),
 ]

@@ -195,16 +195,22 @@ async def judge(completions):
 def test_several_rewards_are_weighted_and_a_failed_one_leaves_no_sum(tmp_path):
     text = """
 def a(completions, **columns): return [1.0 for _ in completions]
-def b(completions, **columns): return [{"none": None, "bad": float("inf")}.get(c, 2.0) for c in completions]
+odd = {"none": None, "bad": float("inf"), "huge": 1e308, "large": 1e38}
+def b(completions, **columns): return [odd.get(c, 2.0) for c in completions]
 """
     path = functions(tmp_path, text)
-    rows, stats = run(
-        tmp_path, generations(tmp_path, ["good", "none", "bad"]), f"{path}:a, {path}:b,{path}:a", weights="1,0.25,-3"
-    )
+    source = generations(tmp_path, ["good", "none", "bad", "huge"])
+    rows, stats = run(tmp_path, source, f"{path}:a, {path}:b,{path}:a", weights="1,0.25,-3")
     assert rows["good"]["rewards"] == {"a": 1.0, "b": 2.0, "a_2": 1.0}
     assert [rows[of]["reward"] for of in ("good", "none", "bad")] == [-1.5, -2.0, None]
     assert rows["bad"]["reason"] == "b: returned inf"
+    assert rows["huge"]["reason"] == "b: returned a number beyond 1e+38"
+    assert stats["mean_reward"] == -1.75
     assert stats["mean_rewards"] == {"a": 1.0, "b": 2.0, "a_2": 1.0}
+    source = generations(tmp_path, ["large", "good"])
+    rows, stats = run(tmp_path, source, f"{path}:b", "weighed", weights="1e10")
+    reason = "the weighted sum: it is a number beyond 1e+38"
+    assert (rows["large"]["reward"], rows["large"]["reason"], stats["left_out"]) == (None, reason, {reason: 1})
 
 
 def test_a_function_has_its_processes_beside_other_rewards_too(tmp_path):

@@ -171,6 +171,7 @@ def test_a_file_of_the_users_is_not_overwritten(tmp_path):
         ([], [], "holds no answer"),
         ([answer(reward=0.0)], ["--select.min_reward", "1"], "selects none of the 1 answers"),
         ([answer(reward=None)], [], "no verdict 1"),
+        ([answer(reward=1.7e308), answer(reward=-1.7e308, index=1)], ["--select.policy", "pairs"], "no verdict 2"),
         ([{"prompt": "p", "response": "r"}], [], "answer 1 has no prompt, response or reward"),
         ([{**answer(), "reward": "high"}], [], "answer 1 has no prompt, response or reward"),
         ([answer(), {**answer(), "reward": 10**400}], [], "answer 2 has no prompt, response or reward"),

@@ -9,7 +9,15 @@ from typing import Any
 
 from openrlhf.errors import first_line_of, how_to_install
 from openrlhf.rejection.records import Row
-from openrlhf.rejection.rewards.reward import NO_VERDICT, CallFailed, NoReward, RewardVerdict, awaited, text_of
+from openrlhf.rejection.rewards.reward import (
+    NO_VERDICT,
+    CallFailed,
+    NoReward,
+    RewardVerdict,
+    awaited,
+    text_of,
+    verdicts_of,
+)
 
 VERIFIERS = "verifiers:"
 _NO_TASK = "no task has this prompt"
@@ -49,7 +57,7 @@ def load_environment(name: str) -> Callable[[Sequence[Row]], list[RewardVerdict]
             cause = error.__cause__ or error
             raise CallFailed(f"{type(cause).__name__}: {first_line_of(cause)}") from error
         given = [reward for reward in trace.rewards.values() if reward is not None]
-        return RewardVerdict(float(trace.reward)) if given else RewardVerdict(None, NO_VERDICT)
+        return verdicts_of(trace.reward, 1)[0] if given else RewardVerdict(None, NO_VERDICT)
 
     return lambda rows: [awaited(judged(row)) for row in rows]
 

@@ -12,6 +12,8 @@ from openrlhf.rejection.records import Row
 
 CONVERSATIONS = "conversations"  # beside the queries to a server, which one of ours reads in their place
 NO_VERDICT = "no verdict"  # a function may give None: the answer is not its matter
+_LARGEST = 1e38  # sums, means and margins of such rewards are finite, in float32 too
+BEYOND = f"a number beyond {_LARGEST:g}"
 
 Messages = list[dict[str, Any]]
 
@@ -34,6 +36,10 @@ class Answered(NamedTuple):
     prompt: str | Messages
     answer: str | Messages
     tools: Any = None  # of the prompt, as of a row's column
+
+
+def is_reward(value: float) -> bool:
+    return abs(float(value)) <= _LARGEST  # nan is not
 
 
 class NoReward(Exception):
@@ -109,7 +115,9 @@ def _verdict(value: Any) -> RewardVerdict:
         number = float(value)
     except OverflowError:
         return RewardVerdict(None, "returned a number that no float holds")
-    return RewardVerdict(number) if math.isfinite(number) else RewardVerdict(None, f"returned {value}")
+    if is_reward(number):
+        return RewardVerdict(number)
+    return RewardVerdict(None, f"returned {BEYOND if math.isfinite(number) else value}")
 
 
 def awaited(result: Awaitable[Any]) -> Any:

@@ -152,4 +152,12 @@ BUGS = [
         "return math.isfinite(value)",
         ("tests/rejection/test_select.py::test_bad_input_is_told_in_words_and_leaves_nothing",),
     ),
+    Bug(
+        "a_prompt_in_parts_is_judged_by_its_python",
+        "a reward server is sent a Python list where a prompt's text comes in parts",
+        "rejection/rewards/reward.py",
+        'content_text(message.get("content", message.get("value")), f"message {number} of the prompt")',
+        'str(message.get("content") or "")',
+        (f"{_REWARDS}::test_a_server_is_asked_as_openrlhf_asks",),
+    ),
 ]

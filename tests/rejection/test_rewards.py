@@ -126,9 +126,16 @@ def lengths(content):
 def test_a_server_is_asked_as_openrlhf_asks(monkeypatch):
     chat = [{"role": "user", "content": "Hi"}]
     with served(lambda content, call: lengths(content)) as (url, calls):
-        verdicts = ServerReward(url, 5, 64).judge([row("a", "x"), row("bc", None, chat)])
+        reward = ServerReward(url, 5, 64)
+        verdicts = reward.judge([row("a", "x"), row("bc", None, chat)])
+        parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+        in_parts = [[{"role": "user", "content": parts}], [{"from": "human", "value": "Hi"}]]
+        image = [{"role": "user", "content": [{"type": "image"}]}]
+        *same, unread = reward.judge([row("bc", None, prompt) for prompt in (*in_parts, image)])
+    assert same == [RewardVerdict(5.0)] * 2
+    assert unread.reason.startswith("message 1 of the prompt: part 1 of its content, of type 'image', has 'type'")
     asked = {"query": ["q?a", "Hi\nbc"], "prompts": ["q?", "Hi\n"], "labels": ["x", None]}
-    assert calls == [asked | {"conversations": [None, {"prompt": chat, "response": "bc"}]}]
+    assert calls[:1] == [asked | {"conversations": [None, {"prompt": chat, "response": "bc"}]}]
     assert verdicts == [RewardVerdict(3.0), RewardVerdict(5.0)]
 
 

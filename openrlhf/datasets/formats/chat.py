@@ -143,7 +143,7 @@ def _message(raw: Any, index: int, remarks: dict[str, None]) -> Message:
         message["tool_calls"], content = json_value(content, f"{where}: the tool call"), ""
     if message["role"] == "assistant" and message.get(FUNCTION_CALL):
         _take_function_call(message, where, remarks)
-    message["content"] = _content(content, where)
+    message["content"] = content_text(content, where)
     calls = _listed(message.pop("tool_calls", None), f"{where}: tool_calls")
     if calls:
         places = [f"{where}, tool call {number}" for number in range(1, len(calls) + 1)]
@@ -188,8 +188,8 @@ def _role(given: Any, where: str, raw: dict[str, Any], remarks: dict[str, None])
     return role
 
 
-def _content(content: Any, where: str) -> str:
-    """Text; a list of text parts is joined, as a text model reads it."""
+def content_text(content: Any, where: str) -> str:
+    """Text; a list of text parts is joined, as a text model reads it. Raises BadRow of what is neither."""
     if content is None:
         return ""
     if isinstance(content, str):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def load_environment(name: str) -> Callable[[Sequence[Row]], list[RewardVerdict]
     identity = name.removeprefix(VERIFIERS)
     try:
         taskset = vf.load_taskset(vf.taskset_config_type(identity)(id=identity))
-        tasks = {_key(_prompt_of(task.data)): task for task in taskset} if taskset.bounded else {}
+        tasks = dict(_by_text(taskset)) if taskset.bounded else {}
     except Exception as error:  # of a module of the user's
         raise NoReward(f"the task set cannot be loaded: {type(error).__name__}: {first_line_of(error)}") from error
     if not tasks:
@@ -69,6 +70,12 @@ def _prompt_of(data: Any) -> Any:
     prompt = data.prompt if isinstance(data.prompt, list) else [{"role": "user", "content": data.prompt_text}]
     messages = [one if isinstance(one, dict) else {"role": one.role, "content": one.content} for one in prompt]
     return [{"role": "system", "content": data.system_prompt}, *messages] if data.system_prompt else messages
+
+
+def _by_text(taskset: Any) -> Iterator[tuple[str, Any]]:
+    for task in taskset:
+        with suppress(CallFailed):  # its prompt is more than text, which no row's is
+            yield _key(_prompt_of(task.data)), task
 
 
 def _key(prompt: Any) -> str:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from openrlhf.datasets.formats.chat import content_text
+from openrlhf.datasets.samples import BadRow
 from openrlhf.rejection.records import Row
 
 CONVERSATIONS = "conversations"  # beside the queries to a server, which one of ours reads in their place
@@ -131,7 +133,17 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def text_of(prompt: Any) -> str:
-    """A prompt as one text: messages stand in lines of their own, by their content alone."""
+    """A prompt as one text: messages stand in lines of their own, by their content alone.
+
+    Raises CallFailed where that is more than text.
+    """
     if isinstance(prompt, str):
         return prompt
-    return "".join(f"{message.get('content') or ''}\n" for message in prompt)
+    try:
+        contents = [
+            content_text(message.get("content", message.get("value")), f"message {number} of the prompt")
+            for number, message in enumerate(prompt, start=1)
+        ]
+    except (BadRow, AttributeError) as error:
+        raise CallFailed(str(error)) from error
+    return "".join(f"{content}\n" for content in contents)

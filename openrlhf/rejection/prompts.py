@@ -123,6 +123,8 @@ def _read(row: Any, data: PromptConfig) -> tuple[Any, list[Any] | None, dict[str
     content, tools = _content(row, key, data)
     check_unicode(content if isinstance(content, str) else json.dumps([content, tools], ensure_ascii=False))
     left = {name: value for name, value in row.items() if name not in (key, data.label_key)}
+    if both := next((name for name in OWN_COLUMNS if name in left and f"row_{name}" in left), None):
+        raise BadRow(f"it has the columns {both!r} and 'row_{both}', as which the first would be kept: rename one")
     columns = {f"row_{name}" if name in OWN_COLUMNS else name: value for name, value in left.items()}
     return content, tools, {"label": row.get(data.label_key), **columns}
 

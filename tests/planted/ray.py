@@ -104,4 +104,20 @@ BUGS = [
         "except () as refused:",
         (f"{_TRANSFORMERS}::test_one_prompt_that_cannot_be_encoded_or_read_is_left_out",),
     ),
+    Bug(
+        "calls_that_are_none_are_kept",
+        "a word of a server in the place of calls is kept as an answer, which select refuses",
+        "rejection/engines/openai_engine.py",
+        "if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):",
+        "if False:",
+        ("tests/rejection/test_openai_engine.py::test_calls_that_are_no_list_of_calls_are_no_answer",),
+    ),
+    Bug(
+        "a_column_takes_the_place_of_another",
+        "of the columns model and row_model one is lost",
+        "rejection/prompts.py",
+        "if both := next(",
+        "if not True and next(",
+        ("tests/rejection/test_generate.py::test_a_column_with_a_name_of_ours_is_kept_under_another",),
+    ),
 ]

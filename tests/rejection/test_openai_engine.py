@@ -164,6 +164,16 @@ def test_messages_and_tools_go_to_the_chat_endpoint(tmp_path: Path, server: Fake
     assert [(row["response"], row["tool_calls"], row["num_tokens"]) for row in found] == [("", [call], None)] * 2
 
 
+@pytest.mark.parametrize("calls", ["zzz", {"function": {}}, ["zzz"]])
+def test_calls_that_are_no_list_of_calls_are_no_answer(server: FakeServer, calls: Any) -> None:
+    """Nobody could select or train on it."""
+    message = {"content": "x", "tool_calls": calls}
+    server.trouble = lambda number, body: (200, {"choices": [{"message": message, "finish_reason": "stop"}]})
+    asked = Request(Prompt("a", [{"role": "user", "content": "hi"}]), 0, 7)
+    with pytest.raises(UserError, match="an answer that is none"):
+        list(engine_of_one_try(server, 5.0).answers(iter([asked])))
+
+
 def test_calls_of_a_conversation_are_sent_as_the_protocol_has_them(tmp_path: Path, server: FakeServer) -> None:
     """Their arguments are text, whatever the row holds."""
     calls = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]

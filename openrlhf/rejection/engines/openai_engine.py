@@ -232,6 +232,9 @@ def _answer_in(request: Request, response: httpx.Response, is_chat: bool) -> Gen
         choice = body["choices"][0]
         message = choice["message"] if is_chat else {"content": choice["text"]}
         columns = {name: message[name] for name in BESIDE_THE_TEXT if message.get(name)}
+        calls = columns.get("tool_calls", [])
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise TypeError("its tool_calls are no list of calls")
         reason = choice.get("finish_reason")
         text: Any = message.get("content")
         text = "" if text is None and (columns or (is_chat and reason in _ENDED)) else text

@@ -104,8 +104,10 @@ class RewardScorer:
     def encoded(self, item: Item) -> np.ndarray | str:
         """(L,) token ids; or why there are none, as a sentence's end."""
         try:
-            is_whole = isinstance(item, str)
-            ids = self._texts.encode(item) if is_whole else self._encoder.encode(self._content(item)).input_ids
+            if isinstance(item, str):
+                ids = self._texts.encode(item)
+            else:
+                ids = self._encoder.encode(self._content(item)).input_ids
         except (BadRow, LeftOut) as problem:
             return str(problem)
         return outside_vocabulary(self._config, ids) or ids

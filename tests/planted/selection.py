@@ -41,8 +41,8 @@ BUGS = [
         "no_verdict_is_zero_in_the_selection",
         "an answer that could not be judged counts as a wrong one",
         "rejection/candidates.py",
-        "math.isfinite(reward) else math.nan",
-        "math.isfinite(reward) else 0.0",
+        "is_reward(reward) else math.nan",
+        "is_reward(reward) else 0.0",
         (f"{_POLICIES}::test_the_reasons_are_counted_by_the_first_that_holds",),
     ),
     Bug(
@@ -234,7 +234,7 @@ BUGS = [
         "        if not until:\n",
         (
             f"{_SERVER}::test_an_answer_that_comes_bit_by_bit_is_given_up",
-            f"{_REWARDS}::test_a_server_that_sends_a_bit_now_and_then_gives_no_verdict",
+            f"{_REWARDS}::test_a_server_that_sends_a_bit_now_and_then_is_given_up",
         ),
     ),
     Bug(

@@ -277,8 +277,8 @@ def test_a_column_with_a_name_of_ours_is_kept_under_another(tmp_path: Path) -> N
     assert (row["row_response"], row["row_seed"], row["row_reasoning"]) == ("theirs", 1, "theirs")
     assert "reasoning" not in row
     assert row["response"] == f"answer {row['seed']}"
+    both = {"prompt": "x", "model": "A", "row_model": "B"}
     with pytest.raises(UserError, match=r"prompts\.jsonl:1: it has the columns 'model' and 'row_model', as which"):
-        both = {"prompt": "x", "model": "A", "row_model": "B"}
         generate(generate_config(tmp_path, [both], "--generate.output", str(tmp_path / "other")), StandIn())
 
 

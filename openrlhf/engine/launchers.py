@@ -23,6 +23,7 @@ _READ_HERE = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "SLURM_CPUS_PER_TASK",
 )
+_ADDRESSES_OF_THIS_MACHINE = ("127.", "localhost", "::1")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below the ports that Linux gives to connections
 
 
@@ -170,9 +171,10 @@ def num_local_ranks(environ: Mapping[str, str]) -> int:
 
 
 def says_local_ranks(environ: Mapping[str, str]) -> bool:
-    """Whether it is known how many ranks this machine has; a process without a rank is alone."""
+    """Whether it is known how many ranks this machine has: all that meet at its own address; without a rank, one."""
     says = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or not environ.get("RANK")
-    return bool(says) or environ.get("WORLD_SIZE", "1") == "1"
+    meets_here = environ.get("MASTER_ADDR", "").startswith(_ADDRESSES_OF_THIS_MACHINE)
+    return bool(says) or meets_here or environ.get("WORLD_SIZE", "1") == "1"
 
 
 def sign_of_other_ranks(environ: Mapping[str, str]) -> str:

@@ -155,7 +155,7 @@ def test_a_process_that_is_alone_among_others_says_so(environ, variables, is_tol
     [
         ({"MASTER_PORT": "tcp://10.96.0.12:29500"}, "MASTER_PORT=tcp://10.96.0.12:29500 is no number"),
         ({"LOCAL_RANK": ""}, "RANK=3 is set, and LOCAL_RANK not"),
-        ({"LOCAL_WORLD_SIZE": ""}, "RANK=3 is set, and LOCAL_WORLD_SIZE not"),
+        ({"LOCAL_WORLD_SIZE": "", "MASTER_ADDR": "10.0.0.1"}, "RANK=3 is set, and LOCAL_WORLD_SIZE not"),
     ],
 )
 def test_a_rank_whose_variables_say_nothing_is_told_which(environ, more, words):

@@ -334,6 +334,9 @@ def fields_of(*groups: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 RECIPE_NAMES = fields_of(SftNames, ModelNames, ScriptArgumentNames, OpenR1Names, VerifiersNames)
+TAKE_NONE = frozenset(  # read now: transformers' HfArgumentParser takes None off the types of the fields that it parses
+    name for name, one in RECIPE_NAMES.items() if "None" in str(one.type) or isinstance(one.default, bool | None)
+)
 
 
 def is_secret(name: str) -> bool:

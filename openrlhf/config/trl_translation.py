@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from openrlhf.config.trl_names import RECIPE_NAMES, is_secret, rule_of
+from openrlhf.config.trl_names import RECIPE_NAMES, TAKE_NONE, is_secret, rule_of
 from openrlhf.config.trl_parts import PARTS
 
 HIDDEN = "[hidden]"  # in place of a secret
@@ -142,8 +142,7 @@ class Translator:
         """A none where a value must stand would leave our own default, or end in a traceback."""
         for name, field in RECIPE_NAMES.items():
             rule = rule_of(field)
-            takes_none = "None" in str(field.type) or isinstance(field.default, bool) or field.default is None
-            if self[name] is None and not takes_none and (rule is None or rule.setting):
+            if self[name] is None and name not in TAKE_NONE and (rule is None or rule.setting):
                 self.refuse(name, f"give a value, or leave it out, which is {_shown(field.default)}")
                 self._values[name] = field.default
 

@@ -154,9 +154,13 @@ def _hash_of_prompt(row: Row) -> int:
 def identity_of(row: Row) -> int:
     """Hash of the answer and of what tells it from other answers."""
     told = (prompt_id_of(row), row.get("sample_index"), row.get("seed"), row.get("model"), row["response"])
-    label = row.get("label")
-    asked_for = () if label is None else (json.dumps(label, sort_keys=True, default=str),)
-    return _hash("\0".join(map(str, (*told, *asked_for))))
+    return _hash("\0".join(map(str, told)))
+
+
+def judged_identity_of(row: Row) -> int:
+    """That of the answer, and of the label that it is compared with."""
+    label, answer = row.get("label"), identity_of(row)
+    return answer if label is None else _hash(f"{answer}\0{json.dumps(label, sort_keys=True, default=str)}")
 
 
 def _hash(text: str) -> int:

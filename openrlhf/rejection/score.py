@@ -20,7 +20,7 @@ from openrlhf.datasets.formats.chat import is_message_list
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
-from openrlhf.rejection.candidates import PromptIds, identity_of, prompt_id_of, read_candidates
+from openrlhf.rejection.candidates import PromptIds, judged_identity_of, prompt_id_of, read_candidates
 from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     Identity,
@@ -85,7 +85,7 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     _check(source, rewards)
     open_output(output, identity, "--score.output")
     with RowWriter(output, "0") as rows, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:
-        done = {identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it
+        done = {judged_identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it
         bar.update(len(done))
         if settings.runner == "ray":
             least = max(_LEAST_ROWS_A_RANGE, _rows_a_batch(rewards))
@@ -133,7 +133,7 @@ def _missing(source: StoredRows, done: set[int]) -> Iterator[tuple[int, Place, R
         prompt_id = prompt_id_of(row)
         row = {**row, "prompt_id": prompt_id, "sample_index": row.get("sample_index", times[prompt_id])}
         times[prompt_id] += 1
-        if (identity := identity_of(row)) not in done:
+        if (identity := judged_identity_of(row)) not in done:
             done.add(identity)
             yield number, place, row
 
@@ -149,7 +149,7 @@ def _ranges(source: StoredRows, done: set[int], size: int) -> Iterator[_Range]:
 
 
 def _key(row: Row) -> _Key:
-    return row["prompt_id"], row["sample_index"], identity_of(row)
+    return row["prompt_id"], row["sample_index"], judged_identity_of(row)
 
 
 def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple[Path, int]]:

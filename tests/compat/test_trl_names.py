@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from transformers import Qwen3MoeConfig
+from transformers import HfArgumentParser, Qwen3MoeConfig
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from openrlhf.config import DPOConfig, InspectConfig, SFTConfig, nearest_root, parse_config
@@ -381,6 +381,12 @@ def test_all_trackers_are_told_to_be_none() -> None:
     ((there, here),) = translated(report_to="all").rows
     assert there == "report_to all"
     assert here.startswith("no tracker is found out")
+
+
+def test_none_stays_a_value_after_transformers_has_parsed_the_names() -> None:
+    """Its parser takes None off the types of a dataclass's fields, for the whole process."""
+    HfArgumentParser(SftNames)
+    assert translated(max_length=None, warmup_ratio=None).problems == []
 
 
 def test_groups_in_groups_of_a_recipe_come_together(tmp_path: Path) -> None:

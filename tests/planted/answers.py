@@ -116,8 +116,8 @@ BUGS = [
         "rows_of_other_labels_are_one",
         "an answer that stands with two labels is judged by the first alone",
         "rejection/candidates.py",
-        "asked_for = () if label is None else",
-        "asked_for = () if True else",
+        "return answer if label is None else",
+        "return answer if True else",
         (f"{_SCORE}::test_equal_rows_are_scored_once_and_told_and_rows_without_identity_get_one",),
     ),
     Bug(

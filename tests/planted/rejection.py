@@ -93,8 +93,8 @@ BUGS = [
         "rejection/score.py",
         '    with RowWriter(output, "0") as rows, '
         'tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:\n'
-        "        done = {identity_of(row) for row in StoredRows(output)}",
-        "    done = {identity_of(row) for row in StoredRows(output)}\n"
+        "        done = {judged_identity_of(row) for row in StoredRows(output)}",
+        "    done = {judged_identity_of(row) for row in StoredRows(output)}\n"
         '    with RowWriter(output, "0") as rows, tqdm(total=source.num_lines()) as bar:\n        pass',
         (f"{_SCORE}::test_what_a_run_has_scored_until_it_ended_is_not_scored_again",),
     ),

@@ -180,4 +180,12 @@ BUGS = [
         '        "rpo": "the loss of',
         ("tests/config/test_pairs.py::test_what_cannot_be_is_told",),
     ),
+    Bug(
+        "none_is_no_value_once_arguments_are_parsed",
+        "SFTConfig(max_length=None) is refused behind transformers' parser of arguments",
+        "config/trl_translation.py",
+        "name not in TAKE_NONE and",
+        '"None" not in str(field.type) and not isinstance(field.default, bool | None) and',
+        ("tests/compat/test_trl_names.py::test_none_stays_a_value_after_transformers_has_parsed_the_names",),
+    ),
 ]

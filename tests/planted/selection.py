@@ -123,8 +123,8 @@ BUGS = [
         "scored_again",
         "a stage that goes on judges all answers again",
         "rejection/score.py",
-        "        if (identity := identity_of(row)) not in done:\n",
-        "        if (identity := identity_of(row)) or done:\n",
+        "        if (identity := judged_identity_of(row)) not in done:\n",
+        "        if (identity := judged_identity_of(row)) or done:\n",
         (f"{_SCORE}::test_what_is_scored_before_a_kill_is_not_scored_again",),
     ),
     Bug(

@@ -75,6 +75,7 @@ def test_the_gpu_script_on_the_cpu(work):
     assert order.index("warm_up") < order.index("gpu_tests") < order.index("train tiny_llama ours")
 
 
+@pytest.mark.slow
 def test_the_gpu_script_keeps_its_time_and_names_what_it_left_out(work):
     gpu_script(work, "--seconds", "1")
     found = json.loads((work / "gpu" / "gpu_toy.json").read_text(encoding="utf-8"))

@@ -36,7 +36,10 @@ def two_sharing_ranks():
         yield pool
 
 
-@pytest.mark.parametrize("offload", [False, True], ids=["FusedAdam", "DeepSpeedCPUAdam"])
+@pytest.mark.parametrize(
+    "offload",
+    [pytest.param(False, id="FusedAdam"), pytest.param(True, id="DeepSpeedCPUAdam", marks=pytest.mark.slow)],
+)
 def test_cpu_adam_steps_is_still_needed(monkeypatch, offload):
     monkeypatch.setenv(SWITCH, "off")
     assert difference_after_a_resume(offload) > 0

@@ -157,7 +157,8 @@ def _report_unknown(reading: _Reading, item: Given) -> None:
         reading.problems.append(f"{item.where} is a group of settings, such as {example}.")
         return
     if why := why_not_here(reading.root, item.name):
-        reading.problems.append(f"{item.where} is not here: {why}.")
+        if item.value is not None:  # as a run_config.yaml of an earlier version has it, which asks for nothing
+            reading.problems.append(f"{item.where} is not here: {why}.")
         return
     near = _nearest_name(reading.root, item.name)
     dashes = "--" if item.where.startswith("-") else ""

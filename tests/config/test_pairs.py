@@ -81,6 +81,13 @@ def test_what_cannot_be_is_told(needed, root, flags, said):
     assert re.search(said, problems(root, [*needed, *flags.split()]))
 
 
+def test_nothing_is_asked_of_what_is_not_here(needed, tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {f_divergence_type: null}\n")
+    assert parse_config(DPOConfig, [*needed, f"@{tmp_path / 'run.yaml'}"]).model.beta == 0.1
+    (tmp_path / "run.yaml").write_text("model: {f_divergence_type: js_divergence}\n")
+    assert "reverse KL divergence" in problems(DPOConfig, [*needed, f"@{tmp_path / 'run.yaml'}"])
+
+
 def test_the_objective_must_match_in_a_resume():
     table = settings(DPOConfig) | settings(RMConfig)
     objective = "loss_type beta label_smoothing nll_loss_coef ipo_enable margin_loss_enable center_rewards_coef"

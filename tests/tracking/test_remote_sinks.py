@@ -1,10 +1,12 @@
 """TensorBoard and W&B for real: what they wrote is read back from the disk."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +25,15 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.fixture
+def a_second_apart(monkeypatch):
+    """TensorBoard reads event files in the order of their names, which begin with the second of their start."""
+    from tensorboard.summary.writer import event_file_writer
+
+    seconds = itertools.count(1_800_000_000)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: float(next(seconds))))
+
+
 def test_tensorboard_shows_steps_and_evaluations(tmp_path, a_step, an_eval):
     sink = TensorBoardSink(str(tmp_path))
     sink.log_step(a_step(1))
@@ -34,6 +45,7 @@ def test_tensorboard_shows_steps_and_evaluations(tmp_path, a_step, an_eval):
     assert shown["eval/loss"] == [(2, 1.25)]
 
 
+@pytest.mark.usefixtures("a_second_apart")
 def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path, a_step):
     killed = TensorBoardSink(str(tmp_path))
     for step in (1, 2, 3):
@@ -55,6 +67,7 @@ def test_tensorboard_draws_two_runs_of_one_folder_apart(tmp_path, a_step):
     assert scalars(tmp_path / "events.previous_2")["train/loss"] == [(1, 8.0)]
 
 
+@pytest.mark.usefixtures("a_second_apart")
 def test_a_run_that_goes_on_moves_the_events_of_another_aside_and_says_so(tmp_path, a_step, caplog):
     for run_id, resume_step, loss in (("a", None, 9.0), ("b", None, 8.0), ("a", 1, 7.0), ("a", 2, 6.0)):
         run = TensorBoardSink(str(tmp_path), resume_step, run_id=run_id)

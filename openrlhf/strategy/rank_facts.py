@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 import openrlhf
 from openrlhf.batching import StepWindowLoader
@@ -16,6 +17,7 @@ from openrlhf.config import shown_values
 from openrlhf.config.schema import Root
 from openrlhf.engine.optimizers import adam_in_words
 from openrlhf.engine.parameters import whole_shape
+from openrlhf.models.config_values import values_of_function
 from openrlhf.parallel.agreement import check_agreement
 
 _OF_A_MACHINE = ("data.cache_dir", "data.num_processors")
@@ -66,7 +68,14 @@ def facts_of_config(config: Root) -> dict[str, Any]:
 def _facts_of_model(module: nn.Module) -> dict[str, Any]:
     shapes = {name: f"{tuple(whole_shape(one))} {one.dtype}" for name, one in module.named_parameters()}
     trained = {name: one.requires_grad for name, one in module.named_parameters()}
-    return {"the model": type(module).__name__, "a weight's shape": shapes, "whether a weight is trained": trained}
+    configs = (getattr(one, "config", None) for one in module.modules())
+    config = next((one for one in configs if isinstance(one, PretrainedConfig)), None)
+    return {
+        "the model": type(module).__name__,
+        "its config.json": {} if config is None else values_of_function(config),
+        "a weight's shape": shapes,
+        "whether a weight is trained": trained,
+    }
 
 
 def facts_of_loader(name: str, loader: Any) -> dict[str, Any]:

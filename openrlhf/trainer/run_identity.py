@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from transformers import PretrainedConfig
 
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.config.schema import Root, settings, values_of
+from openrlhf.models.config_values import values_of_function
 
 _BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
-# Keys of config.json that say nothing of the function, are settings of the run, or are changed by an export of ours.
-_NOT_COMPARED = {"_name_or_path", "architectures", "auto_map", "dtype", "quantization_config", "transformers_version"}
-_NOT_COMPARED |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "mean", "std"}
 
 
 def settings_identity(config: Root) -> RunIdentity:
@@ -61,9 +58,5 @@ def base_model_fingerprint(name_or_path: str) -> str:
 
 
 def function_of_config(flag: str, config: PretrainedConfig) -> dict[str, Any]:
-    """What the config.json of that flag's model says of the function that its weights compute; of the text's part.
-
-    Values that must match, as JSON holds them. No path and no layout changes them.
-    """
-    values = json.loads(config.get_text_config().to_json_string(use_diff=False))
-    return {f"{flag} (config.json: {key})": value for key, value in values.items() if key not in _NOT_COMPARED}
+    """Values that must match: what the config.json of that flag's model says of the function that it computes."""
+    return {f"{flag} (config.json: {key})": value for key, value in values_of_function(config).items()}

@@ -212,4 +212,12 @@ BUGS = [
         "            pass  #",
         ("tests/datasets/test_cache.py::test_a_file_that_changes_once_it_is_known_is_refused",),
     ),
+    Bug(
+        "a_ranks_config_of_its_own",
+        "a machine whose copy of the base has another config.json trains another function beside the others",
+        "strategy/rank_facts.py",
+        '        "its config.json": {} if config is None else values_of_function(config),\n',
+        "",
+        (_RANKS,),
+    ),
 ]

@@ -362,7 +362,9 @@ def refused_ranks(folder: str, what: str) -> str:
         strategy = get_strategy(args)
         strategy.setup_distributed()
         layers = 1 if is_other and what == "layers" else 2
-        actor = Actor(tiny_model("qwen3", num_hidden_layers=layers))
+        base = 5e5 if is_other and what == "rope" else 1e4
+        rope = {"rope_type": "default", "rope_theta": base}
+        actor = Actor(tiny_model("qwen3", num_hidden_layers=layers, rope_parameters=rope))
         cfg = SimpleNamespace(lr=2e-3 if is_other and what == "rate" else 1e-3, lr_scheduler="constant")
         cfg.num_training_steps = 6
         actor, optimizer, scheduler = strategy.prepare((actor, cfg))

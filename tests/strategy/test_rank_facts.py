@@ -18,6 +18,7 @@ from tests.strategy import cases
             "layers",
             "layers.1.self_attn.q_proj.weight: (64, 64) torch.float32 on rank 0",
         ),
+        ("rope", "its config.json: rope_parameters: {'rope_theta': 10000.0, 'rope_type': 'default'} on rank 0, "),
         ("rate", "lr of group 0: 0.001 on rank 0, 0.002 on rank 1"),
         ("row", "the training data: content:"),
         ("order", "the training data: order: seed 1, shuffled on rank 0, seed 1, as it is on rank 1"),

@@ -427,14 +427,16 @@ def test_a_model_that_is_saved_is_pushed_where_that_is_asked_for(
     monkeypatch.setattr(hub, "push_folder", lambda folder, name, **more: pushed.append((folder, name, more["message"])))
     run = trainer(model, arguments(tmp_path / "out", push_to_hub=True, hub_model_id="me/it"))
     run.save_model(str(tmp_path / "elsewhere"))
-    assert pushed == []
+    assert (tmp_path / "elsewhere/config.json").is_file()
+    assert (tmp_path / "out/config.json").is_file(), "what is uploaded"
     run.save_model(f"{tmp_path / 'out'}/")
     run.push_to_hub()
-    assert pushed == [(tmp_path / "out", "me/it", "Model save"), (tmp_path / "out", "me/it", "End of training")]
+    messages = ("Model save", "Model save", "End of training")
+    assert pushed == [(tmp_path / "out", "me/it", message) for message in messages]
     assert (tmp_path / "out" / "README.md").is_file()
     run.args.push_to_hub = False
     run.save_model()
-    assert len(pushed) == 2
+    assert len(pushed) == 3
 
 
 def test_arguments_that_are_set_too_late_are_refused(model: Path, tmp_path: Path) -> None:

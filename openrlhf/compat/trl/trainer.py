@@ -277,11 +277,13 @@ class TrlSFTTrainer:
     def save_model(self, output_dir: str | None = None) -> None:
         """The model and its tokenizer in Hugging Face form; all ranks call.
 
-        With `push_to_hub` the output folder is uploaded too, where the model goes into it.
+        With `push_to_hub` the model goes into the output folder as well, which is uploaded.
         """
         own = str(self.args.output_dir)
         self._export(output_dir or own)
-        if self.args.push_to_hub and Path(output_dir or own) == Path(own):
+        if self.args.push_to_hub:
+            if Path(output_dir or own) != Path(own):
+                self._export(own)
             self._upload("Model save")
 
     def _export(self, folder: str) -> None:

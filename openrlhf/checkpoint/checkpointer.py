@@ -198,11 +198,16 @@ class Checkpointer:
         path, problems = self.store.newest_whole(candidates, self._verify_together)
         return FoundCheckpoint(path, read_progress(path)) if path else None, cleaned + problems
 
-    def step_to_export(self, progress: TrainingProgress, wants_best: bool) -> int:
-        """The step of the model at the end of a run: the last, or the best, where it is wanted and is here."""
-        best = progress.best_eval_step
+    def exported_steps(self, progress: TrainingProgress, wants_best: bool) -> set[int]:
+        """Steps of which a model counts as that of the finished run: the last, or the best where it is wanted.
+
+        Where the best one's checkpoint is gone, either counts: it may have been removed after the export.
+        """
+        last, best = progress.optimizer_step, progress.best_eval_step
+        if not wants_best or best is None:
+            return {last}
         is_here = any(self.store.step_of(path.name) == best for path in self.store.whole())
-        return best if wants_best and best is not None and is_here else progress.optimizer_step
+        return {best} if is_here else {best, last}
 
     def load(
         self,

@@ -25,6 +25,8 @@ from openrlhf.errors import UserError, first_line_of
 _DEVICE_NODES = Path("/dev")
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 _DRIVER = Path("/proc/driver/nvidia/version")
+_DRIVER_OF_WSL = Path("/usr/lib/wsl/lib/libcuda.so.1")
+_GPU_OF_WSL = "dxg"  # of any maker: the GPU of the Windows machine around WSL 2
 _NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
 _OLDEST_DRIVERS = {"13": 580, "12": 525, "11": 450}  # by CUDA's major version: NVIDIA's table of minor compatibility
 _TORCH_PAGE = "https://pytorch.org/get-started/locally"
@@ -133,16 +135,21 @@ def _tell_of_gpus_of_others() -> None:
     """One line, by rank 0, where the machine has GPUs that are not NVIDIA's, and the CPU was not asked for."""
     if _cpu_is_asked_for() or os.environ.get("RANK", "0") != "0":
         return
-    maker = "an AMD" if (_DEVICE_NODES / "kfd").exists() else "an Intel" if torch.xpu.is_available() else ""
-    if maker:
+    makers = {
+        "an AMD": (_DEVICE_NODES / "kfd").exists(),
+        "an Intel": torch.xpu.is_available(),
+        "another maker's": (_DEVICE_NODES / _GPU_OF_WSL).exists(),
+    }
+    if maker := next((maker for maker, is_here in makers.items() if is_here), None):
         print(f"note: this machine has {maker} GPU; only NVIDIA's are used, so the CPU computes.", flush=True)
 
 
 def _check_cpu_is_meant() -> None:
     if _cpu_is_asked_for():
         return
-    # /dev/dxg is the GPU of the Windows machine around WSL 2
-    nodes = sorted(path.name for pattern in ("nvidia[0-9]*", "dxg") for path in _DEVICE_NODES.glob(pattern))
+    nodes = [path.name for path in sorted(_DEVICE_NODES.glob("nvidia[0-9]*"))]
+    if _DRIVER_OF_WSL.exists():  # which Windows hands on beside an NVIDIA GPU alone
+        nodes += [path.name for path in _DEVICE_NODES.glob(_GPU_OF_WSL)]
     if nodes:
         raise UserError(f"This machine has GPUs ({', '.join(nodes)}), and torch cannot use them: {_why_not()}")
     if torch.version.cuda and _has_nvidia_card():

@@ -23,13 +23,17 @@ from openrlhf.errors import UserError, first_line_of, is_out_of_memory
 ALL_LINEAR = "all-linear"
 # By type: layers whose weight is read without a call, so that an adapter beside them is never trained.
 _UNCALLED_LAYERS = {
+    "bamba": {"out_proj"},
     "falcon_h1": {"out_proj"},
     "falcon_mamba": {"dt_proj", "out_proj"},
+    "granitemoehybrid": {"out_proj"},
     "jamba": {"dt_proj"},
     "mamba": {"dt_proj", "out_proj"},
     "mamba2": {"out_proj"},
     "nemotron_h": {"out_proj"},
+    "zamba2": {"out_proj"},
 }
+_NEVER_TRAINED = "the model reads the layer's weight without calling it: its adapter would not be trained."
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +60,15 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     if lora.adapter_name_or_path is not None:
         with_adapters: Any = _put_into(model, _saved_config(lora.adapter_name_or_path), keeps_dtype)
         _check_lookups(with_adapters)
+        if keeps_dtype:
+            _check_called_in_folder(with_adapters, lora.adapter_name_or_path)
         if not of_shapes:
             _load_adapter(with_adapters, lora.adapter_name_or_path)
         return with_adapters
     _check_names(model, lora)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     left_out = [n for n, module in linear.items() if isinstance(module, nn.Linear) and not computes_as_linear(module)]
-    uncalled = [n for n in linear if n.rpartition(".")[2] in _UNCALLED_LAYERS.get(model.config.model_type, ())]
+    uncalled = [name for name in linear if _is_uncalled(model, name)]
     suitable = [name for name in linear if name not in (*left_out, *uncalled)]
     if _takes_all(lora):
         left_out += uncalled
@@ -71,6 +77,8 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     try:
         _check_called(lora, uncalled)
         with_adapters = _put_into(model, _new_config(model, lora, left_out, suitable), keeps_dtype)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(_refusal(lora, error, suitable)) from error
     _check_lookups(with_adapters)
@@ -160,11 +168,27 @@ def _check_names(model: PreTrainedModel, lora: LoraConfig) -> None:
             raise _no_such("target_parameters", name, {re.sub(r"^.*\.\d+\.", "", one) for one in parameters})
 
 
+def _is_uncalled(model: Any, layer: str) -> bool:
+    return layer.rpartition(".")[2] in _UNCALLED_LAYERS.get(model.config.model_type, ())
+
+
+def _check_called_in_folder(with_adapters: Any, path: str) -> None:
+    """Raises UserError where an adapter stands beside a layer that the model does not call."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = (name for name, module in with_adapters.named_modules() if isinstance(module, LoraLayer))
+    if layer := next((name for name in adapted if _is_uncalled(with_adapters, name)), None):
+        raise UserError(
+            f"The adapter {path} has weights for {layer}: {_NEVER_TRAINED} Merge it first: "
+            "python -m openrlhf.cli.merge_lora."
+        )
+
+
 def _check_called(lora: LoraConfig, uncalled: list[str]) -> None:
     """Raises ValueError where a layer is named that the model does not call."""
     for target in lora.target_modules:
         if any(f".{name}".endswith(f".{target}") for name in uncalled):
-            raise ValueError("the model reads the layer's weight without calling it: its adapter would not be trained.")
+            raise ValueError(_NEVER_TRAINED)
 
 
 def _check_lookups(with_adapters: nn.Module) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from transformers import PretrainedConfig
 
 from openrlhf.checkpoint.model_settings import base_of, end_token_ids
 from openrlhf.config import EvalConfig, PromptConfig, ScoreSettings, TrainingConfig
@@ -14,10 +17,10 @@ from openrlhf.engine.parameters import is_partitioned
 from openrlhf.errors import UserError, first_line_of
 from openrlhf.exit_codes import RankLost, StoppedAlone
 from openrlhf.models import Actor
-from openrlhf.models.limits import padding_id
+from openrlhf.models.limits import num_positions, padding_id
 from openrlhf.parallel.collectives import any_rank, gather_objects, gather_problems
 from openrlhf.parallel.groups import ProcessGroups
-from openrlhf.rejection.engines.encoding import PromptEncoder, padded_left
+from openrlhf.rejection.engines.encoding import PromptEncoder, PromptRefused, padded_left
 from openrlhf.rejection.prompts import Prompt, Prompts
 from openrlhf.rejection.rewards.find import check_functions, find_rewards
 from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
@@ -46,7 +49,7 @@ class Answering(Callback):
     of the step.
     """
 
-    def __init__(self, config: TrainingConfig, tokenizer: Any, max_positions: int | None):
+    def __init__(self, config: TrainingConfig, tokenizer: Any, model_config: PretrainedConfig):
         """Raises UserError where a prompt cannot be read or is too long, or the judge cannot be had."""
         settings = config.eval
         data = PromptConfig(
@@ -56,10 +59,10 @@ class Answering(Callback):
             tokenizer_chat_template=config.data.tokenizer_chat_template,
         )
         self._tokenizer = tokenizer
-        self._encoder = PromptEncoder(tokenizer, data.tokenizer_chat_template)
+        self._encoder = PromptEncoder(tokenizer, data.tokenizer_chat_template, model_config)
         self._every_steps, self._max_new_tokens = settings.prompts_steps, settings.prompts_max_new_tokens
-        self._prompts = [(prompt, list(self._encoder.encode(prompt))) for prompt in Prompts(data)]
-        self._check_lengths(max_positions)
+        self._prompts = [(prompt, self._ids_of(number, prompt)) for number, prompt in enumerate(Prompts(data), start=1)]
+        self._check_lengths(num_positions(model_config))
         self._judge = _judge_of(settings)
         self._last_step, self._rows_at_once = -1, _ROWS_AT_ONCE
         self._file = Path(config.ckpt.output_dir, ANSWERS_FILE)
@@ -92,6 +95,12 @@ class Answering(Callback):
         is_there = trainer.strategy.is_rank_0() and self._file.is_file()
         steps = {one["global_step"] for one in read_records(self._file)} if is_there else set()
         return gather_objects(trainer.progress.optimizer_step in steps, trainer.strategy.groups.control)[0]
+
+    def _ids_of(self, number: int, prompt: Prompt) -> list[int]:
+        try:
+            return list(self._encoder.encode(prompt))
+        except PromptRefused as refused:
+            raise UserError(f"--eval.prompts: prompt {number} cannot be encoded: {refused.reason}.") from None
 
     def _check_lengths(self, max_positions: int | None) -> None:
         for number, (_, ids) in enumerate(self._prompts, start=1):
@@ -233,7 +242,8 @@ def _judge_of(settings: EvalConfig) -> Reward | None:
     asked = ScoreSettings(reward=settings.prompts_reward)
     try:
         first, *more = find_rewards(asked)
-        check_functions(find_rewards(asked))
+        if os.environ.get("RANK", "0") == "0":  # which judges; a user's file may load a model, and ranks share a GPU
+            check_functions(find_rewards(asked))
     except UserError as error:
         raise UserError(*(problem.replace("--score.reward", _JUDGE) for problem in error.problems)) from None
     if more:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from openrlhf.config.estimate_settings import EstimateConfig
 from openrlhf.config.kinds import size_bytes
+from openrlhf.engine.launchers import says_local_ranks
 from openrlhf.errors import UserError
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable
@@ -89,7 +92,8 @@ def _memory(config: EstimateConfig) -> Memory | None:
     if config.memory is not None:
         return Memory(config.device == "cpu", size_bytes(config.memory))
     is_here = config.device == "cpu" or torch.cuda.is_available()
-    return Memory.free_here(config.device == "cpu") if is_here else None
+    is_known = says_local_ranks(os.environ)  # in a pod of a job the ranks of a machine are started by what runs there
+    return Memory.free_here(config.device == "cpu") if is_here and is_known else None
 
 
 def _row(way: Way, needed: RankMemory, memory: Memory | None, unit_bytes: int) -> list[str]:

@@ -44,14 +44,23 @@ class Rescue:
             raise
 
     def _after_failed_export(self) -> str:
-        """The last step's checkpoint is there, or is written; else the weights alone. Says where, and what to do."""
-        last = CheckpointStore(self._ckpt.path).name_of(self._trainer.progress.optimizer_step)
-        if self._newest_name() != last:
+        """The last step's checkpoint is there, or is written; else the weights alone. Says where, and what to do.
+
+        Where the run has gone back to its best weights, the last step's are gone, and those have a checkpoint.
+        """
+        store, best = CheckpointStore(self._ckpt.path), self._trainer.trained.went_back_to_step
+        last = store.name_of(self._trainer.progress.optimizer_step)
+        if best is None and self._newest_name() != last:
             self._save()
         if self._newest_name() == last:
             return (
                 f"The trained weights are in the checkpoint {Path(self._ckpt.path) / last}. Mend the cause and start "
                 "again with --ckpt.load_enable: the model is exported, and nothing is trained again."
+            )
+        if best is not None:
+            return (
+                f"The best weights are in the checkpoint {Path(self._ckpt.path) / store.name_of(best)}. Mend the cause "
+                f"and start again with --ckpt.load_enable: the run goes on from {self._newest_name()}."
             )
         return self._weights_alone()
 

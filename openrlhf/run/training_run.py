@@ -26,7 +26,6 @@ from openrlhf.engine.optimizers import build_schedule
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import CannotPack
-from openrlhf.models.limits import num_positions
 from openrlhf.models.loading import facts_of
 from openrlhf.objectives import Objective
 from openrlhf.parallel.agreement import check_agreement
@@ -101,7 +100,7 @@ class TrainingRun(ABC):
         layout = open_layout_here(config, facts)
         config = layout.config
         if config.eval.prompts is not None:
-            callbacks.append(Answering(config, tokenizer, num_positions(facts.config)))
+            callbacks.append(Answering(config, tokenizer, facts.config))
         prepare = cls.preparation(config)
         train_data = build_train_data(config, tokenizer, prepare)
         eval_data = build_eval_data(config, tokenizer, prepare)
@@ -185,8 +184,9 @@ class TrainingRun(ABC):
         saved = read_identity(self._found.path)
         check_same_run(saved, now, str(self._found.path), ckpt.allow_mismatch)
         is_same = not compare(saved, now).refused and not is_longer(saved, now)
-        step = checkpointer.step_to_export(self._found.progress, ckpt.export_best)
-        is_exported = is_same and self._is_exported(saved.run_id, step)
+        is_exported = is_same and self._is_exported(
+            saved.run_id, checkpointer.exported_steps(self._found.progress, ckpt.export_best)
+        )
         # The last checkpoint could not be written where the disk was full, and the model was exported all the same.
         self._is_trained = is_same and (self._found.progress.finished or is_exported)
         if not is_exported:
@@ -196,10 +196,12 @@ class TrainingRun(ABC):
         )
         return True
 
-    def _is_exported(self, run_id: str | None, step: int) -> bool:
+    def _is_exported(self, run_id: str | None, steps: set[int]) -> bool:
         """Rank 0 has written the model; its folder need not be seen by other machines."""
         folders = self.config.ckpt.exported_folders()
-        is_ours = self.strategy.is_rank_0() and all(is_export_of(folder, run_id, step) for folder in folders)
+        is_ours = self.strategy.is_rank_0() and any(
+            all(is_export_of(folder, run_id, step) for folder in folders) for step in steps
+        )
         return gather_objects(is_ours, self.strategy.groups.control)[0]
 
     # --- building ------------------------------------------------------------------------------------------------
@@ -263,10 +265,8 @@ class TrainingRun(ABC):
 
     def loader(self, dataset: Any, shuffle: bool, **layout: Any) -> Any:
         """Step windows of the data set. Args: layout: more of it, as of `setup_dataloader`."""
-        size, pad = self.config.train.micro_batch_size, self.tokenizer.pad_token_id
-        return self.strategy.setup_dataloader(
-            dataset, size, shuffle=shuffle, collate_fn=dataset.collate_fn, pad_token_id=pad, **layout
-        )
+        size = self.config.train.micro_batch_size
+        return self.strategy.setup_dataloader(dataset, size, shuffle=shuffle, collate_fn=dataset.collate_fn, **layout)
 
     def resume(self) -> None:
         """Goes on from the checkpoint that was found."""

@@ -124,7 +124,7 @@ class DeepspeedStrategy(OwnLoop):
         consumed_samples: int = 0,
         num_workers: int = 0,
         *,
-        pad_token_id: int | None = None,
+        pad_token_id: int = 0,
         shares_prompts: bool = False,
     ) -> Any:
         """Step windows of `train_batch_size` samples in micro-batches of `batch_size` samples (or by token budget).
@@ -148,8 +148,6 @@ class DeepspeedStrategy(OwnLoop):
                 pin_memory=pin_memory,
                 drop_last=drop_last,
             )
-        if pad_token_id is None:
-            pad_token_id = getattr(getattr(dataset, "tokenizer", None), "pad_token_id", None) or 0
         loader = StepWindowLoader(
             dataset,
             StepSchedule(len(dataset), self.train.batch_size, self.seed, shuffle),
@@ -163,7 +161,7 @@ class DeepspeedStrategy(OwnLoop):
         loader.sampler.set_epoch(*divmod(consumed_samples, len(dataset)))
         return loader
 
-    def micro_batch_format(self, pad_token_id: int) -> MicroBatchFormat:
+    def micro_batch_format(self, pad_token_id: int = 0) -> MicroBatchFormat:
         return MicroBatchFormat(pad_token_id, self.ds.packing_samples, self.train.loss_reduction)
 
     # --- engine --------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Trainer:
         objective: what is minimised.
         batch_size: units an optimizer step, over all ranks: the strategy's, or 1 where it is left out.
         max_epochs: passes over the data.
-        tokenizer: saved with the model; its padding token fills rows.
+        tokenizer: saved with the model.
         callbacks: the user's own; they come before those of the house. None: those that the settings name.
         all_targets: every token of a loader of the user's own is a target, whatever its mask says.
     """
@@ -308,10 +308,6 @@ class Trainer:
         return {"guard": self.trained.guard.state_dict()} | kept
 
     @property
-    def pad_token_id(self) -> int:
-        return getattr(self.tokenizer, "pad_token_id", None) or 0
-
-    @property
     def windows(self) -> StepWindowLoader | ForeignLoader:
         """The step windows to train on."""
         return self._source_of(self.train_dataloader, is_trained=True)
@@ -323,7 +319,7 @@ class Trainer:
             dataloader,
             self.strategy.micro_batches_a_step if is_trained else 1,
             self.strategy.train_batch_size,
-            self.strategy.micro_batch_format(self.pad_token_id),
+            self.strategy.micro_batch_format(),
             self.strategy.groups,
             self._all_targets,
             partial(check_step_size, self.strategy, is_said=self.batch_size != 1),

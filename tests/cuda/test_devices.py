@@ -25,6 +25,7 @@ from tests.helpers.workbench import flags, save_model, save_rows
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID")
 NEW_DRIVER, OLD_DRIVER = "580.65.06  Release Build", "535.104.05  Sat Aug 19 01:15:15 UTC 2023"
 SECONDS_TO_TELL = 20
+NVIDIA = "0x10de"
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def machine(monkeypatch, tmp_path):
     """Makes a machine: its GPUs, its driver, the CUDA that torch was built for, the GPUs that torch can use."""
 
     def make(num_gpus=0, driver=NEW_DRIVER, cuda="13.0", num_visible=0, vendor="0x8086", nodes=(), **environ):
+        wsl_driver = "driver" if "dxg" in nodes and vendor == NVIDIA else "none"
         for folder in ("dev", "pci/0000:01:00.0"):
             (tmp_path / folder).mkdir(parents=True)
         for index in range(num_gpus):
@@ -44,6 +46,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(devices, "_DEVICE_NODES", tmp_path / "dev")
         monkeypatch.setattr(devices, "_PCI_DEVICES", tmp_path / "pci")
         monkeypatch.setattr(devices, "_DRIVER", tmp_path / "driver")
+        monkeypatch.setattr(devices, "_DRIVER_OF_WSL", tmp_path / wsl_driver)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: num_visible > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
@@ -63,8 +66,12 @@ def machine(monkeypatch, tmp_path):
         (dict(CUDA_VISIBLE_DEVICES="7"), "CUDA_VISIBLE_DEVICES=7 names none of them", "ask the scheduler"),
         (dict(CUDA_VISIBLE_DEVICES="NoDevFiles"), "CUDA_VISIBLE_DEVICES=NoDevFiles names none", "ask the scheduler"),
         (dict(), "torch says: ", "nvidia-smi"),
-        (dict(num_gpus=0, vendor="0x10de"), "its driver cannot be seen here", "docker run --gpus all"),
-        (dict(num_gpus=0, nodes=["dxg"], cuda=None), "has GPUs (dxg), and torch", "Install the build for CUDA"),
+        (dict(num_gpus=0, vendor=NVIDIA), "its driver cannot be seen here", "docker run --gpus all"),
+        (
+            dict(num_gpus=0, nodes=["dxg"], vendor=NVIDIA, cuda=None),
+            "has GPUs (dxg), and torch",
+            "Install the build for CUDA",
+        ),
     ],
     ids=["cpu-wheel", "old-driver", "hidden", "no-gres", "unknown", "container", "wsl"],
 )
@@ -85,7 +92,7 @@ def test_a_gpu_machine_does_not_train_on_its_cpu_without_a_word(machine, facts, 
         dict(num_gpus=2, CUDA_VISIBLE_DEVICES=""),
         dict(num_gpus=2, CUDA_VISIBLE_DEVICES="-1"),
         dict(num_gpus=0),
-        dict(num_gpus=0, vendor="0x10de", cuda=None),  # a container without a GPU, and torch for the CPU
+        dict(num_gpus=0, vendor=NVIDIA, cuda=None),  # a container without a GPU, and torch for the CPU
     ],
     ids=str,
 )
@@ -110,6 +117,7 @@ def test_a_torch_for_amd_is_refused_and_trains_on_the_cpu_where_that_is_asked_fo
     [
         (dict(nodes=["kfd"]), False, "note: this machine has an AMD GPU; only NVIDIA's are used"),
         (dict(), True, "note: this machine has an Intel GPU; only NVIDIA's are used"),
+        (dict(nodes=["dxg"]), False, "note: this machine has another maker's GPU; only NVIDIA's are used"),
         (dict(nodes=["kfd"], DS_ACCELERATOR="cpu"), False, ""),
         (dict(nodes=["kfd"], RANK="1"), False, ""),
         (dict(), False, ""),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import peft
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf.config import LoraConfig
 from openrlhf.errors import UserError
-from openrlhf.models import Actor
+from openrlhf.models import Actor, lora
 from openrlhf.models.activation_memory import memory_of
 from openrlhf.models.attention.calls import ModelFacts
 from tests.helpers.tiny_models import tiny_model
@@ -63,6 +66,27 @@ def test_default_adapters_leave_out_what_is_read_without_a_call(model_type):
     assert [name for name, one in actor.named_parameters() if "lora_B" in name and not one.grad.any()] == []
 
 
+def test_every_model_whose_kernel_takes_a_layers_weight_is_known():
+    """Kernels of mamba_ssm take the last layer's weight, on a GPU and in training alone."""
+    folder = Path(transformers.__file__).parent / "models"
+    found = {
+        path.parent.name
+        for path in folder.glob("*/modeling_*.py")
+        if "outproj_weight=self.out_proj.weight" in path.read_text(encoding="utf-8")
+    }
+    assert found >= {"mamba2", "bamba"}
+    assert {name for name in found if "out_proj" in lora._UNCALLED_LAYERS.get(name, ())} == found
+
+
+def test_a_folders_adapter_beside_what_is_read_without_a_call_is_not_trained_on(tmp_path):
+    model = small_model_named("jamba")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["dt_proj", "in_proj"])).save_pretrained(tmp_path)
+    of_folder = LoraConfig(adapter_name_or_path=str(tmp_path))
+    with pytest.raises(UserError, match=r"has weights for .*\.dt_proj: the model reads .* Merge it first"):
+        lora.add_lora(small_model_named("jamba"), of_folder)
+    lora.add_lora(small_model_named("jamba"), of_folder, keeps_dtype=False)  # for a merge
+
+
 def test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded(monkeypatch):
     """PEFT looks for torchao at every layer, and raises where it finds an old one."""
 
@@ -71,7 +95,7 @@ def test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded(mon
 
     monkeypatch.setattr(peft.tuners.lora.torchao, "is_torchao_available", found_old)
     model = tiny_model("llama")
-    words = r"PEFT does not take a package here: Found an incompatible .* 0\.7\.0\. Update or remove it\."
+    words = r"^--ds.lora.rank: PEFT does not take a package here: Found an .* 0\.7\.0\. Update or remove it\.$"
     with pytest.raises(UserError, match=words):
         memory_of(ModelFacts(type(model), model.config, model.dtype), LoraConfig(rank=2), recomputes=False)
 

@@ -185,4 +185,20 @@ BUGS = [
         "factors.shape == (1, *weight.shape)",
         (f"{_MODELS}embeddings_that_do_more_than_look_up_are_refused",),
     ),
+    Bug(
+        "a_folders_adapter_is_never_trained",
+        "an adapter beside a layer whose weight is read without a call goes on untrained",
+        "models/lora.py",
+        "            _check_called_in_folder(with_adapters, lora.adapter_name_or_path)\n",
+        "            pass\n",
+        ("tests/models/test_lora.py::test_a_folders_adapter_beside_what_is_read_without_a_call_is_not_trained_on",),
+    ),
+    Bug(
+        "a_kernels_layer_is_not_known",
+        "Granite 4's adapters beside out_proj get no gradient where mamba_ssm is installed",
+        "models/lora.py",
+        '    "granitemoehybrid": {"out_proj"},\n',
+        "",
+        ("tests/models/test_lora.py::test_every_model_whose_kernel_takes_a_layers_weight_is_known",),
+    ),
 ]

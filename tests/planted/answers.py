@@ -160,4 +160,22 @@ BUGS = [
         'str(message.get("content") or "")',
         (f"{_REWARDS}::test_a_server_is_asked_as_openrlhf_asks",),
     ),
+    Bug(
+        "every_rank_loads_the_judge",
+        "a judge's file that loads a model loads it on all ranks at once, and the run is refused for memory",
+        "run/answering.py",
+        'if os.environ.get("RANK", "0") == "0":  #',
+        "if True:  #",
+        ("tests/runs/test_answers.py::test_the_rank_that_judges_alone_loads_the_judge",),
+    ),
+    Bug(
+        "answers_to_tokens_that_the_model_lacks",
+        "a prompt with a token beyond the vocabulary ends the run hours later",
+        "run/answering.py",
+        "PromptEncoder(tokenizer, data.tokenizer_chat_template, model_config)",
+        "PromptEncoder(tokenizer, data.tokenizer_chat_template)",
+        (
+            "tests/runs/test_answers.py::test_a_prompt_with_a_token_that_the_model_lacks_is_told_before_data_are_prepared",
+        ),
+    ),
 ]

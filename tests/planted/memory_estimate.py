@@ -160,4 +160,12 @@ BUGS = [
         "    except KeyError as error:  # PEFT looks",
         ("tests/models/test_lora.py::test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded",),
     ),
+    Bug(
+        "a_pod_cannot_ask_what_fits",
+        "in a pod of a job the memory table is refused, for ranks that nobody has started",
+        "run/memory_table.py",
+        "if is_here and is_known else None",
+        "if is_here else None",
+        ("tests/runs/test_memory_estimate.py::test_a_pod_of_a_job_needs_no_number_of_its_ranks",),
+    ),
 ]

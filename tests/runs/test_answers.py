@@ -49,6 +49,10 @@ def bench(tmp_path_factory):
     return folder
 
 
+def model_config(num_positions: int) -> Any:
+    return tiny_model("llama", max_position_embeddings=num_positions).config
+
+
 def words(bench: Path, out: str, **changes) -> list[str]:
     asked = dict(eval__prompts=bench / "prompts.jsonl", eval__prompts_steps=3, eval__prompts_max_new_tokens=6)
     return flags(bench / "model", bench / "rows.jsonl", bench / out, **asked | changes)
@@ -263,7 +267,7 @@ def test_an_answer_ends_at_its_end_token(bench, end):
             assert eos_token_id == ends
             return torch.cat([ids, torch.tensor([said]).expand(len(ids), -1)], dim=1)
 
-    answering = Answering(config, tokenizer, 512)
+    answering = Answering(config, tokenizer, model_config(512))
     tokenizer.chat_template = CHATML
     assert list(answering._generated(Model(), [text])) == [(tokenizer.decode(text), "stop")]
 
@@ -278,7 +282,7 @@ def test_a_pad_token_without_an_embedding_stands_in_no_prompt(bench):
 
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     tokenizer.add_special_tokens({"pad_token": "<new pad>"})
-    answering = Answering(config, tokenizer, 512)
+    answering = Answering(config, tokenizer, model_config(512))
     alone = [answer for prompt in prompts for answer in answering._generated(Model(), [prompt])]
     assert list(answering._generated(Model(), prompts)) == alone
 
@@ -298,7 +302,7 @@ def test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once(ben
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return torch.cat([ids, ids[:, -1:]], dim=1)
 
-    found = Answering(config, tokenizer, 512)._answers_of(Model(), alone())
+    found = Answering(config, tokenizer, model_config(512))._answers_of(Model(), alone())
     assert seen == sizes
     assert found is None if most == 0 else [number for number, _ in found] == list(range(5))
 
@@ -317,10 +321,24 @@ def test_answers_for_which_memory_runs_out_are_made_of_fewer_prompts_at_once(ben
 def test_what_cannot_be_is_told_before_data_are_prepared(bench, changes, message):
     def begin() -> None:
         config = parse_config(SFTConfig, words(bench, "never", **changes))
-        Answering(config, build_tokenizer(config), 512)
+        Answering(config, build_tokenizer(config), model_config(512))
 
     with pytest.raises(UserError, match=message):
         begin()
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_told_before_data_are_prepared(bench):
+    config = parse_config(SFTConfig, words(bench, "never"))
+    small = tiny_model("llama", vocab_size=20).config
+    with pytest.raises(UserError, match=r"--eval.prompts: prompt 1 cannot be encoded: .* vocabulary has 20"):
+        Answering(config, build_tokenizer(config), small)
+
+
+def test_the_rank_that_judges_alone_loads_the_judge(bench, monkeypatch):
+    """A user's file may load a model, and eight ranks would load it at once."""
+    config = parse_config(SFTConfig, words(bench, "never", eval__prompts_reward="nowhere.py:judge"))
+    monkeypatch.setenv("RANK", "1")
+    Answering(config, build_tokenizer(config), model_config(512))
 
 
 def test_a_reward_model_answers_nothing(bench):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -47,3 +48,18 @@ def test_the_loss_of_step_one(two_ranks, bench, packed):
     nll = nll_of_rows(bench)
     assert step["num_target_tokens"] == sum(len(row) for row in nll)
     assert step["loss"] == pytest.approx(float(torch.cat(nll).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_pad_token_without_an_embedding_fills_no_place(two_ranks, bench, packed):
+    """Of the last window, which has one row, a rank gets nothing but padding."""
+    model, out, num_rows_a_step = bench / f"pads_beyond-{packed}", bench / f"out-beyond-{packed}", NUM_ROWS - 1
+    tokenizer = AutoTokenizer.from_pretrained(shutil.copytree(bench / "model", model))
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.save_pretrained(model)
+    changes = dict(train__batch_size=num_rows_a_step, ds__packing_samples=packed)
+    two_ranks.run(run, flags(model, bench / "rows.jsonl", out, **changes))
+    two_ranks.run(run, flags(bench / "model", bench / "rows.jsonl", bench / f"{out.name}-known", **changes))
+    assert [step["loss"] for step in step_lines(out)] == [
+        step["loss"] for step in step_lines(bench / f"{out.name}-known")
+    ]

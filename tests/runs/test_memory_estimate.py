@@ -220,6 +220,13 @@ def test_the_cells_of_a_large_model_are_in_gib(capsys, tmp_path):
     assert "In GiB, of a rank." in said(capsys, "--model.model_name_or_path", str(tmp_path))
 
 
+def test_a_pod_of_a_job_needs_no_number_of_its_ranks(capsys, model, monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "64", "MASTER_ADDR": "job-0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert "GiB" in said(capsys, "--model.model_name_or_path", str(model))
+
+
 def test_settings_are_checked_for_the_ranks_that_are_asked_for(model):
     words = ["--model.model_name_or_path", model, "--ds.packing_samples", "--ds.ring_attn_size", "2"]
     with pytest.raises(UserError, match="does not divide the 3 ranks"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,9 @@ def test_the_best_model_is_exported_where_it_is_wished(one_rank, bench):
     again = ways | dict(ckpt__load_enable=True)
     (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, **again))
     assert "Nothing is done." in said
+    shutil.rmtree(bench / f"best/checkpoints/global_step{best}")
+    (said,) = one_rank.run(said_by_run, argv(bench, "best", ckpt__export_best=True, **again))
+    assert "Nothing is done." in said, "the best checkpoint may go once its model is exported"
     (said,) = one_rank.run(said_by_run, argv(bench, "best", **again))
     assert "its model is not exported yet: nothing is trained." in said, "the folder holds the best, not the last"
     assert saved_identity(bench / "best")["optimizer_step"] == 6

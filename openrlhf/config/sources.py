@@ -83,16 +83,20 @@ def read_config_file(path: Any) -> list[Given]:
     Raises:
         UserError: the file is missing, of another type, broken, or holds no names.
     """
-    if not isinstance(path, str):
-        raise UserError("--config needs one file: --config run.toml or --config run.yaml.")
-    file = local_path(path)
-    content = _parse_file(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")
-    given = [Given(name, value, f"{path}: {name}") for name, value in _flatten(content, "")]
+    given = [Given(name, value, f"{path}: {name}") for name, value in _flatten(settings_of_file(path), "")]
     if twice := _twice(one.name for one in given):
         raise UserError(f"{path} gives {', '.join(twice[:MAX_DEPTH])} twice: leave one of them out.")
     return given
+
+
+def settings_of_file(path: Any) -> dict[str, Any]:
+    """TOML or YAML file → its values as they stand there. Raises UserError as `read_config_file`."""
+    if not isinstance(path, str):
+        raise UserError("--config needs one file: --config run.toml or --config run.yaml.")
+    content = _parse_file(local_path(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings; it must give names with values, such as train.batch_size.")
+    return content
 
 
 def _read_flags(argv: Sequence[str]) -> Iterator[Given]:

@@ -592,6 +592,10 @@ def test_parser_reads_a_recipe_flags_win_and_unknown_names_are_refused(
     assert "wandb" in args.report_to
     assert model_args.model_name_or_path == "m"
     assert parser.parse_args_and_config([f"--config={path}"])[0].max_length == 32
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("max_length: 32\nhub_token: {secret-of-the-hub\n")
+    with pytest.raises(UserError, match=r"broken\.yaml is broken: .* \(line 3, column 1\)$"):  # and not the line
+        parser.parse_args_and_config(["--config", str(broken)])
     path.write_text("learning_rate: fast\n")
     with pytest.raises(SystemExit):
         TrlParser((OwnConfig, ModelConfig)).parse_args_and_config(["--config", str(path)])

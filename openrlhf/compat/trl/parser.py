@@ -10,11 +10,10 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from openrlhf.compat.trl.arguments import TrlModelConfig
-from openrlhf.config.disk import local_path
+from openrlhf.config.sources import settings_of_file
 from openrlhf.errors import UserError
 
 _CONFIG = "--config"
@@ -69,7 +68,7 @@ class TrlParser(HfArgumentParser):
         place = words.index(_CONFIG)
         path = words[place + 1] if place + 1 < len(words) else ""
         del words[place : place + 2]
-        recipe = _read(path)
+        recipe = settings_of_file(path)
         os.environ.update({name: str(value) for name, value in (recipe.pop("env", None) or {}).items()})
         known = {field.name for kind in self.dataclass_types for field in dataclasses.fields(kind)}
         for action in self._actions:
@@ -101,13 +100,3 @@ def _or_none(read: Any) -> Callable[[str], Any]:
 
 def _split(word: str) -> tuple[str, ...]:
     return (_CONFIG, word.removeprefix(f"{_CONFIG}=")) if word.startswith(f"{_CONFIG}=") else (word,)
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        recipe = yaml.safe_load(local_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path!r} cannot be read: {error}") from None
-    if not isinstance(recipe, dict):
-        raise UserError(f"--config {path} holds no settings; it must give names with values, such as max_length: 2048.")
-    return recipe

@@ -2,7 +2,7 @@
 
 A run's callbacks stand in this order, and each event reaches them in it:
 
-    the user's own → tracking → non-finite guard → evaluation → early stop → leaving on a signal → saving
+    the user's own → tracking → non-finite guard → leaving → evaluation → early stop → leaving → saving
 
 So a number that a user's callback logs is in the step's record, a step that went wrong is in the file before the run
 stops for it, and a checkpoint knows the evaluation of its weights.

@@ -106,7 +106,8 @@ def _speed_table(results: list[Result]) -> str:
                 f"| {_case_cell(result, name)} | {NAMES[name]} | {_range(speed, '{:,.0f}')} | {ratio} "
                 f"| {share} | {own} | {memory['median'] / 2**30:.2f} GiB | {speed['runs']} |"
             )
-    return "\n".join([*lines, "", *(_settings_line(result) for result in results), ""])
+    settings = ["<details><summary>what was asked of whom</summary>\n", *map(_settings_line, results), "</details>", ""]
+    return "\n".join([*lines, "", *settings])
 
 
 def _settings_line(result: Result) -> str:

@@ -127,7 +127,7 @@ def activation_bytes(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
     rank, size = dist.get_rank(), dist.get_world_size()
     actor = Actor(tiny_model(**MODEL), packing_samples=True, ring_attn_size=size)
     rows = [Unit((TokenSequence(ids, mask),), "") for ids, mask in samples]
-    micro_batch = make_micro_batch(rows, packed=True, pad_token_id=0).share(rank, size)
+    micro_batch = make_micro_batch(rows, packed=True).share(rank, size)
     weights = {parameter.untyped_storage().data_ptr() for parameter in actor.parameters()}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 

@@ -52,7 +52,6 @@ class Position(Protocol):
 class MicroBatchFormat:
     """How samples become tensors; the same for training and evaluation."""
 
-    pad_token_id: int = 0  # fills places that are masked: no result depends on it
     packed: bool = False
     loss_reduction: LossReduction = "token"
     shares_prompts: bool = False  # in a pack, what the sequences of a unit begin with stands there once

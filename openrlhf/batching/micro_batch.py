@@ -68,7 +68,7 @@ class MicroBatch:
 
     def emptied(self) -> MicroBatch:
         """One of the same form without a unit, which takes next to no memory; its collectives match the others'."""
-        return make_micro_batch((), self.cu_seqlens is not None, 0, shares_prompts=self.prompt_of is not None)
+        return make_micro_batch((), self.cu_seqlens is not None, shares_prompts=self.prompt_of is not None)
 
     def share(self, ring_rank: int, ring_size: int) -> MicroBatch:
         """This rank's share of a packed micro-batch: its tokens, and the targets that they predict."""
@@ -105,7 +105,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def make_micro_batch(
     units: Sequence[Unit],
     packed: bool,
-    pad_token_id: int,
     loss_reduction: LossReduction = "token",
     shares_prompts: bool = False,
 ) -> MicroBatch:
@@ -114,11 +113,11 @@ def make_micro_batch(
     Args: shares_prompts: in a pack, what the sequences of a unit begin with stands there once.
     """
     sequences = [(sequence, unit.weight) for unit in units for sequence in unit.sequences]
-    tokens = [sequence.input_ids for sequence, _ in sequences] or [torch.full((2,), pad_token_id, dtype=torch.long)]
+    tokens = [sequence.input_ids for sequence, _ in sequences] or [torch.zeros(2, dtype=torch.long)]
     if packed:
         inputs, places = _packed_inputs(units if shares_prompts else None, tokens)
     else:
-        inputs, places = _padded_inputs(tokens, pad_token_id)
+        inputs, places = _padded_inputs(tokens)
     placed = list(zip(sequences, places, strict=False))
     targets = [
         _targets(sequence, place, weight if loss_reduction == "sample" else None)
@@ -203,10 +202,13 @@ def _unit_numbers(units: Sequence[Unit]) -> dict[str, Tensor]:
     return {name: torch.tensor([unit.numbers[name] for unit in units], dtype=torch.float32) for name in names}
 
 
-def _padded_inputs(tokens: list[Tensor], pad_token_id: int) -> tuple[dict[str, Any], list[_Place]]:
-    """What the transformer is given, and where each sequence stands in it."""
+def _padded_inputs(tokens: list[Tensor]) -> tuple[dict[str, Any], list[_Place]]:
+    """What the transformer is given, and where each sequence stands in it.
+
+    Token 0, which every model has, fills what is masked: a tokenizer's pad token need not have an embedding.
+    """
     shape = (len(tokens), max(len(ids) for ids in tokens))
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    input_ids = torch.zeros(shape, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     for row, ids in enumerate(tokens):
         input_ids[row, : len(ids)] = ids

@@ -128,7 +128,7 @@ class _Probe:
         sequences = [TokenSequence(ids, torch.ones(len(ids))) for ids in samples]
         alone = [Unit((sequence,), "probe") for sequence in sequences]
         units = [Unit(tuple(sequences), "probe")] if self._shares_prompts else alone
-        batch = make_micro_batch(units, self._is_packed, pad_token_id=0, shares_prompts=self._shares_prompts)
+        batch = make_micro_batch(units, self._is_packed, shares_prompts=self._shares_prompts)
         batch = batch.share(self._ring_rank, self._ring_size).to(self._device)
         states = self._states(
             batch.target_index,

@@ -146,7 +146,7 @@ class RewardScorer:
         """Of one micro-batch."""
         tensors = [torch.from_numpy(ids.astype(np.int64)) for ids in token_ids]
         units = [Unit((TokenSequence(ids, torch.zeros_like(ids)),), "") for ids in tensors]
-        batch = make_micro_batch(units, self._is_packed, pad_token_id=0).to(self._model.device)
+        batch = make_micro_batch(units, self._is_packed).to(self._model.device)
         values = self._model.score_sequences(
             last_index=batch.last_index,
             input_ids=batch.input_ids,

@@ -124,7 +124,6 @@ class DeepspeedStrategy(OwnLoop):
         consumed_samples: int = 0,
         num_workers: int = 0,
         *,
-        pad_token_id: int = 0,
         shares_prompts: bool = False,
     ) -> Any:
         """Step windows of `train_batch_size` samples in micro-batches of `batch_size` samples (or by token budget).
@@ -154,15 +153,15 @@ class DeepspeedStrategy(OwnLoop):
             layout_of(
                 batch_size, self.train.max_tokens_per_micro_batch, self.ds.ring_attn_size, self.ds.packing_samples
             ),
-            replace(self.micro_batch_format(pad_token_id), shares_prompts=shares_prompts),
+            replace(self.micro_batch_format(), shares_prompts=shares_prompts),
             self.groups,
             collate_fn,
         )
         loader.sampler.set_epoch(*divmod(consumed_samples, len(dataset)))
         return loader
 
-    def micro_batch_format(self, pad_token_id: int = 0) -> MicroBatchFormat:
-        return MicroBatchFormat(pad_token_id, self.ds.packing_samples, self.train.loss_reduction)
+    def micro_batch_format(self) -> MicroBatchFormat:
+        return MicroBatchFormat(self.ds.packing_samples, self.train.loss_reduction)
 
     # --- engine --------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from openrlhf.batching import (
 from openrlhf.errors import UserError
 from openrlhf.parallel.groups import ProcessGroups, alone
 
-FORMAT = MicroBatchFormat(pad_token_id=0)
+FORMAT = MicroBatchFormat()
 ONE_BY_ONE = FixedSize(1)
 
 

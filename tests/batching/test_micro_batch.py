@@ -24,15 +24,15 @@ def predicted_pairs(micro_batch):
 
 
 def test_padded_targets_are_the_next_tokens():
-    batch = make_micro_batch([FIRST, SECOND], packed=False, pad_token_id=10)
+    batch = make_micro_batch([FIRST, SECOND], packed=False)
     assert predicted_pairs(batch) == [(11, 12), (12, 13), (20, 21)]
-    assert batch.input_ids.tolist() == [[10, 11, 12, 13], [20, 21, 10, 10]]
+    assert batch.input_ids.tolist() == [[10, 11, 12, 13], [20, 21, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert (batch.num_tokens, batch.num_target_tokens, batch.target_weight_sum) == (6, 3, 3.0)
 
 
 def test_packed_targets_never_cross_a_sample():
-    batch = make_micro_batch([FIRST, SECOND], packed=True, pad_token_id=0)
+    batch = make_micro_batch([FIRST, SECOND], packed=True)
     assert predicted_pairs(batch) == [(11, 12), (12, 13), (20, 21)]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
     assert batch.cu_seqlens.tolist() == [0, 4, 6]
@@ -40,17 +40,17 @@ def test_packed_targets_never_cross_a_sample():
 
 
 def test_per_sample_mean_gives_each_sample_the_weight_one():
-    batch = make_micro_batch([FIRST, SECOND], packed=False, pad_token_id=0, loss_reduction="sample")
+    batch = make_micro_batch([FIRST, SECOND], packed=False, loss_reduction="sample")
     assert batch.target_weights.tolist() == [0.5, 0.5, 1.0]
     assert batch.target_weight_sum == 2.0
 
 
 def test_a_rows_weight_is_what_its_weights_add_up_to_in_a_mean_of_rows():
     weighted = Unit((sequence([10, 11, 12, 13], [0.0, 0.5, 1.5, 0.0]),), "a row", weight=3.0)
-    batch = make_micro_batch([weighted, SECOND], packed=True, pad_token_id=0, loss_reduction="sample")
+    batch = make_micro_batch([weighted, SECOND], packed=True, loss_reduction="sample")
     assert batch.target_weights.tolist() == [0.75, 2.25, 1.0]
     assert (batch.target_weight_sum, batch.unit_weight_sum, batch.num_target_tokens) == (4.0, 4.0, 3)
-    by_token = make_micro_batch([weighted, SECOND], packed=True, pad_token_id=0)
+    by_token = make_micro_batch([weighted, SECOND], packed=True)
     assert by_token.target_weights.tolist() == [0.5, 1.5, 1.0], "by tokens, the mask holds all that counts"
 
 
@@ -58,7 +58,7 @@ def test_the_sequences_of_a_unit_stand_together_and_are_known_by_target():
     pair = Unit((LONG, SHORT), "a pair", numbers={"margin": 0.5})
     other = Unit((SHORT, LONG), "another pair", numbers={"margin": -1.0})
     for packed in (False, True):
-        batch = make_micro_batch([pair, other], packed=packed, pad_token_id=0)
+        batch = make_micro_batch([pair, other], packed=packed)
         assert batch.target_sequence.tolist() == [0, 0, 1, 2, 3, 3]
         assert (batch.sequences_of_units, batch.unit_names) == ((2, 2), ("a pair", "another pair"))
         assert batch.unit_numbers["margin"].tolist() == [0.5, -1.0]
@@ -72,7 +72,7 @@ def test_the_sequences_of_a_unit_stand_together_and_are_known_by_target():
 
 def test_no_samples_make_a_batch_without_targets():
     for packed in (False, True):
-        batch = make_micro_batch([], packed=packed, pad_token_id=0)
+        batch = make_micro_batch([], packed=packed)
         assert batch.input_ids.shape == (1, 2)
         assert batch.num_tokens == batch.num_target_tokens == len(batch.target_index) == 0
 
@@ -134,7 +134,7 @@ def test_a_batch_that_is_a_dict_is_refused():
 
 
 def test_ring_shares_hold_every_token_and_every_target_once():
-    batch = make_micro_batch([FIRST, SECOND, FIRST], packed=True, pad_token_id=0)
+    batch = make_micro_batch([FIRST, SECOND, FIRST], packed=True)
     for ring_size in (2, 3, 4):
         shares = [batch.share(rank, ring_size) for rank in range(ring_size)]
         tokens = sorted(int(t) for share in shares for t in share.input_ids.flatten())

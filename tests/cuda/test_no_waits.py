@@ -90,7 +90,7 @@ def test_a_micro_batch_of_pairs(monkeypatch, tmp_path, objective, packed):
             model.model.set_attn_implementation("torch_varlen")
     rows = [TokenSequence(torch.arange(3, 3 + length), torch.ones(length)) for length in LENGTHS[2:4]]
     numbers = dict(reference_chosen=-1.0, reference_rejected=-2.0)
-    pairs = make_micro_batch([Unit(tuple(rows), "row", 2.0, numbers)], packed, pad_token_id=0)
+    pairs = make_micro_batch([Unit(tuple(rows), "row", 2.0, numbers)], packed)
     window = WindowScores(tuple(objective.window_sums(pairs))) if objective.needs_window_sums else WindowScores()
     with fake_cuda():
         move_parameters(model)
@@ -150,4 +150,4 @@ def _actor(kind: str, dtype: torch.dtype, packed: bool) -> Actor:
 
 def _micro_batch(packed: bool) -> Any:
     rows = [TokenSequence(torch.arange(3, 3 + length), torch.ones(length)) for length in LENGTHS]
-    return make_micro_batch([Unit((row,), "row") for row in rows], packed, pad_token_id=0)
+    return make_micro_batch([Unit((row,), "row") for row in rows], packed)

@@ -87,7 +87,7 @@ def test_a_subset_that_a_row_does_not_name_is_told(prepare_pairs: PreparePairs, 
 def test_the_loader_makes_micro_batches_of_pairs(prepare_pairs: PreparePairs):
     rows = [{**PAIR, "chosen": f" It is {i}.", "margin": i, "weight": i + 1} for i in range(4)]
     dataset = prepare_pairs(rows)
-    schedule, form = StepSchedule(4, 2, seed=1), MicroBatchFormat(TOKENIZER.pad_token_id, packed=True)
+    schedule, form = StepSchedule(4, 2, seed=1), MicroBatchFormat(packed=True)
     loader = StepWindowLoader(dataset, schedule, FixedSize(2), form, alone(), dataset.collate_fn)
     batches = [batch for window in loader.windows(max_epochs=1) for batch in window.micro_batches]
     assert [batch.sequences_of_units for batch in batches] == [(2, 2), (2, 2)]

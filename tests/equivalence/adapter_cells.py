@@ -130,9 +130,7 @@ def _training(recipe: AdapterRecipe, layout: Layout, first_step: int = 0) -> tup
     set_trained(actor.model)
     if layout.checkpointing:
         actor.gradient_checkpointing_enable()
-    loader = strategy.setup_dataloader(
-        RowsInMemory(Recipe(recipe.model_kind)), layout.micro_batch_size, shuffle=False, pad_token_id=0
-    )
+    loader = strategy.setup_dataloader(RowsInMemory(Recipe(recipe.model_kind)), layout.micro_batch_size, shuffle=False)
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     gather_all_weights(actor.engine)

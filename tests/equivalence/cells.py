@@ -137,7 +137,7 @@ def prepare_run(recipe: Recipe, layout: Layout) -> Run:
     if layout.zero_stage < 3 and layout.tensor_parallel == layout.ring == 1:
         actor.leave_out_unread()
     dataset = RowsInMemory(recipe)
-    loader = strategy.setup_dataloader(dataset, layout.micro_batch_size, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(dataset, layout.micro_batch_size, shuffle=False)
     num_epochs = math.ceil(recipe.num_steps / loader.schedule.steps_per_epoch)
     optimizer = strategy.create_optimizer(actor)
     horizon = num_epochs * loader.schedule.steps_per_epoch

@@ -149,7 +149,7 @@ def train_pairs_in_layout(recipe: PairRecipe, layout: Layout) -> Curve | None:
     gather_all_weights(model.engine)
     model.train()
     loader = strategy.setup_dataloader(
-        recipe.pairs, layout.micro_batch_size, shuffle=False, pad_token_id=0, shares_prompts=recipe.shares_prompts
+        recipe.pairs, layout.micro_batch_size, shuffle=False, shares_prompts=recipe.shares_prompts
     )
     step = WindowStep(model, model.trained, strategy, objective)
     results = [step.run(window, n) for n, window in zip(range(NUM_STEPS), loader.windows(max_epochs=9), strict=False)]

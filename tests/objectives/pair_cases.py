@@ -115,7 +115,7 @@ def curve(
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, PairObjective())
     data = Pairs() if shares_prompts is None else LongPrompts()
-    loader = strategy.setup_dataloader(data, 1, shuffle=False, pad_token_id=0, shares_prompts=bool(shares_prompts))
+    loader = strategy.setup_dataloader(data, 1, shuffle=False, shares_prompts=bool(shares_prompts))
     windows = loader.windows(max_epochs=2)
     results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
     actor.engine.destroy()

@@ -66,7 +66,7 @@ def curve(
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
     actor.train()
     step = WindowStep(actor, actor.trained, strategy, PreferenceObjective(mix, SETTINGS, reference=ComputedReference()))
-    windows = strategy.setup_dataloader(WeightedPairs(), 1, shuffle=False, pad_token_id=0).windows(max_epochs=2)
+    windows = strategy.setup_dataloader(WeightedPairs(), 1, shuffle=False).windows(max_epochs=2)
     results = [step.run(window, number) for number, window in zip(range(NUM_STEPS), windows, strict=False)]
     actor.engine.destroy()
     return [(r.loss, r.metrics["rewards/margins"], r.outcome.grad_norm) for r in results]
@@ -99,7 +99,7 @@ def curve_of_adapters(
         reference = FrozenReference(frozen)
         _fail_in_second_pass(frozen, is_short, met)
     if kind == "computed":
-        loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
+        loader = strategy.setup_dataloader(pairs, 1, shuffle=False)
         computed = compute_reference(lambda: frozen, loader, strategy, Path(folder) / "reference.f64")
         pairs = with_log_probs(pairs, computed)
         reference = ComputedReference()
@@ -112,7 +112,7 @@ def curve_of_adapters(
     actor.train()
     _fail_in_second_pass(actor, is_short and kind == "off", met)
     step = WindowStep(actor, actor.trained, strategy, PreferenceObjective({"sigmoid": 1.0}, reference=reference))
-    loader = strategy.setup_dataloader(pairs, 1, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(pairs, 1, shuffle=False)
     windows, memory = loader.windows(max_epochs=2), MemoryBudget(loader, actor)
     results = [
         memory.compute(window, partial(step.run, optimizer_step=number))
@@ -150,7 +150,7 @@ def references_without_locks(folder: str) -> tuple[list[np.ndarray], list[str], 
 
     strategy, file, said = _strategy(1, 0, True, None), Path(folder) / "reference.f64", list[str]()
     models = [strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))]
-    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False)
     flock, fcntl.flock, strategy.print = fcntl.flock, unknown, said.append
     try:
         found = [compute_reference(models.pop, loader, strategy, file) for _ in range(2)]
@@ -166,7 +166,7 @@ def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.
 
     strategy, file = _strategy(1, 0, True, None), Path(folder) / "reference.f64"
     model = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))
-    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False)
     whole = compute_reference(lambda: model, loader, strategy, file)
     if strategy.is_rank_0():
         content = file.read_bytes()[:num_bytes]

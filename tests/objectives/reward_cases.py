@@ -65,7 +65,7 @@ def prepared(layout: dict[str, Any], folder: str = "", kind: str = "llama", **mo
     )
     optimizer = strategy.create_optimizer(model)
     strategy.prepare((model, optimizer, build_schedule(optimizer, "constant")))
-    loader = strategy.setup_dataloader(PairsOfSubsets(), 1, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(PairsOfSubsets(), 1, shuffle=False)
     return strategy, model, loader
 
 

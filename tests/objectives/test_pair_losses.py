@@ -218,7 +218,7 @@ def test_a_mix_is_the_weighted_sum_of_its_losses_and_of_the_nll(mix, nll_coef):
     sequences = [
         tuple(TokenSequence(torch.ones(n + 1).long(), torch.ones(n + 1)) for n in (p.len_w, p.len_l)) for p in PAIRS
     ]
-    batch = make_micro_batch([Unit(both, "") for both in sequences], True, pad_token_id=0)
+    batch = make_micro_batch([Unit(both, "") for both in sequences], True)
     sums = torch.tensor([[p.w, p.l] for p in PAIRS], dtype=torch.float64).flatten().requires_grad_()
     scorer = SaysThePairs(sums)
     objective = PreferenceObjective(mix, PairLossSettings(BETA, 0.2, simpo_gamma=GAMMA), nll_coef, scorer)
@@ -240,7 +240,7 @@ def test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one(
     sequences = [
         tuple(TokenSequence(torch.ones(n + 1).long(), torch.ones(n + 1)) for n in (p.len_w, p.len_l)) for p in PAIRS
     ]
-    batch = make_micro_batch([Unit(both, "") for both in sequences], True, pad_token_id=0)
+    batch = make_micro_batch([Unit(both, "") for both in sequences], True)
     scorer = SaysThePairs(torch.stack([column["w"], column["l"]], dim=1).flatten())
     objective = PreferenceObjective({"simpo": 1.0}, PairLossSettings(BETA), 0.0, scorer if has_reference else None)
     scorer.window = WindowScores(objective.window_sums(batch))

@@ -112,7 +112,7 @@ def rewards(model: RewardModel, ids: list[torch.Tensor], packed: bool) -> list[f
     """Scores of a micro-batch of answers."""
     units = [Unit((TokenSequence(one, torch.ones_like(one)),), "") for one in ids]
     with torch.no_grad():
-        return Scorer(model, make_micro_batch(units, packed, pad_token_id=0), alone()).sequence_values().tolist()
+        return Scorer(model, make_micro_batch(units, packed), alone()).sequence_values().tolist()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "longrope", "qwen3_moe"])
@@ -181,7 +181,7 @@ def sums_of(chosen: list[float], rejected: list[float]) -> dict[str, float]:
             return torch.tensor([chosen, rejected]).T.flatten()
 
     answer = TokenSequence(torch.ones(2, dtype=torch.long), torch.ones(2))
-    batch = make_micro_batch([Unit((answer, answer), "")] * len(chosen), True, pad_token_id=0)
+    batch = make_micro_batch([Unit((answer, answer), "")] * len(chosen), True)
     objective = RewardObjective()
     share = objective.loss(Values(), batch, 1.0)
     means = {name: float(total) / count for name, (total, count) in share.sums.items()}
@@ -208,7 +208,7 @@ def test_loss_and_gradients_are_those_of_the_formula(settings):
     answer = TokenSequence(torch.ones(2, dtype=torch.long), torch.ones(2))
     units = [Unit((answer, answer), "", weight, {"margin": m}) for weight, m in zip(weights, margins, strict=True)]
     scorer = SimpleNamespace(speaks_for_sequences=1.0, sequence_values=lambda: values)
-    share = RewardObjective(*settings).loss(scorer, make_micro_batch(units, True, pad_token_id=0), sum(weights))
+    share = RewardObjective(*settings).loss(scorer, make_micro_batch(units, True), sum(weights))
     share.loss.backward()
     assert share.loss.item() == pytest.approx(right(rewards), rel=1e-12)
     total, count = share.sums["loss"]

@@ -60,7 +60,7 @@ def test_a_curve_with_shared_prompts_is_the_one_without(ranks, layout, request):
 def test_a_pack_holds_a_shared_prompt_once_and_short_ones_twice():
     pairs = LongPrompts()
     units = [pairs.unit(row) for row in (0, 4, 9)]
-    batch = make_micro_batch(units, packed=True, pad_token_id=0, shares_prompts=True)
+    batch = make_micro_batch(units, packed=True, shares_prompts=True)
     first, _, last = (unit.sequences for unit in units)
     assert (pairs.ids[0][0][: LEAST_SHARED_TOKENS - 1] == pairs.ids[0][1][: LEAST_SHARED_TOKENS - 1]).all()
     assert batch.prompt_of == (None, None, None, 2, 2, None, 5, 5)
@@ -88,7 +88,7 @@ def test_values_of_a_reward_model_are_those_without_sharing(by, monkeypatch):
         with_, without = (
             Scorer(
                 RewardModel(tiny_classifier(), "ring", packing_samples=True).eval(),
-                make_micro_batch(units, packed=True, pad_token_id=0, shares_prompts=shares),
+                make_micro_batch(units, packed=True, shares_prompts=shares),
                 alone(),
             ).sequence_values()
             for shares in (True, False)
@@ -103,7 +103,7 @@ def test_on_the_cpu_our_kernel_computes_shared_prompts(dtype, rounding):
     units = [LongPrompts().unit(row) for row in range(10)]
     with torch.no_grad(), patch.object(cpu_attention, "forward", wraps=cpu_attention.forward) as kernel:
         with_, without = (
-            Scorer(model, make_micro_batch(units, True, 0, shares_prompts=shares), alone()).sequence_values()
+            Scorer(model, make_micro_batch(units, True, shares_prompts=shares), alone()).sequence_values()
             for shares in (True, False)
         )
     sharing = [call for call in kernel.call_args_list if call.args[-1] is not None]
@@ -113,7 +113,7 @@ def test_on_the_cpu_our_kernel_computes_shared_prompts(dtype, rounding):
 
 def test_an_attention_without_a_plan_is_refused_and_not_trained_wrong():
     unit = LongPrompts().unit(5)
-    batch = make_micro_batch([unit], packed=True, pad_token_id=0, shares_prompts=True)
+    batch = make_micro_batch([unit], packed=True, shares_prompts=True)
     actor = Actor(tiny_model("llama"), "per_sample", packing_samples=True)
     with pytest.raises(
         UserError, match="cannot compute a prompt once for two answers .* Give --ds.share_prompts false"
@@ -124,7 +124,7 @@ def test_an_attention_without_a_plan_is_refused_and_not_trained_wrong():
 def test_sequences_of_which_one_begins_the_other():
     ids = torch.arange(3, 30)
     unit = Unit(tuple(TokenSequence(one, torch.ones(len(one))) for one in (ids, ids[:-1], ids)), "")
-    batch = make_micro_batch([unit], packed=True, pad_token_id=0, shares_prompts=True)
+    batch = make_micro_batch([unit], packed=True, shares_prompts=True)
     assert batch.prompt_of == (None, 0, 0, 0)
     assert batch.cu_seqlens is not None
     assert batch.cu_seqlens.diff().tolist() == [25, 2, 1, 2]

@@ -54,7 +54,7 @@ BUGS = [
         "where pad and end token are one, end tokens are not seen",
         "batching/micro_batch.py",
         "attention_mask[row, : len(ids)] = 1",
-        "attention_mask[row, : len(ids)] = ids != pad_token_id",
+        "attention_mask[row, : len(ids)] = ids != 20",
         (f"{_MICRO_BATCH}::test_padded_targets_are_the_next_tokens",),
     ),
     Bug(

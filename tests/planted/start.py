@@ -122,9 +122,9 @@ BUGS = [
     Bug(
         "padding_without_an_embedding",
         "a pad token that was added without a resize ends a run in its last window, on one rank",
-        "batching/loader.py",
-        "    pad_token_id: int = 0  #",
-        "    pad_token_id: int = 10**6  #",
+        "batching/micro_batch.py",
+        "input_ids = torch.zeros(shape, dtype=torch.long)",
+        "input_ids = torch.full(shape, 10**6)",
         ("tests/runs/test_first_step.py::test_a_pad_token_without_an_embedding_fills_no_place",),
     ),
     Bug(

@@ -224,7 +224,7 @@ def test_a_pod_of_a_job_needs_no_number_of_its_ranks(capsys, model, monkeypatch)
     for name, value in {"RANK": "3", "WORLD_SIZE": "64", "MASTER_ADDR": "job-0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert "GiB" in said(capsys, "--model.model_name_or_path", str(model))
+    assert "GiB" in said(capsys, "--model.model_name_or_path", model, "--device", "cpu")
 
 
 def test_settings_are_checked_for_the_ranks_that_are_asked_for(model):

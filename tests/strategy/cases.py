@@ -185,7 +185,7 @@ def train_with_an_optimizer_that_no_checkpoint_holds(folder: str, save_steps: in
 
     args = arguments(folder, max_epochs=1, save_steps=save_steps)
     strategy, actor, optimizer, scheduler = prepared(args, own_optimizer=KeepsANumber)
-    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    loader = strategy.setup_dataloader(rows(), 2)
     trainer = SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=1)
     heard = io.StringIO()
     try:
@@ -263,7 +263,7 @@ def sft_trainer_with(folder: str, **choices: Any) -> str:
     from openrlhf.trainer import SFTTrainer
 
     strategy, actor, optimizer, scheduler = prepared(arguments(folder, max_norm=0.5))
-    loader = strategy.setup_dataloader(PlainText(), 2, pad_token_id=0)
+    loader = strategy.setup_dataloader(PlainText(), 2)
     try:
         SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, **choices)
     except UserError as error:
@@ -336,7 +336,7 @@ def losses_with(folder: str, dtype: str = "fp32", lora_rank: int = 0, **changes:
     args = arguments(folder, param_dtype=dtype, **changes)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     strategy, actor, _, _ = prepared(args, dtype=dtypes[dtype], lora_rank=lora_rank)
-    loader = strategy.setup_dataloader(rows()[:BATCH_SIZE], 2, shuffle=False, pad_token_id=0)
+    loader = strategy.setup_dataloader(rows()[:BATCH_SIZE], 2, shuffle=False)
     step = WindowStep(actor, actor.trained, strategy, SFTObjective())
     actor.train()
     return [
@@ -372,7 +372,7 @@ def refused_ranks(folder: str, what: str) -> str:
         if is_other and what == "row":
             data[3][0][0, 1] += 1
         shuffle = not (is_other and what == "order")
-        loader = strategy.setup_dataloader(data, 2, shuffle=shuffle, pad_token_id=0)
+        loader = strategy.setup_dataloader(data, 2, shuffle=shuffle)
         epochs = 3 if is_other and what == "epochs" else 2
         SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=epochs, batch_size=8).fit(args)
     except UserError as error:
@@ -389,7 +389,7 @@ def fits_in_turn(folder: str, num_fits: int = 2, **changes: Any) -> str:
 
     args = arguments(folder, max_epochs=1, save_steps=1, **changes)
     strategy, actor, optimizer, scheduler = prepared(args)
-    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    loader = strategy.setup_dataloader(rows(), 2)
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard):
         for _ in range(num_fits):
@@ -415,7 +415,7 @@ def fits_of_two_models(folder: str, **choices: Any) -> str:
         cfg = SimpleNamespace(lr=args.learning_rate, lr_scheduler="constant", num_training_steps=3)
         second = strategy.prepare((Actor(tiny_model("qwen3")), cfg))
         for (actor, optimizer, scheduler), own in ((first, {}), (second, choices)):
-            loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+            loader = strategy.setup_dataloader(rows(), 2)
             SFTTrainer(actor, strategy, optimizer, loader, None, scheduler, max_epochs=1, **own).fit(args)
     return heard.getvalue()
 
@@ -434,7 +434,7 @@ def fit_with_a_hook_that_saves(folder: str) -> str:
 
     args = arguments(folder, max_epochs=1, save_steps=1)
     strategy, actor, optimizer, scheduler = prepared(args)
-    loader = strategy.setup_dataloader(rows(), 2, pad_token_id=0)
+    loader = strategy.setup_dataloader(rows(), 2)
     heard = io.StringIO()
     with contextlib.redirect_stdout(heard):
         trainer = SavingTrainer(

@@ -19,7 +19,7 @@ def steps(num_ranks: int, micro_batch_size: int, max_tokens: int | None = None, 
     of_ranks = []
     for rank in range(num_ranks):
         strategy.groups = replace(alone(), rank=rank, world_size=num_ranks, data_rank=rank, data_size=num_ranks)
-        of_ranks.append(strategy.setup_dataloader(ROWS, micro_batch_size, pad_token_id=0).windows(max_epochs=2))
+        of_ranks.append(strategy.setup_dataloader(ROWS, micro_batch_size).windows(max_epochs=2))
     return [sorted(name for window in step for name in window.unit_names) for step in zip(*of_ranks, strict=True)]
 
 

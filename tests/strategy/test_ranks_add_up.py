@@ -25,7 +25,7 @@ def first_step(micro_batch_size: int, zero_stage: int) -> tuple[float, float]:
     actor = Actor(tiny_model("llama", torch.float32))
     optimizer = strategy.create_optimizer(actor)
     strategy.prepare((actor, optimizer, build_schedule(optimizer, "constant")))
-    (window,) = strategy.setup_dataloader(rows, micro_batch_size, shuffle=False, pad_token_id=0).windows(max_epochs=1)
+    (window,) = strategy.setup_dataloader(rows, micro_batch_size, shuffle=False).windows(max_epochs=1)
     result = WindowStep(actor, actor.trained, strategy, SFTObjective()).run(window, 0)
     actor.engine.destroy()
     return result.loss, result.outcome.grad_norm

@@ -69,7 +69,7 @@ def make_rows(lengths: tuple[int, ...] = (9, 3, 14, 5), num_prompt: int = 2) -> 
 
 def make_loader(rows: list[Row], recipe: Recipe, batch_size: int | None = None) -> StepWindowLoader:
     schedule = StepSchedule(len(rows), batch_size or len(rows), seed=0, shuffle=False)
-    batch_format = MicroBatchFormat(0, recipe.packed, recipe.loss_reduction)
+    batch_format = MicroBatchFormat(recipe.packed, recipe.loss_reduction)
     return StepWindowLoader(rows, schedule, recipe.layout, batch_format, alone())
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from openrlhf.batching import FixedSize, MicroBatchFormat, StepSchedule, StepWindowLoader
 from openrlhf.checkpoint.export import export_model
@@ -54,7 +53,6 @@ class Subject:
     """A saved model, and what the reference says of it."""
 
     folder: Path
-    pad_token_id: int
     reference_dtype: torch.dtype
     expected: Curve
     dtype: torch.dtype = torch.float32  # that the package computes in
@@ -69,8 +67,7 @@ class Subject:
             raise CannotBeBuilt(f"plain transformers cannot train it: {in_short(error)}") from error
         if not expected.is_finite:
             raise CannotBeBuilt("its loss in plain transformers is not finite")
-        pad_token_id = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "pad_token_id", None) or 0
-        return cls(folder, pad_token_id, dtype, expected)
+        return cls(folder, dtype, expected)
 
     @staticmethod
     def _reference(folder: Path) -> tuple[torch.dtype, Curve]:
@@ -249,7 +246,7 @@ def _train(
         ],
         StepSchedule(reference.NUM_ROWS, reference.BATCH_SIZE, seed=0, shuffle=False),
         FixedSize(micro_batch_size),
-        MicroBatchFormat(subject.pad_token_id, packed),
+        MicroBatchFormat(packed),
         groups,
     )
     numbered = zip(range(reference.NUM_STEPS), loader.windows(), strict=False)

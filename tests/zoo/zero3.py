@@ -58,7 +58,7 @@ def _first_step(subject: Subject) -> Curve:
         rows,
         StepSchedule(reference.NUM_ROWS, reference.BATCH_SIZE, seed=0, shuffle=False),
         FixedSize(1),
-        MicroBatchFormat(subject.pad_token_id),
+        MicroBatchFormat(),
         strategy.groups,
     )
     try:

@@ -69,6 +69,15 @@ def test_a_header_without_generation_prompt_is_no_guess():
     assert "no generation prompt" in refusal(template, CHAT)
 
 
+def test_a_header_in_text_that_is_gathered_in_a_loop_and_printed_behind_it_is_no_guess():
+    """The loop prints nothing, and what stands behind it is the whole history: it is no generation prompt."""
+    gathered = "'<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n'"
+    loop = f"{{% for message in messages %}}{{% set all.text = all.text ~ {gathered} %}}{{% endfor %}}"
+    template = "{% set all = namespace(text='') %}" + loop + "{{ all.text }}"
+    for messages in (CHAT[:2], CHAT, [*CHAT, CHAT[1]]):
+        assert "no generation prompt" in refusal(template, messages, LAST_TURN)
+
+
 def test_a_template_that_prints_something_else_is_refused():
     template = CHATML.replace("message['content']", "'Yes.'")
     assert "does not print what this assistant message says" in refusal(template, CHAT)

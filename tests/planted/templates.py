@@ -221,4 +221,12 @@ BUGS = [
         'if False else f"has',
         ("tests/datasets/test_pair_dataset.py::test_a_subset_that_a_row_does_not_name_is_told",),
     ),
+    Bug(
+        "a_header_printed_behind_the_loops_is_trained",
+        "a template that gathers its text in the loop and prints it behind has `assistant` trained as the answer",
+        _TURNS,
+        "if not in_loop or start == region.start and not follows_assistant:",
+        "if start == region.start and not follows_assistant:",
+        (f"{_REFUSALS}::test_a_header_in_text_that_is_gathered_in_a_loop_and_printed_behind_it_is_no_guess",),
+    ),
 ]

@@ -130,7 +130,9 @@ class TurnSpans:
         prompt = self._renderer.generation_prompt(conversation.messages, conversation.tools, turn)
         follows_assistant = turn > 0 and conversation.messages[turn - 1]["role"] == "assistant"
         start = self._start(render.text, region, prompt, follows_assistant, turn)
-        if start == region.start and not follows_assistant:
+        # What is printed behind the loops may be the whole history, which then looks like a generation prompt.
+        in_loop = region in render.regions.get(turn, [])
+        if not in_loop or start == region.start and not follows_assistant:
             self._check_no_header(render.text[start : region.end], message, turn)
         return CharSpan(start, self._end(render.text, region))
 

@@ -20,7 +20,11 @@ NOT_UNDER_ZERO3 = {
     "qwen4_exp": "lets ranks gather unlike weights at one time, which ends them",
     "qwen4_exp_text": "lets ranks gather unlike weights at one time, which ends them",
 }
-_POSITIONS = "max_position_embeddings"
+_POSITIONS = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # the last two: Whisper's and MPT's
+# Their first token stands at the position behind that of padding, in a table of as many rows as they name positions.
+_COUNT_FROM_PADDING = {
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
 _LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000}
 _EXTENDING = ("linear", "yarn")  # others, such as llama3 and longrope, come with the positions that they make
 
@@ -43,15 +47,25 @@ def num_positions(config: PretrainedConfig) -> int | None:
     was raised with it or not.
     """
     config = config.get_text_config()
-    positions = getattr(config, _POSITIONS, None)
+    positions = getattr(config, _name_of_positions(config), None)
     if not positions or positions < 0:
         return None
+    positions -= _num_up_to_padding(config)
     scalings = _rope_scalings(config)
     if any("dynamic" in rope_type for rope_type, _ in scalings):
         return None
     is_nested = len(scalings) > 1  # as Gemma 3's, whose positions are raised already
     extending = ("yarn",) if is_nested else _EXTENDING
     return int(max([positions, *(_extended(positions, rope) for kind, rope in scalings if kind in extending)]))
+
+
+def _name_of_positions(text_config: PretrainedConfig) -> str:
+    return next((name for name in _POSITIONS if hasattr(text_config, name)), _POSITIONS[0])
+
+
+def _num_up_to_padding(text_config: PretrainedConfig) -> int:
+    """Rows of its table of positions that no token has."""
+    return (text_config.pad_token_id or 0) + 1 if text_config.model_type in _COUNT_FROM_PADDING else 0
 
 
 def _rope_scalings(config: PretrainedConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -63,7 +77,7 @@ def _rope_scalings(config: PretrainedConfig) -> list[tuple[str, dict[str, Any]]]
 
 
 def _extended(positions: int, rope: dict[str, Any]) -> float:
-    return (rope.get("factor") or 1.0) * (rope.get(f"original_{_POSITIONS}") or positions)
+    return (rope.get("factor") or 1.0) * (rope.get("original_max_position_embeddings") or positions)
 
 
 def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str) -> None:
@@ -73,12 +87,14 @@ def check_positions(config: PretrainedConfig, num_tokens: int, sample_name: str)
         num_tokens: of that sample.
         sample_name: where it stands, for the message.
     """
-    positions = num_positions(config)
+    positions, text_config = num_positions(config), config.get_text_config()
     if positions is not None and positions < num_tokens:
+        num_unused = _num_up_to_padding(text_config)
+        less = f", less the {num_unused} up to its pad_token_id" if num_unused else ""
         raise UserError(
-            f"{sample_name} has {num_tokens:,} tokens, the model {positions:,} positions ({_POSITIONS} in its "
-            f"config.json): give --data.max_len {positions}, which drops longer samples, or cuts them with "
-            "--data.overlong truncate."
+            f"{sample_name} has {num_tokens:,} tokens, the model {positions:,} positions "
+            f"({_name_of_positions(text_config)} in its config.json{less}): give --data.max_len {positions}, which "
+            "drops longer samples, or cuts them with --data.overlong truncate."
         )
 
 

@@ -47,13 +47,17 @@ POSITIONS = {
     ),
     "learned": (dict(model_type="gpt2", n_positions=64), 64),
     "not told": (dict(model_type="bloom"), None),
+    "Whisper's": (dict(model_type="whisper", max_target_positions=64, pad_token_id=1), 64),
+    "MPT's": (dict(model_type="mpt", max_seq_len=64), 64),
+    "counted from padding": (dict(model_type="roberta", pad_token_id=1), 62),
+    "with rows for padding besides": (dict(model_type="opt", pad_token_id=1), 64),
 }
 
 
 @pytest.mark.parametrize(("fields", "expected"), POSITIONS.values(), ids=POSITIONS.keys())
 def test_positions_are_those_that_a_scaling_makes(fields, expected):
     sizes = dict(vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
-    if fields.get("model_type") not in ("gpt2", "bloom"):
+    if fields.get("model_type") not in ("gpt2", "bloom", "whisper", "mpt"):
         sizes["max_position_embeddings"] = 64
     config = AutoConfig.for_model(**{"model_type": "llama", **sizes, **fields})
     assert limits.num_positions(config) == expected

@@ -83,4 +83,20 @@ BUGS = [
         "    is_beyond = False\n",
         ("tests/checkpoint/test_reward_export.py::test_a_pad_token_without_an_embedding_is_replaced",),
     ),
+    Bug(
+        "positions_up_to_padding_are_counted",
+        "RoBERTa of 514 positions ends in an IndexError with a sample of 513 tokens",
+        "models/limits.py",
+        "    positions -= _num_up_to_padding(config)\n",
+        "",
+        ("tests/models/test_limits.py::test_positions_are_those_that_a_scaling_makes",),
+    ),
+    Bug(
+        "positions_by_another_name_are_not_found",
+        "a sample longer than Whisper's or MPT's positions ends in an error of torch",
+        "models/limits.py",
+        '_POSITIONS = ("max_position_embeddings", "max_target_positions", "max_seq_len")',
+        '_POSITIONS = ("max_position_embeddings",)',
+        ("tests/models/test_limits.py::test_positions_are_those_that_a_scaling_makes",),
+    ),
 ]

@@ -129,6 +129,21 @@ def outside_vocabulary(config: PretrainedConfig, token_ids: Sequence[int] | np.n
     return f"the tokenizer is of another model: its token id is {largest:,}, and the model's vocabulary has {num_ids:,}"
 
 
+def check_outputs(config: PretrainedConfig) -> None:
+    """Raises UserError where the model is to give something else than hidden states by name."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "output_attentions", False):
+            raise UserError(
+                "The model's config.json has output_attentions true: its attention scores would be kept at each step, "
+                "and transformers saves no such model unless its attention is eager. Set it to false, or take it out."
+            )
+        if getattr(part, "return_dict", True) is False:
+            raise UserError(
+                "The model's config.json has return_dict false, and its outputs are read by their names here: set it "
+                "to true, or take it out."
+            )
+
+
 def check_dtype(param_dtype: str, device_type: str) -> None:
     """Raises UserError where DeepSpeed would refuse to train in float16: on most processors."""
     if param_dtype == "fp16" and device_type == "cpu" and not cpu_computes_fp16():

@@ -21,7 +21,7 @@ from openrlhf.models import Actor, PreparedModel, RewardModel
 from openrlhf.models.attention.calls import ModelFacts
 from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compile_layers, check_liger, check_muon
-from openrlhf.models.limits import check_checkpointing, check_dtype, check_ring_dropout, check_zero3
+from openrlhf.models.limits import check_checkpointing, check_dtype, check_outputs, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
 from openrlhf.models.lora import freeze_all_but
 from openrlhf.models.quantized import MADE_PLAIN, check_quantization, quantization_of
@@ -66,6 +66,7 @@ def check_layout(config: TrainingConfig, model: ModelFacts) -> None:
     """Raises UserError where the model cannot be laid out so. Before data is prepared, which may take minutes."""
     ds, device_type = config.ds, usable_device_type()
     check_way(config, model)
+    check_outputs(model.config)
     check_dtype(ds.param_dtype, device_type)
     if config.model.compile_layers:
         check_compile_layers(device_type)

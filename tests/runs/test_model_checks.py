@@ -38,6 +38,12 @@ CASES = {
         {},
         r"model is quantized by gptq \(quantization_config in its config\.json\)",
     ),
+    "attention scores that nobody reads": (
+        dict(GPT2, output_attentions=True),
+        {},
+        "config.json has output_attentions true.*Set it to false",
+    ),
+    "outputs without names": (dict(GPT2, return_dict=False), {}, "config.json has return_dict false.*set it to true"),
     "no attention dropout in a ring": (
         dict(GPT2, attn_pdrop=0.0),
         dict(ds__packing_samples=True, ds__ring_attn_size=2),

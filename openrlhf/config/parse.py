@@ -104,12 +104,15 @@ def read_given(root: type[Root], given: Sequence[Given], takes_auto: bool = Fals
     theirs = is_theirs([item.name for item in given])
     may_abbreviate = theirs or "compat" in [item.name for item in given]
     table, other_names = settings(root), synonyms(root)
+    named: dict[tuple[str, str], str] = {}
     for item in given:
         if item.name in _IGNORED:
             continue
         whole = _whole_name(root, item.name) if may_abbreviate else item.name
         for name, value in resolve(other_names, whole, item.value):
             if name in table:
+                if item.file and (other := named.setdefault((item.file, name), item.name)) != item.name:
+                    reading.problems.append(f"{item.where} is {other} by another name: leave one of the two out.")
                 _read_one(reading, table[name], value, item.where)
             elif (why := why_without_effect(root, name)) is not None:
                 reading.notes += [] if value in _OFF else [f"{item.where} changes nothing here: {why}."]

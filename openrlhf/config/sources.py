@@ -24,6 +24,7 @@ CONFIG_FLAG = "config"
 MAX_PARTS, MAX_DEPTH = 10_000, 20  # of a configuration file; the worst is read in 10 s
 MAX_YAML_BYTES = 1 << 17  # has room for the run_config.yaml of a run whose lists are long
 MAX_TOML_BYTES = 1 << 15  # Python reads a name of many dots in the square of its length
+_OTHER_NUMBER = re.compile(r":|^[-+]?0[0-9_]")  # than it seems to be
 _FLAG = re.compile(r"--?[a-zA-Z]")
 _FLAG_BEHIND_A_SECRET = re.compile(r"--[a-zA-Z]")  # a key may begin with a dash
 
@@ -33,11 +34,13 @@ class Given:
     """One name with its value, as the user wrote it.
 
     A flag without a value has True, with several a list. A word that belongs to no flag has the name ''.
+    `file` is the configuration file that gives it; '' for none.
     """
 
     name: str
     value: Any
     where: str
+    file: str = ""
 
 
 def secrets_in(words: Sequence[str]) -> Iterator[str]:
@@ -83,7 +86,7 @@ def read_config_file(path: Any) -> list[Given]:
     Raises:
         UserError: the file is missing, of another type, broken, or holds no names.
     """
-    given = [Given(name, value, f"{path}: {name}") for name, value in _flatten(settings_of_file(path), "")]
+    given = [Given(name, value, f"{path}: {name}", path) for name, value in _flatten(settings_of_file(path), "")]
     if twice := _twice(one.name for one in given):
         raise UserError(f"{path} gives {', '.join(twice[:MAX_DEPTH])} twice: leave one of them out.")
     return given
@@ -179,7 +182,7 @@ def _twice(names: Iterable[Any]) -> list[Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a group; the later would hold."""
+    """Refuses a key that stands twice in a group (the later would hold), and a number that means another one."""
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -191,6 +194,27 @@ class _StrictLoader(yaml.SafeLoader):
         if twice := _twice(map(str, keys)):
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_plain_int(self, node: Any) -> int:
+        return self.construct_yaml_int(_as_it_reads(node))
+
+    def construct_plain_float(self, node: Any) -> float:
+        return self.construct_yaml_float(_as_it_reads(node))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_plain_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_plain_float)
+
+
+def _as_it_reads(number: Any) -> Any:
+    """The node of a number. Its text is not shown: it may be a key."""
+    if _OTHER_NUMBER.search(number.value):
+        reason = (
+            "a number with a colon counts by sixty in YAML (1:30 is 90), and one that begins with 0 by eight (010 is "
+            "8): write the number that is meant, or quote it"
+        )
+        raise yaml.constructor.ConstructorError(None, None, reason, number.start_mark)
+    return number
 
 
 def _flatten(content: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -86,6 +86,11 @@ def test_a_file_ends_the_values_of_a_flag(good_flags, tmp_path):
         ("run.toml", "[train\n", "run.toml is broken"),
         ("run.yaml", "a: b: c\n", "run.yaml is broken"),
         ("run.yaml", "just words\n", "run.yaml holds no settings"),
+        ("run.yaml", "train.seed: 4\nseed: 5\n", "run.yaml: seed is train.seed by another name: leave one of the two"),
+        ("run.toml", "bf16 = true\nds.param_dtype = 'fp32'", "run.toml: ds.param_dtype is bf16 by another name"),
+        ("run.yaml", "ckpt.save_minutes: 1:30\n", "(1:30 is 90), and one that begins with 0 by eight (010 is 8)"),
+        ("run.yaml", "adam.lr: 1:30.5\n", "write the number that is meant, or quote it (line 1, column 10)"),
+        ("run.yaml", "train: {seed: 010}\n", "write the number that is meant, or quote it (line 1, column 15)"),
         ("run.ini", "", "must end in .toml, .yaml or .yml"),
     ],
 )
@@ -95,6 +100,13 @@ def test_a_wrong_file_is_one_problem_that_names_it(good_flags, tmp_path, name, t
         parse_config(SFTConfig, [*good_flags, "@", name])
     (found,) = caught.value.problems
     assert problem in found
+
+
+def test_other_numbers_of_yaml_and_one_name_in_two_files_are_taken(good_flags, tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {batch_size: 1_024, seed: '010'}\nmax_norm: 0.5\nadam.lr: 1.0e-5\n")
+    (tmp_path / "b.yaml").write_text("train_batch_size: 0x10\n")
+    config = parse_config(SFTConfig, [*good_flags, "@a.yaml", "@b.yaml", "--seed", "7"])
+    assert (config.train.batch_size, config.train.seed, config.max_norm, config.adam.lr) == (16, 7, 0.5, 1e-5)
 
 
 def test_a_folder_in_place_of_a_file_is_a_problem(good_flags):

@@ -247,4 +247,20 @@ BUGS = [
         "pass",
         ("tests/datasets/test_formats.py::test_arguments_of_a_template_that_are_not_read_are_counted",),
     ),
+    Bug(
+        "two_names_of_a_setting_in_one_file_pass",
+        "a file with train.batch_size 4 and train_batch_size 5 trains with 5, and nobody says so",
+        "config/parse.py",
+        "if item.file and (other :=",
+        "if False and (other :=",
+        ("tests/config/test_files.py::test_a_wrong_file_is_one_problem_that_names_it",),
+    ),
+    Bug(
+        "numbers_of_yaml_mean_others",
+        "1:30 minutes in a YAML file are 90, and a batch size of 010 is 8",
+        "config/sources.py",
+        "    if _OTHER_NUMBER.search(number.value):",
+        "    if False:",
+        ("tests/config/test_files.py::test_a_wrong_file_is_one_problem_that_names_it",),
+    ),
 ]

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from openrlhf.config.pair_settings import DPOConfig, RMConfig
     from openrlhf.config.settings import TrainingConfig
 
+# Their formulas are in `openrlhf.objectives.pair_losses`, in this order.
+PAIR_LOSSES = (
+    "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "apo_zero", "apo_down",
+    "discopop", "sigmoid_norm", "simpo", "orpo", "sft",
+)  # fmt: skip
 LOSSES_WITH_SMOOTHING = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "simpo")  # others read no label
 LOSSES_WITHOUT_REFERENCE = ("simpo", "orpo", "sft")
 MOST_SMOOTHING_OF_ROBUST = 0.5  # and that is too much
+MOST_WEIGHT = 1e9  # of a loss in a mix; float32 ends at 3e38
 
 
 def _room_for_pairs(config: TrainingConfig, world_size: int) -> Iterator[str]:
@@ -44,6 +50,12 @@ def _margin(config: RMConfig, world_size: int) -> Iterator[str]:
 def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
     model = config.model
     names = [name.strip() for name in model.loss_type.split(",")]
+    if unknown := [name or "nothing beside a comma" for name in names if name not in PAIR_LOSSES]:
+        yield (
+            f"--model.loss_type {model.loss_type} names {', '.join(unknown)}; give losses of these, by commas: "
+            f"{', '.join(PAIR_LOSSES)}."
+        )
+        return
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         yield f"--model.loss_type {model.loss_type} names {', '.join(repeated)} twice."
     if "robust" in names and model.label_smoothing >= MOST_SMOOTHING_OF_ROBUST:
@@ -71,8 +83,12 @@ def _losses(config: DPOConfig, world_size: int) -> Iterator[str]:
             f"--model.loss_weights {model.loss_weights} gives {len(weights)} numbers, but --model.loss_type names "
             f"{len(names)}; give one number for each, by commas."
         )
-    if not all(re.fullmatch(r"(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?", word) and float(word) > 0 for word in weights):
-        yield f"--model.loss_weights {model.loss_weights} must be numbers above 0, by commas: 1,0.2."
+    number = r"(\d+(\.\d*)?|\.\d+)([eE]-?\d+)?"
+    if not all(re.fullmatch(number, word) and 0 < float(word) <= MOST_WEIGHT for word in weights):
+        yield (
+            f"--model.loss_weights {model.loss_weights} must be numbers above 0, at most {MOST_WEIGHT:g}, by commas: "
+            "1,0.2."
+        )
 
 
 def _read_by_no_loss(config: DPOConfig, world_size: int) -> Iterator[str]:

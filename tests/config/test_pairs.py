@@ -57,7 +57,10 @@ def test_a_loss_without_its_weight_is_told_in_python_too():
     [
         (DPOConfig, "--model.loss_type sigmoid,ipo --model.loss_weights 1", "gives 1 numbers, but .* names 2"),
         (DPOConfig, "--model.loss_type sigmoid --model.loss_weights x", "must be numbers above 0"),
+        (DPOConfig, "--model.loss_type ipo,sft --model.loss_weights 1,1e400", "above 0, at most 1e.09, by commas"),
         (DPOConfig, "--model.loss_type sft,sft", "names sft twice"),
+        (DPOConfig, "--model.loss_type sigmoid,,ipo", "sigmoid,,ipo names nothing beside a comma; give losses"),
+        (DPOConfig, "--model.loss_type Sigmoid", "--model.loss_type Sigmoid names Sigmoid; give .* sft"),
         (DPOConfig, "--model.loss_type robust --model.label_smoothing 0.5", "must be below 0.5"),
         (DPOConfig, "--model.loss_type hinge,sft --model.label_smoothing 0.1", "loss_type hinge,sft does not read it"),
         (DPOConfig, "--ipo --label_smoothing 0.1", "loss_type sigmoid, with --model.ipo_enable, does not read it"),

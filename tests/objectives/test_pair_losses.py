@@ -12,7 +12,7 @@ import torch
 
 from openrlhf.batching import MicroBatch, TokenSequence, Unit
 from openrlhf.batching.micro_batch import make_micro_batch
-from openrlhf.config.pair_checks import LOSSES_WITH_SMOOTHING
+from openrlhf.config.pair_checks import LOSSES_WITH_SMOOTHING, PAIR_LOSSES
 from openrlhf.objectives import PreferenceObjective, Scorer, WindowScores
 from openrlhf.objectives.pair_losses import LOSSES, PairLogProbs, PairLossSettings, WindowFacts
 from openrlhf.objectives.sorted_window import sorted_comparisons
@@ -131,6 +131,10 @@ def of_ours(name: str, eps: float, w: torch.Tensor, l: torch.Tensor) -> torch.Te
     is_of_sums = name == "ipo_of_sums"
     settings = PairLossSettings(BETA, eps, is_of_sums, GAMMA)
     return LOSSES["ipo" if is_of_sums else name](pairs, settings).mean()
+
+
+def test_each_loss_has_a_name_for_the_flag():
+    assert tuple(LOSSES) == PAIR_LOSSES
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.2])

@@ -263,4 +263,20 @@ BUGS = [
         "    if False:",
         ("tests/config/test_files.py::test_a_wrong_file_is_one_problem_that_names_it",),
     ),
+    Bug(
+        "a_weight_of_a_loss_without_bound",
+        "--model.loss_weights 1,1e400 trains steps of inf, and blames the data",
+        "config/pair_checks.py",
+        "0 < float(word) <= MOST_WEIGHT",
+        "0 < float(word)",
+        ("tests/config/test_pairs.py::test_what_cannot_be_is_told",),
+    ),
+    Bug(
+        "names_of_losses_are_not_looked_at",
+        "--model.loss_type sigmoid,,ipo loads the model before it is refused, without the flag's name",
+        "config/pair_checks.py",
+        "for name in names if name not in PAIR_LOSSES]:",
+        "for name in names if False]:",
+        ("tests/config/test_pairs.py::test_what_cannot_be_is_told",),
+    ),
 ]

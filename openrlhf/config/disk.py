@@ -29,6 +29,7 @@ DATA_SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+IS_PATTERN = "is a pattern, and patterns are not expanded: give the folder, or its files by commas."  # behind a name
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 COMPRESSIONS = (".gz", ".zst")
 ADAPTER_FILE = "adapter_config.json"  # of PEFT
@@ -127,9 +128,11 @@ def data_source(flag: str, name: str) -> Iterator[str]:
     """A data file that is not there."""
     source, _, subfolder = name.partition("@")
     path = local_path(source)
-    if local_path(name).exists() or "*" in source:
+    if local_path(name).exists():
         return
-    if path.exists():
+    if "*" in source and not path.exists():
+        yield f"{flag} {name} {IS_PATTERN}"
+    elif path.exists():
         if subfolder and not (path / subfolder).exists():
             yield f"{flag} {name}: the folder {source} holds no {subfolder}."
     elif _looks_local(source) or _is_named_like_data(source):

@@ -96,7 +96,8 @@ def test_a_compressed_file_that_is_cut_off_is_refused(suffix: str, end: int, tmp
 
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path, problems):
     write_jsonl(tmp_path / "train.jsonl", pairs(1))
-    assert f"did you mean {tmp_path}/train.jsonl?" in problems(tmp_path / "trian.jsonl")
+    assert problems(tmp_path / "trian.jsonl").endswith(f"did you mean {tmp_path}/train.jsonl?")
+    assert "*.jsonl is a pattern, and patterns are not expanded" in problems(tmp_path / "*.jsonl")
     assert "there is no folder" in problems(tmp_path / "no/where.jsonl")
     assert "has no 'sub'; it has train.jsonl" in problems(f"{tmp_path}@sub")
 

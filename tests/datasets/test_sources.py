@@ -214,3 +214,20 @@ def test_a_file_without_a_split_beside_files_with_one_is_not_passed_over(tmp_pat
         path.parent.mkdir(exist_ok=True)
         path.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
     assert "files named after a split and others that are not (more.jsonl)" in problems(tmp_path / "d")
+
+
+def test_a_link_that_may_not_be_followed_is_passed_over_with_the_reason(tmp_path: Path, monkeypatch):
+    """As Python up to 3.13 has it; who runs the tests may be root, who may follow any."""
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "locked" / "b.jsonl")
+    is_dir = Path.is_dir
+
+    def as_a_user(path: Path) -> bool:
+        if path.is_symlink():
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", as_a_user)
+    (source,) = find.open_sources(str(tmp_path))
+    assert source.skipped == ["b.jsonl (cannot be read: Permission denied)"]
+    assert [table.name for table in source.tables] == [str(tmp_path / "a.jsonl")]

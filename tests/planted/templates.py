@@ -229,4 +229,20 @@ BUGS = [
         "if start == region.start and not follows_assistant:",
         (f"{_REFUSALS}::test_a_header_in_text_that_is_gathered_in_a_loop_and_printed_behind_it_is_no_guess",),
     ),
+    Bug(
+        "a_link_that_may_not_be_followed_ends_the_run",
+        "a link into somebody's locked folder beside the data ends in a PermissionError's traceback",
+        "datasets/sources/find.py",
+        "except OSError as error:  # a link into",
+        "except ValueError as error:  # a link into",
+        (f"{_SOURCES}::test_a_link_that_may_not_be_followed_is_passed_over_with_the_reason",),
+    ),
+    Bug(
+        "a_pattern_of_data_files_is_looked_up",
+        "--data.dataset 'd/*.jsonl' loads a model first, and is then told to mean one of the files",
+        "config/disk.py",
+        'if "*" in source and not path.exists():',
+        'if "*" in source:\n        return\n    if False:',
+        ("tests/config/test_checks.py::test_an_impossible_combination_is_one_problem",),
+    ),
 ]

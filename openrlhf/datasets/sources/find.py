@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf.config.disk import DATA_SUFFIXES, data_file_kind, local_path, split_names
+from openrlhf.config.disk import DATA_SUFFIXES, IS_PATTERN, data_file_kind, local_path, split_names
 from openrlhf.datasets.hub import hub_can_be_asked, is_offline_by_choice
 from openrlhf.datasets.sources.readers import SPLIT_WORDS
 from openrlhf.datasets.sources.tables import DatasetTable, FileTable, ListTable, Table
@@ -86,8 +86,10 @@ def _path_of(name: str) -> Path | None:
     base, _, part = name.rpartition("@")
     if base and local_path(base).exists():
         return _subfolder(local_path(base), part)
+    if "*" in (base or name):
+        raise UserError(f"{name} {IS_PATTERN}")
     if _looks_like_path(base or name):
-        raise UserError(f"{name} does not exist{_nearest(local_path(base or name))}.")
+        raise UserError(f"{name} does not exist{_nearest(local_path(base or name))}")
     return None
 
 
@@ -140,12 +142,15 @@ def _members(folder: Path) -> dict[Path, str]:
 def _why_skipped(member: Path) -> str:
     if member.name.startswith(HIDDEN):
         return "its name begins with . or _"
-    if member.is_dir():
-        return "a link to a folder"
-    if not member.exists():
-        return "a link to nothing"
-    if not member.is_file():
-        return "a pipe or a device"
+    try:
+        if member.is_dir():
+            return "a link to a folder"
+        if not member.exists():
+            return "a link to nothing"
+        if not member.is_file():
+            return "a pipe or a device"
+    except OSError as error:  # a link into a folder that may not be entered
+        return f"cannot be read: {error.strerror}"
     return "" if data_file_kind(member) else "of an unknown kind"
 
 
@@ -217,9 +222,9 @@ def _looks_like_path(name: str) -> bool:
 
 def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" (there is no folder {path.parent})"
+        return f" (there is no folder {path.parent})."
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    return f"; did you mean {path.parent / near[0]}?" if near else "."
 
 
 def _listing(folder: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from openrlhf.batching import Unit
 from openrlhf.datasets.formats.chat import IS_NOT_READ
 from openrlhf.datasets.samples import JSON_CALLS_ARE_READ, MARGIN_IS_NO_NUMBER, SHARED_TURNS_ARE_READ
+from openrlhf.datasets.tokenization.encoder import NOTHING_BEFORE_THE_ANSWER
 from openrlhf.errors import UserError
 from tests.datasets.conftest import Prepare, PreparePairs, write_jsonl
 from tests.helpers.chat_templates import FAMILIES
@@ -267,6 +268,14 @@ def test_missing_columns_are_told_with_those_that_exist(refusal):
 def test_a_prompt_that_stands_twice_is_told(prepare_pairs: PreparePairs):
     dataset = prepare_pairs([{"prompt": "Hi?", "chosen": "Hi? Ho.", "rejected": "Hi? No."}, PAIR])
     assert dataset.report.remarks == {"both answers begin with the prompt, which stands before them once more": 1}
+
+
+@pytest.mark.parametrize(("with_bos", "remarks"), [(False, {NOTHING_BEFORE_THE_ANSWER: 1}), (True, {})])
+def test_a_first_token_that_nothing_predicts_is_told(prepare_pairs: PreparePairs, with_bos: bool, remarks: dict):
+    dataset = prepare_pairs(
+        [{"prompt": "", "chosen": "Ho.", "rejected": "No."}, PAIR], tiny_tokenizer(with_bos=with_bos)
+    )
+    assert dataset.report.remarks == remarks
 
 
 CALLS = {"tool_calls": [{"function": {"name": "get_menu", "arguments": {}}}]}

@@ -245,4 +245,12 @@ BUGS = [
         'if "*" in source:\n        return\n    if False:',
         ("tests/config/test_checks.py::test_an_impossible_combination_is_one_problem",),
     ),
+    Bug(
+        "a_first_token_that_nothing_predicts_is_not_told",
+        "an answer behind an empty prompt without a start token counts but for its first token, and nobody says so",
+        "datasets/tokenization/encoder.py",
+        'if targets[0] and self._targets != "everything":',
+        "if False:",
+        ("tests/datasets/test_pairs.py::test_a_first_token_that_nothing_predicts_is_told",),
+    ),
 ]

@@ -32,6 +32,9 @@ CONTROL_TOKENS_ARE_TEXT = "in the text of rows are encoded as text (--data.contr
 CONTROL_TOKENS_ARE_KEPT = "in the text of rows are control tokens (--data.control_tokens keep)"
 TOOL_TEMPLATE = "tool_use"  # as transformers names it
 NO_TARGETS = "no target token"
+NOTHING_BEFORE_THE_ANSWER = (
+    "no token stands before the answer, whose first token is therefore no target (no prompt, and no start token)"
+)
 NORMALIZER_SHRINKS_BY_AT_MOST = 4  # characters into one; NFKC's worst case on real text
 
 
@@ -96,6 +99,8 @@ class SampleEncoder:
             border = 0 if self._targets == "everything" else content.num_prompt_characters
             targets[: end - first] = tokens.ending_behind(border)[first:end]
             targets[-1] = True  # the end token, written by the text itself or by us
+            if targets[0] and self._targets != "everything":
+                self._remarks.add(NOTHING_BEFORE_THE_ANSWER)
         return ids, targets
 
     def _trusted_places(self, content: PlainText) -> Callable[[int, int], bool] | None:

@@ -46,8 +46,16 @@ def whole_numel(parameter: Tensor) -> int:
 
 def names_of_non_finite(model: nn.Module) -> list[str]:
     """Names of the parameters of which this rank's part holds a nan or an infinity."""
-    parts = ((name, p.ds_tensor if is_partitioned(p) else p.detach()) for name, p in model.named_parameters())  # type: ignore[attr-defined]
-    return [name for name, part in parts if holds_non_finite(part)]
+    return [name for name, parameter in model.named_parameters() if holds_non_finite(_part_here(parameter))]
+
+
+def _part_here(parameter: Any) -> Tensor:
+    """This rank's numbers of a parameter. ZeRO-3's parts are equally long: behind the last number nobody has written."""
+    if not is_partitioned(parameter):
+        return parameter.detach()
+    part = parameter.ds_tensor
+    start = part.numel() * dist.get_rank(parameter.ds_process_group)
+    return part[: max(0, parameter.ds_numel - start)]
 
 
 def holds_non_finite(values: Tensor) -> bool:

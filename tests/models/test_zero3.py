@@ -44,6 +44,10 @@ def test_embeddings_that_the_files_hold_apart_stay_apart_though_the_configuratio
     assert_close(losses, expected, 1e-6, "loss")
 
 
+def test_what_lies_behind_a_weight_on_the_last_rank_is_not_looked_at(two_ranks):
+    assert two_ranks.run(zero3_cases.non_finite_of_sizes_that_ranks_do_not_divide) == [([], []), ([], ["weight"])]
+
+
 def test_a_model_made_beside_one_in_shards_is_whole(two_ranks, tmp_path):
     tiny_model("qwen3").save_pretrained(tmp_path)
     assert two_ranks.run(zero3_cases.partitioned_beside_an_actor, str(tmp_path)) == [(True, False)] * 2

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from openrlhf.engine.parameters import is_partitioned
+from openrlhf.engine.parameters import gathered, is_partitioned, names_of_non_finite
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, expert_leaf_modules
 from tests.helpers.tiny_models import tiny_model
@@ -120,6 +120,24 @@ def generated(actor: Actor, max_new_tokens: int) -> list[int]:
 
 def _is_in_parts(model: torch.nn.Module) -> bool:
     return any(is_partitioned(parameter) for parameter in model.parameters())
+
+
+def non_finite_of_sizes_that_ranks_do_not_divide() -> tuple[list[str], list[str]]:
+    """What is found in a layer of 3 weights and a bias of 1, and after its last weight became a nan.
+
+    Memory that nobody has written is full of nans, as under --train.full_determinism_enable.
+    """
+    import deepspeed
+
+    _join_deepspeed()
+    torch.use_deterministic_algorithms(True)
+    with deepspeed.zero.Init(config_dict_or_path=engine_config(3)):
+        layer = torch.nn.Linear(3, 1)
+    torch.use_deterministic_algorithms(False)
+    found = names_of_non_finite(layer)
+    with gathered([layer.weight], writing=True), torch.no_grad():
+        layer.weight[0, -1] = torch.nan
+    return found, names_of_non_finite(layer)
 
 
 def _join_deepspeed() -> None:

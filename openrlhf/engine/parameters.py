@@ -50,7 +50,7 @@ def names_of_non_finite(model: nn.Module) -> list[str]:
 
 
 def _part_here(parameter: Any) -> Tensor:
-    """This rank's numbers of a parameter. ZeRO-3's parts are equally long: behind the last number nobody has written."""
+    """This rank's numbers of a parameter. ZeRO-3's parts have one length: nobody writes beyond the last number."""
     if not is_partitioned(parameter):
         return parameter.detach()
     part = parameter.ds_tensor

@@ -6,6 +6,8 @@ import difflib
 import importlib.util
 import logging
 import re
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,6 +46,27 @@ def lora_of(rank: int, alpha: int, dropout: float, target_modules: Sequence[str]
     return LoraConfig(rank, alpha, dropout, tuple(modules or (ALL_LINEAR,)))
 
 
+def check_peft() -> None:
+    """Raises UserError where PEFT is not installed, or a package that it looks at when it is loaded is broken."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--ds.lora.rank needs the package peft: pip install peft")
+    try:
+        import peft  # noqa: F401
+    except Exception as error:  # bitsandbytes without its CUDA is an OSError
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"--ds.lora.rank: PEFT cannot be loaded, as the package {_package_at_fault(error)} fails here "
+            f"({type(error).__name__}: {first_line_of(error)}). Update or remove it."
+        ) from error
+
+
+def _package_at_fault(error: Exception) -> str:
+    """The innermost one that was at work, and is not Python's own."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return [package for name in frames if (package := name.partition(".")[0]) not in sys.stdlib_module_names][-1]
+
+
 def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, keeps_dtype: bool = True) -> nn.Module:
     """Freezes the model and puts trainable adapters beside its layers: new ones, or those of a folder.
 
@@ -52,11 +75,10 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig, of_shapes: bool = False, 
     dtype, unless `keeps_dtype` is False: then half precision becomes float32, as for a merge, which rounds once.
 
     Raises:
-        UserError: PEFT is not installed, or does not take a package that is; a name or number of a layer is none of the
-            model's or takes no adapter, or the folder's adapter is another model's.
+        UserError: PEFT cannot be loaded, or does not take a package that is here; a name or number of a layer is none
+            of the model's or takes no adapter, or the folder's adapter is another model's.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("--ds.lora.rank needs the package peft: pip install peft")
+    check_peft()
     if lora.adapter_name_or_path is not None:
         with_adapters: Any = _put_into(model, _saved_config(lora.adapter_name_or_path), keeps_dtype)
         _check_lookups(with_adapters)

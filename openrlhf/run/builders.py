@@ -23,7 +23,7 @@ from openrlhf.models.attention.choice import check_packable, choose_attention
 from openrlhf.models.layers import check_compile_layers, check_liger, check_muon
 from openrlhf.models.limits import check_checkpointing, check_dtype, check_outputs, check_ring_dropout, check_zero3
 from openrlhf.models.loading import set_experts_implementation
-from openrlhf.models.lora import freeze_all_but
+from openrlhf.models.lora import check_peft, freeze_all_but
 from openrlhf.models.quantized import MADE_PLAIN, check_quantization, quantization_of
 from openrlhf.models.tensor_parallel import check_tensor_parallel
 from openrlhf.models.weights_check import check_weight_files
@@ -79,6 +79,8 @@ def check_layout(config: TrainingConfig, model: ModelFacts) -> None:
     choose_attention(ds.attn_implementation, device_type, ds.packing_samples, ds.ring_attn_size, model)
     if ds.use_liger_kernel:
         check_liger(model.config)
+    if ds.lora.is_used:
+        check_peft()
     check_adam(config.adam.kernel, ds.adam_offload)
 
 

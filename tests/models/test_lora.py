@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import peft
@@ -10,12 +11,14 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from openrlhf.config import LoraConfig
+from openrlhf.config import LoraConfig, SFTConfig, parse_config
 from openrlhf.errors import UserError
 from openrlhf.models import Actor, lora
 from openrlhf.models.activation_memory import memory_of
 from openrlhf.models.attention.calls import ModelFacts
+from openrlhf.run.builders import check_layout
 from tests.helpers.tiny_models import tiny_model
+from tests.helpers.workbench import flags
 from tests.models.batches import assert_close, make_samples, reference_log_probs
 from tests.zoo.shrink import small_model_named
 
@@ -98,6 +101,25 @@ def test_a_package_that_peft_does_not_take_is_told_before_weights_are_loaded(mon
     words = r"^--ds.lora.rank: PEFT does not take a package here: Found an .* 0\.7\.0\. Update or remove it\.$"
     with pytest.raises(UserError, match=words):
         memory_of(ModelFacts(type(model), model.config, model.dtype), LoraConfig(rank=2), recomputes=False)
+
+
+def test_a_package_that_breaks_peft_is_told_before_data_are_prepared(monkeypatch, tmp_path):
+    """As bitsandbytes does where its CUDA is not: PEFT loads whatever of its kind is installed."""
+    site, model = tmp_path / "site", tiny_model("llama")
+    broken = {"peft": "import bitsandbytes", "bitsandbytes": "import ctypes\nctypes.CDLL('libcudart.so.1')"}
+    for name, code in broken.items():
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "peft")
+    model.config.save_pretrained(tmp_path)
+    (rows := tmp_path / "rows.jsonl").touch()
+    config = parse_config(SFTConfig, flags(tmp_path, rows, tmp_path / "out", ds__lora__rank=2))
+    words = r"^--ds.lora.rank: PEFT .* package bitsandbytes fails here \(OSError: libcudart.* Update or remove it\.$"
+    with pytest.raises(UserError, match=words):
+        check_layout(config, ModelFacts(type(model), model.config, model.dtype))
+    with pytest.raises(UserError, match=words):
+        Actor(model, lora_rank=2)
 
 
 @pytest.mark.parametrize("layer", ["out_proj", "dt_proj", "mixer.dt_proj"])

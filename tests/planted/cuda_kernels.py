@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 
 _COMPILED = "tests/cuda/test_compiled_layers.py"
 _NO_WAITS = "tests/cuda/test_no_waits.py"
+_PEFT = "tests/models/test_lora.py"
 _VARLEN = "tests/cuda/test_varlen.py"
 
 BUGS = [
@@ -96,5 +97,29 @@ BUGS = [
         "_num_before(key_spans, begin - window + 1)",
         "_num_before(key_spans, begin - window + 2)",
         ("tests/models/test_ring.py::test_attention_in_small_tiles",),
+    ),
+    Bug(
+        "padding_of_zero_3_is_looked_at",
+        "ZeRO-3 refuses a sound model on 3 ranks, or throws trained weights away at the end",
+        "engine/parameters.py",
+        "return part[: max(0, parameter.ds_numel - start)]",
+        "return part",
+        ("tests/models/test_zero3.py::test_what_lies_behind_a_weight_on_the_last_rank_is_not_looked_at",),
+    ),
+    Bug(
+        "a_package_that_breaks_peft_is_a_traceback",
+        "a bitsandbytes for another CUDA ends each run with adapters in a traceback",
+        "models/lora.py",
+        "except Exception as error:  # bitsandbytes",
+        "except ImportError as error:  # bitsandbytes",
+        (f"{_PEFT}::test_a_package_that_breaks_peft_is_told_before_data_are_prepared",),
+    ),
+    Bug(
+        "peft_is_looked_for_late",
+        "data are prepared for a run whose adapters cannot be made",
+        "run/builders.py",
+        "        check_peft()\n",
+        "        pass\n",
+        (f"{_PEFT}::test_a_package_that_breaks_peft_is_told_before_data_are_prepared",),
     ),
 ]

@@ -36,7 +36,8 @@ _CPU_INSTEAD = "To train on the CPU, set DS_ACCELERATOR=cpu."
 def usable_device_type() -> str:
     """cuda or cpu.
 
-    Raises UserError where the machine has GPUs that torch cannot use, or fewer than ranks, and for a torch of AMD's.
+    Raises UserError where the machine has GPUs that torch cannot use, fewer than ranks, or none though DS_ACCELERATOR
+    asks for one, and for a torch of AMD's.
     """
     prepare_cuda()
     if torch.version.hip and not _cpu_is_asked_for():
@@ -46,6 +47,8 @@ def usable_device_type() -> str:
         )
     if not torch.cuda.is_available():
         _check_cpu_is_meant()
+        if os.environ.get("DS_ACCELERATOR") == "cuda":
+            raise UserError(f"DS_ACCELERATOR=cuda asks for a GPU, and torch {torch.__version__} finds none: unset it.")
         return "cpu"
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         raise UserError("DS_ACCELERATOR=cpu came after CUDA was used: set CUDA_VISIBLE_DEVICES= (empty) as well.")

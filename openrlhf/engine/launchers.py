@@ -19,6 +19,7 @@ from openrlhf.processes import parent_of, start_of
 
 DEFAULT_PORT = 29500  # torchrun's and DeepSpeed's
 ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_ACCELERATORS = ("cpu", "cuda")
 _READ_HERE = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "SLURM_CPUS_PER_TASK",
@@ -145,8 +146,14 @@ def prepare_cuda() -> None:
 
     With DS_ACCELERATOR=cpu all that asks torch for GPUs finds none. Memory grows in segments, as packs differ in size:
     freed blocks that fit no other pack would pile up.
+
+    Raises UserError for an accelerator of DeepSpeed's that is not here.
     """
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
+    if not (accelerator := os.environ.get("DS_ACCELERATOR")):
+        os.environ.pop("DS_ACCELERATOR", None)
+    elif accelerator not in _ACCELERATORS:
+        raise UserError(f"DS_ACCELERATOR={accelerator} is not here: set cpu or cuda, or unset it.")
+    if accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not any(name in os.environ for name in ALLOCATOR_NAMES):
         os.environ[ALLOCATOR_NAMES[0]] = "expandable_segments:True"

@@ -101,6 +101,25 @@ def test_the_cpu_is_taken_where_it_is_asked_for_or_all_there_is(machine, facts):
     assert devices.take_device() == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "told"),
+    [
+        *((name, f"DS_ACCELERATOR={name} is not here: set cpu or cuda") for name in ("CPU", "gpu", "xpu")),
+        ("cuda", "DS_ACCELERATOR=cuda asks for a GPU, and torch .* finds none: unset it"),
+    ],
+)
+def test_an_accelerator_that_is_not_here_is_refused(machine, accelerator, told):
+    machine(DS_ACCELERATOR=accelerator)
+    with pytest.raises(UserError, match=told):
+        devices.take_device()
+
+
+def test_an_accelerator_of_no_name_is_none(machine):
+    machine(DS_ACCELERATOR="")
+    assert devices.take_device() == torch.device("cpu")
+    assert "DS_ACCELERATOR" not in os.environ  # DeepSpeed would ask for one of its own
+
+
 @pytest.mark.parametrize("num_visible", [0, 8])
 def test_a_torch_for_amd_is_refused_and_trains_on_the_cpu_where_that_is_asked_for(machine, monkeypatch, num_visible):
     monkeypatch.setattr(torch.version, "hip", "6.4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
+_DEVICES = "tests/cuda/test_devices.py"
 _START = "tests/runs/test_start.py::test_what_modules_made_is_left_out_of_later_searches"
 
 BUGS = [
@@ -134,5 +135,29 @@ BUGS = [
         "    if _DRIVER_OF_WSL.exists():",
         "    if True:",
         ("tests/cuda/test_devices.py::test_a_gpu_of_another_maker_is_told_of",),
+    ),
+    Bug(
+        "any_accelerator_is_taken",
+        "DS_ACCELERATOR=gpu ends a command in DeepSpeed's traceback",
+        "engine/launchers.py",
+        "elif accelerator not in _ACCELERATORS:",
+        "elif not accelerator:",
+        (f"{_DEVICES}::test_an_accelerator_that_is_not_here_is_refused",),
+    ),
+    Bug(
+        "a_gpu_that_is_asked_for_is_not_missed",
+        "DS_ACCELERATOR=cuda without a GPU ends a command in a traceback",
+        "engine/devices.py",
+        'if os.environ.get("DS_ACCELERATOR") == "cuda":',
+        'if os.environ.get("DS_ACCELERATOR") == "":',
+        (f"{_DEVICES}::test_an_accelerator_that_is_not_here_is_refused",),
+    ),
+    Bug(
+        "an_accelerator_of_no_name",
+        "an empty DS_ACCELERATOR ends a command in DeepSpeed's traceback",
+        "engine/launchers.py",
+        'os.environ.pop("DS_ACCELERATOR", None)',
+        "pass",
+        (f"{_DEVICES}::test_an_accelerator_of_no_name_is_none",),
     ),
 ]

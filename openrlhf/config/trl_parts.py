@@ -152,8 +152,6 @@ def _experts(t: Translator) -> None:
 
 
 def _deepspeed(t: Translator) -> None:
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
-        t.problem("accelerate launch asks for FSDP, which is not here: let it ask for DeepSpeed, or start by torchrun.")
     given = t["deepspeed"] or os.environ.get(f"{_OF_ACCELERATE}CONFIG_FILE")
     zero = _zero_of_accelerate() if given is None else _zero_of_file(t, given)
     if zero is None:

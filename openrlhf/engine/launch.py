@@ -91,8 +91,10 @@ def _stand_alone_if_not_launched() -> None:
         missing += [] if says_local_ranks(os.environ) else ["LOCAL_WORLD_SIZE"]
         if missing:
             raise UserError(f"RANK={os.environ['RANK']} is set, and {', '.join(missing)} not: ranks need all of them.")
-        if not (port := os.environ["MASTER_PORT"]).isdecimal():
-            raise UserError(f"MASTER_PORT={port} is no number: set it to a free port of rank 0's machine, as 29500.")
+        if not (port := os.environ["MASTER_PORT"]).isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UserError(
+                f"MASTER_PORT={port} is no number from 1 to 65535: set it to a free port of rank 0's machine, as 29500."
+            )
         return
     if ignored := [f"{name}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ]:
         print(f"note: {', '.join(ignored)} changes nothing: RANK is not set, so this process is alone.", flush=True)

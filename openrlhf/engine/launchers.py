@@ -103,8 +103,11 @@ def adopt_launcher() -> None:
 
     Those that are empty go, for all that reads them: `LOCAL_RANK=` in a script says no rank.
 
-    Raises UserError where the ranks cannot find each other, and for a number that is none.
+    Raises UserError where the ranks cannot find each other, for a number that is none or a rank beyond the last, and
+    for FSDP.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):  # transformers would load no weights by it
+        raise UserError("accelerate launch asks for FSDP, not known here: let it ask for DeepSpeed, or use torchrun.")
     for name in _READ_HERE:
         if not os.environ.get(name):
             os.environ.pop(name, None)
@@ -114,6 +117,18 @@ def adopt_launcher() -> None:
             kind = "number above 0" if name in _COUNTS else "number of a rank"
             raise UserError(f"{name}={value} is no {kind}: mend what sets it, or unset it where no launcher does.")
     os.environ.update(derived_variables(os.environ))
+    _check_ranks(os.environ)
+
+
+def _check_ranks(environ: Mapping[str, str]) -> None:
+    """Raises UserError where a rank is beyond the last of them, or a machine has more of them than there are."""
+    if "RANK" not in environ:  # this process is alone, whatever else is set
+        return
+    for one, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
+        if one in environ and size in environ:
+            most = int(environ[size]) - (1 if one in _RANKS else 0)
+            if int(environ[one]) > most:
+                raise UserError(f"{one}={environ[one]} cannot be where {size}={environ[size]}: it is {most} at most.")
 
 
 def derived_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -174,7 +189,8 @@ def num_local_ranks(environ: Mapping[str, str]) -> int:
             f"RANK={environ['RANK']} of WORLD_SIZE={environ['WORLD_SIZE']} is set, and LOCAL_WORLD_SIZE not: set it to "
             "the number of ranks on this machine, which share its memory and its cores."
         )
-    return int(_first(environ, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")) or 1)
+    known = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", *(["WORLD_SIZE"] if environ.get("RANK") else []))
+    return int(_first(environ, known) or 1)
 
 
 def says_local_ranks(environ: Mapping[str, str]) -> bool:

@@ -154,6 +154,7 @@ def test_a_process_that_is_alone_among_others_says_so(environ, variables, is_tol
     ("more", "words"),
     [
         ({"MASTER_PORT": "tcp://10.96.0.12:29500"}, "MASTER_PORT=tcp://10.96.0.12:29500 is no number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no number from 1 to 65535"),
         ({"LOCAL_RANK": ""}, "RANK=3 is set, and LOCAL_RANK not"),
         ({"LOCAL_WORLD_SIZE": "", "MASTER_ADDR": "10.0.0.1"}, "RANK=3 is set, and LOCAL_WORLD_SIZE not"),
     ],

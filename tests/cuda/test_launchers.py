@@ -34,6 +34,7 @@ FLUX = {
     "FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "8", "FLUX_TASK_LOCAL_ID": "3", "FLUX_JOB_ID": "f1", "PMI_RANK": "3",
     "PMI_SIZE": "8",
 }  # fmt: skip
+RANK_1 = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 ADDRESS = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
 
 
@@ -151,9 +152,13 @@ def test_ranks_that_cannot_find_rank_0_are_told_what_to_set():
         ({"RANK": "-1"}, "RANK=-1 is no number of a rank"),
         ({"SLURM_CPUS_PER_TASK": "4,4"}, "SLURM_CPUS_PER_TASK=4,4 is no number above 0"),
         (TASK | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS=x is no number above 0"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "^RANK=2 cannot be where WORLD_SIZE=2: it is 1 at most"),
+        (RANK_1 | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2 cannot be where LOCAL_WORLD_SIZE=2: it is 1 at most"),
+        (RANK_1 | {"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4 cannot be where WORLD_SIZE=2: it is 2 at most"),
+        (RANK_1 | {"ACCELERATE_USE_FSDP": "true"}, "accelerate launch asks for FSDP, not known here"),
     ],
 )
-def test_a_launchers_number_that_is_none_is_told(monkeypatch, environ, words):
+def test_what_a_launcher_says_and_cannot_be_is_told(monkeypatch, environ, words):
     monkeypatch.setattr(os, "environ", environ)
     with pytest.raises(UserError, match=words):
         adopt_launcher()

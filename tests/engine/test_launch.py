@@ -28,7 +28,7 @@ TWO_MACHINES = {"WORLD_SIZE": "8"}  # four ranks each
     [
         (TWO_MACHINES | {"LOCAL_WORLD_SIZE": "4"}, 4),  # torchrun
         (TWO_MACHINES | {"LOCAL_SIZE": "4"}, 4),  # deepspeed
-        ({"WORLD_SIZE": "2"}, 2),
+        ({"WORLD_SIZE": "64"}, 1),  # without a rank: a process that is alone
         *(({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": place}, 2) for place in ("127.0.0.1", "localhost", "::1")),
     ],
 )

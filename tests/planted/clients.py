@@ -161,11 +161,11 @@ BUGS = [
     ),
     Bug(
         "fsdp_of_accelerate_is_not_heard",
-        "accelerate launch asks for FSDP, and a run without it begins",
-        "config/trl_parts.py",
+        "accelerate launch asks for FSDP, and a run without it begins, whose weights transformers leaves out",
+        "engine/launchers.py",
         '.lower() in ("true", "1"):',
         ".lower() in ():",
-        ("tests/compat/test_trl_names.py::test_what_accelerate_launch_says_is_heard",),
+        ("tests/cuda/test_launchers.py::test_what_a_launcher_says_and_cannot_be_is_told",),
     ),
     Bug(
         "what_a_source_has_besides_is_passed_over",

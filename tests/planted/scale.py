@@ -182,7 +182,7 @@ BUGS = [
         "engine/launchers.py",
         "        if not value.isdecimal() or",
         "        if False and",
-        (f"{_LAUNCHERS}::test_a_launchers_number_that_is_none_is_told",),
+        (f"{_LAUNCHERS}::test_what_a_launcher_says_and_cannot_be_is_told",),
     ),
     Bug(
         "quotas_of_containers_are_not_read",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _DEVICES = "tests/cuda/test_devices.py"
+_OF_LAUNCHERS = "tests/cuda/test_launchers.py::test_what_a_launcher_says_and_cannot_be_is_told"
 _START = "tests/runs/test_start.py::test_what_modules_made_is_left_out_of_later_searches"
 
 BUGS = [
@@ -159,5 +160,29 @@ BUGS = [
         'os.environ.pop("DS_ACCELERATOR", None)',
         "pass",
         (f"{_DEVICES}::test_an_accelerator_of_no_name_is_none",),
+    ),
+    Bug(
+        "a_port_beyond_the_last",
+        "MASTER_PORT=70000 ends a command in a traceback",
+        "engine/launch.py",
+        " or not 0 < int(port) < 1 << 16:",
+        ":",
+        ("tests/cuda/test_joining.py::test_a_rank_whose_variables_say_nothing_is_told_which",),
+    ),
+    Bug(
+        "a_rank_beyond_the_last",
+        "RANK=2 of WORLD_SIZE=2 waits until its time is out, and LOCAL_RANK=3 of 2 trains",
+        "engine/launchers.py",
+        "if int(environ[one]) > most:",
+        "if int(environ[one]) < 0:",
+        (_OF_LAUNCHERS,),
+    ),
+    Bug(
+        "a_lone_process_shares_with_ranks_that_are_not_there",
+        "with a stale WORLD_SIZE=64 a process that is alone has a 64th of its memory",
+        "engine/launchers.py",
+        '*(["WORLD_SIZE"] if environ.get("RANK") else [])',
+        '"WORLD_SIZE"',
+        ("tests/engine/test_launch.py::test_the_ranks_of_a_machine_share_its_cores",),
     ),
 ]

@@ -59,7 +59,9 @@ def join_ranks(timeout: timedelta) -> torch.device:
 
 
 def _init_process_group(device: torch.device, timeout: timedelta) -> None:
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # of no known number of ranks, torch's store waits for none: below it is said which one has not come
+    store = next(rendezvous("env://?world_size=-1", timeout=timeout))[0]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = PrefixStore(name_of_this_start(store, rank, world_size, timeout), store)
     check_devices_differ(store, rank, world_size, _name_of(device), timeout)

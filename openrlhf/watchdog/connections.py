@@ -42,13 +42,19 @@ def joining_ranks(world_size: int) -> Iterator[None]:
         if world_size == 1:
             raise
         raise RankLost(
-            "A rank has left, or cannot be reached, and not all ranks had joined yet. Look for what the other ranks "
-            f"said, and start the run again. Here the connection failed with: {error}\n{_how_to_reach_others()}"
+            "A rank has left, or cannot be reached, and not all ranks had joined yet: they wait for each other for "
+            "--train.comm_timeout_minutes. Look for what the other ranks said, and start the run again. "
+            f"Here the connection failed with: {error}\n{_how_to_reach_others()}"
         ) from error
 
 
 def _how_to_reach_others() -> str:
     """Where ranks of several machines listen, as the machine's own name may lead to an address of its own."""
+    master = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    try:
+        socket.getaddrinfo(master, None)
+    except (OSError, UnicodeError):
+        return f"MASTER_ADDR is {master}, a name that this machine does not know: set it to rank 0's machine."
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
@@ -57,8 +63,8 @@ def _how_to_reach_others() -> str:
     interface = os.environ.get("GLOO_SOCKET_IFNAME")
     listens = f"at the interface {interface} (GLOO_SOCKET_IFNAME)" if interface else f"at {name}, which is {address}"
     return (
-        f"MASTER_ADDR is {os.environ.get('MASTER_ADDR')}; gloo listens {listens}. If machines cannot reach each other "
-        "there, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share (`ip address` shows it)."
+        f"MASTER_ADDR is {master}; gloo listens {listens}. If machines cannot reach each other there, set "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share (`ip address` shows it)."
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from openrlhf.engine.launch import join_ranks, name_of_this_start
+from openrlhf.engine.launch import _free_port, _init_process_group, join_ranks, name_of_this_start
 from openrlhf.engine.launchers import num_local_ranks
 from openrlhf.errors import UserError
 from tests.helpers.ranks import RankPool
@@ -95,6 +95,14 @@ def test_rank_0_waits_for_all_ranks_at_once(monkeypatch):
 def test_a_rank_that_does_not_come_is_named():
     with pytest.raises(TimeoutError, match="rank 1 has not come"):
         name_of_this_start(HashStore(), 0, 2, timedelta(seconds=0.1))
+
+
+def test_a_rank_that_does_not_come_at_the_first_start_is_named(monkeypatch):
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TimeoutError, match="rank 1 has not come"):
+        _init_process_group(torch.device("cpu"), timedelta(seconds=0.1))
 
 
 def shared_memory() -> tuple[bool, list[str]]:

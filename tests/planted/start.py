@@ -185,4 +185,20 @@ BUGS = [
         '"WORLD_SIZE"',
         ("tests/engine/test_launch.py::test_the_ranks_of_a_machine_share_its_cores",),
     ),
+    Bug(
+        "nobody_says_who_has_not_come",
+        "a rank that waits for the others says how many came, and not which one did not",
+        "engine/launch.py",
+        '"env://?world_size=-1"',
+        '"env://"',
+        ("tests/engine/test_launch.py::test_a_rank_that_does_not_come_at_the_first_start_is_named",),
+    ),
+    Bug(
+        "an_address_that_nobody_knows_is_not_told",
+        "a wrong name in MASTER_ADDR is told as a fault of the network, with hints on its interfaces",
+        "watchdog/connections.py",
+        "        socket.getaddrinfo(master, None)\n",
+        "        pass\n",
+        ("tests/watchdog/test_joining.py::test_an_address_that_nobody_knows_is_told_alone",),
+    ),
 ]

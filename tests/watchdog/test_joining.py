@@ -20,13 +20,22 @@ def fail_to_join(error: Exception, world_size: int = 2) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("Connection reset by peer"), TimeoutError("rank 1 has not come")])
 def test_an_error_of_the_network_is_a_lost_rank(error, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_sft"])
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(SystemExit) as end:
         run_command(lambda words: fail_to_join(error))
     assert end.value.code == EXIT_CODE_RANK_LOST
     said = capsys.readouterr().err
     assert "A rank has left, or cannot be reached" in said
     assert str(error) in said
+    assert "they wait for each other for --train.comm_timeout_minutes" in said
     assert "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that they share" in said
+
+
+def test_an_address_that_nobody_knows_is_told_alone(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    with pytest.raises(RankLost, match="MASTER_ADDR is no.such.host.invalid, a name that this .* not know") as found:
+        fail_to_join(TimeoutError("timed out"))
+    assert "GLOO_SOCKET_IFNAME" not in str(found.value)
 
 
 def test_the_users_own_error_stays_what_it_is():

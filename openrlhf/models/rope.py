@@ -9,11 +9,13 @@ Shapes: B batch (1 for a pack), S tokens of a row, D rotary size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openrlhf.batching.micro_batch import to_device
 from openrlhf.engine.model_internals import rope_by_length
 from openrlhf.parallel.sequence_shares import sequence_share
 
@@ -23,6 +25,7 @@ class RopeByLength:
 
     def __init__(self, model: nn.Module):
         self._sample_lengths: Tensor | None = None  # (B, S): of the sample that each token belongs to
+        self._numbers: Sequence[int] | None = None  # the lengths that occur, where the host knows them
         modules = [module for module in model.modules() if rope_by_length(module)]
         self.is_needed = bool(modules)
         for module in modules:
@@ -30,7 +33,7 @@ class RopeByLength:
 
     def look_at(self, inputs: dict[str, Any]) -> None:
         """Takes the lengths from a micro-batch's inputs; they hold until the next one, also in a recomputation."""
-        self._sample_lengths = _sample_lengths(inputs)
+        self._sample_lengths, self._numbers = _sample_lengths(inputs)
 
     def _correct(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden, positions = (*args, kwargs.get("position_ids"))[:2] if args else (kwargs["x"], kwargs["position_ids"])
@@ -42,7 +45,8 @@ class RopeByLength:
             return output
         # A sample within the original length is computed as any other such; the rest by lengths of their own.
         lengths = lengths.clamp(min=original)
-        for length in lengths.unique().tolist():
+        numbers = lengths.unique().tolist() if self._numbers is None else self._numbers  # of a padded batch: it waits
+        for length in sorted({max(original, number) for number in numbers}):
             found = _by_length(module, hidden, positions, length, others)
             output = _where(lengths == length, found, output)
         return output
@@ -62,17 +66,19 @@ def _where(is_chosen: Tensor, found: Any, output: Any) -> Any:
     return torch.where(is_chosen.reshape(*is_chosen.shape, *[1] * (output.ndim - 2)), found, output)
 
 
-def _sample_lengths(inputs: dict[str, Any]) -> Tensor | None:
-    """(B, S) on the inputs' device; None where the inputs do not tell."""
+def _sample_lengths(inputs: dict[str, Any]) -> tuple[Tensor | None, Sequence[int] | None]:
+    """(B, S) on the inputs' device, and the lengths that occur; None where the inputs, or those on the host, do not
+    tell."""
     device = inputs["input_ids"].device
     if inputs.get("attention_mask") is not None:
         mask = inputs["attention_mask"]
-        return mask.sum(-1, keepdim=True).expand(mask.shape)
+        return mask.sum(-1, keepdim=True).expand(mask.shape), None
     if (ring := inputs.get("ring")) is not None:
         lengths = torch.tensor(ring.sample_lengths)
         borders = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return lengths.repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)].to(device)
-    if "cu_seq_lens_q" in inputs:
-        lengths = inputs["cu_seq_lens_q"].diff().long()
-        return lengths.repeat_interleave(lengths)[None]
-    return None
+        mine = lengths.repeat_interleave(lengths)[None, sequence_share(borders, ring.rank, ring.size)]
+        return to_device(mine, device), ring.sample_lengths
+    if "cu_seq_lens_host" in inputs:
+        lengths = inputs["cu_seq_lens_host"].diff().long()
+        return to_device(lengths.repeat_interleave(lengths)[None], device), lengths.tolist()
+    return None, None

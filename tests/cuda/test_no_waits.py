@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openrlhf.batching import make_micro_batch
 from openrlhf.batching.unit import TokenSequence, Unit
-from openrlhf.models import Actor, RewardModel
+from openrlhf.models import Actor, RewardModel, rope
 from openrlhf.models.attention import ring, ring_plan
 from openrlhf.models.attention.dense import AttentionOptions
 from openrlhf.objectives import Scorer, objective_named
@@ -118,6 +118,23 @@ def test_attention_of_a_ring(monkeypatch, dtype, options):
         grads = ring._RingAttention.backward(ctx, grad)
     assert output.shape == query.shape
     assert [one.shape for one in grads[:4]] == [query.shape, key.shape, value.shape, sinks.shape]
+
+
+@pytest.mark.parametrize("in_ring", [False, True], ids=["pack", "ring"])
+def test_rotary_embeddings_by_length(monkeypatch, in_ring):
+    monkeypatch.setattr(rope, "_by_length", lambda module, hidden, positions, length, others: (hidden, hidden))
+    monkeypatch.setattr(ring_plan.dist, "get_rank", lambda group: RING_RANK)
+    monkeypatch.setattr(ring_plan.dist, "get_world_size", lambda group: RING_SIZE)
+    model = tiny_model("longrope")
+    by_length = rope.RopeByLength(model)
+    borders = torch.tensor((0, *LENGTHS), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    with fake_cuda():
+        told = ring_plan.borders_of_samples(borders, max(LENGTHS), GROUP_OF_RING if in_ring else None, 0, CUDA)
+        num_tokens = told["ring"].num_tokens[RING_RANK] if in_ring else sum(LENGTHS)
+        positions, hidden = (torch.empty(1, num_tokens, *more, device=CUDA) for more in ((), (8,)))
+        by_length.look_at(dict(input_ids=positions, **told))
+        cos, _ = by_length._correct(model.model.rotary_emb, (hidden, positions), {}, (hidden, hidden))
+    assert cos.shape == hidden.shape
 
 
 class _Context(SimpleNamespace):

@@ -122,4 +122,12 @@ BUGS = [
         "        pass\n",
         (f"{_PEFT}::test_a_package_that_breaks_peft_is_told_before_data_are_prepared",),
     ),
+    Bug(
+        "lengths_are_read_from_the_device",
+        "with longrope the host waits for the GPU in each forward pass of a pack",
+        "models/rope.py",
+        "lengths.unique().tolist() if self._numbers is None else self._numbers",
+        "lengths.unique().tolist()",
+        (f"{_NO_WAITS}::test_rotary_embeddings_by_length",),
+    ),
 ]

@@ -307,7 +307,7 @@ BUGS = [
         "a_port_that_is_no_number",
         "ranks with Kubernetes' MASTER_PORT end in a traceback",
         "engine/launch.py",
-        ".isdecimal():",
+        ".isdecimal() or not 0 < int(port) < 1 << 16:",
         ":",
         (f"{_JOINING}::test_a_rank_whose_variables_say_nothing_is_told_which",),
     ),

@@ -72,7 +72,7 @@ class Trainer:
         self.progress = TrainingProgress()
         self.last_step: StepResult
         self._given_callbacks = callbacks
-        self._callbacks = CallbackList(self)
+        self._callbacks = CallbackList(self, callbacks or ())  # an evaluation may come before the run
         self.wishes = Wishes()
         self._all_targets = all_targets
         self._with_entropy = False
@@ -271,16 +271,19 @@ class Trainer:
         """Asks for the end of the run after this step; its model is exported as at its usual end."""
         self.wishes.stop_reason = reason
 
-    def evaluate(self, dataloader: Loader | None = None, steps: int = 0) -> dict[str, float]:
+    def evaluate(self, dataloader: Loader | None = None, steps: int = 0, prefix: str = "eval") -> dict[str, float]:
         """Evaluates on all rows of `dataloader` (default: the run's own), and hands the record to the callbacks.
 
-        Args: steps: part of OpenRLHF's interface; the record has the run's own step.
+        Args:
+            steps: part of OpenRLHF's interface; the record has the run's own step.
+            prefix: that of the record's names; numbers under another one than `eval` are none of the run's evaluation.
         """
         dataloader = self.eval_dataloader if dataloader is None else dataloader
         metrics = self._evaluated(dataloader)
         if dataloader is self.eval_dataloader:  # on other rows it says nothing of the run's best checkpoint
             self.progress = self.progress.after_evaluation(metrics["eval_loss"])
-        record = {"global_step": self.progress.optimizer_step, **metrics}
+        named = {f"{prefix}{name.removeprefix('eval')}": value for name, value in metrics.items()}
+        record = {"global_step": self.progress.optimizer_step, **named}
         self._emit_record("on_evaluate", record)
         return record
 

@@ -127,6 +127,51 @@ def test_a_save_at_no_step_is_one_at_the_end(model: Path, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+class Probing(TrainerCallback):
+    """Evaluates other rows after step 2, and asks for an evaluation whenever numbers of step 3 are logged."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self.trainer: Any = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(("built", state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.trainer.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="probe")
+            self.trainer.evaluate(Dataset.from_list(ROWS[3:5]))
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_evaluate = state.global_step == 3
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        self.seen += [(name, state.global_step) for name in metrics if name.endswith(("_loss", "_mean_token_accuracy"))]
+
+
+def test_an_evaluation_of_other_rows_is_none_of_the_runs(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    probing = Probing()
+    args = arguments(tmp_path / "out", logging_steps=1)
+    run = trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]), callbacks=[probing])
+    probing.trainer = run
+    run.train()
+    names = ("eval_loss", "eval_mean_token_accuracy")
+    evaluated = [
+        (name.replace("eval", prefix), step)
+        for prefix, step in (("probe", 2), ("eval", 2), ("eval", 3))
+        for name in names
+    ]
+    assert probing.seen == [("built", 0), *evaluated]
+    assert [one["step"] for one in run.state.log_history if "probe_loss" in one] == [2]
+    assert run.state.best_global_step == 3
+    assert "after step 2: probe_loss" in capfd.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["global_step"], "eval_loss" in line) for line in lines if "probe_loss" in line] == [(2, False)]
+    assert [line["global_step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
 class Epochs(TrainerCallback):
     """Notes the ends of epochs, and what is made there; stops after a step."""
 
@@ -635,10 +680,23 @@ def test_a_name_that_trl_alone_has_is_told(name: str, remedy: str) -> None:
     assert not hasattr(trl, "something")
 
 
-def test_evaluation_before_and_after_training(model: Path, tmp_path: Path) -> None:
-    run = trainer(model, arguments(tmp_path / "out"), eval_dataset=Dataset.from_list(ROWS[:3]))
+class Beginning(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: ...
+
+
+def test_evaluation_before_and_after_training(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    steering = Steering()
+    args = arguments(tmp_path / "out")
+    run = trainer(model, args, eval_dataset=Dataset.from_list(ROWS[:3]), callbacks=[steering])
     before = run.evaluate()
+    assert steering.evaluated == [0]
+    assert [one["eval_loss"] for one in run.state.log_history] == [before["eval_loss"]]
+    run.remove_callback(steering)
+    run.add_callback(Beginning)
+    assert "Beginning.on_step_begin is never called here" in capfd.readouterr().out
     run.train()
+    assert "eval_loss" not in run.state.log_history[0]
+    assert run.state.best_global_step is None
     run.args.output_dir = str(tmp_path / "elsewhere")  # for what the script itself does then
     after, other = run.evaluate(), run.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="test")
     assert after["eval_loss"] < before["eval_loss"]

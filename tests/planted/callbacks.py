@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 _CALLBACKS = "tests/trainer/test_callbacks.py"
+_FACE = "tests/compat/test_trl_face.py"
 _DUE = f"{_CALLBACKS}::test_an_evaluation_that_was_due_when_the_run_left_is_made_when_it_goes_on"
 
 BUGS = [
@@ -202,5 +203,69 @@ BUGS = [
         "self._ignores_overflow and not is_at_least_loss_scale(trainer.trained.engine)",
         "self._ignores_overflow",
         ("tests/trainer/test_nonfinite_guard.py::test_overflows_count_once_the_loss_scale_can_fall_no_more",),
+    ),
+    Bug(
+        "an_evaluation_of_other_rows_is_the_runs",
+        "a callback that evaluates rows of its own under its own prefix stops the run early",
+        "trainer/trainer.py",
+        """f"{prefix}{name.removeprefix('eval')}": value""",
+        """name: value""",
+        (f"{_FACE}::test_an_evaluation_of_other_rows_is_none_of_the_runs",),
+    ),
+    Bug(
+        "other_rows_may_be_the_best",
+        "trainer.evaluate(other_rows) in a callback makes its step the best of the run",
+        "compat/trl/callbacks.py",
+        'if own_loss is not None and metrics.get("eval_loss") == own_loss:',
+        "if True:",
+        (f"{_FACE}::test_an_evaluation_of_other_rows_is_none_of_the_runs",),
+    ),
+    Bug(
+        "other_rows_break_the_console",
+        "an evaluation under another prefix ends the console's lines and stands among the run's own",
+        "trainer/callbacks/tracking.py",
+        "self._tracker.log_eval if is_of_the_run else self._tracker.log_more",
+        "self._tracker.log_eval",
+        (f"{_FACE}::test_an_evaluation_of_other_rows_is_none_of_the_runs",),
+    ),
+    Bug(
+        "an_evaluation_wished_at_its_log_comes_twice",
+        "a callback that asks for an evaluation at on_log gets it at two steps",
+        "compat/trl/callbacks.py",
+        "self.control.should_evaluate = False  # it is done",
+        "pass  # it is done",
+        (f"{_FACE}::test_an_evaluation_of_other_rows_is_none_of_the_runs",),
+    ),
+    Bug(
+        "an_evaluation_before_the_run_is_told_to_nobody",
+        "trainer.evaluate() before train() calls no callback and stands in no log history",
+        "trainer/trainer.py",
+        "CallbackList(self, callbacks or ())  # an",
+        "CallbackList(self)  # an",
+        (f"{_FACE}::test_evaluation_before_and_after_training",),
+    ),
+    Bug(
+        "a_best_of_before_the_run",
+        "an evaluation before train() is the best that an early stop compares with",
+        "compat/trl/callbacks.py",
+        "        state.best_metric = state.best_global_step = None\n",
+        "",
+        (f"{_FACE}::test_evaluation_before_and_after_training",),
+    ),
+    Bug(
+        "on_init_end_is_never_called",
+        "a callback that prepares itself at on_init_end is not prepared",
+        "compat/trl/trainer.py",
+        '        self._run.told.tell("on_init_end")\n',
+        "",
+        (f"{_FACE}::test_an_evaluation_of_other_rows_is_none_of_the_runs",),
+    ),
+    Bug(
+        "an_added_callback_is_told_nothing",
+        "add_callback of one with on_step_begin says nothing, and it is never called",
+        "compat/trl/trainer.py",
+        "        self._tell_untold([callback])\n",
+        "",
+        (f"{_FACE}::test_evaluation_before_and_after_training",),
     ),
 ]

@@ -38,20 +38,24 @@ class TrainerCallbacks(Callback):
     def __init__(self, args: Any, callbacks: Sequence[Any], model: Any, tokenizer: Any, optimizer: Any, scheduler: Any):
         self.handler = CallbackHandler([DefaultFlowCallback, *callbacks], model, tokenizer, optimizer, scheduler)
         self.state, self.control = TrainerState(log_history=[]), TrainerControl()
+        self.state.is_world_process_zero = args.process_index == 0
+        self.state.is_local_process_zero = args.local_process_index == 0
         self.history = RunHistory(1, self.state.log_history)
         self._args, self._as_built = args, args.settings_now()
 
-    def begin(self, max_steps: int, steps_per_epoch: int, is_rank_0: bool, every: dict[str, int]) -> None:
-        """Before a run: its length, and `logging_steps`, `eval_steps` and `save_steps` in steps."""
-        args, state = self._args, self.state
+    def begin(self, max_steps: int, steps_per_epoch: int, every: dict[str, int]) -> None:
+        """Before a run: its length, and `logging_steps`, `eval_steps` and `save_steps` in steps.
+
+        Evaluations before it are none of the run's.
+        """
+        state = self.state
         state.log_history.clear()
+        state.best_metric = state.best_global_step = None
         state.max_steps, state.num_train_epochs = max_steps, -(-max_steps // max(1, steps_per_epoch))
         state.logging_steps, state.eval_steps, state.save_steps = (
             every[name] for name in ("logging_steps", "eval_steps", "save_steps")
         )
-        state.train_batch_size = args.per_device_train_batch_size
-        state.is_world_process_zero = is_rank_0
-        state.is_local_process_zero = args.local_process_index == 0
+        state.train_batch_size = self._args.per_device_train_batch_size
         self.history = RunHistory(steps_per_epoch, state.log_history)
 
     def check_arguments(self) -> None:
@@ -74,15 +78,6 @@ class TrainerCallbacks(Callback):
             self.history.add_step(record)
             if self.state.global_step % self.state.logging_steps == 0:
                 self.history.log()
-
-    def untold_events(self) -> list[str]:
-        """A sentence for each method of a callback that nothing here calls."""
-        return [
-            f"{type(one).__name__}.{event} is never called here; on_step_end is, after each step."
-            for one in self.handler.callbacks
-            for event in _NEVER_CALLED
-            if getattr(type(one), event) is not getattr(TrainerCallback, event)
-        ]
 
     def tell(self, event: str, **facts: Any) -> None:
         """Calls `event` of every callback; the last control that is given back holds."""
@@ -124,7 +119,10 @@ class TrainerCallbacks(Callback):
         told = self.history.append(numbers, self.state.global_step)
         self.tell("on_log", logs=told)
         self.tell("on_evaluate", metrics=told)
-        self._keep_best(numbers)  # after it: callbacks compare with the best before this evaluation
+        own_loss = trainer.progress.eval_loss_here  # not of other rows, which a script may evaluate
+        if own_loss is not None and metrics.get("eval_loss") == own_loss:
+            self._keep_best(numbers)  # after the event: callbacks compare with the best before this evaluation
+            self.control.should_evaluate = False  # it is done, also where a callback has asked for it meanwhile
         self._obey(trainer)
 
     def on_save(self, trainer: Trainer, path: str) -> None:
@@ -171,7 +169,21 @@ class TrainerCallbacks(Callback):
 
 def is_trainer_callback(one: Any) -> bool:
     """Whether it is an object of TrainerCallback, or a subclass."""
-    return issubclass(one if isinstance(one, type) else type(one), TrainerCallback)
+    return issubclass(_kind(one), TrainerCallback)
+
+
+def untold_events(callbacks: Sequence[Any]) -> list[str]:
+    """A sentence for each method of a callback, an object or a class, that nothing here calls."""
+    return [
+        f"{kind.__name__}.{event} is never called here; on_step_end is, after each step."
+        for kind in map(_kind, callbacks)
+        for event in _NEVER_CALLED
+        if getattr(kind, event) is not getattr(TrainerCallback, event)
+    ]
+
+
+def _kind(one: Any) -> type:
+    return one if isinstance(one, type) else type(one)
 
 
 def link_checkpoints(output_dir: Path, checkpoints: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 _STEP_NAMES = {"grad_norm": "grad_norm", "lr": "learning_rate", "token_accuracy": "mean_token_accuracy"}
 _STEP_NAMES |= {"entropy": "entropy", "aux_loss": "aux_loss"}
-_EVAL_NAMES = {"eval_token_accuracy": "eval_mean_token_accuracy", "eval_num_target_tokens": "eval_num_target_tokens"}
+_ACCURACY = "_token_accuracy"  # of an evaluation, behind its prefix
 
 
 class RunHistory:
@@ -61,7 +61,11 @@ class RunHistory:
 
 def evaluation_in_their_names(record: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation's record as transformers names its numbers."""
-    return {_EVAL_NAMES.get(name, name): value for name, value in record.items() if name != "global_step"}
+    numbers = {name: value for name, value in record.items() if name != "global_step"}
+    return {
+        f"{name.removesuffix(_ACCURACY)}_mean{_ACCURACY}" if name.endswith(_ACCURACY) else name: value
+        for name, value in numbers.items()
+    }
 
 
 def _mean(losses: Sequence[float]) -> float:

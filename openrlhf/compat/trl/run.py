@@ -73,7 +73,7 @@ class TrlRun(SFTRun):
         Raises UserError where the checkpoint is none, or of another run.
         """
         steps_per_epoch = self.trainer.windows.steps_per_epoch
-        self.told.begin(self.num_steps, steps_per_epoch, self.strategy.is_rank_0(), every)
+        self.told.begin(self.num_steps, steps_per_epoch, every)
         output_dir = Path(self.config.ckpt.output_dir)
         self.first_step = 0
         if checkpoint is None:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from openrlhf.compat.trl.accelerator import accelerator_of
 from openrlhf.compat.trl.arguments import TrlSFTConfig, output_dir_for
-from openrlhf.compat.trl.callbacks import STATE_FILE
+from openrlhf.compat.trl.callbacks import STATE_FILE, untold_events
 from openrlhf.compat.trl.given import check_given, check_model
 from openrlhf.compat.trl.history import evaluation_in_their_names
 from openrlhf.compat.trl.hub import model_id_of, push, write_model_card
@@ -98,6 +98,7 @@ class TrlSFTTrainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._join_and_build()
         self._is_built = True
+        self._run.told.tell("on_init_end")
 
     def _prepare(
         self,
@@ -139,8 +140,11 @@ class TrlSFTTrainer:
         run.build()
         self.model = run.trainer.model.model
         self.accelerator = accelerator_of(run.strategy, self.args)
-        for sentence in run.told.untold_events():
-            run.strategy.print(f"note: {sentence}")
+        self._tell_untold(run.told.handler.callbacks)
+
+    def _tell_untold(self, callbacks: Sequence[Any]) -> None:
+        for sentence in untold_events(callbacks):
+            self._run.strategy.print(f"note: {sentence}")
 
     is_deepspeed_enabled, is_fsdp_enabled = True, False
     _is_built = False
@@ -202,6 +206,7 @@ class TrlSFTTrainer:
         """Another TrainerCallback, an object or a class."""
         check_given({}, (), [callback])
         self.callback_handler.add_callback(callback)
+        self._tell_untold([callback])
 
     def remove_callback(self, callback: Any) -> None:
         self.callback_handler.remove_callback(callback)
@@ -267,10 +272,11 @@ class TrlSFTTrainer:
             loader = run.loader(rows, shuffle=False)
         if loader is None:
             raise UserError("evaluate() has no rows: give SFTTrainer an eval_dataset, or evaluate(eval_dataset=…).")
-        numbers = evaluation_in_their_names(run.trainer.evaluate(loader))
+        numbers = evaluation_in_their_names(run.trainer.evaluate(loader, prefix=metric_key_prefix))
         seconds, num_rows = time.perf_counter() - began_at, len(loader.dataset)
-        numbers |= {"eval_runtime": seconds, "eval_samples_per_second": num_rows / seconds, "epoch": self.state.epoch}
-        return {name.replace("eval_", f"{metric_key_prefix}_", 1): value for name, value in numbers.items()}
+        times = {"runtime": seconds, "samples_per_second": num_rows / seconds}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in times.items()}
+        return numbers | named | {"epoch": self.state.epoch}
 
     # --- what is left on disk ------------------------------------------------------------------------------------
 

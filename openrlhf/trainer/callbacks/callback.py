@@ -35,7 +35,7 @@ class Callback:
         """An optimizer step is done; `metrics` are its record."""
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """An evaluation is done; `metrics` are its record, with the prefix `eval_`."""
+        """An evaluation is done; `metrics` are its record, with the prefix `eval_`, or the one that it was asked by."""
 
     def on_save(self, trainer: Trainer, path: str) -> None:
         """A save has begun: the checkpoint `path` is being written, or is in place."""

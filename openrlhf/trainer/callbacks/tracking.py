@@ -41,7 +41,9 @@ class Tracking(Callback):
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         with self._waiting_for_servers(trainer):
             self._log_events(trainer)
-            self._tracker.log_eval(metrics | trainer.take_logged())
+            is_of_the_run = "eval_loss" in metrics
+            log = self._tracker.log_eval if is_of_the_run else self._tracker.log_more
+            log(metrics | trainer.take_logged())
 
     @contextmanager
     def _waiting_for_servers(self, trainer: Trainer) -> Iterator[None]:

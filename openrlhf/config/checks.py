@@ -273,6 +273,14 @@ def _key(config: TrainingConfig) -> Iterator[str]:
         )
 
 
+def _warmup(config: TrainingConfig) -> Iterator[str]:
+    if config.lr_warmup_ratio > 1:
+        yield (
+            f"--lr_warmup_ratio {config.lr_warmup_ratio:g} is a share of the steps, and above 1: the run ends before "
+            f"the learning rate has risen, at {1 / config.lr_warmup_ratio:.2%} of its highest."
+        )
+
+
 def _universal_checkpoint(config: TrainingConfig) -> Iterator[str]:
     if config.ds.use_universal_ckpt:
         yield "--ds.use_universal_ckpt changes nothing: every checkpoint loads on any number of ranks and ZeRO stage."
@@ -311,4 +319,4 @@ def _unused_template(config: TrainingConfig) -> Iterator[str]:
         yield "--data.input_template changes nothing beside --data.apply_chat_template, whose template alone is used."
 
 
-COMMON_NOTICES: tuple[Notice, ...] = (_key, _universal_checkpoint, _unused_template)
+COMMON_NOTICES: tuple[Notice, ...] = (_key, _warmup, _universal_checkpoint, _unused_template)

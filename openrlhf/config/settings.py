@@ -245,8 +245,10 @@ class TrainingConfig(Root):
 
     optim: Literal["adam", "muon"] = must_match("adam", "optimizer")
     lr_scheduler: Scheduler = taken("cosine_with_min_lr", "how the learning rate goes over the whole run")
-    lr_warmup_ratio: Fraction = taken(
-        0.03, "share of the steps in which the learning rate rises: the first has 0, but with cosine_warmup_with_min_lr"
+    lr_warmup_ratio: Number = taken(
+        0.03,
+        "share of the steps in which the learning rate rises: the first has 0, but with cosine_warmup_with_min_lr; "
+        "above 1 the run ends before it has risen",
     )
     min_lr_ratio: Fraction = taken(0.1, "lowest learning rate, as a share of the highest")
     compat: Literal["openrlhf-0.9", "openrlhf-0.11"] | None = free(

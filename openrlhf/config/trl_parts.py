@@ -96,7 +96,8 @@ def _warmup(t: Translator) -> None:
         if share is None:
             t.refuse("warmup_steps", "give warmup_ratio, or max_steps too: the number of steps is not known yet")
         else:
-            t.becomes({"lr_warmup_ratio": share}, *names)
+            note = "the run ends before the learning rate has risen, as there" if share >= 1 else ""
+            t.becomes({"lr_warmup_ratio": share}, *names, note=note)
     else:
         t.becomes({"lr_warmup_ratio": float(ratio)}, *names)
 

@@ -132,11 +132,11 @@ class Translator:
         return None if steps_per_epoch is None else max(1, math.ceil(self["num_train_epochs"] * steps_per_epoch))
 
     def warmup_share(self, num_warmup_steps: int) -> float | None:
-        """The share of the run that rounds up to so many steps."""
+        """The share of the run that rounds up to so many steps; of as many as the run has, or more, 1 or above."""
         num_steps = self._num_steps()
         if num_steps is None:
             return None
-        return max(0.0, min(1.0, (num_warmup_steps - 0.5) / num_steps))
+        return 1.0 if num_warmup_steps == num_steps else max(0.0, (num_warmup_steps - 0.5) / num_steps)
 
     def _refuse_none(self) -> None:
         """A none where a value must stand would leave our own default, or end in a traceback."""

@@ -127,7 +127,7 @@ def build_schedule(
 
     Args:
         num_training_steps: optimizer steps of the whole run.
-        warmup_ratio: share of the steps in which the learning rate rises from 0.
+        warmup_ratio: share of the steps in which the learning rate rises from 0; above 1 the run ends on the way.
         min_lr_ratio: the lowest learning rate of the schedules that have one, as a share of the highest.
 
     Raises UserError for a name that transformers does not know.
@@ -154,8 +154,9 @@ def build_schedule(
 
 
 def _num_warmup_steps(num_training_steps: int, warmup_ratio: float) -> int:
-    """Never all steps: a warm-up begins at learning rate 0, so that a run of one step would train nothing."""
-    return min(math.ceil(num_training_steps * warmup_ratio), num_training_steps - 1)
+    """All steps only by a share of 1 or more: a warm-up begins at 0, so that a run of one step would train nothing."""
+    num_steps = math.ceil(num_training_steps * warmup_ratio)
+    return num_steps if warmup_ratio >= 1 else min(num_steps, num_training_steps - 1)
 
 
 def fit_schedule(scheduler: Any, num_steps: int, first_step: int) -> str:

@@ -250,6 +250,12 @@ def test_a_setting_that_changes_nothing_is_told_in_one_sentence(good_flags, caps
     assert "--data.input_template changes nothing beside --data.apply_chat_template" in line
 
 
+def test_a_warm_up_beyond_the_run_is_told(good_flags, capsys):
+    parse_config(SFTConfig, [*good_flags, "--lr_warmup_ratio", "25"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "above 1: the run ends before the learning rate has risen, at 4.00% of its highest" in line
+
+
 def test_a_key_stands_in_no_error(good_flags):
     flags = [*good_flags, "--logger.wandb.key", "s3cret", "more", "--wandb.kye", "s3cret"]
     assert "s3cret" not in "\n".join(problems_of(flags))

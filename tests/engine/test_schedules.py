@@ -7,6 +7,7 @@ import torch
 
 from openrlhf.config import DeepspeedConfig, SFTConfig
 from openrlhf.config.schema import build
+from openrlhf.config.trl_translation import Translator
 from openrlhf.engine.engine_config import engine_config
 from openrlhf.engine.optimizers import build_schedule, fit_schedule
 from openrlhf.run.sft_run import SFTRun
@@ -28,6 +29,13 @@ def test_it_warms_up_once_and_never_rises_again():
     assert found[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
     assert found[4:] == sorted(found[4:], reverse=True)
     assert found[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("num_warmup_steps", [3, 4, 5, 100])
+def test_a_warm_up_in_steps_is_that_of_transformers(num_warmup_steps):
+    """Also one that is as long as the run, or longer."""
+    share = Translator({"max_steps": 4}, (), num_data_ranks=1, num_rows=None).warmup_share(num_warmup_steps)
+    assert rates(4, share)[:4] == pytest.approx([step / num_warmup_steps for step in range(4)])
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-8])

@@ -145,4 +145,28 @@ BUGS = [
         "stop_reason=restored.stop_reason",
         ("tests/trainer/test_callbacks.py::test_a_signal_in_the_step_that_stops_the_run_leaves_it_stopped",),
     ),
+    Bug(
+        "a_warm_up_ends_with_the_run",
+        "warmup_steps beyond the run of a script's smoke test give many times TRL's learning rate",
+        "engine/optimizers.py",
+        "return num_steps if warmup_ratio >= 1 else min(",
+        "return min(",
+        ("tests/engine/test_schedules.py::test_a_warm_up_in_steps_is_that_of_transformers",),
+    ),
+    Bug(
+        "a_warm_up_of_the_whole_run_ends_before_it",
+        "warmup_steps as many as the run's give another learning rate than TRL's",
+        "config/trl_translation.py",
+        "return 1.0 if num_warmup_steps == num_steps else max(",
+        "return max(",
+        ("tests/engine/test_schedules.py::test_a_warm_up_in_steps_is_that_of_transformers",),
+    ),
+    Bug(
+        "a_warm_up_beyond_the_run_is_silent",
+        "--lr_warmup_ratio 25, meant in steps, trains at a small learning rate without a word",
+        "config/checks.py",
+        "if config.lr_warmup_ratio > 1:",
+        "if False:",
+        ("tests/config/test_parse.py::test_a_warm_up_beyond_the_run_is_told",),
+    ),
 ]

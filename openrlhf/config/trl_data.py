@@ -72,11 +72,16 @@ def rows(t: Translator) -> None:
 
 
 def _template_file(t: Translator) -> str:
+    """Of the template alone: another tokenizer's tokens need rows of the model, which no setting gives it."""
     path = local_path(t["chat_template_path"])
-    inside = path / "chat_template.jinja"
-    if path.is_dir() and not inside.is_file():
-        t.refuse("chat_template_path", f"{path} has no chat_template.jinja; give a file")
-    return str(inside if path.is_dir() else path)
+    if not path.is_file():
+        t.refuse(
+            "chat_template_path",
+            "there, a tokenizer gives its tokens and its end token too. Give the file of a template, such as "
+            f"{path / 'chat_template.jinja'}, to take that alone; for all of it call clone_chat_template(model, "
+            f"tokenizer, {str(path)!r}) of openrlhf.compat.trl, and give SFTTrainer what it gives back",
+        )
+    return str(path)
 
 
 def targets(t: Translator) -> None:

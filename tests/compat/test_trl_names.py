@@ -223,6 +223,8 @@ def test_what_a_name_becomes(given: dict[str, Any], expected: dict[str, Any]) ->
         ({"loss_type": "bco"}, "loss_type bco"),
         ({"model_revision": "v2"}, "model_revision v2"),
         ({"dataset_streaming": True}, "dataset_streaming true"),
+        ({"chat_template_path": "tests"}, "call clone_chat_template(model, tokenizer, 'tests') of openrlhf.compat.trl"),
+        ({"chat_template_path": "Qwen/Qwen3-0.6B"}, "cannot be had here: there, a tokenizer gives its tokens"),
         (
             {"use_vllm": True},
             "use_vllm true cannot be had here: leave it out; for samples along the way use --eval.prompts",

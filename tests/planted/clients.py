@@ -215,4 +215,12 @@ BUGS = [
         "pass",
         ("tests/compat/test_trl_names.py::test_every_given_name_is_in_the_table_or_refused[dataset_test_split]",),
     ),
+    Bug(
+        "another_tokenizer_is_a_template_alone",
+        "chat_template_path of a tokenizer trains without its tokens and its end token, in silence",
+        "config/trl_data.py",
+        '    if not path.is_file():\n        t.refuse(\n            "chat_template_path"',
+        '    if False:\n        t.refuse(\n            "chat_template_path"',
+        ("tests/compat/test_trl_names.py::test_what_cannot_be_is_refused_by_name",),
+    ),
 ]

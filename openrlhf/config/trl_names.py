@@ -216,7 +216,7 @@ class SftNames(TrainingNames):
     dataset_batch_size: int | None = _idle(1000, _ROWS_READ)
     shuffle_dataset: bool = _idle(False, "every epoch is shuffled by the seed")
     eos_token: str | None = _setting(None, "data.eos_token")
-    pad_token: str | None = _idle(None, "padding is known by length, not by a token")
+    pad_token: str | None = _idle(None, "padding is known by length; a script's tokenizer takes it")
     max_length: int | None = 1024
     max_seq_length: int | None = None
     packing: bool = False

@@ -50,12 +50,22 @@ def get_tokenizer(
 
 def set_end_token(tokenizer: Any, eos_token: str) -> None:
     """Gives the tokenizer another end token of its vocabulary. Raises UserError where it has none of that name."""
-    if eos_token not in tokenizer.get_vocab():
-        raise UserError(
-            f"--data.eos_token {eos_token!r} is no token of the tokenizer's vocabulary: give one that is, or add it to "
-            "the tokenizer and the model first."
-        )
+    _check_token(tokenizer, "--data.eos_token", eos_token)
     tokenizer.eos_token = eos_token
+
+
+def set_pad_token(tokenizer: Any, pad_token: str) -> None:
+    """As `set_end_token`."""
+    _check_token(tokenizer, "pad_token", pad_token)
+    tokenizer.pad_token = pad_token
+
+
+def _check_token(tokenizer: Any, setting: str, token: str) -> None:
+    if token not in tokenizer.get_vocab():
+        raise UserError(
+            f"{setting} {token!r} is no token of the tokenizer's vocabulary: give one that is, or add it to the "
+            "tokenizer and the model first."
+        )
 
 
 def prepare_special_tokens(tokenizer: Any, name: str = "the tokenizer") -> None:

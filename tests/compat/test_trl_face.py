@@ -309,6 +309,16 @@ def test_assistants_of_a_prompt_are_trained_only_where_trl_does(
     assert run.processing_class.decode(ids[1:][mask[:-1] > 0]) == trained
 
 
+def test_evaluations_have_the_targets_of_the_trained_rows(model: Path, tmp_path: Path) -> None:
+    """TRL decides by the first trained row whether completions alone count."""
+    pair = {"prompt": "sum of three", "completion": " is seven"}
+    for row, is_whole in (({"text": "oat milk"}, True), (pair, False)):
+        run = trainer(model, arguments(tmp_path / "out"), [row], eval_dataset=Dataset.from_list([pair]))
+        num_targets = int(run._run.eval_data.num_target_tokens[0])
+        assert (num_targets == len(run._run.eval_data[0][0]) - 1) == is_whole
+        assert run.evaluate(Dataset.from_list([pair]))["eval_num_target_tokens"] == num_targets
+
+
 @pytest.mark.parametrize(
     ("masks", "completion_only", "num_trained"),
     [
@@ -709,12 +719,16 @@ def test_evaluation_before_and_after_training(model: Path, tmp_path: Path, capfd
 def test_a_tokenizer_and_a_model_in_memory_are_trained(model: Path, tmp_path: Path) -> None:
     in_memory = AutoModelForCausalLM.from_pretrained(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    args = arguments(tmp_path / "out", max_steps=1)
+    args = arguments(tmp_path / "out", max_steps=1, pad_token="<|im_start|>")
     run = SFTTrainer(
         in_memory, args, train_dataset=[{"a": "coffee with oat milk"}], processing_class=tokenizer,
         formatting_func=lambda row: row["a"],
     )  # fmt: skip
     assert run.train().global_step == 1
+    run.save_model()
+    assert AutoTokenizer.from_pretrained(args.output_dir).pad_token == "<|im_start|>"
+    with pytest.raises(UserError, match="pad_token '<none>' is no token of the tokenizer's vocabulary"):
+        trainer(model, arguments(tmp_path / "out", pad_token="<none>"))
     assert run.train_dataset == [{"a": "coffee with oat milk"}]
 
 

@@ -17,17 +17,17 @@ from openrlhf.config.outputs import output_folders
 from openrlhf.config.trl_names import RECIPE_NAMES, SftNames, fields_of
 from openrlhf.config.trl_parts import router_coefficient
 from openrlhf.config.trl_translation import Translation, translate
-from openrlhf.datasets.formats import trl
+from openrlhf.datasets.formats import plain, trl
 from openrlhf.datasets.formats.chat import is_message_list
-from openrlhf.datasets.formats.plain import TEXT
 from openrlhf.datasets.formats.tokenized import NOT_A_TARGET
 from openrlhf.datasets.sft_dataset import SFTDataset
-from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token
+from openrlhf.datasets.tokenizer import get_tokenizer, prepare_special_tokens, set_end_token, set_pad_token
 from openrlhf.errors import UserError
 from openrlhf.models.limits import check_positions, check_vocabulary
 from openrlhf.models.loading import facts_of
 
 _NAMES = fields_of(SftNames)
+_PAIR = {plain.PROMPT, plain.COMPLETION}
 _OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "revision"}
 _IDLE_IN_LOADING = {"use_cache", "device_map", "low_cpu_mem_usage"}
 # The loop asks a callback, which follows the arguments, what is due.
@@ -115,21 +115,31 @@ def _namespace(settings: dict[str, Any]) -> SimpleNamespace:
     return root
 
 
-def tokenizer_of(config: SFTConfig, given: Any) -> Any:
-    """The script's tokenizer, or the model's, with the end token that is asked for."""
+def tokenizer_of(config: SFTConfig, given: Any, pad_token: str | None) -> Any:
+    """The script's tokenizer, or the model's, with the tokens of end and padding that are asked for."""
     tokenizer = given or get_tokenizer(
         config.model.model_name_or_path, trust_remote_code=config.model.trust_remote_code
     )
     if config.data.eos_token is not None:
         set_end_token(tokenizer, config.data.eos_token)
+    if pad_token is not None:
+        set_pad_token(tokenizer, pad_token)
     prepare_special_tokens(tokenizer)
     return tokenizer
+
+
+def completion_only_loss_of(given: bool | None, row: Any, formatting_func: Callable[[Any], Any] | None) -> bool:
+    """As TRL decides it once, for the rows of evaluations too: as it is given, or by the first trained row."""
+    if given is not None:
+        return given
+    row = row if formatting_func is None else formatting_func(row)
+    return isinstance(row, dict) and row.keys() >= _PAIR
 
 
 def _as_there(name: str, data: DataConfig, completion_only_loss: bool | None, dataset: Any) -> tuple[DataConfig, Any]:
     """What the columns of the first row mean to TRL. Raises UserError where the loss that is asked for fits no row."""
     row = dataset[0]
-    is_pair = {"prompt", "completion"} <= row.keys()
+    is_pair = row.keys() >= _PAIR
     if "input_ids" in row:
         is_labelled = "labels" in row or "loss_mask" in row
         reads_both = is_pair if completion_only_loss is None else completion_only_loss
@@ -140,6 +150,8 @@ def _as_there(name: str, data: DataConfig, completion_only_loss: bool | None, da
         raise UserError(f"assistant_only_loss is true, and {name} holds no conversations: leave it out.")
     if data.targets == "all_turns" and is_pair and completion_only_loss is not False:
         data = replace(data, targets="completion")  # the assistant's messages, of the completion alone
+    if data.targets == "completion_or_everything" and is_pair and completion_only_loss is False:
+        data = replace(data, targets="everything")  # of evaluations, as the run's rows have no completion
     if data.targets == "completion" and not is_pair:
         raise UserError(f"completion_only_loss is true, and {name} has no columns prompt and completion: leave it out.")
     return data, dataset
@@ -171,7 +183,9 @@ def rows_of(
 ) -> SFTDataset:
     """Prepared samples of a `datasets.Dataset`, or of any sequence of dicts.
 
-    Args: completion_only_loss: as the script gives it; with assistant_only_loss, `data.targets` does not tell it.
+    Args:
+        completion_only_loss: as the script gives it, which `data.targets` does not tell with assistant_only_loss; of
+            evaluations as the trained rows decide it.
 
     Raises UserError where the rows are a stream, or cannot be used, or a sample does not fit the model.
     """
@@ -179,7 +193,7 @@ def rows_of(
         raise UserError(f"{name} is a {type(dataset).__name__}: give a datasets.Dataset (Dataset.from_list makes one).")
     if formatting_func is not None:
         formatted = [formatting_func(row) for row in dataset]
-        dataset = [row if isinstance(row, dict) else {config.data.input_key or TEXT: row} for row in formatted]
+        dataset = [row if isinstance(row, dict) else {config.data.input_key or plain.TEXT: row} for row in formatted]
     data = config.data
     if len(dataset) and isinstance(dataset[0], dict):
         data, dataset = _as_there(name, data, completion_only_loss, dataset)

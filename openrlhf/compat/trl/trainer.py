@@ -16,7 +16,7 @@ from openrlhf.compat.trl.callbacks import STATE_FILE, untold_events
 from openrlhf.compat.trl.given import check_given, check_model
 from openrlhf.compat.trl.history import evaluation_in_their_names
 from openrlhf.compat.trl.hub import model_id_of, push, write_model_card
-from openrlhf.compat.trl.inputs import config_of, rows_of, tokenizer_of, translation_of
+from openrlhf.compat.trl.inputs import completion_only_loss_of, config_of, rows_of, tokenizer_of, translation_of
 from openrlhf.compat.trl.overrides import check_overrides, check_set, no_such_name
 from openrlhf.compat.trl.results import print_metrics, write_metrics
 from openrlhf.compat.trl.run import TrlRun, last_checkpoint
@@ -117,11 +117,13 @@ class TrlSFTTrainer:
         asked = (self.args, model, quantization_config, num_ranks)
         before = translation_of(*asked, num_rows=1)  # the settings of data depend on no number
         config = config_of(before, model, peft_config, num_ranks)
-        self.processing_class = tokenizer_of(config, tokenizer)
+        self.processing_class = tokenizer_of(config, tokenizer, self.args.pad_token)
         model_config = facts_of(model, "fp32").config
-        of_rows = (config, self.args.completion_only_loss, model_config, self.processing_class, formatting_func)
-        train_data = rows_of("train_dataset", train_dataset, *of_rows)
-        eval_data = None if eval_dataset is None else rows_of("eval_dataset", eval_dataset, *of_rows)
+        of_rows = (model_config, self.processing_class, formatting_func)
+        given = self.args.completion_only_loss
+        train_data = rows_of("train_dataset", train_dataset, config, given, *of_rows)
+        self._completion_only_loss = by_rows = completion_only_loss_of(given, train_dataset[0], formatting_func)
+        eval_data = None if eval_dataset is None else rows_of("eval_dataset", eval_dataset, config, by_rows, *of_rows)
         translation = translation_of(*asked, num_rows=len(train_data))
         config = config_of(translation, model, peft_config, num_ranks)
         self._every = {
@@ -268,7 +270,7 @@ class TrlSFTTrainer:
         loader: Any = run.trainer.eval_dataloader
         if eval_dataset is not None:
             of_model = facts_of(self.model, "fp32").config, self.processing_class, self._formatting_func
-            rows = rows_of("eval_dataset", eval_dataset, run.config, self.args.completion_only_loss, *of_model)
+            rows = rows_of("eval_dataset", eval_dataset, run.config, self._completion_only_loss, *of_model)
             loader = run.loader(rows, shuffle=False)
         if loader is None:
             raise UserError("evaluate() has no rows: give SFTTrainer an eval_dataset, or evaluate(eval_dataset=…).")

@@ -281,6 +281,12 @@ def loading_in_parts(ds_config: dict | None) -> Iterator[None]:
         del announcement
 
 
+def keeps_weights_on_host(ds_config: dict | None) -> bool:
+    """Whether DeepSpeed's configuration moves a model's weights into the host's memory."""
+    of_weights = (ds_config or {}).get("zero_optimization", {}).get("offload_param") or {}
+    return of_weights.get("device", "none") != "none"
+
+
 def _hint_of_parts() -> list[str]:
     """Where weights are loaded in parts, some models of transformers fail that load otherwise."""
     if not is_deepspeed_zero3_enabled():

@@ -88,7 +88,6 @@ def load_reference(config: DPOConfig, strategy: DeepspeedStrategy) -> Actor:
     model = replace(config.model, model_name_or_path=name, gradient_checkpointing_enable=False, compile_layers=False)
     as_reference = replace(config, model=model, ds=replace(config.ds, lora=LoraConfig()))
     actor = build_actor(as_reference, strategy.get_ds_eval_config(offload=config.ref.offload))
-    setattr(actor, "_offload", config.ref.offload)  # noqa: B010  # an attribute that scripts of OpenRLHF set
     return strategy.prepare(actor)
 
 

@@ -198,8 +198,9 @@ class DeepspeedStrategy(OwnLoop):
         """Puts DeepSpeed's engine under each model; one result for one argument, else a tuple.
 
         Each argument is `(model, optim, scheduler)`, scheduler None being a constant rate; or `(model, cfg)`, where
-        `read_cfg` says what cfg may hold, and a triple comes back; or a bare model, for evaluation; one with `_offload`
-        set keeps its weights in the host's memory. `max_norm` of a cfg is the strategy's from then on.
+        `read_cfg` says what cfg may hold, and a triple comes back; or a bare model, for evaluation; one of
+        `get_ds_eval_config(offload=True)`, or with `_offload` set, keeps its weights in the host's memory. `max_norm`
+        of a cfg is the strategy's from then on.
 
         Raises UserError for a cfg with a name that is not known.
         """

@@ -313,6 +313,24 @@ def evaluate_a_bare_model(folder: str) -> bool:
     return bool(torch.allclose(before, after, atol=1e-6))
 
 
+def evaluate_from_the_hosts_memory(folder: str) -> list[bool]:
+    """Models whose weights `get_ds_eval_config` keeps there, and nothing else says it, below ZeRO-3."""
+    from openrlhf.models import Actor, RewardModel
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(arguments(folder))
+    strategy.setup_distributed()
+    ids, attention, _ = (part.squeeze(1) for part in collate(rows()[:3]))
+    are_same = []
+    for kind in (Actor, RewardModel):
+        whole = kind(f"{folder}/model", param_dtype="fp32").eval()
+        config = strategy.get_ds_eval_config(offload=True)
+        shared_out = strategy.prepare(kind(f"{folder}/model", param_dtype="fp32", ds_config=config)).eval()
+        with torch.no_grad():
+            are_same.append(bool(torch.allclose(whole(ids, attention), shared_out(ids, attention), atol=1e-6)))
+    return are_same
+
+
 def reduce_and_gather() -> dict[str, Any]:
     from openrlhf.utils import get_strategy
 

@@ -174,6 +174,11 @@ def test_a_bare_model_is_prepared_for_evaluation(two_ranks, tmp_path):
     assert two_ranks.run(cases.evaluate_a_bare_model, str(tmp_path)) == [True, True]
 
 
+def test_a_bare_model_of_the_hosts_memory_is_prepared_for_it(two_ranks, tmp_path):
+    save_model(tmp_path / "model")
+    assert two_ranks.run(cases.evaluate_from_the_hosts_memory, str(tmp_path)) == [[True, True]] * 2
+
+
 def test_reductions(two_ranks):
     for rank, seen in enumerate(two_ranks.run(cases.reduce_and_gather)):
         assert seen == {"mean": 0.5, "sum": [1.0, 2.0], "max": 1.0, "gathered": [0, 0, 1, 1], "rank_0": rank == 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
@@ -228,6 +229,11 @@ def test_arguments_of_a_template_that_are_not_read_are_counted():
 def test_pictures_beside_the_messages_are_told_not_to_be_read():
     row = {"messages": [ASK, SAY], "images": ["a.png"], "audio": None, "videos": []}
     assert encode(row).remarks == (MEDIA_IS_NOT_READ.format("images"),)
+    arrays = {"images": numpy.array([1, 2]), "audio": numpy.array([])}  # of Dataset.with_format("numpy")
+    assert encode({"messages": [ASK, SAY], **arrays}).remarks == (MEDIA_IS_NOT_READ.format("images"),)
+    assert encode({"prompt": "A?", "completion": " B", "tools": numpy.array([1, 2])}).remarks == (
+        IS_NOT_READ.format("tools"),
+    )
 
 
 @pytest.mark.parametrize("key", ["parameters", "input"])

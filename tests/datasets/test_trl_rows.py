@@ -65,7 +65,8 @@ def test_weight_and_system_are_not_read_and_counted(tmp_path: Path, prepare: Pre
     """Nor what a message says of its weight."""
     weighed = [row | {"weight": n, "system": "Be kind."} for n in (0, 2)]
     if "messages" in row:
-        weighed[0]["messages"], weighed[1]["messages"] = [ASK, SAY | {"weight": 0}], [ASK, SAY | {"train": False}]
+        weighed[0]["messages"] = [ASK, SAY | {"weight": "heavy"}]  # a name that means something else there
+        weighed[1]["messages"] = [ASK | {"train": "no"}, SAY | {"weight": 0, "train": False}]
     rows = write_jsonl(tmp_path / "rows.jsonl", weighed)
     samples, plain = (
         prepare(file, format="trl", targets="completion")

@@ -263,4 +263,20 @@ BUGS = [
         "return False",
         ("tests/strategy/test_strategy.py::test_a_bare_model_of_the_hosts_memory_is_prepared_for_it",),
     ),
+    Bug(
+        "what_trl_passes_over_is_checked",
+        "--data.format trl stops at a message whose weight is text, which TRL passes over",
+        "datasets/formats/trl.py",
+        "{name: _without_weights(value) for name, value in kept.items()}",
+        "kept",
+        ("tests/datasets/test_trl_rows.py::test_weight_and_system_are_not_read_and_counted",),
+    ),
+    Bug(
+        "an_array_is_compared_by_item",
+        "rows of Dataset.with_format('numpy') end in a ValueError where they have images",
+        "datasets/formats/chat.py",
+        ' or 0 in getattr(value, "shape", ())',
+        "",
+        ("tests/datasets/test_formats.py::test_pictures_beside_the_messages_are_told_not_to_be_read",),
+    ),
 ]

@@ -42,7 +42,6 @@ MEDIA = ("images", "image", "audio", "audios", "videos")
 MEDIA_IS_NOT_READ = "the column {!r} is not read: text alone is trained"
 _TEXT_TYPES = (None, "text", "input_text", "output_text")  # of a part of a content
 _KEYS_OF_TEXT = {"type", "text", "cache_control", "annotations"}  # the last two are nothing that a model reads
-_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _ARGUMENT_KEYS = (ARGUMENTS, "parameters", "input")  # of Llama's calls, and of Anthropic's
 
 
@@ -69,7 +68,7 @@ def conversation(raw_messages: Any, row: Row, num_prompt_messages: int | None = 
     kwargs = row.get(TEMPLATE_KWARGS)
     if kwargs and not (isinstance(kwargs, dict) and all(value is None for value in kwargs.values())):
         remarks[KWARGS_ARE_NOT_READ] = None
-    remarks |= {MEDIA_IS_NOT_READ.format(name): None for name in MEDIA if row.get(name) not in _NOTHING}
+    remarks |= {MEDIA_IS_NOT_READ.format(name): None for name in MEDIA if not _is_nothing(row.get(name))}
     return Conversation(messages, _tools(row), weights, num_prompt_messages, tuple(remarks))
 
 
@@ -104,7 +103,8 @@ def with_system(content: Conversation, row: Row, read: Container[Any] = ()) -> C
 
 def not_read(row: Row, read: Container[Any] = ()) -> tuple[str, ...]:
     """Remarks on columns of conversations that a plain text has no place for. Args: read: as of `with_system`."""
-    values = {name: str(row.get(name) or "").strip() for name in (SYSTEM, TOOLS) if name not in read}
+    given = {name: row.get(name) for name in (SYSTEM, TOOLS) if name not in read}
+    values = {name: "" if _is_nothing(value) else str(value).strip() for name, value in given.items()}
     filled = (name for name, value in values.items() if value not in ("", "[]", "null"))
     return tuple(IS_NOT_READ.format(name) for name in filled)
 
@@ -169,7 +169,13 @@ def _one_of(message: Message, key: str, synonym: str, where: str) -> Any:
 
 
 def _filled(raw: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in raw.items() if value not in _NOTHING}
+    return {key: value for key, value in raw.items() if not _is_nothing(value)}
+
+
+def _is_nothing(value: Any) -> bool:
+    """None or empty; an array of numpy or torch, which a row may hold, compares item by item and is asked its shape."""
+    is_empty = isinstance(value, str | list | dict) and not value
+    return value is None or is_empty or 0 in getattr(value, "shape", ())
 
 
 def _role(given: Any, where: str, raw: dict[str, Any], remarks: dict[str, None]) -> str:

@@ -54,12 +54,29 @@ def read(reader: Callable[[Row, Any], RowContent], row: Row, data: DataConfig) -
     not_read = [name for name in NOT_READ if row.get(name) is not None and name not in named]
     if reader is chat.read and not _names_messages(row, data):
         data = replace(data, input_key=None)  # it names the text of rows that are no conversation
-    content = reader({name: value for name, value in row.items() if name not in not_read}, data)
+    kept = {name: value for name, value in row.items() if name not in not_read}
+    is_weighed = any(_is_weighed(one) for value in kept.values() if chat.is_message_list(value) for one in value)
+    content = reader({name: _without_weights(value) for name, value in kept.items()}, data)
     remarks = [_remark(name) for name in not_read]
-    if isinstance(content, Conversation) and set(content.weights) - {1.0}:
+    if isinstance(content, Conversation) and (is_weighed or set(content.weights) - {1.0}):  # the latter of JSON text
         content = replace(content, weights=[1.0] * len(content.messages))
         remarks.append(MESSAGES_WEIGH_THE_SAME)
     return replace(content, remarks=(*content.remarks, *remarks))
+
+
+def _is_weighed(message: Any) -> bool:
+    """Whether it says anything but the usual of its weight."""
+    return isinstance(message, dict) and any(message.get(name) not in (None, 1) for name in chat.TRAINING_KEYS)
+
+
+def _without_weights(value: Any) -> Any:
+    """Messages without what weighs them here, whatever it holds; another value as it is."""
+    if not chat.is_message_list(value):
+        return value
+    return [
+        {name: item for name, item in one.items() if name not in chat.TRAINING_KEYS} if isinstance(one, dict) else one
+        for one in value
+    ]
 
 
 def _remark(name: str) -> str:

@@ -19,13 +19,7 @@ from transformers import PreTrainedModel
 from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.engine.parameters import is_partitioned
 from openrlhf.models.attention.choice import as_taken, choose_attention
-from openrlhf.models.loading import (
-    facts_of,
-    keeps_weights_on_host,
-    loading_in_parts,
-    prepare_causal_lm,
-    set_experts_implementation,
-)
+from openrlhf.models.loading import facts_of, loading_in_parts, prepare_causal_lm, set_experts_implementation
 from openrlhf.models.lora import lora_of
 from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.token_scorer import ScoringModel, TokenScorer
@@ -93,8 +87,7 @@ class Actor(ScoringModel):
                 temperature=temperature,
                 lora=(adapters := lora or lora_of(lora_rank, lora_alpha, lora_dropout, target_modules)),
             )
-        super().__init__(TokenScorer(model, temperature), ring_head_stride, attention)
-        self._offload = keeps_weights_on_host(ds_config)  # scripts of OpenRLHF set it too
+        super().__init__(TokenScorer(model, temperature), ring_head_stride, attention, ds_config)
         self.adapter_name_or_path = adapters.adapter_name_or_path
         set_experts_implementation(self.scorer.base_model, experts_implementation)
         if packing_samples:

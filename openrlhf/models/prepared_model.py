@@ -36,6 +36,7 @@ from openrlhf.models.last_layer import LastLayer
 from openrlhf.models.layers import compile_layers
 from openrlhf.models.layout_probe import check_layout
 from openrlhf.models.limits import check_checkpointing
+from openrlhf.models.loading import keeps_weights_on_host
 from openrlhf.models.moe import as_logits, expert_leaf_modules, load_balancing_loss, num_experts_per_token
 from openrlhf.models.rope import RopeByLength
 from openrlhf.models.tensor_parallel import check_tensor_parallel, tensor_parallel_plan
@@ -57,9 +58,16 @@ class PreparedModel(nn.Module, ABC):
     The engine wraps `trainable_module`; once `attach_engine` has been called, every forward pass goes through it.
     """
 
-    def __init__(self, scorer: TransformerScorer, ring_head_stride: int, attention: AttentionChoice = _UNKNOWN):
-        """Args: ring_head_stride: as of `Actor`; attention: what `choose_attention` has found."""
+    def __init__(
+        self,
+        scorer: TransformerScorer,
+        ring_head_stride: int,
+        attention: AttentionChoice = _UNKNOWN,
+        ds_config: dict | None = None,
+    ):
+        """Args: ring_head_stride, ds_config: as of `Actor`; attention: what `choose_attention` has found."""
         super().__init__()
+        self._offload = keeps_weights_on_host(ds_config)  # `strategy.prepare` reads it; scripts of OpenRLHF set it
         self.scorer = scorer
         self.attention = attention
         self.trained: TrainedModel | None = None  # engine, schedule and guard, once it is prepared for training

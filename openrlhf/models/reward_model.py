@@ -20,7 +20,7 @@ from openrlhf.config.adapter_settings import LoraConfig
 from openrlhf.errors import UserError
 from openrlhf.models.attention.choice import as_taken, choose_attention
 from openrlhf.models.classifier import HEAD, classifier_facts, prepare_classifier
-from openrlhf.models.loading import keeps_weights_on_host, loading_in_parts, set_experts_implementation
+from openrlhf.models.loading import loading_in_parts, set_experts_implementation
 from openrlhf.models.lora import lora_of
 from openrlhf.models.next_token import ActorOutput, NextTokens
 from openrlhf.models.prepared_model import PreparedModel, Routing, TransformerScorer
@@ -108,8 +108,7 @@ class RewardModel(PreparedModel):
                 head_seed=head_seed,
                 begin_head=begin_head,
             )
-        super().__init__(ValueScorer(model), ring_head_stride, attention)
-        self._offload = keeps_weights_on_host(ds_config)
+        super().__init__(ValueScorer(model), ring_head_stride, attention, ds_config)
         self.head_begins, self.normalizes = head_begins, False
         set_experts_implementation(self.scorer.base_model, experts_implementation)
         if packing_samples:

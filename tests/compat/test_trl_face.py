@@ -141,6 +141,7 @@ class Probing(TrainerCallback):
         if state.global_step == 2:
             self.trainer.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="probe")
             self.trainer.evaluate(Dataset.from_list(ROWS[3:5]))
+            assert state.best_global_step is None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_evaluate = state.global_step == 3
@@ -241,18 +242,27 @@ def test_resumed_run_tells_of_the_whole_run(model: Path, tmp_path: Path) -> None
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = state.global_step == 3
 
+    class Probe(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                self.trainer.evaluate(Dataset.from_list(ROWS[3:5]), metric_key_prefix="probe")
+
     args = {"save_strategy": "steps", "save_steps": 3}
-    whole = trainer(model, arguments(tmp_path / "whole", **args))
+    probe = Probe()
+    probe.trainer = whole = trainer(model, arguments(tmp_path / "whole", **args), callbacks=[probe])
     expected = whole.train()
-    broken = trainer(model, arguments(tmp_path / "out", **args), callbacks=[Stop])
+    probe.trainer = broken = trainer(model, arguments(tmp_path / "out", **args), callbacks=[Stop, probe])
     broken.train()
     checkpoint = get_last_checkpoint(str(tmp_path / "out"))
     assert checkpoint == str(tmp_path / "out" / "checkpoint-3")
     resumed = trainer(model, arguments(tmp_path / "out", **args))
     result = resumed.train(resume_from_checkpoint=True)
     assert (result.global_step, result.training_loss) == (6, expected.training_loss)
-    histories = [[one for one in run.state.log_history if "loss" in one] for run in (whole, resumed)]
-    assert histories[0] == histories[1]
+    whole_history, history = (
+        [one for one in run.state.log_history if "train_loss" not in one] for run in (whole, resumed)
+    )
+    assert whole_history == history
+    assert [one["step"] for one in history if "probe_loss" in one] == [2]
     theirs, ours = (dict(run.model.named_parameters()) for run in (whole, resumed))
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 

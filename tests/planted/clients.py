@@ -279,4 +279,12 @@ BUGS = [
         "",
         ("tests/datasets/test_formats.py::test_pictures_beside_the_messages_are_told_not_to_be_read",),
     ),
+    Bug(
+        "a_resume_forgets_other_evaluations",
+        "log_history after a resume lacks the script's own evaluations of the steps before",
+        "compat/trl/run.py",
+        'name == "loss" or name.endswith("_loss")',
+        'name in ("loss", "eval_loss")',
+        ("tests/compat/test_trl_face.py::test_resumed_run_tells_of_the_whole_run",),
+    ),
 ]

@@ -108,11 +108,11 @@ class TrlRun(SFTRun):
         return self._identity().to_dict() | {"optimizer_step": self.trainer.exported_step}
 
     def _records_before(self, path: Path) -> list[dict[str, Any]]:
-        """Of the steps that are done; rank 0 reads them for all."""
+        """Of the steps that are done, and of evaluations by whatever prefix; rank 0 reads them for all."""
         done = self.first_step
         is_here = self.strategy.is_rank_0() and path.is_file()
-        of_steps = [one for one in read_records(path) if "loss" in one or "eval_loss" in one] if is_here else []
-        records = [one for one in of_steps if one["global_step"] <= done]
+        of_steps = [one for one in read_records(path) if one["global_step"] <= done] if is_here else []
+        records = [one for one in of_steps if any(name == "loss" or name.endswith("_loss") for name in one)]
         return gather_objects(records, self.strategy.groups.control)[0]
 
 

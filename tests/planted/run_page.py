@@ -136,8 +136,8 @@ BUGS = [
         "a_formatted_text_stands_in_another_column",
         "formatting_func beside dataset_text_field is refused: its own rows lack the column",
         "compat/trl/inputs.py",
-        "{config.data.input_key or TEXT: row}",
-        "{TEXT: row}",
+        "{config.data.input_key or plain.TEXT: row}",
+        "{plain.TEXT: row}",
         (f"{_FACE}rows_by_a_function_of_the_scripts",),
     ),
     Bug(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 
 from openrlhf.config.disk import parts_of, without_secrets
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError, first_line_of
-from openrlhf.rejection.child_process import end, start, words_of
+from openrlhf.rejection.child_process import group_of, words_of
 from openrlhf.rejection.server_answer import health_of, of_the_protocol
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -33,15 +33,13 @@ def serving(generate: IteratedSamplingConfig, model: str, lock: int | None = Non
                 "model would: end what listens there, or give another port."
             )
         words = [word.replace("{model}", model) for word in words_of(generate.start_command)]
-        try:
-            process = start(words, lock, has_group=True)
-        except OSError as error:
-            raise UserError(f"--generate.start_command cannot be run: {words[0]}: {error.strerror}.") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                process = stack.enter_context(group_of(words, lock))
+            except OSError as error:
+                raise UserError(f"--generate.start_command cannot be run: {words[0]}: {error.strerror}.") from error
             _wait_until_it_answers(generate, process)
             yield
-        finally:
-            end(process)
         return
     for url in parts_of(generate.reload_url):
         _reload(url, model, generate.start_timeout_seconds)

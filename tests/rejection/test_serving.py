@@ -14,6 +14,7 @@ import pytest
 
 from openrlhf.config.iterate_settings import IteratedSamplingConfig
 from openrlhf.errors import UserError
+from openrlhf.rejection import child_process
 from openrlhf.rejection.child_process import alone_in
 from openrlhf.rejection.server_answer import health_of, of_the_protocol
 from openrlhf.rejection.serving import serving
@@ -57,6 +58,36 @@ def test_a_server_ends_with_the_script_that_has_started_it(tmp_path: Path) -> No
         httpx.get(f"http://127.0.0.1:{port}")
 
 
+RUN_OF_A_SERVER = """
+import sys, time
+from pathlib import Path
+from openrlhf.config.iterate_settings import IteratedSamplingConfig
+from openrlhf.rejection.child_process import alone_in
+from openrlhf.rejection.serving import serving
+folder, url, command = sys.argv[1:]
+with alone_in(Path(folder)) as lock, serving(IteratedSamplingConfig(url=url, start_command=command), "a model", lock):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_server_of_a_script_ends_with_a_killed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "_SECONDS_TO_WAIT", 15.0)
+    (tmp_path / "server.py").write_text(SERVER)
+    port = free_port()
+    server = f"{sys.executable} {tmp_path / 'server.py'}"
+    (tmp_path / "serve.sh").write_text(f'timeout --foreground 60 {server} "$1" {port}\necho ended\n')
+    url, command = f"http://127.0.0.1:{port}/v1", f"bash {tmp_path / 'serve.sh'} {{model}}"
+    words = [sys.executable, "-c", RUN_OF_A_SERVER, str(tmp_path), url, command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        run.kill()
+        run.stdout.close()
+        with alone_in(tmp_path), pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
 def test_a_server_of_another_model_is_not_asked(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     port = free_port()
@@ -91,9 +122,9 @@ def test_where_a_server_tells_how_it_is(given: str, health: str, protocol: str) 
 
 
 TRAINING = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: None)  # a training saves before it leaves
-print("ready", flush=True)
+print(os.getpid(), flush=True)
 time.sleep(1)
 pathlib.Path(sys.argv[1], "saved").touch()
 """
@@ -107,15 +138,32 @@ with alone_in(Path(sys.argv[1])) as lock:
 """
 
 
-def test_what_a_killed_run_has_started_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_killed_run_has_started_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [sys.executable, "-c", RUN, str(tmp_path), "-c", TRAINING, str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
+        training = run.stdout.readline().strip()
         run.kill()
+        run.wait()
+        with monkeypatch.context() as hasty:
+            hasty.setattr(child_process, "_SECONDS_TO_WAIT", 0.0)
+            with pytest.raises(UserError, match=rf"\(process {training}\), after 0 seconds"), alone_in(tmp_path):
+                pass
         with alone_in(tmp_path):
             assert (tmp_path / "saved").exists()
-    assert "what a killed one has started has not ended: waiting for it" in capsys.readouterr().err
+    told = f"what a killed one has started has not ended (process {training}): waiting for it"
+    assert told in capsys.readouterr().err
+
+
+def test_a_lock_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(UserError, match=r"\.lock, the lock of a run, cannot be written: Is a directory"),
+        alone_in(tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -243,8 +243,8 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int]:
 
 def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig, identity: Identity) -> dict[str, Any]:
     """Counts what is there; where nothing is missing any more, the stage is finished."""
-    manifest = read_manifest(output)
-    assert manifest is not None, output
+    if (manifest := read_manifest(output)) is None:
+        raise UserError(f"{output}: its manifest.json has been removed; start again")
     if changes := differences(manifest, identity):
         _tell(f"{output}: another command has asked for more meanwhile ({'; '.join(changes)}): start that again")
         return {}

@@ -134,11 +134,20 @@ def differences(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
 
 def finish(folder: Path, stats: Mapping[str, Any]) -> None:
     """Writes `stats.json`, and marks the stage as finished: its manifest then has its files' sizes and hashes."""
-    manifest = read_manifest(folder)
-    assert manifest is not None, folder
+    manifest = _manifest_of(folder)
     replace_file(folder / STATS, json.dumps(stats, indent=1) + "\n")
     files = {path.name: [path.stat().st_size, _hash_of(path)] for path in shards(folder)}
     _write_manifest(folder, {**manifest, "files": files})
+
+
+def noted_model(folder: Path, server: str, found: str | None = None) -> str | None:
+    """The fingerprint of the model behind a server that has judged the first of the rows; `found`, where none has."""
+    manifest = _manifest_of(folder)
+    models = manifest.setdefault("models", {})
+    if found is not None and server not in models:
+        models[server] = found
+        _write_manifest(folder, manifest)
+    return models.get(server)
 
 
 def is_finished(folder: Path) -> bool:
@@ -161,8 +170,7 @@ def content_of(folder: Path) -> str:
         raise UserError(f"{folder} does not exist: give the output of the stage before.")
     if not is_finished(folder):
         raise UserError(f"{folder} is not the output of a finished stage: start the command that writes it again.")
-    manifest = read_manifest(folder)
-    assert manifest is not None, folder
+    manifest = _manifest_of(folder)
     return xxhash.xxh3_128(json.dumps([manifest["facts"], manifest["files"]], sort_keys=True).encode()).hexdigest()
 
 
@@ -178,6 +186,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no manifest of a stage that can be read ({error}): give another folder.") from error
     return dict(manifest)
+
+
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """Of a stage that is at work."""
+    if (manifest := read_manifest(folder)) is None:
+        raise UserError(f"{folder / MANIFEST} has been removed: put it back, or remove the folder, and start again.")
+    return manifest
 
 
 def read_stats(folder: Path) -> dict[str, Any]:

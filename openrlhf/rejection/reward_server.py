@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import signal
 import socket
@@ -12,9 +13,11 @@ from typing import Any
 
 from openrlhf.config import ServeConfig
 from openrlhf.config.kinds import size_bytes
+from openrlhf.config.serve_settings import ServedModelConfig
 from openrlhf.errors import UserError, first_line_of, how_to_install
+from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue
-from openrlhf.rejection.rewards.reward import CONVERSATIONS, Answered
+from openrlhf.rejection.rewards.reward import CONVERSATIONS, FINGERPRINT, Answered
 
 _SECONDS_TO_SEND = 60.0  # a whole body
 _SECONDS_TO_FINISH = 30  # what is being computed when the server is told to end
@@ -31,7 +34,8 @@ def serve(config: ServeConfig) -> None:
     except ImportError:
         raise UserError(f"serve_rm needs packages: {how_to_install('serve')}") from None
     listening = _listen(config.host, config.port)
-    app = make_app(_scorer_of(config).judged, config.max_waiting, size_bytes(config.max_body))
+    fingerprint = _fingerprint_of(config.reward)
+    app = make_app(_scorer_of(config).judged, config.max_waiting, size_bytes(config.max_body), fingerprint)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_TO_FINISH, lifespan="off"
     )
@@ -47,16 +51,19 @@ def serve(config: ServeConfig) -> None:
     print("ended: all requests are answered.", flush=True)
 
 
-def make_app(judge: Any, max_waiting: int, max_body_bytes: int) -> Any:
+def make_app(judge: Any, max_waiting: int, max_body_bytes: int, fingerprint: str | None = None) -> Any:
     """The application of FastAPI.
 
-    Args: judge: `RewardScorer.judged`, or what gives such results for items.
+    Args:
+        judge: `RewardScorer.judged`, or what gives such results for items.
+        fingerprint: of what the rewards depend on; it stands in each answer.
     """
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import JSONResponse
 
     queue = RewardQueue(judge, max_waiting)
     app = FastAPI(title="Rewards", docs_url=None, redoc_url=None)
+    judged_by = {FINGERPRINT: fingerprint} if fingerprint is not None else {}
 
     async def get_reward(request: Any) -> JSONResponse:
         try:
@@ -78,10 +85,10 @@ def make_app(judge: Any, max_waiting: int, max_body_bytes: int) -> Any:
             raise HTTPException(422, f"the rewards could not be computed: {error}") from None
         except Exception as error:
             raise HTTPException(500, f"the rewards could not be computed: {first_line_of(error)}") from error
-        return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}})
+        return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}, **judged_by})
 
     async def health(request: Any) -> JSONResponse:
-        return JSONResponse({"status": "ok", "waiting": queue.num_waiting})
+        return JSONResponse({"status": "ok", "waiting": queue.num_waiting, **judged_by})
 
     app.add_route("/get_reward", get_reward, methods=["POST"])
     app.add_route("/health", health, methods=["GET"])
@@ -170,6 +177,13 @@ def _listen(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port} cannot be listened at: {reason}. Give another port (0: any "
             "that is free), or an address of this machine."
         ) from None
+
+
+def _fingerprint_of(reward: ServedModelConfig) -> str:
+    """Of weights, and of the settings that a reward depends on."""
+    model = model_fingerprint(reward.model_name_or_path)
+    told = (model, reward.param_dtype, reward.max_len, reward.value_head_prefix, reward.normalize_enable)
+    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
 
 def _scorer_of(config: ServeConfig) -> Any:

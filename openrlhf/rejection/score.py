@@ -84,6 +84,7 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
     identity = _identity(config, rewards)
     _check(source, rewards)
     open_output(output, identity, "--score.output")
+    _go_on(rewards, output)
     with RowWriter(output, "0") as rows, tqdm(desc="scoring", unit="answer", total=source.num_lines()) as bar:
         done = {judged_identity_of(row) for row in StoredRows(output)}  # read now that no other process adds to it
         bar.update(len(done))
@@ -101,6 +102,11 @@ def _score(config: ScoreConfig, rewards: list[Reward], output: Path) -> dict[str
                 bar.update()
     over = {"num_repeated": source.num_rows - len(done), "num_torn_lines": source.num_torn}
     return _finish(settings, output, [reward.name for reward in rewards], over)
+
+
+def _go_on(rewards: Iterable[Reward], output: Path) -> None:
+    for reward in rewards:
+        reward.goes_on_in(output)
 
 
 def _need_gpu(rewards: Sequence[Reward]) -> bool:
@@ -156,6 +162,7 @@ def _judge_ranges(config: ScoreConfig, output: Path) -> Callable[[_Range], tuple
     """In a worker: it starts its rewards once. A range leaves one shard, its rows in their order; and their number."""
     settings, rewards = config.score, find_rewards(config.score)
     start_all(rewards)
+    _go_on(rewards, output)
     source = StoredRows(local_path(settings.input))
 
     def judge(given: _Range) -> tuple[Path, int]:

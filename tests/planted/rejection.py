@@ -246,4 +246,20 @@ BUGS = [
         "                if time.monotonic() > until + 60:",
         (f"{_SERVING}::test_what_a_killed_run_has_started_is_waited_for",),
     ),
+    Bug(
+        "rewards_of_two_models",
+        "a server that comes back with another model gives one folder the rewards of two",
+        "rejection/rewards/server_reward.py",
+        "        if self._model not in (None, said):",
+        "        if False:",
+        ("tests/rejection/test_rewards.py::test_a_server_that_goes_on_with_another_model_ends_the_stage",),
+    ),
+    Bug(
+        "a_servers_model_is_forgotten_at_a_start",
+        "scores are gone on with by the rewards of another model, after a kill",
+        "rejection/rewards/server_reward.py",
+        "self._output, self._model = output, noted_model(output, self.name)",
+        "self._output = output",
+        ("tests/rejection/test_rewards.py::test_a_server_that_goes_on_with_another_model_ends_the_stage",),
+    ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import signal
@@ -29,7 +30,7 @@ from openrlhf.config import ScoreSettings, ServeConfig, parse_config  # noqa: E4
 from openrlhf.errors import UserError  # noqa: E402
 from openrlhf.models import RewardModel  # noqa: E402
 from openrlhf.rejection.reward_queue import QueueFull, RewardQueue  # noqa: E402
-from openrlhf.rejection.reward_server import _scorer_of, make_app  # noqa: E402
+from openrlhf.rejection.reward_server import _fingerprint_of, _scorer_of, make_app  # noqa: E402
 
 SECONDS_TO_ANSWER = 60.0
 
@@ -66,9 +67,9 @@ def until_waiting(app, count: int) -> None:
 
 
 def test_openrlhfs_protocol():
-    app = make_app(by_length, max_waiting=10, max_body_bytes=1000)
+    app = make_app(by_length, 10, 1000, "f1")
     (answer,) = asked(app, dict(json={"query": ["a", "bcd"], "prompts": ["a", "b"], "labels": ["", ""]}))
-    assert answer.json() == {"rewards": [1.0, 3.0], "scores": [1.0, 3.0], "extra_logs": {}}
+    assert answer.json() == {"rewards": [1.0, 3.0], "scores": [1.0, 3.0], "extra_logs": {}, "fingerprint": "f1"}
     (answer,) = asked(app, dict(json={"query": []}))
     assert answer.json()["rewards"] == []
 
@@ -273,7 +274,11 @@ def test_rewards_over_http_are_the_offline_ones_and_a_signal_ends_the_server(fol
         try:
             line = next(line for line in server.stdout if "serving" in line)
             address = re.search(r"http://\S+", line)[0]
-            assert httpx.get(f"{address}/health", timeout=60).json() == {"status": "ok", "waiting": 0}
+            assert httpx.get(f"{address}/health", timeout=60).json() == {
+                "status": "ok",
+                "waiting": 0,
+                "fingerprint": _fingerprint_of(parse_config(ServeConfig, flags).reward),
+            }
             expected = RewardScorer(folder).scores(CORPUS)
 
             def ask(number: int) -> list[float]:
@@ -298,6 +303,13 @@ ANSWERS = [
     {"prompt": [{"role": "system", "content": "Short."}, {"role": "user", "content": "Two and two?"}], "response": "4"},
     {"prompt": "Two and two? ", "response": "four"},
 ]
+
+
+def test_a_fingerprint_is_of_weights_and_settings(folder):
+    served = parse_config(ServeConfig, ("--reward.model_name_or_path", folder)).reward
+    changes = ({"param_dtype": "bf16"}, {"max_len": 8}, {"normalize_enable": True}, {"model_name_or_path": "another"})
+    assert len({_fingerprint_of(dataclasses.replace(served, **change)) for change in ({}, *changes)}) == 5
+    assert _fingerprint_of(dataclasses.replace(served, max_tokens_per_batch=60)) == _fingerprint_of(served)
 
 
 def _by_folder(folder: str) -> list[float | None]:

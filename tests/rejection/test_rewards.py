@@ -154,6 +154,26 @@ def test_another_query_of_an_address_is_another_reward(tmp_path):
     assert not any("model=" in path.read_text() for path in out.iterdir())
 
 
+def test_a_server_that_goes_on_with_another_model_ends_the_stage(tmp_path):
+    """And each later start, until the first model is back."""
+    source, out = write(tmp_path / "answers.jsonl", [row("a" * n) for n in range(1, 7)]), tmp_path / "scores"
+    says = {"fingerprint": "first"}
+
+    def answer(content, call):
+        if call == 3:
+            says["fingerprint"] = "second"
+        return lengths(content) | says
+
+    with served(answer) as (url, _):
+        config = ScoreConfig(ScoreSettings(str(source), str(out), url, workers=1, batch_size=1))
+        for next_ in ("second", None, "first"):
+            with pytest.raises(UserError, match="answers by another model, or with other settings, than have judged"):
+                score(config)
+            assert [one["reward"] for one in StoredRows(out)] == [3.0, 4.0]
+            says["fingerprint"] = next_
+        assert score(config)["num_scored"] == 6
+
+
 def test_a_server_that_is_away_for_a_while_is_asked_again():
     with served(lambda content, call: (503, {}) if call < 3 else lengths(content)) as (url, calls):
         assert ServerReward(url, 5, 64).judge([row("a")]) == [RewardVerdict(3.0)]

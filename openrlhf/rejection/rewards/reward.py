@@ -6,6 +6,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from openrlhf.datasets.formats.chat import content_text
@@ -13,6 +14,7 @@ from openrlhf.datasets.samples import BadRow
 from openrlhf.rejection.records import Row
 
 CONVERSATIONS = "conversations"  # beside the queries to a server, which one of ours reads in their place
+FINGERPRINT = "fingerprint"  # of the model and its settings, in each answer of a server of ours
 NO_VERDICT = "no verdict"  # a function may give None: the answer is not its matter
 _LARGEST = 1e38  # sums, means and margins of such rewards are finite, in float32 too
 BEYOND = f"a number beyond {_LARGEST:g}"
@@ -69,6 +71,9 @@ class Reward:
 
     def start(self) -> None:
         """Gets what takes time: weights, a process. Raises UserError where it cannot be had."""
+
+    def goes_on_in(self, output: Path) -> None:
+        """Tells it the folder of the rows that it has judged, and is to judge."""
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         """A verdict for each answer. Raises UserError where nothing more can be judged."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from openrlhf.config.disk import without_secrets
 from openrlhf.errors import UserError, first_line_of
-from openrlhf.rejection.records import Row
+from openrlhf.rejection.records import Row, noted_model
 from openrlhf.rejection.rewards.reward import (
     CONVERSATIONS,
+    FINGERPRINT,
     CallFailed,
     Reward,
     RewardVerdict,
@@ -60,19 +63,39 @@ class ServerReward(Reward):
         self.rows_a_call = rows_a_call
         self._timeout_seconds = timeout_seconds
         self._judged: Row | None = None  # an answer that the server has judged
+        self._output: Path | None = None
+        self._model: str | None = None  # the fingerprint of who has judged the rows of the output
+        self._turn = threading.Lock()
+
+    def goes_on_in(self, output: Path) -> None:
+        self._output, self._model = output, noted_model(output, self.name)
 
     def judge(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         return judge_apart(self._call, rows)
 
     def _call(self, rows: Sequence[Row]) -> list[RewardVerdict]:
         try:
-            verdicts = verdicts_of(self._asked(_body(rows)), len(rows))
+            answer = self._asked(_body(rows))
+            self._check_model(answer)
+            verdicts = verdicts_of(answer, len(rows))
         except _NoAnswer as error:
             if not any(map(self._works_for, self._probes(rows))):
                 raise UserError(f"--score.reward {self.name} gives no rewards: {error}.", _KEPT) from error
             raise
         self._judged = rows[0]
         return verdicts
+
+    def _check_model(self, answer: Any) -> None:
+        """Raises UserError where another model answers than has judged the rows so far. Not every server says."""
+        said = answer.get(FINGERPRINT) if isinstance(answer, dict) else None
+        with self._turn:
+            if self._model is None and self._output is not None and isinstance(said, str):
+                self._model = noted_model(self._output, self.name, said)
+        if self._model not in (None, said):
+            raise UserError(
+                f"--score.reward {self.name} answers by another model, or with other settings, than have judged the "
+                f"rows in {self._output}: serve those again, or give another --score.output."
+            )
 
     def _probes(self, rows: Sequence[Row]) -> list[Row]:
         """What a server that works answers: what it has judged already, else questions of a call that has failed."""

@@ -24,7 +24,8 @@ _SECONDS_TO_FINISH = 30  # what is being computed when the server is told to end
 
 
 def serve(config: ServeConfig) -> None:
-    """Answers until the process is told to end (SIGTERM, SIGINT); requests that are there are answered before.
+    """Answers until the process is told to end (SIGTERM, SIGINT); requests that are there are answered before, by their
+    rewards where they are computed in time.
 
     Raises UserError where the address is taken, a package is missing, or there is no reward model.
     """
@@ -48,7 +49,9 @@ def serve(config: ServeConfig) -> None:
         flush=True,
     )
     server.run(sockets=[listening])
-    print("ended: all requests are answered.", flush=True)
+    dropped = app.state.num_dropped
+    told = f"{dropped:,} requests were not computed in time, and are answered so (503)"
+    print(f"ended: {told if dropped else 'all requests are answered'}.", flush=True)
 
 
 def make_app(judge: Any, max_waiting: int, max_body_bytes: int, fingerprint: str | None = None) -> Any:
@@ -63,6 +66,7 @@ def make_app(judge: Any, max_waiting: int, max_body_bytes: int, fingerprint: str
 
     queue = RewardQueue(judge, max_waiting)
     app = FastAPI(title="Rewards", docs_url=None, redoc_url=None)
+    app.state.num_dropped = 0
     judged_by = {FINGERPRINT: fingerprint} if fingerprint is not None else {}
 
     async def get_reward(request: Any) -> JSONResponse:
@@ -83,6 +87,9 @@ def make_app(judge: Any, max_waiting: int, max_body_bytes: int, fingerprint: str
             raise HTTPException(503, told, {"Retry-After": "1"}) from None
         except UserError as error:  # of these texts alone: see RewardQueue
             raise HTTPException(422, f"the rewards could not be computed: {error}") from None
+        except asyncio.CancelledError:  # the time to finish is over
+            app.state.num_dropped += 1
+            raise HTTPException(503, "the server ends, and has not computed these: ask again later") from None
         except Exception as error:
             raise HTTPException(500, f"the rewards could not be computed: {first_line_of(error)}") from error
         return JSONResponse({"rewards": rewards, "scores": rewards, "extra_logs": {}, **judged_by})

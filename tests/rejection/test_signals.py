@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from openrlhf.cli.entry import run_command
@@ -22,6 +24,7 @@ from openrlhf.rejection.rewards.reward import Reward, RewardVerdict
 from openrlhf.rejection.score import _judged
 from tests.rejection.scored import write
 from tests.rejection.test_openai_engine import FakeServer, running
+from tests.rejection.test_serving import free_port
 
 SECONDS_TO_BE_HEARD = 20.0
 
@@ -118,6 +121,42 @@ def test_a_server_that_is_told_to_end_before_it_listens_ends(monkeypatch):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert not stuck
+
+
+def test_a_request_that_a_server_drops_at_its_end_is_told_to_the_client_and_in_words(monkeypatch, capfd):
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    may_end, port, answers = threading.Event(), free_port(), []
+    listens, asking = reward_server._listen, threading.Thread(target=lambda: answers.append(ask()))
+
+    def judged(items):
+        os.kill(os.getpid(), signal.SIGTERM)
+        may_end.wait(SECONDS_TO_BE_HEARD)
+        return []
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"http://127.0.0.1:{port}/get_reward", json={"query": ["a"]}, timeout=60)
+
+    monkeypatch.setattr(reward_server, "_scorer_of", lambda config: type("Scorer", (), {"judged": judged}))
+
+    def listen(*place):
+        listening = listens(*place)
+        asking.start()
+        return listening
+
+    monkeypatch.setattr(reward_server, "_listen", listen)
+    monkeypatch.setattr(reward_server, "_SECONDS_TO_FINISH", 0.5)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        reward_server.serve(ServeConfig(port=port))
+    finally:
+        may_end.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    asking.join()
+    assert (answers[0].status_code, "the server ends" in answers[0].text) == (503, True)
+    said = capfd.readouterr()
+    assert "ended: 1 requests were not computed in time, and are answered so (503)" in said.out
+    assert "Traceback" not in said.err
 
 
 def test_a_command_that_saves_nothing_takes_ctrl_c_in_words(monkeypatch, capsys):

@@ -140,14 +140,23 @@ class _Known:
     def of(cls, output: Path) -> _Known:
         known, rows = cls(), StoredRows(output)
         for row in rows:
-            known.answered[row["prompt_id"]] |= 1 << row["sample_index"]
-            known.num_tokens += row["num_tokens"] or 0
-            known.num_counted += row["num_tokens"] is not None
-            known.finish_reasons[row["finish_reason"]] += 1
+            try:
+                known._add(row)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{output} holds a row that generate has not written (row {rows.num_rows:,} of its files in their "
+                    f"order; {type(error).__name__}: {error}): remove that line, or give another folder."
+                ) from error
         known.num_torn_lines = rows.num_torn
         for row in StoredRows(output, LEFT_OUT):
             known.left_out[row["prompt_id"]] = row["reason"]
         return known
+
+    def _add(self, row: Row) -> None:
+        self.answered[row["prompt_id"]] |= 1 << row["sample_index"]
+        self.num_tokens += row["num_tokens"] or 0
+        self.num_counted += row["num_tokens"] is not None
+        self.finish_reasons[row["finish_reason"]] += 1
 
     def missing(self, prompt: Prompt, n: int) -> list[int]:
         """The numbers of the answers that are to be asked for."""
@@ -244,13 +253,13 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int]:
 def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig, identity: Identity) -> dict[str, Any]:
     """Counts what is there; where nothing is missing any more, the stage is finished."""
     if (manifest := read_manifest(output)) is None:
-        raise UserError(f"{output}: its manifest.json has been removed; start again")
+        raise UserError(f"{output}: its manifest was removed while generate was at work: give another folder.")
     if changes := differences(manifest, identity):
         _tell(f"{output}: another command has asked for more meanwhile ({'; '.join(changes)}): start that again")
         return {}
     known = _Known.of(output)
-    if any(known.missing(prompt, config.generate.n) for prompt in prompts):
-        return {}  # another rank has not ended yet
+    if num_missing := sum(len(known.missing(prompt, config.generate.n)) for prompt in prompts):
+        return _not_finished(output, num_missing)
     stats = known.statistics()
     subtitle = f"{output} by {config.model.model_name_or_path}"
     write_generation_report(output, stats, known.answered, subtitle)
@@ -259,6 +268,18 @@ def _finished_by_the_last(output: Path, prompts: Prompts, config: GenerateConfig
     reasons = "".join(f"; left out, {reason}: {count:,}" for reason, count in stats["left_out"].items())
     _tell(f"{output}: {stats['num_generations']:,} answers to {stats['num_prompts']:,} prompts{tokens}{reasons}")
     return stats
+
+
+def _not_finished(output: Path, num_missing: int) -> dict[str, Any]:
+    """Another rank has not ended yet. Raises UserError where there is none."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise UserError(
+            f"{output}: {num_missing:,} answers are missing, though all were there or have been asked for: its files "
+            "were changed while generate was at work. Start the same command again: it asks for these."
+        )
+    again = "Where none of them is at work any more, start the same command again"
+    _tell(f"{output}: {num_missing:,} answers are missing yet, which other ranks ask for. {again}")
+    return {}
 
 
 def _tell(sentence: str) -> None:

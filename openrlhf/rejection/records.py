@@ -32,25 +32,29 @@ MANIFEST, STATS = "manifest.json", "stats.json"
 ROWS, LEFT_OUT = "rows", "left_out"
 _FORMAT = 1
 _BLOCK_BYTES = 4 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("written", "make room")),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("opened", "let it be read and written")),
+}
 
 Row = dict[str, Any]
 _Stage = TypeVar("_Stage", bound=Callable[..., Any])
 
 
 def keeps_on_a_full_disk(stage: _Stage) -> _Stage:
-    """A stage that raises UserError where the disk is full: what it has written so far counts."""
+    """A stage that raises UserError where the disk is full, or closed to it: what it has written so far counts."""
 
     @functools.wraps(stage)
     def run(*given: Any, **named: Any) -> Any:
         try:
             return stage(*given, **named)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in _REMEDIES:
                 raise
+            what, remedy = _REMEDIES[error.errno]
             raise UserError(
-                f"{error.filename or 'A file'} cannot be written: {error.strerror}. All rows so far are kept: make "
-                "room, and start the same command again."
+                f"{error.filename or 'A file'} cannot be {what}: {error.strerror}. All rows so far are kept: {remedy}, "
+                "and start the same command again."
             ) from error
 
     return run  # type: ignore[return-value]
@@ -151,9 +155,9 @@ def noted_model(folder: Path, server: str, found: str | None = None) -> str | No
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the stage is finished, and its shards have the sizes that they had then."""
+    """Whether the stage is finished, its counts can be read, and its shards have the sizes that they had then."""
     manifest = read_manifest(folder)
-    if manifest is None or "files" not in manifest or not (folder / STATS).exists():
+    if manifest is None or "files" not in manifest or stats_in(folder / STATS) is None:
         return False
     sizes = {path.name: path.stat().st_size for path in shards(folder)}
     return sizes == {name: size_bytes for name, (size_bytes, _) in manifest["files"].items()}
@@ -162,7 +166,7 @@ def is_finished(folder: Path) -> bool:
 def content_of(folder: Path) -> str:
     """Hash of a finished stage's rows, or of a file, for the identity of the next stage.
 
-    Raises UserError where the stage is not finished.
+    Raises UserError where the stage is not finished, or its rows are not those that it has left.
     """
     if folder.is_file():
         return _hash_of(folder)
@@ -171,6 +175,13 @@ def content_of(folder: Path) -> str:
     if not is_finished(folder):
         raise UserError(f"{folder} is not the output of a finished stage: start the command that writes it again.")
     manifest = _manifest_of(folder)
+    for name, (_, digest) in manifest["files"].items():
+        if _hash_of(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} has changed since its stage was finished: put it back, or remove {folder} and start "
+                "the command that writes it again. Where the change is meant, copy the rows to one file of their own "
+                "and give that in the place of the folder."
+            )
     return xxhash.xxh3_128(json.dumps([manifest["facts"], manifest["files"]], sort_keys=True).encode()).hexdigest()
 
 
@@ -181,6 +192,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT or not isinstance(manifest["facts"], dict):
             raise ValueError("another format")
+        if any(len(one) != 2 for one in dict(manifest.get("files", {})).values()):
+            raise ValueError("its files have no sizes and hashes")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -197,7 +210,18 @@ def _manifest_of(folder: Path) -> dict[str, Any]:
 
 def read_stats(folder: Path) -> dict[str, Any]:
     """The counts of a finished stage."""
-    return dict(json.loads((folder / STATS).read_text(encoding="utf-8")))
+    if (stats := stats_in(folder / STATS)) is None:
+        raise UserError(f"{folder / STATS} cannot be read: start the command that writes it again.")
+    return stats
+
+
+def stats_in(path: Path) -> dict[str, Any] | None:
+    """None where no counts can be read."""
+    try:
+        stats = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return stats if isinstance(stats, dict) else None
 
 
 def shards(folder: Path, kind: str = ROWS) -> list[Path]:

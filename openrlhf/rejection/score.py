@@ -244,6 +244,8 @@ def _finish(settings: ScoreSettings, output: Path, names: Sequence[str], over: d
     """Args: over: counts by `_STEPPED_OVER`."""
     source = StoredRows(output)
     candidates, (left_out, mean_rewards) = read_candidates(source), _verdicts(source, names)
+    if not len(candidates):
+        raise UserError(f"The rows in {output} were removed while score was at work: start the same command again.")
     judged, passed = ~np.isnan(candidates.reward), candidates.reward >= settings.pass_reward
     if not judged.any():
         counts = ", ".join(f"{reason} ({count:,})" for reason, count in left_out.items())

@@ -26,6 +26,7 @@ from openrlhf.rejection.records import (
     differences,
     keeps_on_a_full_disk,
     settings_of,
+    stats_in,
 )
 from openrlhf.rejection.report import REPORT, Page, charts_of, samples_of, told_passes, write_page
 from openrlhf.rejection.statistics import answer_statistics, mean_reward
@@ -99,23 +100,15 @@ def _output_of(rows: Path) -> _Output:
     rows.parent.mkdir(parents=True, exist_ok=True)
     plain = _Output(rows, rows.with_name(STATS), rows.with_name(REPORT))
     named = _Output(rows, rows.with_name(f"{rows.stem}.{STATS}"), rows.with_name(f"{rows.stem}.{REPORT}"))
-    is_taken = plain.stats.exists() and (_read_stats(plain.stats) or {}).get("output") != rows.name
+    is_taken = plain.stats.exists() and (stats_in(plain.stats) or {}).get("output") != rows.name
     return named if is_taken or named.stats.exists() else plain
-
-
-def _read_stats(path: Path) -> dict[str, Any] | None:
-    try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stats if isinstance(stats, dict) else None
 
 
 def _finished(output: _Output, identity: Identity) -> dict[str, Any] | None:
     """The statistics of this selection, where it is there. Raises UserError where something else is."""
     if not output.rows.exists():
         return None
-    stats = _read_stats(output.stats)
+    stats = stats_in(output.stats)
     if stats is None or stats.get("output") != output.rows.name:
         raise UserError(f"--select.output {output.rows} is no selection, and would be lost: give another name.")
     if changes := differences(stats, identity):

@@ -121,7 +121,7 @@ BUGS = [
         "a_full_disk_is_a_traceback",
         "a full disk ends a stage in a traceback, without a word about what is kept",
         "rejection/records.py",
-        "            if error.errno not in _NO_ROOM:\n",
+        "            if error.errno not in _REMEDIES:\n",
         "            if error.errno:\n",
         ("tests/rejection/test_full_disk.py",),
     ),

@@ -67,6 +67,29 @@ def test_equal_prompts_of_two_rows_are_asked_and_labelled_each_for_itself(tmp_pa
     assert len({row["seed"] for row in found}) == 4
 
 
+@pytest.mark.parametrize(
+    ("removed", "said"),
+    [("rows-rank-0.jsonl", "20 answers are missing, though all were"), ("manifest.json", "its manifest was removed")],
+)
+def test_files_that_are_removed_in_the_midst_are_told(tmp_path: Path, removed: str, said: str) -> None:
+    class Removes(StandIn):
+        def answers(self, requests):  # type: ignore[no-untyped-def]
+            yield from super().answers(requests)
+            (tmp_path / "out" / removed).unlink()
+
+    with pytest.raises(UserError, match=said):
+        generate(generate_config(tmp_path, ROWS, "--generate.n", "2"), Removes())
+
+
+def test_a_row_of_something_else_is_told(tmp_path: Path) -> None:
+    config = generate_config(tmp_path, ROWS)
+    generate(config, StandIn())
+    with (tmp_path / "out" / "rows-rank-0.jsonl").open("a") as file:
+        file.write('{"a": 1}\n')
+    with pytest.raises(UserError, match=r"a row that generate has not written \(row \d+ of its files.*'prompt_id'"):
+        generate(config, StandIn())
+
+
 def test_a_seed_depends_on_nothing_but_seed_prompt_and_number(tmp_path: Path) -> None:
     def seeds(folder: str, rows: list, *flags: str) -> dict:
         (tmp_path / folder).mkdir()

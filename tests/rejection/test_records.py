@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from openrlhf.rejection.records import (
     is_finished,
     keeps_on_a_full_disk,
     open_output,
+    read_stats,
     shards,
 )
 
@@ -105,9 +107,27 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_told(folder: Path) -> None:
-    (folder / "manifest.json").write_text('{"format": 1')
-    with pytest.raises(UserError, match="no manifest of a stage that can be read"):
-        open_output(folder, IDENTITY, "--generate.output")
+    whole = (folder / "manifest.json").read_text().rstrip("}\n")
+    for damaged in ('{"format": 1', f'{whole}, "files": 5}}', f'{whole}, "files": {{"rows-0.jsonl": [1]}}}}'):
+        (folder / "manifest.json").write_text(damaged)
+        with pytest.raises(UserError, match="no manifest of a stage that can be read"):
+            open_output(folder, IDENTITY, "--generate.output")
+
+
+def test_a_manifest_that_is_removed_in_the_midst_is_told(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json has been removed"):
+        finish(folder, {})
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_is_closed_in_the_midst_is_told(number: int) -> None:
+    @keeps_on_a_full_disk
+    def stage() -> None:
+        raise OSError(number, os.strerror(number), "out/report.html")
+
+    with pytest.raises(UserError, match=r"out/report\.html cannot be opened: .*\. All rows so far are kept: let it be"):
+        stage()
 
 
 def test_a_stage_is_finished_when_it_said_so_and_its_rows_are_there(folder: Path) -> None:
@@ -122,6 +142,18 @@ def test_a_stage_is_finished_when_it_said_so_and_its_rows_are_there(folder: Path
     assert not is_finished(folder)
     finish(folder, {"num_rows": 2})
     assert content_of(folder) != before
+    (folder / "stats.json").write_text("")
+    assert not is_finished(folder)
+    with pytest.raises(UserError, match=r"stats\.json cannot be read: start the command that writes it again"):
+        read_stats(folder)
+
+
+def test_rows_that_have_changed_since_their_stage_was_finished_are_refused(folder: Path) -> None:
+    append(folder, {"x": 1})
+    finish(folder, {"num_rows": 1})
+    shards(folder)[0].write_text(shards(folder)[0].read_text().replace("1", "2"))
+    with pytest.raises(UserError, match=r"rows-0\.jsonl has changed since its stage was finished: put it back, or"):
+        content_of(folder)
 
 
 def test_a_shard_has_one_writer(folder: Path) -> None:

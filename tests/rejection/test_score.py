@@ -311,6 +311,12 @@ def test_another_pass_reward_counts_finished_scores_anew_and_judges_nothing(tmp_
     assert (content_of(tmp_path / "scores"), log.read_text()) == (before, "....")
 
 
+def test_rows_that_are_removed_in_the_midst_are_told(tmp_path):
+    text = f"def judge(completions):\n    os.remove({str(tmp_path / 'scores' / 'rows-0.jsonl')!r})\n    return [1.0]\n"
+    with pytest.raises(UserError, match="were removed while score was at work: start the same command again"):
+        run(tmp_path, generations(tmp_path, ["a"]), f"{functions(tmp_path, text)}:judge")
+
+
 def test_what_a_run_has_scored_until_it_ended_is_not_scored_again(tmp_path, monkeypatch):
     source = generations(tmp_path, ["a", "b"], label="a")
 

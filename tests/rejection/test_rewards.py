@@ -242,6 +242,14 @@ def test_an_answer_that_a_server_fails_at_alone_is_behind_those_that_it_has_judg
         assert reward.judge([row("b", prompt="poison")])[0].value is None
 
 
+def test_a_server_that_fails_at_empty_answers_judges_the_others():
+    """Before it has judged any: a batch with a bad answer says nothing of the server."""
+    fails = {"q?poison", "q?"}
+    with served(lambda content, call: (500, {}) if fails & {*content["query"]} else lengths(content)) as (url, _):
+        verdicts = ServerReward(url, 5, 64).judge([row("poison"), row("poison"), row("a")])
+    assert [one.value for one in verdicts] == [None, None, 3.0]
+
+
 def test_a_server_that_sends_a_bit_now_and_then_is_given_up():
     def drip():
         for _ in range(40):

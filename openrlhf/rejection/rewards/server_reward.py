@@ -79,7 +79,8 @@ class ServerReward(Reward):
             self._check_model(answer)
             verdicts = verdicts_of(answer, len(rows))
         except _NoAnswer as error:
-            if not any(map(self._works_for, self._probes(rows))):
+            self._judged = next(filter(self._works_for, self._probes(rows)), None)
+            if self._judged is None:
                 raise UserError(f"--score.reward {self.name} gives no rewards: {error}.", _KEPT) from error
             raise
         self._judged = rows[0]
@@ -98,10 +99,14 @@ class ServerReward(Reward):
             )
 
     def _probes(self, rows: Sequence[Row]) -> list[Row]:
-        """What a server that works answers: what it has judged already, else questions of a call that has failed."""
+        """What a server that works answers: what it has judged already, else some of a call that has failed, singly.
+
+        At last a question alone: an answer may be what the server fails at.
+        """
         if self._judged is not None:
             return [self._judged]
-        return [{**row, "response": ""} for row in rows[:_MOST_PROBES]]
+        some = rows[:: -(-len(rows) // _MOST_PROBES)] if len(rows) > 1 else ()
+        return [*some, {**rows[0], "response": ""}]
 
     def _works_for(self, row: Row) -> bool:
         """Whether the server gives an answer to one question that can be read; a refusal is one too."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openrlhf.atomic_file import replace_file, replacing
+from openrlhf.atomic_file import keep_aside, remove_leftovers, replace_file, replacing
 from openrlhf.config import SelectConfig, SelectSettings
 from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
@@ -105,7 +105,7 @@ def _output_of(rows: Path) -> _Output:
 
 
 def _finished(output: _Output, identity: Identity) -> dict[str, Any] | None:
-    """The statistics of this selection, where it is there. Raises UserError where something else is."""
+    """The statistics of this selection, where it is there as it was made. Raises UserError where something else is."""
     if not output.rows.exists():
         return None
     stats = stats_in(output.stats)
@@ -113,7 +113,13 @@ def _finished(output: _Output, identity: Identity) -> dict[str, Any] | None:
         raise UserError(f"--select.output {output.rows} is no selection, and would be lost: give another name.")
     if changes := differences(stats, identity):
         raise UserError(f"--select.output {output.rows} is another selection: {'; '.join(changes)}. Give another name.")
-    return stats if output.rows.stat().st_size == stats["size_bytes"] else None
+    if output.rows.stat().st_size == stats["size_bytes"]:
+        return stats
+    print(
+        f"{output.rows} has changed since it was selected: it goes aside, as *.previous, and is made again", flush=True
+    )
+    keep_aside(output.rows)
+    return None
 
 
 def _lengths_of(path: Path, candidates: Candidates) -> Iterator[int]:
@@ -151,6 +157,8 @@ def _write(
     stats: dict[str, Any],
 ) -> None:
     """The rows take their place last: with the statistics alone the selection is made again."""
+    for path in output:
+        remove_leftovers(path)
     places = map(candidates.place, selection.picked.reshape(-1).tolist())
     rows = source.at(places)
     with replacing(output.rows) as temporary:

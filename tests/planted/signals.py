@@ -154,4 +154,37 @@ BUGS = [
         "        except RecursionError:",
         (_SIGNALS + "test_a_request_that_a_server_drops_at_its_end_is_told_to_the_client_and_in_words",),
     ),
+    Bug(
+        "an_edited_selection_is_lost",
+        "rows that a user has added to a selection are gone after the next start",
+        "rejection/select.py",
+        "    keep_aside(output.rows)\n",
+        "",
+        ("tests/rejection/test_select.py::test_a_selection_that_was_edited_is_kept_aside_and_made_again",),
+    ),
+    Bug(
+        "a_killed_selection_leaves_its_parts",
+        "half-written files of killed selections stay in the folder",
+        "rejection/select.py",
+        "        remove_leftovers(path)\n",
+        "        pass\n",
+        ("tests/rejection/test_select.py::test_a_selection_that_was_cut_off_is_made_whole",),
+    ),
+    Bug(
+        "a_server_is_known_by_empty_answers",
+        "a server that fails at empty answers ends score at one bad answer, at each start alike",
+        "rejection/rewards/server_reward.py",
+        "        return [*some, {",
+        "        return [{",
+        ("tests/rejection/test_rewards.py::test_a_server_that_fails_at_empty_answers_judges_the_others",),
+    ),
+    Bug(
+        "what_a_server_has_judged_is_forgotten",
+        "a server that fails at the first answers, and at empty ones, judges none of the others",
+        "rejection/rewards/server_reward.py",
+        "            self._judged = next(filter(self._works_for, self._probes(rows)), None)\n"
+        "            if self._judged is None:",
+        "            if not any(map(self._works_for, self._probes(rows))):",
+        ("tests/rejection/test_rewards.py::test_a_server_that_fails_at_empty_answers_judges_the_others",),
+    ),
 ]

@@ -152,10 +152,23 @@ def test_a_selection_that_was_cut_off_is_made_whole(tmp_path):
     source = scores(tmp_path)
     first, _ = run(tmp_path, source)
     output = tmp_path / "out" / "selected.jsonl"
+    for name in ("selected.jsonl", "report.html"):
+        (tmp_path / "out" / f".writing-{name}.0a0a").touch()  # as a kill leaves them
     output.write_text(output.read_text()[:50])
     assert run(tmp_path, source)[0] == first
     output.unlink()
     assert run(tmp_path, source)[0] == first
+    assert not list((tmp_path / "out").glob(".writing-*"))
+
+
+def test_a_selection_that_was_edited_is_kept_aside_and_made_again(tmp_path, capsys):
+    source = scores(tmp_path)
+    first, _ = run(tmp_path, source)
+    output = tmp_path / "out" / "selected.jsonl"
+    output.write_text(edited := output.read_text() + '{"my": "row"}\n')
+    assert run(tmp_path, source)[0] == first
+    assert output.with_name("selected.jsonl.previous").read_text() == edited
+    assert "has changed since it was selected: it goes aside" in capsys.readouterr().out
 
 
 def test_a_file_of_the_users_is_not_overwritten(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 from collections.abc import Iterable
@@ -66,7 +67,8 @@ def _try(model: Any, tokenizer: Any, folder: Path, max_shard_bytes: int, is_merg
         needed = (exported_bytes(model) + merged_bytes) * SPACE_FACTOR
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise OSError(f"it needs about {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
+            needed_gib = math.ceil(100 * needed / 2**30) / 100  # a small model does not need nothing
+            raise OSError(f"it needs about {needed_gib:.2f} GiB, {free / 2**30:.2f} GiB are free")
     finally:
         shutil.rmtree(trial, ignore_errors=True)
 

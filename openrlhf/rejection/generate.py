@@ -27,6 +27,7 @@ from openrlhf.errors import UserError
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.asking import Progress, ask
 from openrlhf.rejection.engines.engine import Engine, Request, Sampling
+from openrlhf.rejection.full_disk import keeps_on_a_full_disk
 from openrlhf.rejection.generation_report import write_generation_report
 from openrlhf.rejection.model_fingerprint import model_fingerprint
 from openrlhf.rejection.prompts import Prompt, Prompts, seed_of, template_file
@@ -41,7 +42,6 @@ from openrlhf.rejection.records import (
     finish,
     grow_output,
     is_finished,
-    keeps_on_a_full_disk,
     open_output,
     read_manifest,
     read_stats,

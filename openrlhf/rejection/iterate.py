@@ -19,12 +19,13 @@ from openrlhf.config import GenerateConfig, RejectionConfig, ScoreConfig, write_
 from openrlhf.config.written import FILE_NAME
 from openrlhf.rejection.child_process import alone_in, start, words_of
 from openrlhf.rejection.evaluation import PassRates, compared, gained, measured, pass_rates, told
+from openrlhf.rejection.full_disk import keeps_on_a_full_disk
 from openrlhf.rejection.generate import generate
 from openrlhf.rejection.iterations_report import named, write_iterations
 from openrlhf.rejection.model_fingerprint import model_fingerprint
-from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale
+from openrlhf.rejection.plan import IterationManifest, Plan, check_nothing_is_stale, told_as_of_the_recipe
 from openrlhf.rejection.prompts import Prompts
-from openrlhf.rejection.records import STATS, content_of, is_finished, keeps_on_a_full_disk
+from openrlhf.rejection.records import STATS, content_of, is_finished
 from openrlhf.rejection.report import REPORT
 from openrlhf.rejection.rewards.find import check_rewards
 from openrlhf.rejection.score import score
@@ -51,9 +52,11 @@ def rejection_sampling(config: RejectionConfig) -> dict[str, Any]:
         iterations = [_Iteration(plan, number, lock) for number in range(config.iterate.iterations + 1)]
         for iteration in iterations:
             if iteration.number:
-                iteration.learn()
+                with told_as_of_the_recipe(is_evaluation=False):
+                    iteration.learn()
             if config.eval.dataset is not None:
-                iteration.evaluate()
+                with told_as_of_the_recipe(is_evaluation=True):
+                    iteration.evaluate()
         stats = {"iterations": list(_statistics(iterations))}
         _leave(plan, stats)
     for one in filter(told, stats["iterations"]):
@@ -121,7 +124,7 @@ class _Iteration:
 
     def _generate(self, step: str, asked: GenerateConfig) -> None:
         model = asked.model.model_name_or_path
-        self._manifest.note(step, settings=self._settings[step], weights=model_fingerprint(model))
+        self._manifest.note(step, settings=self._settings[step])
         output = Path(asked.generate.output)
         if is_finished(output):  # a server is not started for it
             generate(asked)
@@ -129,7 +132,7 @@ class _Iteration:
             self._say(f"{step}: {model} answers {asked.data.dataset}")
             with serving(self._plan.config.generate, model, self._lock):
                 generate(asked)
-        self._manifest.note(step, rows=content_of(output))
+        self._manifest.note(step, weights=model_fingerprint(model), rows=content_of(output))
 
     def _score(self, step: str, asked: GenerateConfig) -> ScoreConfig:
         config = self._plan.score(asked)
@@ -158,6 +161,7 @@ class _Iteration:
         code = start(words, self._lock, {KEY_VARIABLE: key} if key else None).wait()
         if code:
             self._say(f"{step} ended with exit code {code}. Start the same command again: what is finished stays.")
+            self._say(f"the folders of {settings_file} lie below --iterate.output, and are given by that alone")
             sys.exit(code if code > 0 else 128 - code)
         self._manifest.note(step, model=model_fingerprint(model))
 

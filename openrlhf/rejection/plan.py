@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ from openrlhf.config import (
 from openrlhf.config.disk import local_path, parts_of
 from openrlhf.config.generate_settings import GeneratorConfig, SamplingConfig
 from openrlhf.config.hub_settings import HubConfig
+from openrlhf.config.iterate_settings import SET_BY_THE_ITERATION
 from openrlhf.config.schema import settings, values_of
 from openrlhf.config.settings import EvalConfig, TrainConfig
 from openrlhf.errors import UserError
@@ -44,6 +47,8 @@ _NAMES_OF_EVALUATION = {
     "data.dataset_split": "eval.split",
     "data.max_samples": "eval.max_samples",
 }
+_READ = {"score.input": "the answers", "select.input": "the scores", "select.like": "the selection"}
+_GIVE_ANOTHER = re.compile(r"([.:] )[Gg]ive another(?: folder| name)?(?:, or the settings of that run)?\.$")
 _MORE = "generate.n"  # a higher one leaves the answers that are there
 # Settings of a training that a resume may change freely, and that change the model nevertheless.
 _ALSO_TRAINED_WITH = (
@@ -217,6 +222,29 @@ class IterationManifest:
         self._steps[step] = {**self.of(step), **json.loads(json.dumps(facts, default=str))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._path, json.dumps({"steps": self._steps}, indent=1) + "\n")
+
+
+@contextmanager
+def told_as_of_the_recipe(is_evaluation: bool) -> Iterator[None]:
+    """A UserError of a stage names settings that a recipe has, and no folder that can be given another way."""
+    try:
+        yield
+    except UserError as error:
+        names = _NAMES_OF_EVALUATION if is_evaluation else {}
+        raise UserError(*(_of_the_recipe(problem, names) for problem in error.problems)) from error
+
+
+def _of_the_recipe(problem: str, names: Mapping[str, str]) -> str:
+    for name, recipes in names.items():
+        problem = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", recipes, problem)
+    for name, words in _READ.items():
+        problem = problem.replace(f"the content of --{name}", f"the content of {words}")
+    given = "|".join(map(re.escape, SET_BY_THE_ITERATION))
+    problem = re.sub(rf"another --(?:{given})\b", "another --iterate.output", problem)
+    problem = re.sub(rf"--(?:{given}) ", "", problem)
+    problem = problem.replace("or give another folder.", "or give another --iterate.output.")
+    remedy = "{}emove that and start again, or give another --iterate.output."
+    return _GIVE_ANOTHER.sub(lambda found: found[1] + remedy.format("R" if "." in found[1] else "r"), problem)
 
 
 def check_nothing_is_stale(plan: Plan) -> None:

@@ -12,15 +12,13 @@ A line counts once it ends with a line feed: a process that dies leaves at most 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -32,32 +30,7 @@ MANIFEST, STATS = "manifest.json", "stats.json"
 ROWS, LEFT_OUT = "rows", "left_out"
 _FORMAT = 1
 _BLOCK_BYTES = 4 << 20
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("written", "make room")),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("opened", "let it be read and written")),
-}
-
 Row = dict[str, Any]
-_Stage = TypeVar("_Stage", bound=Callable[..., Any])
-
-
-def keeps_on_a_full_disk(stage: _Stage) -> _Stage:
-    """A stage that raises UserError where the disk is full, or closed to it: what it has written so far counts."""
-
-    @functools.wraps(stage)
-    def run(*given: Any, **named: Any) -> Any:
-        try:
-            return stage(*given, **named)
-        except OSError as error:
-            if error.errno not in _REMEDIES:
-                raise
-            what, remedy = _REMEDIES[error.errno]
-            raise UserError(
-                f"{error.filename or 'A file'} cannot be {what}: {error.strerror}. All rows so far are kept: {remedy}, "
-                "and start the same command again."
-            ) from error
-
-    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -132,8 +105,7 @@ def grow_output(folder: Path, identity: Identity, setting: str) -> str | None:
 def differences(manifest: Mapping[str, Any], identity: Identity) -> list[str]:
     """What an identity has other than a manifest, in words; empty where they are one."""
     old, new = manifest["facts"], identity.facts()
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [_change(name, old.get(name), new.get(name)) for name in names]
+    return [_change(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
 def finish(folder: Path, stats: Mapping[str, Any]) -> None:
@@ -146,8 +118,7 @@ def finish(folder: Path, stats: Mapping[str, Any]) -> None:
 
 def noted_model(folder: Path, server: str, found: str | None = None) -> str | None:
     """The fingerprint of the model behind a server that has judged the first of the rows; `found`, where none has."""
-    manifest = _manifest_of(folder)
-    models = manifest.setdefault("models", {})
+    models = (manifest := _manifest_of(folder)).setdefault("models", {})
     if found is not None and server not in models:
         models[server] = found
         _write_manifest(folder, manifest)
@@ -179,8 +150,7 @@ def content_of(folder: Path) -> str:
         if _hash_of(folder / name) != digest:
             raise UserError(
                 f"{folder / name} has changed since its stage was finished: put it back, or remove {folder} and start "
-                "the command that writes it again. Where the change is meant, copy the rows to one file of their own "
-                "and give that in the place of the folder."
+                "the command that writes it again."
             )
     return xxhash.xxh3_128(json.dumps([manifest["facts"], manifest["files"]], sort_keys=True).encode()).hexdigest()
 
@@ -202,7 +172,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
-    """Of a stage that is at work."""
     if (manifest := read_manifest(folder)) is None:
         raise UserError(f"{folder / MANIFEST} has been removed: put it back, or remove the folder, and start again.")
     return manifest

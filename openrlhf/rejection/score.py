@@ -21,6 +21,7 @@ from openrlhf.errors import UserError
 from openrlhf.exit_codes import SECONDS_BETWEEN_SIGNALS
 from openrlhf.parallel.ray_workers import check_is_here, check_ray, on_ray, range_size
 from openrlhf.rejection.candidates import PromptIds, judged_identity_of, prompt_id_of, read_candidates
+from openrlhf.rejection.full_disk import keeps_on_a_full_disk
 from openrlhf.rejection.range_shards import name_of_range, write_shard
 from openrlhf.rejection.records import (
     Identity,
@@ -31,7 +32,6 @@ from openrlhf.rejection.records import (
     content_of,
     finish,
     is_finished,
-    keeps_on_a_full_disk,
     open_output,
     read_stats,
     settings_of,

@@ -16,6 +16,7 @@ from openrlhf.config.disk import local_path
 from openrlhf.errors import UserError
 from openrlhf.rejection.answer import answer_of
 from openrlhf.rejection.candidates import Candidates, prompt_id_of, read_candidates
+from openrlhf.rejection.full_disk import keeps_on_a_full_disk
 from openrlhf.rejection.policies import REASONS, Selection, pass_reward, select_answers
 from openrlhf.rejection.records import (
     STATS,
@@ -24,7 +25,6 @@ from openrlhf.rejection.records import (
     StoredRows,
     content_of,
     differences,
-    keeps_on_a_full_disk,
     settings_of,
     stats_in,
 )

@@ -120,7 +120,7 @@ BUGS = [
     Bug(
         "a_full_disk_is_a_traceback",
         "a full disk ends a stage in a traceback, without a word about what is kept",
-        "rejection/records.py",
+        "rejection/full_disk.py",
         "            if error.errno not in _REMEDIES:\n",
         "            if error.errno:\n",
         ("tests/rejection/test_full_disk.py",),
@@ -261,5 +261,30 @@ BUGS = [
         "self._output, self._model = output, noted_model(output, self.name)",
         "self._output = output",
         ("tests/rejection/test_rewards.py::test_a_server_that_goes_on_with_another_model_ends_the_stage",),
+    ),
+    Bug(
+        "errors_name_what_a_recipe_cannot_take",
+        "a recipe is told to give another --generate.output, which it refuses",
+        "rejection/plan.py",
+        '    problem = re.sub(rf"--(?:{given}) ", "", problem)\n',
+        "",
+        (f"{_ITERATE}::test_errors_of_stages_name_what_a_recipe_has",),
+    ),
+    Bug(
+        "held_out_prompts_are_told_as_the_others",
+        "the message blames the prompts that are trained on for a change of the held-out ones",
+        "rejection/iterate.py",
+        "told_as_of_the_recipe(is_evaluation=True)",
+        "told_as_of_the_recipe(is_evaluation=False)",
+        (f"{_ITERATE}::test_errors_of_stages_name_what_a_recipe_has",),
+    ),
+    Bug(
+        "refused_weights_are_noted",
+        "the manifest says that a base has answered which was refused",
+        "rejection/iterate.py",
+        "        self._manifest.note(step, settings=self._settings[step])\n        output =",
+        "        self._manifest.note(step, settings=self._settings[step], weights=model_fingerprint(model))\n"
+        "        output =",
+        (f"{_ITERATE}::test_errors_of_stages_name_what_a_recipe_has",),
     ),
 ]

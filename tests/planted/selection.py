@@ -315,7 +315,7 @@ BUGS = [
     Bug(
         "a_closed_folder_is_a_traceback",
         "a folder that is made read-only under a stage ends it in a traceback",
-        "rejection/records.py",
+        "rejection/full_disk.py",
         "(errno.EACCES, errno.EPERM, errno.EROFS)",
         "()",
         ("tests/rejection/test_records.py::test_a_folder_that_is_closed_in_the_midst_is_told",),

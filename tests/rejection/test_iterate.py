@@ -303,6 +303,29 @@ def test_a_changed_setting_tells_what_it_makes_stale(tmp_path: Path, flag: str, 
     assert len(trained(tmp_path)) - before == (0 if flag == "eval.n" else 4)
 
 
+def test_errors_of_stages_name_what_a_recipe_has(tmp_path: Path) -> None:
+    """And a base that is refused is not noted as the one that has answered."""
+    config, run = config_of(tmp_path), tmp_path / "run"
+    rejection_sampling(config)
+    for changed, said in (
+        (tmp_path / "held_out.jsonl", "evaluation/generations is the output of another run: the content of eval."),
+        (run / "iteration_1/scores/rows-0.jsonl", "iteration_1/scores/rows-0.jsonl has changed since its stage"),
+        (run / "iteration_1/selected/stats.json", "selected.jsonl is no selection, and would be lost: remove that and"),
+        (tmp_path / "base" / "config.json", "generations is the output of another run: the model's weights is another"),
+    ):
+        noted, whole = (run / "start" / "manifest.json").read_text(), changed.read_text()
+        changed.write_text(whole.replace("1.0", "2.0").replace("held_out 0", "held_out 7") if whole != "{}" else "{} ")
+        if changed.name == "stats.json":
+            changed.write_text("{}")
+        with pytest.raises(UserError) as error:
+            rejection_sampling(config)
+        assert said in str(error.value)
+        assert all(f"--{name}" not in str(error.value) for name in SET_BY_THE_ITERATION)
+        assert "give another --iterate.output." in str(error.value) or "put it back" in str(error.value)
+        assert (run / "start" / "manifest.json").read_text() == noted
+        changed.write_text(whole)
+
+
 def test_what_another_run_has_made_until_it_ended_is_not_taken_for_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

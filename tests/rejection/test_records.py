@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf.errors import UserError
+from openrlhf.rejection.full_disk import keeps_on_a_full_disk
 from openrlhf.rejection.records import (
     Identity,
     RowWriter,
@@ -18,7 +19,6 @@ from openrlhf.rejection.records import (
     content_of,
     finish,
     is_finished,
-    keeps_on_a_full_disk,
     open_output,
     read_stats,
     shards,

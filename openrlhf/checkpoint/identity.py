@@ -24,6 +24,10 @@ _FACTS_IN_WORDS = {
     "base_model": "the model whose weights are not trained (--model.model_name_or_path)",
     "reference": "the reference model (--ref.model_name_or_path)",
 }
+_COMPUTED_ANEW = (
+    "The reference's log-probs (--ref.precompute) were computed anew since the checkpoint was made: the run goes on "
+    "with these. They are the same to rounding, and not to the bit."
+)
 _MISSING = object()
 
 
@@ -46,6 +50,7 @@ class RunIdentity:
         run_id: of the run itself, from its first start on; no part of the comparison. Its checkpoints and its exported
             model carry it.
         eval_fingerprint: of the rows that are evaluated: with others a run goes on, and its best loss begins anew.
+        reference_log_probs: a checksum of those that were computed before the training, by the fingerprint of the data.
     """
 
     must_match: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +65,7 @@ class RunIdentity:
     reference: str | None = None
     run_id: str | None = None
     eval_fingerprint: str | None = None
+    reference_log_probs: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,7 +112,9 @@ def compare(saved: RunIdentity, now: RunIdentity) -> Comparison:
         f"--{flag} {here} is taken from here on; the checkpoint was made with {before}."
         for flag, before, here in _changed(saved, now.taken)
     ]
-    return Comparison(refused, longer + kept + taken)
+    before = saved.reference_log_probs
+    is_anew = any(before.get(data, here) != here for data, here in now.reference_log_probs.items())
+    return Comparison(refused, longer + kept + taken + [_COMPUTED_ANEW] * (is_anew and not refused))
 
 
 def evaluates_otherwise(saved: RunIdentity, now: RunIdentity) -> bool:

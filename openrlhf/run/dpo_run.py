@@ -7,6 +7,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from openrlhf.config import DPOConfig
 from openrlhf.models import Actor
 from openrlhf.models.loading import load_config
@@ -33,6 +35,10 @@ class DPORun(PairRun):
         check_reference(config)
         return preference_objective(config.model, reference_of(config))
 
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
+        self._log_probs: dict[str, str] = {}  # that are computed before the training: see `RunIdentity`
+
     def build(self) -> None:
         reference = self.objective.reference
         if isinstance(reference, ComputedReference):
@@ -50,6 +56,7 @@ class DPORun(PairRun):
 
     def trainer_of(self, **parts: Any) -> DPOTrainer:
         trainer = DPOTrainer(ref_model=None, beta=self.config.model.beta, **parts)
+        trainer.reference_log_probs = self._log_probs
         name = self.config.ref.model_name_or_path  # None: the reference is the base, whose own is compared
         if name is not None and reference_name(self.config) is not None:
             config = load_config(name, self.config.model.trust_remote_code)
@@ -70,8 +77,9 @@ class DPORun(PairRun):
                 file = reference_file(self.config, dataset.fingerprint) if self.strategy.is_rank_0() else None
                 file = gather_objects(file, self.strategy.groups.control)[0]
             loader = self.loader(dataset, shuffle=False)
-            folder = Path(self.config.ckpt.path)
-            return with_log_probs(dataset, compute_reference(load, loader, self.strategy, file, folder))
+            log_probs = compute_reference(load, loader, self.strategy, file, Path(self.config.ckpt.path))
+            self._log_probs[dataset.fingerprint] = xxhash.xxh3_64_hexdigest(log_probs.tobytes())
+            return with_log_probs(dataset, log_probs)
 
         self.train_data = with_its_log_probs(self.train_data)
         self.eval_data = self.eval_data and with_its_log_probs(self.eval_data)

@@ -96,6 +96,7 @@ class CommandTrainer(Trainer):
         self.disable_ds_ckpt = disable_ds_ckpt
         self.reference_fingerprint: str | None = None  # of the weights of the reference model, where there is one
         self.reference_function: dict[str, Any] = {}  # of a reference of its own: see `function_of_config`
+        self.reference_log_probs: dict[str, str] = {}  # see `RunIdentity`
         self._has_own_objective = has_own_objective
 
     @abstractmethod
@@ -206,6 +207,7 @@ class CommandTrainer(Trainer):
             base_model=base_model_fingerprint(model.config.name_or_path) if _is_frozen_in_part(model) else None,
             reference=self.reference_fingerprint,
             eval_fingerprint=getattr(getattr(self.eval_dataloader, "dataset", None), "fingerprint", None),
+            reference_log_probs=self.reference_log_probs,
         )
         brought = _brought_by_adapter(config, model)
         computed = function_of_config("model.model_name_or_path", model.config) | self.reference_function

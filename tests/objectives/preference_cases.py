@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from openrlhf.batching import Unit
+from openrlhf.errors import UserError
 from openrlhf.objectives.pair_losses import PairLossSettings
 from openrlhf.objectives.preference import PreferenceObjective
 from openrlhf.objectives.reference import BaseUnderAdapters, ComputedReference, FrozenReference
+from openrlhf.processes import this_process
+from openrlhf.trainer import computed_reference
 from openrlhf.trainer.computed_reference import compute_reference, with_log_probs
 from openrlhf.trainer.memory import MemoryBudget
 from tests.objectives.pair_cases import BATCH_SIZE, NUM_PAIRS, NUM_STEPS, Pairs
@@ -137,38 +144,61 @@ def _fail_in_second_pass(model: Any, is_short: bool, met: list[bool]) -> None:
     model.scorer.base_model.model.layers[1].register_forward_pre_hook(fail)
 
 
-def references_without_locks(folder: str) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """The same log-probs asked for twice on a file system without flock, the files then, and what is said."""
-    import errno
-    import fcntl
-
+def _strategy_model_and_loader() -> tuple[Any, Any, Any]:
     from openrlhf.models import Actor
     from tests.helpers.tiny_models import tiny_model
 
-    def unknown(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    strategy, file, said = _strategy(1, 0, True, None), Path(folder) / "reference.f64", list[str]()
-    models = [strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))]
-    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False)
-    flock, fcntl.flock, strategy.print = fcntl.flock, unknown, said.append
-    try:
-        found = [compute_reference(models.pop, loader, strategy, file) for _ in range(2)]
-    finally:
-        fcntl.flock = flock
-    return found, sorted(path.name for path in Path(folder).iterdir()), said
-
-
-def reference_after_a_kill(folder: str, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is computed in one go, and what is after the file was cut behind so many bytes."""
-    from openrlhf.models import Actor
-    from tests.helpers.tiny_models import tiny_model
-
-    strategy, file = _strategy(1, 0, True, None), Path(folder) / "reference.f64"
+    strategy = _strategy(1, 0, True, None)
     model = strategy.prepare(Actor(tiny_model("llama"), packing_samples=True))
-    loader = strategy.setup_dataloader(Pairs(), 1, shuffle=False)
+    return strategy, model, strategy.setup_dataloader(Pairs(), 1, shuffle=False)
+
+
+def reference_beside(folder: str, what: str) -> tuple[Any, np.ndarray, np.ndarray, list[str]]:
+    """What is computed, or what is told, where `what` happens amid it; what the next run has; what is right."""
+    strategy, model, loader = _strategy_model_and_loader()
+    whole = compute_reference(lambda: model, loader, strategy, Path(folder) / "whole.f64")
+    append, replace_file, said = computed_reference._append, computed_reference.replace_file, list[str]()
+    file, passes = Path(folder) / "reference.f64", [0]
+
+    def happen(target: Any, content: bytes) -> None:
+        append(target, content)
+        passes[0] += 1
+        if passes[0] == 3 and what == "folder removed":
+            shutil.rmtree(folder)
+        if passes[0] == 3 and what == "journal spoilt":
+            Path(target.name).write_bytes(b"7" * 100)
+        if passes[0] == 3 and what == "file of another run":
+            marks = np.full(whole.shape, 7.0).tobytes()
+            file.write_bytes(marks + xxhash.xxh3_64_digest(marks))
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    computed_reference._append, strategy.print = happen, said.append
+    computed_reference.replace_file = refuse if what == "disk full" else replace_file
+    try:
+        first: Any = compute_reference(lambda: model, loader, strategy, file)
+    except UserError as error:
+        first = str(error)
+    finally:
+        computed_reference._append, computed_reference.replace_file = append, replace_file
+    needed: Any = model if what == "disk full" else None
+    return first, compute_reference(lambda: needed, loader, strategy, file), whole, said
+
+
+def reference_after_a_kill(
+    folder: str, num_bytes: int, damaged_row: int | None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What is computed in one go, and by a run that finds so many bytes of a killed one's journal; what that says."""
+    strategy, model, loader = _strategy_model_and_loader()
+    file, said = Path(folder) / "reference.f64", list[str]()
     whole = compute_reference(lambda: model, loader, strategy, file)
     if strategy.is_rank_0():
-        content = file.read_bytes()[:num_bytes]
-        file.write_bytes(np.full(num_bytes // 8, 7.0).tobytes()[:16] + content[16:])  # a mark: it is not computed anew
-    return whole, compute_reference(lambda: model, loader, strategy, file)
+        kept = computed_reference._with_checksums(np.concatenate([[[7.0, 7.0]], whole[1:]]))  # a mark
+        if damaged_row is not None:
+            kept["log_probs"][damaged_row] = 7.0
+        ended = this_process().rpartition("-")[0] + "-1"
+        file.with_name(f"reference.making-{ended}").write_bytes(kept.tobytes()[:num_bytes])
+        file.unlink()
+        strategy.print = said.append
+    return whole, compute_reference(lambda: model, loader, strategy, file), said

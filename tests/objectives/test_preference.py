@@ -94,20 +94,31 @@ def test_a_reference_for_which_memory_runs_out_is_computed_again(kind, zero_stag
         assert one == pytest.approx(same, rel=1e-6, abs=1e-6), f"loss, margin, gradient norm of step {step}"
 
 
-@pytest.mark.parametrize("num_bytes", [0, 16 * 4, 16 * 6 + 3, 16 * 10])
-def test_a_reference_goes_on_after_a_kill_at_any_byte(num_bytes, two_ranks, tmp_path):
-    whole, again = two_ranks.run(preference_cases.reference_after_a_kill, folder=str(tmp_path), num_bytes=num_bytes)[0]
+@pytest.mark.parametrize(
+    ("num_bytes", "damaged_row"), [(0, None), (24 * 4, None), (24 * 6 + 3, None), (24 * 10, None), (24 * 10, 5)]
+)
+def test_a_reference_goes_on_after_a_kill_at_any_byte(num_bytes, damaged_row, two_ranks, tmp_path):
+    """Behind what is whole: row 0 is marked, and not asked for again; a damaged row is, and it is told."""
+    case = dict(folder=str(tmp_path), num_bytes=num_bytes, damaged_row=damaged_row)
+    whole, again, said = two_ranks.run(preference_cases.reference_after_a_kill, **case)[0]
     assert whole.shape == (NUM_PAIRS, 2)
-    assert num_bytes == 0 or again[0].tolist() == [7.0, 7.0]  # what was whole is not asked for again
+    assert num_bytes == 0 or again[0].tolist() == [7.0, 7.0]
     assert (again[1:] == whole[1:]).all()
+    assert ["computed anew from row 6 on" in line for line in said] == [True] * (damaged_row is not None)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.f64"], "what the killed run has left is gone"
 
 
-def test_a_reference_is_kept_where_files_cannot_be_locked(one_rank, tmp_path):
-    """The second time no model computes."""
-    (one, other), files, said = one_rank.run(preference_cases.references_without_locks, str(tmp_path))[0]
-    assert (one == other).all()
-    assert files == ["reference.f64", "reference.lock"]
-    assert "cannot be locked (Function not implemented)" in said[0]
+@pytest.mark.parametrize("what", ["folder removed", "journal spoilt", "file of another run", "disk full"])
+def test_a_reference_is_what_was_computed_whatever_happens_on_disk(what, one_rank, tmp_path):
+    """Also in the next run; where another run was done before, both train with its numbers."""
+    first, second, whole, said = one_rank.run(preference_cases.reference_beside, str(tmp_path / "of" / "it"), what)[0]
+    if what == "disk full":
+        assert "cannot be kept in" in first
+        assert "No space left on device" in first
+    else:
+        assert (first == second).all()
+    assert (second == (7.0 if what == "file of another run" else whole)).all()
+    assert ["Another run" in line for line in said] == [True] * (what == "file of another run")
 
 
 @pytest.mark.parametrize(

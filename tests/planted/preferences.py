@@ -10,6 +10,9 @@ _MIXES = "tests/objectives/test_pair_losses.py::test_a_mix_is_the_weighted_sum_o
 _LAYOUTS = "tests/objectives/test_preference.py::test_a_mix_of_losses_equals_a_float64_loop"
 _SHORT = "tests/objectives/test_preference.py::test_a_reference_for_which_memory_runs_out_is_computed_again"
 _REFERENCES = "tests/objectives/test_preference.py::test_three_kinds_of_reference_are_one"
+_ON_DISK = "tests/objectives/test_preference.py::test_a_reference_is_what_was_computed_whatever_happens_on_disk"
+_AFTER_A_KILL = "tests/objectives/test_preference.py::test_a_reference_goes_on_after_a_kill_at_any_byte"
+_COMPUTED = "trainer/computed_reference.py"
 _REWARD_MODEL = "models/reward_model.py"
 _FUNCTION = "tests/models/test_reward_model.py::test_openrlhfs_function_"
 
@@ -175,14 +178,6 @@ BUGS = [
         (_LOSSES + "test_rewards_are_sums_against_a_reference_and_means_over_tokens_without_one",),
     ),
     Bug(
-        "without_locks_nothing_is_kept",
-        "on a file system without locks each start computes the reference's log-probs anew",
-        "trainer/computed_reference.py",
-        "        except BlockingIOError:\n",
-        "        except OSError:\n",
-        ("tests/objectives/test_preference.py::test_a_reference_is_kept_where_files_cannot_be_locked",),
-    ),
-    Bug(
         "normal_rewards_by_a_call_to_eval_alone",
         "get_llm_for_sequence_regression(normalize_reward=True) gives raw rewards until somebody calls eval()",
         _REWARD_MODEL,
@@ -213,5 +208,53 @@ BUGS = [
         "        if ring_attn_group is not None:\n",
         "        if False:\n",
         (_FUNCTION + "gives_the_reward_of_each_row",),
+    ),
+    Bug(
+        "a_damaged_row_of_the_reference_is_taken_over",
+        "a bit that flips between a kill and the next run is trained with, and then has a checksum that is right",
+        _COMPUTED,
+        "    if not len(damaged):\n",
+        "    if True:\n",
+        (_AFTER_A_KILL,),
+    ),
+    Bug(
+        "a_cleaned_cache_ends_the_run",
+        "a cleaner of ~/.cache amid the reference's pass ends the run when all is computed",
+        _COMPUTED,
+        "        content = rows.tobytes()\n        file.parent.mkdir(parents=True, exist_ok=True)\n",
+        "        content = rows.tobytes()\n",
+        (_ON_DISK,),
+    ),
+    Bug(
+        "the_last_run_replaces_the_log_probs",
+        "a run that is killed and goes on trains with the log-probs of another run that was done later",
+        _COMPUTED,
+        "        found = _whole_file(file, len(rows))\n",
+        "        found = None\n",
+        (_ON_DISK,),
+    ),
+    Bug(
+        "a_full_disk_at_the_end_of_the_reference_is_a_traceback",
+        "where the disk is full when the reference's log-probs are put in place, the run ends with a traceback",
+        _COMPUTED,
+        "    with _telling_of(file):\n        found = _whole",
+        "    if True:\n        found = _whole",
+        (_ON_DISK,),
+    ),
+    Bug(
+        "journals_of_killed_runs_stay",
+        "what a run leaves that is killed amid the reference's pass stays in the cache for ever",
+        _COMPUTED,
+        "if has_ended(maker) if is_near(maker) else",
+        "if False if is_near(maker) else",
+        (_AFTER_A_KILL,),
+    ),
+    Bug(
+        "other_log_probs_are_not_told",
+        "a run goes on with log-probs of the reference that were computed anew, and is not told that it leaves the bit",
+        "checkpoint/identity.py",
+        "[_COMPUTED_ANEW] * (is_anew and not refused)",
+        "[_COMPUTED_ANEW] * (is_anew and len(refused) > 9)",
+        ("tests/runs/test_pairs.py::test_a_computed_reference_is_shared_and_known_by_weights",),
     ),
 ]

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import xxhash
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -352,6 +353,11 @@ def test_a_computed_reference_is_shared_and_known_by_weights(one_rank, bench, mo
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     files("fourth")
     assert path.read_bytes() == content, "a damaged file is computed anew"
+    others = bytes([content[0] ^ 1]) + content[1:-8]
+    path.write_bytes(others + xxhash.xxh3_64_digest(others))
+    words = argv(bench, "fourth", **computed | dict(train__max_steps=2, ckpt__load_enable=True))
+    said = one_rank.run(said_by_run, words, command="train_dpo")[0]
+    assert "The reference's log-probs (--ref.precompute) were computed anew since the checkpoint was made" in said
 
 
 def test_a_computed_reference_is_known_by_tokens_and_by_settings_that_could_change_it(bench):

@@ -6,12 +6,16 @@ own. So a process is known by the machine's boot, the space of its number, the n
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
 import socket
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
 
 
 def this_machine() -> str:
@@ -39,6 +43,16 @@ def stat_of(pid: int) -> list[str]:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return []
+
+
+def leave_with(parent: int) -> None:
+    """Asks this process to leave when its parent ends: Linux sends the signal, whatever ends that."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):  # no Linux
+        return
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 # --- a name of a process, for files and their names ---

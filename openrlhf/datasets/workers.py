@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +23,7 @@ from openrlhf.datasets.sources.readers import SourceBlock
 from openrlhf.datasets.tokenization.encoder import SampleEncoder
 from openrlhf.datasets.tokenization.pairs import encode_pair
 from openrlhf.errors import UserError
+from openrlhf.processes import leave_with
 
 ZERO_WEIGHT = "weight 0"
 NUM_BLOCKS_INLINE = 2  # a small data set, and the first thousand rows of a big one, need no other process
@@ -97,7 +99,7 @@ def encode_blocks(tasks: Iterator[EncodingTask], encode: Encode, num_processors:
 def _encode_in_pool(tasks: Iterator[EncodingTask], encode: Encode, num_workers: int) -> Iterator[BlockResult]:
     context = multiprocessing.get_context("fork")  # a worker then starts at once and needs nothing sent
     ahead: deque[Future[BlockResult]] = deque()
-    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encode,)) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encode, os.getpid())) as pool:
         try:
             for task in tasks:
                 ahead.append(pool.submit(_encode_in_worker, task))
@@ -118,8 +120,10 @@ def _encode_in_pool(tasks: Iterator[EncodingTask], encode: Encode, num_workers: 
 _worker_encode: Encode | None = None
 
 
-def _start_worker(encode: Encode) -> None:
+def _start_worker(encode: Encode, parent: int) -> None:
     global _worker_encode
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: amid a block no handler of the parent's is heard
+    leave_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_encode = encode
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from openrlhf.errors import UserError
+from openrlhf.processes import leave_with
 
-_PR_SET_PDEATHSIG = 1
 _SECONDS_TO_WAIT = 600.0  # for another run, or what a killed one has started: a training saves before it leaves
 _SECONDS_BETWEEN_LOOKS = 0.2
 _END_OF_GROUP = """
@@ -70,16 +68,6 @@ def group_of(words: Sequence[str], lock: int | None = None) -> Iterator[subproce
 
 def _given(lock: int | None) -> tuple[int, ...]:
     return () if lock is None else (lock,)
-
-
-def leave_with(parent: int) -> None:
-    """Asks this process to leave when its parent ends: Linux sends the signal, whatever ends that."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):  # no Linux
-        return
-    if os.getppid() != parent:  # it has ended already
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

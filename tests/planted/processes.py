@@ -148,4 +148,12 @@ BUGS = [
         'any(begins_as_address(part) and ":99" not in part for part in parts_of(value))',
         ("tests/config/test_files.py::test_what_an_address_holds_of_secrets_is_shown_nowhere",),
     ),
+    Bug(
+        "processes_that_tokenize_outlive_a_kill",
+        "a preparation that is killed leaves its worker processes, and their memory, for ever",
+        "datasets/workers.py",
+        "    leave_with(parent)\n",
+        "",
+        ("tests/datasets/test_progress.py::test_the_processes_that_tokenize_end_with_the_one_that_started_them",),
+    ),
 ]

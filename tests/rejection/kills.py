@@ -115,7 +115,7 @@ class ForkedTraining:
     """In the place of `child_process.start`."""
 
     def __init__(self, words: Sequence[str], lock: int, variables: None = None):  # the lock is inherited
-        from openrlhf.rejection.child_process import leave_with
+        from openrlhf.processes import leave_with
 
         parent = os.getpid()
         self._pid = os.fork()

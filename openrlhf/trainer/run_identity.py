@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PretrainedConfig
 
 from openrlhf.checkpoint.identity import RunIdentity
 from openrlhf.config.schema import Root, settings, values_of
+from openrlhf.errors import UserError
 from openrlhf.models.config_values import values_of_function
 
 _BLOCKS_A_FILE, _BLOCK_BYTES = 16, 65_536
@@ -42,19 +44,30 @@ def base_model_fingerprint(name_or_path: str) -> str:
     """Of weights that no checkpoint holds: of each file its size and 16 blocks. A name on the hub stands for itself.
 
     A folder may move. Not all is read, since training on from other weights changes every one of them.
+
+    Raises UserError where a file cannot be read.
     """
     files = sorted(Path(name_or_path).glob("*.safetensors")) or sorted(Path(name_or_path).glob("*.bin"))
     if not files:
         return name_or_path
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        size_bytes = path.stat().st_size
-        digest.update(str(size_bytes).encode())
-        with path.open("rb") as file:
-            for number in range(_BLOCKS_A_FILE):
-                file.seek(max(0, size_bytes - _BLOCK_BYTES) * number // (_BLOCKS_A_FILE - 1))
-                digest.update(file.read(_BLOCK_BYTES))
+        try:
+            for part in _parts_of(path):
+                digest.update(part)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
+
+
+def _parts_of(path: Path) -> Iterator[bytes]:
+    """A file's size and 16 blocks."""
+    size_bytes = path.stat().st_size
+    yield str(size_bytes).encode()
+    with path.open("rb") as file:
+        for number in range(_BLOCKS_A_FILE):
+            file.seek(max(0, size_bytes - _BLOCK_BYTES) * number // (_BLOCKS_A_FILE - 1))
+            yield file.read(_BLOCK_BYTES)
 
 
 def function_of_config(flag: str, config: PretrainedConfig) -> dict[str, Any]:

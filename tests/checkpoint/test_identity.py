@@ -194,6 +194,11 @@ def test_other_weights_under_adapters_have_another_fingerprint(tmp_path: Path) -
     one, same, other = (base_model_fingerprint(str(tmp_path / name)) for name in ("one", "same", "other"))
     assert one == same != other
     assert base_model_fingerprint("org/name") == "org/name"
+    (unreadable := tmp_path / "unreadable" / "model.safetensors").mkdir(
+        parents=True
+    )  # root may read whatever is a file
+    with pytest.raises(UserError, match=f"{unreadable} cannot be read: Is a directory"):
+        base_model_fingerprint(str(unreadable.parent))
 
 
 def test_a_config_is_known_by_the_function_that_it_names_whoever_wrote_it(tmp_path: Path) -> None:

@@ -156,4 +156,12 @@ BUGS = [
         "",
         ("tests/datasets/test_progress.py::test_the_processes_that_tokenize_end_with_the_one_that_started_them",),
     ),
+    Bug(
+        "unreadable_weights_are_a_traceback",
+        "weights that the user may not read end a run with a traceback",
+        "trainer/run_identity.py",
+        "        except OSError as error:\n",
+        "        except FileExistsError as error:\n",
+        ("tests/checkpoint/test_identity.py::test_other_weights_under_adapters_have_another_fingerprint",),
+    ),
 ]

@@ -133,8 +133,9 @@ class _Journal:
 
     def remove(self) -> None:
         """What it holds is in the file."""
-        self._target.close()
-        Path(self._target.name).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is away for a moment costs room alone
+            self._target.close()
+            Path(self._target.name).unlink()
 
 
 def _append(target: BinaryIO, content: bytes) -> None:

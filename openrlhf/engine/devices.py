@@ -29,6 +29,7 @@ _DRIVER_OF_WSL = Path("/usr/lib/wsl/lib/libcuda.so.1")
 _GPU_OF_WSL = "dxg"  # of any maker: the GPU of the Windows machine around WSL 2
 _NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
 _OLDEST_DRIVERS = {"13": 580, "12": 525, "11": 450}  # by CUDA's major version: NVIDIA's table of minor compatibility
+_M_MMAP_THRESHOLD, _BYTES_GIVEN_BACK_AT_ONCE = -3, 2**20  # glibc's number of that setting; its value
 _TORCH_PAGE = "https://pytorch.org/get-started/locally"
 _CPU_INSTEAD = "To train on the CPU, set DS_ACCELERATOR=cpu."
 
@@ -93,6 +94,19 @@ def trim_heap() -> None:
     """Free pages of the C library's heap go back to the system, in milliseconds. glibc alone has a call for it."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_at_once() -> None:
+    """On a CPU: from now on every large block goes back to the system when it is freed, which costs time.
+
+    glibc keeps blocks of up to 32 MiB, and up to its version 2.37 hardly uses those that torch has freed again, as they
+    are aligned: layers that are computed again would take as much as if all were kept. A threshold that the user has
+    set holds.
+    """
+    is_set = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
+    if not is_set and not torch.cuda.is_available():
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _BYTES_GIVEN_BACK_AT_ONCE)
 
 
 def free_device_bytes() -> int | None:

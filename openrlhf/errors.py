@@ -14,7 +14,10 @@ _NO_MEMORY_IN_WORDS = (
     "cublas_status_not_initialized when calling `cublascreate",  # a full GPU has no room for cuBLAS's own memory
     "failed to allocate",
     "std::bad_alloc",
+    "can't start new thread",  # no room for its stack in the address space (`ulimit -v`), or too many (`ulimit -u`)
+    "failed to launch worker thread",  # pyarrow's
 )
+_NO_THREAD_IN_CPP = "resource temporarily unavailable"  # all that is said; in a longer text it may be of a connection
 
 
 class UserError(ValueError):
@@ -49,7 +52,9 @@ def how_to_install(extra: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator has refused: torch's, of any device, Python's, or the system's."""
-    in_words = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY_IN_WORDS)
+    """Whether an allocator has refused: torch's, of any device, Python's, the system's; also for a thread."""
+    speaks = isinstance(error, RuntimeError) or type(error).__name__ == "ArrowException"  # pyarrow's "Unknown error"
+    said = str(error).lower()
+    in_words = speaks and (said.strip() == _NO_THREAD_IN_CPP or any(words in said for words in _NO_MEMORY_IN_WORDS))
     by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or in_words or by_number

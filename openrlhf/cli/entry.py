@@ -39,9 +39,10 @@ _TOLD = "openrlhf-told-"
 _SECONDS_TOLD = 60.0
 _PACKAGE = Path(__file__).resolve().parents[1]
 _MORE_MEMORY = (
-    "What helps: other processes' memory given back; a smaller model or a smaller batch; in a training a higher "
-    "--ds.zero_stage, --ds.adam_offload, --ds.lora.rank. `python -m openrlhf.cli.estimate_memory` says what a training "
-    "takes. Checkpoints are intact."
+    "What helps: other processes' memory given back; a higher `ulimit -v` where one is set, and `ulimit -u` where a "
+    "thread cannot start; a smaller model or a smaller batch; in a training a higher --ds.zero_stage, "
+    "--ds.adam_offload, --ds.lora.rank. `python -m openrlhf.cli.estimate_memory` says what a training takes. "
+    "Checkpoints are intact."
 )
 
 

@@ -314,5 +314,5 @@ def four_bit_config(compute_dtype: torch.dtype, skipped: list[str] | None = None
 
 
 def _no_model(path: str, error: Exception) -> str:
-    said = f"{type(error).__name__}: {first_line_of(error)}"
-    return f"No model could be loaded from {path!r}: {said} Give the folder of a saved model, or a hub name."
+    said = f"{type(error).__name__}: {first_line_of(error)}".rstrip(". ")
+    return f"No model could be loaded from {path!r}: {said}. Give the folder of a saved model, or a hub name."

@@ -84,7 +84,9 @@ def test_a_missing_shard_is_named(folder):
 def test_a_wrong_type_in_the_configuration_is_words(folder, change):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
-    assert "No model could be loaded from" in refusal(folder)
+    said = refusal(folder)
+    assert "No model could be loaded from" in said
+    assert ". Give the folder" in said
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a":' * 5000, '{"vocab_size": ' + "9" * 5000 + "}"])

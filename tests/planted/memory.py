@@ -301,4 +301,12 @@ BUGS = [
         "            if noted := None:  # by another rank",
         (f"{_MEMORY}::test_ranks_that_run_out_at_unlike_samples_note_both",),
     ),
+    Bug(
+        "a_thread_without_room_is_a_broken_model",
+        "under `ulimit -v` a sound model is called damaged, and other threads end in tracebacks",
+        "errors.py",
+        '    "can\'t start new thread",',
+        '    "no thread can start",',
+        (f"{_MEMORY}::test_a_thread_without_room_is_known",),
+    ),
 ]

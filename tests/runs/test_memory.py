@@ -165,8 +165,9 @@ def test_it_ends_the_run_where_nothing_is_said(one_rank, bench):
         ),
         (DeepspeedStrategy, "prepare", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
         (TrainingRun, "choose_layout", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+        (AutoModelForCausalLM, "from_pretrained", RuntimeError("can't start new thread")),
     ],
-    ids=["weights", "engine", "layout"],
+    ids=["weights", "engine", "layout", "thread"],
 )
 def test_memory_that_runs_out_elsewhere_is_told_in_words(bench, tmp_path, monkeypatch, owner, name, error):
     def refused(*_: object, **__: object) -> None:
@@ -178,6 +179,7 @@ def test_memory_that_runs_out_elsewhere_is_told_in_words(bench, tmp_path, monkey
     assert "memory ran out in" in said
     assert str(error) in said
     assert "What helps:" in said
+    assert "`ulimit -v`" in said
     assert "Traceback" not in said
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from pyarrow.lib import ArrowException, ArrowInvalid
 
 from openrlhf.batching import FixedSize, MicroBatch
 from openrlhf.errors import UserError, is_out_of_memory
@@ -213,6 +214,21 @@ def test_an_allocator_that_refuses_is_known(work):
 )
 def test_what_a_gpu_says_is_known(error):
     assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
+        ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+    ],
+    ids=["python", "C++", "pyarrow"],
+)
+def test_a_thread_without_room_is_known(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(ArrowInvalid("out of memory, says a row"))
+    assert not is_out_of_memory(RuntimeError("Read error [10.0.0.2]: Resource temporarily unavailable"))
 
 
 def test_ranks_that_cannot_go_on_leave_a_note_and_start_again_smaller(tmp_path):

@@ -1,7 +1,8 @@
-"""Memory that a machine has left, as the kernel and the control groups of this process say: both end a process."""
+"""Memory that a machine has left, as the kernel, the control groups and `ulimit -v` of this process say."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openrlhf.control_groups import folders_of
+from openrlhf.engine.launchers import num_local_ranks
 
 _SHARE_TO_TAKE = 0.9  # data sets, communication and other processes take memory too
 _CGROUP_2 = ("memory.max", "memory.current", "")
@@ -46,7 +48,8 @@ def shortages(of_ranks: Sequence[MemoryAsked]) -> list[str]:
 
 
 def bytes_left(root: Path = Path("/")) -> int | None:
-    """The least of what the machine and the control groups of this process have left; None where nothing says it.
+    """The least of what the machine, the control groups of this process and the address spaces of its ranks have left;
+    None where nothing says it.
 
     Args: root: below it lie `proc` and `sys`.
     """
@@ -58,7 +61,18 @@ def bytes_left(root: Path = Path("/")) -> int | None:
     for folder, is_second in folders_of("memory", root):
         with suppress(OSError, ValueError):  # no such group here, or "max": no limit
             of_groups.append(_left_in(folder, *(_CGROUP_2 if is_second else _CGROUP_1)))
-    return min([*(int(kilobytes) * 1024 for kilobytes in of_machine), *of_groups], default=None)
+    of_processes = _left_in_address_spaces(root)
+    return min([*(int(kilobytes) * 1024 for kilobytes in of_machine), *of_groups, *of_processes], default=None)
+
+
+def _left_in_address_spaces(root: Path) -> list[int]:
+    """Nothing without a limit (`ulimit -v`), which is each process's own: of a machine's ranks, all limited alike."""
+    with suppress(OSError):
+        limit = re.search(r"^Max address space +(\d+)", (root / "proc/self/limits").read_text(), re.MULTILINE)
+        size = re.search(r"^VmSize:\s+(\d+) kB", (root / "proc/self/status").read_text(), re.MULTILINE)
+        if limit and size:
+            return [max(0, int(limit[1]) - int(size[1]) * 1024) * num_local_ranks(os.environ)]
+    return []
 
 
 def _left_in(folder: Path, limit: str, usage: str, of_all_below: str) -> int:

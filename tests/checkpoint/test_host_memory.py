@@ -1,4 +1,4 @@
-"""What a machine has left: the least of what the kernel and the control groups say, pages of files counted as free."""
+"""What a machine has left: the least of what kernel, control groups and ulimit say, pages of files counted as free."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def test_groups_of_the_first_version(tmp_path):
 def test_in_a_container_the_path_may_be_the_hosts(tmp_path):
     files = group_1("", 6 * GIB, 2 * GIB, of_files=0)
     assert bytes_left(machine(tmp_path, 50, "4:memory:/kubepods/pod17/9c1f\n", files)) == 4 * GIB
+
+
+@pytest.mark.parametrize(("limit_bytes", "left_gib"), [("unlimited", 50), (8 * GIB, 10), (2 * GIB, 0)])
+def test_the_address_space_of_a_process_limits_it(tmp_path, monkeypatch, limit_bytes, left_gib):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    root = machine(tmp_path, 50, "0::/job\n", {})
+    limits = f"Max locked memory    1   1   bytes\nMax address space    {limit_bytes}   unlimited   bytes\n"
+    (root / "proc/self/limits").write_text(limits)
+    (root / "proc/self/status").write_text(f"VmPeak: 1 kB\nVmSize:\t {3 * 2**20} kB\n")
+    assert bytes_left(root) == left_gib * GIB
 
 
 def test_a_system_that_says_nothing(tmp_path):

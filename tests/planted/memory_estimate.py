@@ -176,4 +176,12 @@ BUGS = [
         "",
         ("tests/models/test_memory.py::test_layers_that_are_computed_again_give_back_what_they_held",),
     ),
+    Bug(
+        "a_limited_address_space_is_not_seen",
+        "under `ulimit -v` a layout is chosen for memory that the process may not take",
+        "checkpoint/host_memory.py",
+        "*of_groups, *of_processes]",
+        "*of_groups]",
+        ("tests/checkpoint/test_host_memory.py::test_the_address_space_of_a_process_limits_it",),
+    ),
 ]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
-from openrlhf.engine.devices import give_back_at_once
 from openrlhf.engine.model_internals import (
     backbone_name,
     first_position,
@@ -231,8 +230,7 @@ class PreparedModel(nn.Module, ABC):
     # --- the model's own services
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given. On a CPU the
-        memory that this saves is given back to the system.
+        """Recomputes layers in the backward pass; not reentrant unless {"use_reentrant": True} is given.
 
         Raises UserError for a model that cannot.
         """
@@ -240,7 +238,6 @@ class PreparedModel(nn.Module, ABC):
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self._checkpoints_reentrantly = settings["use_reentrant"]
         recompute_layers(self.model, settings)
-        give_back_at_once()
 
     @property
     def is_checkpointing(self) -> bool:

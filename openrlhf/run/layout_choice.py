@@ -98,6 +98,11 @@ class OpenLayout:
         """Whether it packs, and nobody has said so."""
         return self.config.ds.packing_samples and _PACKS in left_open(self.asked) and self.config.ds.ring_attn_size == 1
 
+    @property
+    def may_recompute(self) -> bool:
+        """Whether nobody has said if activations are recomputed: they are where memory is short."""
+        return _RECOMPUTES in left_open(self.asked)
+
     def padded(self) -> OpenLayout:
         reasons = {**self.reasons, _PACKS: "this model cannot pack"}
         return replace(self, config=with_values(self.config, {_PACKS: False}), reasons=reasons)

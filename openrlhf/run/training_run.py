@@ -21,7 +21,7 @@ from openrlhf.checkpoint.rehearsal import try_export
 from openrlhf.config import TrainingConfig, write_resolved
 from openrlhf.config.written import FILE_NAME as RESOLVED_CONFIG_FILE_NAME
 from openrlhf.datasets.fingerprint import tokenizer_fingerprint
-from openrlhf.engine.devices import give_back_memory
+from openrlhf.engine.devices import give_back_at_once, give_back_memory
 from openrlhf.engine.optimizers import build_schedule
 from openrlhf.exit_codes import RunStopped
 from openrlhf.models.attention.calls import ModelFacts
@@ -211,6 +211,8 @@ class TrainingRun(ABC):
         self.layout = self._open_layout.choose_together([self.train_data, self.eval_data], self.strategy.groups.control)
         self.config = self.layout.config
         self.strategy.use(self.config)
+        if self.config.model.gradient_checkpointing_enable and self._open_layout.may_recompute:
+            give_back_at_once()
 
     def build_as_chosen(self) -> None:
         """Padded where the model packs by its configuration, and not when it is looked at."""

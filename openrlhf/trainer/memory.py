@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 
 from openrlhf.atomic_file import replace_file
 from openrlhf.batching import StepWindow, StepWindowLoader
+from openrlhf.engine.devices import give_back_at_once
 from openrlhf.errors import UserError
 from openrlhf.exit_codes import RankLost, RunStopped, StoppedAlone
 from openrlhf.models import PreparedModel
@@ -182,6 +183,7 @@ class MemoryBudget:
             with suppress(UserError):  # not every model can
                 model.gradient_checkpointing_enable()
                 self._recomputes = True
+                give_back_at_once()
         elif not is_wanted and self._recomputes:
             model.gradient_checkpointing_disable()
             self._recomputes = False

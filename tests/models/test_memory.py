@@ -38,12 +38,14 @@ print(memory_bytes('VmHWM') - before)
 
 RECOMPUTED = f"""{_MEMORY_BYTES}
 from transformers import LlamaConfig, LlamaForCausalLM
+from openrlhf.engine.devices import give_back_at_once
 from openrlhf.models import Actor
 
 heads = dict(num_attention_heads=4, num_key_value_heads=4)
 config = LlamaConfig(vocab_size=64, hidden_size=256, intermediate_size=2048, num_hidden_layers=4, **heads)
 model = Actor(LlamaForCausalLM(config), packing_samples=True).train()
 model.gradient_checkpointing_enable()
+give_back_at_once()
 
 def run(num_tokens):
     ids = torch.zeros(1, num_tokens, dtype=torch.long)

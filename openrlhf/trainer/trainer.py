@@ -80,7 +80,6 @@ class Trainer:
         self._tuner = LayoutTuner(strategy, train_dataloader, model, self._memory)
         self._logged: dict[str, float] = {}
         self._events: list[dict[str, Any]] = []
-
         self._answers: list[dict[str, Any]] = []
         self._names_of_record: frozenset[str] = frozenset()
 

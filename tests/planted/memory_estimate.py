@@ -184,4 +184,20 @@ BUGS = [
         "*of_groups]",
         ("tests/checkpoint/test_host_memory.py::test_the_address_space_of_a_process_limits_it",),
     ),
+    Bug(
+        "a_run_short_of_memory_keeps_what_it_freed",
+        "a layout that recomputes since memory is short takes more than its estimate on a CPU",
+        "run/training_run.py",
+        "            give_back_at_once()\n",
+        "            pass\n",
+        ("tests/trainer/test_memory.py::test_a_run_that_recomputes_as_memory_is_short_gives_back_what_it_frees",),
+    ),
+    Bug(
+        "a_shortage_keeps_what_it_freed",
+        "layers that are recomputed after memory ran out save no memory on a CPU",
+        "trainer/memory.py",
+        "                give_back_at_once()\n",
+        "",
+        ("tests/trainer/test_memory.py::test_a_run_that_recomputes_as_memory_is_short_gives_back_what_it_frees",),
+    ),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from openrlhf.batching import FixedSize, MicroBatch
 from openrlhf.errors import UserError, is_out_of_memory
 from openrlhf.exit_codes import RankLost, RunStopped, StoppedAlone
 from openrlhf.models import Actor
+from openrlhf.run.training_run import TrainingRun
 from openrlhf.strategy import DeepspeedStrategy
 from openrlhf.trainer.evaluation import evaluate
 from openrlhf.trainer.memory import EVAL_NOTE_FILE, STEPS_BEFORE_GROWTH, MemoryBudget
@@ -93,6 +95,23 @@ def test_models_of_the_objectives_own_give_up_too(monkeypatch):
     monkeypatch.setattr(machine.step._objective, "throw_away", lambda: thrown.append(True))
     machine.run()
     assert thrown
+
+
+def test_a_run_that_recomputes_as_memory_is_short_gives_back_what_it_frees(monkeypatch):
+    """Behind a shortage, and where the layout was left open; not where the user has asked for recomputation."""
+    asked = []
+    for module in ("trainer.memory", "run.training_run"):
+        monkeypatch.setattr(f"openrlhf.{module}.give_back_at_once", lambda: asked.append(1))
+    Machine(tokens(14)).run()
+    assert len(asked) == 1
+    for recomputes, is_open, times in ((True, True, 2), (True, False, 2), (False, True, 2)):
+        model = SimpleNamespace(gradient_checkpointing_enable=recomputes)
+        layout = SimpleNamespace(config=SimpleNamespace(model=model))
+        opened = SimpleNamespace(choose_together=lambda *_, chosen=layout: chosen, may_recompute=is_open)
+        strategy = SimpleNamespace(groups=SimpleNamespace(control=None), use=lambda config: None)
+        run: Any = SimpleNamespace(_open_layout=opened, train_data=None, eval_data=None, strategy=strategy)
+        TrainingRun.choose_layout(run)
+        assert len(asked) == times, (recomputes, is_open)
 
 
 def test_micro_batches_are_halved_and_activations_recomputed_and_that_is_told():
